@@ -1,0 +1,1 @@
+"""Datasets and data engines. Everything here produces Documents and knows nothing of the model."""

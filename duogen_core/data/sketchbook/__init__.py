@@ -1,0 +1,9 @@
+"""Sketchbook: a flat-drawing world drawn by code, with an exact checker, so that quality is measured and not guessed.
+
+scene.py    shapes on a nine-cell canvas, the values a picture is made from
+draw.py     marks -> pixels
+things.py   what can be drawn step by step (guides)
+boards.py   the plan boards
+tasks/      one file per task family: a random case -> Document
+checker.py  pixels -> scene, without knowing the request
+"""
