@@ -1,0 +1,334 @@
+"""One picture <-> one latent frame, with the Wan 2.1 VAE (diffusers' `AutoencoderKLWan`).
+
+In:  pictures, uint8 [H, W, 3] or float [B, 3, H, W] in -1..1, H and W multiples of 16 (`fit_size`).
+Out: latents [B, 16, H/8, W/8], normalised with the config's 16 means and deviations (mode, not a sample), and back.
+
+A picture is a video of one frame. For one frame a causal 3D convolution only ever multiplies its last temporal slice
+with something other than zero padding, so `encode_frame` and `decode_frame` run the same weights as 2D convolutions:
+the same numbers for a fraction of the work, differentiable, for training and inference alike. The temporal
+convolutions of the resampling layers are not reached by a first frame at all.
+
+`to_single_file` writes the key names of the original Wan release, which ComfyUI's stock VAELoader reads
+(comfy/sd.py takes the width from `decoder.head.0.gamma`, so any `base_dim` loads there; it expects
+dim_mult 1-2-4-4, two residual blocks, 16 channels, and normalises with the fixed Wan 2.1 means and deviations).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from torch import Tensor, nn
+
+from duogen_core.errors import DuoGenError
+from duogen_core.weights import refuse_pickle
+
+SPATIAL = 8  # pixels per latent cell
+SIZE_STEP = 16  # latent cell times the DiT's patch of two
+
+# Wan 2.1's latent statistics: ComfyUI has the same numbers as constants (latent_formats.Wan21), so a VAE meant for
+# its VAELoader keeps them whatever it was trained on.
+WAN21_MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+WAN21_STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+
+
+class VaeError(DuoGenError):
+    """A picture, latent or VAE file that does not fit."""
+
+
+# ---------------------------------------------------------------- sizes
+
+
+def fit_size(width: int, height: int) -> tuple[int, int]:
+    """The nearest (width, height) the VAE and the DiT take: multiples of 16, at least 16."""
+    return tuple(max(SIZE_STEP, round(side / SIZE_STEP) * SIZE_STEP) for side in (width, height))
+
+
+def fit_pixels(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3], resized to `fit_size` when it has to be."""
+    from PIL import Image
+
+    height, width = pixels.shape[:2]
+    size = fit_size(width, height)
+    if size == (width, height):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> float32 [1, 3, H, W] in -1..1."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise VaeError(f"The VAE takes a picture as uint8 [H, W, 3]; it was given {pixels.dtype} {pixels.shape}.")
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    return image.float() / 255.0 * 2.0 - 1.0
+
+
+def tensor_to_pixels(image: Tensor) -> np.ndarray:
+    """float [1, 3, H, W] in -1..1 -> uint8 [H, W, 3], rounded."""
+    image = ((image[0].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+# ---------------------------------------------------------------- the single-frame path
+
+
+def _conv(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    # The frame is the last one under the kernel; everything before it is zero padding.
+    return F.conv2d(x, conv.weight[:, :, -1], conv.bias, padding=conv._padding[2])
+
+
+def _norm(norm: nn.Module, x: Tensor) -> Tensor:
+    # F.normalize over channels in float32, as the stock layer; rsqrt is faster than its clamped division.
+    wide = x.float()
+    wide = wide * (wide.square().sum(1, keepdim=True) + 1e-24).rsqrt()
+    return wide.to(x.dtype) * (norm.gamma.view(1, -1, 1, 1) * norm.scale)
+
+
+def _residual(block: nn.Module, x: Tensor) -> Tensor:
+    shortcut = x if isinstance(block.conv_shortcut, nn.Identity) else _conv(block.conv_shortcut, x)
+    x = _conv(block.conv1, F.silu(_norm(block.norm1, x)))
+    x = block.dropout(F.silu(_norm(block.norm2, x)))
+    return _conv(block.conv2, x) + shortcut
+
+
+def _attention(block: nn.Module, x: Tensor) -> Tensor:
+    batch, channels, height, width = x.shape
+    qkv = block.to_qkv(_norm(block.norm, x)).flatten(2).transpose(1, 2)  # [B, HW, 3C]
+    q, k, v = (part[:, None] for part in qkv.chunk(3, dim=-1))  # one head
+    out = F.scaled_dot_product_attention(q, k, v)[:, 0]
+    return block.proj(out.transpose(1, 2).reshape(batch, channels, height, width)) + x
+
+
+def _middle(block: nn.Module, x: Tensor) -> Tensor:
+    x = _residual(block.resnets[0], x)
+    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
+        x = _residual(resnet, _attention(attention, x))
+    return x
+
+
+def _resample(block: nn.Module, x: Tensor) -> Tensor:
+    # time_conv is left out: a first frame does not pass through it.
+    if block.mode.startswith("upsample"):
+        # nearest and nearest-exact agree at exactly twice the size, and nearest has the faster kernel
+        return block.resample[1](F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return block.resample(x)
+
+
+def _head(net: nn.Module, x: Tensor) -> Tensor:
+    return _conv(net.conv_out, F.silu(_norm(net.norm_out, x)))
+
+
+def encode_frame(vae: AutoencoderKLWan, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, H, W] in -1..1 -> (mean, logvar) of the raw latents, [B, 16, H/8, W/8] each."""
+    net = vae.encoder
+    x = _conv(net.conv_in, pixels.contiguous(memory_format=torch.channels_last))
+    for block in net.down_blocks:
+        kind = type(block).__name__
+        x = (
+            _resample(block, x) if kind == "WanResample"
+            else _attention(block, x) if kind == "WanAttentionBlock"
+            else _residual(block, x)
+        )  # fmt: skip
+    x = _conv(vae.quant_conv, _head(net, _middle(net.mid_block, x)))
+    mean, logvar = x.chunk(2, dim=1)
+    return mean, logvar.clamp(-30.0, 20.0)
+
+
+def decode_frame(vae: AutoencoderKLWan, latents: Tensor, *, clamp: bool = True) -> Tensor:
+    """Raw latents [B, 16, h, w] -> pictures [B, 3, 8h, 8w]; clamp=False keeps gradients alive at the borders."""
+    net = vae.decoder
+    x = _conv(vae.post_quant_conv, latents.contiguous(memory_format=torch.channels_last))
+    x = _middle(net.mid_block, _conv(net.conv_in, x))
+    for block in net.up_blocks:
+        for resnet in block.resnets:
+            x = _residual(resnet, x)
+        if block.upsamplers is not None:
+            x = _resample(block.upsamplers[0], x)
+    x = _head(net, x)
+    return x.clamp(-1.0, 1.0) if clamp else x
+
+
+# ---------------------------------------------------------------- a new one, to be trained
+
+
+def new_vae(base_dim: int = 16) -> AutoencoderKLWan:
+    """An untrained VAE of the shape ComfyUI's VAELoader builds for Wan 2.1, with a width of its own.
+
+    Initialised for pictures: diffusers' default spreads each kernel's variance over three temporal slices of which
+    a picture meets one, so signals would shrink by sqrt(3) a layer. Here the last slice gets the 2D default and the
+    slices that pictures never meet are zero, which also lets the files compress.
+    """
+    vae = AutoencoderKLWan(
+        base_dim=base_dim,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        latents_mean=list(WAN21_MEAN),
+        latents_std=list(WAN21_STD),
+    )
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.zero_()
+                if module.kernel_size == (3, 1, 1):  # temporal convolution of a resampling layer: never trained
+                    module.bias.zero_()
+                    continue
+                plane = torch.empty_like(module.weight[:, :, -1])
+                nn.init.kaiming_uniform_(plane, a=5**0.5)
+                module.weight[:, :, -1] = plane
+    return vae
+
+
+def latents_mean(vae: AutoencoderKLWan) -> Tensor:
+    """[1, 16, 1, 1], float32, on the VAE's device."""
+    return torch.tensor(vae.config.latents_mean, device=vae.device).view(1, -1, 1, 1)
+
+
+def latents_std(vae: AutoencoderKLWan) -> Tensor:
+    """[1, 16, 1, 1], float32, on the VAE's device."""
+    return torch.tensor(vae.config.latents_std, device=vae.device).view(1, -1, 1, 1)
+
+
+# ---------------------------------------------------------------- key names of the original release
+
+_RESIDUAL = {
+    "norm1": "residual.0",
+    "conv1": "residual.2",
+    "norm2": "residual.3",
+    "conv2": "residual.6",
+    "conv_shortcut": "shortcut",
+}
+_RENAMES = (
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"^(encoder|decoder)\.conv_in\.", r"\1.conv1."),
+    (r"^(encoder|decoder)\.norm_out\.", r"\1.head.0."),
+    (r"^(encoder|decoder)\.conv_out\.", r"\1.head.2."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.down_blocks\.(\d+)\.", r".downsamples.\1."),
+    # an up block is three residual blocks and one upsampler, numbered straight through in the original
+    (r"\.up_blocks\.(\d+)\.resnets\.(\d+)\.", lambda m: f".upsamples.{4 * int(m[1]) + int(m[2])}."),
+    (r"\.up_blocks\.(\d+)\.upsamplers\.0\.", lambda m: f".upsamples.{4 * int(m[1]) + 3}."),
+)
+
+
+def original_key(key: str) -> str:
+    """diffusers' name of a tensor -> its name in the original Wan 2.1 release."""
+    for pattern, replacement in _RENAMES:
+        key = re.sub(pattern, replacement, key)
+    return re.sub(r"\.(norm1|conv1|norm2|conv2|conv_shortcut)\.(?=\w+$)", _residual_name, key)
+
+
+def _residual_name(match: re.Match) -> str:
+    inside = re.search(r"\.(downsamples|upsamples|middle)\.\d+$", match.string[: match.start()])
+    return f".{_RESIDUAL[match[1]]}." if inside else match[0]
+
+
+# ---------------------------------------------------------------- what the pipeline uses
+
+
+class PictureVae:
+    """A VAE for pictures, whatever file it came from."""
+
+    def __init__(self, model: AutoencoderKLWan) -> None:
+        self.model = model.eval()
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> PictureVae:
+        """A diffusers folder (config.json, diffusion_pytorch_model.safetensors), or one file in Wan's own format."""
+        path = Path(path)
+        if path.is_file():
+            return cls(_load_single_file(path))
+        if not (path / "config.json").is_file():
+            raise VaeError(
+                f"No VAE in {path}: expected a folder with config.json and diffusion_pytorch_model.safetensors, "
+                "or one .safetensors file in the Wan 2.1 format."
+            )
+        try:
+            model, report = AutoencoderKLWan.from_pretrained(
+                str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:
+            raise VaeError(f"The VAE in {path} cannot be read ({error}); expected an AutoencoderKLWan.") from error
+        wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
+        if wrong:
+            raise VaeError(f"The VAE in {path} does not match its config.json, for example at {wrong[0]}.")
+        return cls(model)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def to(self, *args, **kwargs) -> PictureVae:
+        self.model.to(*args, **kwargs)
+        return self
+
+    @torch.no_grad()
+    def encode(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """uint8 [H, W, 3] or float [B, 3, H, W] in -1..1 -> normalised latents [B, 16, H/8, W/8], float32."""
+        image = pixels_to_tensor(pixels) if isinstance(pixels, np.ndarray) else pixels
+        height, width = image.shape[-2:]
+        if image.ndim != 4 or height % SIZE_STEP or width % SIZE_STEP:
+            raise VaeError(
+                f"The VAE takes pictures [B, 3, H, W] with sides that are multiples of {SIZE_STEP}; it was given "
+                f"{tuple(image.shape)}. Resize with fit_pixels first, to {fit_size(width, height)}."
+            )
+        mean, _ = encode_frame(self.model, image.to(self.model.device, self.model.dtype))
+        return ((mean.float() - latents_mean(self.model)) / latents_std(self.model)).contiguous()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents [B, 16, h, w] -> pictures float32 [B, 3, 8h, 8w] in -1..1."""
+        if latents.ndim != 4 or latents.shape[1] != self.model.config.z_dim:
+            raise VaeError(
+                f"The VAE decodes latents [B, {self.model.config.z_dim}, h, w]; it was given {tuple(latents.shape)}."
+            )
+        raw = latents.to(self.model.device, torch.float32) * latents_std(self.model) + latents_mean(self.model)
+        return decode_frame(self.model, raw.to(self.model.dtype)).float().contiguous()
+
+    def decode_pixels(self, latents: Tensor) -> np.ndarray:
+        """Normalised latents [1, 16, h, w] -> uint8 [8h, 8w, 3]."""
+        return tensor_to_pixels(self.decode(latents))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(str(folder))
+
+    def to_single_file(self) -> dict[str, Tensor]:
+        """The weights under the names of the original release: what ComfyUI's VAELoader reads. Save as safetensors."""
+        return {original_key(key): tensor.contiguous() for key, tensor in self.model.state_dict().items()}
+
+
+def _load_single_file(path: Path) -> AutoencoderKLWan:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    refuse_pickle(path)
+    try:
+        tensors = load_file(str(path))
+    except SafetensorError as error:
+        raise VaeError(f"{path} is not a whole safetensors file ({error}); fetch it again.") from error
+    if "decoder.head.0.gamma" not in tensors:
+        raise VaeError(f"{path} is not a Wan 2.1 VAE: it has no tensor decoder.head.0.gamma.")
+    vae = new_vae(tensors["decoder.head.0.gamma"].shape[0])
+    names = {original_key(key): key for key in vae.state_dict()}
+    for name, key in names.items():
+        expected = tuple(vae.state_dict()[key].shape)
+        found = tuple(tensors[name].shape) if name in tensors else "nothing"
+        if found != expected:
+            raise VaeError(f"{path} is not a Wan 2.1 VAE: at {name} it has {found}, expected {expected}.")
+    vae.load_state_dict({key: tensors[name] for name, key in names.items()})
+    return vae.to(tensors["decoder.head.0.gamma"].dtype)
