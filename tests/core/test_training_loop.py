@@ -112,6 +112,5 @@ def test_no_end_and_no_number(tmp_path):
 def test_loss_curve(tmp_path):
     assert plot_losses(tmp_path) is None
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "eval": {}}, {"step": 2, "loss": 1.0}]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "
-" for line in lines))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert plot_losses(tmp_path).read_bytes().startswith(b"\x89PNG")
