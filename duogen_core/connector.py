@@ -1,0 +1,109 @@
+"""The connector: hidden states of all MLLM layers -> the DiT's text condition.
+
+In: for each token the outputs of the decoder layers 1..L (the last one after the final norm), each [.., H].
+Out: [.., cross_width] = GELU(concat_l normalise(h_l) @ W + b), with normalise = (h - mean) / (unbiased std + 1e-8) over
+channels, float32. Because the projection is linear, concat @ W = sum_l normalise(h_l) @ W_l: `project_layer` adds one
+layer at a time while the MLLM runs, so a token keeps `cross_width` numbers and never L x H. `forward` is the
+concatenated form, used as reference and in training.
+Source: DuoGen (arXiv 2602.00508), connector; Cosmos-Predict2.5 `crossattn_proj` (same convention, same weights).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from duogen_core.errors import DuoGenError
+from duogen_core.weights import check_tensors, read_header, shapes_of
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    num_layers: int
+    hidden_size: int
+    cross_width: int
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise DuoGenError(f"The connector's {f.name} must be a positive whole number, not {value!r}.")
+
+
+def normalise(h: Tensor) -> Tensor:
+    """[.., H] -> float32 [.., H] with zero mean and unit (unbiased) std over channels."""
+    h = h.float()
+    std, mean = torch.std_mean(h, dim=-1, keepdim=True)  # unbiased, as Cosmos-Predict2.5 does it
+    return (h - mean) / (std + 1e-8)
+
+
+class Connector(nn.Module):
+    def __init__(self, config: ConnectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proj = nn.Linear(config.num_layers * config.hidden_size, config.cross_width)
+
+    def project_layer(self, layer: int, h: Tensor) -> Tensor:
+        """Layer `layer` (0-based) of h [.., H] -> its part of the sum, float32 [.., cross_width], without bias."""
+        width = self.config.hidden_size
+        if h.shape[-1] != width or not 0 <= layer < self.config.num_layers:
+            raise DuoGenError(
+                f"The connector was made for {self.config.num_layers} layers of width {width}, but got layer "
+                f"{layer + 1} of width {h.shape[-1]}; it belongs to another MLLM."
+            )
+        # The weight may lie elsewhere than the states (offloading): it follows them, never the other way round.
+        weight = self.proj.weight[:, layer * width : (layer + 1) * width].to(h.device)
+        return F.linear(normalise(h).to(weight.dtype), weight).float()
+
+    def finish(self, total: Tensor) -> Tensor:
+        """The summed parts [.., cross_width] -> GELU(total + bias), float32."""
+        return F.gelu(total + self.proj.bias.to(total.device, torch.float32))
+
+    def forward(self, all_states: Tensor) -> Tensor:
+        """[.., L, H] -> [.., cross_width]: concatenate, then project."""
+        expected = (self.config.num_layers, self.config.hidden_size)
+        if tuple(all_states.shape[-2:]) != expected:
+            raise DuoGenError(
+                f"The connector was made for {expected[0]} layers of width {expected[1]}, but got "
+                f"{list(all_states.shape[-2:])}; it belongs to another MLLM."
+            )
+        flat = normalise(all_states).flatten(-2)
+        return F.gelu(self.proj(flat.to(self.proj.weight.dtype)).float())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Connector:
+        """Read config.json and model.safetensors of a folder; every tensor must be there and fit."""
+        folder = Path(folder)
+        config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
+        if not config_file.is_file():
+            raise DuoGenError(f"The connector folder {folder} lacks {CONFIG_NAME}; expected that and {WEIGHTS_NAME}.")
+        try:
+            values = json.loads(config_file.read_text("utf-8"))
+            config = ConnectorConfig(**{f.name: values[f.name] for f in fields(ConnectorConfig)})
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DuoGenError):
+                raise
+            names = ", ".join(f.name for f in fields(ConnectorConfig))
+            raise DuoGenError(f"{config_file} is not a connector configuration; expected JSON with {names}.") from error
+        from safetensors.torch import load_file
+
+        connector = cls(config)
+        check_tensors(read_header(weights_file, "connector"), shapes_of(connector), weights_file, "connector")
+        connector.load_state_dict(load_file(weights_file))
+        return connector.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=2) + "\n", "utf-8")
+        save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS_NAME)

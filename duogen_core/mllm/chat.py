@@ -1,0 +1,236 @@
+"""Document -> token ids and picture patches: the one chat layout, shared by inference and training.
+
+    per turn         <|im_start|>{role}\\n … <|im_end|>\\n          (no system prompt is ever added)
+    text part        its text, verbatim; control tokens spelled out in it stay plain text
+    user picture     <|vision_start|> <|image_pad|>*n <|vision_end|>
+    drawn picture    <BOV> <|vision_start|> <|image_pad|>*n <|vision_end|>
+
+Every part is tokenised by itself, so `layout` is a pure function of the Document and a longer Document never changes
+the tokens of the parts it already had. n = (height/patch)(width/patch)/merge² after the image processor's resizing.
+Layout as in Qwen2.5-VL's chat template; `<BOV>` as in DuoGen (arXiv 2602.00508).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+
+from duogen_core.document import Document, Picture, Text
+from duogen_core.errors import DuoGenError
+
+IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
+BOV = "<BOV>"
+CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, BOV)
+IGNORED = -100  # label of a token that is not learnt (torch's cross_entropy default)
+
+
+@dataclass(frozen=True)
+class ControlIds:
+    end_of_text: int
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    image_pad: int
+    bov: int
+
+
+@lru_cache(maxsize=8)
+def control_ids(tokenizer: Any) -> ControlIds:
+    """The ids of the control tokens; all of them must be there."""
+    vocab = tokenizer.get_vocab()
+    missing = [token for token in CONTROL_TOKENS if token not in vocab]
+    if missing:
+        raise DuoGenError(
+            f"The tokenizer lacks {', '.join(missing)}; expected one of the Qwen2.5-VL family with {BOV} added."
+        )
+    return ControlIds(*(vocab[token] for token in CONTROL_TOKENS))
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Plain text -> ids. Whatever the text spells, no control token comes out of it."""
+    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
+
+
+@dataclass(frozen=True)
+class PartSpan:
+    """Tokens [start, end) of part `part` of turn `turn`. A drawn picture starts at its <BOV>."""
+
+    turn: int
+    part: int
+    kind: Literal["text", "picture"]
+    start: int
+    end: int
+    role: str
+
+    @property
+    def drawn(self) -> bool:
+        return self.kind == "picture" and self.role == "assistant"
+
+
+@dataclass(frozen=True)
+class PictureContext:
+    """What the picture to be drawn may look at: the tokens [0, end) before its <BOV>.
+
+    last_segment: token range of the last text of the same assistant turn (empty if there is none); guidance drops it.
+    frame_ends: for every picture already there, in order, the number of tokens before its own block.
+    """
+
+    end: int
+    last_segment: tuple[int, int]
+    frame_ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    ids: list[int]
+    learn: list[bool]  # assistant text, <BOV> and <|im_end|>
+    parts: list[PartSpan]
+    open_turn: int | None = None  # index of the assistant turn left open, if any
+
+    @property
+    def pictures(self) -> list[PartSpan]:
+        return [span for span in self.parts if span.kind == "picture"]
+
+    def context_of(self, picture: int | None = None) -> PictureContext:
+        """The context of the k-th picture of the document (all turns counted); None: of the one drawn next."""
+        pictures = self.pictures
+        if picture is None:
+            end, before, turn = len(self.ids), self.parts, self.open_turn
+            known = pictures
+        else:
+            target = pictures[picture]
+            end, before, turn = target.start, self.parts[: self.parts.index(target)], target.turn
+            known = pictures[:picture]
+        texts = [span for span in before if span.kind == "text" and span.turn == turn]
+        segment = (end, end)
+        if texts:
+            first = last = texts[-1]
+            for span in reversed(texts[:-1]):  # texts without a picture between them are one segment
+                if span.end != first.start:
+                    break
+                first = span
+            segment = (first.start, last.end)
+        return PictureContext(end, segment, tuple(span.start for span in known))
+
+
+def layout(
+    document: Document, tokenizer: Any, image_token_counts: Sequence[int], *, open_turn: bool = False
+) -> Layout:
+    """Token ids of a document. image_token_counts: n of every picture, in order.
+
+    open_turn: leave the assistant turn open to be continued; after a user turn, begin one.
+    """
+    ids, learn, parts = [], [], []
+    control = control_ids(tokenizer)
+    newline = encode_text(tokenizer, "\n")
+    counts = iter(image_token_counts)
+
+    def put(tokens: Sequence[int], learnt: bool = False) -> None:
+        ids.extend(tokens)
+        learn.extend([learnt] * len(tokens))
+
+    open_index = _open_index(document) if open_turn else None
+    for t, turn in enumerate(document.turns):
+        answer = turn.role == "assistant"
+        put([control.im_start, *encode_text(tokenizer, turn.role + "\n")])
+        for p, part in enumerate(turn.parts):
+            start = len(ids)
+            if isinstance(part, Text):
+                put(encode_text(tokenizer, part.text), answer)
+                kind = "text"
+            else:
+                if answer:
+                    put([control.bov], True)
+                put([control.vision_start, *[control.image_pad] * next(counts), control.vision_end])
+                kind = "picture"
+            parts.append(PartSpan(t, p, kind, start, len(ids), turn.role))
+        if t != open_index:
+            put([control.im_end], answer)
+            put(newline)
+    if open_index == len(document.turns):
+        put([control.im_start, *encode_text(tokenizer, "assistant\n")])
+    return Layout(ids, learn, parts, open_index)
+
+
+def _open_index(document: Document) -> int:
+    if not document.turns:
+        raise DuoGenError("The document is empty; it needs a user turn with a request before it can be answered.")
+    role = document.turns[-1].role
+    if role == "system":
+        raise DuoGenError("The document ends with a system turn; add a user turn with the request.")
+    return len(document.turns) - (role == "assistant")
+
+
+def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
+    """(1, rows, columns) of the vision patches of a picture, without touching its pixels."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    width, height = picture.size
+    patch, merge, size = image_processor.patch_size, image_processor.merge_size, image_processor.size
+    if max(width, height) > 200 * min(width, height):
+        raise DuoGenError(
+            f"A picture is {width}x{height} pixels, more than 200 times as long as it is wide; crop it first."
+        )
+    height, width = smart_resize(
+        height, width, patch * merge, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
+    )
+    return 1, height // patch, width // patch
+
+
+def image_token_counts(document: Document, image_processor: Any) -> list[int]:
+    grids = (picture_grid(picture, image_processor) for picture in document.pictures)
+    return [rows * columns // image_processor.merge_size**2 for _, rows, columns in grids]
+
+
+def picture_patches(pictures: Sequence[Picture], image_processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures -> pixel_values float32 [patches, 3*temporal*patch*patch] and image_grid_thw int64 [pictures, 3]."""
+    out = image_processor(images=[picture.pixels for picture in pictures], input_data_format="channels_last")
+    values = [torch.as_tensor(rows) for rows in out["pixel_values"]]
+    patches = torch.stack(values) if values[0].ndim == 1 else torch.cat(values)
+    return patches, torch.as_tensor(out["image_grid_thw"]).long().reshape(-1, 3)
+
+
+def build_inputs(
+    documents: Sequence[Document], tokenizer: Any, image_processor: Any, *, open_turn: bool = False
+) -> dict[str, Any]:
+    """Whole documents -> one right-padded batch for the model, for training.
+
+    input_ids, attention_mask, labels (IGNORED where not learnt), mm_token_type_ids (1 = image) int64 [B, N];
+    pixel_values and image_grid_thw only when there are pictures; layouts: a Layout per document.
+    """
+    layouts = [
+        layout(document, tokenizer, image_token_counts(document, image_processor), open_turn=open_turn)
+        for document in documents
+    ]
+    control = control_ids(tokenizer)
+    shape = (len(layouts), max(len(each.ids) for each in layouts))
+    input_ids = torch.full(shape, control.end_of_text)
+    attention_mask = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED)
+    for row, each in enumerate(layouts):
+        n = len(each.ids)
+        input_ids[row, :n] = ids = torch.tensor(each.ids)
+        attention_mask[row, :n] = 1
+        labels[row, :n] = torch.where(torch.tensor(each.learn), ids, IGNORED)
+    batch: dict[str, Any] = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": labels,
+        "mm_token_type_ids": (input_ids == control.image_pad).long(),
+        "layouts": layouts,
+    }
+    pictures = [picture for document in documents for picture in document.pictures]
+    if pictures:
+        batch["pixel_values"], batch["image_grid_thw"] = picture_patches(pictures, image_processor)
+    return batch
+
+
+def model_inputs(batch: dict[str, Any], *, labels: bool = True) -> dict[str, torch.Tensor]:
+    """The part of a batch that goes into `model(**…)`."""
+    return {k: v for k, v in batch.items() if k != "layouts" and (labels or k != "labels")}

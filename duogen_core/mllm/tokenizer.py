@@ -1,0 +1,82 @@
+"""A small byte-level BPE tokenizer with Qwen's control tokens and <BOV>, and the picture settings of a small model.
+
+In: text to learn the merges from. Out: a transformers fast tokenizer of `vocab_size` entries (control tokens last).
+Pre-tokenisation is Qwen2's own (GPT-4-like, digits one by one), every byte is in the alphabet, nothing is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from duogen_core.errors import DuoGenError
+from duogen_core.mllm.chat import CONTROL_TOKENS, END_OF_TEXT, IM_END
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
+    """Learn the merges; the last ids are the control tokens of the chat layout."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    if vocab_size < 256 + len(CONTROL_TOKENS):
+        raise DuoGenError(f"A vocabulary of {vocab_size} is too small: 256 bytes and {len(CONTROL_TOKENS)} controls.")
+    bpe = Tokenizer(models.BPE())
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    headers = "system\nuser\nassistant\n"  # every turn opens with one of these: each should become one token
+    bpe.train_from_iterator((piece for text in texts for piece in (text, headers)), trainer)
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    return wrap_tokenizer(bpe)
+
+
+def wrap_tokenizer(tokenizer: Any) -> Any:
+    """A `tokenizers.Tokenizer` -> the transformers fast tokenizer that the rest of the house uses."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=IM_END,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Read tokenizer.json exactly as it is (AutoTokenizer may rebuild the rules of a known family)."""
+    from tokenizers import Tokenizer
+
+    file = Path(folder) / "tokenizer.json"
+    if not file.is_file():
+        raise DuoGenError(f"The model folder {folder} has no tokenizer.json.")
+    try:
+        return wrap_tokenizer(Tokenizer.from_file(str(file)))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise DuoGenError(f"{file} is not a tokenizer this pack can read: {error}") from error
+
+
+def small_image_processor(patch_size: int = 16, max_pixels: int = 1024 * 1024) -> Any:
+    """Qwen2-VL's picture preprocessing (PIL, no torchvision); sides that are multiples of 2*patch pass unscaled."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    unit = 2 * patch_size
+    return Qwen2VLImageProcessorPil(
+        patch_size=patch_size,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": unit * unit, "longest_edge": max_pixels},
+    )
