@@ -1,0 +1,197 @@
+"""The Document value, and every kind of picture file a user may bring."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.errors import DuoGenError
+from duogen_core.picture_file import MAX_BYTES
+
+
+def pixels(height=4, width=6, value=7):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def encoded(image: Image.Image, format_="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_, **options)
+    return buffer.getvalue()
+
+
+def test_a_document_grows_and_never_changes():
+    first = Document().begin_turn("user", [Text("Draw a house.")])
+    second = first.begin_turn("assistant").append(Text("Step 1. ")).append(Picture(pixels())).append(Text("Step 2."))
+    assert len(first.turns) == 1 and len(second.turns) == 2
+    assert second.text == "Step 1. Step 2." and second.last_turn.role == "assistant"
+    assert second.pictures == (Picture(pixels()),) and second.pictures[0].size == (6, 4)
+    third = second.replace_generation(seed=7).replace_generation(stop_reason="end")
+    assert third.generation == {"seed": 7, "stop_reason": "end"} and second.generation == {}
+    assert hash(third) == hash(second) and third != second
+
+
+def test_pictures_are_copies_nobody_can_write_to():
+    array = pixels()
+    picture = Picture(array[:, ::-1])
+    array[:] = 0
+    assert picture.pixels[0, 0, 0] == 7
+    with pytest.raises(ValueError):
+        picture.pixels[0] = 1
+    assert picture == Picture(pixels()) and picture != Picture(pixels(value=8))
+    assert picture != Picture(pixels(), {"seed": 1}) and picture.digest == Picture(pixels(), {"seed": 1}).digest
+    assert Picture(pixels(2, 3)).digest != Picture(pixels(3, 2)).digest
+
+
+def test_meta_is_copied_and_becomes_plain_json():
+    meta = {"scores": [np.float64(0.5), (1, 2)], "nested": {"a": None}}
+    part = Text("x", meta)
+    meta["nested"]["a"] = 1
+    assert part.meta == {"scores": [0.5, [1, 2]], "nested": {"a": None}}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Turn("robot"),
+        lambda: Turn("user", ("text",)),
+        lambda: Turn("user", Text("x")),
+        lambda: Document(("hello",)),
+        lambda: Document().append(Text("x")),
+        lambda: Document().begin_turn("User"),
+        lambda: Text(3),
+        lambda: Text("\ud800"),
+        lambda: Text("x", {"score": float("nan")}),
+        lambda: Text("x", {1: "a"}),
+        lambda: Text("x", {"a": {1, 2}}),
+        lambda: Text("x", "meta"),
+        lambda: Picture(np.zeros((4, 4, 4), np.uint8)),
+        lambda: Picture(np.zeros((4, 4, 3), np.float32)),
+        lambda: Picture(np.zeros((0, 4, 3), np.uint8)),
+        lambda: Picture("a.png"),
+    ],
+)
+def test_wrong_values_are_refused_with_a_sentence(make):
+    with pytest.raises(DuoGenError) as error:
+        make()
+    assert len(str(error.value).split()) > 4 and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("format_, options", [("PNG", {}), ("JPEG", {}), ("WEBP", {"lossless": True}), ("GIF", {})])
+def test_formats(tmp_path, format_, options):
+    image = Image.fromarray(np.full((8, 16, 3), (220, 50, 47), np.uint8))
+    path = tmp_path / "picture.bin"  # the name says nothing, the content does
+    path.write_bytes(encoded(image, format_, **options))
+    picture = Picture.from_file(path)
+    assert picture.size == (16, 8)
+    assert np.abs(picture.pixels.astype(int) - (220, 50, 47)).max() <= 2
+
+
+def test_exif_orientation_is_applied():
+    image = Image.new("RGB", (8, 4), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert Picture.from_bytes(encoded(image, "JPEG", exif=exif)).size == (4, 8)
+
+
+def test_cmyk_is_converted():
+    picture = Picture.from_bytes(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))
+    assert np.abs(picture.pixels[4, 4].astype(int) - (255, 0, 0)).max() <= 4
+
+
+def test_16_bit_grey_keeps_its_greys():
+    values = np.array([[0, 257 * 100, 65535, 256 * 200]], np.uint16)
+    picture = Picture.from_bytes(encoded(Image.fromarray(values)))
+    assert picture.pixels[0, :, 0].tolist() == [0, 100, 255, 199]
+    assert picture.pixels[0, :, 2].tolist() == [0, 100, 255, 199]
+
+
+def test_16_bit_colour():
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = b"\x00" + struct.pack(">HHH", 65535, 32768, 0) * 2
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    data += chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert Picture.from_bytes(data).pixels[0, 0].tolist() == [255, 128, 0]
+
+
+def test_transparency_is_laid_on_white():
+    rgba = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    rgba.putpixel((1, 0), (0, 0, 0, 0))
+    for data in (encoded(rgba), encoded(rgba, "WEBP", lossless=True)):
+        assert Picture.from_bytes(data).pixels[0].tolist() == [[255, 0, 0], [255, 255, 255]]
+    half = Image.new("LA", (1, 1), (0, 128))
+    assert Picture.from_bytes(encoded(half)).pixels[0, 0].tolist() == [127, 127, 127]
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([10, 20, 30, 0, 0, 0])
+    palette.putpixel((1, 0), 1)
+    assert Picture.from_bytes(encoded(palette, transparency=1)).pixels[0].tolist() == [[10, 20, 30], [255] * 3]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_grey_and_palette(mode):
+    assert Picture.from_bytes(encoded(Image.new(mode, (3, 2), 0))).pixels.shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("format_", ["PNG", "GIF", "WEBP"])
+def test_animated_pictures_are_refused(format_):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    data = encoded(frames[0], format_, save_all=True, append_images=frames[1:])
+    with pytest.raises(DuoGenError, match="walk.gif is animated"):
+        Picture.from_bytes(data, name="walk.gif")
+
+
+def test_a_phone_photo_with_a_second_frame_is_a_still():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert Picture.from_bytes(data).pixels[0, 0, 0] > 200
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.7", b"\x80\x04pickle", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(DuoGenError, match="odd.png"):
+        Picture.from_bytes(data, name="odd.png")
+
+
+@pytest.mark.parametrize("format_", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_cut_off_pictures_are_refused(format_, share):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = encoded(Image.fromarray(noise), format_)
+    with pytest.raises(DuoGenError, match="half.png is damaged or cut off"):
+        Picture.from_bytes(data[: int(len(data) * share)], name="half.png")
+
+
+def test_huge_files_are_refused_unread(tmp_path):
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse: takes no room
+    with pytest.raises(DuoGenError, match="larger than 64 MB"):
+        Picture.from_file(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(9000, 9000), (12000, 12000), (60000, 60000)])
+def test_a_small_file_with_a_huge_picture_is_refused(size):
+    # Only the header is read; were the pixels decoded first, this test would run out of memory.
+    small = encoded(Image.new("1", (8, 8)))
+    header = bytearray(small[8:33])
+    header[8:16] = struct.pack(">II", *size)
+    header[21:25] = struct.pack(">I", zlib.crc32(bytes(header[4:21])))
+    with pytest.raises(DuoGenError, match=r"bomb\.png .*64,000,000 pixels"):
+        Picture.from_bytes(small[:8] + bytes(header) + small[33:], name="bomb.png")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(DuoGenError, match="does not exist"):
+        Picture.from_file(tmp_path / "nowhere.png")
+    with pytest.raises(DuoGenError, match="is not a file"):
+        Picture.from_file(tmp_path)
+    with pytest.raises(DuoGenError, match="cannot be read"):
+        Picture.from_file("bad\0name.png")
