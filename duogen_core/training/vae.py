@@ -1,0 +1,125 @@
+"""Train the bundled VAE: Wan 2.1's architecture, narrow, one frame at a time.
+
+    python -m duogen_core train vae --out runs/vae --minutes 60
+
+In:  random 64-pixel crops (vae_data.py). Out: runs/vae/export, a diffusers folder (averaged weights) whose latents
+have the scale of Wan 2.1's, because everything downstream, ComfyUI's VAELoader included, normalises with its constants.
+
+Loss: mean absolute and squared error, the absolute error of 8x8 means (near colours drift without it), and a little
+KL, so that latents stay near each other and the decoder forgives a painter's small errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from duogen_core.training.loop import Run
+from duogen_core.training.muon import muon_and_adamw
+from duogen_core.training.vae_data import crop_batch
+from duogen_core.vae import WAN21_MEAN, WAN21_STD, decode_frame, encode_frame, new_vae
+
+TEST_SEED = 999
+
+
+@dataclass
+class Config:
+    base_dim: int = 16
+    batch: int = 16
+    lr: float = 5e-3
+    kl: float = 3e-4
+    squared: float = 2.0
+    flat: float = 1.0
+    ema: float = 0.998
+    clip: float = 1.0
+    calibration_crops: int = 512
+
+
+def is_end(name: str) -> bool:
+    return any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
+
+
+def losses(vae: AutoencoderKLWan, pixels: Tensor, config: Config) -> dict[str, Tensor]:
+    """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}."""
+    mean, logvar = encode_frame(vae, pixels)
+    latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+    error = decode_frame(vae, latents, clamp=False) - pixels
+    absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    loss = absolute + config.squared * squared + config.flat * flat + config.kl * kl
+    return {"loss": loss, "mse": squared.detach(), "kl": kl.detach()}
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKLWan, pixels: Tensor) -> float:
+    error = decode_frame(vae, encode_frame(vae, pixels)[0]) - pixels
+    return -10 * math.log10(error.square().mean().item() / 4)
+
+
+@torch.no_grad()
+def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
+    """Give every latent channel Wan 2.1's mean and deviation, in place and without changing a picture.
+
+    Both quant convolutions are 1x1, so an affine map of the latents folds into the one and its inverse into the other.
+    """
+    means = torch.cat([encode_frame(vae, chunk)[0] for chunk in pixels.split(64)]).transpose(0, 1).flatten(1)
+    gain = torch.tensor(WAN21_STD) / means.std(1)
+    shift = torch.tensor(WAN21_MEAN) - gain * means.mean(1)
+    out, back = vae.quant_conv, vae.post_quant_conv
+    back.bias += -back.weight[:, :, 0, 0, 0] @ (shift / gain)
+    back.weight /= gain.view(1, -1, 1, 1, 1)
+    out.weight[:16] *= gain.view(-1, 1, 1, 1, 1)
+    out.bias[:16] = out.bias[:16] * gain + shift
+    out.bias[16:] += 2 * gain.log()  # the second half of the output is the log variance
+
+
+def train(run: Run, config: Config) -> None:
+    vae = new_vae(config.base_dim)
+    run.attach({"vae": vae}, muon_and_adamw(vae, is_end, lr=config.lr), ema_decay=config.ema)
+    test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)])
+    for step in run:
+        figures = losses(vae, crop_batch(run.seed, step, config.batch), config)
+        vae.zero_grad(set_to_none=True)
+        figures["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), config.clip)
+        for optimizer in run.optimizers.values():
+            optimizer.step()
+        run.report(**figures)
+        if step % 400 == 399:
+            with run.emas["vae"].applied():
+                value = psnr(vae, test)
+            run.record(psnr=value)
+            run.say(f"step {step + 1}: {value:.2f} dB on pictures it never trained on")
+    with run.emas["vae"].applied():
+        match_wan_scale(vae, torch.cat([crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)]))
+        run.record(final_psnr=psnr(vae, test))
+        vae.save_pretrained(run.folder / "export")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/vae"), help="run folder; continues what is there")
+    parser.add_argument("--minutes", type=float, default=None, help="time limit; the learning rate anneals to it")
+    parser.add_argument("--steps", type=int, default=None, help="step limit")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = Config()
+    train(Run(args.out, asdict(config), seed=args.seed, steps=args.steps, minutes=args.minutes), config)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    raise SystemExit(run(parser.parse_args()))
