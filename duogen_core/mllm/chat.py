@@ -119,9 +119,7 @@ class Layout:
         return PictureContext(end, segment, tuple(span.start for span in known))
 
 
-def layout(
-    document: Document, tokenizer: Any, image_token_counts: Sequence[int], *, open_turn: bool = False
-) -> Layout:
+def layout(document: Document, tokenizer: Any, image_token_counts: Sequence[int], *, open_turn: bool = False) -> Layout:
     """Token ids of a document. image_token_counts: n of every picture, in order.
 
     open_turn: leave the assistant turn open to be continued; after a user turn, begin one.

@@ -6,6 +6,7 @@ Pre-tokenisation is Qwen2's own (GPT-4-like, digits one by one), every byte is i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,23 @@ def load_tokenizer(folder: str | Path) -> Any:
         return wrap_tokenizer(Tokenizer.from_file(str(file)))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise DuoGenError(f"{file} is not a tokenizer this pack can read: {error}") from error
+
+
+def load_image_processor(folder: str | Path) -> Any:
+    """Read preprocessor_config.json into the PIL processor, whatever is installed: same pixels on every machine."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    file = Path(folder) / "preprocessor_config.json"
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise DuoGenError(f"The model folder {folder} has no preprocessor_config.json.") from None
+    except (OSError, ValueError) as error:
+        raise DuoGenError(f"{file} is not readable JSON ({error}).") from None
+    kind = config.get("image_processor_type") if isinstance(config, dict) else None
+    if not isinstance(kind, str) or not kind.startswith("Qwen2VLImageProcessor"):
+        raise DuoGenError(f"{file} describes {kind!r}; expected a Qwen2VLImageProcessor.")
+    return Qwen2VLImageProcessorPil.from_dict(config)
 
 
 def small_image_processor(patch_size: int = 16, max_pixels: int = 1024 * 1024) -> Any:

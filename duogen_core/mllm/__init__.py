@@ -1,0 +1,50 @@
+"""The MLLM room: reads a Document, writes until <BOV> or the end of the turn, and hands out states for the connector.
+
+Adding a family = one file here with a subclass of `base.Mllm`, and one line in FAMILIES. The contract:
+
+    model_type                      the value of "model_type" in the folder's config.json
+    num_layers, hidden_size         how many decoder layers there are, how wide their outputs are
+    max_positions                   how many tokens the family can look back on
+    positions(ids, grids)           int64 [P, N] positions of the whole context; never guessed from the cache
+    embed(ids, patches, grids)      ids [1, n] (whole pictures only) -> [1, n, hidden_size]
+    new_cache(), crop_cache(c, k)   the KV cache; crop_cache drops the last k tokens exactly
+    run_layers(e, pos, cache, f)    [1, n, hidden_size] -> last hidden state after the final norm; calls f(l, h) with
+                                    the output of every decoder layer 0 … L-1, the last one after the final norm
+    logits(h)                       [1, hidden_size] -> [1, vocabulary]
+    load_model(folder, dtype)       classmethod: a torch module from a Hugging Face folder, safetensors only, strict
+
+Everything else (chat layout, prefix cache, decode loop, streaming, sampling, connector sums) lives in `base` and `chat`
+and is the same for all families. What a new family has to pass: the tests in
+tests/core/test_mllm_loop.py (a mock family with fixed logits) and tests/core/test_mllm_qwen.py.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duogen_core.errors import DuoGenError
+
+if TYPE_CHECKING:
+    from duogen_core.mllm.base import Mllm
+
+FAMILIES = {
+    "qwen2_5_vl": ("duogen_core.mllm.qwen2_5_vl", "Qwen25VL"),
+}
+
+
+def family_of(folder: str | Path) -> type[Mllm]:
+    """The class for a model folder, by the "model_type" of its config.json."""
+    file = Path(folder) / "config.json"
+    try:
+        model_type = json.loads(file.read_text("utf-8")).get("model_type")
+    except FileNotFoundError:
+        raise DuoGenError(f"{folder} is not a Hugging Face model folder: it has no config.json.") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise DuoGenError(f"{file} is not readable JSON ({error}).") from None
+    if model_type not in FAMILIES:
+        raise DuoGenError(f"{file} says model_type {model_type!r}; expected one of: {', '.join(FAMILIES)}.")
+    module, name = FAMILIES[model_type]
+    return getattr(import_module(module), name)

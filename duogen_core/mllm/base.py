@@ -1,0 +1,325 @@
+"""The decode loop, the prefix cache, and the streamed connector states; the same for every MLLM family.
+
+In: a Document. Out: `continue_` -> Continuation (text and why it stopped), `encode` -> ContextStates (the condition of
+the picture that comes next). Both are pure functions of the Document (and seed): the one KV cache kept between calls
+only saves time. A new request reuses the longest common prefix of what is cached and crops the rest; tokens of a
+picture are compared by the picture's content. With a connector, every token that runs also leaves its
+`sum_l project_layer(l, h_l)`, [cross_width] numbers, so states never cost a second pass.
+Source: DuoGen (arXiv 2602.00508); design after karpathy/nanochat's engine (a loop that knows only token ids).
+"""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from duogen_core.connector import Connector
+from duogen_core.document import Document
+from duogen_core.errors import DuoGenError
+from duogen_core.mllm.chat import Layout, control_ids, image_token_counts, layout, picture_grid, picture_patches
+from duogen_core.mllm.text_stream import TextStream, token_bytes
+
+Stop = Literal["picture", "end", "max_tokens", "interrupted"]
+CHUNK = 512  # tokens of a prefill between two looks at `cancelled`
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What was written (the marker that ended it is not in the text), and the number of text tokens."""
+
+    text: str
+    stop: Stop
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ContextStates:
+    """The DiT's text condition: states float32 [N, cross_width] of all tokens before <BOV>, after GELU."""
+
+    states: Tensor
+    last_segment: tuple[int, int]
+    frame_ends: tuple[int, ...]
+
+    def positive(self) -> Tensor:
+        return self.states
+
+    def negative(self) -> Tensor:
+        """The states without the last text segment: guidance's other branch, no MLLM work."""
+        start, end = self.last_segment
+        return torch.cat([self.states[:start], self.states[end:]])
+
+
+@dataclass
+class PrefixCache:
+    """One KV cache and what it stands for. keys: per token its id, or for a picture's tokens a hash below zero."""
+
+    kv: Any
+    stamp: Any  # the state of the weights it was made with
+    keys: list[int] = field(default_factory=list)
+    last: Tensor | None = None  # final hidden state [1, H] of the last token
+    connector: Any = None  # which connector made the sums
+    sums: list[Tensor] = field(default_factory=list)  # pieces [n, cross_width], together the first `known` tokens
+    known: int = 0
+
+    def common(self, keys: Sequence[int], limit: int) -> int:
+        """How many tokens can be kept, at most `limit`."""
+        n = 0
+        for mine, theirs in zip(self.keys[:limit], keys):
+            if mine != theirs:
+                break
+            n += 1
+        while 0 < n < len(keys) and keys[n] < 0 and keys[n - 1] == keys[n]:
+            n -= 1  # never resume inside a picture
+        return n
+
+
+def _versions(module: nn.Module) -> int:
+    return hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
+
+
+class Mllm:
+    """See the contract in `duogen_core.mllm`. The model's weights are never changed here."""
+
+    model_type: str
+    num_layers: int
+    hidden_size: int
+    max_positions: int
+
+    def __init__(self, model: nn.Module, tokenizer: Any, image_processor: Any) -> None:
+        self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
+        self.control = control_ids(tokenizer)
+        self._device: torch.device | None = None
+        self._cache: PrefixCache | None = None
+        self._banned: Tensor | None = None
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> Mllm:
+        """Read a Hugging Face folder; which family it is, its config.json says. Never touches the network."""
+        from duogen_core.mllm import family_of
+        from duogen_core.mllm.tokenizer import load_image_processor, load_tokenizer
+
+        folder = Path(folder)
+        family = family_of(folder)
+        tokenizer, image_processor = load_tokenizer(folder), load_image_processor(folder)
+        return family(family.load_model(folder, dtype), tokenizer, image_processor)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: where the embedding lies, unless set (weights may be offloaded elsewhere)."""
+        return self._device or self.model.get_input_embeddings().weight.device
+
+    @device.setter
+    def device(self, device: torch.device | str | None) -> None:
+        self._device = None if device is None else torch.device(device)
+
+    def clear_cache(self) -> None:
+        """Forget the cached prefix (memory, or weights changed in a way that cannot be seen). Costs time only."""
+        self._cache = None
+
+    def cache_tokens(self) -> int:
+        return len(self._cache.keys) if self._cache else 0
+
+    # -- the two questions ------------------------------------------------------------------------------------------
+
+    def continue_(
+        self,
+        document: Document,
+        *,
+        connector: Connector | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        on_token: Callable[[str], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Continuation:
+        """Write on from the end of the document until <BOV> ("picture"), the end of the turn, or a limit.
+
+        on_token gets pieces of whole characters; joined they are the text. Sampling draws one number per (seed, token
+        position), so an interrupted answer that is continued later is the answer that was not interrupted.
+        """
+        if not temperature >= 0 or not 0 < top_p <= 1:
+            raise DuoGenError(f"temperature must be 0 or more and top_p in (0, 1], not {temperature} and {top_p}.")
+        if max_new_tokens < 0:
+            raise DuoGenError(f"max_new_tokens must be 0 or more, not {max_new_tokens}.")
+        context = self._layout(document)
+        stream = TextStream(on_token)
+        cancelled = cancelled or (lambda: False)
+        with torch.inference_mode():
+            cache = self._prefill(document, context, connector, cancelled)
+            if cache is None:
+                return Continuation("", "interrupted", 0)
+            position = self._next_position(context, document)
+            stop: Stop = "max_tokens"
+            for count in range(max_new_tokens + 1):
+                if cancelled():
+                    stop = "interrupted"
+                    break
+                token = self._choose(cache.last, temperature, top_p, seed, len(cache.keys))
+                if token == self.control.bov:
+                    stop = "picture"
+                    break
+                if token in (self.control.im_end, self.control.end_of_text):
+                    stop = "end"
+                    break
+                if count == max_new_tokens or len(cache.keys) >= self.max_positions:
+                    break  # looked ahead: a text of exactly max_new_tokens that ends here has ended
+                stream.put(token_bytes(self.tokenizer, token))
+                ids = torch.tensor([[token]], device=self.device)
+                self._advance(cache, [token], self.embed(ids, None, None), position, connector)
+                position = position + 1
+        return Continuation(stream.finish(), stop, count)
+
+    def encode(self, document: Document, connector: Connector) -> ContextStates:
+        """The states of all tokens before the <BOV> of the picture that comes next. After continue_: no MLLM work."""
+        context = self._layout(document)
+        with torch.inference_mode():
+            cache = self._prefill(document, context, connector, lambda: False)
+            total = torch.cat(cache.sums)
+            cache.sums = [total]
+            states = connector.finish(total[: len(context.ids)])
+        where = context.context_of()
+        return ContextStates(states.clone(), where.last_segment, where.frame_ends)
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _layout(self, document: Document) -> Layout:
+        counts = image_token_counts(document, self.image_processor)
+        context = layout(document, self.tokenizer, counts, open_turn=True)
+        if len(context.ids) >= self.max_positions:
+            raise DuoGenError(
+                f"The conversation is {len(context.ids)} tokens long, but this model takes {self.max_positions}; "
+                "leave out early turns or use smaller pictures."
+            )
+        return context
+
+    def _grids(self, document: Document) -> list[tuple[int, int, int]]:
+        return [picture_grid(picture, self.image_processor) for picture in document.pictures]
+
+    def _next_position(self, context: Layout, document: Document) -> Tensor:
+        """Position of the first token after the context, [P, 1, 1]: that of one more text token."""
+        ids = [*context.ids, self.control.im_end]
+        return self.positions(ids, self._grids(document))[:, None, -1:].to(self.device)
+
+    def _keys(self, document: Document, context: Layout) -> list[int]:
+        keys = list(context.ids)
+        for span, picture in zip(context.pictures, document.pictures):
+            key = -1 - int(picture.digest[:15], 16)
+            for i in range(span.start, span.end):
+                if keys[i] == self.control.image_pad:
+                    keys[i] = key
+        return keys
+
+    def _stamp(self) -> Any:
+        """Changes when weights are changed in place (training between two calls), replaced or moved."""
+        return self.device, _versions(self.model)
+
+    def _prefill(
+        self, document: Document, context: Layout, connector: Connector | None, cancelled: Callable[[], bool]
+    ) -> PrefixCache | None:
+        """Bring the cache to exactly this context, with its last hidden state; None when cancelled on the way."""
+        keys = self._keys(document, context)
+        cache = self._reuse(keys, connector)
+        if cache.last is None and len(cache.keys) == len(keys):
+            self._crop(cache, len(keys) - 1)
+        done = len(cache.keys)
+        if done == len(keys):
+            return cache
+        grids = self._grids(document)
+        spans = context.pictures
+        new = [i for i, span in enumerate(spans) if span.end - 1 > done]  # end - 1 is <|vision_end|>: it needs none
+        patches = grid = None
+        if new:
+            patches, grid = picture_patches([document.pictures[i] for i in new], self.image_processor)
+            patches, grid = patches.to(self.device), grid.to(self.device)
+        ids = torch.tensor([context.ids[done:]], device=self.device)
+        positions = self.positions(context.ids, grids)[:, None, done:].to(self.device)
+        embeds = self.embed(ids, patches, grid)
+        for start in range(0, len(keys) - done, CHUNK):
+            if cancelled():
+                return None
+            chunk = slice(start, start + CHUNK)
+            self._advance(
+                cache, keys[done + start : done + start + CHUNK], embeds[:, chunk], positions[..., chunk], connector
+            )
+        return cache
+
+    def _reuse(self, keys: Sequence[int], connector: Connector | None) -> PrefixCache:
+        """The cached prefix that fits, cropped; or an empty cache."""
+        cache, stamp = self._cache, self._stamp()
+        if cache is None or cache.stamp != stamp:
+            cache = self._cache = PrefixCache(self.new_cache(), stamp)
+        if connector is not None:
+            made_by = weakref.ref(connector), _versions(connector)
+            if cache.connector != made_by:
+                cache.connector, cache.sums, cache.known = made_by, [], 0
+        self._crop(cache, cache.common(keys, len(cache.keys) if connector is None else cache.known))
+        return cache
+
+    def _crop(self, cache: PrefixCache, keep: int) -> None:
+        remove = len(cache.keys) - keep
+        if remove == 0:
+            return
+        self.crop_cache(cache.kv, remove)
+        del cache.keys[keep:]
+        cache.last = None
+        if cache.known > keep:
+            cache.sums = [torch.cat(cache.sums)[:keep]]
+            cache.known = keep
+
+    def _advance(
+        self, cache: PrefixCache, keys: Sequence[int], embeds: Tensor, positions: Tensor, connector: Connector | None
+    ) -> None:
+        """Run these tokens at the end of the cache."""
+        total: Tensor | None = None
+
+        def add(layer: int, h: Tensor) -> None:
+            nonlocal total
+            part = connector.project_layer(layer, h[0])
+            total = part if total is None else total.add_(part)
+
+        try:
+            hidden = self.run_layers(embeds, positions, cache.kv, add if connector is not None else None)
+        except BaseException:
+            self._cache = None  # some layers have these tokens, some not
+            raise
+        cache.keys.extend(keys)
+        cache.last = hidden[:, -1]
+        if total is not None:
+            cache.sums.append(total)
+            cache.known += len(keys)
+
+    def _choose(self, hidden: Tensor, temperature: float, top_p: float, seed: int, position: int) -> int:
+        """The next token id. Control tokens other than <BOV> and the end of the turn cannot be written."""
+        logits = self.logits(hidden)[0].float()
+        if self._banned is None or self._banned.device != logits.device:
+            self._banned = self._banned_ids(logits.shape[-1]).to(logits.device)
+        logits = logits.masked_fill(self._banned, float("-inf"))
+        if temperature == 0:
+            return int(logits.argmax())
+        odds, order = (logits.double().cpu() / temperature).softmax(-1).sort(descending=True, stable=True)
+        reached = odds.cumsum(0)
+        kept = int((reached < top_p).sum()) + 1  # the smallest set that holds top_p
+        reached = reached[:kept]
+        draw = random.Random(f"{seed}:{position}").random() * float(reached[-1])
+        return int(order[min(int((reached <= draw).sum()), len(reached) - 1)])
+
+    def _banned_ids(self, width: int) -> Tensor:
+        banned = torch.ones(width, dtype=torch.bool)
+        allowed = {self.control.bov, self.control.im_end, self.control.end_of_text}
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special} - allowed
+        written = [i for i in self.tokenizer.get_vocab().values() if i < width and i not in special]
+        banned[written] = False
+        return banned
