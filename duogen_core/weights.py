@@ -78,11 +78,12 @@ def read_header(path: str | os.PathLike, what: str = "weights") -> dict[str, Ent
         if not 2 <= length <= MAX_HEADER_BYTES:
             raise WeightError(f"{path} is not a safetensors file: its first 8 bytes name a header of {length} bytes.")
         raw = file.read(length)
-    if raw[:1] != b"{":
+    if raw[:1] not in (b"{", b""):
         raise WeightError(f"{path} is not a safetensors file: no JSON header follows its first 8 bytes.")
     if len(raw) < length:
         raise WeightError(
-            f"{path} is cut off: it has {size} bytes, and its header alone needs {8 + length}. Copy or download it again."
+            f"{path} is cut off: it has {size} bytes, and its header alone needs {8 + length}. "
+            f"Copy or download it again."
         )
     try:
         header = json.loads(raw.decode("utf-8"))

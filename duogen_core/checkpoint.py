@@ -1,0 +1,340 @@
+"""A DuoGen checkpoint: one folder that holds everything an answer needs, read strictly and written whole.
+
+    model_index.json   {"format": "duogen-checkpoint", "version": 1, "name": …,
+                        "sampling": {"steps", "guidance", "shift"}, "picture": {"width", "height", "max_side"}};
+                        of which family a part is, its own config.json says
+    mllm/              a transformers folder: config.json, model.safetensors (or shards), tokenizer.json, …
+    connector/         config.json, model.safetensors
+    dit/               a diffusers folder: config.json, diffusion_pytorch_model.safetensors
+    vae/               wan_vae.safetensors in the original Wan 2.1 key names, which ComfyUI's stock VAELoader reads as
+                       well; a diffusers folder is read too
+
+In: a name (a folder of `models/` beside the package) or a path. Out: Components, ready to run on the CPU.
+Every file is looked at before anything is loaded (`duogen_core.weights`): what is missing, cut off or foreign is
+named with what was expected. Safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duogen_core.errors import DuoGenError
+from duogen_core.weights import check_tensors, read_folder, read_header, refuse_pickle, shapes_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from duogen_core.connector import Connector
+    from duogen_core.mllm.base import Mllm
+    from duogen_core.vae import PictureVae
+
+FORMAT = "duogen-checkpoint"
+VERSION = 1
+INDEX = "model_index.json"
+DEFAULT_MODEL = "duogen-tiny"
+VAE_FILE = "wan_vae.safetensors"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+MLLM_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
+
+
+class CheckpointError(DuoGenError):
+    """A checkpoint, or a file of it, cannot be used."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the DiT of this checkpoint likes to be sampled. Ours: the paper publishes no such numbers."""
+
+    steps: int = 20
+    guidance: float = 2.0
+    shift: float = 1.0
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """The size of a picture when nobody names one, and the longest side it was trained for."""
+
+    width: int = 128
+    height: int = 128
+    max_side: int = 160
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    name: str = DEFAULT_MODEL
+    sampling: Sampling = Sampling()
+    picture: PictureSize = PictureSize()
+
+
+@dataclass
+class Components:
+    """The four parts of one model and its configuration."""
+
+    mllm: Mllm
+    connector: Connector
+    dit: nn.Module
+    vae: PictureVae
+    config: CheckpointConfig = CheckpointConfig()
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+# ---------------------------------------------------------------- finding
+
+
+def models_folder() -> Path:
+    """`models/` beside the package: where the bundled model lies."""
+    return Path(__file__).resolve().parent.parent / "models"
+
+
+def available_models() -> list[str]:
+    root = models_folder()
+    return sorted(entry.parent.name for entry in root.glob(f"*/{INDEX}")) if root.is_dir() else []
+
+
+def resolve_model(name_or_path: str | os.PathLike = DEFAULT_MODEL) -> Path:
+    """The folder of a checkpoint, from its name or its path."""
+    given = os.fspath(name_or_path)
+    path = Path(given).expanduser()
+    if not given.strip():
+        raise CheckpointError(f"The model has no name; available: {_available()}.")
+    if path.is_file():
+        if path.name == INDEX:
+            return path.parent
+        refuse_pickle(path)
+        raise CheckpointError(f"{path} is a file; a DuoGen model is a folder with {INDEX} in it.")
+    if (path / INDEX).is_file():
+        return path
+    bundled = models_folder() / given
+    if Path(given).name == given and (bundled / INDEX).is_file():
+        return bundled
+    if path.is_dir():
+        raise CheckpointError(f"{path} is not a DuoGen model: it has no {INDEX}.")
+    refuse_pickle(path)
+    raise CheckpointError(f"There is no model {given!r}; give the path of a model folder, or one of: {_available()}.")
+
+
+def _available() -> str:
+    return ", ".join(available_models()) or "none is bundled here"
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_config(folder: str | os.PathLike) -> CheckpointConfig:
+    """model_index.json of a checkpoint folder."""
+    path = Path(folder) / INDEX
+    value = _read_json(path)
+    if value.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has the format {value.get('format')!r}; expected {FORMAT!r}.")
+    if value.get("version") != VERSION:
+        raise CheckpointError(f"{path} has the version {value.get('version')!r}; this DuoGen reads version {VERSION}.")
+    for key in ("sampling", "picture"):
+        if not isinstance(value.get(key, {}), dict):
+            raise CheckpointError(f"{path}: {key} must be an object, not {type(value[key]).__name__}.")
+    name = value.get("name", Path(folder).name)
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{path}: name must be a string, not {name!r}.")
+    return CheckpointConfig(
+        name=name,
+        sampling=_numbers(Sampling, value.get("sampling", {}), f"{path}: sampling"),
+        picture=_numbers(PictureSize, value.get("picture", {}), f"{path}: picture"),
+    )
+
+
+def check_checkpoint(folder: str | os.PathLike) -> CheckpointConfig:
+    """Looks at every file without loading a weight: a fault is found in a moment, not after minutes of loading."""
+    folder = Path(folder)
+    config = read_config(folder)
+    for part in ("mllm", "connector", "dit", "vae"):
+        if not (folder / part).is_dir():
+            raise CheckpointError(f"The model {config.name} is incomplete: expected the folder {folder / part}.")
+    for name in MLLM_FILES:
+        _read_json(folder / "mllm" / name)
+    _read_json(folder / "connector" / "config.json")
+    _read_json(folder / "dit" / "config.json")
+    read_folder(folder / "mllm", "model", "weights of the MLLM")
+    read_header(folder / "connector" / "model.safetensors", "weights of the connector")
+    read_folder(folder / "dit", DIFFUSERS_STEM, "weights of the DiT")
+    vae = vae_path(folder)
+    if vae.is_dir():
+        read_folder(vae, DIFFUSERS_STEM, "weights of the VAE")
+    else:
+        read_header(vae, "weights of the VAE")
+    return config
+
+
+def vae_path(folder: str | os.PathLike) -> Path:
+    """What PictureVae.from_pretrained is given: the folder if it is a diffusers one, else the single file."""
+    vae = Path(folder) / "vae"
+    return vae if (vae / "config.json").is_file() else vae / VAE_FILE
+
+
+def load_checkpoint(
+    name_or_path: str | os.PathLike = DEFAULT_MODEL, *, on_part: Callable[[str], None] | None = None
+) -> Components:
+    """All four parts, on the CPU, in eval mode. `on_part` is told each part's name before it is loaded."""
+    folder = resolve_model(name_or_path)
+    config = check_checkpoint(folder)
+    tell = on_part or (lambda part: None)
+
+    tell("mllm")
+    from duogen_core.mllm.base import Mllm
+
+    mllm = _loading(Mllm.from_pretrained, folder / "mllm", "MLLM")
+    tell("connector")
+    from duogen_core.connector import Connector
+
+    connector = _loading(Connector.from_pretrained, folder / "connector", "connector")
+    tell("dit")
+    dit = _loading(_load_dit, folder / "dit", "DiT")
+    tell("vae")
+    from duogen_core.vae import PictureVae
+
+    vae = _loading(PictureVae.from_pretrained, vae_path(folder), "VAE")
+    if vae_path(folder).is_file():
+        expected = {name: tuple(tensor.shape) for name, tensor in vae.to_single_file().items()}
+        check_tensors(read_header(vae_path(folder)), expected, vae_path(folder), "VAE")
+    components = Components(mllm, connector, dit, vae, config)
+    check_fit(components)
+    return components
+
+
+def check_fit(components: Components) -> None:
+    """The parts must belong together: the connector reads this MLLM and writes what this DiT reads."""
+    mllm, shape = components.mllm, components.connector.config
+    if (shape.num_layers, shape.hidden_size) != (mllm.num_layers, mllm.hidden_size):
+        raise CheckpointError(
+            f"The connector of {components.name} was made for {shape.num_layers} layers of width {shape.hidden_size}, "
+            f"but its MLLM has {mllm.num_layers} of width {mllm.hidden_size}; the parts come from two models."
+        )
+    width = components.dit.config.text_embed_dim
+    if shape.cross_width != width:
+        raise CheckpointError(
+            f"The connector of {components.name} writes {shape.cross_width} numbers a token, but its DiT reads "
+            f"{width}; the parts come from two models."
+        )
+
+
+def _load_dit(folder: Path) -> nn.Module:
+    from duogen_core.dit import FAMILIES, load_dit
+
+    config = _read_json(folder / "config.json")
+    if config.get("_class_name") in FAMILIES:  # load_dit says what is wrong with any other name
+        import torch
+
+        module, name = FAMILIES[config["_class_name"]]
+        with torch.device("meta"):
+            expected = shapes_of(getattr(import_module(module), name).from_config(config))
+        found = read_folder(folder, DIFFUSERS_STEM)
+        check_tensors(found, expected, folder / f"{DIFFUSERS_STEM}.safetensors", "DiT")
+    return load_dit(folder).eval()
+
+
+def _loading(load: Callable[[Path], Any], path: Path, what: str) -> Any:
+    """Errors of other libraries become one sentence that names the part; ours are sentences already."""
+    try:
+        return load(path)
+    except DuoGenError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"The {what} in {path} cannot be loaded: {first}") from error
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_checkpoint(components: Components, folder: str | os.PathLike) -> Path:
+    """Writes the whole folder under a temporary name, then renames it; an earlier checkpoint there is replaced.
+
+    Files of the earlier one that are not part of a checkpoint (a log, scores) are kept.
+    """
+    from safetensors.torch import save_file
+
+    check_fit(components)
+    folder = Path(folder)
+    if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not a DuoGen model; choose another place for the checkpoint.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        components.mllm.save_pretrained(temporary / "mllm")
+        components.connector.save_pretrained(temporary / "connector")
+        components.dit.save_pretrained(temporary / "dit")
+        (temporary / "vae").mkdir()
+        save_file(components.vae.to_single_file(), temporary / "vae" / VAE_FILE)
+        write_config(components.config, temporary)
+        _swap(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def write_config(config: CheckpointConfig, folder: str | os.PathLike) -> None:
+    """model_index.json, for a checkpoint that is put together part by part."""
+    text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(config)}, indent=2) + "\n"
+    path = Path(folder) / INDEX
+    temporary = path.with_name(f".{INDEX}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+    for entry in old.iterdir():
+        if not (folder / entry.name).exists():
+            entry.rename(folder / entry.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- small readers
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise CheckpointError(f"The model is incomplete: expected the file {path}.") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a readable JSON file ({error}).") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
+    return value
+
+
+def _numbers(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    """A dataclass of positive numbers from JSON; unknown names are left to later versions."""
+    known = {}
+    for item in fields(kind):
+        if item.name not in values:
+            continue
+        value = values[item.name]
+        whole = isinstance(item.default, int)
+        right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not right or not 0 <= value < 1e6 or (whole and value < 1):
+            kinds = "a positive whole number" if whole else "a number of at least 0"
+            raise CheckpointError(f"{where}.{item.name} is {value!r}; expected {kinds}.")
+        known[item.name] = value if whole else float(value)
+    return kind(**known)

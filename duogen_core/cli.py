@@ -1,0 +1,79 @@
+"""The command line: which commands there are, and how errors and Ctrl-C leave it.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; it is imported only when it is the one
+that was asked for, so `--help` and a wrong option answer at once.
+Exit codes: 0 done; 2 bad input, with one sentence on stderr; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from duogen_core import __version__, interrupt
+from duogen_core.errors import Cancelled, DuoGenError
+
+# name: (help, module) or (help, {name: (help, module)})
+COMMANDS: dict[str, tuple] = {
+    "generate": ("answer a request with text and pictures", "duogen_core.commands.generate"),
+    "evaluate": (
+        "measure a model",
+        {"sketchbook": ("the seven tasks of the Sketchbook world", "duogen_core.evaluation.sketchbook")},
+    ),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one sentence for an error instead of the usage text."""
+
+    def error(self, message: str):
+        raise DuoGenError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
+
+
+def build_parser(argv: Sequence[str]) -> Parser:
+    """The parser; only the command named in argv is imported and knows its options."""
+    parser = Parser(prog="python -m duogen_core", description="DuoGen: answers made of text and pictures in turn.")
+    parser.add_argument("--version", action="version", version=f"DuoGen {__version__}")
+    _add(parser, COMMANDS, argv, "command")
+    return parser
+
+
+def _add(parser: Parser, commands: dict[str, tuple], argv: Sequence[str], kind: str) -> None:
+    choices = parser.add_subparsers(title=f"{kind}s", metavar=kind.upper(), required=True, dest=kind)
+    for name, (text, target) in commands.items():
+        child = choices.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        if name not in argv[:1]:
+            continue
+        if isinstance(target, dict):
+            _add(child, target, argv[1:], "what")
+        else:
+            module = import_module(target)
+            module.add_arguments(child)
+            child.set_defaults(run=module.run)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    before = interrupt.current()
+    try:
+        interrupt.at_once()
+        args = build_parser(argv).parse_args(argv)
+        interrupt.raising()
+        return args.run(args) or 0
+    except DuoGenError as error:
+        return _leave(f"Error: {error}", 2)
+    except (KeyboardInterrupt, Cancelled):
+        return _leave("Stopped.", interrupt.EXIT_CODE)
+    except BrokenPipeError:  # the reader of our output has gone, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    finally:
+        interrupt.restore(before)
+
+
+def _leave(message: str, code: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return code

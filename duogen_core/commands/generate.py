@@ -1,0 +1,216 @@
+"""generate: a request in, a document folder with document.html and document.md out.
+
+The folder is written while the answer grows, so whatever ends the run, the finished pictures are there.
+stdout gets one line, the path (or one JSON object with --json); everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duogen_core import interrupt
+from duogen_core.checkpoint import DEFAULT_MODEL
+from duogen_core.commands.progress import Progress
+from duogen_core.errors import DuoGenError
+
+if TYPE_CHECKING:
+    from duogen_core.document import Document
+    from duogen_core.pipeline import Settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", nargs="?", help='the request, for example "How do I draw a house with a red roof?"')
+    add("--out", required=True, metavar="DIR", help="the folder to write; an earlier answer there is replaced")
+    add("--image", action="append", default=[], metavar="FILE", help="a picture of yours; may be given several times")
+    add("--document", metavar="DIR", help="a document (folder or .zip) whose conversation goes on")
+    add("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="default: %(default)s")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes; default: %(default)s")
+    add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
+    add("--guidance", type=float, metavar="G", help="how closely a picture follows its text; default: the model's own")
+    add("--shift", type=float, metavar="S", help="shift of the sampling schedule; default: the model's own")
+    add("--size", metavar="WxH", help="size of the pictures; default: that of the last picture, else the model's own")
+    add("--max-images", type=int, default=8, metavar="N", help="most pictures in the answer; default: %(default)s")
+    add("--max-tokens", type=int, default=1024, metavar="N", help="most tokens of text; default: %(default)s")
+    add(
+        "--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest text; default: %(default)s"
+    )
+    add("--top-p", type=float, default=1.0, metavar="P", help="with a temperature: likeliest share kept; default: 1")
+    add("--json", action="store_true", help="print a summary as JSON instead of the path")
+    add("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    interrupt.at_once()
+    out = _checked_out(args.out)
+    document, settings = _request(args)
+    progress = Progress(args.quiet)
+    components = _load(args.model, progress)
+    return _answer(components, document, settings, out, progress, args.json)
+
+
+def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
+    """Everything the user gave, checked before anything slow begins."""
+    prompt = args.prompt or ""
+    if not prompt.strip() and (not args.document or args.prompt is not None or args.image):
+        raise DuoGenError('The request is empty; write what the answer should be about, for example "Draw a red star."')
+    from duogen_core.document import Document, Picture, Text
+    from duogen_core.pipeline import Settings, check_request
+
+    settings = Settings(
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        shift=args.shift,
+        size=_size(args.size),
+        max_images=args.max_images,
+        max_new_tokens=args.max_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+    )
+    document = Document()
+    if args.document:
+        from duogen_core.store import load_document
+
+        document = load_document(args.document)
+    if prompt.strip():
+        pictures = [Picture.from_file(path) for path in args.image]
+        document = document.begin_turn("user", [*pictures, Text(prompt)])
+    check_request(document)
+    return document, settings
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d{1,5})\s*[xX×]\s*(\d{1,5})\s*", text)
+    if not match:
+        raise DuoGenError(f"The size {text!r} is not WIDTHxHEIGHT, for example 128x128.")
+    return int(match[1]), int(match[2])
+
+
+def _checked_out(name: str) -> Path:
+    """A folder that may be written; of what stands there, only an earlier answer of ours is ever replaced."""
+    if not name.strip():
+        raise DuoGenError("--out has no name; give the folder to write the answer to.")
+    out = Path(name)
+    if out.suffix.lower() == ".zip":
+        raise DuoGenError(f"--out {name} names a .zip; generate writes a folder, so give it another name.")
+    if os.path.lexists(out):
+        if not out.is_dir():
+            raise DuoGenError(f"--out {name} is a file; it must be a folder.")
+        try:
+            if any(out.iterdir()) and not _is_answer(out):
+                raise DuoGenError(
+                    f"The folder {name} is not empty and not an earlier answer; choose another --out, so that nothing "
+                    f"of yours is overwritten."
+                )
+        except OSError as error:
+            raise DuoGenError(f"The folder {name} cannot be read ({error.strerror}); choose another --out.") from None
+    parent = out.absolute()
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise DuoGenError(f"--out {name} cannot be written; choose a folder that you may write to.")
+    return out
+
+
+def _is_answer(folder: Path) -> bool:
+    try:
+        value = json.loads((folder / "document.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and value.get("format") == "duogen-document" and bool(value.get("generation"))
+
+
+def _load(model: str, progress: Progress):
+    from duogen_core.checkpoint import check_checkpoint, load_checkpoint, resolve_model
+
+    check_checkpoint(resolve_model(model))  # quick, and before the libraries, whose import takes seconds
+    progress.line(f"Loading {model} …")
+    # Nothing is ever fetched, and the libraries' own notes and bars would only break up ours.
+    for name, value in {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+    }.items():
+        os.environ.setdefault(name, value)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return load_checkpoint(model)
+
+
+def _answer(components, document, settings, out: Path, progress: Progress, as_json: bool) -> int:
+    from duogen_core.pipeline import Callbacks, generate
+    from duogen_core.render import write_rendered
+    from duogen_core.store import DocumentWriter
+
+    progress.max_images = settings.max_images
+    writer = DocumentWriter(out, overwrite=True)
+    saved: list[Document] = []
+
+    def save(document: Document) -> None:
+        writer.update(document)
+        saved[:] = [document]
+
+    callbacks = Callbacks(
+        on_token=progress.token,
+        on_picture_step=progress.picture_step,
+        on_picture=lambda k, picture: progress.picture(k, picture.size),
+        on_document=save,
+    )
+    before = len(document.pictures)
+    interrupt.finish()
+    try:
+        document = generate(components, document, settings, callbacks, interrupt.requested)
+        write_rendered(document, out)
+    except KeyboardInterrupt:
+        if not saved:
+            progress.line("")
+            print("Stopped; nothing was written.", file=sys.stderr)
+            return interrupt.EXIT_CODE
+        document = saved[0]
+    except DuoGenError as error:
+        if saved:
+            raise DuoGenError(f"{error} What was finished before is in {out}.") from error
+        raise
+    pictures = len(document.pictures) - before
+    stop = document.generation["stop_reason"]
+    progress.line(f"{_count(pictures, 'picture')} in {progress.elapsed():.1f} s, {REASONS[stop]}.")
+    if stop == "interrupted":
+        print(f"Stopped. What was finished is in {out}.", file=sys.stderr)
+    print(json.dumps(_summary(document, out, pictures, progress)) if as_json else out, flush=True)
+    return interrupt.EXIT_CODE if stop == "interrupted" else 0
+
+
+REASONS = {
+    "end": "the answer is complete",
+    "max_images": "stopped at the limit of pictures (--max-images)",
+    "max_tokens": "stopped at the limit of text (--max-tokens)",
+    "interrupted": "interrupted",
+}
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def _summary(document: Document, out: Path, pictures: int, progress: Progress) -> dict:
+    return {
+        "document": str(out),
+        "html": str(out / "document.html"),
+        "markdown": str(out / "document.md"),
+        "text": document.text,
+        "pictures": pictures,
+        "seconds": round(progress.elapsed(), 2),
+        **document.generation,
+    }

@@ -1,0 +1,312 @@
+"""The loop: write, draw, look, write on (DuoGen, arXiv 2602.00508, inference).
+
+In: Components and a Document that ends with a user turn, or with an assistant turn to be continued.
+Out: the Document with the assistant's turn grown by texts and pictures, and `generation` filled. The same settings
+and seed give the same Document, byte for byte. Between two pictures everything is a pure function of the Document,
+so the small functions below are also what the ComfyUI nodes are made of.
+
+Every picture of the conversation is a clean latent frame for the next one, the user's included; `reference_pixels`
+says at which size. Picture k of an answer is drawn from the noise of seed + k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from duogen_core.checkpoint import CheckpointConfig, Components
+from duogen_core.document import Document, Picture, Text
+from duogen_core.errors import Cancelled, DuoGenError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from duogen_core.mllm.base import ContextStates
+
+MIN_SIDE = 32  # two DiT patches, one MLLM token
+MAX_SEED = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user may choose. None: the model's own value (model_index.json)."""
+
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    shift: float | None = None
+    size: tuple[int, int] | None = None  # (width, height); None: as the last picture, else the model's own
+    max_images: int = 8
+    max_new_tokens: int = 1024  # of text, in the whole answer
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        _between("The seed", self.seed, 0, MAX_SEED)
+        if self.steps is not None:
+            _between("The number of steps", self.steps, 1, 1000)
+        if self.guidance is not None:
+            _between("The guidance", self.guidance, 0.0, 100.0)
+        if self.shift is not None:
+            _between("The shift", self.shift, 0.01, 100.0)
+        _between("The limit of pictures", self.max_images, 0, 1000)
+        _between("The limit of tokens", self.max_new_tokens, 1, 1_000_000)
+        _between("The temperature", self.temperature, 0.0, 10.0)
+        _between("top_p", self.top_p, 0.001, 1.0)
+        for side in self.size or ():
+            _between("A side of the picture", side, 16, 16384)
+
+    def resolved(self, config: CheckpointConfig) -> Settings:
+        """With the model's own values where the user chose none."""
+        own = config.sampling
+        return replace(
+            self,
+            steps=own.steps if self.steps is None else self.steps,
+            guidance=own.guidance if self.guidance is None else self.guidance,
+            shift=own.shift if self.shift is None else self.shift,
+        )
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Who wants to watch. `k` counts the pictures of this answer from 0."""
+
+    on_token: Callable[[str], None] = _nothing  # a piece of text
+    on_picture_step: Callable[[int, int, int, Tensor], None] = _nothing  # k, step, steps, latent so far [1, 16, h, w]
+    on_picture: Callable[[int, Picture], None] = _nothing
+    on_document: Callable[[Document], None] = _nothing  # after every finished text and picture: worth saving
+
+
+# ---------------------------------------------------------------- pure steps, shared with the ComfyUI nodes
+
+
+def with_text(document: Document, text: str) -> Document:
+    """The document after the MLLM wrote `text`: the assistant's turn has begun, even when the text is empty."""
+    if document.last_turn.role != "assistant":
+        document = document.begin_turn("assistant")
+    return document.append(Text(text)) if text else document
+
+
+def step_text(document: Document) -> str:
+    """The text that the next picture illustrates: what the assistant wrote since its last picture."""
+    texts: list[str] = []
+    for part in reversed(document.last_turn.parts):
+        if isinstance(part, Picture):
+            break
+        texts.insert(0, part.text)
+    return "".join(texts).strip()
+
+
+def with_picture(document: Document, pixels: np.ndarray, seed: int) -> Document:
+    """The document with a drawn picture, which carries its own seed and step text."""
+    return document.append(Picture(pixels, {"seed": seed, "text": step_text(document)}))
+
+
+def picture_seed(seed: int, k: int) -> int:
+    return (seed + k) % (MAX_SEED + 1)
+
+
+def fit_area(width: int, height: int, config: CheckpointConfig) -> tuple[int, int]:
+    """The size at which the model sees or draws a picture of this size: no side beyond what it was trained for.
+
+    The proportions are kept down to MIN_SIDE; sides are multiples of the DiT's and VAE's grid.
+    """
+    from duogen_core.vae import fit_size
+
+    largest = max(config.picture.max_side, MIN_SIDE)
+    scale = min(1.0, largest / max(width, height))
+    return fit_size(*(max(MIN_SIDE, math.floor(side * scale + 0.5)) for side in (width, height)))
+
+
+def picture_size(document: Document, config: CheckpointConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """(width, height) of the next picture: as asked for, else as the last picture of the context, else the model's."""
+    if size is not None:
+        from duogen_core.vae import fit_size
+
+        return fit_size(*size)
+    pictures = document.pictures
+    return fit_area(*(pictures[-1].size if pictures else (config.picture.width, config.picture.height)), config)
+
+
+def reference_pixels(picture: Picture, config: CheckpointConfig) -> np.ndarray:
+    """uint8 [H, W, 3]: the picture as the DiT sees it. The Document keeps the original."""
+    size = fit_area(*picture.size, config)
+    if size == picture.size:
+        return picture.pixels
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture.pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def negative_states(states: ContextStates) -> Tensor | None:
+    """The text states of the negative branch, without the last text segment. None: it equals the positive branch.
+
+    That is so when no text was written since the last picture: there is no segment of this picture to drop.
+    """
+    start, end = states.last_segment
+    if end <= start or (states.frame_ends and start < states.frame_ends[-1]):
+        return None
+    return states.negative()
+
+
+def generation_record(name: str, settings: Settings, stop_reason: str) -> dict[str, Any]:
+    """`generation` of the Document; settings are the resolved ones."""
+    return {
+        "model": name,
+        "seed": settings.seed,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "shift": settings.shift,
+        "temperature": settings.temperature,
+        "stop_reason": stop_reason,
+    }
+
+
+def check_request(document: Document) -> None:
+    """There must be something to answer."""
+    if not document.turns:
+        raise DuoGenError("The document is empty; begin a user turn with a request.")
+    last = document.last_turn
+    if last.role == "system":
+        raise DuoGenError("The document ends with a system turn; add a user turn with a request.")
+    if last.role == "user" and not last.pictures and not last.text.strip():
+        raise DuoGenError("The request is empty; write what the answer should be about.")
+
+
+# ---------------------------------------------------------------- drawing one picture
+
+
+class Draughtsman:
+    """Draws the next picture of a growing Document; keeps what does not change from one picture to the next.
+
+    Kept: the latent of every picture seen so far, and for a frame_causal DiT the keys and values of all clean frames,
+    which serve every step, both guidance branches and all later pictures.
+    """
+
+    def __init__(self, components: Components, settings: Settings) -> None:
+        from duogen_core.dit.frame_cache import FrameCache
+
+        self.components, self.settings = components, settings
+        causal = components.dit.config.attention == "frame_causal"
+        self.cache = FrameCache() if causal else None
+        self._latents: dict[str, Tensor] = {}
+
+    def latent(self, picture: Picture) -> Tensor:
+        """[1, 16, h, w], normalised, of one picture of the context."""
+        if picture.digest not in self._latents:
+            pixels = reference_pixels(picture, self.components.config)
+            self._latents[picture.digest] = self.components.vae.encode(pixels)
+        return self._latents[picture.digest]
+
+    def draw(
+        self,
+        document: Document,
+        seed: int,
+        on_step: Callable[[int, int, Tensor], None] = _nothing,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> np.ndarray:
+        """uint8 [H, W, 3]: the picture that comes next in the assistant's open turn."""
+        from duogen_core.sampling import initial_noise, sample_picture, sigmas
+
+        components, settings = self.components, self.settings
+        states = components.mllm.encode(document, components.connector)
+        references = [self.latent(picture) for picture in document.pictures]
+        width, height = picture_size(document, components.config, settings.size)
+        positive = states.positive()[None]
+        negative = negative_states(states)
+
+        def velocity(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+            return components.dit.forward_packed(
+                [*references, x], t, text, frame_ends=states.frame_ends, cache=self.cache
+            )
+
+        latent = sample_picture(
+            lambda x, t: velocity(x, t, positive),
+            None if negative is None else (lambda x, t: velocity(x, t, negative[None])),
+            initial_noise(seed, (1, 16, height // 8, width // 8)),
+            sigmas(settings.steps, settings.shift),
+            guidance=settings.guidance,
+            on_step=on_step,
+            cancelled=cancelled,
+        )
+        return components.vae.decode_pixels(latent)
+
+
+# ---------------------------------------------------------------- the loop
+
+
+def generate(
+    components: Components,
+    document: Document,
+    settings: Settings | None = None,
+    callbacks: Callbacks | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Document:
+    """Answers the document. A cancelled run returns what was finished, with the stop reason "interrupted"."""
+    import torch
+
+    settings = (settings or Settings()).resolved(components.config)
+    watch, cancelled = callbacks or Callbacks(), cancelled or (lambda: False)
+    check_request(document)
+
+    def marked(document: Document, stop_reason: str) -> Document:
+        return document.replace_generation(**generation_record(components.name, settings, stop_reason))
+
+    def keep(document: Document) -> Document:
+        # Whatever ends the run from here on, what is on disk says truly that it was interrupted.
+        document = marked(document, "interrupted")
+        watch.on_document(document)
+        return document
+
+    with torch.inference_mode():
+        draughtsman = Draughtsman(components, settings)
+        drawn, tokens_left, stop = 0, settings.max_new_tokens, None
+        while stop is None:
+            written = components.mllm.continue_(
+                document,
+                connector=components.connector,
+                max_new_tokens=tokens_left,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=settings.seed,
+                on_token=watch.on_token,
+                cancelled=cancelled,
+            )
+            tokens_left -= written.tokens
+            document = keep(with_text(document, written.text))
+            if written.stop != "picture":
+                stop = written.stop
+            elif drawn >= settings.max_images:
+                stop = "max_images"
+            else:
+                seed = picture_seed(settings.seed, drawn)
+                try:
+                    pixels = draughtsman.draw(document, seed, _counted(watch.on_picture_step, drawn), cancelled)
+                except Cancelled:
+                    stop = "interrupted"
+                    continue
+                document = keep(with_picture(document, pixels, seed))
+                watch.on_picture(drawn, document.pictures[-1])
+                drawn += 1
+    document = marked(document, stop)
+    watch.on_document(document)
+    return document
+
+
+def _counted(on_picture_step: Callable[..., None], k: int) -> Callable[[int, int, Tensor], None]:
+    return lambda step, steps, latent: on_picture_step(k, step, steps, latent)
+
+
+def _between(what: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise DuoGenError(f"{what} must be between {low:g} and {high:g}, not {value}.")
+    if isinstance(low, int) and not isinstance(value, int):
+        raise DuoGenError(f"{what} must be a whole number, not {value}.")
