@@ -1,0 +1,45 @@
+"""The task families: each module has `sample(rng, *, canvas, held_out) -> Case`, a random case with its ideal answer.
+
+`training_case` mixes them and never shows a held-out pair; `evaluation_case` gives a case of one family. Both are pure
+functions of the random generator, so a seed is a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from random import Random
+
+from duogen_core.data.sketchbook.cases import Case
+from duogen_core.data.sketchbook.scene import CANVASES
+from duogen_core.data.sketchbook.tasks import describe, draw, guide
+from duogen_core.errors import DuoGenError
+
+FAMILIES: dict[str, Callable[..., Case]] = {
+    "guide": guide.sample,
+    "draw": draw.sample,
+    "describe": describe.sample,
+}
+WEIGHTS: dict[str, float] = {"guide": 0.24, "draw": 0.2, "describe": 0.12}
+CANVAS_WEIGHTS = (0.8, 0.1, 0.1)
+# Requests without a picture say no size, and the picture then gets the default one; the others follow their picture.
+WITHOUT_PICTURE = ("guide", "draw")
+WITH_HELD_OUT = ("draw",)
+
+
+def training_case(rng: Random, weights: Mapping[str, float] | None = None) -> Case:
+    """A random case of a random family, of any canvas; without any held-out pair."""
+    weights = WEIGHTS if weights is None else weights
+    family = rng.choices(list(weights), list(weights.values()))[0]
+    return FAMILIES[family](rng, canvas=rng.choices(CANVASES, CANVAS_WEIGHTS)[0])
+
+
+def evaluation_case(family: str, rng: Random, *, held_out: bool = False) -> Case:
+    """A random case of one family; with `held_out` its scene has a pair that training never shows."""
+    if family not in FAMILIES:
+        raise DuoGenError(f"Sketchbook has no task family '{family}'; it has {', '.join(FAMILIES)}.")
+    if held_out and family not in WITH_HELD_OUT:
+        raise DuoGenError(
+            f"The family '{family}' has no held-out cases; ask for {' or '.join(WITH_HELD_OUT)}, or leave held_out out."
+        )
+    canvas = CANVASES[0] if family in WITHOUT_PICTURE else rng.choices(CANVASES, CANVAS_WEIGHTS)[0]
+    return FAMILIES[family](rng, canvas=canvas, held_out=held_out)
