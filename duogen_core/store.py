@@ -181,6 +181,12 @@ def _swap_folder(new: Path, target: Path) -> None:
     _discard(old)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write one file whole or not at all; errors are sentences."""
+    with _sentences(path):
+        _replace_file(path, data)
+
+
 def _replace_file(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.duogen-tmp")  # one fixed name: what a kill leaves, the next write reuses
     try:

@@ -1,0 +1,126 @@
+"""Document -> one HTML file that needs nothing else: pictures inside, no script, no network.
+
+What a model or a user wrote is hostile until shown otherwise. Three walls: Markdown is read with HTML switched off and
+only http, https and mailto links; the template escapes all else; a Content-Security-Policy lets a browser load nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import jinja2
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.picture_file import encode_png
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
+
+LINK_SCHEMES = ("http", "https", "mailto")
+SPEAKERS = {"system": "Instructions", "user": "You", "assistant": "DuoGen"}
+ENDINGS = {
+    "interrupted": "The answer was interrupted here. What was finished is above.",
+    "max_images": "The answer ends here because it reached the largest number of pictures that was allowed.",
+    "max_tokens": "The answer ends here because it reached the largest length that was allowed.",
+}
+FACTS = ("model", "seed", "steps", "guidance")
+
+
+@dataclass
+class Block:
+    """Text and the pictures that follow it: one step of an answer."""
+
+    texts: list[Markup | str] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+
+def render_html(document: Document) -> str:
+    """The whole document as one HTML page."""
+    turns, shown = [], 0
+    for turn in document.turns:
+        turns.append({"role": turn.role, "speaker": SPEAKERS.get(turn.role, turn.role), "blocks": _blocks(turn, shown)})
+        shown += len(turn.pictures)
+    return _template().render(
+        title=_title(document),
+        turns=turns,
+        ending=ENDINGS.get(str(document.generation.get("stop_reason"))),
+        facts=[(name, document.generation[name]) for name in FACTS if name in document.generation],
+    )
+
+
+def link_is_safe(url: str) -> bool:
+    """Whether a link may be clickable: an address of the web or of a mailbox, nothing a browser would run or open."""
+    try:
+        return urlsplit(url).scheme.lower() in LINK_SCHEMES
+    except ValueError:
+        return False
+
+
+def _title(document: Document) -> str:
+    asked = next((turn.text for turn in document.turns if turn.role == "user" and turn.text.strip()), "")
+    words = " ".join(asked.split())
+    return (words[:77] + "…" if len(words) > 78 else words) or "An illustrated answer"
+
+
+def _blocks(turn: Turn, shown: int) -> list[Block]:
+    blocks = [Block()]
+    for part in turn.parts:
+        if isinstance(part, Picture):
+            shown += 1
+            blocks[-1].pictures.append(_picture(part, shown))
+        elif part.text.strip():
+            if blocks[-1].pictures:
+                blocks.append(Block())
+            blocks[-1].texts.append(_text(part, turn))
+    return [block for block in blocks if block.texts or block.pictures]
+
+
+def _text(part: Text, turn: Turn) -> Markup | str:
+    # A person's words are shown as they were typed; only a model writes Markdown.
+    return Markup(_markdown().render(part.text)) if turn.role == "assistant" else part.text.strip()
+
+
+def _picture(picture: Picture, number: int) -> dict[str, Any]:
+    caption = str(picture.meta.get("text", "")).strip()
+    return {
+        "source": "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode("ascii"),
+        "alt": f"Picture {number}" + (f": {caption}" if caption else ""),
+        "width": picture.size[0],
+        "height": picture.size[1],
+        "wide": picture.size[0] >= 640,
+    }
+
+
+@lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(Path(__file__).with_name("document.html").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def _markdown() -> MarkdownIt:
+    parser = MarkdownIt("js-default", {"html": False, "linkify": False, "breaks": True})
+    parser.validateLink = link_is_safe  # type: ignore[method-assign]
+    parser.add_render_rule("image", _image_as_text)
+    parser.add_render_rule("link_open", _link_open)
+    return parser
+
+
+def _image_as_text(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Mapping[str, Any]) -> str:
+    """An image that the text points at is not fetched: reading an answer tells nobody that it is read."""
+    return str(Markup.escape(renderer.renderInlineAsText(tokens[index].children or [], options, env)))
+
+
+def _link_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Mapping[str, Any]) -> str:
+    tokens[index].attrSet("rel", "noopener noreferrer")
+    return renderer.renderToken(tokens, index, options, env)
