@@ -77,12 +77,11 @@ class Qwen25VL(Mllm):
         from duogen_core.weights import check_tensors, read_folder, shapes_of
 
         config = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
-        found = read_folder(folder, what="MLLM")
-        if not any(name.startswith("model.layers.") for name in found):  # Qwen's own files: transformers renames them
-            with torch.device("meta"):
-                expected = shapes_of(Qwen2_5_VLForConditionalGeneration(config))
-            tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
-            check_tensors(found, expected, folder, "MLLM", optional=tied)
+        found = {module_name(name): entry for name, entry in read_folder(folder, what="MLLM").items()}
+        with torch.device("meta"):
+            expected = shapes_of(Qwen2_5_VLForConditionalGeneration(config))
+        tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
+        check_tensors(found, expected, folder, "MLLM", optional=tied)
         model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,
             config=config,
@@ -95,6 +94,15 @@ class Qwen25VL(Mllm):
         if missing:
             raise DuoGenError(f"The MLLM in {folder} lacks {len(missing)} tensors, among them {missing[0]}.")
         return model.eval()
+
+
+def module_name(name: str) -> str:
+    """A tensor's name in Qwen's own files (which transformers writes as well) -> its name in the module."""
+    if name.startswith("visual."):
+        return f"model.{name}"
+    if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
+        return name.replace("model.", "model.language_model.", 1)
+    return name
 
 
 def mrope_positions(ids: Sequence[int], grids: Sequence[tuple[int, int, int]], image_pad: int, merge: int) -> Tensor:
