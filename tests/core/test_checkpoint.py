@@ -1,0 +1,214 @@
+"""Checkpoint folders: written whole, read strictly, every fault named before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from duogen_core import checkpoint
+from duogen_core.checkpoint import CheckpointError, check_checkpoint, load_checkpoint, resolve_model, save_checkpoint
+from duogen_core.errors import DuoGenError
+from tests.core.tiny import random_components, request
+
+
+@pytest.fixture(scope="module")
+def components():
+    return random_components()
+
+
+@pytest.fixture(scope="module")
+def saved(components, tmp_path_factory):
+    return save_checkpoint(components, tmp_path_factory.mktemp("saved") / "tiny")
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "tiny")
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def edit_weights(path, change):
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def fails(folder, match, load=load_checkpoint):
+    with pytest.raises(DuoGenError, match=match) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+WEIGHTS = {
+    "MLLM": "mllm/model.safetensors",
+    "connector": "connector/model.safetensors",
+    "DiT": "dit/diffusion_pytorch_model.safetensors",
+    "VAE": "vae/wan_vae.safetensors",
+}
+
+
+def test_what_was_saved_is_loaded(components, saved):
+    parts = []
+    loaded = load_checkpoint(saved, on_part=parts.append)
+    assert parts == ["mllm", "connector", "dit", "vae"]
+    assert loaded.config == components.config
+    for part in ("connector", "dit"):
+        before, after = getattr(components, part).state_dict(), getattr(loaded, part).state_dict()
+        assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    states = [each.mllm.encode(request().begin_turn("assistant"), each.connector) for each in (components, loaded)]
+    assert torch.equal(states[0].states, states[1].states)
+    latent = torch.randn(1, 16, 4, 4)
+    assert torch.equal(components.vae.decode(latent), loaded.vae.decode(latent))
+
+
+def test_a_diffusers_vae_folder_is_read_too(components, folder):
+    shutil.rmtree(folder / "vae")
+    components.vae.save_pretrained(folder / "vae")
+    latent = torch.randn(1, 16, 4, 4)
+    assert torch.equal(load_checkpoint(folder).vae.decode(latent), components.vae.decode(latent))
+
+
+def test_saving_again_replaces_the_model_and_keeps_the_log_beside_it(components, folder):
+    (folder / "log.jsonl").write_text("{}")
+    (folder / "vae" / "stale.safetensors").write_text("")
+    save_checkpoint(components, folder)
+    check_checkpoint(folder)
+    assert (folder / "log.jsonl").read_text() == "{}"
+    assert not (folder / "vae" / "stale.safetensors").exists()
+    assert [entry.name for entry in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_a_save_that_fails_leaves_the_earlier_model(components, folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_config", full)
+    with pytest.raises(OSError):
+        save_checkpoint(components, folder)
+    check_checkpoint(folder)
+    assert [entry.name for entry in folder.parent.iterdir()] == ["tiny"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(components, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not a DuoGen model"):
+        save_checkpoint(components, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("file", WEIGHTS.values())
+def test_a_missing_weight_file_is_named(folder, file):
+    (folder / file).unlink()
+    fails(folder, f"expected the file .*{file}", check_checkpoint)
+
+
+@pytest.mark.parametrize("file", WEIGHTS.values())
+def test_a_cut_off_weight_file_is_named(folder, file):
+    data = (folder / file).read_bytes()
+    (folder / file).write_bytes(data[: len(data) // 2])
+    fails(folder, f"{file} is cut off: it has {len(data) // 2} bytes of the {len(data)}", check_checkpoint)
+
+
+@pytest.mark.parametrize("what, file", WEIGHTS.items())
+def test_a_foreign_weight_file_is_named_with_what_was_expected(folder, what, file):
+    other = "connector" if what != "connector" else "VAE"
+    shutil.copyfile(folder / WEIGHTS[other], folder / file)
+    fails(folder, f"{file.split('/')[0]}.*(does not|do not|is not|cannot)")
+
+
+@pytest.mark.parametrize("what, file", WEIGHTS.items())
+def test_a_missing_tensor_is_refused(folder, what, file):
+    edit_weights(folder / file, lambda tensors: tensors.pop(sorted(tensors)[0]))
+    fails(folder, file.split("/")[0])
+
+
+@pytest.mark.parametrize("what, file", WEIGHTS.items())
+def test_a_foreign_tensor_is_refused(folder, what, file):
+    edit_weights(folder / file, lambda tensors: tensors.update(intruder=torch.zeros(1)))
+    fails(folder, "intruder")
+
+
+@pytest.mark.parametrize("what, file", WEIGHTS.items())
+def test_a_tensor_of_another_shape_is_refused(folder, what, file):
+    def widen(tensors):
+        name = sorted(tensors)[0]
+        tensors[name] = torch.zeros(7, 3)
+
+    edit_weights(folder / file, widen)
+    fails(folder, r"[\[(]7, 3[\])]")
+
+
+@pytest.mark.parametrize("file", WEIGHTS.values())
+def test_pickled_weights_are_never_read(folder, file):
+    path = folder / file
+    path.unlink()
+    pickled = path.with_name("pytorch_model.bin")
+    pickled.write_bytes(pickle.dumps(print))
+    fails(folder, r"pytorch_model\.bin lies there, but DuoGen never reads pickled weights")
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.ckpt", "model.bin"])
+def test_a_pickle_as_the_model_is_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04.")
+    fails(tmp_path / name, r"never reads pickles.*\.safetensors", resolve_model)
+
+
+@pytest.mark.parametrize("part", ["mllm", "connector", "dit", "vae", "mllm/tokenizer.json", "dit/config.json"])
+def test_an_incomplete_folder_is_named(folder, part):
+    path = folder / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fails(folder, f"incomplete: expected the (folder|file) .*{part}", check_checkpoint)
+
+
+@pytest.mark.parametrize(
+    "values, match",
+    [
+        ({"format": "else"}, "has the format 'else'; expected 'duogen-checkpoint'"),
+        ({"version": 2}, "has the version 2; this DuoGen reads version 1"),
+        ({"name": 3}, "name must be a string"),
+        ({"sampling": []}, "sampling must be an object, not list"),
+        ({"sampling": {"steps": 0}}, r"sampling\.steps is 0; expected a positive whole number"),
+        ({"sampling": {"guidance": "high"}}, r"sampling\.guidance is 'high'; expected a number"),
+        ({"picture": {"width": 12.5}}, r"picture\.width is 12\.5; expected a positive whole number"),
+    ],
+)
+def test_a_wrong_model_index_is_named(folder, values, match):
+    edit_json(folder / "model_index.json", **values)
+    fails(folder, match, check_checkpoint)
+
+
+def test_a_broken_model_index_is_named(folder):
+    (folder / "model_index.json").write_text('{"format": ')
+    fails(folder, "model_index.json is not a readable JSON file", check_checkpoint)
+
+
+def test_parts_of_two_models_do_not_mix(folder, tmp_path):
+    other = save_checkpoint(random_components(cross_width=48), tmp_path / "other")
+    shutil.rmtree(folder / "connector")
+    shutil.copytree(other / "connector", folder / "connector")
+    fails(folder, "connector of tiny writes 48 numbers a token, but its DiT reads 32")
+
+
+def test_a_connector_of_another_mllm_is_refused(folder, tmp_path):
+    other = save_checkpoint(random_components(layers=3), tmp_path / "other")
+    shutil.rmtree(folder / "connector")
+    shutil.copytree(other / "connector", folder / "connector")
+    fails(folder, "was made for 3 layers of width 64, but its MLLM has 2")
+
+
+def test_models_are_found_by_name_and_by_path(folder, monkeypatch):
+    monkeypatch.setattr(checkpoint, "models_folder", lambda: folder.parent)
+    assert resolve_model("tiny") == folder
+    assert resolve_model(folder) == resolve_model(folder / "model_index.json") == folder
+    fails("huge", "There is no model 'huge'; give the path of a model folder, or one of: tiny", resolve_model)
+    fails(" ", "has no name; available: tiny", resolve_model)
+    fails(folder / "mllm", "is not a DuoGen model: it has no model_index.json", resolve_model)
+    fails("../" + folder.parent.name, "There is no model", resolve_model)
