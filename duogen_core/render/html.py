@@ -123,4 +123,6 @@ def _image_as_text(renderer: Any, tokens: Sequence[Token], index: int, options: 
 
 def _link_open(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Mapping[str, Any]) -> str:
     tokens[index].attrSet("rel", "noopener noreferrer")
+    if not link_is_safe(str(tokens[index].attrGet("href"))):  # [text]() never went through validateLink
+        tokens[index].attrs.pop("href")
     return renderer.renderToken(tokens, index, options, env)

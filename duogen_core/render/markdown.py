@@ -47,7 +47,9 @@ def render_markdown(document: Document, image_paths: Sequence[str]) -> str:
 
 def harmless(text: str) -> str:
     """Markdown text that can neither run HTML, nor fetch an image, nor link to anything but the web or a mailbox."""
-    text = _TAG.sub("&lt;", text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd"))
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "\ufffd")
+    text = text.expandtabs(4)  # a tab behind the sign of a quotation is narrower, and may turn a word into a code fence
+    text = _TAG.sub("&lt;", text)
     text = text.replace("![", "!\\[")
     if not all(map(link_is_safe, _links(text))):
         text = re.sub(r"\](?=[(\[:])", r"\]", text)

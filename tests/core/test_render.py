@@ -34,6 +34,7 @@ HOSTILE = [
     "[click](data:text/html;base64,PHNjcmlwdD4=)",
     "[click](data:image/svg+xml;base64,PHN2Zz4=)",
     "<javascript:alert(1)>",
+    "[empty]()",
     "[ref][1]\n\n[1]: javascript:alert(1)",
     "[1]: javascript:alert(1)",
     "![pixel](https://evil.example/pixel.png)",
@@ -73,7 +74,7 @@ class Checker(HTMLParser):
             assert found["src"].startswith("data:image/png;base64,")
             self.images.append(found)
         if tag == "a":
-            assert found["href"].split(":")[0] in ("http", "https", "mailto"), found
+            assert found.get("href", "https").split(":")[0] in ("http", "https", "mailto"), found
             assert found["rel"] == "noopener noreferrer"
             self.links.append(found)
 
@@ -126,7 +127,7 @@ def test_hostile_text_in_any_mixture_stays_text():
 
 
 def test_an_open_code_fence_does_not_swallow_the_pictures():
-    for fence in ("```", "~~~~", "````python\n```", "- ```", "> ```"):
+    for fence in ("```", "~~~~", "````python\n```", "- ```", "> ```", "word\n\t~~~"):
         check_markdown(answer(f"look:\n{fence}\ncode"))
 
 
