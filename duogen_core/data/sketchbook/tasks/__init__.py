@@ -11,19 +11,31 @@ from random import Random
 
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.scene import CANVASES
-from duogen_core.data.sketchbook.tasks import describe, draw, guide
+from duogen_core.data.sketchbook.tasks import continue_, describe, draft, draw, edit, guide, plan
 from duogen_core.errors import DuoGenError
 
 FAMILIES: dict[str, Callable[..., Case]] = {
     "guide": guide.sample,
     "draw": draw.sample,
+    "edit": edit.sample,
+    "continue": continue_.sample,
+    "plan": plan.sample,
+    "draft": draft.sample,
     "describe": describe.sample,
 }
-WEIGHTS: dict[str, float] = {"guide": 0.24, "draw": 0.2, "describe": 0.12}
+WEIGHTS: dict[str, float] = {
+    "guide": 0.24,
+    "draw": 0.2,
+    "edit": 0.16,
+    "continue": 0.08,
+    "plan": 0.12,
+    "draft": 0.08,
+    "describe": 0.12,
+}
 CANVAS_WEIGHTS = (0.8, 0.1, 0.1)
 # Requests without a picture say no size, and the picture then gets the default one; the others follow their picture.
 WITHOUT_PICTURE = ("guide", "draw")
-WITH_HELD_OUT = ("draw",)
+WITH_HELD_OUT = ("draw", "edit", "draft")
 
 
 def training_case(rng: Random, weights: Mapping[str, float] | None = None) -> Case:

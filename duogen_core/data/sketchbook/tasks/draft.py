@@ -1,0 +1,132 @@
+"""draft: a question that is easier after drawing -> what is done, the picture of it, then the answer read from it.
+
+truth: {"operation": "remove" | "recolour" | "move", "before": scene, "after": scene, "answer": the number as a string,
+"question": the counted words, such as "red shapes"}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from duogen_core.data.sketchbook.cases import Case, scene_to_dict
+from duogen_core.data.sketchbook.draw import draw_scene
+from duogen_core.data.sketchbook.scene import COLOURS, Scene, Shape
+from duogen_core.data.sketchbook.tasks.common import (
+    BANDS,
+    PLACES,
+    PLURALS,
+    Canvas,
+    allowed,
+    assistant_turn,
+    cells_of,
+    conversation,
+    random_scene,
+    reference,
+    user_cell,
+    user_turn,
+)
+from duogen_core.data.sketchbook.tasks.describe import count_of, counted
+from duogen_core.document import Picture
+
+Draft = tuple[Scene, str, str]  # the scene after it, the request's first sentence, the announcement
+
+
+def group(rng: Random, scene: Scene) -> tuple[tuple[Shape, ...], str]:
+    """Some shapes of the scene, all of one kind or one colour, and their words."""
+    shape = rng.choice(scene.shapes)
+    if rng.random() < 0.6:
+        return tuple(other for other in scene.shapes if other.kind == shape.kind), PLURALS[shape.kind]
+    return tuple(other for other in scene.shapes if other.colour == shape.colour), f"{shape.colour} shapes"
+
+
+def remove(rng: Random, scene: Scene) -> Draft:
+    shapes, words = group(rng, scene)
+    after = replace(scene, shapes=tuple(shape for shape in scene.shapes if shape not in shapes))
+    return (
+        after,
+        rng.choice(("Remove the {}.", "Take the {} away.", "Delete all {}.")).format(words),
+        f"I remove the {words}.",
+    )
+
+
+def recolour(rng: Random, scene: Scene) -> Draft:
+    shapes, words = group(rng, scene)
+    present = [shape.colour for shape in scene.shapes if shape not in shapes]
+    colour = rng.choice(present if present and rng.random() < 0.7 else COLOURS)
+    unchanged = any(shape.colour == colour for shape in shapes)
+    if unchanged or colour == scene.background or not all(allowed(colour, shape.kind) for shape in shapes):
+        return recolour(rng, scene)
+    after = replace(scene, shapes=tuple(replace(s, colour=colour) if s in shapes else s for s in scene.shapes))
+    request = rng.choice(("Paint the {} {}.", "Make the {} {}.", "Paint all {} {}."))
+    return after, request.format(words, colour), f"I paint the {words} {colour}."
+
+
+def move(rng: Random, scene: Scene) -> Draft:
+    shape = rng.choice(scene.shapes)
+    cell = rng.choice(scene.free_cells)
+    after = scene.remove(shape).add(replace(shape, cell=cell))
+    request = f"{rng.choice(('Move', 'Shift'))} {reference(rng, scene, shape)} {user_cell(rng, cell)}."
+    return after, request, f"I move the {shape.colour} {shape.kind} {PLACES[shape.cell]} to the {cell}."
+
+
+DRAFTS = {"remove": remove, "recolour": recolour, "move": move}
+
+
+def ask(rng: Random, scene: Scene, operation: str) -> tuple[str, str, int]:
+    """A question about the new scene, its counted words, and the number."""
+    if operation == "move":
+        band = rng.choice(BANDS)
+        number = sum(shape.cell in cells_of(band) for shape in scene.shapes)
+        return f"How many shapes are in the {band}{rng.choice((' now', '', ' then'))}?", f"shapes in the {band}", number
+    choice = rng.random() * (0.7 if operation == "recolour" else 1)  # after painting, colours are what has changed
+    shape = rng.choice(scene.shapes) if scene.shapes else None
+    colour = shape.colour if shape and choice < 0.5 else None
+    kind = shape.kind if shape and colour is None and choice < 0.75 else None
+    number = count_of(scene, colour, kind)
+    words = counted(2, colour, kind)[2:]
+    ends = ("are left", "remain") if operation == "remove" else ("are there now", "are there then", "do you see then")
+    return f"How many {words} {rng.choice(ends)}?", words, number
+
+
+def answer_text(operation: str, words: str, number: int) -> str:
+    if number == 1:
+        words = (
+            words.replace("shapes", "shape") if "shapes" in words else next(k for k, p in PLURALS.items() if p == words)
+        )
+    verb = "is" if number == 1 else "are"
+    if operation == "move":
+        return f"{number} {words.replace(' in the', f' {verb} in the')}. Answer: {number}."
+    sentence = f"{number} {words} {verb} left" if operation == "remove" else f"There {verb} {number} {words}"
+    return f"{sentence}. Answer: {number}."
+
+
+def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+    operation = rng.choices(list(DRAFTS), (0.45, 0.35, 0.2))[0]
+    before = random_scene(rng, rng.randint(3, 6), canvas, held_out=held_out)
+    # A small choice of kinds and colours, so that groups have more than one member.
+    before = _alike(rng, before)
+    after, request, announcement = DRAFTS[operation](rng, before)
+    question, words, number = ask(rng, after, operation)
+    turns = [
+        user_turn(rng, f"{request} {question}", Picture(draw_scene(before))),
+        assistant_turn(announcement, Picture(draw_scene(after)), answer_text(operation, words, number)),
+    ]
+    truth = {
+        "operation": operation,
+        "before": scene_to_dict(before),
+        "after": scene_to_dict(after),
+        "answer": str(number),
+        "question": words,
+    }
+    return Case("draft", conversation(turns), truth)
+
+
+def _alike(rng: Random, scene: Scene) -> Scene:
+    """Colours and kinds drawn anew from those of the scene's first three shapes, pairs that occur in training only."""
+    kinds, colours = [shape.kind for shape in scene.shapes[:3]], [shape.colour for shape in scene.shapes[:3]]
+    shapes = []
+    for shape in scene.shapes:
+        other = replace(shape, kind=rng.choice(kinds), colour=rng.choice(colours))
+        shapes.append(other if allowed(other.colour, other.kind) and not shape.held_out else shape)
+    return replace(scene, shapes=tuple(shapes))
