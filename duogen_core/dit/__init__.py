@@ -1,0 +1,65 @@
+"""The packed video DiT: draws one picture while looking at every earlier one. One file per model family.
+
+A family is a class with
+
+    config.attention        "full": every frame sees every frame (the published bases), or
+                            "frame_causal": a frame sees itself, earlier frames and the text before its own place.
+                            A property of the weights, stored in their config.json.
+    config.clean_timestep   the timestep that earlier, finished pictures are given
+    config.text_embed_dim   width of the text condition: the connector's output width
+    from_pretrained(folder), save_pretrained(folder)      config.json + diffusion_pytorch_model.safetensors
+
+    forward_packed(frames, timestep, text, *, frame_ends=None, cache=None) -> v
+        frames      list of normalised latents [B, 16, h_i, w_i], each its own size, in order of appearance; the last
+                    one is the noisy target, the others are finished pictures (their batch may be 1: it is repeated)
+        timestep    [B], the target's t in 0..1 of x_t = t * noise + (1 - t) * x0
+        text        [B, N, text_embed_dim]; N may be 0
+        frame_ends  frame_causal only: for every finished picture, how many text tokens stand before it
+        cache       frame_causal only: a FrameCache that outlives the call; nothing in the result depends on it
+        v           [B, 16, h, w], the target's velocity noise - x0
+
+    forward_teacher(clean, noisy, timestep, text, text_mask) -> v        frame_causal only, for training
+        every picture of a batch of documents as a target, in one pass: see the family's docstring
+
+No family moves anything between devices: everything runs where the inputs are.
+
+Adding a family: one file here, one line in FAMILIES, and it runs under tests/core/test_dit_contract.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duogen_core.errors import DuoGenError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# `_class_name` in config.json -> module and class. diffusers' own folders load as the packed subclass.
+FAMILIES = {
+    "PackedCosmos": ("duogen_core.dit.cosmos", "PackedCosmos"),
+    "CosmosTransformer3DModel": ("duogen_core.dit.cosmos", "PackedCosmos"),
+}
+
+
+class DitError(DuoGenError):
+    """A DiT folder or a call that does not fit the contract above."""
+
+
+def load_dit(folder: str | Path) -> nn.Module:
+    """The DiT in a diffusers-style folder, of whichever family its config.json names."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = config["_class_name"]
+    except FileNotFoundError as error:
+        raise DitError(f"No DiT in {folder}: config.json is missing.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DitError(f"{path} is not a diffusers config: expected JSON with the field _class_name.") from error
+    if name not in FAMILIES:
+        raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
+    module, cls = FAMILIES[name]
+    return getattr(importlib.import_module(module), cls).from_pretrained(folder)

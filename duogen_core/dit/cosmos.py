@@ -1,0 +1,284 @@
+"""PackedCosmos: diffusers' Cosmos transformer (Predict2.5) over pictures of unlike sizes. No new weights.
+
+In:  a list of latents, one per picture, the last one noisy; timestep, text condition (contract in __init__.py).
+Out: the last picture's velocity.
+Every frame is patchified at its own resolution and the tokens are concatenated; rotary positions take the picture's
+index as time and the frame's own grid as space; channel 17 marks finished pictures, channel 18 is the (empty) padding
+mask. `attention="full"` runs diffusers' blocks as they are and equals diffusers bit for bit on frames of one size;
+`attention="frame_causal"` is ours (frame_causal.py). Follows DuoGen, section 3.2, and Cosmos-Predict2.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from diffusers import CosmosTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from duogen_core.dit import DitError
+from duogen_core.dit.frame_cache import FrameCache
+from duogen_core.dit.frame_causal import forward_frame_causal, forward_teacher
+
+ATTENTION = ("full", "frame_causal")
+
+
+class PackedCosmos(CosmosTransformer3DModel):
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 17,
+        out_channels: int = 16,
+        num_attention_heads: int = 6,
+        attention_head_dim: int = 32,
+        num_layers: int = 8,
+        mlp_ratio: float = 4.0,
+        text_embed_dim: int = 192,
+        adaln_lora_dim: int = 32,
+        max_size: tuple[int, int, int] = (128, 240, 240),
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        rope_scale: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        concat_padding_mask: bool = True,
+        extra_pos_embed_type: str | None = None,
+        use_crossattn_projection: bool = False,
+        crossattn_proj_in_channels: int = 1024,
+        encoder_hidden_states_channels: int = 1024,
+        controlnet_block_every_n: int | None = None,
+        img_context_dim_in: int | None = None,
+        img_context_num_tokens: int = 256,
+        img_context_dim_out: int = 2048,
+        attention: str = "full",
+        clean_timestep: float = 1e-4,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            num_attention_heads=num_attention_heads,
+            attention_head_dim=attention_head_dim,
+            num_layers=num_layers,
+            mlp_ratio=mlp_ratio,
+            text_embed_dim=text_embed_dim,
+            adaln_lora_dim=adaln_lora_dim,
+            max_size=max_size,
+            patch_size=patch_size,
+            rope_scale=rope_scale,
+            concat_padding_mask=concat_padding_mask,
+            extra_pos_embed_type=extra_pos_embed_type,
+            use_crossattn_projection=use_crossattn_projection,
+            crossattn_proj_in_channels=crossattn_proj_in_channels,
+            encoder_hidden_states_channels=encoder_hidden_states_channels,
+            controlnet_block_every_n=controlnet_block_every_n,
+            img_context_dim_in=img_context_dim_in,
+            img_context_num_tokens=img_context_num_tokens,
+            img_context_dim_out=img_context_dim_out,
+        )
+        if attention not in ATTENTION:
+            raise DitError(f"The DiT's config has attention {attention!r}; expected one of {', '.join(ATTENTION)}.")
+        wants = {"in_channels": out_channels + 1, "extra_pos_embed_type": None, "img_context_dim_in": None}
+        for name, value in wants.items():
+            if self.config[name] != value:
+                raise DitError(f"The DiT's config has {name} {self.config[name]!r}; packing pictures needs {value!r}.")
+        if patch_size[0] != 1:
+            raise DitError(
+                f"The DiT's config has patch_size {patch_size}; one picture is one frame, so expected 1 first."
+            )
+        if attention == "frame_causal" and clean_timestep < 0:
+            raise DitError("A frame_causal DiT needs a clean_timestep of its own; its config has a negative one.")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs) -> PackedCosmos:
+        """A folder with config.json and diffusion_pytorch_model.safetensors (or its shards); strict."""
+        if not (Path(folder) / "config.json").is_file():
+            raise DitError(f"No DiT in {folder}: expected config.json and diffusion_pytorch_model.safetensors.")
+        kwargs = {"local_files_only": True, "use_safetensors": True, **kwargs, "output_loading_info": True}
+        try:
+            model, report = super().from_pretrained(str(folder), **kwargs)
+        except DitError:
+            raise
+        except Exception as error:
+            raise DitError(f"The DiT in {folder} cannot be read ({error}); expected Cosmos safetensors.") from error
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[kind]:
+                name = next(iter(report[kind]))
+                raise DitError(f"The DiT in {folder} does not match its config.json, for example at {name}.")
+        return model
+
+    # -------------------------------------------------------- pieces that both kinds of attention use
+
+    def grid(self, latent: Tensor) -> tuple[int, int]:
+        """Tokens down and across, of a latent [..., h, w]."""
+        (height, width), (_, ph, pw) = latent.shape[-2:], self.config.patch_size
+        if height % ph or width % pw:
+            raise DitError(f"A latent is {width}x{height}; its sides must be multiples of the patch, {pw}x{ph}.")
+        return height // ph, width // pw
+
+    def patches(self, latent: Tensor, *, clean: bool) -> Tensor:
+        """[B, 16, h, w] -> [B, tokens, channels of a patch], mask channels added, in diffusers' order."""
+        (gh, gw), (_, ph, pw) = self.grid(latent), self.config.patch_size
+        batch, channels, height, width = latent.shape
+        if channels != self.config.out_channels:
+            raise DitError(f"A latent has {channels} channels; this DiT takes {self.config.out_channels}.")
+        extra = [latent.new_full((batch, 1, height, width), 1.0 if clean else 0.0)]
+        if self.config.concat_padding_mask:
+            extra.append(latent.new_zeros(batch, 1, height, width))
+        x = torch.cat([latent, *extra], dim=1).unflatten(3, (gw, pw)).unflatten(2, (gh, ph))
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        return self.patch_embed.proj(patches)
+
+    def unpatch(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """[B, tokens, patch] -> [B, 16, h, w]. Diffusers reads a patch as (channel, h, w), writes (h, w, channel)."""
+        _, ph, pw = self.config.patch_size
+        x = x.unflatten(2, (ph, pw, -1)).unflatten(1, grid)
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    def rope_of(self, places: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(picture index, tokens down, tokens across) of each frame -> cos and sin, [tokens of all, head_dim]."""
+        rope = self.rope
+        angles = []
+        for time, height, width in places:
+            rows = []
+            for dim, factor, count in (
+                (rope.dim_t, rope.t_ntk_factor, time + 1),
+                (rope.dim_h, rope.h_ntk_factor, height),
+                (rope.dim_w, rope.w_ntk_factor, width),
+            ):
+                steps = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
+                seq = torch.arange(count, device=device, dtype=torch.float32)
+                rows.append(torch.outer(seq, 1.0 / ((10000.0 * factor) ** steps)))
+            t = rows[0][-1].expand(height, width, -1)
+            h = rows[1][:, None].expand(-1, width, -1)
+            w = rows[2][None].expand(height, -1, -1)
+            angles.append(torch.cat([t, h, w] * 2, dim=-1).flatten(0, 1))
+        angle = torch.cat(angles)
+        return torch.cos(angle), torch.sin(angle)
+
+    def project_text(self, text: Tensor) -> Tensor:
+        """Checkpoints that carry the connector inside (Predict2.5) also take the raw states."""
+        if self.config.use_crossattn_projection and text.shape[-1] == self.config.crossattn_proj_in_channels:
+            text = self.crossattn_proj(text)
+        if text.shape[-1] != self.config.text_embed_dim:
+            raise DitError(f"The text condition is {text.shape[-1]} wide; this DiT takes {self.config.text_embed_dim}.")
+        return text
+
+    # -------------------------------------------------------- drawing
+
+    def forward_packed(
+        self,
+        frames: Sequence[Tensor],
+        timestep: Tensor,
+        text: Tensor,
+        *,
+        frame_ends: Sequence[int] | None = None,
+        cache: FrameCache | None = None,
+    ) -> Tensor:
+        """The target's velocity [B, 16, h, w]; arguments as in duogen_core/dit/__init__.py.
+
+        With a cache nothing carries gradients. `full` has nothing that could be reused exactly, and takes neither
+        frame_ends nor cache into account.
+        """
+        batch = frames[-1].shape[0]
+        if timestep.shape != (batch,) or text.ndim != 3 or text.shape[0] != batch:
+            raise DitError(
+                f"The target has batch {batch}, but timestep is {tuple(timestep.shape)} and text {tuple(text.shape)}; "
+                f"expected ({batch},) and ({batch}, tokens, {self.config.text_embed_dim})."
+            )
+        frames = [frame.expand(batch, -1, -1, -1) if frame.shape[0] == 1 else frame for frame in frames]
+        text = self.project_text(text)
+        if self.config.attention == "full":
+            out = self._forward_full(frames, timestep, text)
+        else:
+            ends = _check_ends(frame_ends, len(frames) - 1, text.shape[1])
+            with nullcontext() if cache is None else torch.no_grad():
+                out = forward_frame_causal(self, frames, timestep, text, ends, FrameCache() if cache is None else cache)
+        return self.unpatch(out, self.grid(frames[-1]))
+
+    def _forward_full(self, frames: list[Tensor], timestep: Tensor, text: Tensor) -> Tensor:
+        grids = [self.grid(frame) for frame in frames]
+        sizes = [height * width for height, width in grids]
+        last = len(frames) - 1
+        x = self.embed(torch.cat([self.patches(frame, clean=i < last) for i, frame in enumerate(frames)], dim=1))
+        rope = self.rope_of([(i, *grid) for i, grid in enumerate(grids)], x.device)
+        times = timestep[:, None].expand(-1, last + 1).clone()
+        if self.config.clean_timestep >= 0:  # a negative value: finished pictures share the target's timestep
+            times[:, :last] = self.config.clean_timestep
+        temb, embedded = self.time_embed(x, times.flatten())
+        # Per token, as the stock blocks take it: only so is the result equal to diffusers' to the last bit.
+        token_frame = torch.repeat_interleave(
+            torch.arange(last + 1, device=x.device), torch.tensor(sizes, device=x.device), output_size=sum(sizes)
+        )
+        temb, embedded = (e.unflatten(0, times.shape)[:, token_frame] for e in (temb, embedded))
+        for block in self.transformer_blocks:
+            args = (x, text, embedded, temb, rope)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, *args)
+            else:
+                x = block(*args)
+        return self.proj_out(self.norm_out(x, embedded, temb))[:, -sizes[-1] :]
+
+    # -------------------------------------------------------- training
+
+    def forward_teacher(
+        self, clean: Tensor, noisy: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor
+    ) -> Tensor:
+        """Many pictures of every document as targets, in one pass; only for `frame_causal`.
+
+        clean [B, c, 16, h, w]: the first c pictures of each document. noisy [B, m, 16, h, w]: the last m of its c + 1
+        pictures, noised; 1 <= m <= c + 1, so pictures that the user brought need not be targets. timestep [B, m].
+        text [B, N, W], padded. text_mask bool [B, c + m, N]: what each frame may see of the text, clean frames first.
+        Returns v [B, m, 16, h, w], equal to m separate calls of `forward_packed`: clean frame i sees clean frames up
+        to i, a noisy frame sees the clean frames before its place and itself.
+        """
+        if self.config.attention != "frame_causal":
+            raise DitError("forward_teacher needs attention frame_causal: under full attention targets see each other.")
+        batch, m, c = noisy.shape[0], noisy.shape[1], clean.shape[1]
+        if not 1 <= m <= c + 1 or timestep.shape != (batch, m):
+            raise DitError(
+                f"{c} clean and {m} noisy frames with timesteps {tuple(timestep.shape)} do not fit together."
+            )
+        if text_mask.shape != (batch, c + m, text.shape[1]):
+            raise DitError(f"text_mask is {tuple(text_mask.shape)}; expected {(batch, c + m, text.shape[1])}.")
+        out = forward_teacher(self, clean, noisy, timestep, self.project_text(text), text_mask)
+        return self.unpatch(out.flatten(0, 1), self.grid(noisy)).unflatten(0, (batch, m))
+
+
+def _check_ends(frame_ends: Sequence[int] | None, clean: int, tokens: int) -> tuple[int, ...]:
+    """One non-decreasing list for the whole batch, as long as there are finished pictures."""
+    ends = list(frame_ends or ())
+    if ends and isinstance(ends[0], Sequence):
+        if any(list(other) != list(ends[0]) for other in ends):
+            raise DitError(f"frame_ends differ within one batch ({ends}); run these documents in separate calls.")
+        ends = list(ends[0])
+    if len(ends) != clean:
+        raise DitError(f"frame_ends has {len(ends)} entries for {clean} finished pictures; expected one for each.")
+    if any(a > b for a, b in zip([0, *ends], [*ends, tokens], strict=True)):
+        raise DitError(f"frame_ends {ends} must not decrease, and must lie within the {tokens} text tokens.")
+    return tuple(int(end) for end in ends)
+
+
+def init_weights(model: PackedCosmos) -> PackedCosmos:
+    """Weights to train from scratch.
+
+    - Linear layers: Xavier, so that signals keep their size in a transformer without biases.
+    - The second adaLN layers and the time embedding's second layer: zero. Shift, scale and gate then start at zero,
+      every block starts as the identity and opens as it learns (adaLN-zero, DiT section 3.2).
+    - The output projection: zero, so that the first prediction is 0, the mean of the target; a random one would have
+      to be unlearned first.
+    - Query and key norms: one, which with normalised heads gives attention logits of unit variance.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for block in model.transformer_blocks:
+        for norm in (block.norm1, block.norm2, block.norm3):
+            nn.init.zeros_(norm.linear_2.weight)
+    nn.init.zeros_(model.norm_out.linear_2.weight)
+    nn.init.zeros_(model.time_embed.t_embedder.linear_2.weight)
+    nn.init.zeros_(model.proj_out.weight)
+    return model

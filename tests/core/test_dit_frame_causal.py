@@ -1,0 +1,256 @@
+"""Frame-causal attention: equal to a masked one-pass reference, exact with the cache, blind to what comes later."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.embeddings import apply_rotary_emb
+
+from duogen_core.dit import DitError
+from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.frame_cache import FrameCache, path
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def model() -> PackedCosmos:
+    torch.manual_seed(0)
+    model = PackedCosmos(
+        num_attention_heads=2, attention_head_dim=24, num_layers=3, mlp_ratio=2.0, text_embed_dim=20,
+        adaln_lora_dim=8, attention="frame_causal",
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+    return model
+
+
+def latents(*sizes: tuple[int, int], batch: int = 1, seed: int = 1) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, 16, h, w, generator=generator) for h, w in sizes]
+
+
+MIXED = ((4, 6), (8, 4), (4, 4), (6, 6))
+ENDS = (2, 2, 9)
+
+
+class Masked:
+    """diffusers' attention processor with a self-attention mask."""
+
+    def __init__(self, mask):
+        self.mask = mask
+
+    def __call__(self, attn, x, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
+        q, k, v = (p(x).unflatten(2, (attn.heads, -1)).transpose(1, 2) for p in (attn.to_q, attn.to_k, attn.to_v))
+        q, k = (
+            apply_rotary_emb(norm(t), image_rotary_emb, use_real=True, use_real_unbind_dim=-2)
+            for norm, t in ((attn.norm_q, q), (attn.norm_k, k))
+        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+def reference(model, frames, timestep, text, ends) -> torch.Tensor:
+    """All frames in one sequence, stock blocks, dense masks."""
+    grids = [model.grid(frame) for frame in frames]
+    frame_of = torch.cat([torch.full((h * w,), i) for i, (h, w) in enumerate(grids)])
+    last = len(frames) - 1
+    x = model.embed(torch.cat([model.patches(f, clean=i < last) for i, f in enumerate(frames)], dim=1))
+    rope = model.rope_of([(i, *grid) for i, grid in enumerate(grids)], x.device)
+    times = torch.where(frame_of[None] < last, 1e-4, timestep[:, None])
+    temb, embedded = (e.view(*times.shape, -1) for e in model.time_embed(x, times.flatten()))
+    text_end = torch.tensor([*ends, text.shape[1]])[frame_of]
+    text_mask = (torch.arange(text.shape[1])[None] < text_end[:, None])[None, None]
+    stock = [block.attn1.processor for block in model.transformer_blocks]
+    try:
+        for block in model.transformer_blocks:
+            block.attn1.processor = Masked(frame_of[:, None] >= frame_of[None, :])
+            x = block(x, text, embedded, temb, rope, None, text_mask)
+    finally:
+        for block, processor in zip(model.transformer_blocks, stock, strict=True):
+            block.attn1.processor = processor
+    size = grids[-1][0] * grids[-1][1]
+    return model.unpatch(model.proj_out(model.norm_out(x, embedded, temb))[:, -size:], grids[-1])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_equals_the_masked_reference(model, batch):
+    frames = latents(*MIXED, batch=batch)
+    timestep, text = torch.linspace(0.7, 0.2, batch), torch.randn(batch, 12, 20)
+    with torch.no_grad():
+        ours = model.forward_packed(frames, timestep, text, frame_ends=ENDS)
+        torch.testing.assert_close(ours, reference(model, frames, timestep, text, ENDS), **CLOSE)
+
+
+def test_the_cache_changes_nothing(model):
+    """Steps, growing documents, both guidance branches, a rerolled picture: always what an empty cache gives."""
+    cache = FrameCache()
+    frames, text = latents(*MIXED), torch.randn(1, 14, 20)
+    with torch.no_grad():
+        for count in (1, 2, 3, 4):
+            ends = ENDS[: count - 1]
+            tokens = (2, 4, 9, 14)[count - 1]
+            cache.hits = cache.misses = 0
+            for step in (0.9, 0.5, 0.1):
+                target = latents(MIXED[count - 1], seed=int(step * 10))[0]
+                positive = text[:, :tokens]
+                negative = positive[:, : ends[-1] if ends else 0]  # the last text segment dropped
+                for branch in (positive, negative):
+                    args = ([*frames[: count - 1], target], torch.tensor([step]), branch)
+                    cached = model.forward_packed(*args, frame_ends=ends, cache=cache)
+                    torch.testing.assert_close(cached, model.forward_packed(*args, frame_ends=ends), **CLOSE)
+                    torch.testing.assert_close(cached, reference(model, *args, ends), **CLOSE)
+            # a picture is computed once, in the first step of the first branch after it was finished
+            assert cache.misses == (1 if count > 1 else 0)
+            assert cache.hits == 6 * (count - 1) - cache.misses
+        frames[1] = latents(MIXED[1], seed=77)[0]  # a rerolled picture keeps what is before it
+        cache.misses = 0
+        args = (frames, torch.tensor([0.5]), text)
+        cached = model.forward_packed(*args, frame_ends=ENDS, cache=cache)
+        assert cache.misses == 2
+        torch.testing.assert_close(cached, model.forward_packed(*args, frame_ends=ENDS), **CLOSE)
+
+
+@pytest.mark.parametrize("change", ["latent", "text", "end"])
+def test_the_cache_notices_every_change(model, change):
+    frames, text, ends = latents((4, 4), (4, 4)), torch.randn(1, 6, 20), [3]
+    cache = FrameCache()
+    with torch.no_grad():
+        before = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=ends, cache=cache)
+        if change == "latent":
+            frames[0] += 0.5  # in place: contents count, not identity
+        elif change == "text":
+            text[0, 1] += 0.5
+        else:
+            ends = [4]
+        after = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=ends, cache=cache)
+        fresh = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=ends)
+    assert not torch.allclose(before, after, atol=1e-5)
+    torch.testing.assert_close(after, fresh, **CLOSE)
+
+
+def test_a_finished_picture_never_depends_on_what_comes_later(model):
+    """Its keys and values are the same whatever the target, the timestep, later text and later pictures are."""
+    frames, text = latents((4, 4), (4, 6), (4, 4)), torch.randn(1, 10, 20)
+    kept = []
+    for later in range(2):
+        cache = FrameCache()
+        text = text.clone()
+        text[:, 5:] += later
+        target = frames[2] + later
+        with torch.no_grad():
+            model.forward_packed(
+                [*frames[:2], target], torch.tensor([0.2 + later / 2]), text, frame_ends=[3, 5], cache=cache
+            )
+        kept.append([pair for frame in cache._frames for pair in frame.kv])
+    for (k0, v0), (k1, v1) in zip(*kept, strict=True):
+        assert torch.equal(k0, k1) and torch.equal(v0, v1)
+    # and by gradient: nothing of the first two pictures' keys and values reaches back to the later text
+    text.requires_grad_()
+    cache = FrameCache()
+    from duogen_core.dit.frame_causal import forward_frame_causal
+
+    forward_frame_causal(model, frames, torch.tensor([0.5]), text, (3, 5), cache)
+    loss = sum(k.sum() + v.sum() for frame in cache._frames for k, v in frame.kv)
+    (gradient,) = torch.autograd.grad(loss, text)
+    assert gradient[:, :5].abs().sum() > 0 and not gradient[:, 5:].any()
+
+
+def test_cache_stays_within_its_limit(model):
+    cache = FrameCache(max_frames=3)
+    text = torch.randn(1, 4, 20)
+    with torch.no_grad():
+        for seed in range(6):
+            frames = latents((2, 2), (2, 2), (2, 2), seed=seed)
+            out = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[1, 2], cache=cache)
+            fresh = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[1, 2])
+            torch.testing.assert_close(out, fresh, **CLOSE)
+            assert len(cache._frames) <= 3 and cache.bytes > 0
+    assert len(path(cache._frames[-1])) == 2
+    cache.clear()
+    assert cache.bytes == 0
+
+
+def test_no_text_at_all(model):
+    frames = latents((4, 4), (4, 4))
+    with torch.no_grad():
+        none = model.forward_packed(frames, torch.tensor([0.5]), torch.zeros(1, 0, 20), frame_ends=[0])
+        some = model.forward_packed(frames, torch.tensor([0.5]), torch.randn(1, 3, 20), frame_ends=[0])
+    assert none.isfinite().all() and not torch.allclose(none, some, atol=1e-5)
+
+
+@pytest.mark.parametrize("c,m,sizes", [(3, 4, (4, 6)), (3, 2, (4, 4)), (2, 1, (4, 4)), (0, 1, (4, 4))])
+def test_teacher_equals_separate_calls(model, c, m, sizes):
+    torch.manual_seed(3)
+    batch, tokens, first = 2, 11, c + 1 - m
+    clean, noisy = torch.randn(batch, c, 16, *sizes), torch.randn(batch, m, 16, *sizes)
+    timestep, text = torch.rand(batch, m), torch.randn(batch, tokens, 20)
+    ends = torch.tensor([[2, 4, 7, 9], [0, 3, 3, 11]])[:, : c + 1]  # the last column is the last target's text
+    places = [*range(c), *range(first, c + 1)]
+    mask = torch.arange(tokens)[None, None] < ends[:, places, None]
+    with torch.no_grad():
+        v = model.forward_teacher(clean, noisy, timestep, text, mask)
+        assert v.shape == noisy.shape
+        for b in range(batch):
+            for j in range(m):
+                i = first + j
+                frames = [*(clean[b : b + 1, k] for k in range(i)), noisy[b : b + 1, j]]
+                alone = model.forward_packed(
+                    frames, timestep[b : b + 1, j], text[b : b + 1, : ends[b, i]], frame_ends=ends[b, :i].tolist()
+                )
+                torch.testing.assert_close(v[b : b + 1, j], alone, **CLOSE)
+
+
+def test_teacher_can_drop_one_targets_text_only(model):
+    """Guidance is trained by hiding the last segment from a noisy frame: the clean frames keep their text."""
+    clean, noisy, text = torch.randn(1, 1, 16, 4, 4), torch.randn(1, 1, 16, 4, 4), torch.randn(1, 8, 20)
+    mask = torch.zeros(1, 2, 8, dtype=torch.bool)
+    mask[0, 0, :3] = True
+    with torch.no_grad():
+        v = model.forward_teacher(clean, noisy, torch.tensor([[0.5]]), text, mask)
+        mask[0, 1, :3] = True
+        w = model.forward_teacher(clean, noisy, torch.tensor([[0.5]]), text, mask)
+        alone = model.forward_packed([clean[:, 0], noisy[:, 0]], torch.tensor([0.5]), text[:, :3], frame_ends=[3])
+    torch.testing.assert_close(w[:, 0], alone, **CLOSE)
+    assert v.isfinite().all() and not torch.allclose(v, w, atol=1e-5)
+
+
+def test_teacher_gradients_are_finite_and_reach_every_weight(model):
+    clean, noisy, text = torch.randn(2, 2, 16, 4, 4), torch.randn(2, 3, 16, 4, 4), torch.randn(2, 5, 20)
+    mask = torch.ones(2, 5, 5, dtype=torch.bool)
+    mask[0, 3] = False  # a frame whose whole text is dropped
+    model.zero_grad()
+    model.forward_teacher(clean, noisy, torch.rand(2, 3), text, mask).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "ends,message",
+    [
+        (None, "0 entries for 1"),
+        ([1, 2], "2 entries for 1"),
+        ([7], "within the 6"),
+        ([[1], [2]], "differ within one batch"),
+    ],
+)
+def test_wrong_frame_ends_are_named(model, ends, message):
+    frames, text = latents((4, 4), (4, 4), batch=2), torch.randn(2, 6, 20)
+    with pytest.raises(DitError, match=message):
+        model.forward_packed(frames, torch.rand(2), text, frame_ends=ends)
+
+
+def test_equal_frame_ends_per_entry_are_taken(model):
+    frames, text, timestep = latents((4, 4), (4, 4), batch=2), torch.randn(2, 6, 20), torch.rand(2)
+    with torch.no_grad():
+        nested = model.forward_packed(frames, timestep, text, frame_ends=[[4], [4]])
+        assert torch.equal(nested, model.forward_packed(frames, timestep, text, frame_ends=[4]))
+
+
+def test_teacher_refuses_full_attention(model):
+    full = PackedCosmos(num_layers=1)
+    with pytest.raises(DitError, match="frame_causal"):
+        full.forward_teacher(*[torch.zeros(1, 1, 16, 4, 4)] * 2, torch.zeros(1, 1), torch.zeros(1, 2, 192), None)
