@@ -76,32 +76,28 @@ class Qwen25VL(Mllm):
 
         from duogen_core.weights import check_tensors, read_folder, shapes_of
 
-        config = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
-        found = {module_name(name): entry for name, entry in read_folder(folder, what="MLLM").items()}
-        with torch.device("meta"):
-            expected = shapes_of(Qwen2_5_VLForConditionalGeneration(config))
+        try:
+            config = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):
+                expected = shapes_of(Qwen2_5_VLForConditionalGeneration(config))
+        except Exception as error:  # a wrong value raises whatever the layer that meets it raises
+            raise DuoGenError(f"{folder / 'config.json'} does not describe a Qwen2.5-VL model: {error}") from error
+        found = {_module_name(name): entry for name, entry in read_folder(folder, what="MLLM").items()}
         tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
         check_tensors(found, expected, folder, "MLLM", optional=tied)
-        model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype or "auto",
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
+        # transformers would fill in at random what is missing: hence the check before.
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, config=config, dtype=dtype or "auto", local_files_only=True, use_safetensors=True
         )
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise DuoGenError(f"The MLLM in {folder} lacks {len(missing)} tensors, among them {missing[0]}.")
         return model.eval()
 
 
-def module_name(name: str) -> str:
-    """A tensor's name in Qwen's own files (which transformers writes as well) -> its name in the module."""
+def _module_name(name: str) -> str:
+    """A tensor's name in the file -> in the module. Qwen's files (and what transformers saves) are flatter."""
     if name.startswith("visual."):
         return f"model.{name}"
     if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
-        return name.replace("model.", "model.language_model.", 1)
+        return f"model.language_model.{name.removeprefix('model.')}"
     return name
 
 
