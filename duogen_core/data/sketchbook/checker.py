@@ -3,11 +3,11 @@
 In:  a picture, uint8 [height, width, 3], drawn by a model or by `draw.draw_scene`.
 Out: a `Reading`: the Scene that is seen, whether the picture is nothing but that scene (`clean`), and what spoilt it.
 
-How it reads. The background is the colour between the cells, where no shape reaches. In each cell the pixels unlike the
-background are laid over the renderer's own masks of eight kinds in two sizes, moved to where the pixels are (in quarter
-pixels); the mask with the greatest intersection over union is the shape, the median of its interior is the colour.
-Whatever does not fit (a poor overlap, two colours in one shape, marks beside the shapes, a colour between two) makes the
-picture unclean, so that a smear never counts as right.
+How it reads. The background is the colour between the cells, where no shape reaches. In each cell the pixels unlike
+the background are laid over the renderer's own masks of eight kinds in two sizes, moved to where the pixels are (in
+quarter pixels); the mask with the greatest intersection over union is the shape, the median of its interior is the
+colour. Whatever does not fit (a poor overlap, two colours in one shape, marks beside the shapes, a colour between two)
+makes the picture unclean, so that a smear never counts as right.
 """
 
 from __future__ import annotations

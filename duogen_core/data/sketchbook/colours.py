@@ -1,7 +1,7 @@
 """Colour classes and comparison of pictures, region by region.
 
-Pictures are uint8 or float32 [height, width, 3], 0..255; masks are bool [height, width]. Distances are Euclidean in RGB:
-the nearest two colours of the palette, white and cream, are 54 apart, an edge pixel lies anywhere between its two sides.
+Pictures are uint8 or float32 [height, width, 3], 0..255; masks are bool [height, width]. Distances are Euclidean in
+RGB: the nearest two colours of the palette, white and cream, are 54 apart; an edge pixel lies between its two sides.
 """
 
 from __future__ import annotations
@@ -54,18 +54,23 @@ def changed(before: np.ndarray, after: np.ndarray, threshold: float = 12.0) -> n
 
 
 def alike(picture: np.ndarray, ideal: np.ndarray, tolerance: float = SAME) -> np.ndarray:
-    """Where a picture shows the ideal's colour, bool [height, width]; an edge may lie one pixel off."""
+    """Where a picture shows the ideal's colour, bool [height, width].
+
+    At an edge any mixture of the colours within one pixel will do, so an edge may be soft or lie one pixel off. That
+    alone would let a thin line vanish: ask the other way round as well, alike(ideal, picture).
+    """
     picture, ideal = picture.astype(np.float32), ideal.astype(np.float32)
-    height, width = ideal.shape[:2]
-    padded = np.pad(ideal, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    best = np.full((height, width), np.inf, np.float32)
-    for down in range(3):
-        for across in range(3):
-            off = picture - padded[down : down + height, across : across + width]
-            np.minimum(best, np.einsum("hwc,hwc->hw", off, off), out=best)
-    near = best <= tolerance**2
+    off = picture - np.clip(picture, _around(ideal, np.minimum), _around(ideal, np.maximum))
+    near = np.einsum("hwc,hwc->hw", off, off) <= tolerance**2
     # A flat area in a somewhat wrong shade is still the colour that was meant.
     return near | ((nearest(picture) == nearest(ideal)) & (distance(picture, ideal) <= 1.6 * tolerance))
+
+
+def _around(pixels: np.ndarray, pick: np.ufunc) -> np.ndarray:
+    """The least or the greatest value of each channel over 3x3 pixels."""
+    padded = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = pick(pick(padded[:-2], padded[1:-1]), padded[2:])
+    return pick(pick(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
 
 
 def kept(

@@ -1,0 +1,79 @@
+"""Figures from many checked answers: means, counts, 95% intervals; the JSON report and the table.
+
+A check is a number in [0, 1]; a measure (PSNR, seconds) is any number and is reported apart, under "extra".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from duogen_core.errors import DuoGenError
+
+FORMAT = "duogen-report"
+
+
+def interval(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide where values lie between."""
+    if count == 0:
+        return 0.0, 1.0
+    middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def figures(checks: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """{"figures": name -> mean, "counts": name -> n, "intervals": name -> [low, high]}, in the order of `names`."""
+    values: dict[str, list[float]] = {name: [] for name in names}
+    for one in checks:
+        for name, value in one.items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"The check {name} gave {value}, which is not in [0, 1].")
+            values.setdefault(name, []).append(value)
+    values = {name: found for name, found in values.items() if found}
+    means = {name: sum(found) / len(found) for name, found in values.items()}
+    return {
+        "figures": {name: round(mean, 4) for name, mean in means.items()},
+        "counts": {name: len(found) for name, found in values.items()},
+        "intervals": {
+            name: [round(end, 4) for end in interval(mean, len(values[name]))] for name, mean in means.items()
+        },
+    }
+
+
+def means(measures: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for one in measures:
+        for name, value in one.items():
+            values.setdefault(name, []).append(value)
+    return {name: round(sum(found) / len(found), 3) for name, found in sorted(values.items())}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The figures for people."""
+    width = max(map(len, report["figures"]), default=5)
+    lines = [f"{'check':<{width}}  figure     n  95% interval"]
+    for name, mean in report["figures"].items():
+        low, high = report["intervals"][name]
+        lines.append(f"{name:<{width}}  {mean:6.3f}  {report['counts'][name]:4d}  {low:.2f} to {high:.2f}")
+    lines += [f"{name:<{width}}  {value:6.2f}" for name, value in report["extra"].items()]
+    return "\n".join(lines)
+
+
+def checked_target(name: str) -> Path:
+    """Where the report goes; looked at before the long run begins."""
+    target = Path(name)
+    if not name.strip() or target.is_dir():
+        raise DuoGenError(f"--out {name!r} must be the name of a JSON file, for example report.json.")
+    if not target.absolute().parent.is_dir():
+        raise DuoGenError(f"--out {name} lies in a folder that does not exist; make it first.")
+    return target
+
+
+def write(report: Mapping[str, Any], target: Path) -> None:
+    from duogen_core.store import write_atomically
+
+    write_atomically(target, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
