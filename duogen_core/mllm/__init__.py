@@ -11,7 +11,8 @@ Adding a family = one file here with a subclass of `base.Mllm`, and one line in 
     run_layers(e, pos, cache, f)    [1, n, hidden_size] -> last hidden state after the final norm; calls f(l, h) with
                                     the output of every decoder layer 0 … L-1, the last one after the final norm
     logits(h)                       [1, hidden_size] -> [1, vocabulary]
-    load_model(folder, dtype)       classmethod: a torch module from a Hugging Face folder, safetensors only, strict
+    load_model(folder, dtype, f)    classmethod: a torch module from a Hugging Face folder, safetensors only, strict;
+                                    calls f(module) before the weights come
 
 Everything else (chat layout, prefix cache, decode loop, streaming, sampling, connector sums) lives in `base` and `chat`
 and is the same for all families. What a new family has to pass: the tests in

@@ -100,15 +100,23 @@ class Mllm:
         self._banned: Tensor | None = None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype | None = None) -> Mllm:
-        """Read a Hugging Face folder; which family it is, its config.json says. Never touches the network."""
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        dtype: torch.dtype | None = None,
+        prepare: Callable[[nn.Module], None] | None = None,
+    ) -> Mllm:
+        """Read a Hugging Face folder; which family it is, its config.json says. Never touches the network.
+
+        dtype: None keeps the file's. prepare gets the module before its weights come, to give its layers other classes.
+        """
         from duogen_core.mllm import family_of
         from duogen_core.mllm.tokenizer import load_image_processor, load_tokenizer
 
         folder = Path(folder)
         family = family_of(folder)
         tokenizer, image_processor = load_tokenizer(folder), load_image_processor(folder)
-        return family(family.load_model(folder, dtype), tokenizer, image_processor)
+        return family(family.load_model(folder, dtype, prepare), tokenizer, image_processor)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)

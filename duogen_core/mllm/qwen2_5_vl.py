@@ -8,6 +8,7 @@ goes on at max(rows, columns). Same rule as transformers' get_rope_index, agains
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,25 +72,37 @@ class Qwen25VL(Mllm):
         return self.model.lm_head(hidden)
 
     @classmethod
-    def load_model(cls, folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    def load_model(
+        cls, folder: Path, dtype: torch.dtype | None = None, prepare: Callable[[nn.Module], None] | None = None
+    ) -> nn.Module:
+        from accelerate import init_empty_weights
+        from safetensors.torch import load_file
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
         from duogen_core.weights import check_tensors, read_folder, shapes_of
 
         try:
             config = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
-            with torch.device("meta"):
-                expected = shapes_of(Qwen2_5_VLForConditionalGeneration(config))
+            with init_empty_weights(include_buffers=False):  # the rotary tables are in no file: they are made here
+                model = Qwen2_5_VLForConditionalGeneration(config)
         except Exception as error:  # a wrong value raises whatever the layer that meets it raises
             raise DuoGenError(f"{folder / 'config.json'} does not describe a Qwen2.5-VL model: {error}") from error
         found = {_module_name(name): entry for name, entry in read_folder(folder, what="MLLM").items()}
         tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
-        check_tensors(found, expected, folder, "MLLM", optional=tied)
-        # transformers would fill in at random what is missing: hence the check before.
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", local_files_only=True, use_safetensors=True
-        )
-        return model.eval()
+        check_tensors(found, shapes_of(model), folder, "MLLM", optional=tied)
+        if prepare is not None:
+            prepare(model)
+        index = folder / "model.safetensors.index.json"
+        files = {"model.safetensors"}
+        if index.is_file():
+            files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        for file in sorted(files):
+            state = {_module_name(name): tensor for name, tensor in load_file(folder / file).items()}
+            if dtype is not None:
+                state = {name: tensor.to(dtype) for name, tensor in state.items()}
+            model.load_state_dict(state, strict=False, assign=True)  # strict=False: one shard of several
+        model.tie_weights()
+        return model.requires_grad_(True).eval()
 
 
 def _module_name(name: str) -> str:

@@ -274,11 +274,23 @@ def test_other_layer_classes_and_a_named_device(tokenizer, connector) -> None:
 def test_save_and_load(mllm, connector, tmp_path) -> None:
     mllm.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
-    back = Mllm.from_pretrained(tmp_path)
-    assert isinstance(back, Qwen25VL) and not back.model.training
+    prepared = []
+    back = Mllm.from_pretrained(tmp_path, prepare=lambda model: prepared.extend(p.is_meta for p in model.parameters()))
+    assert isinstance(back, Qwen25VL) and not back.model.training and prepared and all(prepared)
+    assert back.model.lm_head.weight is back.model.get_input_embeddings().weight
+    assert Mllm.from_pretrained(tmp_path, dtype=torch.bfloat16).model.dtype == torch.bfloat16
     context = CONTEXTS["ends with a picture"]
     assert written(back, context, max_new_tokens=8) == written(mllm, context, max_new_tokens=8)
     assert torch.equal(back.encode(context, connector).states, fresh(mllm).encode(context, connector).states)
+
+
+def test_several_weight_files(mllm, tmp_path) -> None:
+    mllm.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    mllm.tokenizer.save_pretrained(tmp_path)
+    mllm.image_processor.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    state = Mllm.from_pretrained(tmp_path).model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in mllm.model.state_dict().items())
 
 
 def test_wrong_folders_are_named(mllm, tmp_path) -> None:
