@@ -1,0 +1,182 @@
+"""The DiT as a plain MODEL: a `BaseModel` around the core's packed transformer, for every stock sampler and patch node.
+
+In:  the core's DiT with its weights, its flow shift, and what its VAE's latents look like. Out: a `ModelPatcher`.
+Conditioning: `cross_attn` [1, N, W] (the connector's states); `reference_latents`, a list of [1, 16, 1, h, w] as the
+VAE encodes them, each earlier picture at its own size; `duogen_frame_ends`, for each of them the number of text tokens
+before it. The LATENT is the target alone, [B, 16, 1, h, w]. Timestep: sigma itself, 0..1 (multiplier 1).
+Pattern: ComfyUI's own QwenImage (references) and Anima (Cosmos under `ModelType.FLOW`), comfy/model_base.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.common_dit
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.ops
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import CallbacksMP
+
+from .managed import assign_operations, convert, make_patcher, working_dtypes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import comfy.model_patcher
+
+FRAME_ENDS = "duogen_frame_ends"
+COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
+
+
+class PictureLatent(comfy.latent_formats.Wan21):
+    """Wan 2.1's latents; statistics and preview colours may be a checkpoint's own."""
+
+    def __init__(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        rgb: tuple[list[list[float]], list[float]] | None = None,
+    ) -> None:
+        super().__init__()
+        if mean is not None and std is not None:
+            self.latents_mean = torch.tensor(mean).view(1, -1, 1, 1, 1)
+            self.latents_std = torch.tensor(std).view(1, -1, 1, 1, 1)
+        if rgb is not None:
+            self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb
+            self.taesd_decoder_name = None  # made for Wan's own latents
+
+
+class DuoGenConfig(comfy.supported_models_base.BASE):
+    """What BaseModel wants to know about a model. Not registered anywhere: only our loader uses it."""
+
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = PictureLatent
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def __init__(self, width: int, shift: float, latent_format: PictureLatent) -> None:
+        super().__init__({"image_model": "duogen", "in_channels": 16, "disable_unet_model_creation": True})
+        self.sampling_settings = {"multiplier": 1.0, "shift": shift}
+        self.latent_format = latent_format
+        self.memory_usage_factor = 0.95 * width / COSMOS_2B_WIDTH
+
+    def inpaint_model(self) -> bool:
+        return False
+
+
+class DuoGenModel(comfy.model_base.BaseModel):
+    def __init__(self, config: DuoGenConfig, dit: torch.nn.Module) -> None:
+        super().__init__(config, comfy.model_base.ModelType.FLOW)
+        self.diffusion_model = PackedForward(dit)
+        self.memory_usage_factor_conds = ("ref_latents",)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        out = super().extra_conds(**kwargs)
+        text = kwargs.get("cross_attn")
+        width = self.diffusion_model.text_width
+        if text is None or text.shape[-1] != width:
+            from duogen_core.errors import DuoGenError
+
+            found = "has no text states" if text is None else f"has text states of width {text.shape[-1]}"
+            raise DuoGenError(
+                f"This MODEL reads the text states of its own connector, {width} numbers a token, but the "
+                f"CONDITIONING {found}; take it from the DuoGen connector of the same checkpoint."
+            )
+        out["c_crossattn"] = comfy.conds.CONDRegular(text)  # never CONDCrossAttn: it repeats tokens to even out lengths
+        references = kwargs.get("reference_latents")
+        if references:
+            out["ref_latents"] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in references])
+        ends = kwargs.get(FRAME_ENDS)
+        if ends is not None:
+            out["frame_ends"] = comfy.conds.CONDConstant(tuple(ends))
+        return out
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
+        references = kwargs.get("reference_latents")
+        if not references:
+            return {}
+        return {"ref_latents": [1, 16, sum(math.prod(latent.shape) for latent in references) // 16]}
+
+
+class PackedForward(torch.nn.Module):
+    """ComfyUI's calling convention around `forward_packed`. Parameter names: `diffusion_model.dit.*`."""
+
+    def __init__(self, dit: torch.nn.Module) -> None:
+        super().__init__()
+        self.dit = dit
+        self.cache: Any = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.dit.parameters()).dtype
+
+    @property
+    def text_width(self) -> int:
+        return self.dit.config.text_embed_dim
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        return tuple(self.dit.config.patch_size[-2:])
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        ref_latents: list[torch.Tensor] | None = None,
+        frame_ends: tuple[int, ...] | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **unused: Any,
+    ) -> torch.Tensor:
+        """x [B, 16, 1, h, w] -> v of the same shape."""
+        from duogen_core.errors import DuoGenError
+
+        if x.ndim != 5 or x.shape[2] != 1:
+            raise DuoGenError(f"DuoGen draws one picture: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
+        height, width = x.shape[-2:]
+        frames = [self._frame(latent) for latent in (*(ref_latents or ()), x)]
+        if frame_ends is not None and len(frame_ends) != len(frames) - 1:
+            raise DuoGenError(
+                f"The conditioning names the places of {len(frame_ends)} earlier pictures but brings {len(frames) - 1} "
+                "reference latents; take both from the same context."
+            )
+        velocity = self.dit.forward_packed(frames, timesteps, context, frame_ends=frame_ends, cache=self.cache)
+        return velocity[..., :height, :width].unsqueeze(2)
+
+    def _frame(self, latent: torch.Tensor) -> torch.Tensor:
+        """[B, 16, 1, h, w] or [B, 16, h, w] -> [B, 16, h, w], padded to whole patches."""
+        frame = latent[:, :, 0] if latent.ndim == 5 else latent
+        return comfy.ldm.common_dit.pad_to_patch_size(frame, self.patch)
+
+
+def make_model(dit: torch.nn.Module, *, shift: float, latent_format: PictureLatent) -> comfy.model_patcher.ModelPatcher:
+    """The core's DiT -> MODEL."""
+    device, offload = mm.get_torch_device(), mm.unet_offload_device()
+    kept, compute = working_dtypes(dit, device)
+    convert(dit, kept)
+    width = dit.config.num_attention_heads * dit.config.attention_head_dim
+    config = DuoGenConfig(width, shift, latent_format)
+    config.set_inference_dtype(kept, compute)
+    assign_operations(dit, comfy.ops.pick_operations(kept, compute, load_device=device))
+    patcher = make_patcher(DuoGenModel(config, dit), device, offload)
+    if getattr(dit.config, "attention", "full") == "frame_causal":
+        patcher.add_callback(CallbacksMP.ON_PRE_RUN, _new_cache)
+        patcher.add_callback(CallbacksMP.ON_CLEANUP, _drop_cache)
+    return patcher
+
+
+def _new_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Keys and values of the earlier pictures, for this one sampling run: exact, and gone when it ends."""
+    from duogen_core.dit.frame_cache import FrameCache
+
+    if not patcher.hook_patches:  # weights that change during the run (hook LoRAs) would make it stale
+        patcher.model.diffusion_model.cache = FrameCache()
+
+
+def _drop_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    patcher.model.diffusion_model.cache = None

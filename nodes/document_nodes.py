@@ -1,0 +1,193 @@
+"""The ends of the graph: DuoGen Prompt makes a context, DuoGen Format takes an answer apart, DuoGen Save keeps it.
+
+A context is a Document (`duogen_core.document`). What is saved is the document folder of the command line, with the
+HTML and Markdown beside it, and this workflow inside every PNG.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from . import sockets
+from .png_text import add_text
+
+if TYPE_CHECKING:
+    from duogen_core.document import Document
+
+CATEGORY = "DuoGen"
+
+
+class DuoGenPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenPrompt",
+            display_name="DuoGen Prompt",
+            category=CATEGORY,
+            description="A request in words, with pictures if you like: to edit one, to continue one, or to ask about "
+            "one. With an earlier context it is the next request of the same conversation.",
+            search_aliases=["request", "question", "chat", "interleaved prompt"],
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="How do I draw a house with a red roof?",
+                    tooltip="What you want to know or to have drawn, in your own words.",
+                ),
+                io.Autogrow.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Pictures the request is about, in order; another input appears as you connect one.",
+                    template=io.Autogrow.TemplatePrefix(
+                        io.Image.Input(
+                            "image",
+                            optional=True,
+                            tooltip="A picture the request is about. A batch counts as several pictures.",
+                        ),
+                        prefix="image",
+                        min=0,
+                        max=16,
+                    ),
+                ),
+                io.String.Input(
+                    "system",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Instructions for the whole conversation. The bundled model was trained without any: leave "
+                    "this empty for it.",
+                ),
+                sockets.Context.Input(
+                    "context", optional=True, tooltip="An earlier conversation that this request goes on with."
+                ),
+            ],
+            outputs=[sockets.Context.Output("context", tooltip="The conversation, ready to be answered.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, text: str, images: dict[str, Any] | None = None, system: str = "", context: Document | None = None
+    ) -> io.NodeOutput:
+        from duogen_core.document import Document, Text
+        from duogen_core.errors import DuoGenError
+
+        connected = [image for image in (images or {}).values() if image is not None]
+        pictures = [picture for image in connected for picture in sockets.pictures_from_image(image)]
+        if not text.strip() and not pictures:
+            raise DuoGenError("The request is empty; write in DuoGen Prompt what the answer should be about.")
+        if context is not None and system.strip():
+            raise DuoGenError("The system text belongs to the beginning of a conversation; clear it, or the context.")
+        document = context if context is not None else Document()
+        if system.strip():
+            document = document.begin_turn("system", [Text(system)])
+        return io.NodeOutput(document.begin_turn("user", [*pictures, *([Text(text)] if text else [])]))
+
+
+class DuoGenFormat(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenFormat",
+            display_name="DuoGen Format",
+            category=CATEGORY,
+            description="Takes an answer apart into what other nodes understand: Markdown, and its pictures as a list "
+            "of images in their own sizes.",
+            search_aliases=["markdown", "split answer", "document to images"],
+            inputs=[
+                sockets.Context.Input("context", tooltip="An answered conversation."),
+                io.Combo.Input(
+                    "part",
+                    options=["answer", "conversation"],
+                    default="answer",
+                    tooltip="The last answer alone, or the whole conversation with the requests and their pictures.",
+                ),
+            ],
+            outputs=[
+                io.String.Output("markdown", tooltip="Text and pictures in order, these named images/000.png, …"),
+                io.Image.Output("images", is_output_list=True, tooltip="The pictures in order, each in its own size."),
+                io.Int.Output("count", tooltip="How many pictures there are."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, context: Document, part: str) -> io.NodeOutput:
+        document = last_answer(context) if part == "answer" else context
+        markdown = markdown_of(document)
+        pictures = document.pictures
+        return io.NodeOutput(markdown, sockets.image_list(pictures), len(pictures), ui={"text": (markdown,)})
+
+
+class DuoGenSaveDocument(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenSaveDocument",
+            display_name="DuoGen Save Document",
+            category=CATEGORY,
+            description="Saves the conversation in ComfyUI's output folder: one folder with the pictures, a web page "
+            "that needs no other file, Markdown, and document.json to go on from. Drop a picture on ComfyUI to get "
+            "this workflow back.",
+            search_aliases=["save answer", "save html", "save markdown", "export"],
+            inputs=[
+                sockets.Context.Input("context", tooltip="The conversation to save."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="duogen/answer",
+                    tooltip="Name of the new folder inside ComfyUI's output folder; a number is added, and words like "
+                    "%date:yyyy-MM-dd% are filled in.",
+                ),
+            ],
+            outputs=[],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, context: Document, filename_prefix: str) -> io.NodeOutput:
+        from duogen_core.render import write_rendered
+        from duogen_core.store import image_name, save_document
+
+        parent, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        folder = Path(parent) / f"{name}_{counter:05}_"
+        save_document(context, folder)
+        write_rendered(context, folder)
+        workflow = {key: json.dumps(value) for key, value in (cls.hidden.extra_pnginfo or {}).items()}
+        if cls.hidden.prompt is not None:
+            workflow["prompt"] = json.dumps(cls.hidden.prompt)
+        inside = os.path.join(subfolder, folder.name)
+        previews = []
+        for index in range(len(context.pictures)):
+            file = folder / image_name(index)
+            add_text(file, workflow)
+            previews.append(
+                {"filename": file.name, "subfolder": os.path.join(inside, file.parent.name), "type": "output"}
+            )
+        saved = {"folder": inside, "html": "document.html", "markdown": "document.md"}
+        return io.NodeOutput(ui={"images": previews, "text": (markdown_of(context),), "document": [saved]})
+
+
+def last_answer(document: Document) -> Document:
+    """The last turn alone, when it is an answer."""
+    from dataclasses import replace
+
+    from duogen_core.errors import DuoGenError
+
+    if not document.turns or document.last_turn.role != "assistant":
+        raise DuoGenError("The context holds no answer yet; connect the context that comes out of DuoGen Interleave.")
+    return replace(document, turns=document.turns[-1:])
+
+
+def markdown_of(document: Document) -> str:
+    from duogen_core.render import render_markdown
+    from duogen_core.store import image_name
+
+    return render_markdown(document, [image_name(index) for index in range(len(document.pictures))])

@@ -1,0 +1,115 @@
+"""DuoGen Load Checkpoint: one folder -> MLLM, connector, MODEL, VAE.
+
+Checkpoints are the folders in this pack's `models/` (the bundled `duogen-tiny`) and in ComfyUI's `models/duogen`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from . import PACK, sockets
+
+if TYPE_CHECKING:
+    from duogen_core.vae import PictureVae
+
+FOLDER = "duogen"
+INDEX = "model_index.json"
+
+
+def register_model_folder() -> None:
+    """ComfyUI's models/duogen, beside whatever extra_model_paths.yaml names for `duogen`."""
+    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+
+
+def checkpoints() -> dict[str, Path]:
+    """Name -> folder, in the order of the list. A folder of the user's without an index is listed as well: loading it
+    says what it lacks, which helps more than its absence."""
+    found = {entry.parent.name: entry.parent for entry in sorted((PACK / "models").glob(f"*/{INDEX}"))}
+    for root in folder_paths.get_folder_paths(FOLDER):
+        if Path(root).is_dir():
+            for folder in sorted(entry for entry in Path(root).iterdir() if entry.is_dir()):
+                found.setdefault(folder.name, folder)
+    return found
+
+
+class DuoGenLoadCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadCheckpoint",
+            display_name="DuoGen Load Checkpoint",
+            category="DuoGen/loaders",
+            description="Loads a DuoGen model: the language model that writes, the connector, the diffusion "
+            "transformer that draws, and its VAE. duogen-tiny comes with this pack and needs no download.",
+            search_aliases=["interleaved", "duogen-tiny", "load duogen"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=list(checkpoints()),
+                    tooltip="The DuoGen model to load. Listed are the one that comes with this pack and every folder "
+                    "in ComfyUI's models/duogen.",
+                ),
+            ],
+            outputs=[
+                sockets.Mllm.Output(
+                    "mllm", tooltip="The language model: writes, decides when to draw, looks at pictures."
+                ),
+                sockets.Connector.Output("connector", tooltip="Carries what the language model thinks to the DiT."),
+                io.Model.Output(
+                    "model", tooltip="The diffusion transformer, for KSampler and every node that takes a MODEL."
+                ),
+                io.Vae.Output("vae", tooltip="The VAE (Wan 2.1 family) of this model."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str) -> str:
+        folder = checkpoints().get(checkpoint)
+        files = sorted(folder.rglob("*")) if folder else []
+        return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
+
+    @classmethod
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
+        import comfy.sd
+        import torch
+
+        from duogen_core.checkpoint import load_checkpoint
+        from duogen_core.errors import DuoGenError
+
+        from .dit_model import PictureLatent, make_model
+        from .managed import SMALL_MODEL, manage_connector, manage_mllm
+
+        folder = checkpoints().get(checkpoint)
+        if folder is None:
+            raise DuoGenError(f"There is no DuoGen checkpoint {checkpoint!r}; put its folder into models/{FOLDER}.")
+        parts = load_checkpoint(folder)
+        small_vae = sum(p.numel() for p in parts.vae.model.parameters()) < SMALL_MODEL // 10
+        vae = comfy.sd.VAE(sd=parts.vae.to_single_file(), dtype=torch.float32 if small_vae else None)
+        vae.throw_exception_if_invalid()
+        statistics = parts.vae.model.config
+        latents = PictureLatent(
+            statistics.latents_mean, statistics.latents_std, preview_colours(parts.vae) if small_vae else None
+        )
+        model = make_model(parts.dit, shift=parts.config.sampling.shift, latent_format=latents)
+        mllm = manage_mllm(parts.mllm)
+        mllm.config = parts.config
+        return io.NodeOutput(mllm, manage_connector(parts.connector), model, vae)
+
+
+def preview_colours(vae: PictureVae) -> tuple[list[list[float]], list[float]]:
+    """(16 x RGB factors, bias): the linear map from this VAE's latents to colours that fits a chart best.
+
+    ComfyUI's previews need one, and the published one fits Wan's own weights only.
+    """
+    import numpy as np
+
+    blocks = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    chart = blocks.repeat(16, axis=0).repeat(16, axis=1)  # 256 x 256 pixels, blocks of 2 x 2 latent cells
+    latent = vae.encode(chart)[0].flatten(1).T.double().cpu().numpy()  # [cells, 16]
+    colours = (blocks.repeat(2, axis=0).repeat(2, axis=1).reshape(-1, 3) / 127.5) - 1
+    solution: Any = np.linalg.lstsq(np.hstack([latent, np.ones((len(latent), 1))]), colours, rcond=None)[0]
+    return solution[:-1].tolist(), solution[-1].tolist()

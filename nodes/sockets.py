@@ -1,0 +1,56 @@
+"""The sockets of our own, where ComfyUI's core has none, and the IMAGE <-> Picture conversion at the border.
+
+DUOGEN_CONTEXT is a `duogen_core.document.Document`, DUOGEN_MLLM and DUOGEN_CONNECTOR are the managed models of
+`managed.py`. IMAGE is ComfyUI's float [B, H, W, C] in 0..1, a Picture is uint8 RGB [H, W, 3].
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from duogen_core.document import Picture
+
+Mllm = io.Custom("DUOGEN_MLLM")
+Connector = io.Custom("DUOGEN_CONNECTOR")
+Context = io.Custom("DUOGEN_CONTEXT")
+
+
+def pictures_from_image(image: torch.Tensor) -> list[Picture]:
+    """IMAGE [B, H, W, 1|3|4] -> one Picture an entry of the batch; transparency is laid on white."""
+    import torch
+
+    from duogen_core.document import Picture
+    from duogen_core.errors import DuoGenError
+
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise DuoGenError(f"An IMAGE must be [batch, height, width, channels]; this one is {list(image.shape)}.")
+    image = image.float().cpu().clamp(0, 1)
+    if image.shape[-1] == 4:
+        image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
+    if image.shape[-1] == 1:
+        image = image.expand(-1, -1, -1, 3)
+    return [Picture(one.numpy()) for one in (image * 255).round().to(torch.uint8)]
+
+
+def image_from_picture(picture: Picture) -> torch.Tensor:
+    """Picture -> IMAGE [1, H, W, 3] on the device and in the dtype ComfyUI keeps its images in."""
+    import comfy.model_management as mm
+    import numpy as np
+    import torch
+
+    image = torch.from_numpy(np.array(picture.pixels))[None].float() / 255
+    return image.to(device=mm.intermediate_device(), dtype=mm.intermediate_dtype())
+
+
+def image_list(pictures: Sequence[Picture]) -> list[Any]:
+    """For an output that is a list. Without pictures, what hangs on it is skipped; an empty list would crash it."""
+    from comfy_execution.graph_utils import ExecutionBlocker
+
+    return [image_from_picture(picture) for picture in pictures] or [ExecutionBlocker(None)]

@@ -1,0 +1,64 @@
+"""Fixtures: a running ComfyUI (one for the whole session), and the checkpoint the tests use.
+
+The bundled model when it is there, else a random one of the same shape. Without a ComfyUI the folder is skipped, with
+one line that says how to get it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:
+    sys.path.append(str(HERE))  # server, random_checkpoint, graphs: plain modules beside the tests
+
+import random_checkpoint  # noqa: E402
+from server import PACK, Server, find_comfyui  # noqa: E402
+
+BUNDLED = PACK / "models" / "duogen-tiny"
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    found = find_comfyui()
+    if found is None:
+        pytest.skip(
+            "No ComfyUI here: clone https://github.com/comfyanonymous/ComfyUI to ~/ComfyUI, or set COMFYUI_PATH to one."
+        )
+    if importlib.util.find_spec("comfy_kitchen") is None or importlib.util.find_spec("aiohttp") is None:
+        pytest.skip(
+            f"ComfyUI's requirements are not installed: pip install -r <(python {HERE.name}/requirements.py {found})."
+        )
+    return found
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with random weights."""
+    return random_checkpoint.write(tmp_path_factory.mktemp("checkpoints") / "random")
+
+
+@pytest.fixture(scope="session")
+def server(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    base = tmp_path_factory.mktemp("comfyui")
+    (base / "models" / "duogen").mkdir(parents=True)
+    (base / "models" / "duogen" / random_model.name).symlink_to(random_model, target_is_directory=True)
+    running = Server(comfyui, base)
+    try:
+        yield running.wait()
+    finally:
+        running.stop()
+
+
+@pytest.fixture(scope="session", params=["random", "duogen-tiny"])
+def checkpoint(request: pytest.FixtureRequest, random_model: Path) -> Path:
+    """Both kinds of model, where both are there."""
+    if request.param == "random":
+        return random_model
+    if not (BUNDLED / "model_index.json").is_file():
+        pytest.skip("The bundled model models/duogen-tiny is not here.")
+    return BUNDLED

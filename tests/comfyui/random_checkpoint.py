@@ -1,0 +1,62 @@
+"""A checkpoint with random weights that answers like a trained one: some words, a picture, some words, a picture, …
+
+The parts and the folder are the real ones, a tenth of the size. Only the words are arranged: the output layer is untied
+and its row for a token points along the embedding of the token before it in SENTENCES, so that the model goes through
+them whatever it is asked, and through the layers as always.
+In: a folder to write. Out: the folder, loadable by `load_checkpoint`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# The last token of a context leads on: "\n" of the assistant's header, and <|vision_end|> of a drawn picture.
+FIRST, NEXT = "First a wall.", " Now the roof"
+
+
+def write(folder: Path, *, attention: str = "frame_causal") -> Path:
+    import torch
+
+    from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, Sampling, save_checkpoint
+    from duogen_core.connector import Connector, ConnectorConfig
+    from duogen_core.dit.cosmos import PackedCosmos
+    from duogen_core.mllm.qwen2_5_vl import create_tiny
+    from duogen_core.mllm.tokenizer import train_tokenizer
+    from duogen_core.vae import PictureVae, new_vae
+
+    torch.manual_seed(7)
+    tokenizer = train_tokenizer([FIRST, NEXT, "Draw a red star."], vocab_size=300)
+    mllm = create_tiny(
+        tokenizer, hidden_size=64, layers=2, heads=2, kv_heads=1, intermediate_size=64, vision_hidden_size=64,
+        vision_layers=1, vision_heads=2, vision_intermediate_size=64,
+    )  # fmt: skip
+    _lead(mllm)
+    connector = Connector(ConnectorConfig(num_layers=2, hidden_size=64, cross_width=48))
+    dit = PackedCosmos(
+        num_attention_heads=2, attention_head_dim=32, num_layers=2, mlp_ratio=2.0, text_embed_dim=48, adaln_lora_dim=8,
+        attention=attention,
+    )  # fmt: skip
+    config = CheckpointConfig(
+        name=folder.name, sampling=Sampling(steps=4, guidance=2.0, shift=2.0), picture=PictureSize(96, 64, 160)
+    )
+    return save_checkpoint(Components(mllm, connector, dit.eval(), PictureVae(new_vae(8)), config), folder)
+
+
+def _lead(mllm) -> None:
+    import torch
+
+    model, tokenizer, control = mllm.model, mllm.tokenizer, mllm.control
+    encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    chain = [(encode("assistant\n")[-1], *encode(FIRST), control.bov), (control.vision_end, *encode(NEXT), control.bov)]
+    embedding = model.get_input_embeddings().weight
+    with torch.no_grad():
+        embedding.copy_(
+            torch.nn.functional.normalize(torch.randn_like(embedding), dim=-1) * 8
+        )  # over the layers' noise
+        rows = torch.zeros_like(embedding)
+        for words in chain:
+            for before, after in zip(words, words[1:], strict=False):
+                rows[after] += embedding[before]
+    for config in (model.config, model.config.text_config):
+        config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(rows)
