@@ -167,7 +167,7 @@ def _open_index(document: Document) -> int:
 
 def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
     """(1, rows, columns) of the vision patches of a picture, without touching its pixels."""
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+    from duogen_core.mllm.tokenizer import picture_processing
 
     width, height = picture.size
     patch, merge, size = image_processor.patch_size, image_processor.merge_size, image_processor.size
@@ -175,7 +175,7 @@ def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]
         raise DuoGenError(
             f"A picture is {width}x{height} pixels, more than 200 times as long as it is wide; crop it first."
         )
-    height, width = smart_resize(
+    height, width = picture_processing()[1](
         height, width, patch * merge, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
     )
     return 1, height // patch, width // patch

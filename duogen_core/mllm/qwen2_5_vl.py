@@ -82,7 +82,9 @@ class Qwen25VL(Mllm):
         from duogen_core.weights import check_tensors, read_folder, shapes_of
 
         try:
-            config = Qwen2_5_VLConfig.from_pretrained(folder, local_files_only=True)
+            config = Qwen2_5_VLConfig.from_dict(
+                _both_spellings(json.loads((folder / "config.json").read_text("utf-8")))
+            )
             with init_empty_weights(include_buffers=False):  # the rotary tables are in no file: they are made here
                 model = Qwen2_5_VLForConditionalGeneration(config)
         except Exception as error:  # a wrong value raises whatever the layer that meets it raises
@@ -103,6 +105,16 @@ class Qwen25VL(Mllm):
             model.load_state_dict(state, strict=False, assign=True)  # strict=False: one shard of several
         model.tie_weights()
         return model.requires_grad_(True).eval()
+
+
+def _both_spellings(config: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes rope_parameters, 4 reads rope_scaling and rope_theta: give either what it knows."""
+    text = config.get("text_config")
+    rope = text.get("rope_parameters") if isinstance(text, dict) else None
+    if rope and "rope_scaling" not in text:
+        scaling = {"type": "mrope", "rope_type": "default", "mrope_section": rope["mrope_section"]}
+        config["text_config"] = text | {"rope_scaling": scaling, "rope_theta": rope["rope_theta"]}
+    return config
 
 
 def _module_name(name: str) -> str:
@@ -205,11 +217,8 @@ def new_model(
             "num_key_value_heads": kv_heads,
             "intermediate_size": intermediate_size,
             "max_position_embeddings": max_positions,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": list(mrope_section),
-            },
+            "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": list(mrope_section)},
+            "rope_theta": 10000.0,
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": True,
             "bos_token_id": None,

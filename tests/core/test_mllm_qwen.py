@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.document import Document, Picture, Text, Turn
@@ -80,6 +81,14 @@ CONTEXTS = {
 }
 
 
+def for_generate(batch: dict) -> dict:
+    """transformers 4 finds the pictures by their token and refuses mm_token_type_ids."""
+    batch = model_inputs(batch, labels=False)
+    if int(transformers.__version__.split(".")[0]) < 5:
+        del batch["mm_token_type_ids"]
+    return batch
+
+
 def written(mllm: Mllm, context: Document, **kwargs) -> list[int]:
     """The ids that a continuation wrote."""
     before = len(mllm._layout(context).ids)
@@ -96,7 +105,7 @@ def test_greedy_is_what_transformers_generates(mllm, name) -> None:
     banned = mllm._banned_ids(mllm.model.config.text_config.vocab_size).nonzero().flatten().tolist()
     ends = [control.bov, control.im_end, control.end_of_text]
     theirs = mllm.model.generate(
-        **model_inputs(inputs, labels=False),
+        **for_generate(inputs),
         max_new_tokens=24,
         do_sample=False,
         suppress_tokens=banned,
@@ -114,9 +123,8 @@ def test_positions_are_those_of_transformers(mllm) -> None:
         if not context.pictures:
             continue
         batch = build_inputs([context], mllm.tokenizer, mllm.image_processor)
-        theirs, _ = mllm.model.model.get_rope_index(
-            batch["input_ids"], batch["mm_token_type_ids"], batch["image_grid_thw"]
-        )
+        kwargs = {k: v for k, v in for_generate(batch).items() if k not in ("pixel_values", "attention_mask")}
+        theirs, _ = mllm.model.model.get_rope_index(**kwargs)
         grids = batch["image_grid_thw"].tolist()
         ours = mrope_positions(batch["input_ids"][0].tolist(), grids, control_ids(mllm.tokenizer).image_pad, 2)
         assert torch.equal(ours, theirs[:, 0])
