@@ -136,6 +136,43 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
+def sliced_attention(c: int, m: int, size: int) -> Attend:
+    """Clean frame i sees clean frames up to i; noisy frame j sees the clean frames before its place, and itself.
+
+    One SDPA per frame over just the keys it sees: on a CPU half the time of one masked SDPA over all.
+    """
+    first = c + 1 - m
+
+    def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        qs, ks, vs = (t.split(size, dim=2) for t in (q, k, v))
+        out = []
+        for i in range(c):
+            seen = slice(0, (i + 1) * size)
+            out.append(F.scaled_dot_product_attention(qs[i], k[:, :, seen], v[:, :, seen]))
+        for j in range(m):
+            seen = slice(0, (first + j) * size)
+            keys = torch.cat([k[:, :, seen], ks[c + j]], dim=2)
+            values = torch.cat([v[:, :, seen], vs[c + j]], dim=2)
+            out.append(F.scaled_dot_product_attention(qs[c + j], keys, values))
+        return torch.cat(out, dim=2)
+
+    return attend
+
+
+def masked_attention(c: int, m: int, size: int, like: Tensor) -> Attend:
+    """The same in one SDPA with a mask: on a GPU fewer launches count for more than fewer multiplications."""
+    place = torch.tensor([*range(c), *range(c + 1 - m, c + 1)], device=like.device)
+    clean = torch.arange(c + m, device=like.device) < c
+    own = torch.eye(c + m, dtype=torch.bool, device=like.device)
+    sees = own | (clean[None, :] & (place[None, :] < place[:, None]))
+    mask = additive(sees, like.dtype).repeat_interleave(size, 0).repeat_interleave(size, 1)
+
+    def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return attend
+
+
 def forward_teacher(
     model: PackedCosmos, clean: Tensor, noisy: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor
 ) -> Tensor:
@@ -152,20 +189,13 @@ def forward_teacher(
     places = [*range(c), *range(first, c + 1)]
     rope = model.rope_of([(place, gh, gw) for place in places], noisy.device)
 
-    # Frame by frame: a clean frame sees clean frames up to itself, a noisy one the clean frames before it and itself.
-    place = torch.tensor(places, device=noisy.device)
-    is_clean = torch.arange(c + m, device=noisy.device) < c
-    own = torch.eye(c + m, dtype=torch.bool, device=noisy.device)
-    sees = own | (is_clean[None, :] & (place[None, :] < place[:, None]))
     x = model.embed(x)
-    self_mask = additive(sees, x.dtype).repeat_interleave(size, 0).repeat_interleave(size, 1)
     any_text = text_mask.any(-1)  # [B, F]; a frame without text gets nothing from cross-attention, not NaN
     cross_mask = additive(text_mask | ~any_text[..., None], x.dtype).repeat_interleave(size, 1)[:, None]
     blind = None if bool(any_text.all()) else any_text.to(x.dtype).repeat_interleave(size, 1)[:, None, :, None]
     kv = text_keys_values(model, text)
 
-    def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self_mask)
+    attend = sliced_attention(c, m, size) if x.device.type == "cpu" else masked_attention(c, m, size, x)
 
     def attend_text(block: int, q: Tensor) -> Tensor:
         out = F.scaled_dot_product_attention(q, *kv[block], attn_mask=cross_mask)

@@ -10,6 +10,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from duogen_core.dit import DitError
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.frame_cache import FrameCache, path
+from duogen_core.dit.frame_causal import forward_frame_causal, masked_attention, sliced_attention
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -150,8 +151,6 @@ def test_a_finished_picture_never_depends_on_what_comes_later(model):
     # and by gradient: nothing of the first two pictures' keys and values reaches back to the later text
     text.requires_grad_()
     cache = FrameCache()
-    from duogen_core.dit.frame_causal import forward_frame_causal
-
     forward_frame_causal(model, frames, torch.tensor([0.5]), text, (3, 5), cache)
     loss = sum(k.sum() + v.sum() for frame in cache._frames for k, v in frame.kv)
     (gradient,) = torch.autograd.grad(loss, text)
@@ -201,6 +200,13 @@ def test_teacher_equals_separate_calls(model, c, m, sizes):
                     frames, timestep[b : b + 1, j], text[b : b + 1, : ends[b, i]], frame_ends=ends[b, :i].tolist()
                 )
                 torch.testing.assert_close(v[b : b + 1, j], alone, **CLOSE)
+
+
+@pytest.mark.parametrize("c,m", [(3, 4), (3, 1), (0, 1)])
+def test_both_ways_of_teacher_attention_agree(c, m):
+    q, k, v = torch.randn(3, 2, 2, (c + m) * 4, 8).unbind()
+    sliced, masked = sliced_attention(c, m, 4), masked_attention(c, m, 4, q)
+    torch.testing.assert_close(sliced(0, q, k, v), masked(0, q, k, v), **CLOSE)
 
 
 def test_teacher_can_drop_one_targets_text_only(model):
