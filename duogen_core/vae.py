@@ -69,7 +69,7 @@ def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> float32 [1, 3, H, W] in -1..1."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise VaeError(f"The VAE takes a picture as uint8 [H, W, 3]; it was given {pixels.dtype} {pixels.shape}.")
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # a copy: a Picture's array is read-only
     return image.float() / 255.0 * 2.0 - 1.0
 
 
