@@ -1,0 +1,150 @@
+"""Stage 2: connector and DiT learn to draw; VAE and MLLM stay as they are.
+
+    python -m duogen_core train stage2 --vae runs/vae/export --mllm runs/mllm/export --out runs/stage2 --minutes 75
+
+Flow matching (x_t = t noise + (1 - t) x0, v = noise - x0), t logit-normal and shifted as in sampling. The bundled DiT
+is frame-causal, so every drawn picture of a document is a target in one pass (`PackedCosmos.forward_teacher`), each
+with its own noise and t; the paper draws one random target a sequence. With probability `drop_text` a target does not
+see the last text segment: what the negative branch of guidance will give it.
+Out: runs/stage2/export/{dit,connector}, averaged weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from duogen_core.connector import Connector, ConnectorConfig
+from duogen_core.dit.cosmos import PackedCosmos, init_weights
+from duogen_core.training.loop import Run
+from duogen_core.training.muon import muon_and_adamw
+from duogen_core.training.stage2_data import Corpus, Prepared, collate, load_shard, prepare_shard
+
+FAMILY_WEIGHTS = {"guide": 0.26, "draw": 0.34, "edit": 0.16, "continue": 0.06, "plan": 0.08, "draft": 0.10}
+
+
+@dataclass
+class Config:
+    layers: int = 6
+    heads: int = 6
+    cross_width: int = 192
+    shards: int = 40
+    frames: int = 48  # of a batch
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    shift: float = 3.0
+    drop_text: float = 0.1
+    ema: float = 0.999
+    clip: float = 1.0
+    families: dict[str, float] = field(default_factory=lambda: dict(FAMILY_WEIGHTS))
+
+
+def is_end(name: str) -> bool:
+    return any(part in name for part in ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2"))
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def flow_loss(
+    dit: PackedCosmos, connector: Connector, documents: list[Prepared], config: Config, rng: Random
+) -> tuple[Tensor, int]:
+    """(mean squared error of the velocity, number of targets) of a batch from one bucket."""
+    latents, states, mask = collate(documents, lambda: rng.random() < config.drop_text)
+    clean, targets = documents[0].bucket.clean, documents[0].targets
+    x0 = latents[:, clean + 1 - targets :]
+    noise = torch.randn_like(x0)
+    t = shifted(torch.sigmoid(torch.randn(x0.shape[:2])), config.shift)
+    wide = t[..., None, None, None]
+    text = torch.nn.functional.gelu(connector.proj(states))  # the states are normalised already
+    v = dit.forward_teacher(latents[:, :clean], wide * noise + (1 - wide) * x0, t, text, mask)
+    return (v - (noise - x0)).square().mean(), targets * len(documents)
+
+
+def new_models(config: Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
+    dit = PackedCosmos(
+        num_layers=config.layers,
+        num_attention_heads=config.heads,
+        text_embed_dim=config.cross_width,
+        attention="frame_causal",
+    )
+    connector = Connector(ConnectorConfig(num_layers=layers, hidden_size=hidden, cross_width=config.cross_width))
+    return init_weights(dit), connector
+
+
+def train(run: Run, config: Config, corpus: Corpus, dit: PackedCosmos, connector: Connector) -> None:
+    optimizers = muon_and_adamw(dit, is_end, lr=config.lr, weight_decay=config.weight_decay)
+    optimizers["connector"] = torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))
+    run.attach({"dit": dit, "connector": connector}, optimizers, ema_decay=config.ema)
+    parameters = [*dit.parameters(), *connector.parameters()]
+    for step in run:
+        rng = run.rng(step)
+        loss, targets = flow_loss(dit, connector, corpus.batch(rng), config, rng)
+        for parameter in parameters:
+            parameter.grad = None
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
+        for optimizer in run.optimizers.values():
+            optimizer.step()
+        run.report(loss=loss.detach(), targets=targets)
+        if step % 500 == 499:
+            export(run)
+    export(run)
+
+
+def export(run: Run) -> None:
+    """The averaged weights, in the folders that a checkpoint is put together from."""
+    dit, connector = run.modules["dit"], run.modules["connector"]
+    with run.emas["dit"].applied(), run.emas["connector"].applied():
+        dit.save_pretrained(run.folder / "export" / "dit")
+        connector.save_pretrained(run.folder / "export" / "connector")
+
+
+def prepare(run: Run, config: Config, vae_folder: Path, mllm_folder: Path) -> list[Prepared]:
+    from duogen_core.mllm import family_of
+    from duogen_core.vae import PictureVae
+
+    vae, mllm = PictureVae.from_pretrained(vae_folder), family_of(mllm_folder).from_pretrained(mllm_folder)
+    documents: list[Prepared] = []
+    for number in range(config.shards):
+        path = prepare_shard(run.folder / "documents", number, run.seed, config.families, vae, mllm)
+        documents += load_shard(path)
+        run.say(f"documents prepared: {len(documents)} (shard {number + 1} of {config.shards})")
+    return documents
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vae", type=Path, required=True, help="trained VAE (diffusers folder)")
+    parser.add_argument("--mllm", type=Path, required=True, help="trained MLLM (Hugging Face folder)")
+    parser.add_argument("--out", type=Path, default=Path("runs/stage2"), help="run folder; continues what is there")
+    parser.add_argument("--minutes", type=float, default=None, help="time limit; the learning rate anneals to it")
+    parser.add_argument("--steps", type=int, default=None, help="step limit")
+    parser.add_argument("--shards", type=int, default=Config.shards, help="shards of 256 documents to learn from")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = Config(shards=args.shards)
+    run = Run(args.out, asdict(config), seed=args.seed, steps=args.steps, minutes=args.minutes)
+    documents = prepare(run, config, args.vae, args.mllm)
+    from json import loads
+
+    text_config = loads((args.mllm / "config.json").read_text("utf-8"))["text_config"]
+    dit, connector = new_models(config, text_config["num_hidden_layers"], text_config["hidden_size"])
+    train(run, config, Corpus(documents, config.frames), dit, connector)
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_arguments(parser)
+    raise SystemExit(run(parser.parse_args()))
