@@ -201,8 +201,14 @@ def test_a_patchy_background_is_unclean():
     assert not read(noised(np.full((128, 128, 3), 128, np.uint8), 0, 90.0)).clean
 
 
-def test_heavy_blur_is_unclean():
-    assert not read(blurred(draw_scene(SCENE), 4.0)).clean
+@pytest.mark.parametrize("canvas", CANVASES)
+def test_heavy_blur_is_unclean(canvas):
+    rng = random.Random("smeared")
+    for ink in (*COLOURS[:11], "white"):  # pale colours too
+        kind, size, cell = rng.choice(KINDS), rng.choice(SIZES), rng.choice(CELLS)
+        pixels = draw_scene(Scene((Shape(cell, kind, ink, size),), "cream", canvas))
+        assert read(blurred(pixels, 1.3)).clean
+        assert not read(blurred(pixels, 3.0)).clean, (kind, ink, size)
 
 
 def test_no_picture_is_refused_with_its_shape():

@@ -28,6 +28,7 @@ MIN_LEAD = 0.03  # by which the best mask must surpass those of other kinds; wha
 MAX_OFFSET = 4.0  # pixels (of the 128 canvas) between a shape's centre and its cell's
 MAX_COLOUR_ERROR = 50.0  # RGB distance of a shape's colour from the palette; cream and white are 54 apart
 MAX_STRAY = 14  # pixels (of the 128 canvas) that belong to nothing
+MAX_SOFTNESS = 0.33  # how far colour has run over the edge; 0 when sharp, 0.15 after a blur of sigma 1.3, 0.37 of 3
 HALO = 3  # pixels around a shape where a codec's ringing is forgiven, but not the shape's own full colour
 CONTRAST = 34.0  # RGB distance from the background at which a smoothed pixel counts as drawn
 NAMES = tuple((kind, size) for size in SIZES for kind in KINDS)
@@ -164,7 +165,8 @@ def _read_cell(
     core = shrink(mask, 2)
     body = colours[core if core.sum() >= 20 else shrink(mask)]
     ink = np.median(body, axis=0)
-    distances = np.sort(np.linalg.norm(PALETTE_RGB - ink, axis=1))
+    distances = np.linalg.norm(PALETTE_RGB - ink, axis=1)
+    nearest_two = np.sort(distances)[:2]
     problems = []
     if overlap[name] < MIN_OVERLAP:
         problems.append(f"the mark at {cell} has no clean outline")
@@ -173,12 +175,24 @@ def _read_cell(
     offset = centres[name] - np.array(cell_centre(cell, canvas)[::-1])
     if np.abs(offset).max() > MAX_OFFSET * unit(canvas):
         problems.append(f"the shape at {cell} is not in the middle of its cell")
-    if distances[0] > MAX_COLOUR_ERROR or distances[0] > 0.8 * distances[1]:
+    if nearest_two[0] > min(MAX_COLOUR_ERROR, 0.8 * nearest_two[1]):
         problems.append(f"the colour at {cell} is not clearly one of the palette")
     uneven = np.linalg.norm(body - ink, axis=1) > MAX_COLOUR_ERROR
     if uneven.mean() > 0.08:
         problems.append(f"the shape at {cell} is not of one colour")
-    return _Found(name, int(nearest(ink[None])[0]), float(overlap[name]), lead, mask, tuple(problems))
+    colour = int(distances.argmin())
+    axis = PALETTE_RGB[colour] - ground
+    if _softness((colours[window] - ground) @ axis / max(axis @ axis, 1.0), mask[window]) > MAX_SOFTNESS:
+        problems.append(f"the edge at {cell} is smeared")
+    return _Found(name, colour, float(overlap[name]), lead, mask, tuple(problems))
+
+
+def _softness(cover: np.ndarray, mask: np.ndarray) -> float:
+    """Colour in a rim around the shape, and colour that lacks in the rim inside it; cover is 1 for full colour."""
+    outside, inside = grow(mask, HALO) & ~grow(mask), shrink(mask) & ~shrink(mask, HALO)
+    if not outside.any() or not inside.any():
+        return 0.0
+    return float(np.median(cover[outside].clip(0, 1)) + 1 - np.median(cover[inside].clip(0, 1)))
 
 
 def _own(cover: np.ndarray) -> np.ndarray:
