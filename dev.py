@@ -50,7 +50,7 @@ def answer(arguments: list[str]) -> int:
     prepare("requirements.txt")
     out = ROOT / "answer"
     code = run([PYTHON, "-m", "duogen_core", "generate", "--out", out, *options, "--", question], PYTHONPATH=str(ROOT))
-    if code == 0 and not any(option.startswith("--out") for option in options):
+    if code == 0 and not any(option.startswith(("--out", "--help", "-h")) for option in options):
         print(f"Open it in a browser: {out / 'document.html'}")
     return code
 
