@@ -23,6 +23,26 @@ COMMANDS: dict[str, tuple] = {
         "measure a model",
         {"sketchbook": ("the seven tasks of the Sketchbook world", "duogen_core.evaluation.sketchbook")},
     ),
+    "train": (
+        "train a part of the bundled model",
+        {
+            "vae": ("the picture VAE", "duogen_core.training.vae"),
+            "vision": ("the MLLM's vision tower, before the language model", "duogen_core.training.vision"),
+            "mllm": ("the MLLM, from nothing to stage 1", "duogen_core.training.mllm"),
+            "stage2": ("connector and DiT, with the MLLM frozen", "duogen_core.training.stage2"),
+            "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
+        },
+    ),
+}
+
+
+# Nothing is ever fetched, and the libraries' own notes and bars would only break up ours. Who sets them keeps them.
+LIBRARIES = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
 }
 
 
@@ -58,6 +78,8 @@ def _add(parser: Parser, commands: dict[str, tuple], argv: Sequence[str], kind: 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     before = interrupt.current()
+    for name, value in LIBRARIES.items():
+        os.environ.setdefault(name, value)
     try:
         interrupt.at_once()
         args = build_parser(argv).parse_args(argv)

@@ -1,0 +1,60 @@
+"""Put the trained parts together as one checkpoint, with the record of how each was trained beside the weights.
+
+    python -m duogen_core train assemble --vae runs/vae --mllm runs/mllm --stage2 runs/stage2 --out models/duogen-tiny
+
+In:  the run folders of vae.py, mllm.py and stage2.py (their export/ folders hold averaged weights).
+Out: the checkpoint folder, plus training/<part>/{config.json, metrics.jsonl, loss.png}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, Sampling, save_checkpoint
+from duogen_core.connector import Connector
+from duogen_core.dit import load_dit
+from duogen_core.errors import DuoGenError
+from duogen_core.mllm import family_of
+from duogen_core.vae import PictureVae
+
+RECORD = ("config.json", "metrics.jsonl", "loss.png")
+
+
+def assemble(vae: Path, mllm: Path, stage2: Path, out: Path, config: CheckpointConfig) -> Path:
+    for run_folder in (vae, mllm, stage2):
+        if not (run_folder / "export").is_dir():
+            raise DuoGenError(f"{run_folder} has no export/ folder: train that part to its end first.")
+    components = Components(
+        mllm=family_of(mllm / "export").from_pretrained(mllm / "export"),
+        connector=Connector.from_pretrained(stage2 / "export" / "connector"),
+        dit=load_dit(stage2 / "export" / "dit"),
+        vae=PictureVae.from_pretrained(vae / "export"),
+        config=config,
+    )
+    save_checkpoint(components, out)
+    for part, run_folder in (("vae", vae), ("mllm", mllm), ("stage2", stage2)):
+        record = out / "training" / part
+        record.mkdir(parents=True, exist_ok=True)
+        for name in RECORD:
+            if (run_folder / name).is_file():
+                shutil.copyfile(run_folder / name, record / name)
+    return out
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--vae", type=Path, default=Path("runs/vae"), help="run folder of the VAE")
+    parser.add_argument("--mllm", type=Path, default=Path("runs/mllm"), help="run folder of the MLLM")
+    parser.add_argument("--stage2", type=Path, default=Path("runs/stage2"), help="run folder of stage 2")
+    parser.add_argument("--out", type=Path, default=Path("models/duogen-tiny"), help="checkpoint folder to write")
+    parser.add_argument("--steps", type=int, default=Sampling.steps, help="sampling steps it will default to")
+    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance it will default to")
+    parser.add_argument("--shift", type=float, default=3.0, help="schedule shift it was trained with")
+
+
+def run(args: argparse.Namespace) -> int:
+    sampling = Sampling(steps=args.steps, guidance=args.guidance, shift=args.shift)
+    config = CheckpointConfig(args.out.name, sampling, PictureSize())
+    print(assemble(args.vae, args.mllm, args.stage2, args.out, config))
+    return 0
