@@ -18,7 +18,7 @@ import numpy as np
 from duogen_core.data.sketchbook.boards import MOVES, board_from_dict, draw_board, read_board
 from duogen_core.data.sketchbook.cases import Case, scene_from_dict
 from duogen_core.data.sketchbook.checker import read
-from duogen_core.data.sketchbook.colours import changed, kept, nearest
+from duogen_core.data.sketchbook.colours import changed, grow, kept, nearest, shrink
 from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import COLOURS, KINDS, SIZES, Scene, Shape
 from duogen_core.data.sketchbook.tasks.common import PLACES
@@ -26,6 +26,8 @@ from duogen_core.data.sketchbook.tasks.plan import parse_move
 from duogen_core.data.sketchbook.things import ideal_picture, parse_step, things
 from duogen_core.document import Document, Picture, Turn
 from duogen_core.evaluation.pictures import STEP_RIGHT, agreement, psnr, step_right
+
+MOST_STRAY = 0.01  # share of a board's pixels that may show what is not there
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,8 @@ def plan(case: Case, document: Document) -> Score:
 def shows_board(picture: np.ndarray, ideal: np.ndarray) -> bool:
     drawn = nearest(ideal) != COLOURS.index("cream")
     same = agreement(picture, ideal)
-    return bool(same[drawn].mean() >= STEP_RIGHT and same[~drawn].mean() >= STEP_RIGHT)
+    lumps = grow(shrink(~same)) & ~same  # marks that are nothing of the board
+    return bool(same[drawn].mean() >= STEP_RIGHT and lumps.mean() <= MOST_STRAY)
 
 
 def draft(case: Case, document: Document) -> Score:
