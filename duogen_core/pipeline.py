@@ -80,7 +80,7 @@ class Callbacks:
     """Who wants to watch. `k` counts the pictures of this answer from 0."""
 
     on_token: Callable[[str], None] = _nothing  # a piece of text
-    on_picture_step: Callable[[int, int, int, Tensor], None] = _nothing  # k, step, steps, latent so far [1, 16, h, w]
+    on_picture_step: Callable[[int, int, int, Tensor], None] = _nothing  # k, step, steps, guessed latent [1, 16, h, w]
     on_picture: Callable[[int, Picture], None] = _nothing
     on_document: Callable[[Document], None] = _nothing  # after every finished text and picture: worth saving
 
@@ -203,7 +203,7 @@ class Draughtsman:
         """[1, 16, h, w], normalised, of one picture of the context."""
         if picture.digest not in self._latents:
             pixels = reference_pixels(picture, self.components.config)
-            self._latents[picture.digest] = self.components.vae.encode(pixels)
+            self._latents[picture.digest] = self.components.vae.encode(pixels.copy())  # torch wants writable memory
         return self._latents[picture.digest]
 
     def draw(
@@ -230,9 +230,9 @@ class Draughtsman:
 
         latent = sample_picture(
             lambda x, t: velocity(x, t, positive),
-            None if negative is None else (lambda x, t: velocity(x, t, negative[None])),
             initial_noise(seed, (1, 16, height // 8, width // 8)),
             sigmas(settings.steps, settings.shift),
+            negative=None if negative is None else lambda x, t: velocity(x, t, negative[None]),
             guidance=settings.guidance,
             on_step=on_step,
             cancelled=cancelled,
@@ -266,6 +266,8 @@ def generate(
         watch.on_document(document)
         return document
 
+    # A warm prefix cache gives the same states up to rounding; starting cold, the same request gives the same bytes.
+    components.mllm.clear_cache()
     with torch.inference_mode():
         draughtsman = Draughtsman(components, settings)
         drawn, tokens_left, stop = 0, settings.max_new_tokens, None

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,11 +114,16 @@ def _checked_out(name: str) -> Path:
                 )
         except OSError as error:
             raise DuoGenError(f"The folder {name} cannot be read ({error.strerror}); choose another --out.") from None
-    parent = out.absolute()
+    # The document is written beside its final name first, so it is the folder above that must let us write.
+    parent = out.absolute().parent
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise DuoGenError(f"--out {name} cannot be written; choose a folder that you may write to.")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".duogen-", dir=parent))
+    except OSError as error:
+        raise DuoGenError(
+            f"--out {name} cannot be written ({error.strerror}); choose a folder that you may write to."
+        ) from None
     return out
 
 
@@ -134,18 +140,6 @@ def _load(model: str, progress: Progress):
 
     check_checkpoint(resolve_model(model))  # quick, and before the libraries, whose import takes seconds
     progress.line(f"Loading {model} …")
-    # Nothing is ever fetched, and the libraries' own notes and bars would only break up ours.
-    for name, value in {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DIFFUSERS_VERBOSITY": "error",
-    }.items():
-        os.environ.setdefault(name, value)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
     return load_checkpoint(model)
 
 

@@ -5,6 +5,7 @@ Its MLLM writes nonsense; tests that need a known answer put a script on it with
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 
 import torch
@@ -63,7 +64,7 @@ def scripted(components: Components, *script: tuple[str, str]) -> list[Document]
         text, stop = script[len(asked) - 1]
         if cancelled and cancelled():
             return Continuation("", "interrupted", 0)
-        for word in text.split(" ") if on_token else ():
+        for word in re.findall(r"\S+\s*", text) if on_token else ():
             on_token(word)
         return Continuation(text, stop, len(text.split()))
 
