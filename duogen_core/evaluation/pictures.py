@@ -14,6 +14,7 @@ import numpy as np
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.checker import read
 from duogen_core.data.sketchbook.colours import PALETTE_RGB, alike, changed, grow, kept, nearest, shrink
+from duogen_core.data.sketchbook.scene import Scene
 
 STEP_RIGHT = 0.9  # share of the changed region that must show the ideal's colours
 
@@ -39,6 +40,11 @@ def step_agreement(before: np.ndarray, after: np.ndarray, ideal_before: np.ndarr
 
 def step_right(before: np.ndarray, after: np.ndarray, ideal_before: np.ndarray, ideal_after: np.ndarray) -> bool:
     return step_agreement(before, after, ideal_before, ideal_after) >= STEP_RIGHT
+
+
+def shows(picture: np.ndarray, scene: Scene) -> bool:
+    """True when the picture is exactly this scene, at its size."""
+    return picture.shape[1::-1] == scene.canvas and read(picture).shows(scene)
 
 
 def psnr(picture: np.ndarray, ideal: np.ndarray) -> float:
@@ -78,7 +84,7 @@ def score_pictures(
         held = kept(before, picture, changed(before, ideal))
         scene = read(ideal)
         if scene.clean and case.family not in ("guide", "continue", "plan"):
-            right = read(picture).shows(scene.scene)
+            right = shows(picture, scene.scene)
         else:
             right = step_right(before, picture, before, ideal) and held >= STEP_RIGHT
         for name, value in (("right", float(right)), ("kept", held), ("psnr", psnr(picture, ideal))):

@@ -25,7 +25,7 @@ from duogen_core.data.sketchbook.tasks.common import PLACES
 from duogen_core.data.sketchbook.tasks.plan import parse_move
 from duogen_core.data.sketchbook.things import ideal_picture, parse_step, things
 from duogen_core.document import Document, Picture, Turn
-from duogen_core.evaluation.pictures import STEP_RIGHT, agreement, psnr, step_right
+from duogen_core.evaluation.pictures import STEP_RIGHT, agreement, psnr, shows, step_right
 
 MOST_STRAY = 0.01  # share of a board's pixels that may show what is not there
 
@@ -130,11 +130,11 @@ def draw(case: Case, document: Document) -> Score:
 
 def fits_request(pixels: np.ndarray, asked: list[Mapping[str, Any]], background: str, canvas: tuple[int, ...]) -> bool:
     """Clean, as many shapes as asked for, and every stated property of every shape met; what was left open is free."""
+    if pixels.shape[1::-1] != canvas:
+        return False
     reading = read(pixels)
     shapes = reading.scene.shapes
-    if not reading.clean or len(shapes) != len(asked):
-        return False
-    if reading.scene.background != background or reading.scene.canvas != canvas:
+    if not reading.clean or len(shapes) != len(asked) or reading.scene.background != background:
         return False
     return any(
         all(meets(shape, wish) for shape, wish in zip(order, asked)) for order in permutations(shapes, len(asked))
@@ -152,7 +152,7 @@ def edit(case: Case, document: Document) -> Score:
         return Score({"edit.right": 0.0, "edit.kept": 0.0})
     picture, was = answer.pictures[0], draw_scene(before)
     held = kept(was, picture, changed(was, draw_scene(after)))
-    return Score({"edit.right": float(read(picture).shows(after)), "edit.kept": held})
+    return Score({"edit.right": float(shows(picture, after)), "edit.kept": held})
 
 
 # ---------------------------------------------------------------- plan and draft
@@ -189,7 +189,7 @@ def draft(case: Case, document: Document) -> Score:
     found = re.findall(r"Answer: *(\d+)", answer.closing if answer.steps else answer.text)
     right = bool(found) and found[-1] == case.truth["answer"]
     after = scene_from_dict(case.truth["after"])
-    drawn = len(answer.pictures) == 1 and read(answer.pictures[0]).shows(after)
+    drawn = len(answer.pictures) == 1 and shows(answer.pictures[0], after)
     return Score({"draft.answer": float(right), "draft.picture": float(drawn)})
 
 

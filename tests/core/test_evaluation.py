@@ -91,6 +91,18 @@ def test_cases_are_new_for_every_seed_and_balanced():
         assert any(pairs) == (group == "draw held out")
 
 
+@pytest.mark.parametrize("size", [(64, 96), (160, 96), (32, 32), (16, 16), (512, 512)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_of_another_size_are_wrong_and_no_error(family, size):
+    case = case_of(family, 1)
+    own = case.document.pictures[-1].size if case.document.pictures else None
+    other = Picture(np.full((size[1], size[0], 3), 200, np.uint8))
+    document = answered(case, lambda parts: [other if isinstance(part, Picture) else part for part in parts])
+    found = score(case, document).checks
+    if family not in ("describe", "draft") and own != size:
+        assert not any(value for name, value in found.items() if not name.endswith("structure")), found
+
+
 # ---------------------------------------------------------------- guide
 
 

@@ -81,7 +81,7 @@ def kept(
     What is drawn counts as much as the ground it stands on: the share is taken on the majority colour and on everything
     else apart, and the poorer of the two is the result. Otherwise an emptied picture would look well kept.
     """
-    if before.shape != after.shape:
+    if before.shape != after.shape or region_mask_of_change.shape != after.shape[:2]:
         return 0.0
     outside = ~grow(region_mask_of_change, margin)
     same = alike(after, before, tolerance) & alike(before, after, tolerance)
