@@ -1,6 +1,20 @@
-"""For all tests: the summary says in one line whether the tests against a real ComfyUI ran."""
+"""For all tests: the repository root is not collected as a package; the summary says whether the ComfyUI tests ran."""
 
 from __future__ import annotations
+
+import pytest
+
+
+class RootIsNoPackage:
+    """The root's __init__.py is ComfyUI's door. pytest would import it, as the package that tests/ lies in."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path, parent):
+        return pytest.Dir.from_parent(parent, path=path) if path == parent.config.rootpath else None
+
+
+def pytest_configure(config) -> None:
+    config.pluginmanager.register(RootIsNoPackage())
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
