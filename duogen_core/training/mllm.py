@@ -1,0 +1,320 @@
+"""Training of the small MLLM on Sketchbook: from nothing to an answerer that knows when to draw.
+
+    python -m duogen_core train mllm --out runs/mllm --minutes 40
+
+Three phases in one run folder:
+1. warm-up of the vision tower alone (vision.py), into <out>/vision;
+2. "from scratch", for the first part of the run: next-token loss on assistant turns and, with a smaller weight, on the
+   user's text, so that the language itself is learnt too;
+3. "stage 1", exactly the paper's: next-token loss on assistant turns only, <BOV> and <|im_end|> counted.
+
+A step = `batch` conversations, a pure function of (seed, step); sorted by length into micro-batches so that little is
+padded; logits only where something is learnt. Pictures run through the tower once per step, equal ones once. Gradients
+reach the tower through the user's pictures and those of `vision_families`; the other drawn pictures repeat what their
+text says, and seeing them is learnt from the rest. Out: <out>/export, a Hugging Face folder (float32 safetensors).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from duogen_core.data.sketchbook.cases import Case
+from duogen_core.data.sketchbook.tasks import FAMILIES, evaluation_case, training_case
+from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, mrope_positions, new_model
+from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
+from duogen_core.training.fast import tower_features
+from duogen_core.training.loop import Run, rng_for
+from duogen_core.training.tokenizer import sketchbook_tokenizer
+from duogen_core.training.vision import warm_up
+
+WEIGHTS = {
+    "guide": 0.2,
+    "draw": 0.17,
+    "edit": 0.18,
+    "continue": 0.08,
+    "plan": 0.11,
+    "draft": 0.1,
+    "describe": 0.16,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    batch: int = 16  # conversations a step
+    lr: float = 2e-3
+    tower_lr: float = 1e-3
+    optimizer: str = "muon"  # for the matrices of the decoder layers; or "adamw" for all
+    muon_lr: float = 5e-3
+    weight_decay: float = 0.03
+    warmup: int = 60
+    user_weight: float = 0.3  # of the user's text in phase 2
+    scratch_share: float = 0.4  # of the run that is phase 2
+    micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    vision_families: tuple[str, ...] = ("plan", "draft", "edit", "continue")
+    vocab_size: int = 1024
+    tokenizer_cases: int = 4000
+    sizes: Mapping[str, Any] = field(default_factory=dict)  # of new_model
+    eval_cases: int = 16  # a family
+    eval_minutes: float = 3.0
+
+
+@dataclass
+class MicroBatch:
+    """ids [B, N] right-padded, weight float [B, N] of every token as a target, positions [3, B, N], pictures by key."""
+
+    ids: Tensor
+    weight: Tensor
+    positions: Tensor
+    pictures: list[tuple[bytes, bool]]
+
+
+class Batcher:
+    """Cases -> micro-batches and the distinct pictures they show."""
+
+    def __init__(self, tokenizer: Any, processor: Any, config: Config) -> None:
+        self.tokenizer, self.processor, self.config = tokenizer, processor, config
+        self.control = control_ids(tokenizer)
+
+    def __call__(self, cases: Sequence[Case], user_weight: float) -> tuple[list[MicroBatch], dict[Any, Tensor]]:
+        pixels: dict[Any, Tensor] = {}
+        rows = []
+        for case in cases:
+            document = case.document
+            spans = layout(document, self.tokenizer, image_token_counts(document, self.processor))
+            weight = torch.tensor(spans.learn, dtype=torch.float32)
+            for span in spans.parts:
+                if span.kind == "text" and span.role == "user":
+                    weight[span.start : span.end] = user_weight
+            keys = []
+            for span, picture in zip(spans.pictures, document.pictures, strict=True):
+                key = (picture.pixels.tobytes(), not span.drawn or case.family in self.config.vision_families)
+                pixels.setdefault((*key, picture.size), torch.from_numpy(picture.pixels.copy()))
+                keys.append((*key, picture.size))
+            grids = [picture_grid(picture, self.processor) for picture in document.pictures]
+            positions = mrope_positions(spans.ids, grids, self.control.image_pad, self.processor.merge_size)
+            rows.append((spans.ids, weight, positions, keys))
+        rows.sort(key=lambda row: len(row[0]))
+        batches, group = [], []
+        for row in rows:
+            if group and (len(group) + 1) * len(row[0]) > self.config.micro_tokens:
+                batches.append(self._stack(group))
+                group = []
+            group.append(row)
+        return [*batches, self._stack(group)], pixels
+
+    def _stack(self, rows: Sequence[tuple]) -> MicroBatch:
+        length = max(len(ids) for ids, *_ in rows)
+        batch = MicroBatch(
+            torch.full((len(rows), length), self.control.end_of_text),
+            torch.zeros(len(rows), length),
+            torch.zeros(3, len(rows), length, dtype=torch.long),
+            [key for *_, keys in rows for key in keys],
+        )
+        for k, (ids, weight, positions, _) in enumerate(rows):
+            batch.ids[k, : len(ids)] = torch.tensor(ids)
+            batch.weight[k, : len(ids)] = weight
+            batch.positions[:, k, : len(ids)] = positions
+        return batch
+
+
+def see(tower: nn.Module, pixels: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+    """Features of every distinct picture [tokens, hidden]; pictures of one size run together."""
+    features = {}
+    for learnt in (True, False):
+        for size in {key[-1] for key in pixels}:
+            keys = [key for key in pixels if key[1] == learnt and key[-1] == size]
+            if keys:
+                with torch.set_grad_enabled(learnt and torch.is_grad_enabled()):
+                    features |= zip(
+                        keys, tower_features(tower, torch.stack([pixels[key] for key in keys])), strict=True
+                    )
+    return features
+
+
+def predict(model: nn.Module, batch: MicroBatch, features: Mapping[Any, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [K, vocabulary], targets [K] and weights [K] of the tokens that count."""
+    embeds = model.get_input_embeddings()(batch.ids)
+    if batch.pictures:
+        seen = torch.cat([features[key] for key in batch.pictures])
+        embeds = embeds.masked_scatter((batch.ids == model.config.image_token_id).unsqueeze(-1), seen)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    weight = batch.weight[:, 1:]
+    counts = weight > 0
+    return model.lm_head(hidden[:, :-1][counts]), batch.ids[:, 1:][counts], weight[counts]
+
+
+def loss_of(model: nn.Module, batches: Sequence[MicroBatch], pixels: Mapping[Any, Tensor]) -> Tensor:
+    features = see(model.model.visual, pixels)
+    total = sum(float(batch.weight[:, 1:].sum()) for batch in batches)
+    loss = torch.zeros(())
+    for batch in batches:
+        logits, targets, weight = predict(model, batch, features)
+        loss = loss + (F.cross_entropy(logits, targets, reduction="none") * weight).sum() / total
+    return loss
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Case]]) -> dict[str, dict[str, float]]:
+    """Teacher-forced, per family: `token`, share of learnt tokens foreseen; `when`, share of conversations in which the
+    model would draw and stop exactly where the ideal answer does."""
+    control = batcher.control
+    stops = torch.tensor([control.bov, control.im_end])
+    scores = {}
+    for family, some in cases.items():
+        right = tokens = in_time = 0
+        for case in some:  # one by one: a conversation is judged as a whole
+            batches, pixels = batcher([case], 0.0)
+            logits, targets, _ = predict(model, batches[0], see(model.model.visual, pixels))
+            guess = logits.argmax(-1)
+            right += int((guess == targets).sum())
+            tokens += len(targets)
+            decides = torch.isin(guess, stops) | torch.isin(targets, stops)
+            in_time += bool((guess == targets)[decides].all())
+        scores[family] = {"token": round(right / tokens, 4), "when": round(in_time / len(some), 4)}
+    return scores
+
+
+def evaluation_cases(count: int, families: Sequence[str] = tuple(FAMILIES)) -> dict[str, list[Case]]:
+    """Fixed cases that no training seed draws."""
+    return {f: [evaluation_case(f, rng_for(0, "mllm evaluation", f, k)) for k in range(count)] for f in families}
+
+
+def optimizers_of(model: nn.Module, config: Config) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices of the decoder layers and AdamW for the rest. Norms, biases and the
+    embedding do not decay; the tower, already warm, learns more slowly."""
+    muon, decayed, rest, tower = [], [], [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and "embed_tokens" not in name
+        if "visual" in name:
+            tower.append(parameter)
+        elif matrix and config.optimizer == "muon":
+            muon.append(parameter)
+        else:
+            (decayed if matrix else rest).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+        {"params": tower, "weight_decay": 0.0, "lr": config.tower_lr},
+    ]
+    found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=(0.9, 0.98))}
+    if muon:
+        found["muon"] = torch.optim.Muon(
+            muon, config.muon_lr, config.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"
+        )
+    return found
+
+
+def export(model: nn.Module, tokenizer: Any, processor: Any, folder: Path) -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    Qwen25VL(model, tokenizer, processor).save_pretrained(new)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(new, folder)
+
+
+def train(
+    out: str | Path,
+    config: Config,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    minutes: float | None = None,
+    vision_minutes: float | None = None,
+    vision_steps: int | None = None,
+) -> Run:
+    out = Path(out)
+    torch.manual_seed(seed)
+    if (out / "tokenizer" / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(out / "tokenizer")
+    else:
+        tokenizer = sketchbook_tokenizer(seed, config.tokenizer_cases, config.vocab_size)
+        tokenizer.save_pretrained(out / "tokenizer")
+    processor = small_image_processor(config.sizes.get("patch_size", 16))
+    model = new_model(tokenizer, **config.sizes)
+    if vision_minutes or vision_steps:
+        warm = warm_up(model.model.visual, out / "vision", minutes=vision_minutes, steps=vision_steps, seed=seed)
+        if warm.interrupted:
+            return warm
+    batcher = Batcher(tokenizer, processor, config)
+    run = Run(out, asdict(config), seed=seed, steps=steps, minutes=minutes, warmup=config.warmup)
+    optimizers = optimizers_of(model, config)
+    run.attach({"model": model}, optimizers)
+    held_out = evaluation_cases(config.eval_cases)
+    due = run.elapsed + 60 * config.eval_minutes
+
+    def check() -> None:
+        scores = evaluate(model, batcher, held_out)
+        run.record(eval=scores)
+        run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
+        export(model, tokenizer, processor, out / "export")
+
+    for step in run:
+        user_weight = config.user_weight if run.progress < config.scratch_share else 0.0
+        rng = run.rng(step)
+        batches, pixels = batcher([training_case(rng, config.weights) for _ in range(config.batch)], user_weight)
+        loss = loss_of(model, batches, pixels)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        run.report(loss=loss.detach(), norm=norm, tokens=sum(batch.ids.numel() for batch in batches))
+        if run.elapsed >= due:
+            check()
+            due = run.elapsed + 60 * config.eval_minutes
+    check()
+    return run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = Config()
+    parser.add_argument("--out", required=True, help="run folder; a run found there is continued")
+    parser.add_argument("--minutes", type=float, help="time limit; the learning rate falls to its end by then")
+    parser.add_argument("--steps", type=int, help="planned steps; with --minutes whichever comes first")
+    parser.add_argument("--vision-minutes", type=float, default=7, help="warm-up of the vision tower before (0: none)")
+    parser.add_argument("--batch", type=int, default=defaults.batch)
+    parser.add_argument("--lr", type=float, default=defaults.lr)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default=defaults.optimizer)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    config = Config(batch=args.batch, lr=args.lr, optimizer=args.optimizer)
+    done = train(
+        args.out, config, seed=args.seed, steps=args.steps, minutes=args.minutes, vision_minutes=args.vision_minutes
+    )
+    if done.interrupted:
+        print(f"Stopped at step {done.step}. The same command continues from there.")
+        return 130
+    print(f"Finished: {Path(args.out) / 'export'}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

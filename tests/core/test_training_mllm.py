@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from duogen_core.data.sketchbook.draw import draw_scene
+from duogen_core.data.sketchbook.scene import CANVASES, COLOURS, KINDS, Scene, Shape
+from duogen_core.data.sketchbook.tasks import FAMILIES, training_case
+from duogen_core.document import Document, Picture
+from duogen_core.mllm.chat import build_inputs, model_inputs, picture_patches
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
+from duogen_core.mllm.tokenizer import small_image_processor
+from duogen_core.training import mllm as training
+from duogen_core.training.fast import tower_features
+from duogen_core.training.mllm import Batcher, Config, evaluate, evaluation_cases, loss_of, optimizers_of, train
+from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
+from duogen_core.training.vision import palette_points, random_scene, token_targets, warm_up
+
+SIZES = {
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 2,
+    "kv_heads": 1,
+    "intermediate_size": 32,
+    "vision_hidden_size": 32,
+    "vision_layers": 1,
+    "vision_heads": 2,
+    "vision_intermediate_size": 32,
+    "mrope_section": (2, 3, 3),
+}
+TINY = Config(batch=3, sizes=SIZES, tokenizer_cases=40, vocab_size=400, eval_cases=1, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return sketchbook_tokenizer(0, 60, 500)
+
+
+@pytest.fixture
+def model(tokenizer):
+    torch.manual_seed(0)
+    return new_model(tokenizer, **SIZES)
+
+
+@pytest.fixture
+def batcher(tokenizer):
+    return Batcher(tokenizer, small_image_processor(), TINY)
+
+
+def cases(count: int, seed: int = 0):
+    rng = random.Random(seed)
+    return [FAMILIES[family](rng) for family in list(FAMILIES) * count][:count]
+
+
+def with_pictures(family: str):
+    return next(c for c in (FAMILIES[family](random.Random(k)) for k in range(20)) if c.document.pictures)
+
+
+@pytest.mark.parametrize("canvas", CANVASES)
+def test_the_batched_tower_equals_transformers_own(model, canvas):
+    pixels = [draw_scene(random_scene(random.Random(k), canvas)) for k in range(3)]
+    patches, grids = picture_patches([Picture(p) for p in pixels], small_image_processor())
+    with torch.no_grad():
+        wanted = model.model.visual(patches, grid_thw=grids)
+        wanted = getattr(wanted, "pooler_output", wanted)
+        found = tower_features(model.model.visual, torch.from_numpy(np.stack(pixels)))
+    assert found.shape == (3, canvas[0] * canvas[1] // 32**2, 32)
+    torch.testing.assert_close(found.flatten(0, 1), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokenizer):
+    some = cases(7)
+    batches, pixels = Batcher(tokenizer, small_image_processor(), replace(TINY, micro_tokens=300))(some, 0.0)
+    assert len(batches) > 1
+    batch = build_inputs([case.document for case in some], tokenizer, small_image_processor())
+    with torch.no_grad():
+        wanted = model(**model_inputs(batch)).loss
+        found = loss_of(model, batches, pixels)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_micro_batches_hold_every_conversation_once_and_stay_within_the_budget(tokenizer):
+    config = replace(TINY, micro_tokens=500)
+    batches, _ = Batcher(tokenizer, small_image_processor(), config)(cases(14), 0.0)
+    assert sum(len(batch.ids) for batch in batches) == 14
+    assert all(batch.ids.numel() <= 500 or len(batch.ids) == 1 for batch in batches)
+
+
+def test_the_users_text_is_learnt_from_scratch_and_not_in_stage_one(tokenizer, batcher):
+    case = cases(1)[0]
+    for weight in (0.0, 0.25):
+        (batch,), _ = batcher([case], weight)
+        learnt = {float(w): tokenizer.decode(batch.ids[0][batch.weight[0] == w].tolist()) for w in (0.25, 1.0)}
+        assert learnt[1.0].count("<BOV>") == len(case.document.pictures)
+        assert learnt[1.0].count("<|im_end|>") == 1 and "<|image_pad|>" not in learnt[1.0]
+        assert learnt[0.25] == (case.document.turns[0].parts[0].text if weight else "")
+
+
+def test_the_tower_learns_from_the_users_pictures_and_not_from_a_guides_own(model, batcher):
+    for family, learns in (("guide", False), ("draw", False), ("describe", True), ("edit", True)):
+        case = with_pictures(family)
+        model.zero_grad()
+        loss_of(model, *batcher([case], 0.0)).backward()
+        assert (model.model.visual.patch_embed.proj.weight.grad is not None) == learns
+        assert model.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_equal_pictures_are_seen_once(batcher):
+    case = with_pictures("describe")
+    _, pixels = batcher([case, case], 0.0)
+    assert len(pixels) == 1
+
+
+def test_evaluation_scores(model, batcher):
+    scores = evaluate(model, batcher, evaluation_cases(1, ("draw", "describe")))
+    assert set(scores) == {"draw", "describe"}
+    assert all(0 <= value <= 1 for score in scores.values() for value in score.values())
+    assert evaluation_cases(2, ("edit",)) == evaluation_cases(2, ("edit",))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_weight_has_exactly_one_optimizer(model, name):
+    found = [p for o in optimizers_of(model, replace(TINY, optimizer=name)).values() for p in _parameters(o)]
+    assert len(found) == len({id(p) for p in found}) == len(list(model.parameters()))
+
+
+def _parameters(optimizer):
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def test_the_vocabulary_reads_every_text_back(tokenizer):
+    for text in sketchbook_texts(1, 30):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(ids) == text
+        assert len(ids) < 0.75 * len(text)
+    assert len(tokenizer.encode("<BOV>")) == 1
+
+
+def test_what_the_tower_is_taught():
+    scene = Scene((Shape("top left", "star", "red", "small"), Shape("right", "cross", "blue", "large")))
+    targets = token_targets(scene)
+    star, cross = (1 + KINDS.index("star"), 1 + COLOURS.index("red"), 1), (1 + KINDS.index("cross"),)
+    assert targets.shape == (16, 4)
+    assert tuple(targets[0][:3]) == star and targets[7][0] == targets[11][0] == cross[0]
+    assert (targets[:, 3] == COLOURS.index("cream")).all() and (targets[[3, 4, 12, 15], :3] == 0).all()
+    points = palette_points(draw_scene(scene)[None])
+    assert points.shape == (1, 16, 16)
+    assert {COLOURS[k] for k in np.unique(points)} >= {"red", "blue", "cream"}
+    assert not any(s.held_out for k in range(200) for s in random_scene(random.Random(k), (128, 128)).shapes)
+
+
+def test_warm_up_lowers_the_loss(model, tmp_path):
+    run = warm_up(model.model.visual, tmp_path, steps=40, batch=4, lr=3e-3)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert run.finished and losses[-1] < 9.0  # untrained: about 10
+
+
+def test_train_stop_resume_export_and_write(tmp_path, monkeypatch):
+    whole = train(tmp_path / "whole", TINY, seed=1, steps=4)
+    assert whole.finished
+    drawn = []
+
+    def stop_in_the_middle(rng, weights):
+        drawn.append(1)
+        if len(drawn) == 5:  # in the second step
+            broken[0].interrupted = True
+        return training_case(rng, weights)
+
+    broken: list[training.Run] = []
+    monkeypatch.setattr(training, "training_case", stop_in_the_middle)
+    monkeypatch.setattr(training, "Run", lambda *a, **k: broken.append(training_run(*a, **k)) or broken[-1])
+    assert train(tmp_path / "broken", TINY, seed=1, steps=4).step == 2
+    monkeypatch.undo()
+    again = train(tmp_path / "broken", TINY, seed=1, steps=4)
+    for (key, one), two in zip(
+        whole.modules["model"].state_dict().items(), again.modules["model"].state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), key
+
+    mllm = Qwen25VL.from_pretrained(tmp_path / "broken" / "export")
+    prompt: Document = cases(1)[0].prompt
+    assert mllm.continue_(prompt, max_new_tokens=4).tokens <= 4
+    assert json.loads((tmp_path / "broken" / "config.json").read_text())["config"]["weights"]["guide"] > 0
+
+
+training_run = training.Run
