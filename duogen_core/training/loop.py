@@ -187,7 +187,7 @@ class Run:
 
     def report(self, **values: float | torch.Tensor) -> None:
         """Figures of this step; `loss` that is not finite ends the run with an error (the last checkpoint stays)."""
-        self._reported = {k: float(v) for k, v in values.items()}
+        self._reported = {k: float(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in values.items()}
         if not math.isfinite(self._reported.get("loss", 0.0)):
             raise TrainingError(
                 f"The loss is {self._reported['loss']} at step {self.step}. Lower the learning rate and start again "

@@ -12,6 +12,7 @@ Out: runs/stage2/export/{dit,connector}, averaged weights.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -136,9 +137,8 @@ def run(args: argparse.Namespace) -> int:
     config = Config(shards=args.shards)
     run = Run(args.out, asdict(config), seed=args.seed, steps=args.steps, minutes=args.minutes)
     documents = prepare(run, config, args.vae, args.mllm)
-    from json import loads
-
-    text_config = loads((args.mllm / "config.json").read_text("utf-8"))["text_config"]
+    text_config = json.loads((args.mllm / "config.json").read_text("utf-8"))["text_config"]
+    torch.manual_seed(run.seed)
     dit, connector = new_models(config, text_config["num_hidden_layers"], text_config["hidden_size"])
     train(run, config, Corpus(documents, config.frames), dit, connector)
     return 0

@@ -169,9 +169,7 @@ class Corpus:
         return [rng.choice(self.buckets[key]) for _ in range(size)]
 
 
-def collate(
-    documents: Sequence[Prepared], drop_text: Callable[[], bool]
-) -> tuple[Tensor, Tensor, Tensor]:
+def collate(documents: Sequence[Prepared], drop_text: Callable[[], bool]) -> tuple[Tensor, Tensor, Tensor]:
     """-> latents [B, pictures, 16, h, w], states [B, N, L*H] padded, text mask [B, clean + targets, N].
 
     drop_text() is asked once per target whether its last text segment is hidden, as guidance's negative will hide it.

@@ -81,6 +81,7 @@ def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
 
 
 def train(run: Run, config: Config) -> None:
+    torch.manual_seed(run.seed)
     vae = new_vae(config.base_dim)
     run.attach({"vae": vae}, muon_and_adamw(vae, is_end, lr=config.lr), ema_decay=config.ema)
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)])
@@ -98,7 +99,9 @@ def train(run: Run, config: Config) -> None:
             run.record(psnr=value)
             run.say(f"step {step + 1}: {value:.2f} dB on pictures it never trained on")
     with run.emas["vae"].applied():
-        match_wan_scale(vae, torch.cat([crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)]))
+        match_wan_scale(
+            vae, torch.cat([crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)])
+        )
         run.record(final_psnr=psnr(vae, test))
         vae.save_pretrained(run.folder / "export")
 

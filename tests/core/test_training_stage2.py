@@ -1,0 +1,113 @@
+"""Stage 2: prepared documents hold what inference would see, batches mask what they must, runs resume exactly."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+import torch
+from tests.core.tiny import random_components
+
+from duogen_core.checkpoint import CheckpointConfig, load_checkpoint
+from duogen_core.connector import Connector
+from duogen_core.data.sketchbook.tasks import FAMILIES
+from duogen_core.document import Document
+from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.training import stage2, stage2_data
+from duogen_core.training.assemble import assemble
+from duogen_core.training.loop import Run, rng_for
+from duogen_core.training.stage2_data import Corpus, collate, drawn_case, load_shard, prepare_shard
+
+CONFIG = stage2.Config(layers=2, heads=2, cross_width=32, shards=1, frames=8)
+
+
+@pytest.fixture(scope="module")
+def components():
+    return random_components(layers=2)
+
+
+@pytest.fixture(scope="module")
+def shard(components, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(stage2_data, "SHARD", 12)
+    path = prepare_shard(folder, 0, 0, CONFIG.families, components.vae, components.mllm)
+    patch.undo()
+    return path
+
+
+def test_prepared_documents_hold_the_states_and_places_that_inference_sees(components, shard):
+    connector = Connector(components.connector.config)
+    for number, prepared in enumerate(load_shard(shard)):
+        document = drawn_case(rng_for(0, "stage2", number), CONFIG.families).document
+        assert len(prepared.latents) == len(document.pictures)
+        *earlier, turn = document.turns
+        drawn = [k for k, part in enumerate(turn.parts) if part in document.pictures]
+        until = Document((*earlier, type(turn)(turn.role, turn.parts[: drawn[-1]])))
+        with torch.inference_mode():
+            seen = components.mllm.encode(until, connector)
+            states = torch.nn.functional.gelu(connector.proj(prepared.states.float()))
+        assert prepared.ends[-1] == len(seen.states) == len(states)
+        assert prepared.ends[:-1] == tuple(seen.frame_ends)
+        assert tuple(prepared.segments[-1]) == tuple(seen.last_segment)
+        assert (states - seen.states).abs().max() < 5e-3  # kept in half precision
+
+
+def test_a_dropped_segment_is_all_that_a_target_loses(shard):
+    first_pictures = [d for d in load_shard(shard) if d.bucket.clean == 0]
+    documents = [d for d in first_pictures if d.bucket == first_pictures[0].bucket]
+    _, _, whole = collate(documents, lambda: False)
+    _, _, dropped = collate(documents, lambda: True)
+    for row, document in enumerate(documents):
+        first, last = document.segments[0]
+        assert last > first
+        assert whole[row, 0].sum() == document.ends[0]
+        assert (whole[row, 0] ^ dropped[row, 0]).nonzero().flatten().tolist() == list(range(first, last))
+
+
+def test_batches_are_of_one_bucket_and_about_the_asked_frames(shard):
+    corpus = Corpus(load_shard(shard), frames=8)
+    for seed in range(20):
+        batch = corpus.batch(Random(seed))
+        bucket = batch[0].bucket
+        assert all(document.bucket == bucket for document in batch)
+        assert len(batch) == max(1, round(8 / (bucket.clean + bucket.targets)))
+
+
+def test_family_weights_name_families_that_exist_and_draw():
+    assert set(stage2.FAMILY_WEIGHTS) < set(FAMILIES)
+
+
+@pytest.mark.slow
+def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
+    documents = load_shard(shard)
+
+    def train(folder, stop_at=None):
+        run = Run(folder, {}, steps=4, log_every=1)
+        torch.manual_seed(1)
+        dit, connector = stage2.new_models(CONFIG, 2, 64)
+        if stop_at is not None:
+            original = run.report
+
+            def report(**values):
+                original(**values)
+                run.interrupted = run.step == stop_at
+
+            run.report = report
+        stage2.train(run, CONFIG, Corpus(documents, CONFIG.frames), dit, connector)
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
+        return [line["loss"] for line in lines]
+
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "broken", stop_at=1)
+    assert train(tmp_path / "broken") == whole and len(whole) == 4
+
+    components.mllm.save_pretrained(tmp_path / "mllm" / "export")
+    components.vae.save_pretrained(tmp_path / "vae" / "export")
+    out = assemble(
+        tmp_path / "vae", tmp_path / "mllm", tmp_path / "whole", tmp_path / "model", CheckpointConfig("model")
+    )
+    loaded = load_checkpoint(out)
+    assert isinstance(loaded.dit, PackedCosmos) and loaded.dit.config.attention == "frame_causal"
+    assert (out / "training" / "stage2" / "metrics.jsonl").is_file()

@@ -1,0 +1,90 @@
+"""VAE training: data that depends on nothing but its seed, exact resume, latents brought to Wan 2.1's scale."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from duogen_core.training import vae as training
+from duogen_core.training.loop import Run
+from duogen_core.training.muon import Muon, muon_and_adamw, orthogonalised
+from duogen_core.training.vae_data import crop_batch
+from duogen_core.vae import WAN21_MEAN, WAN21_STD, PictureVae, decode_frame, encode_frame, new_vae
+
+TINY = training.Config(base_dim=4, batch=2, calibration_crops=32)
+
+
+def losses_of(folder) -> list[float]:
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def test_crops_are_a_function_of_seed_and_step():
+    first = crop_batch(0, 3, 4)
+    assert first.shape == (4, 3, 64, 64) and first.min() >= -1 and first.max() <= 1
+    assert torch.equal(first, crop_batch(0, 3, 4))
+    assert not torch.equal(first, crop_batch(0, 4, 4))
+    assert not torch.equal(first, crop_batch(1, 3, 4))
+
+
+def test_wan_scale_is_reached_and_no_picture_changes():
+    torch.manual_seed(0)
+    vae = new_vae(4)
+    pixels = torch.cat([crop_batch(0, step, 16) for step in range(4)])
+    with torch.no_grad():
+        before = decode_frame(vae, encode_frame(vae, pixels)[0], clamp=False)
+    training.match_wan_scale(vae, pixels)
+    with torch.no_grad():
+        means, _ = encode_frame(vae, pixels)
+        after = decode_frame(vae, means, clamp=False)
+    assert (before - after).abs().max() < 1e-4
+    flat = means.transpose(0, 1).flatten(1)
+    assert torch.allclose(flat.mean(1), torch.tensor(WAN21_MEAN), atol=1e-3)
+    assert torch.allclose(flat.std(1), torch.tensor(WAN21_STD), atol=1e-3)
+
+
+def test_orthogonalised_has_singular_values_near_one():
+    torch.manual_seed(0)
+    for shape in ((16, 16), (8, 72), (72, 8)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        assert 0.5 < values.min() and values.max() < 1.4
+
+
+def test_muon_leaves_the_temporal_taps_alone_and_ends_go_to_adamw():
+    vae = new_vae(4)
+    optimizers = muon_and_adamw(vae, training.is_end, lr=1e-2)
+    muon = {id(p) for group in optimizers["muon"].param_groups for p in group["params"]}
+    assert isinstance(optimizers["muon"], Muon)
+    names = {name: id(p) in muon for name, p in vae.named_parameters()}
+    assert names["encoder.down_blocks.0.conv1.weight"]
+    assert not names["encoder.conv_in.weight"] and not names["encoder.down_blocks.0.norm1.gamma"]
+    kernel = vae.encoder.down_blocks[0].conv1.weight
+    before = kernel.detach().clone()
+    training.losses(vae, crop_batch(0, 0, 2), TINY)["loss"].backward()
+    optimizers["muon"].step()
+    assert not torch.equal(kernel[:, :, -1], before[:, :, -1])
+    assert torch.equal(kernel[:, :, :-1], before[:, :, :-1])
+
+
+@pytest.mark.slow
+def test_a_resumed_run_has_the_losses_of_an_unbroken_one_and_exports(tmp_path):
+    whole = Run(tmp_path / "whole", {}, steps=6, log_every=1)
+    training.train(whole, TINY)
+
+    broken = Run(tmp_path / "broken", {}, steps=6, log_every=1)
+    original = broken.report
+
+    def stop_after_three(**values):
+        original(**values)
+        broken.interrupted = broken.step == 2
+
+    broken.report = stop_after_three
+    training.train(broken, TINY)
+    assert len(losses_of(tmp_path / "broken")) == 3
+    training.train(Run(tmp_path / "broken", {}, steps=6, log_every=1), TINY)
+
+    assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "whole")
+    exported = PictureVae.from_pretrained(tmp_path / "whole" / "export")
+    assert exported.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 8, 8)
