@@ -75,9 +75,9 @@ def drawn_case(rng: Random, weights: Mapping[str, float]) -> Case:
     while True:
         case = training_case(rng, weights)
         pictures = case.document.pictures
-        if pictures and len({picture.size for picture in pictures}) == 1:
-            if any(part in pictures for part in case.document.last_turn.parts):
-                return case
+        one_size = len({picture.size for picture in pictures}) == 1
+        if one_size and any(part in pictures for part in case.document.last_turn.parts):
+            return case
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duogen_core.data.sketchbook.draw import Mark, draw_scene, ellipse, paint, rectangle, star
+from duogen_core.data.sketchbook.draw import Mark, Point, draw_scene, ellipse, paint, rectangle, star
 from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, KINDS, SIZES, Scene, Shape
 
 CROP = 64
@@ -27,21 +27,21 @@ def crowded_scene(rng: random.Random, canvas: tuple[int, int]) -> np.ndarray:
     return draw_scene(Scene(shapes, background, canvas))
 
 
+def random_outline(rng: random.Random, canvas: tuple[int, int]) -> tuple[Point, ...]:
+    x, y = rng.uniform(0, canvas[0]), rng.uniform(0, canvas[1])
+    rx, ry = rng.uniform(4, 40), rng.uniform(4, 40)
+    kind = rng.choice(("rectangle", "rectangle", "ellipse", "star", "polygon"))
+    if kind == "rectangle":
+        return rectangle(x - rx, y - ry, x + rx, y + ry)
+    if kind == "ellipse":
+        return ellipse(x, y, rx, rng.choice((rx, ry)))
+    if kind == "star":
+        return star(x, y, rx)
+    return tuple((x + rng.uniform(-rx, rx), y + rng.uniform(-ry, ry)) for _ in range(rng.choice((3, 4))))
+
+
 def pile_of_marks(rng: random.Random, canvas: tuple[int, int]) -> np.ndarray:
-    width, height = canvas
-    marks = []
-    for _ in range(rng.randint(3, 14)):
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        rx, ry = rng.uniform(4, 40), rng.uniform(4, 40)
-        points = {
-            "rectangle": lambda: rectangle(x - rx, y - ry, x + rx, y + ry),
-            "ellipse": lambda: ellipse(x, y, rx, ry if rng.random() < 0.5 else rx),
-            "star": lambda: star(x, y, rx),
-            "polygon": lambda: tuple(
-                (x + rng.uniform(-rx, rx), y + rng.uniform(-ry, ry)) for _ in range(rng.choice((3, 4)))
-            ),
-        }[rng.choice(("rectangle", "rectangle", "ellipse", "star", "polygon"))]()
-        marks.append(Mark(rng.choice(COLOURS), points))
+    marks = [Mark(rng.choice(COLOURS), random_outline(rng, canvas)) for _ in range(rng.randint(3, 14))]
     return paint(marks, canvas, "cream" if rng.random() < 0.5 else rng.choice(COLOURS))
 
 

@@ -7,17 +7,17 @@ from random import Random
 
 import pytest
 import torch
-from tests.core.tiny import random_components
 
 from duogen_core.checkpoint import CheckpointConfig, load_checkpoint
 from duogen_core.connector import Connector
 from duogen_core.data.sketchbook.tasks import FAMILIES
-from duogen_core.document import Document
 from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.document import Document
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.assemble import assemble
 from duogen_core.training.loop import Run, rng_for
 from duogen_core.training.stage2_data import Corpus, collate, drawn_case, load_shard, prepare_shard
+from tests.core.tiny import random_components
 
 CONFIG = stage2.Config(layers=2, heads=2, cross_width=32, shards=1, frames=8)
 
