@@ -30,9 +30,7 @@ def comfyui() -> Path:
             "No ComfyUI here: clone https://github.com/comfyanonymous/ComfyUI to ~/ComfyUI, or set COMFYUI_PATH to one."
         )
     if importlib.util.find_spec("comfy_kitchen") is None or importlib.util.find_spec("aiohttp") is None:
-        pytest.skip(
-            f"ComfyUI's requirements are not installed: pip install -r <(python {HERE.name}/requirements.py {found})."
-        )
+        pytest.skip("What ComfyUI needs is not installed: pip install -r requirements-comfyui-test.txt.")
     return found
 
 

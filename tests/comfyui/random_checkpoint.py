@@ -8,6 +8,7 @@ In: a folder to write. Out: the folder, loadable by `load_checkpoint`.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 # The last token of a context leads on: "\n" of the assistant's header, and <|vision_end|> of a drawn picture.
@@ -55,7 +56,7 @@ def _lead(mllm) -> None:
         )  # over the layers' noise
         rows = torch.zeros_like(embedding)
         for words in chain:
-            for before, after in zip(words, words[1:], strict=False):
+            for before, after in pairwise(words):
                 rows[after] += embedding[before]
     for config in (model.config, model.config.text_config):
         config.tie_word_embeddings = False

@@ -1,7 +1,7 @@
 """A real ComfyUI on a free port of this machine, with this pack linked in, and a client for its HTTP API.
 
-In: ComfyUI's folder, a scratch folder. Out: `Server`, with `run(graph)` -> `Result`. Everything the server writes lies in
-the scratch folder. Client after ComfyUI's own (tests/execution/test_execution.py), with a websocket of aiohttp, which
+In: ComfyUI's folder, a scratch folder. Out: `Server`, with `run(graph)` -> `Result`. Everything the server writes lies
+in the scratch folder. Client after ComfyUI's own (tests/execution/test_execution.py), with aiohttp's websocket, which
 ComfyUI itself needs.
 """
 
@@ -13,7 +13,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -124,17 +123,24 @@ class Server:
     # ------------------------------------------------------------ running a graph
 
     def run(
-        self, graph: dict[str, Any], *, watch: Callable[[str, Any, Result], None] | None = None, seconds: float = 300
+        self,
+        graph: dict[str, Any],
+        *,
+        watch: Callable[[str, Any, Result], None] | None = None,
+        extra: dict[str, Any] | None = None,
+        seconds: float = 300,
     ) -> Result:
         """Queue an API-format graph and wait for its end. watch(kind, data, result so far) sees every message."""
-        return asyncio.run(asyncio.wait_for(self._run(graph, watch or (lambda *_: None)), seconds))
+        return asyncio.run(asyncio.wait_for(self._run(graph, watch or (lambda *_: None), extra or {}), seconds))
 
-    async def _run(self, graph: dict[str, Any], watch: Callable[[str, Any, Result], None]) -> Result:
+    async def _run(
+        self, graph: dict[str, Any], watch: Callable[[str, Any, Result], None], extra: dict[str, Any]
+    ) -> Result:
         import aiohttp
 
         address = f"http://127.0.0.1:{self.port}/ws?clientId={self.client_id}"
         async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as socket_:
-            body = {"prompt": graph, "client_id": self.client_id}
+            body = {"prompt": graph, "client_id": self.client_id, "extra_data": extra}
             queued = await asyncio.to_thread(self.post, "/prompt", body)
             result = Result(queued["prompt_id"])
             async for message in socket_:
@@ -148,8 +154,12 @@ class Server:
                 await asyncio.to_thread(watch, kind, data, result)
                 if kind == "done":
                     break
-        history = self.get(f"/history/{result.prompt_id}").get(result.prompt_id, {})
-        result.outputs = history.get("outputs", {})
+        for _ in range(100):  # the last message comes a moment before the history is written
+            history = self.get(f"/history/{result.prompt_id}").get(result.prompt_id)
+            if history is not None:
+                result.outputs = history["outputs"]
+                break
+            await asyncio.sleep(0.05)
         return result
 
     @staticmethod
@@ -180,9 +190,3 @@ class Server:
         elif kind == "execution_success":
             return "done", data
         return kind, data
-
-
-def in_background(function: Callable[[], Any]) -> threading.Thread:
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    return thread
