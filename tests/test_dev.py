@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,3 +128,11 @@ def test_exit_codes_of_children(tmp_path):
     code = "import dev, sys; sys.exit(dev.run([sys.executable, '-c', sys.argv[1]]))"
     for child, expected in (("raise SystemExit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)):
         assert subprocess.run([sys.executable, "-c", code, child], cwd=ROOT).returncode == expected
+
+
+def test_both_lists_of_requirements_agree_and_pin_nothing():
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    required = {line for line in lines if line and not line.startswith("#")}
+    project = (ROOT / "pyproject.toml").read_text("utf-8").split("dependencies = [")[1].split("]")[0]
+    assert {line.strip(' ",') for line in project.splitlines() if line.strip()} == required
+    assert all(re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", line) for line in required)
