@@ -71,13 +71,13 @@ class DuoGenConfig(comfy.supported_models_base.BASE):
 class DuoGenModel(comfy.model_base.BaseModel):
     def __init__(self, config: DuoGenConfig, dit: torch.nn.Module) -> None:
         super().__init__(config, comfy.model_base.ModelType.FLOW)
-        self.diffusion_model = PackedForward(dit)
+        self.diffusion_model = PackedForward.adopt(dit)
         self.memory_usage_factor_conds = ("ref_latents",)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         out = super().extra_conds(**kwargs)
         text = kwargs.get("cross_attn")
-        width = self.diffusion_model.text_width
+        width = self.diffusion_model.config.text_embed_dim
         if text is None or text.shape[-1] != width:
             from duogen_core.errors import DuoGenError
 
@@ -102,25 +102,20 @@ class DuoGenModel(comfy.model_base.BaseModel):
         return {"ref_latents": [1, 16, sum(math.prod(latent.shape) for latent in references) // 16]}
 
 
-class PackedForward(torch.nn.Module):
-    """ComfyUI's calling convention around `forward_packed`. Parameter names: `diffusion_model.dit.*`."""
+class PackedForward:
+    """Gives a DiT of the core ComfyUI's calling convention, by becoming the first base of its class: so its weights
+    keep their names (`diffusion_model.transformer_blocks.0…`), which is what LoRA files go by."""
 
-    def __init__(self, dit: torch.nn.Module) -> None:
-        super().__init__()
-        self.dit = dit
-        self.cache: Any = None
+    frame_cache: Any = None
+
+    @classmethod
+    def adopt(cls, dit: torch.nn.Module) -> torch.nn.Module:
+        dit.__class__ = type(f"ComfyUI{type(dit).__name__}", (cls, type(dit)), {})
+        return dit
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.dit.parameters()).dtype
-
-    @property
-    def text_width(self) -> int:
-        return self.dit.config.text_embed_dim
-
-    @property
-    def patch(self) -> tuple[int, int]:
-        return tuple(self.dit.config.patch_size[-2:])
+        return next(self.parameters()).dtype
 
     def forward(
         self,
@@ -140,18 +135,21 @@ class PackedForward(torch.nn.Module):
             raise DuoGenError(f"DuoGen draws one picture: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
         height, width = x.shape[-2:]
         frames = [self._frame(latent) for latent in (*(ref_latents or ()), x)]
-        if frame_ends is not None and len(frame_ends) != len(frames) - 1:
+        ends = list(frame_ends or ())
+        if len(ends) >= len(frames):
             raise DuoGenError(
-                f"The conditioning names the places of {len(frame_ends)} earlier pictures but brings {len(frames) - 1} "
+                f"The conditioning names the places of {len(ends)} earlier pictures but brings {len(frames) - 1} "
                 "reference latents; take both from the same context."
             )
-        velocity = self.dit.forward_packed(frames, timesteps, context, frame_ends=frame_ends, cache=self.cache)
+        # A reference that a stock node added has no place in the text: it stands beside the last one that has.
+        ends += (ends[-1:] or [0]) * (len(frames) - 1 - len(ends))
+        velocity = self.forward_packed(frames, timesteps, context, frame_ends=ends, cache=self.frame_cache)
         return velocity[..., :height, :width].unsqueeze(2)
 
     def _frame(self, latent: torch.Tensor) -> torch.Tensor:
         """[B, 16, 1, h, w] or [B, 16, h, w] -> [B, 16, h, w], padded to whole patches."""
         frame = latent[:, :, 0] if latent.ndim == 5 else latent
-        return comfy.ldm.common_dit.pad_to_patch_size(frame, self.patch)
+        return comfy.ldm.common_dit.pad_to_patch_size(frame, tuple(self.config.patch_size[-2:]))
 
 
 def make_model(dit: torch.nn.Module, *, shift: float, latent_format: PictureLatent) -> comfy.model_patcher.ModelPatcher:
@@ -175,8 +173,8 @@ def _new_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
     from duogen_core.dit.frame_cache import FrameCache
 
     if not patcher.hook_patches:  # weights that change during the run (hook LoRAs) would make it stale
-        patcher.model.diffusion_model.cache = FrameCache()
+        patcher.model.diffusion_model.frame_cache = FrameCache()
 
 
 def _drop_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    patcher.model.diffusion_model.cache = None
+    patcher.model.diffusion_model.frame_cache = None

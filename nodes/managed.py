@@ -46,7 +46,7 @@ def _castable(cls: type[nn.Module], always_cast: bool) -> type:
         def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if not (self.comfy_cast_weights or self.weight_function or self.bias_function):
                 return cls.forward(self, x, *args, **kwargs)
-            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, dtype=self.weight.dtype, offloadable=True)
+            weight, bias, stream = comfy.ops.cast_bias_weight(self, x, offloadable=True)
             out = cls.forward(_WithWeights(self, weight, bias), x, *args, **kwargs)
             comfy.ops.uncast_bias_weight(self, weight, bias, stream)
             return out
@@ -137,6 +137,8 @@ def manage_mllm(core: Any) -> Managed:
     kept, compute = working_dtypes(core.model, device)
     convert(core.model, kept)
     assign_operations(core.model, comfy.ops.pick_operations(kept, compute, load_device=device))
+    if compute is not None:  # whatever follows works in the type of what the embedding gives out
+        core.model.get_input_embeddings().register_forward_hook(lambda layer, args, out: out.to(compute))
     core.device = device  # inputs go here even while weights lie elsewhere
     patcher = make_patcher(_Holder("DuoGenMllm", core.model), device, offload)
     patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())  # unloaded: its KV cache goes too

@@ -1,0 +1,54 @@
+"""Our models under ComfyUI's memory management: moved, partly loaded, in half precision, they compute the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def found(comfyui: Path, random_model: Path) -> dict[str, Any]:
+    """What probe_memory.py saw; ComfyUI needs a process of its own."""
+    probe = Path(__file__).with_name("probe_memory.py")
+    done = subprocess.run(
+        [sys.executable, str(probe), str(comfyui), str(random_model)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_every_weight_can_be_cast_on_use(found: dict[str, Any]):
+    assert found["unmanaged"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["loaded", "partly loaded", "half precision"])
+def test_same_numbers_as_plain_modules(found: dict[str, Any], state: str):
+    assert found[state] is not False, f"{state}: ComfyUI did not do it"
+    assert found[state] <= 1e-5
+
+
+@pytest.mark.slow
+def test_half_precision_is_storage_only(found: dict[str, Any]):
+    assert found["computed in"] == ["torch.float32", "torch.float32"]
+
+
+@pytest.mark.slow
+def test_unloading_gives_the_prefix_cache_back(found: dict[str, Any]):
+    assert found["cache after unloading"] == 0
+
+
+@pytest.mark.slow
+def test_weights_keep_the_names_that_lora_files_use(found: dict[str, Any]):
+    assert found["lora key"] == "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
