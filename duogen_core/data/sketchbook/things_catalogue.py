@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from duogen_core.data.sketchbook.draw import ellipse as e
 from duogen_core.data.sketchbook.draw import rectangle as r
-from duogen_core.data.sketchbook.things import Part, Polygon, Thing
+from duogen_core.data.sketchbook.parts import Part, Polygon, Thing
 
 BRIGHT = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 ANY = (*BRIGHT, "black", "grey")
