@@ -99,7 +99,9 @@ def outline(kind: str, cx: float, cy: float, radius: float) -> tuple[Point, ...]
             corners += [(-y, x) for x, y in corners[-3:]]
         return tuple((cx + x, cy + y) for x, y in corners[:-1])
     if kind == "hexagon":
-        return tuple((cx + radius * math.cos(math.pi * k / 3), cy + radius * math.sin(math.pi * k / 3)) for k in range(6))
+        return tuple(
+            (cx + radius * math.cos(math.pi * k / 3), cy + radius * math.sin(math.pi * k / 3)) for k in range(6)
+        )
     raise ValueError(f"Sketchbook has no shape called '{kind}'.")
 
 
