@@ -111,7 +111,8 @@ class Mllm:
         dtype: None keeps the file's. prepare gets the module before its weights come, to give its layers other classes.
         """
         from duogen_core.mllm import family_of
-        from duogen_core.mllm.tokenizer import load_image_processor, load_tokenizer
+        from duogen_core.mllm.image_processor import load_image_processor
+        from duogen_core.mllm.tokenizer import load_tokenizer
 
         folder = Path(folder)
         family = family_of(folder)

@@ -21,6 +21,7 @@ import torch
 
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
+from duogen_core.mllm.image_processor import picture_processing
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
@@ -167,8 +168,6 @@ def _open_index(document: Document) -> int:
 
 def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
     """(1, rows, columns) of the vision patches of a picture, without touching its pixels."""
-    from duogen_core.mllm.tokenizer import picture_processing
-
     width, height = picture.size
     patch, merge, size = image_processor.patch_size, image_processor.merge_size, image_processor.size
     if max(width, height) > 200 * min(width, height):

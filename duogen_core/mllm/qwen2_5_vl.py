@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import control_ids, model_inputs
+from duogen_core.mllm.image_processor import small_image_processor
 
 
 class Qwen25VL(Mllm):
@@ -248,7 +249,5 @@ def new_model(
 
 def create_tiny(tokenizer: Any, **sizes: Any) -> Qwen25VL:
     """new_model with its picture settings, ready to write: what tests and the first training step start from."""
-    from duogen_core.mllm.tokenizer import small_image_processor
-
     processor = small_image_processor(sizes.get("patch_size", 16))
     return Qwen25VL(new_model(tokenizer, **sizes).eval(), tokenizer, processor)

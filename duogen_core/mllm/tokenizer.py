@@ -1,4 +1,4 @@
-"""A small byte-level BPE tokenizer with Qwen's control tokens and <BOV>, and the picture settings of a small model.
+"""A small byte-level BPE tokenizer with Qwen's control tokens and <BOV>. (Picture settings: image_processor.py.)
 
 In: text to learn the merges from. Out: a transformers fast tokenizer of `vocab_size` entries (control tokens last).
 Pre-tokenisation is Qwen2's own (GPT-4-like, digits one by one), every byte is in the alphabet, nothing is unknown.
@@ -6,13 +6,22 @@ Pre-tokenisation is Qwen2's own (GPT-4-like, digits one by one), every byte is i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import CONTROL_TOKENS, END_OF_TEXT, IM_END
+from duogen_core.mllm.image_processor import load_image_processor, small_image_processor
+
+__all__ = [
+    "QWEN2_SPLIT",
+    "load_image_processor",
+    "load_tokenizer",
+    "small_image_processor",
+    "train_tokenizer",
+    "wrap_tokenizer",
+]
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -68,45 +77,3 @@ def load_tokenizer(folder: str | Path) -> Any:
         return wrap_tokenizer(Tokenizer.from_file(str(file)))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise DuoGenError(f"{file} is not a tokenizer this pack can read: {error}") from error
-
-
-def picture_processing() -> tuple[type, Any]:
-    """transformers' numpy and PIL processor class for Qwen2-VL (it needs no torchvision), and its smart_resize."""
-    try:
-        from transformers.models.qwen2_vl import image_processing_pil_qwen2_vl as module
-    except ImportError:  # transformers 4: the class without a suffix is the PIL one
-        from transformers.models.qwen2_vl import image_processing_qwen2_vl as module
-
-        return module.Qwen2VLImageProcessor, module.smart_resize
-    return module.Qwen2VLImageProcessorPil, module.smart_resize
-
-
-def load_image_processor(folder: str | Path) -> Any:
-    """Read preprocessor_config.json into the PIL processor, whatever is installed: same pixels on every machine."""
-    file = Path(folder) / "preprocessor_config.json"
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DuoGenError(f"The model folder {folder} has no preprocessor_config.json.") from None
-    except (OSError, ValueError) as error:
-        raise DuoGenError(f"{file} is not readable JSON ({error}).") from None
-    kind = config.get("image_processor_type") if isinstance(config, dict) else None
-    if not isinstance(kind, str) or not kind.startswith("Qwen2VLImageProcessor"):
-        raise DuoGenError(f"{file} describes {kind!r}; expected a Qwen2VLImageProcessor.")
-    size = config.pop("size", None) or {}
-    for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):  # both versions know the old
-        if new in size and config.get(old) is None:
-            config[old] = size[new]
-    return picture_processing()[0].from_dict(config)
-
-
-def small_image_processor(patch_size: int = 16, max_pixels: int = 1024 * 1024) -> Any:
-    """Qwen2-VL's picture preprocessing (PIL, no torchvision); sides that are multiples of 2*patch pass unscaled."""
-    unit = 2 * patch_size
-    return picture_processing()[0](
-        patch_size=patch_size,
-        merge_size=2,
-        temporal_patch_size=2,
-        min_pixels=unit * unit,
-        max_pixels=max_pixels,
-    )

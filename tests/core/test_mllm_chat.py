@@ -18,7 +18,8 @@ from duogen_core.mllm.chat import (
     picture_grid,
     picture_patches,
 )
-from duogen_core.mllm.tokenizer import load_image_processor, load_tokenizer, small_image_processor, train_tokenizer
+from duogen_core.mllm.image_processor import load_image_processor, small_image_processor
+from duogen_core.mllm.tokenizer import load_tokenizer, train_tokenizer
 
 TEXTS = ["Draw a small red circle at the top left, then a large blue square in the centre."] * 8
 

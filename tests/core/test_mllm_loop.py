@@ -14,8 +14,9 @@ from duogen_core.document import Document, Picture, Text, Turn
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import control_ids, encode_text
+from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.text_stream import TextStream
-from duogen_core.mllm.tokenizer import small_image_processor, train_tokenizer
+from duogen_core.mllm.tokenizer import train_tokenizer
 
 TEXTS = ["Draw a small red circle at the top left, then a large blue square in the centre."] * 8
 
