@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from duogen_core.errors import DuoGenError
+from duogen_core.picture_file import decode_picture, encode_png, read_picture_bytes
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -100,17 +101,17 @@ class Picture:
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], meta: Mapping[str, Any] | None = None) -> Picture:
         """Read a picture file strictly (see `duogen_core.picture_file`)."""
-        from duogen_core.picture_file import read_picture_bytes
-
         data, name = read_picture_bytes(path)
         return cls.from_bytes(data, name=name, meta=meta)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "picture", meta: Mapping[str, Any] | None = None) -> Picture:
         """Decode the bytes of a picture file strictly; `name` is what error messages call it."""
-        from duogen_core.picture_file import decode_picture
-
         return cls(decode_picture(data, name), meta or {})
+
+    def to_png(self) -> bytes:
+        """A PNG with `seed` and step `text` of the meta in its text fields. Same picture, same bytes."""
+        return encode_png(self.pixels, {key: str(self.meta[key]) for key in ("seed", "text") if key in self.meta})
 
     @property
     def size(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Picture files in: bytes of a PNG, JPEG, WebP or GIF -> uint8 RGB [H, W, 3]; a picture -> the bytes of a PNG.
+"""Picture files in: bytes of a PNG, JPEG, WebP or GIF -> uint8 RGB [H, W, 3]; and such an array -> a PNG.
 
 Reading is strict about what a file is and how large it may be, and generous about how the colours are stored: EXIF
 orientation is applied, CMYK, palette, grey and 16-bit pictures are converted, transparency is laid on white.
@@ -9,16 +9,13 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from duogen_core.errors import DuoGenError
-
-if TYPE_CHECKING:
-    from duogen_core.document import Picture
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
@@ -120,12 +117,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def encode_png(picture: Picture) -> bytes:
-    """A picture as PNG bytes, with its `seed` and step `text` in the PNG's text fields. Same picture, same bytes."""
+def encode_png(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
+    """uint8 RGB [H, W, 3] -> PNG bytes, with `texts` in the PNG's text fields. Same input, same bytes."""
     info = PngImagePlugin.PngInfo()
-    for key in ("seed", "text"):
-        if key in picture.meta:
-            info.add_itxt(key, str(picture.meta[key]))
+    for key, text in texts.items():
+        info.add_itxt(key, text)
     buffer = io.BytesIO()
-    Image.fromarray(picture.pixels).save(buffer, format="PNG", pnginfo=info)
+    Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()

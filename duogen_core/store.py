@@ -20,11 +20,10 @@ from typing import Any
 
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import encode_png
+from duogen_core.store_read import FORMAT, JSON_NAME, VERSION, load_document
 
-FORMAT = "duogen-document"
-VERSION = 1
-JSON_NAME = "document.json"
+__all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document", "write_atomically"]
+
 OWN_NAMES = re.compile(r"document\.(json|html|md)|images(/\d{3,}\.png)?|.*\.duogen-tmp")
 
 
@@ -105,7 +104,7 @@ class DocumentWriter:
                 if pictures:
                     (self.path / "images").mkdir(exist_ok=True)
                 for index in range(len(written), len(pictures)):
-                    _replace_file(self.path / image_name(index), encode_png(pictures[index]))
+                    _replace_file(self.path / image_name(index), pictures[index].to_png())
                 _replace_file(self.path / JSON_NAME, _json_bytes(document))
         self._written = pictures
 
@@ -143,7 +142,7 @@ def _write_folder(document: Document, folder: Path) -> None:
     if pictures:
         (folder / "images").mkdir()
     for index, picture in enumerate(pictures):
-        (folder / image_name(index)).write_bytes(encode_png(picture))
+        (folder / image_name(index)).write_bytes(picture.to_png())
     (folder / JSON_NAME).write_bytes(_json_bytes(document))
 
 
@@ -151,7 +150,7 @@ def _write_zip(document: Document, file: Path) -> None:
     with zipfile.ZipFile(file, "w") as archive:
         _add_to_zip(archive, JSON_NAME, _json_bytes(document), zipfile.ZIP_DEFLATED)
         for index, picture in enumerate(document.pictures):
-            _add_to_zip(archive, image_name(index), encode_png(picture), zipfile.ZIP_STORED)
+            _add_to_zip(archive, image_name(index), picture.to_png(), zipfile.ZIP_STORED)
 
 
 def _add_to_zip(archive: zipfile.ZipFile, name: str, data: bytes, compression: int) -> None:
@@ -238,10 +237,3 @@ def _sentences(target: Path) -> Iterator[None]:
                 f"{target} cannot be written ({error.strerror}); choose a folder that you may write to."
             ) from error
         raise DuoGenError(f"{target} could not be written: {error.strerror or error}.") from error
-
-
-def load_document(path: str | os.PathLike[str]) -> Document:
-    """Read a document folder, its document.json, or a .zip, strictly."""
-    from duogen_core.store_read import load_document as load
-
-    return load(path)

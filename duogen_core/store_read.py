@@ -18,8 +18,10 @@ from typing import Any
 from duogen_core.document import ROLES, Document, Part, Picture, Text, Turn
 from duogen_core.errors import DuoGenError
 from duogen_core.picture_file import MAX_BYTES, read_limited
-from duogen_core.store import FORMAT, JSON_NAME, VERSION
 
+FORMAT = "duogen-document"
+VERSION = 1
+JSON_NAME = "document.json"
 MAX_JSON_BYTES = 16 * 2**20
 MAX_TOTAL_PIXELS = 512 * 10**6
 _DRIVE_OR_CONTROL = re.compile(r"[\x00-\x1f\x7f:\\]")

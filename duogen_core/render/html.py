@@ -19,7 +19,6 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from duogen_core.document import Document, Picture, Text, Turn
-from duogen_core.picture_file import encode_png
 
 if TYPE_CHECKING:
     from markdown_it.token import Token
@@ -91,7 +90,7 @@ def _text(part: Text, turn: Turn) -> Markup | str:
 def _picture(picture: Picture, number: int) -> dict[str, Any]:
     caption = str(picture.meta.get("text", "")).strip()
     return {
-        "source": "data:image/png;base64," + base64.b64encode(encode_png(picture)).decode("ascii"),
+        "source": "data:image/png;base64," + base64.b64encode(picture.to_png()).decode("ascii"),
         "alt": f"Picture {number}" + (f": {caption}" if caption else ""),
         "width": picture.size[0],
         "height": picture.size[1],

@@ -385,8 +385,8 @@ def test_the_writer_ends_like_a_single_save(tmp_path, name):
 
 def test_the_writer_writes_each_picture_once(tmp_path, monkeypatch):
     encoded = []
-    encode = store.encode_png
-    monkeypatch.setattr(store, "encode_png", lambda p: encoded.append(p) or encode(p))
+    encode = Picture.to_png
+    monkeypatch.setattr(Picture, "to_png", lambda p: encoded.append(p) or encode(p))
     writer = DocumentWriter(tmp_path / "a")
     for document in growing(4):
         writer.update(document)
