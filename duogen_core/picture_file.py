@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from duogen_core.errors import DuoGenError
+from duogen_core.picture_end import has_end
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
@@ -77,6 +78,8 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
                 raise DuoGenError(
                     f"The picture {name} is animated ({image.n_frames} frames); expected a still one: save one frame."
                 )
+            if not has_end(data, format_):
+                raise EOFError("its end is missing")
             image.load()
             pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except DuoGenError:

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from duogen_core.document import Document, Picture, Text, Turn
 from duogen_core.errors import DuoGenError
@@ -166,6 +166,42 @@ def test_cut_off_pictures_are_refused(format_, share):
     data = encoded(Image.fromarray(noise), format_)
     with pytest.raises(DuoGenError, match="half.png is damaged or cut off"):
         Picture.from_bytes(data[: int(len(data) * share)], name="half.png")
+
+
+ENDED = [
+    ("PNG", {}),
+    ("JPEG", {}),
+    ("JPEG", {"progressive": True}),
+    ("JPEG", {"restart_marker_blocks": 1}),
+    ("WEBP", {}),
+    ("GIF", {}),
+]
+
+
+@pytest.mark.parametrize("tolerant", [False, True])
+@pytest.mark.parametrize("format_, options", ENDED)
+def test_small_pictures_cut_off_anywhere_are_refused(monkeypatch, format_, options, tolerant):
+    # Decoders do not miss what comes after the last pixel; ComfyUI and its packs make Pillow tolerate even more.
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)
+    data = encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8)), format_, **options
+    )
+    for cut in range(12, len(data)):
+        with pytest.raises(DuoGenError, match="half.png is damaged or cut off"):
+            Picture.from_bytes(data[:cut], name="half.png")
+    whole = Picture.from_bytes(data)
+    assert whole.size == (20, 10)
+    assert Picture.from_bytes(data + b"\0\xff\0 what a phone appends") == whole
+
+
+def test_an_end_mark_inside_other_data_is_not_the_end():
+    """A photo's own small preview ends with the mark that the photo itself lacks."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 20, 3), np.uint8))
+    thumbnail = encoded(image.resize((4, 4)), "JPEG")
+    data = encoded(image, "JPEG", comment=thumbnail)
+    assert Picture.from_bytes(data) and thumbnail in data
+    with pytest.raises(DuoGenError, match="cut off"):
+        Picture.from_bytes(data[:-2])
 
 
 def test_huge_files_are_refused_unread(tmp_path):
