@@ -1,4 +1,4 @@
-"""Data flows one way: no room of the core imports, at whatever depth, a room that imports it; and no import is heavy."""
+"""Data flows one way: no room of the core imports, at whatever depth, a room that imports it; and imports are light."""
 
 from __future__ import annotations
 
