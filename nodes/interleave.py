@@ -209,14 +209,17 @@ class DuoGenInterleave(io.ComfyNode):
 
 
 class Watcher:
-    """Shows a running answer on its node: streamed text, previews, which picture of how many."""
+    """Shows a running answer on its node: streamed text, previews, which picture of how many.
+
+    The front end gives running text a few lines, so these hold the paragraph at work; at the end they hold the answer.
+    """
 
     def __init__(self, node_id: str, model: Any, max_images: int, steps: int) -> None:
         import comfy.utils
         import latent_preview
 
         self.node_id, self.max_images, self.steps = node_id, max_images, steps
-        self.text, self.status, self.drawn, self.last_sent = "", "", 0, 0.0
+        self.text, self.paragraph, self.status, self.drawn, self.last_sent = "", "", "", 0, 0.0
         self.progress = comfy.utils.ProgressBar(max(1, max_images) * steps, node_id=node_id)
         latents = model.model.latent_format
         # The user's preview method; where none is set, colours straight from the latent, which cost next to nothing.
@@ -228,6 +231,7 @@ class Watcher:
 
     def on_token(self, piece: str) -> None:
         self.text += piece
+        self.paragraph += piece
         self._send()
 
     def begin_picture(self, k: int) -> None:
@@ -241,12 +245,12 @@ class Watcher:
 
     def end_picture(self) -> None:
         self.text += f"\n\n[picture {self.drawn + 1}]\n\n"
-        self.status = ""
-        self._send(now=True)
+        self.paragraph, self.status = "", ""
 
     def end(self, stop: str) -> None:
         limits = {"max_images": "Stopped at the limit of pictures.", "max_tokens": "Stopped at the limit of tokens."}
         self.progress.update_absolute(self.progress.total)
+        self.paragraph = self.text
         self._say(limits.get(stop, ""))
 
     def _say(self, status: str) -> None:
@@ -260,5 +264,5 @@ class Watcher:
         if PromptServer.instance is None or (not now and moment - self.last_sent < TEXT_INTERVAL):
             return
         self.last_sent = moment
-        text = "\n\n".join(piece for piece in (self.text.strip(), self.status) if piece)
+        text = "\n\n".join(piece for piece in (self.status, self.paragraph.strip()) if piece)
         PromptServer.instance.send_progress_text(text, self.node_id)
