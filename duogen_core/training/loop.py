@@ -140,7 +140,21 @@ class Run:
             self._load()
         record = {"config": self.config, "seed": self.seed, "steps": self.steps, "minutes": self.minutes}
         record |= {"warmup": self.warmup, "floor": self.floor, "versions": versions()}
-        write_text(self.folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+        record = json.loads(json.dumps(record, default=str))
+        changed = self._changes(record)
+        if self.step and changed:  # metrics.jsonl tells from which step on the settings were others
+            self.record(changed=changed)
+        write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
+
+    def _changes(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that differ from those of the session before: {name: [old, new]}."""
+        try:
+            before = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        pairs = {k: (before.get(k), record[k]) for k in ("seed", "steps", "minutes", "warmup", "floor")}
+        pairs |= {k: (before.get("config", {}).get(k), v) for k, v in record["config"].items()}
+        return {k: [old, new] for k, (old, new) in pairs.items() if old != new}
 
     @property
     def checkpoint_folder(self) -> Path:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.tasks import FAMILIES, evaluation_case, training_case
+from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, mrope_positions, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
@@ -283,6 +284,15 @@ def train(
     return run
 
 
+def mixture(text: str) -> dict[str, float]:
+    """ "guide=0.3,draw=0.3" -> weights; families left out get none."""
+    weights = {name: float(number) for name, _, number in (part.partition("=") for part in text.split(","))}
+    unknown = sorted(set(weights) - set(FAMILIES))
+    if unknown:
+        raise DuoGenError(f"Sketchbook has no task family '{unknown[0]}'; it has {', '.join(FAMILIES)}.")
+    return weights
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = Config()
     parser.add_argument("--out", required=True, help="run folder; a run found there is continued")
@@ -292,6 +302,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default=defaults.optimizer)
+    parser.add_argument(
+        "--mixture",
+        type=mixture,
+        default=dict(WEIGHTS),
+        help="weights of the task families, for example guide=0.3,draw=0.3,describe=0.2; may change on resume",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
 
@@ -299,7 +315,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = Config(batch=args.batch, lr=args.lr, optimizer=args.optimizer)
+    config = Config(batch=args.batch, lr=args.lr, optimizer=args.optimizer, weights=args.mixture)
     done = train(
         args.out, config, seed=args.seed, steps=args.steps, minutes=args.minutes, vision_minutes=args.vision_minutes
     )

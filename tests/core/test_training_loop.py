@@ -67,6 +67,13 @@ def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(tmp_path):
     assert min(losses) == 5 and run.finished
 
 
+def test_changed_settings_are_written_down(tmp_path):
+    train(tmp_path, steps=12, stop_at=4)
+    train(tmp_path, steps=8)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["changed"] for line in lines if "changed" in line] == [{"steps": [12, 8]}]
+
+
 def test_no_pickle_in_the_run_folder(tmp_path):
     train(tmp_path, steps=2)
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}

@@ -12,12 +12,22 @@ from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import CANVASES, COLOURS, KINDS, Scene, Shape
 from duogen_core.data.sketchbook.tasks import FAMILIES, training_case
 from duogen_core.document import Document, Picture
+from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs, picture_patches
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.training import mllm as training
 from duogen_core.training.fast import tower_features
-from duogen_core.training.mllm import Batcher, Config, evaluate, evaluation_cases, loss_of, optimizers_of, train
+from duogen_core.training.mllm import (
+    Batcher,
+    Config,
+    evaluate,
+    evaluation_cases,
+    loss_of,
+    mixture,
+    optimizers_of,
+    train,
+)
 from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
 from duogen_core.training.vision import palette_points, random_scene, token_targets, warm_up
 
@@ -139,6 +149,12 @@ def test_the_vocabulary_reads_every_text_back(tokenizer):
         assert tokenizer.decode(ids) == text
         assert len(ids) < 0.75 * len(text)
     assert len(tokenizer.encode("<BOV>")) == 1
+
+
+def test_mixture():
+    assert mixture("guide=0.5,draw=2") == {"guide": 0.5, "draw": 2.0}
+    with pytest.raises(DuoGenError, match="no task family 'poem'"):
+        mixture("poem=1")
 
 
 def test_what_the_tower_is_taught():
