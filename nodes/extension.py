@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .document_nodes import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
 from .interleave import DuoGenInterleave
 from .load import DuoGenLoadCheckpoint, register_model_folder
+from .preview import DuoGenPreview
 
 
 class DuoGenExtension(ComfyExtension):
@@ -14,4 +15,4 @@ class DuoGenExtension(ComfyExtension):
         register_model_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DuoGenLoadCheckpoint, DuoGenPrompt, DuoGenInterleave, DuoGenFormat, DuoGenSaveDocument]
+        return [DuoGenLoadCheckpoint, DuoGenPrompt, DuoGenInterleave, DuoGenFormat, DuoGenPreview, DuoGenSaveDocument]
