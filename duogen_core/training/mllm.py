@@ -54,7 +54,7 @@ WEIGHTS = {
 class Config:
     batch: int = 16  # conversations a step
     lr: float = 2e-3
-    tower_lr: float = 1e-3
+    tower_lr: float = 0.0  # 0: frozen; at 1e-3 the first gradients of an untrained language model undid the warm-up
     optimizer: str = "muon"  # for the matrices of the decoder layers; or "adamw" for all
     muon_lr: float = 5e-3
     weight_decay: float = 0.03
@@ -132,12 +132,12 @@ class Batcher:
 
 def see(tower: nn.Module, pixels: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
     """Features of every distinct picture [tokens, hidden]; pictures of one size run together."""
-    features = {}
+    features, trains = {}, next(tower.parameters()).requires_grad
     for learnt in (True, False):
         for size in {key[-1] for key in pixels}:
             keys = [key for key in pixels if key[1] == learnt and key[-1] == size]
             if keys:
-                with torch.set_grad_enabled(learnt and torch.is_grad_enabled()):
+                with torch.set_grad_enabled(learnt and trains and torch.is_grad_enabled()):
                     features |= zip(
                         keys, tower_features(tower, torch.stack([pixels[key] for key in keys])), strict=True
                     )
@@ -201,7 +201,8 @@ def optimizers_of(model: nn.Module, config: Config) -> dict[str, torch.optim.Opt
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and "embed_tokens" not in name
         if "visual" in name:
-            tower.append(parameter)
+            parameter.requires_grad_(config.tower_lr > 0)
+            tower += [parameter] if config.tower_lr > 0 else []
         elif matrix and config.optimizer == "muon":
             muon.append(parameter)
         else:
@@ -239,22 +240,26 @@ def train(
     minutes: float | None = None,
     vision_minutes: float | None = None,
     vision_steps: int | None = None,
+    init: str | Path | None = None,
 ) -> Run:
+    """init: an export to take tokenizer and language model from; its tower too, unless a warm-up is asked for."""
     out = Path(out)
     torch.manual_seed(seed)
     if (out / "tokenizer" / "tokenizer.json").exists():
         tokenizer = load_tokenizer(out / "tokenizer")
     else:
         tokenizer = sketchbook_tokenizer(seed, config.tokenizer_cases, config.vocab_size)
+        if init:
+            tokenizer = load_tokenizer(init)
         tokenizer.save_pretrained(out / "tokenizer")
     processor = small_image_processor(config.sizes.get("patch_size", 16))
-    model = new_model(tokenizer, **config.sizes)
+    model = Qwen25VL.load_model(Path(init)).train() if init else new_model(tokenizer, **config.sizes)
     if vision_minutes or vision_steps:
         warm = warm_up(model.model.visual, out / "vision", minutes=vision_minutes, steps=vision_steps, seed=seed)
         if warm.interrupted:
             return warm
     batcher = Batcher(tokenizer, processor, config)
-    run = Run(out, asdict(config), seed=seed, steps=steps, minutes=minutes, warmup=config.warmup)
+    run = Run(out, asdict(config) | {"init": init}, seed=seed, steps=steps, minutes=minutes, warmup=config.warmup)
     optimizers = optimizers_of(model, config)
     run.attach({"model": model}, optimizers)
     held_out = evaluation_cases(config.eval_cases)
@@ -308,6 +313,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=dict(WEIGHTS),
         help="weights of the task families, for example guide=0.3,draw=0.3,describe=0.2; may change on resume",
     )
+    parser.add_argument("--muon-lr", type=float, default=defaults.muon_lr)
+    parser.add_argument("--tower-lr", type=float, default=defaults.tower_lr, help="of the vision tower; 0: frozen")
+    parser.add_argument("--scratch-share", type=float, default=defaults.scratch_share, help="part before stage 1")
+    parser.add_argument("--init", help="start from this exported model instead of from nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
 
@@ -315,9 +324,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = Config(batch=args.batch, lr=args.lr, optimizer=args.optimizer, weights=args.mixture)
+    config = Config(
+        batch=args.batch,
+        lr=args.lr,
+        muon_lr=args.muon_lr,
+        tower_lr=args.tower_lr,
+        optimizer=args.optimizer,
+        weights=args.mixture,
+        scratch_share=args.scratch_share,
+    )
     done = train(
-        args.out, config, seed=args.seed, steps=args.steps, minutes=args.minutes, vision_minutes=args.vision_minutes
+        args.out,
+        config,
+        seed=args.seed,
+        steps=args.steps,
+        minutes=args.minutes,
+        vision_minutes=args.vision_minutes,
+        init=args.init,
     )
     if done.interrupted:
         print(f"Stopped at step {done.step}. The same command continues from there.")

@@ -135,8 +135,17 @@ def test_evaluation_scores(model, batcher):
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_every_weight_has_exactly_one_optimizer(model, name):
-    found = [p for o in optimizers_of(model, replace(TINY, optimizer=name)).values() for p in _parameters(o)]
+    config = replace(TINY, optimizer=name, tower_lr=1e-3)
+    found = [p for o in optimizers_of(model, config).values() for p in _parameters(o)]
     assert len(found) == len({id(p) for p in found}) == len(list(model.parameters()))
+
+
+def test_a_frozen_tower_stays_as_it_is(model, batcher):
+    found = [p for o in optimizers_of(model, replace(TINY, tower_lr=0.0)).values() for p in _parameters(o)]
+    tower = list(model.model.visual.parameters())
+    assert len(found) == len(list(model.parameters())) - len(tower)
+    loss_of(model, *batcher([with_pictures("describe")], 0.0)).backward()
+    assert all(p.grad is None for p in tower) and all(p.grad is not None for p in found if p.ndim == 2)
 
 
 def _parameters(optimizer):
@@ -197,6 +206,10 @@ def test_train_stop_resume_export_and_write(tmp_path, monkeypatch):
         whole.modules["model"].state_dict().items(), again.modules["model"].state_dict().values(), strict=True
     ):
         assert torch.equal(one, two), key
+
+    further = train(tmp_path / "further", TINY, steps=1, init=tmp_path / "broken" / "export")
+    for key, value in further.modules["model"].model.visual.state_dict().items():  # frozen, so that of the export
+        assert torch.equal(value, again.modules["model"].model.visual.state_dict()[key]), key
 
     mllm = Qwen25VL.from_pretrained(tmp_path / "broken" / "export")
     prompt: Document = cases(1)[0].prompt
