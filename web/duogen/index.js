@@ -1,0 +1,92 @@
+// Gives DuoGen's nodes a viewer for the answer. Touches no node of anybody else.
+// In: ComfyUI's front end, canvas renderer or Nodes 2.0. Out: a DOM widget "answer", never saved with the workflow.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { documentOf, listen } from "./live.js";
+import { stringsFor } from "./strings.js";
+import { AnswerViewer } from "./viewer.js";
+
+const OURS = "DuoGen";
+const PREVIEW = "DuoGenPreview";
+const PREVIEW_SIZE = [460, 520];
+const MIN_HEIGHT = 160;
+const viewers = new Map();
+
+const strings = () => stringsFor(app.extensionManager?.setting?.get("Comfy.Locale"));
+const root = () => app.rootGraph ?? app.graph;
+
+function pictureUrl({ filename, subfolder = "", folder = "temp" }) {
+  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type: folder })}`);
+}
+
+// On the canvas renderer the viewer lies over the canvas, which then sees no wheel; Nodes 2.0 passes it on itself.
+function canvasWheel(event) {
+  if (event.target.closest("[data-node-id]")) return;
+  event.preventDefault();
+  app.canvas.processMouseWheel(event);
+}
+
+function viewerOf(node) {
+  if (viewers.has(node)) return viewers.get(node);
+  const viewer = new AnswerViewer({ strings: strings(), pictureUrl, canvasWheel });
+  const widget = node.addDOMWidget("answer", "duogen_answer", viewer.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => MIN_HEIGHT,
+    getValue: () => "",
+    setValue: () => {},
+  });
+  widget.serialize = false;
+  viewers.set(node, viewer);
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    viewers.delete(node);
+    viewer.remove();
+    return removed?.apply(this, args);
+  };
+  return viewer;
+}
+
+function showOutput(node, output) {
+  const doc = documentOf(output);
+  if (!doc) return;
+  const viewer = viewerOf(node);
+  viewer.endWork();
+  viewer.show(doc);
+}
+
+function nodeAt(locator) {
+  const [graph, id] = String(locator).includes(":") ? String(locator).split(":") : [null, locator];
+  return (graph ? root().subgraphs?.get(graph) : root())?.getNodeById(Number(id));
+}
+
+app.registerExtension({
+  name: "DuoGen.Viewer",
+  setup() {
+    const sheet = document.createElement("link");
+    sheet.rel = "stylesheet";
+    sheet.href = new URL("./viewer.css", import.meta.url).href;
+    document.head.append(sheet);
+    listen(api, viewers, root, strings());
+  },
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith(OURS)) return;
+    const executed = node.onExecuted;
+    node.onExecuted = function (output, ...rest) {
+      executed?.call(this, output, ...rest);
+      showOutput(node, output);
+    };
+    if (node.comfyClass === PREVIEW) {
+      viewerOf(node);
+      node.setSize([Math.max(node.size[0], PREVIEW_SIZE[0]), Math.max(node.size[1], PREVIEW_SIZE[1])]);
+    }
+  },
+  // Outputs that come back: another workflow tab, a finished job opened again.
+  onNodeOutputsUpdated(outputs) {
+    for (const [locator, output] of Object.entries(outputs ?? {})) {
+      const node = documentOf(output) && nodeAt(locator);
+      if (node?.comfyClass?.startsWith(OURS)) showOutput(node, output);
+    }
+  },
+});
