@@ -38,6 +38,7 @@ class Config:
     cross_width: int = 192
     shards: int = 40
     frames: int = 48  # of a batch
+    alone: float = 2.0  # how much more often documents of a single picture come up
     lr: float = 3e-3
     weight_decay: float = 0.01
     shift: float = 3.0
@@ -151,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
     text_config = json.loads((args.mllm / "config.json").read_text("utf-8"))["text_config"]
     torch.manual_seed(run.seed)
     dit, connector = new_models(config, text_config["num_hidden_layers"], text_config["hidden_size"])
-    train(run, config, Corpus(documents, config.frames), dit, connector)
+    train(run, config, Corpus(documents, config.frames, config.alone), dit, connector)
     return 0
 
 

@@ -151,20 +151,22 @@ def load_shard(path: Path) -> list[Prepared]:
 
 
 class Corpus:
-    """Prepared documents by bucket; batches are drawn by weight of the documents in each bucket."""
+    """Prepared documents by bucket. A batch is of one bucket and costs the same whichever it is.
 
-    def __init__(self, documents: Sequence[Prepared], frames: int) -> None:
+    Buckets come up as often as they have documents; those without any earlier picture `alone` times as often, since
+    there everything has to come from the words, and that is learnt last.
+    """
+
+    def __init__(self, documents: Sequence[Prepared], frames: int, alone: float = 1.0) -> None:
         self.frames = frames  # of a batch, clean and noisy together
         self.buckets: dict[Bucket, list[Prepared]] = defaultdict(list)
         for document in documents:
             self.buckets[document.bucket].append(document)
+        self.weights = [len(each) * (alone if key.clean == 0 else 1.0) for key, each in self.buckets.items()]
 
     def batch(self, rng: Random) -> list[Prepared]:
         """About `frames` frames' worth of documents of one bucket."""
-        # A batch holds more documents where they are short: weigh by frames, so that documents come up equally often.
-        keys = list(self.buckets)
-        weights = [len(self.buckets[key]) * (key.clean + key.targets) for key in keys]
-        key = rng.choices(keys, weights)[0]
+        key = rng.choices(list(self.buckets), self.weights)[0]
         size = max(1, round(self.frames / (key.clean + key.targets)))
         return [rng.choice(self.buckets[key]) for _ in range(size)]
 
