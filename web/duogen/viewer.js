@@ -13,7 +13,6 @@ export class AnswerViewer {
     this.strings = strings;
     this.pictureUrl = pictureUrl;
     this.document = null;
-    this.previewUrl = null;
 
     this.element = element("div", "duogen-viewer");
     this.status = element("span", "duogen-status");
@@ -32,11 +31,6 @@ export class AnswerViewer {
     this.answer = element("div", "duogen-answer");
     this.work = element("div", "duogen-work");
     this.work.hidden = true;
-    this.workText = paragraph("");
-    this.workPicture = element("img", "duogen-preview");
-    this.workPicture.alt = strings.preview;
-    this.workPicture.hidden = true;
-    this.work.append(this.workText, this.workPicture);
     this.scroller.append(this.answer, this.work);
     this.element.append(bar, this.scroller);
 
@@ -67,36 +61,60 @@ export class AnswerViewer {
     }
   }
 
-  // Text and picture at work; what is left out stays as it was.
+  // What is being written or drawn: a progress text, or a picture while it is sampled. What went before stays above it.
   live({ text, preview }) {
     const atEnd = this.isAtEnd();
-    if (this.work.hidden && !this.running) this.answer.replaceChildren(); // the answer before this one
+    if (this.over) this.endWork();
+    if (this.work.hidden && !this.running) this.answer.replaceChildren(); // the answer of the run before
     this.work.hidden = false;
-    this.status.textContent = this.strings.running;
-    if (text !== undefined && text !== this.workText.textContent) this.workText.textContent = text;
+    this.status.setAttribute("aria-live", "off"); // not every step is worth reading out
+    if (text !== undefined) {
+      const { status, words } = splitProgress(text);
+      this.status.textContent = status || this.strings.running;
+      const step = this.step;
+      if (words && !WHOLE.test(words)) {
+        if (!step || !words.startsWith(step.words)) this.beginStep();
+        this.step.words = this.step.paragraph.textContent = words;
+      }
+    }
     if (preview) {
-      this.dropPreview();
-      this.previewUrl = URL.createObjectURL(preview);
-      this.workPicture.src = this.previewUrl;
-      this.workPicture.hidden = false;
+      if (!this.step) this.beginStep();
+      const { picture } = this.step;
+      URL.revokeObjectURL(picture.src);
+      picture.src = URL.createObjectURL(preview);
+      picture.hidden = false;
     }
     if (atEnd) this.scrollToEnd();
   }
 
-  // What was at work is now part of the document, or is over.
-  endWork() {
-    this.work.hidden = true;
-    this.workText.textContent = "";
-    this.workPicture.hidden = true;
-    this.dropPreview();
+  beginStep() {
+    const step = { words: "", paragraph: paragraph(""), picture: element("img", "duogen-preview") };
+    step.picture.alt = this.strings.preview;
+    step.picture.hidden = true;
+    this.work.append(step.paragraph, step.picture);
+    this.step = step;
   }
 
-  // The run is over. Without a new document the last one comes back.
+  // What was at work is now part of the document, or is over.
+  endWork() {
+    for (const picture of this.work.querySelectorAll("img")) URL.revokeObjectURL(picture.src);
+    this.work.replaceChildren();
+    this.work.hidden = true;
+    this.step = null;
+    this.over = false;
+    this.status.setAttribute("aria-live", "polite");
+  }
+
+  // The run is over. One that failed or was cancelled, as `note` says, leaves what it had done; else the document counts.
   endLive(note = "") {
-    const worked = !this.work.hidden || this.running;
-    this.endWork();
-    if (!worked) return;
-    this.show(this.document);
+    if (this.over || (this.work.hidden && !this.running)) return;
+    this.over = Boolean(note && this.step);
+    if (!this.over) {
+      this.endWork();
+      this.show(this.document);
+    }
+    this.running = false;
+    this.status.setAttribute("aria-live", "polite");
     if (note) this.status.textContent = note;
   }
 
@@ -123,15 +141,20 @@ export class AnswerViewer {
     this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 
-  dropPreview() {
-    if (this.previewUrl) URL.revokeObjectURL(this.previewUrl);
-    this.previewUrl = null;
-  }
-
   remove() {
-    this.dropPreview();
+    this.endWork();
     this.element.remove();
   }
+}
+
+// "Picture 2 of at most 5, step 3 of 8", then the paragraph it shows. The last text of a run is the whole answer in
+// plain lines, which the document replaces at once.
+const STATUS = /^(Picture(?: \d+)?(?: of at most \d+)?(?:, step \d+ of \d+)?)(?:\n\n|$)/;
+const WHOLE = /\[picture \d+\]/;
+
+function splitProgress(text) {
+  const [whole, status] = STATUS.exec(text) ?? ["", ""];
+  return { status, words: text.slice(whole.length).trim() };
 }
 
 // The clipboard's own interface is there on https and localhost only; a server in the local network has neither.
