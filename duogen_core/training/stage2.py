@@ -38,7 +38,7 @@ class Config:
     cross_width: int = 192
     shards: int = 40
     frames: int = 48  # of a batch
-    alone: float = 2.0  # how much more often documents of a single picture come up
+    alone: float = 6.0  # how much more often documents of a single picture come up
     lr: float = 3e-3
     weight_decay: float = 0.01
     shift: float = 3.0
