@@ -27,6 +27,7 @@ from duogen_core.dit.cosmos import PackedCosmos, init_weights
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.stage2_data import Corpus, Prepared, collate, load_shard, prepare_shard
+from duogen_core.weights import check_tensors, shapes_of
 
 FAMILY_WEIGHTS = {"guide": 0.26, "draw": 0.34, "edit": 0.16, "continue": 0.06, "plan": 0.08, "draft": 0.10}
 
@@ -89,6 +90,16 @@ def new_models(config: Config, layers: int, hidden: int) -> tuple[PackedCosmos, 
     return init_weights(dit), connector
 
 
+def continue_from(checkpoint: Path, dit: PackedCosmos, connector: Connector) -> None:
+    """Weights of an earlier checkpoint as the start of a new run, for example of models/duogen-tiny."""
+    for module, earlier in (
+        (dit, PackedCosmos.from_pretrained(checkpoint / "dit")),
+        (connector, Connector.from_pretrained(checkpoint / "connector")),
+    ):
+        check_tensors(earlier.state_dict(), shapes_of(module), checkpoint, "checkpoint to start from")
+        module.load_state_dict(earlier.state_dict())
+
+
 def train(run: Run, config: Config, corpus: Corpus, dit: PackedCosmos, connector: Connector) -> None:
     optimizers = muon_and_adamw(dit, is_end, lr=config.lr, weight_decay=config.weight_decay)
     optimizers["connector"] = torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))
@@ -137,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, default=None, help="time limit; the learning rate anneals to it")
     parser.add_argument("--steps", type=int, default=None, help="step limit")
     parser.add_argument("--shards", type=int, default=Config.shards, help="shards of 256 documents to learn from")
+    parser.add_argument("--init", type=Path, default=None, help="start from this checkpoint's dit/ and connector/")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
 
@@ -152,6 +164,8 @@ def run(args: argparse.Namespace) -> int:
     text_config = json.loads((args.mllm / "config.json").read_text("utf-8"))["text_config"]
     torch.manual_seed(run.seed)
     dit, connector = new_models(config, text_config["num_hidden_layers"], text_config["hidden_size"])
+    if args.init:
+        continue_from(args.init, dit, connector)
     train(run, config, Corpus(documents, config.frames, config.alone), dit, connector)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -13,6 +14,7 @@ from duogen_core.connector import Connector
 from duogen_core.data.sketchbook.tasks import FAMILIES
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document
+from duogen_core.errors import DuoGenError
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.assemble import assemble
 from duogen_core.training.loop import Run, rng_for
@@ -111,3 +113,10 @@ def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
     loaded = load_checkpoint(out)
     assert isinstance(loaded.dit, PackedCosmos) and loaded.dit.config.attention == "frame_causal"
     assert (out / "training" / "stage2" / "metrics.jsonl").is_file()
+
+    dit, connector = stage2.new_models(CONFIG, 2, 64)
+    stage2.continue_from(out, dit, connector)
+    assert torch.equal(dit.proj_out.weight, loaded.dit.proj_out.weight)
+    assert torch.equal(connector.proj.weight, loaded.connector.proj.weight)
+    with pytest.raises(DuoGenError, match="another shape"):
+        stage2.continue_from(out, *stage2.new_models(replace(CONFIG, heads=3), 2, 64))
