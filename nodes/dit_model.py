@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
     import comfy.model_patcher
 
-FRAME_ENDS = "duogen_frame_ends"
+    from duogen_core.checkpoint import Sampling
+
+# In the conditioning, beside ComfyUI's own keys:
+FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of text tokens before it
+PICTURE_ENDS = "duogen_picture_ends"  # the same for every picture of the context, whether referred to or not
+PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees a picture
+STEP_TEXT = "duogen_text"  # the paragraph that the picture shows
 COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
 
 
@@ -58,10 +64,13 @@ class DuoGenConfig(comfy.supported_models_base.BASE):
     latent_format = PictureLatent
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
 
-    def __init__(self, width: int, shift: float, latent_format: PictureLatent) -> None:
+    def __init__(
+        self, width: int, shift: float, latent_format: PictureLatent, duogen_sampling: Sampling | None = None
+    ) -> None:
         super().__init__({"image_model": "duogen", "in_channels": 16, "disable_unet_model_creation": True})
         self.sampling_settings = {"multiplier": 1.0, "shift": shift}
         self.latent_format = latent_format
+        self.duogen_sampling = duogen_sampling  # steps and guidance the weights were made for
         self.memory_usage_factor = 0.95 * width / COSMOS_2B_WIDTH
 
     def inpaint_model(self) -> bool:
@@ -152,13 +161,15 @@ class PackedForward:
         return comfy.ldm.common_dit.pad_to_patch_size(frame, tuple(self.config.patch_size[-2:]))
 
 
-def make_model(dit: torch.nn.Module, *, shift: float, latent_format: PictureLatent) -> comfy.model_patcher.ModelPatcher:
+def make_model(
+    dit: torch.nn.Module, *, shift: float, latent_format: PictureLatent, sampling: Sampling | None = None
+) -> comfy.model_patcher.ModelPatcher:
     """The core's DiT -> MODEL."""
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
     kept, compute = working_dtypes(dit, device)
     convert(dit, kept)
     width = dit.config.num_attention_heads * dit.config.attention_head_dim
-    config = DuoGenConfig(width, shift, latent_format)
+    config = DuoGenConfig(width, shift, latent_format, sampling)
     config.set_inference_dtype(kept, compute)
     assign_operations(dit, comfy.ops.pick_operations(kept, compute, load_device=device))
     patcher = make_patcher(DuoGenModel(config, dit), device, offload)

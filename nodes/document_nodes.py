@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,9 @@ from . import sockets
 from .png_text import add_text
 
 if TYPE_CHECKING:
-    from duogen_core.document import Document
+    from collections.abc import Mapping, Sequence
+
+    from duogen_core.document import Document, Picture
 
 CATEGORY = "DuoGen"
 
@@ -38,21 +41,21 @@ class DuoGenPrompt(io.ComfyNode):
                     "text",
                     multiline=True,
                     default="How do I draw a house with a red roof?",
-                    tooltip="What you want to know or to have drawn, in your own words.",
+                    tooltip="What you want to know or to have drawn, in your own words. <image1> stands for the first "
+                    "picture below; pictures without such a marker come before the text.",
                 ),
                 io.Autogrow.Input(
                     "images",
                     optional=True,
                     tooltip="Pictures the request is about, in order; another input appears as you connect one.",
-                    template=io.Autogrow.TemplatePrefix(
+                    template=io.Autogrow.TemplateNames(
                         io.Image.Input(
                             "image",
                             optional=True,
                             tooltip="A picture the request is about. A batch counts as several pictures.",
                         ),
-                        prefix="image",
+                        names=[f"image{number}" for number in range(1, 17)],
                         min=0,
-                        max=16,
                     ),
                 ),
                 io.String.Input(
@@ -75,19 +78,44 @@ class DuoGenPrompt(io.ComfyNode):
     def execute(
         cls, text: str, images: dict[str, Any] | None = None, system: str = "", context: Document | None = None
     ) -> io.NodeOutput:
-        from duogen_core.document import Document, Text
+        from duogen_core.document import Document
         from duogen_core.errors import DuoGenError
 
-        connected = [image for image in (images or {}).values() if image is not None]
-        pictures = [picture for image in connected for picture in sockets.pictures_from_image(image)]
+        pictures = {
+            name: sockets.pictures_from_image(image) for name, image in (images or {}).items() if image is not None
+        }
+        parts = request_parts(text, pictures)
         if not text.strip() and not pictures:
             raise DuoGenError("The request is empty; write in DuoGen Prompt what the answer should be about.")
         if context is not None and system.strip():
             raise DuoGenError("The system text belongs to the beginning of a conversation; clear it, or the context.")
         document = context if context is not None else Document()
         if system.strip():
+            from duogen_core.document import Text
+
             document = document.begin_turn("system", [Text(system)])
-        return io.NodeOutput(document.begin_turn("user", [*pictures, *([Text(text)] if text else [])]))
+        return io.NodeOutput(document.begin_turn("user", parts))
+
+
+def request_parts(text: str, pictures: Mapping[str, Sequence[Picture]]) -> list[Any]:
+    """Text and pictures in the order of the markers; {"image1": pictures}. Pictures without a marker come first."""
+    from duogen_core.document import Text
+    from duogen_core.errors import DuoGenError
+
+    left = dict(pictures)
+    pieces: list[Any] = []
+    for index, piece in enumerate(re.split(r"<(image\d+)>", text)):
+        if index % 2 == 0:
+            pieces += [Text(piece)] if piece else []
+        elif piece not in pictures:
+            there = ", ".join(sorted(pictures)) or "none"
+            raise DuoGenError(
+                f"The request speaks of <{piece}>, but no picture is connected there; connected: {there}."
+            )
+        else:
+            left.pop(piece, None)
+            pieces += pictures[piece]
+    return [picture for batch in left.values() for picture in batch] + pieces
 
 
 class DuoGenFormat(io.ComfyNode):

@@ -4,10 +4,44 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .bridge_nodes import DuoGenConnector, DuoGenEncodeContext, DuoGenPictureSize, DuoGenReferenceImages
+from .context_nodes import DuoGenAppendImage, DuoGenEditContext, DuoGenWrite
 from .document_nodes import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
-from .interleave import DuoGenInterleave
+from .interleave import DuoGenInterleave, DuoGenInterleaveStep, DuoGenPick
 from .load import DuoGenLoadCheckpoint, register_model_folder
+from .load_document import DuoGenLoadDocument
+from .load_parts import DuoGenLoadConnector, DuoGenLoadDiT, DuoGenLoadMLLM
+from .loop import DuoGenLoopClose, DuoGenLoopNext, DuoGenLoopOpen, DuoGenLoopRound
 from .preview import DuoGenPreview
+from .sampler_nodes import DuoGenSampler, DuoGenSigmas
+
+NODES: list[type[io.ComfyNode]] = [
+    DuoGenLoadCheckpoint,
+    DuoGenLoadMLLM,
+    DuoGenLoadConnector,
+    DuoGenLoadDiT,
+    DuoGenPrompt,
+    DuoGenLoadDocument,
+    DuoGenInterleave,
+    DuoGenInterleaveStep,
+    DuoGenPick,
+    DuoGenLoopOpen,
+    DuoGenLoopClose,
+    DuoGenLoopRound,
+    DuoGenLoopNext,
+    DuoGenWrite,
+    DuoGenEncodeContext,
+    DuoGenConnector,
+    DuoGenReferenceImages,
+    DuoGenPictureSize,
+    DuoGenSampler,
+    DuoGenSigmas,
+    DuoGenAppendImage,
+    DuoGenEditContext,
+    DuoGenFormat,
+    DuoGenPreview,
+    DuoGenSaveDocument,
+]
 
 
 class DuoGenExtension(ComfyExtension):
@@ -15,4 +49,4 @@ class DuoGenExtension(ComfyExtension):
         register_model_folder()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DuoGenLoadCheckpoint, DuoGenPrompt, DuoGenInterleave, DuoGenFormat, DuoGenPreview, DuoGenSaveDocument]
+        return NODES

@@ -1,25 +1,31 @@
 """DuoGen Interleave: the whole loop in one node. It writes, draws, looks at what it drew, and writes on.
 
-The stages are the functions of `stages.py`; this file is the loop around them and what the user sees while it runs:
-the text as it is written, each picture while it is sampled, "picture 2 of at most 5".
+It does none of that itself: it puts the stage nodes into the running graph (ComfyUI's node expansion), one picture at a
+time, because only DuoGen Write finds out whether there is another one:
+
+    Write -> Step -> (Encode Context -> Connector -> Reference Images -> Sampler -> VAEDecode -> Append Image -> Write
+    -> Step -> (…)), and the Step after the last picture gives out the finished answer.
+
+So each stage is cached by its inputs, as any node is. A Step is cheap and runs again whenever a setting changed; the
+stages it puts in have changed only where the setting concerns them. A new seed for picture 3 leaves 1 and 2 alone.
 """
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import comfy.samplers
 from comfy_api.latest import io
+from comfy_execution.graph_utils import GraphBuilder
 
 from . import sockets
+from .bridge_nodes import FIXED, LIKE_LAST, LIKE_NUMBER
+from .context_nodes import AS_IT_GOES, MODE, PLAN_FIRST
 
 if TYPE_CHECKING:
-    import torch
-
     from duogen_core.document import Document
 
-TEXT_INTERVAL = 0.05  # seconds between two messages with text, so that a fast model does not flood the browser
+    from .answer import Step
 
 
 class DuoGenInterleave(io.ComfyNode):
@@ -116,6 +122,44 @@ class DuoGenInterleave(io.ComfyNode):
                     step=16,
                     tooltip="Height of every picture in pixels. 0: see width.",
                 ),
+                io.String.Input(
+                    "seeds",
+                    default="",
+                    optional=True,
+                    tooltip="Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures "
+                    "before the first one named stay as they are, and are not drawn again.",
+                ),
+                io.Combo.Input(
+                    "mode", options=[AS_IT_GOES, PLAN_FIRST], default=AS_IT_GOES, optional=True, tooltip=MODE
+                ),
+                io.String.Input(
+                    "references",
+                    default="all",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which earlier pictures each new one looks at: all, none, last 2, or numbers such as "
+                    "1, 3-4.",
+                ),
+                io.Int.Input(
+                    "size_like",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With width and height 0: the size of this picture of the conversation, counted from 1. "
+                    "0: of the last one.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="0 takes the likeliest word every time; higher values write more freely.",
+                ),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
@@ -124,7 +168,8 @@ class DuoGenInterleave(io.ComfyNode):
                     "images", is_output_list=True, tooltip="The pictures of the answer, each in its own size."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            enable_expand=True,
         )
 
     @classmethod
@@ -144,125 +189,159 @@ class DuoGenInterleave(io.ComfyNode):
         max_tokens: int,
         width: int,
         height: int,
+        seeds: str = "",
+        mode: str = AS_IT_GOES,
+        references: str = "all",
+        size_like: int = 0,
+        temperature: float = 0.0,
     ) -> io.NodeOutput:
         from duogen_core import pipeline
         from duogen_core.errors import DuoGenError
 
-        from . import stages
+        from . import answer
 
         if (width == 0) != (height == 0):
             raise DuoGenError(
                 f"The size is {width} x {height}: set both sides, or both to 0 to let the context decide."
             )
-        config = mllm.config
-        settings = pipeline.Settings(
-            seed=seed,
-            steps=steps or None,
-            guidance=cfg or None,
-            size=(width, height) if width else None,
-            max_images=max_images,
-            max_new_tokens=max_tokens,
-        ).resolved(config)
-        pipeline.check_request(context)
-        watcher = Watcher(str(cls.hidden.unique_id), model, max_images, settings.steps)
-        references: dict[str, torch.Tensor] = {}
-        first_picture = len(context.pictures)
-        text, drawn, tokens_left, stop = "", 0, max_tokens, None
-        while stop is None:
-            picture_seed = pipeline.picture_seed(seed, drawn)
-            context, written = stages.write(
-                mllm, connector, context, max_new_tokens=tokens_left, seed=picture_seed, on_token=watcher.on_token
-            )  # fmt: skip
-            text += written.text
-            tokens_left -= written.tokens
-            if written.stop != "picture":
-                stop = written.stop
-            elif drawn >= max_images:
-                stop = "max_images"
-            else:
-                watcher.begin_picture(drawn)
-                states = stages.encode(mllm, connector, context)
-                for picture in context.pictures:
-                    if picture.digest not in references:
-                        references[picture.digest] = stages.reference_latent(vae, picture, config)
-                positive, negative = stages.connect(states, [references[p.digest] for p in context.pictures])
-                latent = stages.draw(
-                    model,
-                    positive,
-                    negative,
-                    size=pipeline.picture_size(context, config, settings.size),
-                    seed=picture_seed,
-                    steps=settings.steps,
-                    cfg=settings.guidance,
-                    sampler_name=sampler_name,
-                    scheduler=scheduler,
-                    on_step=watcher.on_step,
-                )
-                context = stages.append(context, stages.decode(vae, latent), picture_seed)
-                drawn += 1
-                watcher.end_picture()
-                if tokens_left <= 0:
-                    stop = "max_tokens"
-        context = context.replace_generation(**pipeline.generation_record(config.name, settings, stop))
-        watcher.end(stop)
-        return io.NodeOutput(context, text, sockets.image_list(context.pictures[first_picture:]))
+        settings = pipeline.Settings(seed=seed, steps=steps or None, guidance=cfg or None).resolved(mllm.config)
+        answer.choose(references, 0)  # says now what is wrong with it, not after the first paragraph
+        step = answer.begin(
+            context, seed=seed, max_images=max_images, tokens_left=max_tokens, steps=settings.steps,
+            cfg=settings.guidance, shift=settings.shift, sampler_name=sampler_name, scheduler=scheduler, width=width,
+            height=height, size_like=size_like, temperature=temperature, references=references, seeds=seeds,
+        )  # fmt: skip
+        # A list on a socket calls this once for each entry, but a link always means the whole list.
+        call = GraphBuilder._default_prefix_call_index
+        graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.{call}.")
+        links = {name: link for name, link in own_inputs(cls.hidden).items() if name in LINKED}
+        picked = graph.node("DuoGenPick", "context", value=links.pop("context"), index=call)
+        return write_on(graph, links, picked.out(0), step, mode)
 
 
-class Watcher:
-    """Shows a running answer on its node: streamed text, previews, which picture of how many.
+LINKED = ("mllm", "connector", "model", "vae", "context")
 
-    The front end gives running text a few lines, so these hold the paragraph at work; at the end they hold the answer.
-    """
 
-    def __init__(self, node_id: str, model: Any, max_images: int, steps: int) -> None:
-        import comfy.utils
-        import latent_preview
+def own_inputs(hidden: Any) -> dict[str, Any]:
+    """The inputs of the node that is running, as the graph has them: links are [node id, output]."""
+    return hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
 
-        self.node_id, self.max_images, self.steps = node_id, max_images, steps
-        self.text, self.paragraph, self.status, self.drawn, self.last_sent = "", "", "", 0, 0.0
-        self.progress = comfy.utils.ProgressBar(max(1, max_images) * steps, node_id=node_id)
-        latents = model.model.latent_format
-        # The user's preview method; where none is set, colours straight from the latent, which cost next to nothing.
-        self.previewer = latent_preview.get_previewer(model.load_device, latents)
-        if self.previewer is None and latents.latent_rgb_factors is not None:
-            self.previewer = latent_preview.Latent2RGBPreviewer(
-                latents.latent_rgb_factors, latents.latent_rgb_factors_bias
-            )
 
-    def on_token(self, piece: str) -> None:
-        self.text += piece
-        self.paragraph += piece
-        self._send()
+def write_on(
+    graph: GraphBuilder, links: dict[str, Any], context: list, step: Step, mode: str = AS_IT_GOES
+) -> io.NodeOutput:
+    """Put in DuoGen Write and the Step that goes by what was written; the Step's outputs are ours."""
+    write = graph.node(
+        "DuoGenWrite", "write", mllm=links["mllm"], context=context, connector=links["connector"],
+        max_tokens=step.tokens_left, seed=step.write_seed, temperature=step.temperature, top_p=1.0, mode=mode,
+    )  # fmt: skip
+    following = graph.node(
+        "DuoGenInterleaveStep", "step", **links, context=write.out(0), stop=write.out(3), tokens=write.out(4),
+        duogen_step=step.to_text(),
+    )  # fmt: skip
+    return io.NodeOutput(*(following.out(i) for i in range(3)), expand=graph.finalize())
 
-    def begin_picture(self, k: int) -> None:
-        self.drawn = k
-        self._say(f"Picture {k + 1} of at most {self.max_images}")
 
-    def on_step(self, step: int, denoised: torch.Tensor, noisy: torch.Tensor, steps: int) -> None:
-        self._say(f"Picture {self.drawn + 1} of at most {self.max_images}, step {step + 1} of {steps}")
-        preview = self.previewer.decode_latent_to_preview_image("JPEG", denoised) if self.previewer else None
-        self.progress.update_absolute(self.drawn * self.steps + step + 1, preview=preview)
+def draw_next(graph: GraphBuilder, links: dict[str, Any], context: list, step: Step) -> list:
+    """Put in the stages of one picture; returns the link to the context with it."""
+    encode = graph.node(
+        "DuoGenEncodeContext", "encode", mllm=links["mllm"], connector=links["connector"], context=context
+    )
+    connect = graph.node("DuoGenConnector", "connect", states=encode.out(0))
+    refer = graph.node(
+        "DuoGenReferenceImages", "refer", positive=connect.out(0), negative=connect.out(1), vae=links["vae"],
+        context=context, which=step.references,
+    )  # fmt: skip
+    kind = FIXED if step.width else LIKE_NUMBER if step.size_like else LIKE_LAST
+    size = graph.node(
+        "DuoGenPictureSize", "size", context=context, size=kind, picture=step.size_like or 1, width=step.width or 1024,
+        height=step.height or 1024, mllm=links["mllm"],
+    )  # fmt: skip
+    sample = graph.node(
+        "DuoGenSampler", "sample", model=links["model"], positive=refer.out(0), negative=refer.out(1),
+        latent_image=size.out(0), seed=step.picture_seed, steps=step.steps, cfg=step.cfg,
+        sampler_name=step.sampler_name, scheduler=step.scheduler, denoise=1.0,
+    )  # fmt: skip
+    decode = graph.node("VAEDecode", "decode", samples=sample.out(0), vae=links["vae"])
+    append = graph.node("DuoGenAppendImage", "append", context=context, image=decode.out(0), seed=step.picture_seed)
+    return append.out(0)
 
-    def end_picture(self) -> None:
-        self.text += f"\n\n[picture {self.drawn + 1}]\n\n"
-        self.paragraph, self.status = "", ""
 
-    def end(self, stop: str) -> None:
-        limits = {"max_images": "Stopped at the limit of pictures.", "max_tokens": "Stopped at the limit of tokens."}
-        self.progress.update_absolute(self.progress.total)
-        self.paragraph = self.text
-        self._say(limits.get(stop, ""))
+class DuoGenInterleaveStep(io.ComfyNode):
+    """Put in by DuoGen Interleave. Its third output is one value, a list: outputs that are lists do not survive an
+    expansion, except as the value that the outermost node makes its list of."""
 
-    def _say(self, status: str) -> None:
-        self.status = status
-        self._send(now=True)
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenInterleaveStep",
+            display_name="DuoGen Interleave Step",
+            category="DuoGen/internal",
+            description="DuoGen Interleave puts this node in while it runs. It is not meant to be used by hand.",
+            inputs=[
+                sockets.Mllm.Input("mllm", tooltip="As DuoGen Interleave has it."),
+                sockets.Connector.Input("connector", tooltip="As DuoGen Interleave has it."),
+                io.Model.Input("model", tooltip="As DuoGen Interleave has it."),
+                io.Vae.Input("vae", tooltip="As DuoGen Interleave has it."),
+                sockets.Context.Input("context", tooltip="The answer so far."),
+                io.String.Input("stop", tooltip="Why the writing stopped."),
+                io.Int.Input("tokens", tooltip="How many tokens were written."),
+                io.String.Input("duogen_step", tooltip="Settings and progress, as JSON."),
+            ],
+            outputs=[
+                sockets.Context.Output("context", tooltip="The finished conversation."),
+                io.String.Output("text", tooltip="The text of the answer."),
+                io.Image.Output("images", tooltip="The pictures of the answer, as one list."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            enable_expand=True,
+            is_dev_only=True,
+        )
 
-    def _send(self, now: bool = False) -> None:
-        from server import PromptServer
+    @classmethod
+    def execute(
+        cls,
+        mllm: Any,
+        connector: Any,
+        model: Any,
+        vae: Any,
+        context: Document,
+        stop: str,
+        tokens: int,
+        duogen_step: str,
+    ) -> io.NodeOutput:
+        from . import answer, live
 
-        moment = time.monotonic()
-        if PromptServer.instance is None or (not now and moment - self.last_sent < TEXT_INTERVAL):
-            return
-        self.last_sent = moment
-        text = "\n\n".join(piece for piece in (self.status, self.paragraph.strip()) if piece)
-        PromptServer.instance.send_progress_text(text, self.node_id)
+        before = answer.Step.from_text(duogen_step).after_text(tokens)
+        ending = before.ending(stop)
+        if ending is not None:
+            context = before.finished(context, mllm.config.name, ending)
+            live.say(cls.hidden, live.LIMITS.get(ending, ""), live.whole_answer(context))
+            drawn = sockets.image_list(context.pictures[before.first_picture :])
+            return io.NodeOutput(context, before.written(context), drawn)
+        graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.")
+        links = {name: link for name, link in own_inputs(cls.hidden).items() if name in LINKED}
+        drawn = draw_next(graph, links, links.pop("context"), before)
+        return write_on(graph, links, drawn, before.after_picture())
+
+
+class DuoGenPick(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenPick",
+            display_name="DuoGen Pick",
+            category="DuoGen/internal",
+            description="DuoGen Interleave puts this node in while it runs. It takes one context out of a list.",
+            inputs=[
+                sockets.Context.Input("value", tooltip="One context, or a list of them."),
+                io.Int.Input("index", tooltip="Which one, from 0."),
+            ],
+            outputs=[sockets.Context.Output("context", tooltip="That context.")],
+            is_input_list=True,
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def execute(cls, value: list[Document], index: list[int]) -> io.NodeOutput:
+        return io.NodeOutput(value[min(index[0], len(value) - 1)])

@@ -16,6 +16,8 @@ from . import PACK, sockets
 if TYPE_CHECKING:
     from duogen_core.vae import PictureVae
 
+    from .dit_model import PictureLatent
+
 FOLDER = "duogen"
 INDEX = "model_index.json"
 
@@ -34,6 +36,22 @@ def checkpoints() -> dict[str, Path]:
             for folder in sorted(entry for entry in Path(root).iterdir() if entry.is_dir()):
                 found.setdefault(folder.name, folder)
     return found
+
+
+def checkpoint_folder(name: str) -> Path:
+    from duogen_core.errors import DuoGenError
+
+    folder = checkpoints().get(name)
+    if folder is None:
+        raise DuoGenError(f"There is no DuoGen checkpoint {name!r}; put its folder into models/{FOLDER}.")
+    return folder
+
+
+def checkpoint_fingerprint(name: str, part: str = "") -> str:
+    """Changes when a file of the checkpoint (or of one part of it) does, so that it is loaded again."""
+    folder = checkpoints().get(name)
+    files = [folder / INDEX, *sorted((folder / part).rglob("*"))] if folder else []
+    return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
 
 
 class DuoGenLoadCheckpoint(io.ComfyNode):
@@ -68,36 +86,41 @@ class DuoGenLoadCheckpoint(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str) -> str:
-        folder = checkpoints().get(checkpoint)
-        files = sorted(folder.rglob("*")) if folder else []
-        return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
+        return checkpoint_fingerprint(checkpoint)
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        import comfy.sd
-        import torch
-
         from duogen_core.checkpoint import load_checkpoint
-        from duogen_core.errors import DuoGenError
 
-        from .dit_model import PictureLatent, make_model
-        from .managed import SMALL_MODEL, manage_connector, manage_mllm
+        from .dit_model import make_model
+        from .managed import manage_connector, manage_mllm
 
-        folder = checkpoints().get(checkpoint)
-        if folder is None:
-            raise DuoGenError(f"There is no DuoGen checkpoint {checkpoint!r}; put its folder into models/{FOLDER}.")
-        parts = load_checkpoint(folder)
-        small_vae = sum(p.numel() for p in parts.vae.model.parameters()) < SMALL_MODEL // 10
-        vae = comfy.sd.VAE(sd=parts.vae.to_single_file(), dtype=torch.float32 if small_vae else None)
-        vae.throw_exception_if_invalid()
-        statistics = parts.vae.model.config
-        latents = PictureLatent(
-            statistics.latents_mean, statistics.latents_std, preview_colours(parts.vae) if small_vae else None
-        )
-        model = make_model(parts.dit, shift=parts.config.sampling.shift, latent_format=latents)
+        parts = load_checkpoint(checkpoint_folder(checkpoint))
+        vae, latents = load_vae(parts.vae)
+        sampling = parts.config.sampling
+        model = make_model(parts.dit, shift=sampling.shift, latent_format=latents, sampling=sampling)
         mllm = manage_mllm(parts.mllm)
         mllm.config = parts.config
         return io.NodeOutput(mllm, manage_connector(parts.connector), model, vae)
+
+
+def load_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, PictureLatent]:
+    """The core's VAE -> (ComfyUI's VAE, what its latents look like to a MODEL)."""
+    import comfy.sd
+    import torch
+
+    from .dit_model import PictureLatent
+    from .managed import SMALL_MODEL
+
+    small = sum(p.numel() for p in vae.model.parameters()) < SMALL_MODEL // 10
+    statistics = vae.model.config
+    colours = preview_colours(vae) if small else None
+    latents = PictureLatent(statistics.latents_mean, statistics.latents_std, colours)
+    if latents_only:
+        return None, latents
+    loaded = comfy.sd.VAE(sd=vae.to_single_file(), dtype=torch.float32 if small else None)
+    loaded.throw_exception_if_invalid()
+    return loaded, latents
 
 
 def preview_colours(vae: PictureVae) -> tuple[list[list[float]], list[float]]:

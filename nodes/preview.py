@@ -9,7 +9,7 @@ In: a context. Out: the same context, and `ui`, which the viewer in web/ draws (
              "width": 128, "height": 128, "seed": 7, "text": "…", "pending": true}, …]}, …],
         "generation": {"model": "…", "seed": 7, "stop_reason": "end", …}}]}
 
-filename, subfolder and folder are /view's `filename`, `subfolder` and `type`. seed, text (the paragraph a picture shows)
+filename, subfolder and folder are /view's `filename`, `subfolder` and `type`. seed, text (the paragraph it shows)
 and pending (its place is planned, it is not drawn yet) are there only where a picture has them. All texts are plain
 text of a model or a user: never markup.
 """

@@ -1,7 +1,8 @@
 """The sockets of our own, where ComfyUI's core has none, and the IMAGE <-> Picture conversion at the border.
 
 DUOGEN_CONTEXT is a `duogen_core.document.Document`, DUOGEN_MLLM and DUOGEN_CONNECTOR are the managed models of
-`managed.py`. IMAGE is ComfyUI's float [B, H, W, C] in 0..1, a Picture is uint8 RGB [H, W, 3].
+`managed.py`, DUOGEN_STATES is `stages.States`, DUOGEN_LOOP is `loop.Round`.
+IMAGE is ComfyUI's float [B, H, W, C] in 0..1, a Picture is uint8 RGB [H, W, 3].
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Mllm = io.Custom("DUOGEN_MLLM")
 Connector = io.Custom("DUOGEN_CONNECTOR")
 Context = io.Custom("DUOGEN_CONTEXT")
+States = io.Custom("DUOGEN_STATES")
+Loop = io.Custom("DUOGEN_LOOP")
 
 
 def pictures_from_image(image: torch.Tensor) -> list[Picture]:

@@ -1,34 +1,80 @@
-"""The stages of an answer, one function each: write, encode, connect, draw, decode, append.
+"""The stages of an answer, one function each: write, encode, connect, refer, draw, append.
 
-Each takes and returns what travels between nodes (Document, CONDITIONING, LATENT, IMAGE) and keeps nothing, so that a
-node is a schema around one of them. What makes the answer equal to the command line's is shared with it:
-`duogen_core.pipeline`. Sampling is the very call that the stock KSampler makes.
+Each takes and returns what travels between nodes (Document, States, CONDITIONING, LATENT, IMAGE) and keeps nothing, so
+that a node is a schema around one of them. What makes the answer equal to the command line's is shared with it:
+`duogen_core.pipeline`. Sampling is the very call that the stock KSampler makes; decoding is the stock VAEDecode.
 """
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import comfy.sample
+import node_helpers
 import torch
 
 from duogen_core import pipeline
+from duogen_core.checkpoint import CheckpointConfig, PictureSize
 from duogen_core.document import Picture
+from duogen_core.errors import DuoGenError
 
-from .dit_model import FRAME_ENDS
+from . import plan
+from .dit_model import FRAME_ENDS, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
 from .managed import Managed, load_models
 from .sockets import pictures_from_image
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from duogen_core.checkpoint import CheckpointConfig
     from duogen_core.document import Document
-    from duogen_core.mllm import ContextStates, Continuation
+    from duogen_core.mllm import ContextStates
 
 
-def write(
+UNLIMITED = 16384  # pixels a side
+MAX_PLACES = 100  # of a planned answer, for a model that wants pictures without end
+_latents: weakref.WeakKeyDictionary[Picture, list] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class States:
+    """DUOGEN_STATES: what the connector made of the context, for the one picture that is due.
+
+    The projection is summed layer by layer while the language model runs, so these are [tokens, width of the DiT's
+    text input] and never tokens x layers x hidden size. Finished with bias and GELU, not yet split into the positive
+    and the negative side.
+    """
+
+    states: ContextStates
+    config: CheckpointConfig
+    text: str  # the paragraph that the picture shows
+
+
+@dataclass(frozen=True)
+class Written:
+    context: Document
+    text: str
+    stop: str  # "picture", "end" or "max_tokens"
+    tokens: int
+
+
+def write(mllm: Managed, connector: Managed | None, context: Document, **how: Any) -> Written:
+    """Lets the MLLM write until it wants a picture or ends. A planned answer is written already: nothing to do.
+
+    how: see `_continue`.
+    """
+    pipeline.check_request(context)
+    if plan.pending_index(context) is not None:
+        return Written(context, "", "picture", 0)
+    stop = plan.planned_stop(context)
+    if stop:
+        return Written(plan.with_planned_stop(context, None), "", stop, 0)
+    return _continue(mllm, connector, context, **how)
+
+
+def _continue(
     mllm: Managed,
     connector: Managed | None,
     context: Document,
@@ -36,40 +82,66 @@ def write(
     max_new_tokens: int,
     seed: int,
     temperature: float = 0.0,
+    top_p: float = 1.0,
     on_token: Callable[[str], None] | None = None,
-) -> tuple[Document, Continuation]:
-    """Lets the MLLM write until it wants a picture or ends. Returns the longer context, and how it stopped."""
+) -> Written:
     load_models(mllm, connector, memory_required=mllm_memory(mllm, context, max_new_tokens))
     written = mllm.core.continue_(
         context,
         connector=connector.core if connector else None,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        top_p=top_p,
         seed=seed,
         on_token=on_token,
         cancelled=mm.processing_interrupted,
     )
     mm.throw_exception_if_processing_interrupted()
-    return pipeline.with_text(context, written.text), written
+    return Written(pipeline.with_text(context, written.text), written.text, written.stop, written.tokens)
 
 
-def encode(mllm: Managed, connector: Managed, context: Document) -> ContextStates:
+def write_whole(
+    mllm: Managed, connector: Managed | None, context: Document, *, max_new_tokens: int, **how: Any
+) -> Written:
+    """Lets the MLLM write its whole answer, with an empty place wherever it wants a picture (see plan.py)."""
+    pipeline.check_request(context)
+    if plan.pending_index(context) is not None:
+        return Written(context, "", "picture", 0)
+    start = len(context.text) if context.last_turn.role == "assistant" else 0
+    tokens = places = 0
+    while True:
+        written = _continue(mllm, connector, context, max_new_tokens=max_new_tokens - tokens, **how)
+        context, tokens = written.context, tokens + written.tokens
+        if written.stop != "picture" or places == MAX_PLACES:
+            break
+        context = context.append(plan.place(size_of_next(context, mllm.config)))
+        places += 1
+    if places:
+        stop = "max_images" if written.stop == "picture" else written.stop
+        context = plan.with_planned_stop(context, stop)
+    return Written(context, context.text[start:], "picture" if places else written.stop, tokens)
+
+
+def encode(mllm: Managed, connector: Managed, context: Document) -> States:
     """What the next picture shall show: the connector's states of everything before it."""
+    context = plan.before_next_picture(context)
+    check_answering(context)
     load_models(mllm, connector, memory_required=mllm_memory(mllm, context, 1))
-    return mllm.core.encode(context, connector.core)
+    states = mllm.core.encode(context, connector.core)
+    return States(states, mllm.config, pipeline.step_text(context))
 
 
-def reference_latent(vae: Any, picture: Picture, config: CheckpointConfig) -> torch.Tensor:
-    """One earlier picture as the VAE's latent [1, 16, 1, h, w]. One at a time: a batch would be read as a video."""
-    pixels = torch.from_numpy(pipeline.reference_pixels(picture, config).copy()).float() / 255
-    return vae.encode(pixels[None])
+def connect(encoded: States) -> tuple[list, list]:
+    """(positive, negative) CONDITIONING: the negative lacks the last text segment and keeps every picture.
 
-
-def connect(states: ContextStates, references: list[torch.Tensor]) -> tuple[list, list]:
-    """(positive, negative) CONDITIONING: the negative lacks the last text segment and keeps every picture."""
-    values = {FRAME_ENDS: tuple(states.frame_ends)}
-    if references:
-        values["reference_latents"] = list(references)
+    Where the pictures stand in the text travels along; which of them the DiT sees is decided by `refer`.
+    """
+    states = encoded.states
+    values = {
+        PICTURE_ENDS: tuple(states.frame_ends),
+        PICTURE_LIMIT: encoded.config.picture.max_side,
+        STEP_TEXT: encoded.text,
+    }
     device = mm.intermediate_device()
     negative = pipeline.negative_states(states)
     positive = states.positive()
@@ -79,44 +151,116 @@ def connect(states: ContextStates, references: list[torch.Tensor]) -> tuple[list
     )
 
 
+def refer(conditionings: Sequence[list], vae: Any, pictures: Sequence[Picture], chosen: Sequence[int]) -> list[list]:
+    """Each conditioning with these pictures as reference latents, every one in its own place of the text."""
+    if not chosen:
+        return list(conditionings)
+    values = next((entries[0][1] for entries in conditionings if entries), {})
+    limit = values.get(PICTURE_LIMIT, UNLIMITED)
+    added: dict[str, Any] = {"reference_latents": [reference_latent(vae, pictures[i], limit) for i in chosen]}
+    ends = values.get(PICTURE_ENDS)
+    if ends is not None:
+        if len(ends) != len(pictures):
+            raise DuoGenError(
+                f"The conditioning was made from a context with {len(ends)} pictures, but this context holds "
+                f"{len(pictures)}; connect the context that went into DuoGen Encode Context."
+            )
+        added[FRAME_ENDS] = tuple(ends[i] for i in chosen)
+    return [node_helpers.conditioning_set_values(entries, added) for entries in conditionings]
+
+
+def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> torch.Tensor:
+    """One earlier picture as the VAE's latent [1, 16, 1, h, w]. One at a time: a batch would be read as a video.
+
+    Every later picture of an answer looks at it again; its latent is kept as long as the picture itself.
+    """
+    known = _latents.setdefault(picture, [])
+    for made_by, side, latent in known:
+        if made_by() is vae and side == max_side:
+            return latent
+    pixels = pipeline.reference_pixels(picture, CheckpointConfig(picture=PictureSize(max_side=max_side)))
+    latent = vae.encode(torch.from_numpy(pixels.copy())[None].float() / 255)
+    known[:] = [entry for entry in known if entry[0]() is not None] + [(weakref.ref(vae), max_side, latent)]
+    return latent
+
+
+def size_of_next(
+    context: Document, config: CheckpointConfig | None, *, size: tuple[int, int] | None = None, like: int = 0
+) -> tuple[int, int]:
+    """(width, height) of the next picture: as asked for, else like picture `like` (from 1), 0: like the last one."""
+    pictures = context.pictures
+    if size is None and not pictures and config is None:
+        raise DuoGenError(
+            "The context has no picture whose size the next one could take; connect the mllm, or choose a fixed size."
+        )
+    config = config or CheckpointConfig(picture=PictureSize(max_side=UNLIMITED))
+    if size is None and like and pictures:
+        return pipeline.fit_area(*pictures[min(like, len(pictures)) - 1].size, config)
+    return pipeline.picture_size(context, config, size)
+
+
+def empty_latent(width: int, height: int) -> dict[str, Any]:
+    """What the stock EmptyLatentImage gives: samplers fit it to the MODEL at hand, ours or another."""
+    device, dtype = mm.intermediate_device(), mm.intermediate_dtype()
+    samples = torch.zeros((1, 4, height // 8, width // 8), device=device, dtype=dtype)
+    return {"samples": samples, "downscale_ratio_spacial": 8}
+
+
 def draw(
     model: Any,
     positive: list,
     negative: list,
+    latent: dict[str, Any],
     *,
-    size: tuple[int, int],
     seed: int,
     steps: int,
     cfg: float,
     sampler_name: str,
     scheduler: str,
+    denoise: float = 1.0,
     on_step: Callable[[int, torch.Tensor, torch.Tensor, int], None] | None = None,
-) -> dict[str, torch.Tensor]:
-    """LATENT of the next picture, [1, 16, 1, h, w]; what KSampler does with an empty latent, denoise 1.
-
-    on_step(step, denoised so far, noisy latent, steps) is ComfyUI's sampler callback.
-    """
-    width, height = size
-    latent = torch.zeros((1, 16, 1, height // 8, width // 8), device=mm.intermediate_device())
-    latent = comfy.sample.fix_empty_latent_channels(model, latent)
-    noise = comfy.sample.prepare_noise(latent, seed)
+) -> dict[str, Any]:
+    """LATENT of the next picture: what KSampler does. on_step is ComfyUI's sampler callback (step, x0, x, steps)."""
+    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
+    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     samples = comfy.sample.sample(
-        model, noise, steps, cfg, sampler_name, scheduler, positive, negative, latent,
-        callback=on_step, disable_pbar=True, seed=seed,
+        model, noise, steps, cfg, sampler_name, scheduler, positive, negative, samples, denoise=denoise,
+        noise_mask=latent.get("noise_mask"), callback=on_step, disable_pbar=True, seed=seed,
     )  # fmt: skip
-    return {"samples": samples}
+    return {key: value for key, value in latent.items() if key != "downscale_ratio_spacial"} | {"samples": samples}
 
 
-def decode(vae: Any, latent: dict[str, torch.Tensor]) -> torch.Tensor:
-    """LATENT -> IMAGE [1, H, W, 3], as VAEDecode does it."""
-    image = vae.decode(latent["samples"])
-    return image.reshape(-1, *image.shape[-3:])
-
-
-def append(context: Document, image: torch.Tensor, seed: int) -> Document:
+def append(context: Document, image: torch.Tensor, seed: int | None = None) -> Document:
     """The context with the drawn picture, which joins it as any viewer would see it: 8 bits a colour."""
-    (picture,) = pictures_from_image(image)
-    return pipeline.with_picture(context, picture.pixels, seed)
+    check_answering(context)
+    pictures = pictures_from_image(image)
+    if len(pictures) != 1:
+        raise DuoGenError(
+            f"One picture is due, but the IMAGE is a batch of {len(pictures)}; choose one of them first, for example "
+            "with ImageFromBatch."
+        )
+    before = plan.before_next_picture(context)
+    meta = {**({} if seed is None else {"seed": seed}), "text": pipeline.step_text(before)}
+    picture = Picture(pictures[0].pixels, meta)
+    return context.append(picture) if before is context else plan.filled(context, picture)
+
+
+def check_answering(context: Document) -> None:
+    if not context.turns or context.last_turn.role != "assistant":
+        raise DuoGenError(
+            "The context holds a request but no answer yet, so no picture is due; connect the context that comes out "
+            "of DuoGen Write."
+        )
+
+
+def trained_sampling(model: Any, steps: int, cfg: float) -> tuple[int, float]:
+    """(steps, cfg), with what the weights were made for where the user left 0."""
+    own = getattr(model.model.model_config, "duogen_sampling", None)
+    if own is None and not (steps and cfg):
+        raise DuoGenError(
+            "This MODEL does not say how it wants to be sampled (it is not a DuoGen one); set steps and cfg yourself."
+        )
+    return steps or own.steps, cfg or own.guidance
 
 
 def mllm_memory(mllm: Managed, context: Document, max_new_tokens: int) -> float:

@@ -48,6 +48,7 @@ class Result:
     cached: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # progress texts, in order
     previews: int = 0
+    ran: list[str] = field(default_factory=list)  # node ids that were executed, those put in by others included
 
 
 class Server:
@@ -181,6 +182,8 @@ class Server:
             return kind, data
         if kind == "execution_cached":
             result.cached = list(data["nodes"])
+        elif kind == "executing" and data.get("node"):
+            result.ran.append(data["node"])
         elif kind == "execution_error":
             result.error = data
             return "done", data

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from server import LINK, Server
 
-NODES = ["DuoGenLoadCheckpoint", "DuoGenPrompt", "DuoGenInterleave", "DuoGenFormat", "DuoGenSaveDocument"]
+NODES = [
+    *("DuoGenLoadCheckpoint", "DuoGenLoadMLLM", "DuoGenLoadConnector", "DuoGenLoadDiT"),
+    *("DuoGenPrompt", "DuoGenLoadDocument", "DuoGenInterleave", "DuoGenLoopOpen", "DuoGenLoopClose"),
+    *("DuoGenWrite", "DuoGenEncodeContext", "DuoGenConnector", "DuoGenReferenceImages", "DuoGenPictureSize"),
+    *("DuoGenSampler", "DuoGenSigmas", "DuoGenAppendImage", "DuoGenEditContext"),
+    *("DuoGenFormat", "DuoGenPreview", "DuoGenSaveDocument"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,70 @@
+"""DuoGen Load Document: a saved conversation, to show it again or to go on with it.
+
+Listed are document folders (those DuoGen Save Document writes, and those of the command line) in ComfyUI's output and
+input folders, and .zip files of such folders in the input folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from . import sockets
+
+DEPTH = 4  # folders below output and input that are looked through
+INDEX = "document.json"
+
+
+def saved_documents() -> dict[str, Path]:
+    """Name as listed -> where it lies; the newest first."""
+    found: dict[str, tuple[float, Path]] = {}
+    for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
+        base = Path(root)
+        for level in range(1, DEPTH + 1):
+            for file in base.glob("/".join(["*"] * level + [INDEX])):
+                name = f"{file.parent.relative_to(base).as_posix()} [{kind}]"
+                found[name] = (file.stat().st_mtime, file.parent)
+        if kind == "input":
+            for file in base.glob("*.zip"):
+                found[f"{file.name} [{kind}]"] = (file.stat().st_mtime, file)
+    return {name: path for name, (_, path) in sorted(found.items(), key=lambda item: -item[1][0])}
+
+
+class DuoGenLoadDocument(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadDocument",
+            display_name="DuoGen Load Document",
+            category="DuoGen",
+            description="Opens a saved conversation with its pictures: to look at, to change, or to go on with by "
+            "another DuoGen Prompt.",
+            search_aliases=["open document", "continue answer", "reload conversation"],
+            inputs=[
+                io.Combo.Input(
+                    "document",
+                    options=list(saved_documents()),
+                    tooltip="A saved conversation in ComfyUI's output or input folder, the newest first. Copy a "
+                    "document folder, or a .zip of one, into the input folder to have it listed.",
+                ),
+            ],
+            outputs=[sockets.Context.Output("context", tooltip="The conversation as it was saved.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, document: str) -> str:
+        path = saved_documents().get(document)
+        file = path / INDEX if path and path.is_dir() else path
+        return repr(file and (str(file), file.stat().st_mtime_ns, file.stat().st_size))
+
+    @classmethod
+    def execute(cls, document: str) -> io.NodeOutput:
+        from duogen_core.errors import DuoGenError
+        from duogen_core.store import load_document
+
+        path = saved_documents().get(document)
+        if path is None:
+            raise DuoGenError(f"The document {document!r} is no longer in ComfyUI's output or input folder.")
+        return io.NodeOutput(load_document(path))

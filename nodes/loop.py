@@ -1,0 +1,338 @@
+"""DuoGen Loop Open and Loop Close: the loop of DuoGen Interleave with the user's own nodes where a picture is drawn.
+
+    Loop Open -> (context, text, seed, number) -> whatever draws a picture -> Loop Close -> the finished answer
+
+Open writes up to the first picture. Close appends what was drawn, lets the model write on, and while it wants another
+picture puts a copy of everything between Open and Close into the running graph (ComfyUI's node expansion), with a Round
+in the place of Open. Close asks for its picture only when one is due (a lazy input), so an answer without pictures
+draws none. Each copy is cached by its inputs. Close holds the settings of single pictures (their seeds, the limit),
+because everything after Open is computed again when an input of Open changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder, is_link
+
+from . import sockets
+from .context_nodes import AS_IT_GOES, MODE, PLAN_FIRST
+from .interleave import own_inputs
+
+if TYPE_CHECKING:
+    from duogen_core.document import Document
+
+    from .answer import Step
+
+CATEGORY = "DuoGen/loop"
+
+
+@dataclass(frozen=True)
+class Round:
+    """DUOGEN_LOOP: the answer when its next picture is due, or when it ended."""
+
+    context: Document
+    stop: str  # why the writing stopped
+    step: Step
+    name: str  # of the model that writes
+
+
+def _round_outputs() -> list[io.Output]:
+    return [
+        sockets.Loop.Output("loop", tooltip="To DuoGen Loop Close."),
+        sockets.Context.Output("context", tooltip="The answer up to the place where a picture is due."),
+        io.String.Output("text", tooltip="The paragraph that the picture shows: a prompt for any other model."),
+        io.Int.Output("seed", tooltip="The seed of this picture: seed + k, or its own from DuoGen Loop Close."),
+        io.Int.Output("number", tooltip="Which picture of the answer is due, counted from 1."),
+    ]
+
+
+def _outputs(state: Round) -> io.NodeOutput:
+    """What Open and Round give out; nothing but the loop goes on when no picture is due."""
+    from duogen_core import pipeline
+
+    from . import plan
+
+    if state.stop != "picture":
+        return io.NodeOutput(state, *[ExecutionBlocker(None)] * 4)
+    text = pipeline.step_text(plan.before_next_picture(state.context))
+    return io.NodeOutput(state, state.context, text, state.step.picture_seed, state.step.drawn + 1)
+
+
+class DuoGenLoopOpen(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoopOpen",
+            display_name="DuoGen Loop Open",
+            category=CATEGORY,
+            description="Begins an answer and stops where a picture is due. Everything between this node and DuoGen "
+            "Loop Close draws that picture, and is run again for each further one: put any nodes there.",
+            search_aliases=["for each picture", "while loop", "interleave loop", "begin loop"],
+            inputs=[
+                sockets.Mllm.Input("mllm", tooltip="The language model that writes."),
+                sockets.Context.Input("context", tooltip="The request, or an answer to go on with."),
+                sockets.Connector.Input(
+                    "connector",
+                    optional=True,
+                    tooltip="The connector that the pictures are made with. Not needed when another model draws.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The seed of the first picture; the next one takes seed + 1, and so on.",
+                ),
+                io.Int.Input(
+                    "max_tokens",
+                    default=1024,
+                    min=1,
+                    max=32768,
+                    tooltip="The answer ends when it has written this many tokens.",
+                ),
+                io.Combo.Input("mode", options=[AS_IT_GOES, PLAN_FIRST], default=AS_IT_GOES, tooltip=MODE),
+                io.Float.Input(
+                    "temperature",
+                    default=0.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.05,
+                    advanced=True,
+                    tooltip="0 takes the likeliest word every time; higher values write more freely.",
+                ),
+            ],
+            outputs=_round_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mllm: Any,
+        context: Document,
+        seed: int,
+        max_tokens: int,
+        mode: str,
+        temperature: float,
+        connector: Any = None,
+    ) -> io.NodeOutput:
+        from . import answer, live, stages
+
+        step = answer.begin(context, seed=seed, tokens_left=max_tokens, max_images=0, temperature=temperature)
+        paragraph = live.LiveText(cls.hidden)
+        write = stages.write_whole if mode == PLAN_FIRST else stages.write
+        written = write(
+            mllm, connector, context, max_new_tokens=max_tokens, seed=step.write_seed, temperature=temperature,
+            on_token=paragraph.on_token,
+        )  # fmt: skip
+        live.say(cls.hidden, "Picture 1" if written.stop == "picture" else "", written.text.strip())
+        return _outputs(Round(written.context, written.stop, step.after_text(written.tokens), mllm.config.name))
+
+
+class DuoGenLoopRound(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoopRound",
+            display_name="DuoGen Loop Round",
+            category="DuoGen/internal",
+            description="DuoGen Loop Close puts this node in while it runs. It is not meant to be used by hand.",
+            inputs=[
+                sockets.Mllm.Input("mllm", tooltip="As DuoGen Loop Open has it."),
+                sockets.Connector.Input("connector", optional=True, tooltip="As DuoGen Loop Open has it."),
+                sockets.Context.Input("context", tooltip="The answer so far."),
+                io.String.Input("stop", tooltip="Why the writing stopped."),
+                io.Int.Input("tokens", tooltip="How many tokens were written."),
+                io.String.Input("duogen_step", tooltip="Settings and progress, as JSON."),
+            ],
+            outputs=_round_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def execute(
+        cls, mllm: Any, context: Document, stop: str, tokens: int, duogen_step: str, connector: Any = None
+    ) -> io.NodeOutput:
+        from duogen_core import pipeline
+
+        from . import answer, live, plan
+
+        step = answer.Step.from_text(duogen_step).after_text(tokens)
+        state = Round(context, step.ending(stop) or "picture", step, mllm.config.name)
+        if state.stop == "picture":
+            close = cls.hidden.dynprompt.get_parent_node_id(cls.hidden.unique_id)
+            limit = cls.hidden.dynprompt.get_node(close)["inputs"].get("max_images")
+            title = f"Picture {step.drawn + 1}" + (f" of at most {limit}" if isinstance(limit, int) else "")
+            live.say(cls.hidden, title, pipeline.step_text(plan.before_next_picture(context)))
+        return _outputs(state)
+
+
+def _close_schema(**kwargs: Any) -> io.Schema:
+    images = io.Image.Output(
+        "images",
+        is_output_list=kwargs["node_id"] == "DuoGenLoopClose",
+        tooltip="The pictures of the answer, each in its own size.",
+    )
+    return io.Schema(
+        inputs=[
+            sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open."),
+            io.Image.Input("image", lazy=True, tooltip="The picture for this place of the answer."),
+            io.Int.Input(
+                "max_images",
+                default=8,
+                min=0,
+                max=100,
+                tooltip="The answer ends when it asks for a picture beyond this number.",
+            ),
+            io.String.Input(
+                "seeds",
+                default="",
+                tooltip="Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures before "
+                "the first one named are not drawn again. The first picture has the seed of DuoGen Loop Open.",
+            ),
+        ],
+        outputs=[
+            sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
+            io.String.Output("text", tooltip="The text of the answer, without its pictures."),
+            images,
+        ],
+        hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        enable_expand=True,
+        **kwargs,
+    )
+
+
+class DuoGenLoopClose(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _close_schema(
+            node_id="DuoGenLoopClose",
+            display_name="DuoGen Loop Close",
+            category=CATEGORY,
+            description="Takes the picture that was drawn since DuoGen Loop Open, shows it to the language model, and "
+            "goes round again until the answer ends.",
+            search_aliases=["end loop", "loop end"],
+        )
+
+    @classmethod
+    def check_lazy_status(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> list[str]:
+        return missing_image(loop, max_images, image)
+
+    @classmethod
+    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
+        return close(cls.hidden, loop, max_images, seeds)
+
+
+class DuoGenLoopNext(io.ComfyNode):
+    """DuoGen Loop Close in the rounds after the first. Its images are one value, a list (see DuoGenInterleaveStep)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _close_schema(
+            node_id="DuoGenLoopNext",
+            display_name="DuoGen Loop Next",
+            category="DuoGen/internal",
+            description="DuoGen Loop Close puts this node in while it runs. It is not meant to be used by hand.",
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def check_lazy_status(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> list[str]:
+        return missing_image(loop, max_images, image)
+
+    @classmethod
+    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
+        return close(cls.hidden, loop, max_images, seeds)
+
+
+def missing_image(state: Round, max_images: int, image: Any) -> list[str]:
+    return ["image"] if image is None and ending(state, max_images) is None else []
+
+
+def ending(state: Round, max_images: int) -> str | None:
+    """Why the answer ends here; None: a picture is due."""
+    if state.stop != "picture":
+        return state.stop
+    return "max_images" if state.step.drawn >= max_images else None
+
+
+def close(hidden: Any, state: Round, max_images: int, seeds: str) -> io.NodeOutput:
+    from duogen_core.errors import DuoGenError
+
+    from . import answer, live
+
+    own, step = answer.parse_seeds(seeds), state.step
+    if 1 in own:
+        raise DuoGenError("The first picture of a loop has the seed of DuoGen Loop Open; change it there.")
+    why = ending(state, max_images)
+    if why is not None:
+        context = step.finished(state.context, state.name, why)
+        live.say(hidden, live.LIMITS.get(why, ""), live.whole_answer(context))
+        return io.NodeOutput(context, step.written(context), sockets.image_list(context.pictures[step.first_picture :]))
+
+    inputs = own_inputs(hidden)
+    opened = inputs["loop"][0]
+    if hidden.dynprompt.get_node(opened)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound"):
+        raise DuoGenError("The loop input must come straight from DuoGen Loop Open; remove what lies between them.")
+    models = {k: v for k, v in hidden.dynprompt.get_node(opened)["inputs"].items() if k in ("mllm", "connector")}
+    graph = GraphBuilder(prefix=f"{hidden.unique_id}.")
+    append = graph.node(
+        "DuoGenAppendImage", "append", context=[opened, 1], image=inputs["image"], seed=step.picture_seed
+    )
+    write = graph.node(
+        "DuoGenWrite", "write", **models, context=append.out(0), max_tokens=step.tokens_left, seed=step.write_seed,
+        temperature=step.temperature, top_p=1.0, mode=AS_IT_GOES,
+    )  # fmt: skip
+    following = answer.for_next_picture(step.after_picture(), own, max_images)
+    round_ = graph.node(
+        "DuoGenLoopRound", "round", **models, context=write.out(0), stop=write.out(3), tokens=write.out(4),
+        duogen_step=following.to_text(),
+    )  # fmt: skip
+    for node in (write, round_):
+        node.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
+    again = graph.node("DuoGenLoopNext", "next", loop=round_.out(0), max_images=max_images, seeds=seeds)
+    again.set_input("image", copy_body(graph, hidden, opened, round_.id, inputs["image"]))
+    return io.NodeOutput(*(again.out(i) for i in range(3)), expand=graph.finalize())
+
+
+def copy_body(graph: GraphBuilder, hidden: Any, opened: str, round_id: str, image: list) -> list:
+    """Copy what hangs on Open and not on Close, previews and savers included; returns the link to the copy's image."""
+    nodes = hidden.dynprompt
+    parent = nodes.get_parent_node_id(hidden.unique_id)
+    beside = [n for n in nodes.all_node_ids() if nodes.get_parent_node_id(n) == parent]
+    after = downstream(nodes, beside, hidden.unique_id)
+    body = sorted(downstream(nodes, beside, opened) - after - {opened, hidden.unique_id})
+    names = {node: nodes.get_display_node_id(node) for node in body}
+    copies = {node: graph.node(nodes.get_node(node)["class_type"], f"body.{name}") for node, name in names.items()}
+
+    def moved(value: Any) -> Any:
+        if not is_link(value):
+            return value
+        if value[0] == opened:
+            return [round_id, value[1]]
+        return copies[value[0]].out(value[1]) if value[0] in copies else value
+
+    for node, copied in copies.items():
+        copied.set_override_display_id(names[node])
+        for key, value in nodes.get_node(node)["inputs"].items():
+            copied.set_input(key, moved(value))
+    return moved(image)
+
+
+def downstream(nodes: Any, among: list[str], start: str) -> set[str]:
+    """The nodes that have, directly or not, an input from `start`."""
+    found, new = set(), {start}
+    while new:
+        new = {
+            node
+            for node in among
+            if node not in found
+            and any(is_link(value) and value[0] in new for value in nodes.get_node(node)["inputs"].values())
+        }
+        found |= new
+    return found

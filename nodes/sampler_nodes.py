@@ -1,0 +1,125 @@
+"""Sampling as the weights want it: DuoGen Sampler (KSampler that knows the trained steps and cfg), DuoGen Sigmas.
+
+The stock KSampler gives the same picture for the same numbers; these two save looking the numbers up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+
+CATEGORY = "DuoGen/sampling"
+STEPS = "Sampling steps for each picture. 0: as many as the checkpoint was made for."
+CFG = (
+    "How closely a picture follows the paragraph before it. 1 is off and twice as fast. 0: the value the checkpoint "
+    "was made for."
+)
+
+
+class DuoGenSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenSampler",
+            display_name="DuoGen Sampler",
+            category=CATEGORY,
+            description="Draws the picture, as KSampler does, with the steps and the cfg that the checkpoint was made "
+            "for. Always shows a preview, and which picture of how many it is.",
+            search_aliases=["ksampler", "draw", "sample picture"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion transformer; LoRAs and model patches apply."),
+                io.Conditioning.Input("positive", tooltip="What the picture shall show."),
+                io.Conditioning.Input("negative", tooltip="What it is told apart from."),
+                io.Latent.Input("latent_image", tooltip="An empty latent of the picture's size, or one to start from."),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="The seed of the noise, as in KSampler.",
+                ),
+                io.Int.Input("steps", default=0, min=0, max=1000, tooltip=STEPS),
+                io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=CFG),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=comfy.samplers.KSampler.SAMPLERS,
+                    default="euler",
+                    tooltip="The sampling algorithm, as in KSampler.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.KSampler.SCHEDULERS,
+                    default="simple",
+                    tooltip="How the noise levels are spaced, as in KSampler.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Less than 1 keeps something of the latent it starts from.",
+                ),
+            ],
+            outputs=[io.Latent.Output("latent", tooltip="The picture's latent, for VAEDecode.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: list,
+        negative: list,
+        latent_image: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float = 1.0,
+    ) -> io.NodeOutput:
+        from . import live, stages
+        from .dit_model import STEP_TEXT
+
+        steps, cfg = stages.trained_sampling(model, steps, cfg)
+        shown = live.LivePicture(cls.hidden, model, positive[0][1].get(STEP_TEXT, "") if positive else "")
+        latent = stages.draw(
+            model, positive, negative, latent_image, seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name,
+            scheduler=scheduler, denoise=denoise, on_step=shown.on_step,
+        )  # fmt: skip
+        return io.NodeOutput(latent)
+
+
+class DuoGenSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenSigmas",
+            display_name="DuoGen Sigmas",
+            category=CATEGORY,
+            description="The noise levels that the checkpoint was trained for, with its number of steps and its cfg, "
+            "for SamplerCustomAdvanced and CFGGuider.",
+            search_aliases=["scheduler", "schedule", "basic scheduler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion transformer that will draw."),
+                io.Int.Input("steps", default=0, min=0, max=1000, tooltip=STEPS),
+            ],
+            outputs=[
+                io.Sigmas.Output("sigmas", tooltip="Noise levels from 1 down to 0, shifted as in training."),
+                io.Int.Output("steps", tooltip="The number of steps."),
+                io.Float.Output("cfg", tooltip="The cfg that the checkpoint was made for."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int) -> io.NodeOutput:
+        from . import stages
+
+        steps, cfg = stages.trained_sampling(model, steps, 0.0)
+        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+        return io.NodeOutput(sigmas.cpu(), steps, cfg)

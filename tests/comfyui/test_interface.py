@@ -1,0 +1,52 @@
+"""The frozen interface: saved workflows name nodes by id, inputs by name and widgets by position.
+
+interface.json holds what workflows in the world rely on. Nodes may be added; an input may be added as the last optional
+one; an output may be added as the last one. Anything else breaks somebody's graph.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import Server
+
+FROZEN: dict[str, Any] = json.loads(Path(__file__).with_name("interface.json").read_text("utf-8"))
+
+
+def interface(info: dict[str, Any]) -> dict[str, Any]:
+    """What is frozen of a node, from the server's /object_info."""
+
+    def kind(specification: list) -> str:
+        return "COMBO" if isinstance(specification[0], list) else specification[0]
+
+    inputs = {
+        group: [[name, kind(info["input"][group][name])] for name in info["input_order"].get(group, [])]
+        for group in ("required", "optional")
+    }
+    return {**inputs, "outputs": [list(pair) for pair in zip(info["output"], info["output_is_list"], strict=True)]}
+
+
+@pytest.fixture(scope="module")
+def object_info(server: Server) -> dict[str, Any]:
+    return server.get("/object_info")
+
+
+@pytest.mark.parametrize("node", sorted(FROZEN))
+def test_interface_is_kept(object_info: dict[str, Any], node: str):
+    assert node in object_info, f"workflows that use {node} no longer load"
+    now, frozen = interface(object_info[node]), FROZEN[node]
+    assert now["required"] == frozen["required"]
+    assert now["optional"][: len(frozen["optional"])] == frozen["optional"]
+    assert now["outputs"][: len(frozen["outputs"])] == frozen["outputs"]
+
+
+def test_no_node_is_left_out(object_info: dict[str, Any]):
+    ours = {
+        name
+        for name, info in object_info.items()
+        if name.startswith("DuoGen") and info["category"] != "DuoGen/internal"
+    }
+    assert ours == set(FROZEN), "add new nodes to interface.json"
