@@ -67,7 +67,9 @@ class Server:
             *(sys.executable, str(Path(__file__).with_name("launch.py")), str(comfyui)),
             *("--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base)),
             *("--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", LINK),
+            # ComfyUI's default cache drops results by how much memory is free: tests need one that forgets by rule.
             *("--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments),
+            *(() if any(argument.startswith("--cache") for argument in arguments) else ("--cache-classic",)),
         ]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         with self.log_file.open("wb") as log:
