@@ -19,6 +19,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,9 @@ class Server:
         seconds: float = 300,
     ) -> Result:
         """Queue an API-format graph and wait for its end. watch(kind, data, result so far) sees every message."""
-        return asyncio.run(asyncio.wait_for(self._run(graph, watch or (lambda *_: None), extra or {}), seconds))
+        running = asyncio.wait_for(self._run(graph, watch or (lambda *_: None), extra or {}), seconds)
+        with ThreadPoolExecutor(1) as own_thread:  # Playwright's loop occupies the tests' thread while its browser lives
+            return own_thread.submit(asyncio.run, running).result()
 
     async def _run(
         self, graph: dict[str, Any], watch: Callable[[str, Any, Result], None], extra: dict[str, Any]
