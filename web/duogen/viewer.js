@@ -28,6 +28,8 @@ export class AnswerViewer {
     this.scroller.setAttribute("role", "region");
     this.scroller.setAttribute("aria-label", strings.answer);
     this.scroller.dataset.captureWheel = "true"; // Nodes 2.0: once focused, the wheel scrolls here
+    this.follows = true; // as long as the reader has not scrolled back
+    this.scroller.addEventListener("scroll", () => (this.follows = this.isAtEnd()));
     this.answer = element("div", "duogen-answer");
     this.work = element("div", "duogen-work");
     this.work.hidden = true;
@@ -45,7 +47,6 @@ export class AnswerViewer {
 
   // `running`: more is coming, this is the answer so far.
   show(doc, running = false) {
-    const atEnd = this.isAtEnd();
     [this.document, this.running] = [doc, running];
     const open = (index) => openPicture(this.pictures, index, this.strings);
     const { nodes, pictures } = renderDocument(doc, { strings: this.strings, pictureUrl: this.pictureUrl, open });
@@ -57,13 +58,12 @@ export class AnswerViewer {
     this.status.textContent = Object.hasOwn(stop, reason) ? stop[reason] : "";
     if (this.running) {
       this.status.textContent = this.strings.running;
-      if (atEnd) this.scrollToEnd();
+      if (this.follows) this.scrollToEnd();
     }
   }
 
   // What is being written or drawn: a progress text, or a picture while it is sampled. What went before stays above it.
   live({ text, preview }) {
-    const atEnd = this.isAtEnd();
     if (this.over) this.endWork();
     if (this.work.hidden && !this.running) this.answer.replaceChildren(); // the answer of the run before
     this.work.hidden = false;
@@ -84,13 +84,14 @@ export class AnswerViewer {
       picture.src = URL.createObjectURL(preview);
       picture.hidden = false;
     }
-    if (atEnd) this.scrollToEnd();
+    if (this.follows) this.scrollToEnd();
   }
 
   beginStep() {
     const step = { words: "", paragraph: paragraph(""), picture: element("img", "duogen-preview") };
     step.picture.alt = this.strings.preview;
     step.picture.hidden = true;
+    step.picture.addEventListener("load", () => this.follows && this.scrollToEnd());
     this.work.append(step.paragraph, step.picture);
     this.step = step;
   }
