@@ -136,7 +136,7 @@ class Server:
     ) -> Result:
         """Queue an API-format graph and wait for its end. watch(kind, data, result so far) sees every message."""
         running = asyncio.wait_for(self._run(graph, watch or (lambda *_: None), extra or {}), seconds)
-        with ThreadPoolExecutor(1) as own_thread:  # Playwright's loop occupies the tests' thread while its browser lives
+        with ThreadPoolExecutor(1) as own_thread:  # Playwright's loop occupies the main one
             return own_thread.submit(asyncio.run, running).result()
 
     async def _run(
