@@ -1,12 +1,12 @@
 """Training of the small MLLM on Sketchbook: from nothing to an answerer that knows when to draw.
 
-    python -m duogen_core train mllm --out runs/mllm --minutes 40
+    python -m duogen_core train mllm --out runs/mllm --language-minutes 25 --vision-minutes 12 --minutes 45
 
-Three phases in one run folder:
-1. warm-up of the vision tower alone (vision.py), into <out>/vision;
-2. "from scratch", for the first part of the run: next-token loss on assistant turns and, with a smaller weight, on the
-   user's text, so that the language itself is learnt too;
-3. "stage 1", exactly the paper's: next-token loss on assistant turns only, <BOV> and <|im_end|> counted.
+Three phases in one run folder, each its own run with checkpoints:
+1. <out>/language, "from scratch": next-token loss on assistant turns and, with a smaller weight, on the user's text,
+   so that the language itself is learnt too; left out when training starts from an exported model (--init);
+2. <out>/vision: the vision tower learns to be the language model's words for what it sees (vision.py);
+3. <out>, "stage 1", exactly the paper's: next-token loss on assistant turns only, <BOV> and <|im_end|> counted.
 
 A step = `batch` conversations, a pure function of (seed, step); sorted by length into micro-batches so that little is
 padded; logits only where something is learnt. Pictures run through the tower once per step, equal ones once. Gradients
@@ -34,7 +34,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, mrope_positions, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
-from duogen_core.training.fast import tower_features
+from duogen_core.training.fast import quick_bf16, tower_features
 from duogen_core.training.loop import Run, rng_for
 from duogen_core.training.tokenizer import sketchbook_tokenizer
 from duogen_core.training.vision import warm_up
@@ -54,13 +54,12 @@ WEIGHTS = {
 class Config:
     batch: int = 16  # conversations a step
     lr: float = 2e-3
-    tower_lr: float = 0.0  # 0: frozen; at 1e-3 the first gradients of an untrained language model undid the warm-up
+    tower_lr: float = 0.0  # 0: frozen; at 1e-3 the gradients of an untrained language model undid the warm-up
     optimizer: str = "muon"  # for the matrices of the decoder layers; or "adamw" for all
     muon_lr: float = 5e-3
     weight_decay: float = 0.03
     warmup: int = 60
-    user_weight: float = 0.3  # of the user's text in phase 2
-    scratch_share: float = 0.4  # of the run that is phase 2
+    user_weight: float = 0.3  # of the user's text in phase 1
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     vision_families: tuple[str, ...] = ("plan", "draft", "edit", "continue")
@@ -69,6 +68,7 @@ class Config:
     sizes: Mapping[str, Any] = field(default_factory=dict)  # of new_model
     eval_cases: int = 16  # a family
     eval_minutes: float = 3.0
+    bf16: bool = True
 
 
 @dataclass
@@ -149,7 +149,7 @@ def predict(model: nn.Module, batch: MicroBatch, features: Mapping[Any, Tensor])
     embeds = model.get_input_embeddings()(batch.ids)
     if batch.pictures:
         seen = torch.cat([features[key] for key in batch.pictures])
-        embeds = embeds.masked_scatter((batch.ids == model.config.image_token_id).unsqueeze(-1), seen)
+        embeds = embeds.masked_scatter((batch.ids == model.config.image_token_id).unsqueeze(-1), seen.to(embeds))
     hidden = model.model.language_model(
         inputs_embeds=embeds, position_ids=batch.positions, use_cache=False
     ).last_hidden_state
@@ -158,13 +158,16 @@ def predict(model: nn.Module, batch: MicroBatch, features: Mapping[Any, Tensor])
     return model.lm_head(hidden[:, :-1][counts]), batch.ids[:, 1:][counts], weight[counts]
 
 
-def loss_of(model: nn.Module, batches: Sequence[MicroBatch], pixels: Mapping[Any, Tensor]) -> Tensor:
-    features = see(model.model.visual, pixels)
+def loss_of(
+    model: nn.Module, batches: Sequence[MicroBatch], pixels: Mapping[Any, Tensor], bf16: bool = False
+) -> Tensor:
     total = sum(float(batch.weight[:, 1:].sum()) for batch in batches)
     loss = torch.zeros(())
-    for batch in batches:
-        logits, targets, weight = predict(model, batch, features)
-        loss = loss + (F.cross_entropy(logits, targets, reduction="none") * weight).sum() / total
+    with quick_bf16(model.device, bf16):
+        features = see(model.model.visual, pixels)
+        for batch in batches:
+            logits, targets, weight = predict(model, batch, features)
+            loss = loss + (F.cross_entropy(logits.float(), targets, reduction="none") * weight).sum() / total
     return loss
 
 
@@ -238,55 +241,73 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     minutes: float | None = None,
-    vision_minutes: float | None = None,
-    vision_steps: int | None = None,
+    language: Mapping[str, float] | None = None,
+    vision: Mapping[str, float] | None = None,
     init: str | Path | None = None,
 ) -> Run:
-    """init: an export to take tokenizer and language model from; its tower too, unless a warm-up is asked for."""
+    """All phases. `language` and `vision` are the lengths of phases 1 and 2, {"minutes": m} or {"steps": n}; None
+    leaves them out. init: an export to take tokenizer and model from. Returns the last run; its `interrupted` tells."""
     out = Path(out)
     torch.manual_seed(seed)
     if (out / "tokenizer" / "tokenizer.json").exists():
         tokenizer = load_tokenizer(out / "tokenizer")
+    elif init:
+        tokenizer = load_tokenizer(init)
     else:
         tokenizer = sketchbook_tokenizer(seed, config.tokenizer_cases, config.vocab_size)
-        if init:
-            tokenizer = load_tokenizer(init)
-        tokenizer.save_pretrained(out / "tokenizer")
+    tokenizer.save_pretrained(out / "tokenizer")
     processor = small_image_processor(config.sizes.get("patch_size", 16))
     model = Qwen25VL.load_model(Path(init)).train() if init else new_model(tokenizer, **config.sizes)
-    if vision_minutes or vision_steps:
-        warm = warm_up(model.model.visual, out / "vision", minutes=vision_minutes, steps=vision_steps, seed=seed)
-        if warm.interrupted:
-            return warm
-    batcher = Batcher(tokenizer, processor, config)
-    run = Run(out, asdict(config) | {"init": init}, seed=seed, steps=steps, minutes=minutes, warmup=config.warmup)
-    optimizers = optimizers_of(model, config)
-    run.attach({"model": model}, optimizers)
-    held_out = evaluation_cases(config.eval_cases)
-    due = run.elapsed + 60 * config.eval_minutes
+    trainer = Trainer(model, tokenizer, processor, config, seed)
+    if language:
+        run = trainer.run(out / "language", config.user_weight, **language)
+        if run.interrupted:
+            return run
+    if vision:
+        run = warm_up(model, tokenizer, out / "vision", seed=seed, bf16=config.bf16, **vision)
+        if run.interrupted:
+            return run
+    return trainer.run(out, 0.0, steps=steps, minutes=minutes)
 
-    def check() -> None:
-        scores = evaluate(model, batcher, held_out)
+
+@dataclass
+class Trainer:
+    model: nn.Module
+    tokenizer: Any
+    processor: Any
+    config: Config
+    seed: int
+
+    def run(self, folder: Path, user_weight: float, **length: float | None) -> Run:
+        """One phase of next-token training; a finished one is only read. Evaluates and exports every few minutes."""
+        config, batcher = self.config, Batcher(self.tokenizer, self.processor, self.config)
+        run = Run(folder, asdict(config) | {"user_weight": user_weight}, seed=self.seed, warmup=config.warmup, **length)
+        optimizers = optimizers_of(self.model, config)
+        run.attach({"model": self.model}, optimizers)
+        finished = run.finished
+        due = run.elapsed + 60 * config.eval_minutes
+        for step in run:
+            rng = run.rng(step)
+            batches, pixels = batcher([training_case(rng, config.weights) for _ in range(config.batch)], user_weight)
+            loss = loss_of(self.model, batches, pixels, config.bf16)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            for optimizer in optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            run.report(loss=loss.detach(), norm=norm, tokens=sum(batch.ids.numel() for batch in batches))
+            if run.elapsed >= due:
+                self.check(run, batcher)
+                due = run.elapsed + 60 * config.eval_minutes
+        if not finished:
+            self.check(run, batcher)
+        return run
+
+    def check(self, run: Run, batcher: Batcher) -> None:
+        scores = evaluate(self.model, batcher, evaluation_cases(self.config.eval_cases))
         run.record(eval=scores)
         run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
-        export(model, tokenizer, processor, out / "export")
-
-    for step in run:
-        user_weight = config.user_weight if run.progress < config.scratch_share else 0.0
-        rng = run.rng(step)
-        batches, pixels = batcher([training_case(rng, config.weights) for _ in range(config.batch)], user_weight)
-        loss = loss_of(model, batches, pixels)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        run.report(loss=loss.detach(), norm=norm, tokens=sum(batch.ids.numel() for batch in batches))
-        if run.elapsed >= due:
-            check()
-            due = run.elapsed + 60 * config.eval_minutes
-    check()
-    return run
+        export(self.model, self.tokenizer, self.processor, run.folder / "export")
 
 
 def mixture(text: str) -> dict[str, float]:
@@ -303,7 +324,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="run folder; a run found there is continued")
     parser.add_argument("--minutes", type=float, help="time limit; the learning rate falls to its end by then")
     parser.add_argument("--steps", type=int, help="planned steps; with --minutes whichever comes first")
-    parser.add_argument("--vision-minutes", type=float, default=7, help="warm-up of the vision tower before (0: none)")
+    parser.add_argument("--language-minutes", type=float, default=0, help="phase 1, for training from nothing")
+    parser.add_argument("--vision-minutes", type=float, default=0, help="phase 2, the warm-up of the vision tower")
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--lr", type=float, default=defaults.lr)
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default=defaults.optimizer)
@@ -315,7 +337,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--muon-lr", type=float, default=defaults.muon_lr)
     parser.add_argument("--tower-lr", type=float, default=defaults.tower_lr, help="of the vision tower; 0: frozen")
-    parser.add_argument("--scratch-share", type=float, default=defaults.scratch_share, help="part before stage 1")
     parser.add_argument("--init", help="start from this exported model instead of from nothing")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
@@ -324,6 +345,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("medium")  # Muon's matrix products
     config = Config(
         batch=args.batch,
         lr=args.lr,
@@ -331,7 +353,6 @@ def run(args: argparse.Namespace) -> int:
         tower_lr=args.tower_lr,
         optimizer=args.optimizer,
         weights=args.mixture,
-        scratch_share=args.scratch_share,
     )
     done = train(
         args.out,
@@ -339,7 +360,8 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         steps=args.steps,
         minutes=args.minutes,
-        vision_minutes=args.vision_minutes,
+        language={"minutes": args.language_minutes} if args.language_minutes else None,
+        vision={"minutes": args.vision_minutes} if args.vision_minutes else None,
         init=args.init,
     )
     if done.interrupted:

@@ -1,18 +1,17 @@
-"""Warm-up of the MLLM's vision tower: before the language model comes in, it learns to see Sketchbook.
+"""Warm-up of the MLLM's vision tower: before the language model looks through it, it learns to name what it sees.
 
-Our own addition, before the "from scratch" phase of mllm.py: next-token loss alone teaches a small tower slowly,
-because a picture gives few learnt words. So every picture token first learns to name what lies in its cell of a random
-scene (shape, colour, size; background) and the palette colours at 16 points of its 32x32 pixels. The read-out heads
-are thrown away.
-
-    python -m duogen_core.training.vision --out runs/mllm-vision --minutes 6
+Our own addition, between a language model's training from nothing and stage 1 (mllm.py): next-token loss alone teaches
+a small tower slowly, because a picture gives few learnt words. So every picture token learns to be the words for what
+lies in its cell: of a random scene the shape, its size and colour, its row and column, as directions of the language
+model's own word embeddings. "A large red star at the top" then reads like words that stand in the prompt, and the
+language model can copy from a picture as it copies from text. Learnt read-outs that are thrown away afterwards ask
+for the palette colours at 16 points of a token's 32x32 pixels too, so that other pictures are seen as well.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,18 @@ from torch import Tensor, nn
 
 from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, HELD_OUT, KINDS, PALETTE, SIZES, Scene, Shape
-from duogen_core.training.fast import tower_features
+from duogen_core.training.fast import quick_bf16, tower_features
 from duogen_core.training.loop import Run
 
 POINTS = 4  # palette points per token side
+WORDS: Mapping[str, tuple[str, ...]] = {
+    "kind": (*KINDS, "background"),
+    "colour": COLOURS,
+    "size": SIZES,
+    "row": ("top", "centre", "bottom"),
+    "column": ("left", "centre", "right"),
+}
+SHARPNESS = 20.0  # logit of a word whose direction the token has; five words at once reach 20 / sqrt(5) each
 
 
 # -- what to look at --------------------------------------------------------------------------------------------------
@@ -45,17 +52,21 @@ def random_scene(rng: random.Random, canvas: tuple[int, int]) -> Scene:
 
 
 def token_targets(scene: Scene, token: int = 32) -> np.ndarray:
-    """int [tokens, 4]: kind, colour, size (0: empty cell) and background of the cell in which a token's centre lies."""
+    """int [tokens, 5]: per attribute of WORDS the word for the cell in which a token's centre lies; -1: none.
+
+    An empty cell is a "background" of the picture's ground colour, without a size.
+    """
     width, height = scene.canvas
     rows = []
     for y in range(token // 2, height, token):
         for x in range(token // 2, width, token):
-            shape = scene.at(CELLS[3 * (3 * y // height) + 3 * x // width])
-            kind, colour, size = 0, 0, 0
+            row, column = 3 * y // height, 3 * x // width
+            shape = scene.at(CELLS[3 * row + column])
             if shape:
-                kind, colour = 1 + KINDS.index(shape.kind), 1 + COLOURS.index(shape.colour)
-                size = 1 + SIZES.index(shape.size)
-            rows.append((kind, colour, size, COLOURS.index(scene.background)))
+                what = KINDS.index(shape.kind), COLOURS.index(shape.colour), SIZES.index(shape.size)
+            else:
+                what = len(KINDS), COLOURS.index(scene.background), -1
+            rows.append((*what, row, column))
     return np.array(rows)
 
 
@@ -70,27 +81,41 @@ def palette_points(pixels: np.ndarray, token: int = 32) -> np.ndarray:
     return index.reshape(n, -1, POINTS * POINTS)
 
 
-class Heads(nn.Module):
-    """Linear read-outs of a picture token; the same normalisation the language model applies first."""
+def word_directions(embedding: Tensor, tokenizer: Any) -> dict[str, Tensor]:
+    """Per attribute the unit embeddings [words, hidden] of its words as they stand inside a sentence; of a word that
+    the tokenizer cuts up, the mean of its pieces."""
 
-    SIZES = (1 + len(KINDS), 1 + len(COLOURS), 1 + len(SIZES), len(COLOURS))
+    def direction(word: str) -> Tensor:
+        ids = tokenizer.encode(f" {word}", add_special_tokens=False)
+        return F.normalize(embedding.detach()[torch.tensor(ids)].float().mean(0), dim=-1)
 
-    def __init__(self, width: int) -> None:
+    return {attribute: torch.stack([direction(word) for word in words]) for attribute, words in WORDS.items()}
+
+
+class ReadOut(nn.Module):
+    """How far picture tokens are the words they should be; `points` is learnt along and thrown away."""
+
+    def __init__(self, directions: Mapping[str, Tensor], length: float) -> None:
         super().__init__()
-        self.scene = nn.Linear(width, sum(self.SIZES))
-        self.points = nn.Linear(width, POINTS * POINTS * len(COLOURS))
+        self.directions, self.length = directions, length
+        self.points = nn.Linear(next(iter(directions.values())).shape[1], POINTS * POINTS * len(COLOURS))
 
-    def forward(self, features: Tensor, scenes: Tensor, points: Tensor) -> tuple[Tensor, dict[str, float]]:
-        loss, right = torch.zeros(()), torch.ones(scenes.shape[:2], dtype=torch.bool)
-        x = F.rms_norm(features, features.shape[-1:])
-        for logits, target in zip(self.scene(x).split(self.SIZES, -1), scenes.unbind(-1), strict=True):
-            loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten())
-            right &= logits.argmax(-1) == target
-        colours = self.points(x).view(-1, len(COLOURS))
-        points_loss = F.cross_entropy(colours, points.flatten())
-        shapes = scenes[..., 0] > 0
-        figures = {"token_right": right[shapes].float().mean().item(), "points_loss": points_loss.item()}
-        return loss + points_loss, figures
+    def forward(self, features: Tensor, targets: Tensor, points: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """features [n, tokens, hidden]; targets as of `token_targets`, points as of `palette_points`, both stacked."""
+        unit = F.normalize(features.float(), dim=-1)
+        # The language model adds to what it is given, so the length matters too: that of a few words together.
+        loss = (features.float().norm(dim=-1) / self.length).log().square().mean()
+        right = torch.ones(targets.shape[:2], dtype=torch.bool)
+        for words, target in zip(self.directions.values(), targets.unbind(-1), strict=True):
+            logits = SHARPNESS * unit @ words.T
+            loss = loss + F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-1)
+            right &= (logits.argmax(-1) == target) | (target < 0)
+        points_loss = F.cross_entropy(self.points(unit * self.length).view(-1, len(COLOURS)), points.flatten())
+        shapes = targets[..., 2] >= 0
+        return loss + 0.3 * points_loss, {
+            "token_right": right[shapes].float().mean().item(),
+            "points_loss": points_loss.item(),
+        }
 
 
 def warmup_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +127,8 @@ def warmup_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def warm_up(
-    tower: nn.Module,
+    model: nn.Module,
+    tokenizer: Any,
     folder: str | Path,
     *,
     minutes: float | None = None,
@@ -110,52 +136,26 @@ def warm_up(
     lr: float = 1.5e-3,
     batch: int = 32,
     seed: int = 0,
+    bf16: bool = False,
 ) -> Run:
-    """Train the tower in place; a finished run in the folder is only read."""
-    heads = Heads(tower.config.out_hidden_size)
-    parameters = [*tower.parameters(), *heads.parameters()]
+    """Train the tower of a Qwen2.5-VL model in place; its language model stays. A finished run is only read."""
+    tower, embedding = model.model.visual, model.get_input_embeddings().weight
+    tower.requires_grad_(True)
+    words = word_directions(embedding, tokenizer)
+    read_out = ReadOut(words, length=2 * float(embedding.detach().norm(dim=-1).median()))
+    parameters = [*tower.parameters(), *read_out.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     config = {"what": "vision warm-up", "tower": tower.config.to_dict(), "lr": lr, "batch": batch}
     run = Run(folder, config, seed=seed, minutes=minutes, steps=steps, warmup=100)
-    run.attach({"tower": tower, "heads": heads}, {"adamw": optimizer})
+    run.attach({"tower": tower, "read_out": read_out}, {"adamw": optimizer})
     for step in run:
-        pixels, scenes, points = warmup_batch(run.rng(step), batch)
-        loss, figures = heads(tower_features(tower, pixels), scenes, points)
+        pixels, targets, points = warmup_batch(run.rng(step), batch)
+        with quick_bf16(pixels.device, bf16):
+            features = tower_features(tower, pixels)
+        loss, figures = read_out(features, targets, points)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         run.report(loss=loss.detach(), **figures)
     return run
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, help="run folder")
-    parser.add_argument("--minutes", type=float, default=6)
-    parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
-
-
-def run(args: argparse.Namespace) -> int:
-    from duogen_core.mllm.qwen2_5_vl import new_model
-    from duogen_core.mllm.tokenizer import train_tokenizer
-
-    torch.set_num_threads(1)
-    torch.manual_seed(args.seed)
-    tower = new_model(train_tokenizer(["a picture"], 512)).model.visual  # the tower does not depend on the vocabulary
-    done = warm_up(
-        tower, args.out, minutes=args.minutes, steps=args.steps, lr=args.lr, batch=args.batch, seed=args.seed
-    )
-    return 130 if done.interrupted else 0
-
-
-def main(argv: Sequence[str] | None = None) -> Any:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return run(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

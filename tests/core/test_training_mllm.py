@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from duogen_core.data.sketchbook.draw import draw_scene
-from duogen_core.data.sketchbook.scene import CANVASES, COLOURS, KINDS, Scene, Shape
+from duogen_core.data.sketchbook.scene import CANVASES, COLOURS, Scene, Shape
 from duogen_core.data.sketchbook.tasks import FAMILIES, training_case
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
@@ -29,7 +29,15 @@ from duogen_core.training.mllm import (
     train,
 )
 from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
-from duogen_core.training.vision import palette_points, random_scene, token_targets, warm_up
+from duogen_core.training.vision import (
+    WORDS,
+    ReadOut,
+    palette_points,
+    random_scene,
+    token_targets,
+    warm_up,
+    word_directions,
+)
 
 SIZES = {
     "hidden_size": 32,
@@ -168,21 +176,49 @@ def test_mixture():
 
 def test_what_the_tower_is_taught():
     scene = Scene((Shape("top left", "star", "red", "small"), Shape("right", "cross", "blue", "large")))
-    targets = token_targets(scene)
-    star, cross = (1 + KINDS.index("star"), 1 + COLOURS.index("red"), 1), (1 + KINDS.index("cross"),)
-    assert targets.shape == (16, 4)
-    assert tuple(targets[0][:3]) == star and targets[7][0] == targets[11][0] == cross[0]
-    assert (targets[:, 3] == COLOURS.index("cream")).all() and (targets[[3, 4, 12, 15], :3] == 0).all()
+    words = [[w[k] if k >= 0 else "" for w, k in zip(WORDS.values(), t, strict=True)] for t in token_targets(scene)]
+    assert len(words) == 16
+    assert words[0] == ["star", "red", "small", "top", "left"]
+    assert words[7] == words[11] == ["cross", "blue", "large", "centre", "right"]
+    assert words[12] == ["background", "cream", "", "bottom", "left"]
     points = palette_points(draw_scene(scene)[None])
     assert points.shape == (1, 16, 16)
     assert {COLOURS[k] for k in np.unique(points)} >= {"red", "blue", "cream"}
     assert not any(s.held_out for k in range(200) for s in random_scene(random.Random(k), (128, 128)).shapes)
 
 
-def test_warm_up_lowers_the_loss(model, tmp_path):
-    run = warm_up(model.model.visual, tmp_path, steps=40, batch=4, lr=3e-3)
+def test_a_token_in_the_direction_of_its_words_is_read_right(model, tokenizer):
+    directions = word_directions(torch.randn(len(tokenizer), 256), tokenizer)
+    scene = Scene((Shape("top left", "star", "red", "small"),))
+    targets = torch.from_numpy(token_targets(scene))[None]
+    exact = torch.stack([
+        torch.stack([sum(w[k] for w, k in zip(directions.values(), t, strict=True) if k >= 0) for t in targets[0]])
+    ])  # fmt: skip
+    points = torch.zeros(1, 16, 16, dtype=torch.long)
+    read_out = ReadOut(directions, 1.0)
+    assert read_out(exact, targets, points)[1]["token_right"] == 1.0
+    assert read_out(exact.roll(1, dims=1), targets, points)[1]["token_right"] < 1.0
+
+
+def test_warm_up_lowers_the_loss_and_leaves_the_language_model_alone(model, tokenizer, tmp_path):
+    before = {k: v.clone() for k, v in model.model.language_model.state_dict().items()}
+    run = warm_up(model, tokenizer, tmp_path, steps=40, batch=4, lr=3e-3)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert run.finished and losses[-1] < 9.0  # untrained: about 10
+    assert run.finished and losses[-1] < 0.7 * losses[0]
+    assert all(torch.equal(v, before[k]) for k, v in model.model.language_model.state_dict().items())
+
+
+def test_all_three_phases_and_their_resume(tmp_path):
+    lengths = {"language": {"steps": 2}, "vision": {"steps": 2}, "steps": 2, "seed": 1}
+    whole = train(tmp_path / "run", TINY, **lengths)
+    again = train(tmp_path / "run", TINY, **lengths)  # everything is finished, so nothing changes
+    for (key, one), two in zip(
+        whole.modules["model"].state_dict().items(), again.modules["model"].state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, two), key
+    assert (tmp_path / "run" / "language" / "export").is_dir() and (tmp_path / "run" / "export").is_dir()
+    tower = Qwen25VL.load_model(tmp_path / "run" / "language" / "export").model.visual.state_dict()
+    assert any(not torch.equal(v, tower[k]) for k, v in whole.modules["model"].model.visual.state_dict().items())
 
 
 def test_train_stop_resume_export_and_write(tmp_path, monkeypatch):
