@@ -1,7 +1,7 @@
 """DuoGen Load Document: a saved conversation, to show it again or to go on with it.
 
 Listed are document folders (those DuoGen Save Document writes, and those of the command line) in ComfyUI's output and
-input folders, and .zip files of such folders in the input folder.
+input folders, .zip files of such folders in the input folder, and the examples of this pack, which its workflows use.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from pathlib import Path
 import folder_paths
 from comfy_api.latest import io
 
-from . import sockets
+from . import PACK, sockets
 
 DEPTH = 4  # folders below output and input that are looked through
 INDEX = "document.json"
+EXAMPLES = PACK / "workflows" / "examples"
 
 
 def saved_documents() -> dict[str, Path]:
-    """Name as listed -> where it lies; the newest first."""
+    """Name as listed -> where it lies; the newest first, the examples last."""
     found: dict[str, tuple[float, Path]] = {}
     for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
         base = Path(root)
@@ -29,7 +30,8 @@ def saved_documents() -> dict[str, Path]:
         if kind == "input":
             for file in base.glob("*.zip"):
                 found[f"{file.name} [{kind}]"] = (file.stat().st_mtime, file)
-    return {name: path for name, (_, path) in sorted(found.items(), key=lambda item: -item[1][0])}
+    listed = {name: path for name, (_, path) in sorted(found.items(), key=lambda item: -item[1][0])}
+    return listed | {f"{file.parent.name} [example]": file.parent for file in sorted(EXAMPLES.glob(f"*/{INDEX}"))}
 
 
 class DuoGenLoadDocument(io.ComfyNode):
@@ -46,8 +48,9 @@ class DuoGenLoadDocument(io.ComfyNode):
                 io.Combo.Input(
                     "document",
                     options=list(saved_documents()),
-                    tooltip="A saved conversation in ComfyUI's output or input folder, the newest first. Copy a "
-                    "document folder, or a .zip of one, into the input folder to have it listed.",
+                    tooltip="A saved conversation in ComfyUI's output or input folder, the newest first, or one of "
+                    "this pack's examples. Copy a document folder, or a .zip of one, into the input folder to have it "
+                    "listed.",
                 ),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The conversation as it was saved.")],
