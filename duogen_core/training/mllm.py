@@ -32,10 +32,11 @@ from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.tasks import FAMILIES, evaluation_case, training_case
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
-from duogen_core.mllm.qwen2_5_vl import Qwen25VL, mrope_positions, new_model
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, layer_outputs, mrope_positions, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
 from duogen_core.training.fast import quick_bf16, tower_features
 from duogen_core.training.loop import Run, rng_for
+from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
 from duogen_core.training.tokenizer import sketchbook_tokenizer
 from duogen_core.training.vision import warm_up
 
@@ -60,6 +61,7 @@ class Config:
     weight_decay: float = 0.03
     warmup: int = 60
     user_weight: float = 0.3  # of the user's text in phase 1
+    recall_weight: float = 0.5  # of the read-outs of recall.py
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     vision_families: tuple[str, ...] = ("plan", "draft", "edit", "continue")
@@ -79,6 +81,7 @@ class MicroBatch:
     weight: Tensor
     positions: Tensor
     pictures: list[tuple[bytes, bool]]
+    named: Tensor  # int [B, N, 4], what recall.py reads out
 
 
 class Batcher:
@@ -87,6 +90,7 @@ class Batcher:
     def __init__(self, tokenizer: Any, processor: Any, config: Config) -> None:
         self.tokenizer, self.processor, self.config = tokenizer, processor, config
         self.control = control_ids(tokenizer)
+        self.vocabulary = Vocabulary(tokenizer)
 
     def __call__(self, cases: Sequence[Case], user_weight: float) -> tuple[list[MicroBatch], dict[Any, Tensor]]:
         pixels: dict[Any, Tensor] = {}
@@ -122,11 +126,13 @@ class Batcher:
             torch.zeros(len(rows), length),
             torch.zeros(3, len(rows), length, dtype=torch.long),
             [key for *_, keys in rows for key in keys],
+            torch.full((len(rows), length, len(ATTRIBUTES)), -1),
         )
         for k, (ids, weight, positions, _) in enumerate(rows):
             batch.ids[k, : len(ids)] = torch.tensor(ids)
             batch.weight[k, : len(ids)] = weight
             batch.positions[:, k, : len(ids)] = positions
+            batch.named[k, : len(ids)] = torch.tensor(self.vocabulary.last_named(ids))
         return batch
 
 
@@ -144,31 +150,45 @@ def see(tower: nn.Module, pixels: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
     return features
 
 
-def predict(model: nn.Module, batch: MicroBatch, features: Mapping[Any, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [K, vocabulary], targets [K] and weights [K] of the tokens that count."""
+def hidden_states(model: nn.Module, batch: MicroBatch, features: Mapping[Any, Tensor]) -> list[Tensor]:
+    """Outputs of the decoder layers, the last one after the final norm, each [B, N, hidden]."""
     embeds = model.get_input_embeddings()(batch.ids)
     if batch.pictures:
         seen = torch.cat([features[key] for key in batch.pictures])
         embeds = embeds.masked_scatter((batch.ids == model.config.image_token_id).unsqueeze(-1), seen.to(embeds))
-    hidden = model.model.language_model(
-        inputs_embeds=embeds, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
+    states: list[Tensor] = []
+    with layer_outputs(model, lambda _layer, h: states.append(h)):
+        model.model.language_model(inputs_embeds=embeds, position_ids=batch.positions, use_cache=False)
+    return states
+
+
+def predict(model: nn.Module, batch: MicroBatch, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Last states [B, N, hidden] -> logits [K, vocabulary], targets [K] and weights [K] of the tokens that count."""
     weight = batch.weight[:, 1:]
     counts = weight > 0
     return model.lm_head(hidden[:, :-1][counts]), batch.ids[:, 1:][counts], weight[counts]
 
 
 def loss_of(
-    model: nn.Module, batches: Sequence[MicroBatch], pixels: Mapping[Any, Tensor], bf16: bool = False
-) -> Tensor:
+    model: nn.Module,
+    batches: Sequence[MicroBatch],
+    pixels: Mapping[Any, Tensor],
+    *,
+    bf16: bool = False,
+    recall: Recall | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(weighted next-token loss, loss of the read-outs, 0 without any)."""
     total = sum(float(batch.weight[:, 1:].sum()) for batch in batches)
-    loss = torch.zeros(())
+    loss, recalled = torch.zeros(()), torch.zeros(())
     with quick_bf16(model.device, bf16):
         features = see(model.model.visual, pixels)
         for batch in batches:
-            logits, targets, weight = predict(model, batch, features)
+            states = hidden_states(model, batch, features)
+            logits, targets, weight = predict(model, batch, states[-1])
             loss = loss + (F.cross_entropy(logits.float(), targets, reduction="none") * weight).sum() / total
-    return loss
+            if recall is not None:
+                recalled = recalled + recall(states, batch.named) / len(batches)
+    return loss, recalled
 
 
 @torch.no_grad()
@@ -182,7 +202,8 @@ def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Ca
         right = tokens = in_time = 0
         for case in some:  # one by one: a conversation is judged as a whole
             batches, pixels = batcher([case], 0.0)
-            logits, targets, _ = predict(model, batches[0], see(model.model.visual, pixels))
+            states = hidden_states(model, batches[0], see(model.model.visual, pixels))
+            logits, targets, _ = predict(model, batches[0], states[-1])
             guess = logits.argmax(-1)
             right += int((guess == targets).sum())
             tokens += len(targets)
@@ -197,7 +218,7 @@ def evaluation_cases(count: int, families: Sequence[str] = tuple(FAMILIES)) -> d
     return {f: [evaluation_case(f, rng_for(0, "mllm evaluation", f, k)) for k in range(count)] for f in families}
 
 
-def optimizers_of(model: nn.Module, config: Config) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(model: nn.Module, config: Config, recall: Recall | None = None) -> dict[str, torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices of the decoder layers and AdamW for the rest. Norms, biases and the
     embedding do not decay; the tower, already warm, learns more slowly."""
     muon, decayed, rest, tower = [], [], [], []
@@ -210,6 +231,7 @@ def optimizers_of(model: nn.Module, config: Config) -> dict[str, torch.optim.Opt
             muon.append(parameter)
         else:
             (decayed if matrix else rest).append(parameter)
+    rest += [] if recall is None else list(recall.parameters())
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
@@ -282,20 +304,27 @@ class Trainer:
         """One phase of next-token training; a finished one is only read. Evaluates and exports every few minutes."""
         config, batcher = self.config, Batcher(self.tokenizer, self.processor, self.config)
         run = Run(folder, asdict(config) | {"user_weight": user_weight}, seed=self.seed, warmup=config.warmup, **length)
-        optimizers = optimizers_of(self.model, config)
-        run.attach({"model": self.model}, optimizers)
+        text_config = self.model.config.text_config
+        recall = Recall(text_config.num_hidden_layers, text_config.hidden_size)
+        optimizers = optimizers_of(self.model, config, recall)
+        run.attach({"model": self.model, "recall": recall}, optimizers)
         finished = run.finished
         due = run.elapsed + 60 * config.eval_minutes
         for step in run:
             rng = run.rng(step)
             batches, pixels = batcher([training_case(rng, config.weights) for _ in range(config.batch)], user_weight)
-            loss = loss_of(self.model, batches, pixels, config.bf16)
-            loss.backward()
+            loss, recalled = loss_of(self.model, batches, pixels, bf16=config.bf16, recall=recall)
+            (loss + config.recall_weight * recalled).backward()
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in optimizers.values():
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            run.report(loss=loss.detach(), norm=norm, tokens=sum(batch.ids.numel() for batch in batches))
+            run.report(
+                loss=loss.detach(),
+                recall=recalled.detach(),
+                norm=norm,
+                tokens=sum(batch.ids.numel() for batch in batches),
+            )
             if run.elapsed >= due:
                 self.check(run, batcher)
                 due = run.elapsed + 60 * config.eval_minutes

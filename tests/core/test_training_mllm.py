@@ -28,6 +28,7 @@ from duogen_core.training.mllm import (
     optimizers_of,
     train,
 )
+from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
 from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
 from duogen_core.training.vision import (
     WORDS,
@@ -98,7 +99,7 @@ def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokeni
     batch = build_inputs([case.document for case in some], tokenizer, small_image_processor())
     with torch.no_grad():
         wanted = model(**model_inputs(batch)).loss
-        found = loss_of(model, batches, pixels)
+        found, _ = loss_of(model, batches, pixels)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -123,7 +124,7 @@ def test_the_tower_learns_from_the_users_pictures_and_not_from_a_guides_own(mode
     for family, learns in (("guide", False), ("draw", False), ("describe", True), ("edit", True)):
         case = with_pictures(family)
         model.zero_grad()
-        loss_of(model, *batcher([case], 0.0)).backward()
+        loss_of(model, *batcher([case], 0.0))[0].backward()
         assert (model.model.visual.patch_embed.proj.weight.grad is not None) == learns
         assert model.get_input_embeddings().weight.grad.abs().sum() > 0
 
@@ -152,7 +153,7 @@ def test_a_frozen_tower_stays_as_it_is(model, batcher):
     found = [p for o in optimizers_of(model, replace(TINY, tower_lr=0.0)).values() for p in _parameters(o)]
     tower = list(model.model.visual.parameters())
     assert len(found) == len(list(model.parameters())) - len(tower)
-    loss_of(model, *batcher([with_pictures("describe")], 0.0)).backward()
+    loss_of(model, *batcher([with_pictures("describe")], 0.0))[0].backward()
     assert all(p.grad is None for p in tower) and all(p.grad is not None for p in found if p.ndim == 2)
 
 
@@ -198,6 +199,33 @@ def test_a_token_in_the_direction_of_its_words_is_read_right(model, tokenizer):
     read_out = ReadOut(directions, 1.0)
     assert read_out(exact, targets, points)[1]["token_right"] == 1.0
     assert read_out(exact.roll(1, dims=1), targets, points)[1]["token_right"] < 1.0
+
+
+def test_what_belongs_together_is_known_at_the_last_word_of_it(tokenizer):
+    def named(text):
+        row = Vocabulary(tokenizer).last_named(tokenizer.encode(text, add_special_tokens=False))[-1]
+        return [words[k] if k >= 0 else None for words, k in zip(ATTRIBUTES.values(), row, strict=True)]
+
+    assert named("Here is a large red star in the top left") == ["star", "red", "large", "top left"]
+    assert named("a large red star in the top left and a small blue circle at the top") == [
+        "circle", "blue", "small", "top"
+    ]  # fmt: skip
+    assert named("a star on the right") == ["star", None, None, "right"]
+    assert named("a star in the centre") == ["star", None, None, "centre"]
+    assert named("a red star. Let us go on with something else that takes many words, then one") == [None] * 4
+
+
+def test_states_learn_what_belongs_together(model, batcher):
+    recall = Recall(2, 32)
+    some = batcher([FAMILIES["draw"](random.Random(k)) for k in range(4)], 0.0)
+    optimizer = torch.optim.AdamW([*model.parameters(), *recall.parameters()], 3e-3)
+    losses = []
+    for _ in range(30):
+        losses.append(loss_of(model, *some, recall=recall)[1])
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_warm_up_lowers_the_loss_and_leaves_the_language_model_alone(model, tokenizer, tmp_path):
