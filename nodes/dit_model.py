@@ -9,7 +9,6 @@ Pattern: ComfyUI's own QwenImage (references) and Anima (Cosmos under `ModelType
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -77,14 +76,15 @@ class DuoGenConfig(comfy.supported_models_base.BASE):
         return False
 
 
-class DuoGenModel(comfy.model_base.BaseModel):
+class DuoGenModel(comfy.model_base.QwenImage):
+    """ComfyUI's QwenImage already takes references of any size, counts their memory, and, because its layers have
+    diffusers' names as ours have, lets LoRA loaders find them under every prefix that trainers write."""
+
     def __init__(self, config: DuoGenConfig, dit: torch.nn.Module) -> None:
         super().__init__(config, comfy.model_base.ModelType.FLOW)
         self.diffusion_model = PackedForward.adopt(dit)
-        self.memory_usage_factor_conds = ("ref_latents",)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        out = super().extra_conds(**kwargs)
         text = kwargs.get("cross_attn")
         width = self.diffusion_model.config.text_embed_dim
         if text is None or text.shape[-1] != width:
@@ -95,20 +95,15 @@ class DuoGenModel(comfy.model_base.BaseModel):
                 f"This MODEL reads the text states of its own connector, {width} numbers a token, but the "
                 f"CONDITIONING {found}; take it from the DuoGen connector of the same checkpoint."
             )
-        out["c_crossattn"] = comfy.conds.CONDRegular(text)  # never CONDCrossAttn: it repeats tokens to even out lengths
-        references = kwargs.get("reference_latents")
-        if references:
-            out["ref_latents"] = comfy.conds.CONDList([self.process_latent_in(latent) for latent in references])
+        out = super().extra_conds(**kwargs)
         ends = kwargs.get(FRAME_ENDS)
         if ends is not None:
             out["frame_ends"] = comfy.conds.CONDConstant(tuple(ends))
         return out
 
-    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, list[int]]:
-        references = kwargs.get("reference_latents")
-        if not references:
-            return {}
-        return {"ref_latents": [1, 16, sum(math.prod(latent.shape) for latent in references) // 16]}
+    def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """ModelSamplingSD3, which people set the shift with, also sets the multiplier to 1000."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
 
 class PackedForward:

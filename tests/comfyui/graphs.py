@@ -79,6 +79,11 @@ def draw(
     return {f"{name}.{key}": {"class_type": kind, "inputs": inputs} for key, (kind, inputs) in nodes.items()}
 
 
+def first_picture(checkpoint: str, text: str = REQUEST, *, steps: int = 4) -> dict[str, Any]:
+    """Load, ask, write0, and the stages of the first picture, which comes out of node p.decode."""
+    return _loaded(checkpoint, text) | {"write0": _write(["2", 0])} | draw("p", ["write0", 0], 7, steps=steps)
+
+
 def staged(
     checkpoint: str, text: str = REQUEST, *, pictures: int = 2, seeds: dict[int, int] | None = None, prefix: str
 ) -> dict[str, Any]:
