@@ -1,63 +1,21 @@
-"""Documents on disk: round trips to the byte, hostile files, and writing that fails at the worst moment."""
+"""Writing documents: round trips to the byte, and writing that fails at the worst moment."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import stat
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from duogen_core import store
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.store import DocumentWriter, load_document, save_document
-
-
-def picture(value=0, size=(12, 8), **meta):
-    rng = np.random.default_rng(value)
-    return Picture(rng.integers(0, 256, (size[1], size[0], 3), np.uint8), meta)
-
-
-def sample(pictures=2) -> Document:
-    document = Document(
-        (
-            Turn("system", (Text("Be kind."),)),
-            Turn("user", (Text("Häuser? 🏠\n"), picture(9, (5, 7))), {"source": "me"}),
-        )
-    )
-    document = document.begin_turn("assistant")
-    for k in range(pictures):
-        text = f"Step {k + 1}: “paint” – ✓"
-        document = document.append(Text(text, {"scores": [0.1, 1e-7]})).append(picture(k, seed=7 + k, text=text))
-    generation = {"model": "duogen-tiny", "seed": 7, "guidance": 2.0, "stop_reason": "end"}
-    return Document(document.turns, generation, {"split": "test", "own": {"ключ": [1, None, True]}})
-
-
-def files(root: Path) -> dict[str, bytes]:
-    if root.is_file():
-        return {root.name: root.read_bytes()}
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def put(folder: Path, value, picture_name="images/000.png") -> Path:
-    """A hand-made document folder with one picture."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 4), "red").save(folder / picture_name)
-    text = value if isinstance(value, (str, bytes)) else json.dumps(value)
-    (folder / "document.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return folder
-
-
-def base(file="images/000.png", **changes):
-    parts = [{"type": "text", "text": "hello"}, {"type": "image", "file": file}]
-    return {"format": "duogen-document", "version": 1, "turns": [{"role": "user", "parts": parts}], **changes}
+from tests.core.documents import files, picture, sample
 
 
 @pytest.mark.parametrize("name", ["a", "a.zip", "deep/er/a"])
@@ -90,160 +48,6 @@ def test_pictures_carry_seed_and_step_text(tmp_path):
 
 def test_an_empty_document_and_an_empty_folder(tmp_path):
     assert load_document(save_document(Document(), tmp_path)) == Document()
-
-
-def test_foreign_picture_formats_and_a_shared_file(tmp_path):
-    value = base("images/photo.jpg")
-    value["turns"][0]["parts"].append({"type": "image", "file": "images/photo.jpg", "meta": {"again": True}})
-    document = load_document(put(tmp_path, value, "images/photo.jpg"))
-    assert [p.meta for p in document.pictures] == [{}, {"again": True}]
-    assert document.pictures[0].pixels is document.pictures[1].pixels
-
-
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        (base(version=2), "version is 2"),
-        (base(version="1"), "version is '1'"),
-        (base(version=True), "version is True"),
-        (base(format="other"), "format is 'other'"),
-        ({"format": "duogen-document", "version": 1}, "'turns' is missing"),
-        (base(turns={}), "expected a list"),
-        (base(turns=[{"role": "robot", "parts": []}]), r"turns\[0\]: the role is 'robot'"),
-        (base(turns=[{"role": ["user"], "parts": []}]), "the role is"),
-        (base(turns=[{"role": "user", "parts": [{"type": "video", "file": "x"}]}]), r"parts\[0\].*'video'"),
-        (base(turns=[{"role": "user", "parts": ["hello"]}]), r"parts\[0\]"),
-        (base(turns=[{"role": "user", "parts": [{"type": "text", "text": 3}]}]), r"parts\[0\].*string"),
-        (base(turns=[{"role": "user", "parts": [{"type": "text"}]}]), "'text' is missing"),
-        (base(turns=[{"role": "user", "parts": [{"type": "image", "file": 3}]}]), "relative path"),
-        (base(turns=[{"role": "user", "parts": [], "colour": 1}]), "'colour' is not known here"),
-        (base(meta=[]), "expected an object"),
-        (base(generation=None), "null"),
-        ([], "expected an object"),
-        ("{", "not valid JSON"),
-        ("", "not valid JSON"),
-        ('{"format": "duogen-document", "format": "x"}', "'format' stands twice"),
-        ('{"version": NaN}', "NaN"),
-        ("[" * 100_000, "nested too deeply"),
-        ('{"version": ' + "9" * 5000 + "}", "document.json"),
-        (b"\xff\xfe{}", "UTF-8"),
-        (json.dumps(base(meta={"x": "\ud800"})), "Unicode"),
-        (" " * (16 * 2**20 + 1), "larger than 16 MB"),
-        (base("images/001.png"), "images/001.png .*does not exist"),
-        (base("images"), "is not a file"),
-    ],
-)
-def test_broken_documents_are_named(tmp_path, value, expected):
-    with pytest.raises(DuoGenError, match=expected) as error:
-        load_document(put(tmp_path, value))
-    assert "document.json" in str(error.value)
-
-
-ESCAPES = ["../secret.png", "images/../../secret.png", "/etc/passwd", "..\\secret.png", "C:\\x.png", "C:x.png", "a//b"]
-ESCAPES += ["./a.png", "", "a\0b.png", "a\n.png", "//host/share.png", "file:///etc/passwd", "images/000.png/"]
-
-
-@pytest.mark.parametrize("name", ESCAPES)
-def test_paths_that_leave_the_folder_are_refused(tmp_path, name):
-    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    with pytest.raises(DuoGenError, match=r"turns\[0\].parts\[1\].*not allowed"):
-        load_document(put(tmp_path / "document", base(name)))
-
-
-def test_links_that_leave_the_folder_are_refused(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
-    folder = put(tmp_path / "document", base("images/link.png"))
-    os.symlink(tmp_path / "secret.png", folder / "images/link.png")
-    with pytest.raises(DuoGenError, match="leaves the document's folder"):
-        load_document(folder)
-    os.remove(folder / "images/link.png")
-    os.symlink("000.png", folder / "images/link.png")
-    assert len(load_document(folder).pictures) == 1  # a link within the folder is the user's own affair
-    os.remove(folder / "images/link.png")
-    os.symlink("link.png", folder / "images/link.png")
-    with pytest.raises(DuoGenError, match=r"link\.png"):
-        load_document(folder)
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-    folder = put(tmp_path, base("images/pipe.png"))
-    if not hasattr(os, "mkfifo"):
-        pytest.skip("this system has no named pipes")
-    os.mkfifo(folder / "images/pipe.png")
-    with pytest.raises(DuoGenError, match="is not a file"):
-        load_document(folder)
-
-
-def test_a_damaged_picture_is_named(tmp_path):
-    folder = put(tmp_path, base())
-    data = (folder / "images/000.png").read_bytes()
-    (folder / "images/000.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DuoGenError, match=r"images/000.png.*parts\[1\].*damaged"):
-        load_document(folder)
-
-
-def test_too_many_pixels_in_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("duogen_core.store_read.MAX_TOTAL_PIXELS", 15)
-    with pytest.raises(DuoGenError, match="15 pixels in all"):
-        load_document(put(tmp_path, base()))
-
-
-def test_missing_places(tmp_path):
-    for name in ("nowhere", "nowhere.zip", "nowhere/document.json"):
-        with pytest.raises(DuoGenError, match="does not exist"):
-            load_document(tmp_path / name)
-    with pytest.raises(DuoGenError, match=r"document\.json does not exist"):
-        load_document(tmp_path)
-
-
-def zipped(path: Path, entries, **info) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in entries:
-            member = zipfile.ZipInfo(name)
-            for key, value in info.items():
-                setattr(member, key, value)
-            archive.writestr(member, data)
-    return path
-
-
-def test_a_zip_of_the_folder_itself_is_read(tmp_path):
-    folder = save_document(sample(), tmp_path / "a")
-    entries = [(f"answer/{name}", data) for name, data in files(folder).items()]
-    assert load_document(zipped(tmp_path / "b.zip", [("answer/", b""), *entries])) == sample()
-
-
-def test_hostile_zips(tmp_path):
-    good = json.dumps(base("images/000.png"))
-    with pytest.raises(DuoGenError, match=r"'\.\./evil\.txt' is not allowed"):
-        load_document(zipped(tmp_path / "slip.zip", [("document.json", good), ("../evil.txt", "x")]))
-    with pytest.raises(DuoGenError, match="not allowed"):
-        load_document(zipped(tmp_path / "slip2.zip", [("document.json", good), ("..\\evil.txt", "x")]))
-    with pytest.raises(DuoGenError, match="not allowed"):
-        load_document(zipped(tmp_path / "abs.zip", [("/document.json", good)]))
-    with pytest.raises(DuoGenError, match="is a link"):
-        link = [("document.json", good)]
-        load_document(zipped(tmp_path / "link.zip", link, external_attr=(stat.S_IFLNK | 0o777) << 16))
-    with pytest.raises(DuoGenError, match=r"images/000.png .* is not in"):
-        load_document(zipped(tmp_path / "missing.zip", [("document.json", good)]))
-    with pytest.raises(DuoGenError, match=r"no document\.json"):
-        load_document(zipped(tmp_path / "empty.zip", []))
-    with pytest.raises(DuoGenError, match="larger than 16 MB"):
-        bomb = zipped(tmp_path / "bomb.zip", [("document.json", b" " * (16 * 2**20 + 1))], compress_type=8)
-        load_document(bomb)
-    with pytest.warns(UserWarning), pytest.raises(DuoGenError, match="twice"):
-        load_document(zipped(tmp_path / "twice.zip", [("document.json", good), ("document.json", good)]))
-    (tmp_path / "text.zip").write_text("hello")
-    with pytest.raises(DuoGenError, match=r"not a \.zip"):
-        load_document(tmp_path / "text.zip")
-    data = save_document(sample(), tmp_path / "cut.zip").read_bytes()
-    for end in range(0, len(data) - 1, 97):
-        (tmp_path / "cut.zip").write_bytes(data[:end])
-        with pytest.raises(DuoGenError):
-            load_document(tmp_path / "cut.zip")
-    for position in range(0, len(data), 61):  # flipped bytes: an error or the document, never another exception
-        (tmp_path / "cut.zip").write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
-        with contextlib.suppress(DuoGenError):
-            load_document(tmp_path / "cut.zip")
 
 
 def test_nothing_but_a_document_is_ever_replaced(tmp_path):
