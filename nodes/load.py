@@ -14,6 +14,8 @@ from comfy_api.latest import io
 from . import PACK, sockets
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from duogen_core.vae import PictureVae
 
     from .dit_model import PictureLatent
@@ -124,15 +126,32 @@ def load_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, Pictu
 
 
 def preview_colours(vae: PictureVae) -> tuple[list[list[float]], list[float]]:
-    """(16 x RGB factors, bias): the linear map from this VAE's latents to colours that fits a chart best.
+    """(16 x RGB factors, bias): the linear map from this VAE's latents to colours that fits its own world best.
 
-    ComfyUI's previews need one, and the published one fits Wan's own weights only.
+    ComfyUI's previews need one, and the published one fits Wan's own weights only. A VAE this small is at home in the
+    pictures it was trained on and nowhere else, so the map is fitted to a few of those: every colour and kind of shape.
     """
     import numpy as np
 
-    blocks = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    chart = blocks.repeat(16, axis=0).repeat(16, axis=1)  # 256 x 256 pixels, blocks of 2 x 2 latent cells
-    latent = vae.encode(chart)[0].flatten(1).T.double().cpu().numpy()  # [cells, 16]
-    colours = (blocks.repeat(2, axis=0).repeat(2, axis=1).reshape(-1, 3) / 127.5) - 1
-    solution: Any = np.linalg.lstsq(np.hstack([latent, np.ones((len(latent), 1))]), colours, rcond=None)[0]
+    latents, colours = [], []
+    for chart in sketchbook_charts():
+        height, width = (side // 8 for side in chart.shape[:2])
+        latents.append(vae.encode(chart)[0].flatten(1).T.double().cpu().numpy())  # [cells, 16]
+        colours.append(chart.reshape(height, 8, width, 8, 3).mean((1, 3)).reshape(-1, 3) / 127.5 - 1)
+    cells = np.vstack(latents)
+    solution: Any = np.linalg.lstsq(np.hstack([cells, np.ones((len(cells), 1))]), np.vstack(colours), rcond=None)[0]
     return solution[:-1].tolist(), solution[-1].tolist()
+
+
+def sketchbook_charts(count: int = 4) -> list[np.ndarray]:
+    """Pictures [128, 128, 3] of the bundled model's world, that show all its colours and kinds of shapes."""
+    from itertools import cycle
+
+    from duogen_core.data.sketchbook.draw import draw_scene
+    from duogen_core.data.sketchbook.scene import CELLS, COLOURS, KINDS, Scene, Shape
+
+    kinds, colours = cycle(KINDS), cycle(colour for colour in COLOURS if colour != "cream")
+    return [
+        draw_scene(Scene(tuple(Shape(cell, next(kinds), next(colours)) for cell in CELLS[number % 2 :: 2])))
+        for number in range(count)
+    ]

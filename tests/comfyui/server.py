@@ -49,6 +49,7 @@ class Result:
     cached: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # progress texts, in order
     previews: int = 0
+    last_preview: bytes = b""  # a JPEG or PNG file
     ran: list[str] = field(default_factory=list)  # node ids that were executed, those put in by others included
 
 
@@ -177,6 +178,8 @@ class Server:
             return "text", result.texts[-1]
         if kind in (PREVIEW_EVENT, PREVIEW_WITH_METADATA):
             result.previews += 1
+            start = 8 + (int.from_bytes(data[4:8], "big") if kind == PREVIEW_WITH_METADATA else 0)
+            result.last_preview = data[start:]
             return "preview", None
         return "binary", None
 
