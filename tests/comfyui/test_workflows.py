@@ -267,7 +267,7 @@ def test_own_nodes_in_loop(server: Server, info: dict[str, Any]):
     document = saved(server, result, ids)
     assert len(document.pictures) == 3
     for picture in document.pictures:
-        assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) <= 12
+        assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) <= 24
     shown = [node for node in result.outputs if node.split(".")[-1] == ids["Each picture, as it is made"]]
     assert len(shown) == 3
     assert document.pictures[2].meta["seed"] == 9
