@@ -24,7 +24,7 @@ from duogen_core.store_read import FORMAT, JSON_NAME, VERSION, load_document
 
 __all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document", "write_atomically"]
 
-OWN_NAMES = re.compile(r"document\.(json|html|md)|images(/\d{3,}\.png)?|.*\.duogen-tmp")
+OWN_NAMES = re.compile(r"document\.(json|html|md|pdf)|images(/\d{3,}\.png)?|.*\.duogen-tmp")
 
 
 def image_name(index: int) -> str:

@@ -1,22 +1,29 @@
-"""Document -> something to read: one self-contained HTML file, and Markdown beside the document's pictures."""
+"""Document -> something to read: one self-contained HTML file, a PDF, and Markdown beside the document's pictures."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from duogen_core.document import Document
 from duogen_core.render.html import render_html
 from duogen_core.render.markdown import render_markdown
+from duogen_core.render.pdf import render_pdf
 from duogen_core.store import image_name, write_atomically
 
-__all__ = ["render_html", "render_markdown", "write_rendered"]
+__all__ = ["render_html", "render_markdown", "render_pdf", "write_rendered"]
 
 
-def write_rendered(document: Document, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Write document.html and document.md into a document's folder, beside document.json. Returns both paths."""
+def write_rendered(
+    document: Document, folder: str | os.PathLike[str], data: Mapping[str, Any] | None = None
+) -> tuple[Path, Path]:
+    """Write document.html and document.md into a document's folder, beside document.json. Returns both paths.
+
+    `data` travels inside the HTML, see `render_html`."""
     html, markdown = Path(folder, "document.html"), Path(folder, "document.md")
     names = [image_name(index) for index in range(len(document.pictures))]
-    write_atomically(html, render_html(document).encode("utf-8"))
+    write_atomically(html, render_html(document, data).encode("utf-8"))
     write_atomically(markdown, render_markdown(document, names).encode("utf-8"))
     return html, markdown

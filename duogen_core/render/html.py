@@ -7,6 +7,7 @@ only http, https and mailto links; the template escapes all else; a Content-Secu
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,15 +42,16 @@ class Block:
     pictures: list[dict[str, Any]] = field(default_factory=list)
 
 
-def render_html(document: Document) -> str:
-    """The whole document as one HTML page."""
+def render_html(document: Document, data: Mapping[str, Any] | None = None) -> str:
+    """The whole document as one HTML page; `data` is plain JSON that is stored in it and shown nowhere."""
     turns, shown = [], 0
     for turn in document.turns:
         turns.append({"role": turn.role, "speaker": SPEAKERS.get(turn.role, turn.role), "blocks": _blocks(turn, shown)})
         shown += len(turn.pictures)
     return _template().render(
-        title=_title(document),
+        title=document_title(document),
         turns=turns,
+        data=json.dumps(data, ensure_ascii=False, separators=(",", ":")) if data else None,
         ending=ENDINGS.get(str(document.generation.get("stop_reason"))),
         facts=[(name, document.generation[name]) for name in FACTS if name in document.generation],
     )
@@ -63,7 +65,8 @@ def link_is_safe(url: str) -> bool:
         return False
 
 
-def _title(document: Document) -> str:
+def document_title(document: Document) -> str:
+    """The first request, shortened to a line."""
     asked = next((turn.text for turn in document.turns if turn.role == "user" and turn.text.strip()), "")
     words = " ".join(asked.split())
     return (words[:77] + "…" if len(words) > 78 else words) or "An illustrated answer"
@@ -84,7 +87,7 @@ def _blocks(turn: Turn, shown: int) -> list[Block]:
 
 def _text(part: Text, turn: Turn) -> Markup | str:
     # A person's words are shown as they were typed; only a model writes Markdown.
-    return Markup(_markdown().render(part.text)) if turn.role == "assistant" else part.text.strip()
+    return Markup(markdown_parser().render(part.text)) if turn.role == "assistant" else part.text.strip()
 
 
 def _picture(picture: Picture, number: int) -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _template() -> jinja2.Template:
 
 
 @lru_cache(maxsize=1)
-def _markdown() -> MarkdownIt:
+def markdown_parser() -> MarkdownIt:
     parser = MarkdownIt("js-default", {"html": False, "linkify": False, "breaks": True})
     parser.validateLink = link_is_safe  # type: ignore[method-assign]
     parser.add_render_rule("image", _image_as_text)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import json
 import random
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -131,6 +134,15 @@ def test_an_open_code_fence_does_not_swallow_the_pictures():
         check_markdown(answer(f"look:\n{fence}\ncode"))
 
 
+def test_data_that_travels_with_the_page_stays_data():
+    data = {"workflow": {"title": "\"><script>alert(1)</script> Grüße ' </head>"}}
+    page = render_html(answer("hello"), data)
+    Checker(page)
+    (content,) = re.findall(r'<meta name="duogen-data" content="([^"]*)">', page)
+    assert json.loads(html.unescape(content)) == data
+    assert "duogen-data" not in render_html(answer("hello"))
+
+
 def test_a_role_that_slipped_through_is_escaped():
     turn = Turn("user", (Text("x"),))
     object.__setattr__(turn, "role", '"><script>alert(1)</script>')
@@ -200,8 +212,8 @@ def test_empty_documents_render():
 def test_files_lie_beside_the_document(tmp_path):
     document = answer("Häuser 🏠")
     folder = save_document(document, tmp_path / "a")
-    html, markdown = write_rendered(document, folder)
-    assert html == folder / "document.html" and "Häuser 🏠" in html.read_text("utf-8")
+    page, markdown = write_rendered(document, folder)
+    assert page == folder / "document.html" and "Häuser 🏠" in page.read_text("utf-8")
     assert "![Picture 2](images/001.png)" in markdown.read_text("utf-8")
     assert load_document(folder) == document
     with pytest.raises(DuoGenError, match=r"document\.html"):
