@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import Caching, ComfyExtension, io
 
 from .bridge_nodes import DuoGenConnector, DuoGenEncodeContext, DuoGenPictureSize, DuoGenReferenceImages
 from .context_nodes import DuoGenAppendImage, DuoGenEditContext, DuoGenWrite
 from .document_nodes import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
-from .interleave import DuoGenInterleave, DuoGenInterleaveStep, DuoGenPick
+from .given import DuoGenGiven
+from .interleave import DuoGenInterleave, DuoGenInterleaveStep
+from .kept import PROVIDER
 from .load import DuoGenLoadCheckpoint, register_model_folder
 from .load_document import DuoGenLoadDocument
 from .load_parts import DuoGenLoadConnector, DuoGenLoadDiT, DuoGenLoadMLLM
@@ -24,7 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenLoadDocument,
     DuoGenInterleave,
     DuoGenInterleaveStep,
-    DuoGenPick,
+    DuoGenGiven,
     DuoGenLoopOpen,
     DuoGenLoopClose,
     DuoGenLoopRound,
@@ -47,6 +49,7 @@ NODES: list[type[io.ComfyNode]] = [
 class DuoGenExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_model_folder()
+        await Caching().register_provider(PROVIDER)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

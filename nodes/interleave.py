@@ -8,6 +8,7 @@ time, because only DuoGen Write finds out whether there is another one:
 
 So each stage is cached by its inputs, as any node is. A Step is cheap and runs again whenever a setting changed; the
 stages it puts in have changed only where the setting concerns them. A new seed for picture 3 leaves 1 and 2 alone.
+What a Step puts in hangs on values (given.py), not on nodes that have run; what it gives out is kept (kept.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from . import sockets
+from . import given, kept, sockets
 from .bridge_nodes import FIXED, LIKE_LAST, LIKE_NUMBER
 from .context_nodes import AS_IT_GOES, MODE, PLAN_FIRST
 
@@ -211,24 +212,16 @@ class DuoGenInterleave(io.ComfyNode):
             cfg=settings.guidance, shift=settings.shift, sampler_name=sampler_name, scheduler=scheduler, width=width,
             height=height, size_like=size_like, temperature=temperature, references=references, seeds=seeds,
         )  # fmt: skip
-        # A list on a socket calls this once for each entry, but a link always means the whole list.
-        call = GraphBuilder._default_prefix_call_index
-        graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.{call}.")
-        links = {name: link for name, link in own_inputs(cls.hidden).items() if name in LINKED}
-        picked = graph.node("DuoGenPick", "context", value=links.pop("context"), index=call)
-        return write_on(graph, links, picked.out(0), step, mode)
-
-
-LINKED = ("mllm", "connector", "model", "vae", "context")
-
-
-def own_inputs(hidden: Any) -> dict[str, Any]:
-    """The inputs of the node that is running, as the graph has them: links are [node id, output]."""
-    return hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
+        # A list on a socket calls this once for each entry; the nodes of one call are not those of another.
+        graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.{GraphBuilder._default_prefix_call_index}.")
+        links = given.put_in(
+            graph, "given", mllm=mllm, connector=connector, model=model, vae=vae, context=context
+        )  # fmt: skip
+        return write_on(graph, mllm, links, links["context"], step, mode)
 
 
 def write_on(
-    graph: GraphBuilder, links: dict[str, Any], context: list, step: Step, mode: str = AS_IT_GOES
+    graph: GraphBuilder, mllm: Any, links: dict[str, list], context: list, step: Step, mode: str = AS_IT_GOES
 ) -> io.NodeOutput:
     """Put in DuoGen Write and the Step that goes by what was written; the Step's outputs are ours."""
     write = graph.node(
@@ -236,14 +229,22 @@ def write_on(
         max_tokens=step.tokens_left, seed=step.write_seed, temperature=step.temperature, top_p=1.0, mode=mode,
     )  # fmt: skip
     following = graph.node(
-        "DuoGenInterleaveStep", "step", **links, context=write.out(0), stop=write.out(3), tokens=write.out(4),
+        "DuoGenInterleaveStep", "step", **{**links, "context": write.out(0)}, stop=write.out(3), tokens=write.out(4),
         duogen_step=step.to_text(),
     )  # fmt: skip
-    return io.NodeOutput(*(following.out(i) for i in range(3)), expand=graph.finalize())
+    return expansion(graph, mllm, following)
 
 
-def draw_next(graph: GraphBuilder, links: dict[str, Any], context: list, step: Step) -> list:
+def expansion(graph: GraphBuilder, mllm: Any, last: Any) -> io.NodeOutput:
+    """The graph in the place of the running node, whose three outputs are those of `last`."""
+    nodes = graph.finalize()
+    kept.PROVIDER.watch(mllm, nodes)
+    return io.NodeOutput(*(last.out(i) for i in range(3)), expand=nodes)
+
+
+def draw_next(graph: GraphBuilder, links: dict[str, list], step: Step) -> list:
     """Put in the stages of one picture; returns the link to the context with it."""
+    context = links["context"]
     encode = graph.node(
         "DuoGenEncodeContext", "encode", mllm=links["mllm"], connector=links["connector"], context=context
     )
@@ -320,28 +321,5 @@ class DuoGenInterleaveStep(io.ComfyNode):
             drawn = sockets.image_list(context.pictures[before.first_picture :])
             return io.NodeOutput(context, before.written(context), drawn)
         graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.")
-        links = {name: link for name, link in own_inputs(cls.hidden).items() if name in LINKED}
-        drawn = draw_next(graph, links, links.pop("context"), before)
-        return write_on(graph, links, drawn, before.after_picture())
-
-
-class DuoGenPick(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DuoGenPick",
-            display_name="DuoGen Pick",
-            category="DuoGen/internal",
-            description="DuoGen Interleave puts this node in while it runs. It takes one context out of a list.",
-            inputs=[
-                sockets.Context.Input("value", tooltip="One context, or a list of them."),
-                io.Int.Input("index", tooltip="Which one, from 0."),
-            ],
-            outputs=[sockets.Context.Output("context", tooltip="That context.")],
-            is_input_list=True,
-            is_dev_only=True,
-        )
-
-    @classmethod
-    def execute(cls, value: list[Document], index: list[int]) -> io.NodeOutput:
-        return io.NodeOutput(value[min(index[0], len(value) - 1)])
+        links = given.put_in(graph, "given", mllm=mllm, connector=connector, model=model, vae=vae, context=context)
+        return write_on(graph, mllm, links, draw_next(graph, links, before), before.after_picture())

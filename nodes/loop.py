@@ -11,15 +11,16 @@ because everything after Open is computed again when an input of Open changes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder, is_link
+from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder
 
-from . import sockets
+from . import given, sockets
 from .context_nodes import AS_IT_GOES, MODE, PLAN_FIRST
-from .interleave import own_inputs
+from .interleave import expansion
+from .loop_body import copy_body, sampling_between
 
 if TYPE_CHECKING:
     from duogen_core.document import Document
@@ -36,7 +37,8 @@ class Round:
     context: Document
     stop: str  # why the writing stopped
     step: Step
-    name: str  # of the model that writes
+    mllm: Any
+    connector: Any = None
 
 
 def _round_outputs() -> list[io.Output]:
@@ -130,7 +132,7 @@ class DuoGenLoopOpen(io.ComfyNode):
             on_token=paragraph.on_token,
         )  # fmt: skip
         live.say(cls.hidden, "Picture 1" if written.stop == "picture" else "", written.text.strip())
-        return _outputs(Round(written.context, written.stop, step.after_text(written.tokens), mllm.config.name))
+        return _outputs(Round(written.context, written.stop, step.after_text(written.tokens), mllm, connector))
 
 
 class DuoGenLoopRound(io.ComfyNode):
@@ -163,7 +165,7 @@ class DuoGenLoopRound(io.ComfyNode):
         from . import answer, live, plan
 
         step = answer.Step.from_text(duogen_step).after_text(tokens)
-        state = Round(context, step.ending(stop) or "picture", step, mllm.config.name)
+        state = Round(context, step.ending(stop) or "picture", step, mllm, connector)
         if state.stop == "picture":
             close = cls.hidden.dynprompt.get_parent_node_id(cls.hidden.unique_id)
             limit = cls.hidden.dynprompt.get_node(close)["inputs"].get("max_images")
@@ -225,7 +227,7 @@ class DuoGenLoopClose(io.ComfyNode):
 
     @classmethod
     def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
-        return close(cls.hidden, loop, max_images, seeds)
+        return close(cls.hidden, loop, max_images, seeds, image)
 
 
 class DuoGenLoopNext(io.ComfyNode):
@@ -247,7 +249,7 @@ class DuoGenLoopNext(io.ComfyNode):
 
     @classmethod
     def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
-        return close(cls.hidden, loop, max_images, seeds)
+        return close(cls.hidden, loop, max_images, seeds, image)
 
 
 def missing_image(state: Round, max_images: int, image: Any) -> list[str]:
@@ -261,7 +263,7 @@ def ending(state: Round, max_images: int) -> str | None:
     return "max_images" if state.step.drawn >= max_images else None
 
 
-def close(hidden: Any, state: Round, max_images: int, seeds: str) -> io.NodeOutput:
+def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) -> io.NodeOutput:
     from duogen_core.errors import DuoGenError
 
     from . import answer, live
@@ -271,24 +273,28 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str) -> io.NodeOutp
         raise DuoGenError("The first picture of a loop has the seed of DuoGen Loop Open; change it there.")
     why = ending(state, max_images)
     if why is not None:
-        context = step.finished(state.context, state.name, why)
+        context = step.finished(state.context, state.mllm.config.name, why)
         live.say(hidden, live.LIMITS.get(why, ""), live.whole_answer(context))
         return io.NodeOutput(context, step.written(context), sockets.image_list(context.pictures[step.first_picture :]))
 
-    inputs = own_inputs(hidden)
+    inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
     opened = inputs["loop"][0]
     if hidden.dynprompt.get_node(opened)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound"):
         raise DuoGenError("The loop input must come straight from DuoGen Loop Open; remove what lies between them.")
-    models = {k: v for k, v in hidden.dynprompt.get_node(opened)["inputs"].items() if k in ("mllm", "connector")}
     graph = GraphBuilder(prefix=f"{hidden.unique_id}.")
+    models = given.put_in(
+        graph, "given", mllm=state.mllm, connector=state.connector, context=state.context, image=image
+    )  # fmt: skip
     append = graph.node(
-        "DuoGenAppendImage", "append", context=[opened, 1], image=inputs["image"], seed=step.picture_seed
+        "DuoGenAppendImage", "append", context=models.pop("context"), image=models.pop("image"), seed=step.picture_seed
     )
     write = graph.node(
         "DuoGenWrite", "write", **models, context=append.out(0), max_tokens=step.tokens_left, seed=step.write_seed,
         temperature=step.temperature, top_p=1.0, mode=AS_IT_GOES,
     )  # fmt: skip
     following = answer.for_next_picture(step.after_picture(), own, max_images)
+    if not step.drawn:
+        following = replace(following, **sampling_between(hidden, opened, state.mllm.config.sampling))
     round_ = graph.node(
         "DuoGenLoopRound", "round", **models, context=write.out(0), stop=write.out(3), tokens=write.out(4),
         duogen_step=following.to_text(),
@@ -297,42 +303,4 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str) -> io.NodeOutp
         node.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
     again = graph.node("DuoGenLoopNext", "next", loop=round_.out(0), max_images=max_images, seeds=seeds)
     again.set_input("image", copy_body(graph, hidden, opened, round_.id, inputs["image"]))
-    return io.NodeOutput(*(again.out(i) for i in range(3)), expand=graph.finalize())
-
-
-def copy_body(graph: GraphBuilder, hidden: Any, opened: str, round_id: str, image: list) -> list:
-    """Copy what hangs on Open and not on Close, previews and savers included; returns the link to the copy's image."""
-    nodes = hidden.dynprompt
-    parent = nodes.get_parent_node_id(hidden.unique_id)
-    beside = [n for n in nodes.all_node_ids() if nodes.get_parent_node_id(n) == parent]
-    after = downstream(nodes, beside, hidden.unique_id)
-    body = sorted(downstream(nodes, beside, opened) - after - {opened, hidden.unique_id})
-    names = {node: nodes.get_display_node_id(node) for node in body}
-    copies = {node: graph.node(nodes.get_node(node)["class_type"], f"body.{name}") for node, name in names.items()}
-
-    def moved(value: Any) -> Any:
-        if not is_link(value):
-            return value
-        if value[0] == opened:
-            return [round_id, value[1]]
-        return copies[value[0]].out(value[1]) if value[0] in copies else value
-
-    for node, copied in copies.items():
-        copied.set_override_display_id(names[node])
-        for key, value in nodes.get_node(node)["inputs"].items():
-            copied.set_input(key, moved(value))
-    return moved(image)
-
-
-def downstream(nodes: Any, among: list[str], start: str) -> set[str]:
-    """The nodes that have, directly or not, an input from `start`."""
-    found, new = set(), {start}
-    while new:
-        new = {
-            node
-            for node in among
-            if node not in found
-            and any(is_link(value) and value[0] in new for value in nodes.get_node(node)["inputs"].values())
-        }
-        found |= new
-    return found
+    return expansion(graph, state.mllm, again)

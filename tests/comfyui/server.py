@@ -26,6 +26,7 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parents[2]
 LINK = "comfyui-duogen"
+PROBE = "duogen_test_probe"  # a route that tells what lies in the server's memory: probe_server.py
 START_SECONDS = 240
 TEXT_EVENT, PREVIEW_EVENT, PREVIEW_WITH_METADATA = 3, 1, 4  # protocol.BinaryEventTypes
 
@@ -49,6 +50,7 @@ class Result:
     cached: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # progress texts, in order
     previews: int = 0
+    steps: int = 0  # sampling steps, as the live texts of our sampler tell them
     last_preview: bytes = b""  # a JPEG or PNG file
     ran: list[str] = field(default_factory=list)  # node ids that were executed, those put in by others included
 
@@ -60,6 +62,9 @@ class Server:
         link = base / "custom_nodes" / LINK
         if not link.exists():
             link.symlink_to(PACK, target_is_directory=True)
+        probe = base / "custom_nodes" / f"{PROBE}.py"
+        if not probe.exists():
+            probe.symlink_to(Path(__file__).with_name("probe_server.py"))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -68,7 +73,7 @@ class Server:
         command = [
             *(sys.executable, str(Path(__file__).with_name("launch.py")), str(comfyui)),
             *("--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base)),
-            *("--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", LINK),
+            *("--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", LINK, f"{PROBE}.py"),
             # ComfyUI's default cache drops results by how much memory is free: tests need one that forgets by rule.
             *("--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments),
             *(() if any(argument.startswith("--cache") for argument in arguments) else ("--cache-classic",)),
@@ -113,6 +118,10 @@ class Server:
         tail = "?" + urllib.parse.urlencode(query) if query else ""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}{tail}", timeout=60) as answer:
             return answer.read()
+
+    def memory(self) -> dict[str, Any]:
+        """What probe_server.py sees."""
+        return self.get("/duogen_test/memory")
 
     def post(self, path: str, value: Any) -> Any:
         request = urllib.request.Request(
@@ -175,6 +184,7 @@ class Server:
         if kind == TEXT_EVENT:
             length = int.from_bytes(data[4:8], "big")
             result.texts.append(data[8 + length :].decode("utf-8"))
+            result.steps += ", step " in result.texts[-1]
             return "text", result.texts[-1]
         if kind in (PREVIEW_EVENT, PREVIEW_WITH_METADATA):
             result.previews += 1

@@ -1,0 +1,37 @@
+"""A custom node file for test servers: GET /duogen_test/memory says what lies in the server's memory.
+
+Out: {"rss": bytes, "files": open files of ours, "loaded": class names of the models under ComfyUI's memory management,
+"alive": {class name: number of objects}} after a garbage collection.
+"""
+
+from __future__ import annotations
+
+import gc
+
+import comfy.model_management as mm
+import psutil
+from aiohttp import web
+from server import PromptServer
+
+NODE_CLASS_MAPPINGS: dict = {}
+WATCHED = {"Managed", "DuoGenModel", "DuoGenMllm", "DuoGenConnector", "VAE", "Kept", "Document", "PrefixCache"}
+ENDINGS = (".safetensors", ".json", ".png", ".zip", ".html", ".md", ".tmp")
+
+
+@PromptServer.instance.routes.get("/duogen_test/memory")
+async def memory(request: web.Request) -> web.Response:
+    mm.cleanup_models_gc()
+    gc.collect()
+    process, alive = psutil.Process(), dict.fromkeys(sorted(WATCHED), 0)
+    for thing in gc.get_objects():
+        name = type(thing).__name__
+        if name in WATCHED and not isinstance(thing, type):
+            alive[name] += 1
+    return web.json_response(
+        {
+            "rss": process.memory_info().rss,
+            "files": [file.path for file in process.open_files() if file.path.endswith(ENDINGS)],
+            "loaded": sorted(type(entry.model.model).__name__ for entry in mm.current_loaded_models if entry.model),
+            "alive": alive,
+        }
+    )
