@@ -1,7 +1,7 @@
 """The ends of the graph: DuoGen Prompt makes a context, DuoGen Format takes an answer apart, DuoGen Save keeps it.
 
 A context is a Document (`duogen_core.document`). What is saved is the document folder of the command line, with the
-HTML and Markdown beside it, and this workflow inside every PNG.
+HTML and Markdown beside it, a PDF and a .zip if wanted, and this workflow inside each of them and inside every PNG.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from comfy_api.latest import io
 
 from . import sockets
 from .png_text import add_text
+from .workflow_data import with_workflow, workflow_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,9 +128,9 @@ class DuoGenFormat(io.ComfyNode):
             node_id="DuoGenFormat",
             display_name="DuoGen Format",
             category=CATEGORY,
-            description="Takes an answer apart into what other nodes understand: Markdown, and its pictures as a list "
-            "of images in their own sizes.",
-            search_aliases=["markdown", "split answer", "document to images"],
+            description="Takes an answer apart into what other nodes understand: Markdown, its pictures as a list "
+            "of images in their own sizes, and the text that belongs to each of them.",
+            search_aliases=["markdown", "split answer", "document to images", "captions", "paragraphs"],
             inputs=[
                 sockets.Context.Input("context", tooltip="An answered conversation."),
                 io.Combo.Input(
@@ -141,6 +144,12 @@ class DuoGenFormat(io.ComfyNode):
                 io.String.Output("markdown", tooltip="Text and pictures in order, these named images/000.png, …"),
                 io.Image.Output("images", is_output_list=True, tooltip="The pictures in order, each in its own size."),
                 io.Int.Output("count", tooltip="How many pictures there are."),
+                io.String.Output(
+                    "paragraphs",
+                    is_output_list=True,
+                    tooltip="The texts in order: number k leads to picture k, and is empty where two pictures follow "
+                    "each other. What is written after the last picture is one more.",
+                ),
             ],
         )
 
@@ -149,7 +158,8 @@ class DuoGenFormat(io.ComfyNode):
         document = last_answer(context) if part == "answer" else context
         markdown = markdown_of(document)
         pictures = document.pictures
-        return io.NodeOutput(markdown, sockets.image_list(pictures), len(pictures), ui={"text": (markdown,)})
+        images, texts = sockets.image_list(pictures), paragraphs(document)
+        return io.NodeOutput(markdown, images, len(pictures), texts, ui={"text": (markdown,)})
 
 
 class DuoGenSaveDocument(io.ComfyNode):
@@ -160,9 +170,9 @@ class DuoGenSaveDocument(io.ComfyNode):
             display_name="DuoGen Save Document",
             category=CATEGORY,
             description="Saves the conversation in ComfyUI's output folder: one folder with the pictures, a web page "
-            "that needs no other file, Markdown, and document.json to go on from. Drop a picture on ComfyUI to get "
-            "this workflow back.",
-            search_aliases=["save answer", "save html", "save markdown", "export"],
+            "that needs no other file, Markdown, and document.json to go on from; a PDF and a .zip if you like. Drop "
+            "any of them on ComfyUI, or a picture, to get this workflow back; the Markdown alone does not hold it.",
+            search_aliases=["save answer", "save html", "save markdown", "save pdf", "zip", "export"],
             inputs=[
                 sockets.Context.Input("context", tooltip="The conversation to save."),
                 io.String.Input(
@@ -171,6 +181,19 @@ class DuoGenSaveDocument(io.ComfyNode):
                     tooltip="Name of the new folder inside ComfyUI's output folder; a number is added, and words like "
                     "%date:yyyy-MM-dd% are filled in.",
                 ),
+                io.Boolean.Input(
+                    "pdf",
+                    default=False,
+                    optional=True,
+                    tooltip="Also write document.pdf, for printing or sending: pages with text and pictures in order.",
+                ),
+                io.Boolean.Input(
+                    "zip",
+                    default=False,
+                    optional=True,
+                    tooltip="Also put the whole folder into one .zip beside it. Copied into ComfyUI's input folder, it "
+                    "can be opened by DuoGen Load Document.",
+                ),
             ],
             outputs=[],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -178,29 +201,61 @@ class DuoGenSaveDocument(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, context: Document, filename_prefix: str) -> io.NodeOutput:
-        from duogen_core.render import write_rendered
-        from duogen_core.store import image_name, save_document
+    def execute(cls, context: Document, filename_prefix: str, pdf: bool = False, zip: bool = False) -> io.NodeOutput:
+        from duogen_core.store import image_name
+
+        from .preview import document_ui
 
         parent, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
         folder = Path(parent) / f"{name}_{counter:05}_"
-        save_document(context, folder)
-        write_rendered(context, folder)
-        workflow = {key: json.dumps(value) for key, value in (cls.hidden.extra_pnginfo or {}).items()}
-        if cls.hidden.prompt is not None:
-            workflow["prompt"] = json.dumps(cls.hidden.prompt)
+        files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
         inside = os.path.join(subfolder, folder.name)
-        previews = []
-        for index in range(len(context.pictures)):
-            file = folder / image_name(index)
-            add_text(file, workflow)
-            previews.append(
-                {"filename": file.name, "subfolder": os.path.join(inside, file.parent.name), "type": "output"}
-            )
-        saved = {"folder": inside, "html": "document.html", "markdown": "document.md"}
-        return io.NodeOutput(ui={"images": previews, "text": (markdown_of(context),), "document": [saved]})
+        names = [Path(image_name(index)) for index in range(len(context.pictures))]
+        places = [{"filename": file.name, "subfolder": os.path.join(inside, file.parent)} for file in names]
+        return io.NodeOutput(
+            ui={
+                "images": [{**place, "type": "output"} for place in places],
+                "text": (markdown_of(context),),
+                "document": [{"folder": inside, **files}],
+                "duogen_document": [document_ui(context, [{**place, "folder": "output"} for place in places])],
+            }
+        )
+
+
+def save(
+    document: Document, folder: Path, workflow: dict[str, Any], *, pdf: bool = False, zipped: bool = False
+) -> dict[str, str]:
+    """Write the folder, with the workflow in everything that can hold one; returns kind -> name inside the folder, for
+    the .zip beside it."""
+    from duogen_core.render import render_pdf, write_rendered
+    from duogen_core.store import image_name, save_document, write_atomically
+
+    save_document(with_workflow(document, workflow), folder)
+    write_rendered(document, folder, workflow)
+    files = {"html": "document.html", "markdown": "document.md"}
+    texts = {key: json.dumps(value) for key, value in workflow.items()}
+    for index in range(len(document.pictures) if texts else 0):
+        add_text(folder / image_name(index), texts)
+    if pdf:
+        files["pdf"] = "document.pdf"
+        write_atomically(folder / files["pdf"], render_pdf(document, workflow))
+    if zipped:
+        files["zip"] = f"{folder.name}.zip"
+        write_atomically(folder.with_name(files["zip"]), zip_of(folder))
+    return files
+
+
+def zip_of(folder: Path) -> bytes:
+    """Every file of a folder, document.json first; pictures are packed already."""
+    data = BytesIO()
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    with zipfile.ZipFile(data, "w") as archive:
+        for file in sorted(files, key=lambda file: (file.suffix != ".json", file.as_posix())):
+            packed = zipfile.ZIP_STORED if file.suffix in (".png", ".pdf") else zipfile.ZIP_DEFLATED
+            archive.write(file, file.relative_to(folder).as_posix(), packed)
+    return data.getvalue()
 
 
 def last_answer(document: Document) -> Document:
@@ -212,6 +267,20 @@ def last_answer(document: Document) -> Document:
     if not document.turns or document.last_turn.role != "assistant":
         raise DuoGenError("The context holds no answer yet; connect the context that comes out of DuoGen Interleave.")
     return replace(document, turns=document.turns[-1:])
+
+
+def paragraphs(document: Document) -> list[str]:
+    """The text before each picture, and what follows the last one; [""] for a document without any."""
+    from duogen_core.document import Picture
+
+    texts: list[str] = [""]
+    for turn in document.turns:
+        for part in turn.parts:
+            if isinstance(part, Picture):
+                texts.append("")
+            elif part.text.strip():
+                texts[-1] = "\n\n".join(filter(None, (texts[-1], part.text.strip())))
+    return texts if texts[-1] or len(texts) == 1 else texts[:-1]
 
 
 def markdown_of(document: Document) -> str:

@@ -59,7 +59,7 @@ def test_sockets(object_info: dict[str, Any]):
     assert object_info["DuoGenPrompt"]["output"] == ["DUOGEN_CONTEXT"]
     assert object_info["DuoGenInterleave"]["output"] == ["DUOGEN_CONTEXT", "STRING", "IMAGE"]
     assert object_info["DuoGenInterleave"]["output_is_list"] == [False, False, True]
-    assert object_info["DuoGenFormat"]["output"] == ["STRING", "IMAGE", "INT"]
+    assert object_info["DuoGenFormat"]["output"] == ["STRING", "IMAGE", "INT", "STRING"]
 
 
 def test_workflow_is_offered_as_a_template(server: Server):

@@ -1,8 +1,9 @@
-// Gives DuoGen's nodes a viewer for the answer. Touches no node of anybody else.
+// Gives DuoGen's nodes a viewer for the answer, and opens documents that are dropped. Touches no node of anybody else.
 // In: ComfyUI's front end, canvas renderer or Nodes 2.0. Out: a DOM widget "answer", never saved with the workflow.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { listenForDrops } from "./drop.js";
 import { documentOf, listen } from "./live.js";
 import { stringsFor } from "./strings.js";
 import { AnswerViewer } from "./viewer.js";
@@ -60,6 +61,8 @@ function nodeAt(locator) {
   const [graph, id] = String(locator).includes(":") ? String(locator).split(":") : [null, locator];
   return (graph ? root().subgraphs?.get(graph) : root())?.getNodeById(Number(id));
 }
+
+listenForDrops(app, strings);
 
 app.registerExtension({
   name: "DuoGen.Viewer",

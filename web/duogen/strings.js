@@ -27,6 +27,8 @@ const ENGLISH = {
   pending: (number) => `Picture ${number} is not drawn yet.`,
   missing: (number) => `Picture ${number} is no longer on the server; run the workflow again.`,
   preview: "The picture being drawn",
+  noWorkflow: "This document holds no workflow",
+  noWorkflowDetail: "To go on with it, copy its folder into ComfyUI's input folder and use DuoGen Load Document.",
 };
 
 const CHINESE = {
@@ -55,6 +57,8 @@ const CHINESE = {
   pending: (number) => `图片 ${number} 尚未绘制。`,
   missing: (number) => `图片 ${number} 已不在服务器上，请重新运行工作流。`,
   preview: "正在绘制的图片",
+  noWorkflow: "此文档不含工作流",
+  noWorkflowDetail: "若要继续，请将其文件夹复制到 ComfyUI 的 input 文件夹，再使用 DuoGen Load Document 打开。",
 };
 
 export function stringsFor(locale) {
