@@ -40,16 +40,33 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint.write(tmp_path_factory.mktemp("checkpoints") / "random")
 
 
+def running(comfyui: Path, model: Path, base: Path, *arguments: str):
+    """A server that has this checkpoint, for a fixture to `yield from`."""
+    (base / "models" / "duogen").mkdir(parents=True)
+    (base / "models" / "duogen" / model.name).symlink_to(model, target_is_directory=True)
+    started = Server(comfyui, base, *arguments)
+    try:
+        yield started.wait()
+    finally:
+        started.stop()
+
+
 @pytest.fixture(scope="session")
 def server(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
-    base = tmp_path_factory.mktemp("comfyui")
-    (base / "models" / "duogen").mkdir(parents=True)
-    (base / "models" / "duogen" / random_model.name).symlink_to(random_model, target_is_directory=True)
-    running = Server(comfyui, base)
-    try:
-        yield running.wait()
-    finally:
-        running.stop()
+    yield from running(comfyui, random_model, tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def short_of_memory(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """With ComfyUI's default cache, as it works on machines with less than 128 GB: after every node, whatever the
+    running prompt has not asked for goes. The second number is the memory (GB) that it wants to see free."""
+    yield from running(comfyui, random_model, tmp_path_factory.mktemp("default"), "--cache-ram", "1", "100000")
+
+
+@pytest.fixture(scope="session")
+def no_cache(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    arguments = ("--cache-none", "--disable-dynamic-vram")
+    yield from running(comfyui, random_model, tmp_path_factory.mktemp("none"), *arguments)
 
 
 @pytest.fixture(scope="session", params=["random", "duogen-tiny"])

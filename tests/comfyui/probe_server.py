@@ -20,18 +20,18 @@ ENDINGS = (".safetensors", ".json", ".png", ".zip", ".html", ".md", ".tmp")
 
 @PromptServer.instance.routes.get("/duogen_test/memory")
 async def memory(request: web.Request) -> web.Response:
-    mm.cleanup_models_gc()
     gc.collect()
     process, alive = psutil.Process(), dict.fromkeys(sorted(WATCHED), 0)
     for thing in gc.get_objects():
         name = type(thing).__name__
-        if name in WATCHED and not isinstance(thing, type):
+        if name in WATCHED:
             alive[name] += 1
+    patchers = [entry.model for entry in list(mm.current_loaded_models)]  # weak: another thread may be unloading
     return web.json_response(
         {
             "rss": process.memory_info().rss,
             "files": [file.path for file in process.open_files() if file.path.endswith(ENDINGS)],
-            "loaded": sorted(type(entry.model.model).__name__ for entry in mm.current_loaded_models if entry.model),
+            "loaded": sorted(type(patcher.model).__name__ for patcher in patchers if patcher is not None),
             "alive": alive,
         }
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 FIRST, NEXT = "First a wall.", " Now the roof"
 
 
-def write(folder: Path, *, attention: str = "frame_causal") -> Path:
+def write(folder: Path, *, attention: str = "frame_causal", heads: int = 2, layers: int = 2) -> Path:
+    """heads, layers: of the DiT."""
     import torch
 
     from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, Sampling, save_checkpoint
@@ -34,8 +35,8 @@ def write(folder: Path, *, attention: str = "frame_causal") -> Path:
     _lead(mllm)
     connector = Connector(ConnectorConfig(num_layers=2, hidden_size=64, cross_width=48))
     dit = PackedCosmos(
-        num_attention_heads=2, attention_head_dim=32, num_layers=2, mlp_ratio=2.0, text_embed_dim=48, adaln_lora_dim=8,
-        attention=attention,
+        num_attention_heads=heads, attention_head_dim=32, num_layers=layers, mlp_ratio=2.0, text_embed_dim=48,
+        adaln_lora_dim=8, attention=attention,
     )  # fmt: skip
     config = CheckpointConfig(
         name=folder.name, sampling=Sampling(steps=4, guidance=2.0, shift=2.0), picture=PictureSize(96, 64, 160)

@@ -1,9 +1,4 @@
-"""Change picture k of 6, keep those before it: by the server's own messages, under each of ComfyUI's caches.
-
-ComfyUI's default cache drops results by how much memory the machine has; here it is told to drop them always, as it
-does
-with less than 128 GB.
-"""
+"""Change picture k of 6, keep those before it: by the server's own messages, under each of ComfyUI's caches."""
 
 from __future__ import annotations
 
@@ -16,19 +11,6 @@ from answers import saved_document
 from server import Result, Server
 
 PICTURES, STEPS = 6, 4
-SHORT_OF_MEMORY = ("--cache-ram", "1", "100000")  # GB; what the running prompt did not ask for goes after each node
-
-
-@pytest.fixture(scope="module")
-def short_of_memory(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
-    base = tmp_path_factory.mktemp("reroll")
-    (base / "models" / "duogen").mkdir(parents=True)
-    (base / "models" / "duogen" / random_model.name).symlink_to(random_model, target_is_directory=True)
-    running = Server(comfyui, base, *SHORT_OF_MEMORY)
-    try:
-        yield running.wait()
-    finally:
-        running.stop()
 
 
 @pytest.fixture(params=["classic", "default"])
