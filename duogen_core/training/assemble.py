@@ -3,7 +3,7 @@
     python -m duogen_core train assemble --vae runs/vae --mllm runs/mllm --stage2 runs/stage2 --out models/duogen-tiny
 
 In:  the run folders of vae.py, mllm.py and stage2.py (their export/ folders hold averaged weights).
-Out: the checkpoint folder, plus training/<part>/{config.json, metrics.jsonl, loss.png}.
+Out: the checkpoint folder, plus training/<part>/{config.json, metrics.jsonl, loss.png}, of the MLLM's phases too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def assemble(vae: Path, mllm: Path, stage2: Path, out: Path, config: CheckpointC
         config=config,
     )
     save_checkpoint(components, out)
-    for part, run_folder in (("vae", vae), ("mllm", mllm), ("stage2", stage2)):
+    runs = {"vae": vae, "mllm": mllm, "stage2": stage2}
+    runs |= {f"mllm/{phase}": mllm / phase for phase in ("language", "vision") if (mllm / phase).is_dir()}
+    for part, run_folder in runs.items():
         record = out / "training" / part
         record.mkdir(parents=True, exist_ok=True)
         for name in RECORD:
