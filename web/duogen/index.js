@@ -4,14 +4,16 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { listenForDrops } from "./drop.js";
-import { documentOf, listen } from "./live.js";
+import { documentOf, listen, nodesOnPath } from "./live.js";
 import { stringsFor } from "./strings.js";
 import { AnswerViewer } from "./viewer.js";
 
 const OURS = "DuoGen";
 const PREVIEW = "DuoGenPreview";
+const SAVE = "DuoGenSaveDocument";
 const PREVIEW_SIZE = [460, 520];
 const MIN_HEIGHT = 160;
+const JOBS = 8; // finished jobs among which a reloaded page looks for its own
 const viewers = new Map();
 
 const strings = () => stringsFor(app.extensionManager?.setting?.get("Comfy.Locale"));
@@ -49,9 +51,14 @@ function viewerOf(node) {
   return viewer;
 }
 
+// Where a node is there to show the answer, the one that saves it need not.
+function hasPreview(graph) {
+  return [...viewers.keys()].some((node) => node.comfyClass === PREVIEW && node.graph === graph);
+}
+
 function showOutput(node, output) {
   const doc = documentOf(output);
-  if (!doc) return;
+  if (!doc || (node.comfyClass === SAVE && hasPreview(node.graph))) return;
   const viewer = viewerOf(node);
   viewer.endWork();
   viewer.show(doc);
@@ -61,6 +68,18 @@ function nodeAt(locator) {
   const [graph, id] = String(locator).includes(":") ? String(locator).split(":") : [null, locator];
   return (graph ? root().subgraphs?.get(graph) : root())?.getNodeById(Number(id));
 }
+
+// A page that was reloaded while its workflow ran may have missed the end: the server's history has the answer.
+async function showLastAnswer() {
+  const jobs = await (await api.fetchApi(`/history?max_items=${JOBS}`)).json();
+  const ours = (job) => job.prompt?.[3]?.extra_pnginfo?.workflow?.id === root().id;
+  for (const [id, output] of Object.entries(Object.values(jobs).reverse().find(ours)?.outputs ?? {})) {
+    const node = nodesOnPath(root(), id).at(-1);
+    if (node?.comfyClass?.startsWith(OURS) && !viewers.get(node)?.document) showOutput(node, output);
+  }
+}
+
+let reloaded = true; // until the first workflow is there, which is the one the page had before
 
 listenForDrops(app, strings);
 
@@ -72,6 +91,10 @@ app.registerExtension({
     sheet.href = new URL("./viewer.css", import.meta.url).href;
     document.head.append(sheet);
     listen(api, viewers, root, strings());
+  },
+  afterConfigureGraph() {
+    if (reloaded && root().id) showLastAnswer().catch(() => {});
+    reloaded = false;
   },
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith(OURS)) return;

@@ -85,6 +85,9 @@ def test_workflow_runs_and_shows_the_answer(frontend: Frontend, random_model: Pa
     assert any("Picture 1 of at most 2" in piece for piece in live), "no running text reached the viewer"
     assert "preview" in live, "no sampling preview reached the viewer"
     assert frontend.page.locator(".duogen-work:not([hidden])").count() == 0, "still at work after the end"
+    saver = ids["DuoGenSaveDocument"]
+    widgets = frontend.page.evaluate("(id) => app.graph.getNodeById(id).widgets.map((widget) => widget.name)", saver)
+    assert "answer" not in widgets, "the answer is shown once"
 
 
 def test_hostile_document(frontend: Frontend):

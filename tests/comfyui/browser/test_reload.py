@@ -1,0 +1,90 @@
+"""A page that is reloaded while its workflow runs shows the answer all the same."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from .frontend import SECONDS, Frontend
+
+FIRST, NEXT = "First a wall.", "Now the roof"
+pytestmark = pytest.mark.slow
+
+
+def build(frontend: Frontend, checkpoint: str, seed: int, *, preview: bool, steps: int) -> tuple[int, int | None]:
+    """The shortest graph that answers and saves; returns the ids of the nodes that save and show."""
+    load = frontend.add("DuoGenLoadCheckpoint", (50, 50), checkpoint=checkpoint)
+    prompt = frontend.add("DuoGenPrompt", (50, 300), text="Reload me.")
+    answer = frontend.add("DuoGenInterleave", (450, 50), max_images=2, seed=seed, steps=steps)
+    saver = frontend.add("DuoGenSaveDocument", (900, 50))
+    for output in ("mllm", "connector", "model", "vae"):
+        frontend.connect(load, output, answer, output)
+    frontend.connect(prompt, "context", answer, "context")
+    frontend.connect(answer, "context", saver, "context")
+    shower = frontend.add("DuoGenPreview", (900, 400)) if preview else None
+    if shower is not None:
+        frontend.connect(answer, "context", shower, "context")
+    return saver, shower
+
+
+def start(frontend: Frontend) -> set[str]:
+    """Queue the workflow and wait until it is drawing; returns the jobs that were finished before."""
+    before = set(frontend.server.get("/history"))
+    frontend.page.evaluate(
+        """() => {
+            window.drawing = false;
+            app.api.addEventListener("progress_text", ({detail}) => { drawing ||= /step \\d+ of/.test(detail.text); });
+            app.queuePrompt(0, 1);
+        }"""
+    )
+    frontend.page.wait_for_function("() => window.drawing")
+    return before
+
+
+def wait_for_job(frontend: Frontend, before: set[str]) -> None:
+    end = time.monotonic() + SECONDS
+    while not set(frontend.server.get("/history")) - before:
+        assert time.monotonic() < end, frontend.server.log[-3000:]
+        time.sleep(0.2)
+
+
+def wait_for_status(frontend: Frontend, words: str) -> None:
+    frontend.page.wait_for_function(
+        """words => [...document.querySelectorAll(".duogen-status")]
+            .some((status) => status.textContent.includes(words))""",
+        arg=words,
+    )
+
+
+def wait_for_answer(frontend: Frontend) -> None:
+    frontend.page.wait_for_function("() => document.querySelectorAll('.duogen-answer img').length === 2")
+    frontend.page.wait_for_timeout(500)
+
+
+def test_reload_while_it_runs(frontend: Frontend, random_model: Path, renderer: str):
+    """The rest of the run arrives at the new page, and can be cancelled from there."""
+    seed = {"canvas": 41, "nodes2": 42}[renderer]
+    _, shower = build(frontend, random_model.name, seed, preview=True, steps=1000)
+    start(frontend)
+    frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
+    frontend.open()
+    frontend.page.wait_for_function("(id) => app.graph.getNodeById(id)?.type === 'DuoGenPreview'", arg=shower)
+    wait_for_status(frontend, ", step ")
+    assert frontend.viewer(shower).locator(".duogen-work .duogen-text").all_text_contents()[0] == FIRST
+    frontend.page.evaluate("() => app.api.interrupt()")
+    wait_for_status(frontend, "Cancelled; what was finished stays here.")
+
+
+def test_the_run_ends_while_the_page_is_away(frontend: Frontend, random_model: Path, renderer: str):
+    """Nothing arrives any more: the answer comes from the server's history, on the node that saved it."""
+    seed = {"canvas": 43, "nodes2": 44}[renderer]
+    saver, _ = build(frontend, random_model.name, seed, preview=False, steps=80)
+    before = start(frontend)
+    frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
+    frontend.page.goto("about:blank")
+    wait_for_job(frontend, before)
+    frontend.open()
+    wait_for_answer(frontend)
+    assert frontend.order(saver)[1:5] == [FIRST, "[picture]", NEXT, "[picture]"], "the request stands before them"
