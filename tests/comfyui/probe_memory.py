@@ -99,7 +99,30 @@ def main(checkpoint: str) -> dict[str, Any]:
     return out
 
 
+def kept_results() -> dict[str, Any]:
+    """What kept.Kept holds on to when its bounds are reached: names of results of 400 bytes, bound 1000."""
+    import torch
+    from comfy_api.latest import Caching
+    from pack.nodes.kept import Kept, plain_bytes
+
+    def result(value: Any = None) -> Any:
+        return Caching.CacheValue([[torch.zeros(100) if value is None else value]])
+
+    kept = Kept(limit=1000)
+    for name, run in (("a1", 1), ("b1", 1), ("c1", 1)):
+        kept.add(name, result(), run)
+    out = {"of one run": sorted(kept.results)}
+    kept.get("b1", 2)
+    kept.add("a2", result(), 2)
+    out["of the next run"] = sorted(kept.results)
+    kept.add("model", result(object()), 3)
+    out["never"] = sorted(kept.results)
+    shared = torch.zeros(100)
+    out["counted once"] = plain_bytes([[shared], {"samples": shared[:50]}], set())
+    return out
+
+
 if __name__ == "__main__":
     comfyui_folder, checkpoint_folder = sys.argv[1:3]
     start(comfyui_folder)
-    print(json.dumps(main(checkpoint_folder)))
+    print(json.dumps({**main(checkpoint_folder), "kept": kept_results()}))

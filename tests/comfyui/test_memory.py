@@ -52,3 +52,15 @@ def test_unloading_gives_the_prefix_cache_back(found: dict[str, Any]):
 @pytest.mark.slow
 def test_weights_keep_the_names_that_lora_files_use(found: dict[str, Any]):
     assert found["lora key"] == "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+
+
+@pytest.mark.slow
+def test_results_kept_for_rerolls_are_bounded(found: dict[str, Any]):
+    """Full: nothing more of this run, so that the pictures before the bound stay; the next run pushes out the oldest,
+    but not what it has used itself. What holds a model is never kept."""
+    assert found["kept"] == {
+        "of one run": ["a1", "b1"],
+        "of the next run": ["a2", "b1"],
+        "never": ["a2", "b1"],
+        "counted once": 400,
+    }
