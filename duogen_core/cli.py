@@ -27,7 +27,6 @@ COMMANDS: dict[str, tuple] = {
         "train a part of the bundled model",
         {
             "vae": ("the picture VAE", "duogen_core.training.vae"),
-            "vision": ("the MLLM's vision tower, before the language model", "duogen_core.training.vision"),
             "mllm": ("the MLLM, from nothing to stage 1", "duogen_core.training.mllm"),
             "stage2": ("connector and DiT, with the MLLM frozen", "duogen_core.training.stage2"),
             "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
