@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_every_workflow_is_offered_as_a_template(server: Server):
         assert json.loads(server.get_bytes(f"/api/workflow_templates/{LINK}/{name}.json")) == read(name)
         picture = server.get_bytes(f"/api/workflow_templates/{LINK}/{name}.jpg")
         assert picture[:3] == b"\xff\xd8\xff", "no thumbnail"
+
+
+def test_examples_are_listed_after_the_users_own(server: Server):
+    mine = server.base / "output" / "zz mine"
+    shutil.copytree(WORKFLOWS / "examples" / "board", mine)
+    type_, options = server.get("/object_info/DuoGenLoadDocument")["DuoGenLoadDocument"]["input"]["required"][
+        "document"
+    ]
+    listed = type_ if isinstance(type_, list) else options["options"]
+    examples = sorted(f"{folder.name} [example]" for folder in (WORKFLOWS / "examples").iterdir())
+    assert len(examples) == 4 and listed[-4:] == examples
+    assert listed.index("zz mine [output]") < listed.index(examples[0])
+    shutil.rmtree(mine)
 
 
 @pytest.mark.parametrize("name", NAMES)
