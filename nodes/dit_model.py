@@ -95,11 +95,23 @@ class DuoGenModel(comfy.model_base.QwenImage):
                 f"This MODEL reads the text states of its own connector, {width} numbers a token, but the "
                 f"CONDITIONING {found}; take it from the DuoGen connector of the same checkpoint."
             )
+        self._check_references(kwargs.get("reference_latents") or ())
         out = super().extra_conds(**kwargs)
         ends = kwargs.get(FRAME_ENDS)
         if ends is not None:
             out["frame_ends"] = comfy.conds.CONDConstant(tuple(ends))
         return out
+
+    def _check_references(self, latents: Sequence[torch.Tensor]) -> None:
+        channels = self.latent_format.latent_channels
+        other = next((latent.shape[1] for latent in latents if latent.shape[1] != channels), None)
+        if other is not None:
+            from duogen_core.errors import DuoGenError
+
+            raise DuoGenError(
+                f"A reference latent has {other} channels, but this MODEL draws in {channels}; encode the pictures "
+                "with the VAE of the same checkpoint."
+            )
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """ModelSamplingSD3, which people set the shift with, also sets the multiplier to 1000."""

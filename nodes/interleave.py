@@ -199,8 +199,11 @@ class DuoGenInterleave(io.ComfyNode):
         from duogen_core import pipeline
         from duogen_core.errors import DuoGenError
 
-        from . import answer
+        from . import answer, fit
 
+        fit.check_connector(mllm, connector)
+        fit.check_model(model, connector)
+        fit.check_vae(vae, model)
         if (width == 0) != (height == 0):
             raise DuoGenError(
                 f"The size is {width} x {height}: set both sides, or both to 0 to let the context decide."

@@ -21,7 +21,7 @@ from duogen_core.checkpoint import CheckpointConfig, PictureSize
 from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
 
-from . import plan
+from . import fit, plan
 from .dit_model import FRAME_ENDS, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
 from .managed import Managed, load_models
 from .sockets import pictures_from_image
@@ -85,6 +85,7 @@ def _continue(
     top_p: float = 1.0,
     on_token: Callable[[str], None] | None = None,
 ) -> Written:
+    fit.check_connector(mllm, connector)
     load_models(mllm, connector, memory_required=mllm_memory(mllm, context, max_new_tokens))
     written = mllm.core.continue_(
         context,
@@ -126,6 +127,7 @@ def encode(mllm: Managed, connector: Managed, context: Document) -> States:
     """What the next picture shall show: the connector's states of everything before it."""
     context = plan.before_next_picture(context)
     check_answering(context)
+    fit.check_connector(mllm, connector)
     load_models(mllm, connector, memory_required=mllm_memory(mllm, context, 1))
     states = mllm.core.encode(context, connector.core)
     return States(states, mllm.config, pipeline.step_text(context))
@@ -221,6 +223,8 @@ def draw(
     on_step: Callable[[int, torch.Tensor, torch.Tensor, int], None] | None = None,
 ) -> dict[str, Any]:
     """LATENT of the next picture: what KSampler does. on_step is ComfyUI's sampler callback (step, x0, x, steps)."""
+    if positive and PICTURE_ENDS in positive[0][1]:
+        fit.check_model(model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     samples = comfy.sample.sample(
