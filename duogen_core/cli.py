@@ -27,7 +27,8 @@ COMMANDS: dict[str, tuple] = {
         "train a part of the bundled model",
         {
             "vae": ("the picture VAE", "duogen_core.training.vae"),
-            "mllm": ("the MLLM, from nothing to stage 1", "duogen_core.training.mllm"),
+            "pretrain": ("a small MLLM from nothing: language, then vision", "duogen_core.training.pretrain"),
+            "stage1": ("the MLLM: answers, and when to draw", "duogen_core.training.stage1"),
             "stage2": ("connector and DiT, with the MLLM frozen", "duogen_core.training.stage2"),
             "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
         },

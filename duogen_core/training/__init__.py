@@ -1,11 +1,15 @@
 """Training of the small model from nothing, on its own world (paper section 3.3 and 4.1; design.md section 4).
 
-loop.py       what every script shares: run folder, checkpoints, exact resume, progress, schedule, EMA, loss curve
-curve.py      the loss curve as a PNG
-tokenizer.py  byte-level BPE on Sketchbook text
-vae.py        the picture VAE
-fast.py       the vision tower in large batches
-vision.py     warm-up of the MLLM's vision tower
-mllm.py       the MLLM: from scratch on Sketchbook text and pictures, then stage 1
-stage2.py     connector and DiT, MLLM frozen
+config.py      settings: a dataclass, a YAML or TOML file over it, name=value over that
+command.py     what the four commands share
+loop.py        run folder, checkpoints, exact resume, progress, schedule, EMA; curve.py draws the loss
+muon.py        the optimizer; fast.py bfloat16 and the vision tower in large batches
+
+vae.py         the picture VAE (vae_data.py)
+pretrain.py    the MLLM from nothing: language, then vision (vision.py); tokenizer.py
+stage1.py      the MLLM answers and knows when to draw
+stage2.py      connector and DiT, MLLM frozen (stage2_data.py)
+assemble.py    the parts as one checkpoint
+
+mllm.py        what pretrain and stage1 share; next_token.py their loss, recall.py what its states should know
 """

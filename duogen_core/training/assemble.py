@@ -1,9 +1,10 @@
 """Put the trained parts together as one checkpoint, with the record of how each was trained beside the weights.
 
-    python -m duogen_core train assemble --vae runs/vae --mllm runs/mllm --stage2 runs/stage2 --out models/duogen-tiny
+    python -m duogen_core train assemble --vae runs/vae --stage1 runs/stage1 --stage2 runs/stage2 --out models/my-model
 
-In:  the run folders of vae.py, mllm.py and stage2.py (their export/ folders hold averaged weights).
-Out: the checkpoint folder, plus training/<part>/{config.json, metrics.jsonl, loss.png}, of the MLLM's phases too.
+In:  the run folders of vae.py, stage1.py and stage2.py (their export/ folders hold the weights).
+Out: the checkpoint folder, plus training/<part>/{config.json, metrics.jsonl, loss.png}; of pretrain.py's run too, where
+it is found.
 """
 
 from __future__ import annotations
@@ -22,20 +23,23 @@ from duogen_core.vae import PictureVae
 RECORD = ("config.json", "metrics.jsonl", "loss.png")
 
 
-def assemble(vae: Path, mllm: Path, stage2: Path, out: Path, config: CheckpointConfig) -> Path:
-    for run_folder in (vae, mllm, stage2):
+def assemble(
+    vae: Path, stage1: Path, stage2: Path, out: Path, config: CheckpointConfig, pretrain: Path | None = None
+) -> Path:
+    for run_folder in (vae, stage1, stage2):
         if not (run_folder / "export").is_dir():
             raise DuoGenError(f"{run_folder} has no export/ folder: train that part to its end first.")
     components = Components(
-        mllm=family_of(mllm / "export").from_pretrained(mllm / "export"),
+        mllm=family_of(stage1 / "export").from_pretrained(stage1 / "export"),
         connector=Connector.from_pretrained(stage2 / "export" / "connector"),
         dit=load_dit(stage2 / "export" / "dit"),
         vae=PictureVae.from_pretrained(vae / "export"),
         config=config,
     )
     save_checkpoint(components, out)
-    runs = {"vae": vae, "mllm": mllm, "stage2": stage2}
-    runs |= {f"mllm/{phase}": mllm / phase for phase in ("language", "vision") if (mllm / phase).is_dir()}
+    runs = {"vae": vae, "stage1": stage1, "stage2": stage2}
+    if pretrain is not None and pretrain.is_dir():
+        runs |= {"pretrain": pretrain, "pretrain/vision": pretrain / "vision"}
     for part, run_folder in runs.items():
         record = out / "training" / part
         record.mkdir(parents=True, exist_ok=True)
@@ -47,16 +51,17 @@ def assemble(vae: Path, mllm: Path, stage2: Path, out: Path, config: CheckpointC
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vae", type=Path, default=Path("runs/vae"), help="run folder of the VAE")
-    parser.add_argument("--mllm", type=Path, default=Path("runs/mllm"), help="run folder of the MLLM")
+    parser.add_argument("--pretrain", type=Path, default=Path("runs/pretrain"), help="run folder of the pre-training")
+    parser.add_argument("--stage1", type=Path, default=Path("runs/stage1"), help="run folder of stage 1")
     parser.add_argument("--stage2", type=Path, default=Path("runs/stage2"), help="run folder of stage 2")
-    parser.add_argument("--out", type=Path, default=Path("models/duogen-tiny"), help="checkpoint folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--steps", type=int, default=Sampling.steps, help="sampling steps it will default to")
     parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance it will default to")
-    parser.add_argument("--shift", type=float, default=3.0, help="schedule shift it was trained with")
+    parser.add_argument("--shift", type=float, default=3.0, help="shift of the sampling schedule")
 
 
 def run(args: argparse.Namespace) -> int:
     sampling = Sampling(steps=args.steps, guidance=args.guidance, shift=args.shift)
     config = CheckpointConfig(args.out.name, sampling, PictureSize())
-    print(assemble(args.vae, args.mllm, args.stage2, args.out, config))
+    print(assemble(args.vae, args.stage1, args.stage2, args.out, config, args.pretrain))
     return 0

@@ -1,6 +1,6 @@
 """Stage 2: connector and DiT learn to draw; VAE and MLLM stay as they are.
 
-    python -m duogen_core train stage2 --vae runs/vae/export --mllm runs/mllm/export --out runs/stage2 --minutes 75
+    python -m duogen_core train stage2 vae=runs/vae/export mllm=runs/stage1/export out=runs/stage2 minutes=90
 
 Flow matching (x_t = t noise + (1 - t) x0, v = noise - x0), t logit-normal and shifted as in sampling. The bundled DiT
 is frame-causal, so every drawn picture of a document is a target in one pass (`PackedCosmos.forward_teacher`), each
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
+from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.fast import quick_bf16
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
@@ -31,12 +32,16 @@ from duogen_core.weights import check_tensors, shapes_of
 FAMILY_WEIGHTS = {"guide": 0.26, "draw": 0.34, "edit": 0.16, "continue": 0.06, "plan": 0.08, "draft": 0.10}
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Stage2Config(RunConfig):
+    out: Path = Path("runs/stage2")
+    vae: Path = Path("runs/vae/export")  # a diffusers folder or one file
+    mllm: Path = Path("runs/stage1/export")
+    init: Path | None = None  # start from the dit/ and connector/ of this checkpoint
     layers: int = 6
     heads: int = 6
     cross_width: int = 192
-    shards: int = 40
+    shards: int = 65  # of 256 documents each, prepared ahead
     frames: int = 48  # of a batch
     alone: float = 6.0  # how much more often documents of a single picture come up
     lr: float = 3e-3
@@ -45,7 +50,6 @@ class Config:
     drop_text: float = 0.1
     ema: float = 0.999
     clip: float = 1.0
-    bf16: bool = True
     families: dict[str, float] = field(default_factory=lambda: dict(FAMILY_WEIGHTS))
 
 
@@ -58,7 +62,7 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 
 
 def flow_loss(
-    dit: PackedCosmos, connector: Connector, documents: list[Prepared], config: Config, rng: Random
+    dit: PackedCosmos, connector: Connector, documents: list[Prepared], config: Stage2Config, rng: Random
 ) -> tuple[Tensor, int]:
     """(mean squared error of the velocity, number of targets) of a batch from one bucket."""
     latents, states, mask = collate(documents, lambda: rng.random() < config.drop_text)
@@ -73,7 +77,7 @@ def flow_loss(
     return (v.float() - (noise - x0)).square().mean(), targets * len(documents)
 
 
-def new_models(config: Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
+def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
     dit = PackedCosmos(
         num_layers=config.layers,
         num_attention_heads=config.heads,
@@ -94,7 +98,7 @@ def continue_from(checkpoint: Path, dit: PackedCosmos, connector: Connector) -> 
         module.load_state_dict(earlier.state_dict())
 
 
-def train(run: Run, config: Config, corpus: Corpus, dit: PackedCosmos, connector: Connector) -> None:
+def learn(run: Run, config: Stage2Config, corpus: Corpus, dit: PackedCosmos, connector: Connector) -> None:
     optimizers = muon_and_adamw(dit, is_end, lr=config.lr, weight_decay=config.weight_decay)
     optimizers["connector"] = torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))
     run.attach({"dit": dit, "connector": connector}, optimizers, ema_decay=config.ema)
@@ -122,11 +126,11 @@ def export(run: Run) -> None:
         connector.save_pretrained(run.folder / "export" / "connector")
 
 
-def prepare(run: Run, config: Config, vae_folder: Path, mllm_folder: Path) -> list[Prepared]:
+def prepare(run: Run, config: Stage2Config) -> list[Prepared]:
     from duogen_core.mllm import family_of
     from duogen_core.vae import PictureVae
 
-    vae, mllm = PictureVae.from_pretrained(vae_folder), family_of(mllm_folder).from_pretrained(mllm_folder)
+    vae, mllm = PictureVae.from_pretrained(config.vae), family_of(config.mllm).from_pretrained(config.mllm)
     documents: list[Prepared] = []
     for number in range(config.shards):
         path = prepare_shard(run.folder / "documents", number, run.seed, config.families, vae, mllm)
@@ -135,37 +139,21 @@ def prepare(run: Run, config: Config, vae_folder: Path, mllm_folder: Path) -> li
     return documents
 
 
+def train(config: Stage2Config) -> Run:
+    run = config.run()
+    documents = prepare(run, config)
+    text_config = json.loads((config.mllm / "config.json").read_text("utf-8"))["text_config"]
+    torch.manual_seed(run.seed)
+    dit, connector = new_models(config, text_config["num_hidden_layers"], text_config["hidden_size"])
+    if config.init:
+        continue_from(config.init, dit, connector)
+    learn(run, config, Corpus(documents, config.frames, config.alone), dit, connector)
+    return run
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vae", type=Path, required=True, help="trained VAE (diffusers folder)")
-    parser.add_argument("--mllm", type=Path, required=True, help="trained MLLM (Hugging Face folder)")
-    parser.add_argument("--out", type=Path, default=Path("runs/stage2"), help="run folder; continues what is there")
-    parser.add_argument("--minutes", type=float, default=None, help="time limit; the learning rate anneals to it")
-    parser.add_argument("--steps", type=int, default=None, help="step limit")
-    parser.add_argument("--shards", type=int, default=Config.shards, help="shards of 256 documents to learn from")
-    parser.add_argument("--init", type=Path, default=None, help="start from this checkpoint's dit/ and connector/")
-    parser.add_argument("--lr", type=float, default=Config.lr, help="peak learning rate of Muon; AdamW's is in step")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    add_arguments_for(parser, Stage2Config)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    config = Config(shards=args.shards, lr=args.lr)
-    run = Run(args.out, asdict(config), seed=args.seed, steps=args.steps, minutes=args.minutes)
-    documents = prepare(run, config, args.vae, args.mllm)
-    if config.bf16:
-        torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    text_config = json.loads((args.mllm / "config.json").read_text("utf-8"))["text_config"]
-    torch.manual_seed(run.seed)
-    dit, connector = new_models(config, text_config["num_hidden_layers"], text_config["hidden_size"])
-    if args.init:
-        continue_from(args.init, dit, connector)
-    train(run, config, Corpus(documents, config.frames, config.alone), dit, connector)
-    return 0
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    raise SystemExit(run(parser.parse_args()))
+    return run_command(args, Stage2Config, train)

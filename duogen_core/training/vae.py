@@ -1,6 +1,6 @@
 """Train the bundled VAE: Wan 2.1's architecture, narrow, one frame at a time.
 
-    python -m duogen_core train vae --out runs/vae --minutes 60
+    python -m duogen_core train vae out=runs/vae minutes=60
 
 In:  random 64-pixel crops (vae_data.py). Out: runs/vae/export, a diffusers folder (averaged weights) whose latents
 have the scale of Wan 2.1's, because everything downstream, ComfyUI's VAELoader included, normalises with its constants.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from duogen_core.training.command import RunConfig, add_arguments_for, run_command
+from duogen_core.training.fast import quick_bf16
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.vae_data import crop_batch
@@ -29,8 +31,10 @@ from duogen_core.vae import WAN21_MEAN, WAN21_STD, decode_frame, encode_frame, n
 TEST_SEED = 999
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class VaeConfig(RunConfig):
+    out: Path = Path("runs/vae")
+    bf16: bool = False  # the bundled one trained in float32
     base_dim: int = 16
     batch: int = 16
     lr: float = 5e-3
@@ -46,11 +50,12 @@ def is_end(name: str) -> bool:
     return any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
 
 
-def losses(vae: AutoencoderKLWan, pixels: Tensor, config: Config) -> dict[str, Tensor]:
+def losses(vae: AutoencoderKLWan, pixels: Tensor, config: VaeConfig) -> dict[str, Tensor]:
     """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}."""
-    mean, logvar = encode_frame(vae, pixels)
-    latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
-    error = decode_frame(vae, latents, clamp=False) - pixels
+    with quick_bf16(pixels.device, config.bf16):
+        mean, logvar = (part.float() for part in encode_frame(vae, pixels))
+        latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        error = decode_frame(vae, latents, clamp=False).float() - pixels
     absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     loss = absolute + config.squared * squared + config.flat * flat + config.kl * kl
@@ -80,7 +85,8 @@ def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
     out.bias[16:] += 2 * gain.log()  # the second half of the output is the log variance
 
 
-def train(run: Run, config: Config) -> None:
+def train(config: VaeConfig) -> Run:
+    run = config.run()
     torch.manual_seed(run.seed)
     vae = new_vae(config.base_dim)
     run.attach({"vae": vae}, muon_and_adamw(vae, is_end, lr=config.lr), ema_decay=config.ema)
@@ -104,25 +110,12 @@ def train(run: Run, config: Config) -> None:
         )
         run.record(final_psnr=psnr(vae, test))
         vae.save_pretrained(run.folder / "export")
+    return run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/vae"), help="run folder; continues what is there")
-    parser.add_argument("--minutes", type=float, default=None, help="time limit; the learning rate anneals to it")
-    parser.add_argument("--steps", type=int, default=None, help="step limit")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    add_arguments_for(parser, VaeConfig)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    config = Config()
-    train(Run(args.out, asdict(config), seed=args.seed, steps=args.steps, minutes=args.minutes), config)
-    return 0
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_arguments(parser)
-    raise SystemExit(run(parser.parse_args()))
+    return run_command(args, VaeConfig, train)

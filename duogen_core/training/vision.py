@@ -1,17 +1,18 @@
 """Warm-up of the MLLM's vision tower: before the language model looks through it, it learns to name what it sees.
 
-Our own addition, between a language model's training from nothing and stage 1 (mllm.py): next-token loss alone teaches
-a small tower slowly, because a picture gives few learnt words. So every picture token learns to be the words for what
-lies in its cell: of a random scene the shape, its size and colour, its row and column, as directions of the language
-model's own word embeddings. "A large red star at the top" then reads like words that stand in the prompt, and the
-language model can copy from a picture as it copies from text. Learnt read-outs that are thrown away afterwards ask
-for the palette colours at 16 points of a token's 32x32 pixels too, so that other pictures are seen as well.
+Our own addition, second phase of pretrain.py: next-token loss alone teaches a small tower slowly, because a picture
+gives few learnt words. So every picture token learns to be the words for what lies in its cell: of a random scene the
+shape, its size and colour, its row and column, as directions of the language model's own word embeddings. "A large
+red star at the top" then reads like words that stand in the prompt, and the language model can copy from a picture as
+it copies from text. Learnt read-outs that are thrown away afterwards ask for the palette colours at 16 points of a
+token's 32x32 pixels too, so that other pictures are seen as well.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +127,18 @@ def warmup_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]
     return torch.from_numpy(pixels), torch.from_numpy(targets), torch.from_numpy(palette_points(pixels))
 
 
+@dataclass(kw_only=True)
+class VisionConfig:
+    """It ends at `steps` or `minutes`, whichever comes first."""
+
+    minutes: float | None = 12.0
+    steps: int | None = None
+    lr: float = 1.5e-3
+    batch: int = 32  # pictures a step
+
+
 def warm_up(
-    model: nn.Module,
-    tokenizer: Any,
-    folder: str | Path,
-    *,
-    minutes: float | None = None,
-    steps: int | None = None,
-    lr: float = 1.5e-3,
-    batch: int = 32,
-    seed: int = 0,
-    bf16: bool = False,
+    model: nn.Module, tokenizer: Any, folder: Path, config: VisionConfig, *, seed: int = 0, bf16: bool = False
 ) -> Run:
     """Train the tower of a Qwen2.5-VL model in place; its language model stays. A finished run is only read."""
     tower, embedding = model.model.visual, model.get_input_embeddings().weight
@@ -144,12 +146,12 @@ def warm_up(
     words = word_directions(embedding, tokenizer)
     read_out = ReadOut(words, length=2 * float(embedding.detach().norm(dim=-1).median()))
     parameters = [*tower.parameters(), *read_out.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    config = {"what": "vision warm-up", "tower": tower.config.to_dict(), "lr": lr, "batch": batch}
-    run = Run(folder, config, seed=seed, minutes=minutes, steps=steps, warmup=100)
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    record = asdict(config) | {"tower": tower.config.to_dict()}
+    run = Run(folder, record, seed=seed, minutes=config.minutes, steps=config.steps)
     run.attach({"tower": tower, "read_out": read_out}, {"adamw": optimizer})
     for step in run:
-        pixels, targets, points = warmup_batch(run.rng(step), batch)
+        pixels, targets, points = warmup_batch(run.rng(step), config.batch)
         with quick_bf16(pixels.device, bf16):
             features = tower_features(tower, pixels)
         loss, figures = read_out(features, targets, points)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,35 +11,30 @@ import torch
 
 from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import CANVASES, COLOURS, Scene, Shape
-from duogen_core.data.sketchbook.tasks import FAMILIES, training_case
+from duogen_core.data.sketchbook.tasks import FAMILIES
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs, picture_patches
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
-from duogen_core.training import mllm as training
+from duogen_core.training import pretrain, stage1
 from duogen_core.training.fast import tower_features
-from duogen_core.training.mllm import (
-    Batcher,
-    Config,
-    evaluate,
-    evaluation_cases,
-    loss_of,
-    mixture,
-    optimizers_of,
-    train,
-)
+from duogen_core.training.mllm import evaluate, evaluation_cases, optimizers_of
+from duogen_core.training.next_token import Batcher, loss_of
+from duogen_core.training.pretrain import PretrainConfig
 from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
 from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
 from duogen_core.training.vision import (
     WORDS,
     ReadOut,
+    VisionConfig,
     palette_points,
     random_scene,
     token_targets,
     warm_up,
     word_directions,
 )
+from tests.core.runs import losses, stopped_in
 
 SIZES = {
     "hidden_size": 32,
@@ -52,7 +48,10 @@ SIZES = {
     "vision_intermediate_size": 32,
     "mrope_section": (2, 3, 3),
 }
-TINY = Config(batch=3, sizes=SIZES, tokenizer_cases=40, vocab_size=400, eval_cases=1, warmup=2)
+TINY = PretrainConfig(
+    out=Path("."), batch=3, sizes=SIZES, tokenizer_cases=40, vocab_size=400, eval_cases=1, warmup=2, steps=4,
+    vision=VisionConfig(steps=2, batch=4),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -169,10 +168,9 @@ def test_the_vocabulary_reads_every_text_back(tokenizer):
     assert len(tokenizer.encode("<BOV>")) == 1
 
 
-def test_mixture():
-    assert mixture("guide=0.5,draw=2") == {"guide": 0.5, "draw": 2.0}
+def test_a_family_that_is_none_is_named():
     with pytest.raises(DuoGenError, match="no task family 'poem'"):
-        mixture("poem=1")
+        replace(TINY, weights={"poem": 1.0})
 
 
 def test_what_the_tower_is_taught():
@@ -230,55 +228,40 @@ def test_states_learn_what_belongs_together(model, batcher):
 
 def test_warm_up_lowers_the_loss_and_leaves_the_language_model_alone(model, tokenizer, tmp_path):
     before = {k: v.clone() for k, v in model.model.language_model.state_dict().items()}
-    run = warm_up(model, tokenizer, tmp_path, steps=40, batch=4, lr=3e-3)
+    run = warm_up(model, tokenizer, tmp_path, VisionConfig(steps=40, batch=4, lr=3e-3))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert run.finished and losses[-1] < 0.7 * losses[0]
     assert all(torch.equal(v, before[k]) for k, v in model.model.language_model.state_dict().items())
 
 
-def test_all_three_phases_and_their_resume(tmp_path):
-    lengths = {"language": {"steps": 2}, "vision": {"steps": 2}, "steps": 2, "seed": 1}
-    whole = train(tmp_path / "run", TINY, **lengths)
-    again = train(tmp_path / "run", TINY, **lengths)  # everything is finished, so nothing changes
-    for (key, one), two in zip(
-        whole.modules["model"].state_dict().items(), again.modules["model"].state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, two), key
-    assert (tmp_path / "run" / "language" / "export").is_dir() and (tmp_path / "run" / "export").is_dir()
-    tower = Qwen25VL.load_model(tmp_path / "run" / "language" / "export").model.visual.state_dict()
-    assert any(not torch.equal(v, tower[k]) for k, v in whole.modules["model"].model.visual.state_dict().items())
+def weights_of(folder):
+    return Qwen25VL.load_model(folder).state_dict()
 
 
-def test_train_stop_resume_export_and_write(tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole", TINY, seed=1, steps=4)
-    assert whole.finished
-    drawn = []
+def same(one, two, part=""):
+    return all(torch.equal(value, two[key]) for key, value in one.items() if part in key)
 
-    def stop_in_the_middle(rng, weights):
-        drawn.append(1)
-        if len(drawn) == 5:  # in the second step
-            broken[0].interrupted = True
-        return training_case(rng, weights)
 
-    broken: list[training.Run] = []
-    monkeypatch.setattr(training, "training_case", stop_in_the_middle)
-    monkeypatch.setattr(training, "Run", lambda *a, **k: broken.append(training_run(*a, **k)) or broken[-1])
-    assert train(tmp_path / "broken", TINY, seed=1, steps=4).step == 2
-    monkeypatch.undo()
-    again = train(tmp_path / "broken", TINY, seed=1, steps=4)
-    for (key, one), two in zip(
-        whole.modules["model"].state_dict().items(), again.modules["model"].state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, two), key
+def test_pretraining_stopped_in_either_phase_ends_as_unbroken(tmp_path):
+    assert pretrain.train(replace(TINY, out=tmp_path / "whole", seed=1, log_every=1)).finished
+    broken = replace(TINY, out=tmp_path / "broken", seed=1, log_every=1)
+    for step in (1, 3, 1):  # in the language's second step, its last one, and the tower's last one
+        with stopped_in(step):
+            assert pretrain.train(broken).interrupted
+    pretrain.train(broken)
+    assert losses(broken.out) == losses(tmp_path / "whole") and len(losses(broken.out)) == 4
+    assert same(weights_of(tmp_path / "whole" / "export"), weights_of(tmp_path / "broken" / "export"))
 
-    further = train(tmp_path / "further", TINY, steps=1, init=tmp_path / "broken" / "export")
-    for key, value in further.modules["model"].model.visual.state_dict().items():  # frozen, so that of the export
-        assert torch.equal(value, again.modules["model"].model.visual.state_dict()[key]), key
 
-    mllm = Qwen25VL.from_pretrained(tmp_path / "broken" / "export")
+def test_stage_one_trains_the_language_model_and_leaves_the_tower(tmp_path):
+    pretrain.train(replace(TINY, out=tmp_path / "pretrain"))
+    start = tmp_path / "pretrain" / "export"
+    config = stage1.Stage1Config(out=tmp_path / "stage1", init=start, batch=3, eval_cases=1, warmup=2, steps=2)
+    assert stage1.train(config).finished
+    before, after = weights_of(start), weights_of(config.out / "export")
+    assert same(before, after, "visual") and not same(before, after, "language_model.layers")
+
+    mllm = Qwen25VL.from_pretrained(config.out / "export")
     prompt: Document = cases(1)[0].prompt
     assert mllm.continue_(prompt, max_new_tokens=4).tokens <= 4
-    assert json.loads((tmp_path / "broken" / "config.json").read_text())["config"]["weights"]["guide"] > 0
-
-
-training_run = training.Run
+    assert json.loads((config.out / "config.json").read_text())["config"]["weights"]["guide"] > 0

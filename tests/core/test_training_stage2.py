@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -17,11 +17,15 @@ from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.assemble import assemble
-from duogen_core.training.loop import Run, rng_for
+from duogen_core.training.loop import rng_for
 from duogen_core.training.stage2_data import Corpus, collate, drawn_case, load_shard, prepare_shard
+from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
-CONFIG = stage2.Config(layers=2, heads=2, cross_width=32, shards=1, frames=8)
+CONFIG = stage2.Stage2Config(
+    out=Path("."), vae=Path("."), mllm=Path("."), layers=2, heads=2, cross_width=32, shards=1, frames=8, steps=4,
+    log_every=1,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -85,24 +89,16 @@ def test_family_weights_name_families_that_exist_and_draw():
 def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
     documents = load_shard(shard)
 
-    def train(folder, stop_at=None):
-        run = Run(folder, {}, steps=4, log_every=1)
+    def train(folder):
+        run = replace(CONFIG, out=folder).run()
         torch.manual_seed(1)
         dit, connector = stage2.new_models(CONFIG, 2, 64)
-        if stop_at is not None:
-            original = run.report
-
-            def report(**values):
-                original(**values)
-                run.interrupted = run.step == stop_at
-
-            run.report = report
-        stage2.train(run, CONFIG, Corpus(documents, CONFIG.frames), dit, connector)
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text("utf-8").splitlines())
-        return [line["loss"] for line in lines]
+        stage2.learn(run, CONFIG, Corpus(documents, CONFIG.frames), dit, connector)
+        return losses(folder)
 
     whole = train(tmp_path / "whole")
-    train(tmp_path / "broken", stop_at=1)
+    with stopped_in(1):
+        train(tmp_path / "broken")
     assert train(tmp_path / "broken") == whole and len(whole) == 4
 
     components.mllm.save_pretrained(tmp_path / "mllm" / "export")

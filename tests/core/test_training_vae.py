@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from duogen_core.training import vae as training
-from duogen_core.training.loop import Run
 from duogen_core.training.muon import Muon, muon_and_adamw, orthogonalised
 from duogen_core.training.vae_data import crop_batch
 from duogen_core.vae import WAN21_MEAN, WAN21_STD, PictureVae, decode_frame, encode_frame, new_vae
+from tests.core.runs import losses, stopped_in
 
-TINY = training.Config(base_dim=4, batch=2, calibration_crops=32)
-
-
-def losses_of(folder) -> list[float]:
-    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+TINY = training.VaeConfig(out=Path("."), base_dim=4, batch=2, calibration_crops=32, steps=6, log_every=1)
 
 
 def test_crops_are_a_function_of_seed_and_step():
@@ -70,21 +66,12 @@ def test_muon_leaves_the_temporal_taps_alone_and_ends_go_to_adamw():
 
 @pytest.mark.slow
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one_and_exports(tmp_path):
-    whole = Run(tmp_path / "whole", {}, steps=6, log_every=1)
-    training.train(whole, TINY)
-
-    broken = Run(tmp_path / "broken", {}, steps=6, log_every=1)
-    original = broken.report
-
-    def stop_after_three(**values):
-        original(**values)
-        broken.interrupted = broken.step == 2
-
-    broken.report = stop_after_three
-    training.train(broken, TINY)
-    assert len(losses_of(tmp_path / "broken")) == 3
-    training.train(Run(tmp_path / "broken", {}, steps=6, log_every=1), TINY)
-
-    assert losses_of(tmp_path / "broken") == losses_of(tmp_path / "whole")
+    training.train(replace(TINY, out=tmp_path / "whole"))
+    broken = replace(TINY, out=tmp_path / "broken")
+    with stopped_in(2):
+        training.train(broken)
+    assert len(losses(broken.out)) == 3
+    training.train(broken)
+    assert losses(broken.out) == losses(tmp_path / "whole") and len(losses(broken.out)) == 6
     exported = PictureVae.from_pretrained(tmp_path / "whole" / "export")
     assert exported.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 8, 8)

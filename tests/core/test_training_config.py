@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from duogen_core.training.config import ConfigError, load_config, to_yaml
+
+
+@dataclass(kw_only=True)
+class Inner:
+    width: int = 4
+    name: str = "a"
+
+
+@dataclass(kw_only=True)
+class Settings:
+    lr: float = 1e-3
+    steps: int | None = None
+    bf16: bool = True
+    out: Path = Path("runs/x")
+    kind: Literal["full", "lora"] = "full"
+    weights: Mapping[str, float] = field(default_factory=lambda: {"guide": 1.0})
+    names: tuple[str, ...] = ("q", "k")
+    anything: Any = None
+    inner: Inner = field(default_factory=Inner)
+
+
+def write(tmp_path, text, name="c.yaml"):
+    (tmp_path / name).write_text(text, "utf-8")
+    return tmp_path / name
+
+
+def test_defaults_file_and_overrides_in_this_order(tmp_path):
+    file = write(tmp_path, "lr: 1e-4\nsteps: 10\nweights: {guide: 2, draw: 1}\ninner: {width: 8}\nnames: [v]\n")
+    config = load_config(Settings, file, ["steps=20", "inner.name=b", "weights.draw=0.5", "out=runs/y", "bf16=false"])
+    assert config == Settings(
+        lr=1e-4, steps=20, bf16=False, out=Path("runs/y"), weights={"guide": 2.0, "draw": 0.5}, names=("v",),
+        inner=Inner(width=8, name="b"),
+    )  # fmt: skip
+    assert load_config(Settings) == Settings()
+
+
+def test_what_is_written_reads_back(tmp_path):
+    config = load_config(Settings, None, ["lr=3e-5", "steps=null", "kind=lora", "anything={a: [1, 2]}"])
+    assert load_config(Settings, write(tmp_path, to_yaml(config))) == config
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
+def test_toml(tmp_path):
+    file = write(tmp_path, 'lr = 0.01\nsteps = 3\nnames = ["q"]\n[inner]\nwidth = 2\n', "c.toml")
+    assert load_config(Settings, file) == Settings(lr=0.01, steps=3, names=("q",), inner=Inner(width=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("stpes: 3", "no setting 'stpes' in .*did you mean 'steps'"),
+        ("zzz: 3", "no setting 'zzz' in .*it can have lr, steps"),
+        ("inner: {widht: 3}", "no setting 'widht' in 'inner' of .*did you mean 'width'"),
+        ("lr: fast", "'lr' in .* is 'fast'; expected a number"),
+        ("steps: 1.5", "'steps' in .* is 1.5; expected a whole number"),
+        ("steps: true", "expected a whole number"),
+        ("bf16: 1", "expected true or false"),
+        ("kind: half", "expected one of full, lora"),
+        ("weights: 3", "expected a section"),
+        ("weights: {guide: much}", "'weights.guide' in .* expected a number"),
+        ("names: q", "expected a list"),
+        ("- lr", "must be a list of settings"),
+        ("lr: [", "is not valid"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, expected):
+    with pytest.raises(ConfigError, match=expected) as caught:
+        load_config(Settings, write(tmp_path, text))
+    assert "c.yaml" in str(caught.value)
+
+
+def test_a_setting_without_default_is_asked_for():
+    @dataclass(kw_only=True)
+    class Needs:
+        init: int
+
+    Needs.__annotations__["init"] = int
+    with pytest.raises(ConfigError, match="setting 'init' is missing"):
+        load_config(Needs)
+
+
+def test_bad_overrides_and_missing_files(tmp_path):
+    for override, expected in (("lr", "expected name=value"), ("lr.x=3", "no setting|single value|expected")):
+        with pytest.raises(ConfigError, match=expected):
+            load_config(Settings, None, [override])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(Settings, tmp_path / "none.yaml")
