@@ -7,8 +7,9 @@ own way in (comfy_api.latest Caching): it is asked where the cache has nothing. 
 its inputs, answers for nothing but nodes that DuoGen Interleave or the loop put in (the user's own in the loop among
 them), and keeps plain values only, never a model.
 
-In: `watch(mllm, nodes)` at every expansion. What is kept lives as long as the language model it was written with stays
-in ComfyUI's cache; so /free, or a workflow that pushes the model out, takes it along. LIMIT bounds its size.
+In: `watch(mllm, nodes)` at every expansion. Kept is what the last two runs used, so that going back to the seed before
+is free as well, and as long as the language model it was written with stays in ComfyUI's cache: /free, or a workflow
+that pushes the model out, takes it along. LIMIT bounds its size.
 The classic cache and --cache-none never ask.
 """
 
@@ -32,38 +33,45 @@ NEVER = {"DuoGenGiven", "DuoGenInterleaveStep", "DuoGenLoopRound", "DuoGenLoopNe
 
 
 class Kept:
-    """Results by ComfyUI's key. Full: what the most distant run used last goes first, and nothing of this run."""
+    """Results by ComfyUI's key: those that this run and the one before used. Full: those of the one before go first."""
 
     def __init__(self, limit: float = LIMIT) -> None:
-        self.limit, self.results, self.runs, self.sizes = limit, {}, {}, {}
+        self.limit, self.run = limit, 0
+        self.results: dict[str, Caching.CacheValue] = {}
+        self.runs: dict[str, int] = {}  # which run used it last
+        self.sizes: dict[str, int] = {}
 
-    def add(self, key: str, value: Caching.CacheValue, run: int) -> None:
+    def add(self, key: str, value: Caching.CacheValue) -> None:
         size = plain_bytes(value.outputs, set())
         if size is None:
             return
-        self.drop(key)
-        for old in sorted(self.results, key=self.runs.__getitem__):
-            if sum(self.sizes.values()) + size <= self.limit or self.runs[old] == run:
+        self.drop([key])
+        for old in [key for key in self.results if self.runs[key] < self.run]:
+            if sum(self.sizes.values()) + size <= self.limit:
                 break
-            self.drop(old)
+            self.drop([old])
         if sum(self.sizes.values()) + size <= self.limit:
-            self.results[key], self.runs[key], self.sizes[key] = value, run, size
+            self.results[key], self.runs[key], self.sizes[key] = value, self.run, size
 
-    def get(self, key: str, run: int) -> Caching.CacheValue | None:
+    def get(self, key: str) -> Caching.CacheValue | None:
         if key in self.results:
-            self.runs[key] = run
+            self.runs[key] = self.run
         return self.results.get(key)
 
-    def drop(self, key: str) -> None:
+    def end_run(self) -> None:
+        self.drop([key for key, run in self.runs.items() if run < self.run - 1])
+        self.run += 1
+
+    def drop(self, keys: Iterable[str]) -> None:
         for entries in (self.results, self.runs, self.sizes):
-            entries.pop(key, None)
+            for key in keys:
+                entries.pop(key, None)
 
 
 class KeptResults(Caching.CacheProvider):
     def __init__(self) -> None:
         self.kept: weakref.WeakKeyDictionary[Any, Kept] = weakref.WeakKeyDictionary()
         self.watched: dict[str, Kept] = {}
-        self.run = 0
 
     def watch(self, mllm: Any, nodes: Iterable[str]) -> None:
         """The nodes that were just put into the running graph, on behalf of an answer that `mllm` writes."""
@@ -76,19 +84,18 @@ class KeptResults(Caching.CacheProvider):
         if value is None:
             return True
         # Kept here and now: on_store is a task, and a prompt of nodes that never wait ends before it gets its turn.
-        kept.add(context.cache_key_hash, value, self.run)
+        kept.add(context.cache_key_hash, value)
         return False
 
     async def on_lookup(self, context: Caching.CacheContext) -> Caching.CacheValue | None:
-        return self.watched[context.node_id].get(context.cache_key_hash, self.run)
+        return self.watched[context.node_id].get(context.cache_key_hash)
 
     async def on_store(self, context: Caching.CacheContext, value: Caching.CacheValue) -> None:
         """Never asked for: see should_cache."""
 
-    def on_prompt_start(self, prompt_id: str) -> None:
-        self.run += 1
-
     def on_prompt_end(self, prompt_id: str) -> None:
+        for kept in {id(kept): kept for kept in self.watched.values()}.values():
+            kept.end_run()
         self.watched.clear()
         given.forget()
 

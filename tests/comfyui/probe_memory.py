@@ -108,15 +108,21 @@ def kept_results() -> dict[str, Any]:
     def result(value: Any = None) -> Any:
         return Caching.CacheValue([[torch.zeros(100) if value is None else value]])
 
-    kept = Kept(limit=1000)
-    for name, run in (("a1", 1), ("b1", 1), ("c1", 1)):
-        kept.add(name, result(), run)
-    out = {"of one run": sorted(kept.results)}
-    kept.get("b1", 2)
-    kept.add("a2", result(), 2)
+    kept, out = Kept(limit=1000), {}
+    for name in ("a1", "b1", "c1"):
+        kept.add(name, result())
+    out["of one run"] = sorted(kept.results)
+    kept.end_run()
+    kept.get("b1")
+    kept.add("a2", result())
     out["of the next run"] = sorted(kept.results)
-    kept.add("model", result(object()), 3)
+    kept.add("model", result(object()))
     out["never"] = sorted(kept.results)
+    kept.end_run()
+    kept.get("a2")
+    kept.end_run()
+    kept.end_run()
+    out["two runs later"] = sorted(kept.results)
     shared = torch.zeros(100)
     out["counted once"] = plain_bytes([[shared], {"samples": shared[:50]}], set())
     return out

@@ -57,10 +57,11 @@ def test_weights_keep_the_names_that_lora_files_use(found: dict[str, Any]):
 @pytest.mark.slow
 def test_results_kept_for_rerolls_are_bounded(found: dict[str, Any]):
     """Full: nothing more of this run, so that the pictures before the bound stay; the next run pushes out the oldest,
-    but not what it has used itself. What holds a model is never kept."""
+    but not what it has used itself. What holds a model is never kept, nor what two runs did not use."""
     assert found["kept"] == {
         "of one run": ["a1", "b1"],
         "of the next run": ["a2", "b1"],
         "never": ["a2", "b1"],
+        "two runs later": ["a2"],
         "counted once": 400,
     }

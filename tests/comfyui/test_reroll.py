@@ -46,6 +46,18 @@ def test_reroll_draws_from_there_on(cache: Server, random_model: Path, k: int):
 
 
 @pytest.mark.slow
+def test_going_back_to_the_seed_before_draws_nothing(short_of_memory: Server, random_model: Path):
+    graph = guide(random_model, "There and back.")
+    first = short_of_memory.run(graph)
+    graph["3"]["inputs"]["seeds"] = "4: 1234"
+    short_of_memory.run(graph)
+    graph["3"]["inputs"]["seeds"] = ""
+    back = short_of_memory.run(graph)
+    assert (ran(back, "sample"), back.steps) == (0, 0)
+    assert saved_document(short_of_memory, back).turns == saved_document(short_of_memory, first).turns
+
+
+@pytest.mark.slow
 def test_reroll_in_the_loop(cache: Server, random_model: Path):
     """With a node of the user's in every round."""
     graph = graphs.loop(
