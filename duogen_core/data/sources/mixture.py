@@ -1,0 +1,150 @@
+"""Several sources by weight, endlessly: draw k is a pure function of (seed, k), whoever asks and in whatever order.
+
+A source's own draws go through it epoch by epoch, each in an order of its own. In the place of a bad sample stands
+another one of the same source, chosen by (seed, k) too: every rank uses exactly its own numbers and stays in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from duogen_core.data.sources.base import Bad, OnBad, Sample, Source
+from duogen_core.data.sources.order import mix, weighted_choices
+from duogen_core.errors import DuoGenError
+
+BLOCK = 1 << 14  # draws whose sources are chosen together
+ATTEMPTS = 50  # bad samples in a row, after which the source is taken to be lost
+
+
+class Mixture(Iterator[Sample]):
+    """Iterating gives the draws rank, rank + world, … from `position` on, the first draw not yet taken by any rank.
+
+    `draw(k)`, or `mixture[k]` (so it is a map-style dataset for a torch DataLoader), ignores rank and position.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        weights: Sequence[float],
+        seed: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        on_bad: OnBad | None = None,
+    ) -> None:
+        if len(sources) != len(weights):
+            raise DuoGenError(f"There are {len(sources)} sources and {len(weights)} weights; expected one for each.")
+        if not sources or not any(weights):
+            raise DuoGenError("There is nothing to draw from; name at least one source with a weight above 0.")
+        if not 0 <= rank < world:
+            raise DuoGenError(f"The rank {rank} does not exist among {world}.")
+        self.sources, self.seed, self.rank, self.world, self.on_bad = list(sources), seed, rank, world, on_bad
+        total = float(sum(weights))
+        self.weights = np.array([weight / total for weight in weights])
+        self.position = 0
+        self._before = [np.zeros(len(sources), np.int64)]  # draws of every source before each block
+        self._block: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._bad: dict[tuple[int, int], Bad] = {}  # so that none is read or reported twice
+
+    def place(self, k: int) -> tuple[int, int]:
+        """(source, how many draws of that source came before) of draw k."""
+        block, at = divmod(k, BLOCK)
+        if self._block is None or self._block[0] != block:
+            while len(self._before) <= block:
+                counts = np.bincount(self._choices(len(self._before) - 1), minlength=len(self.sources))
+                self._before.append(self._before[-1] + counts)
+            choices = self._choices(block)
+            nth = np.empty(BLOCK, np.int64)
+            for source in range(len(self.sources)):
+                mine = choices == source
+                nth[mine] = self._before[block][source] + np.arange(mine.sum())
+            self._block = block, choices, nth
+        return int(self._block[1][at]), int(self._block[2][at])
+
+    def _choices(self, block: int) -> np.ndarray:
+        return weighted_choices(self.weights, BLOCK, mix(self.seed, "block", block))
+
+    def draw(self, k: int) -> Sample:
+        """Draw k. A bad sample is reported to on_bad the first time that this object meets it."""
+        number, nth = self.place(k)
+        source = self.sources[number]
+        skipped: list[Bad] = []
+        while len(skipped) < ATTEMPTS:
+            index = self._index(source, number, k, nth, len(skipped))
+            found = self._bad.get((number, index)) or source.read(index)
+            if isinstance(found, Sample):
+                return Sample(found.document, found.source, found.index, found.label, tuple(skipped))
+            skipped.append(found)
+            if (number, index) not in self._bad:
+                self._bad[number, index] = found
+                if self.on_bad is not None:
+                    self.on_bad(found)
+        raise DuoGenError(
+            f"{source.name}: {ATTEMPTS} samples in a row cannot be used; run `data check` on it. The last one: "
+            f"{skipped[-1].sentence}"
+        )
+
+    def _index(self, source: Source, number: int, k: int, nth: int, attempt: int) -> int:
+        seed = mix(self.seed, "source", number)
+        if attempt:
+            nth = mix(seed, k, attempt)
+        if source.endless:
+            return source.index_at(seed, attempt, nth)
+        if attempt:
+            return nth % len(source)
+        epoch, position = divmod(nth, len(source))
+        return source.index_at(seed, epoch, position)
+
+    __getitem__ = draw
+
+    def __next__(self) -> Sample:
+        sample = self.draw(self.position + self.rank)
+        self.position += self.world
+        return sample
+
+    def epochs(self, k: int | None = None) -> list[float]:
+        """How often each source was gone through before draw k (None: `position`); an endless one counts its draws."""
+        place = self.position if k is None else k
+        if place:
+            self.place(place - 1)
+        block, at = divmod(place, BLOCK)
+        counts = self._before[min(block, len(self._before) - 1)].astype(float)
+        if at:
+            counts = counts + np.bincount(self._choices(block)[:at], minlength=len(self.sources))
+        return [float(n if s.endless else n / len(s)) for s, n in zip(self.sources, counts, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON. The same for every rank when all have taken as many draws."""
+        return {"position": self.position, **self._recipe()}
+
+    def _recipe(self) -> dict[str, Any]:
+        sources = [{**s.identity(), "weight": round(float(w), 12)} for s, w in zip(self.sources, self.weights)]
+        return {"seed": self.seed, "sources": sources}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, with any number of ranks; a DuoGenError if the data is no longer the same."""
+        changes = differences(state, self._recipe())
+        if changes:
+            raise DuoGenError(
+                f"The data is not that of the saved run: {'; '.join(changes)}. Give it the same data, or begin anew."
+            )
+        self.position = int(state["position"])
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two recipes of a mixture, in words."""
+    found = []
+    if old.get("seed") != new["seed"]:
+        found.append(f"the seed was {old.get('seed')} and is {new['seed']}")
+    before, after = old.get("sources", []), new["sources"]
+    if len(before) != len(after):
+        return [*found, f"there were {len(before)} sources and are {len(after)}"]
+    for i, (was, now) in enumerate(zip(before, after, strict=True)):
+        for name in sorted({*was, *now}):
+            if was.get(name) != now.get(name):
+                what = "files" if name == "digest" else name
+                found.append(f"{what} of source {i + 1} ({now['kind']}): was {was.get(name)}, is {now.get(name)}")
+    return found

@@ -1,0 +1,119 @@
+"""A source in writing: `documents:PATH`, `3*jsonl:PATH`, or {"source": "hf:NAME", "weight": 3, "split": "train"}."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from duogen_core.data.sources.base import Limits, OnBad, Source
+from duogen_core.data.sources.mixture import Mixture
+from duogen_core.data.sources.nearest import unknown
+from duogen_core.errors import DuoGenError
+
+# kind: (module, class). A class without a `path` parameter takes none.
+KINDS: dict[str, tuple[str, str]] = {
+    "documents": ("documents", "DocumentFolders"),
+    "jsonl": ("jsonl", "JsonLines"),
+    "webdataset": ("tars", "WebDataset"),
+    "hf": ("huggingface", "HuggingFace"),
+    "sketchbook": ("sketchbook", "Sketchbook"),
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    kind: str
+    path: str = ""
+    weight: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.path}" if self.path else self.kind
+
+
+SpecLike = str | Mapping[str, Any] | Spec
+
+
+def parse_spec(value: SpecLike) -> Spec:
+    """Check the words of a spec; nothing is opened yet."""
+    if isinstance(value, Spec):
+        return value
+    if isinstance(value, str):
+        value = {"source": value}
+    if not isinstance(value, Mapping):
+        raise DuoGenError(f"A source is {value!r}; expected text such as 'documents:PATH', or a table with 'source'.")
+    fields = dict(value)
+    text = fields.pop("source", None)
+    if not isinstance(text, str) or not text.strip():
+        raise DuoGenError(
+            f"A source has no 'source'; expected for example {{'source': 'documents:PATH'}}, not {value}."
+        )
+    factor = re.match(r"\s*([0-9.eE+-]+)\s*\*\s*(?=[A-Za-z])", text)
+    if factor and "weight" in fields:
+        raise DuoGenError(f"{text}: the weight is given twice; keep one of them.")
+    weight = _weight(factor[1] if factor else fields.pop("weight", 1.0), text)
+    kind, _, path = text[factor.end() if factor else 0 :].strip().partition(":")
+    if kind not in KINDS:
+        raise DuoGenError(unknown(f"{text}: the kind of source", kind, KINDS))
+    parameters = _parameters(kind)
+    if ("path" in parameters) != bool(path):
+        raise DuoGenError(f"{text}: {kind} needs a path, {kind}:PATH." if not path else f"{text}: {kind} has no path.")
+    for name in fields:
+        known = [each for each in parameters if each != "path"]
+        if name not in known:
+            raise DuoGenError(unknown(f"{text}: the option", name, ["source", "weight", *known]))
+    return Spec(kind, path, weight, fields)
+
+
+def _weight(value: Any, text: str) -> float:
+    try:
+        weight = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        weight = float("nan")
+    if not 0 <= weight < float("inf"):
+        raise DuoGenError(f"{text}: the weight is {value!r}; expected a number from 0 on.")
+    return weight
+
+
+def _class(kind: str) -> type[Source]:
+    module, name = KINDS[kind]
+    return getattr(import_module(f"duogen_core.data.sources.{module}"), name)
+
+
+def _parameters(kind: str) -> list[str]:
+    return [name for name in inspect.signature(_class(kind)).parameters if name != "limits"]
+
+
+def open_source(spec: SpecLike, base: str | Path | None = None, limits: Limits | None = None) -> Source:
+    """Find the samples; none is read yet. base: the folder that relative paths start from (None: the current one)."""
+    spec = parse_spec(spec)
+    if not spec.path:
+        return _class(spec.kind)(limits=limits, **spec.options)
+    path = Path(spec.path).expanduser()
+    place = Path(base, path) if base is not None else path
+    # A name on the hub looks like a path, so it is taken for one only when something stands there.
+    name = spec.path if spec.kind == "hf" and not place.exists() else str(place)
+    return _class(spec.kind)(name, limits=limits, **spec.options)
+
+
+def open_mixture(
+    specs: SpecLike | Sequence[SpecLike],
+    seed: int,
+    *,
+    base: str | Path | None = None,
+    limits: Limits | None = None,
+    rank: int = 0,
+    world: int = 1,
+    on_bad: OnBad | None = None,
+) -> Mixture:
+    """All sources of a config, mixed by their weights."""
+    if isinstance(specs, (str, Mapping, Spec)):
+        specs = [specs]
+    parsed = [parse_spec(spec) for spec in specs]  # every spelling mistake is found before anything is opened
+    sources = [open_source(spec, base, limits) for spec in parsed]
+    return Mixture(sources, [spec.weight for spec in parsed], seed, rank=rank, world=world, on_bad=on_bad)
