@@ -10,17 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import sockets
+from . import inputs, sockets
+from .inputs import AS_IT_GOES, PLAN_FIRST
 
 if TYPE_CHECKING:
     from duogen_core.document import Document
 
 CATEGORY = "DuoGen/stages"
-AS_IT_GOES, PLAN_FIRST = "as it goes", "plan first"
-MODE = (
-    "as it goes: each paragraph is written with the pictures before it in view. plan first: the whole text is written "
-    "at once, with places for its pictures, and can be changed before they are drawn."
-)
 
 
 class DuoGenWrite(io.ComfyNode):
@@ -42,25 +38,9 @@ class DuoGenWrite(io.ComfyNode):
                     tooltip="The connector that the next picture is made with. With it, its part of the work is done "
                     "while the text is written; without it, DuoGen Encode Context reads the context once more.",
                 ),
-                io.Int.Input(
-                    "max_tokens", default=1024, min=1, max=32768, tooltip="The text ends after this many tokens."
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Decides which words are drawn by lot; with temperature 0 it changes nothing.",
-                ),
-                io.Float.Input(
-                    "temperature",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="0 takes the likeliest word every time; higher values write more freely.",
-                ),
+                inputs.max_tokens("The text ends after this many tokens."),
+                inputs.seed("Decides which words are drawn by lot; with temperature 0 it changes nothing."),
+                inputs.temperature(),
                 io.Float.Input(
                     "top_p",
                     default=1.0,
@@ -70,9 +50,7 @@ class DuoGenWrite(io.ComfyNode):
                     advanced=True,
                     tooltip="Only the likeliest words that together have this probability are drawn from.",
                 ),
-                io.Combo.Input(
-                    "mode", options=[AS_IT_GOES, PLAN_FIRST], default=AS_IT_GOES, optional=True, tooltip=MODE
-                ),
+                inputs.mode(optional=True),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The context with what was written."),

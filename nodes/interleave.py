@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import GraphBuilder
 
-from . import given, kept, sockets
+from . import given, inputs, kept, sockets
 from .bridge_nodes import FIXED, LIKE_LAST, LIKE_NUMBER
-from .context_nodes import AS_IT_GOES, MODE, PLAN_FIRST
+from .inputs import AS_IT_GOES
 
 if TYPE_CHECKING:
     from duogen_core.document import Document
@@ -54,58 +53,16 @@ class DuoGenInterleave(io.ComfyNode):
                 sockets.Context.Input(
                     "context", tooltip="The request, from DuoGen Prompt, or an answer to go on with."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The seed of the first picture; the next one takes seed + 1, and so on. The same seed "
-                    "gives the same answer.",
+                inputs.seed(
+                    "The seed of the first picture; the next one takes seed + 1, and so on. The same seed "
+                    "gives the same answer."
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    tooltip="Sampling steps for each picture. 0: as many as the checkpoint was made for.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely a picture follows the paragraph before it. 1 is off and twice as fast. 0: the "
-                    "value the checkpoint was made for.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The sampling algorithm, as in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="simple",
-                    tooltip="How the noise levels are spaced, as in KSampler.",
-                ),
-                io.Int.Input(
-                    "max_images",
-                    default=8,
-                    min=0,
-                    max=100,
-                    tooltip="The answer ends when it asks for a picture beyond this number.",
-                ),
-                io.Int.Input(
-                    "max_tokens",
-                    default=1024,
-                    min=1,
-                    max=32768,
-                    tooltip="The answer ends when it has written this many tokens.",
-                ),
+                inputs.steps(),
+                inputs.cfg(),
+                inputs.sampler_name(),
+                inputs.scheduler(),
+                inputs.max_images(),
+                inputs.max_tokens(),
                 io.Int.Input(
                     "width",
                     default=0,
@@ -123,16 +80,12 @@ class DuoGenInterleave(io.ComfyNode):
                     step=16,
                     tooltip="Height of every picture in pixels. 0: see width.",
                 ),
-                io.String.Input(
-                    "seeds",
-                    default="",
-                    optional=True,
-                    tooltip="Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures "
+                inputs.picture_seeds(
+                    "Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures "
                     "before the first one named stay as they are, and are not drawn again.",
+                    optional=True,
                 ),
-                io.Combo.Input(
-                    "mode", options=[AS_IT_GOES, PLAN_FIRST], default=AS_IT_GOES, optional=True, tooltip=MODE
-                ),
+                inputs.mode(optional=True),
                 io.String.Input(
                     "references",
                     default="all",
@@ -151,16 +104,7 @@ class DuoGenInterleave(io.ComfyNode):
                     tooltip="With width and height 0: the size of this picture of the conversation, counted from 1. "
                     "0: of the last one.",
                 ),
-                io.Float.Input(
-                    "temperature",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    optional=True,
-                    advanced=True,
-                    tooltip="0 takes the likeliest word every time; higher values write more freely.",
-                ),
+                inputs.temperature(optional=True, advanced=True),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder
 
-from . import given, sockets
-from .context_nodes import AS_IT_GOES, MODE, PLAN_FIRST
+from . import given, inputs, sockets
+from .inputs import AS_IT_GOES, PLAN_FIRST
 from .interleave import expansion
 from .loop_body import copy_body, sampling_between
 
@@ -81,31 +81,10 @@ class DuoGenLoopOpen(io.ComfyNode):
                     optional=True,
                     tooltip="The connector that the pictures are made with. Not needed when another model draws.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The seed of the first picture; the next one takes seed + 1, and so on.",
-                ),
-                io.Int.Input(
-                    "max_tokens",
-                    default=1024,
-                    min=1,
-                    max=32768,
-                    tooltip="The answer ends when it has written this many tokens.",
-                ),
-                io.Combo.Input("mode", options=[AS_IT_GOES, PLAN_FIRST], default=AS_IT_GOES, tooltip=MODE),
-                io.Float.Input(
-                    "temperature",
-                    default=0.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    advanced=True,
-                    tooltip="0 takes the likeliest word every time; higher values write more freely.",
-                ),
+                inputs.seed("The seed of the first picture; the next one takes seed + 1, and so on."),
+                inputs.max_tokens(),
+                inputs.mode(),
+                inputs.temperature(advanced=True),
             ],
             outputs=_round_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -184,18 +163,10 @@ def _close_schema(**kwargs: Any) -> io.Schema:
         inputs=[
             sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open."),
             io.Image.Input("image", lazy=True, tooltip="The picture for this place of the answer."),
-            io.Int.Input(
-                "max_images",
-                default=8,
-                min=0,
-                max=100,
-                tooltip="The answer ends when it asks for a picture beyond this number.",
-            ),
-            io.String.Input(
-                "seeds",
-                default="",
-                tooltip="Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures before "
-                "the first one named are not drawn again. The first picture has the seed of DuoGen Loop Open.",
+            inputs.max_images(),
+            inputs.picture_seeds(
+                "Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures before "
+                "the first one named are not drawn again. The first picture has the seed of DuoGen Loop Open."
             ),
         ],
         outputs=[
@@ -277,8 +248,8 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
         live.say(hidden, live.LIMITS.get(why, ""), live.whole_answer(context))
         return io.NodeOutput(context, step.written(context), sockets.image_list(context.pictures[step.first_picture :]))
 
-    inputs = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
-    opened = inputs["loop"][0]
+    links = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
+    opened = links["loop"][0]
     if hidden.dynprompt.get_node(opened)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound"):
         raise DuoGenError("The loop input must come straight from DuoGen Loop Open; remove what lies between them.")
     graph = GraphBuilder(prefix=f"{hidden.unique_id}.")
@@ -302,5 +273,5 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
     for node in (write, round_):
         node.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
     again = graph.node("DuoGenLoopNext", "next", loop=round_.out(0), max_images=max_images, seeds=seeds)
-    again.set_input("image", copy_body(graph, hidden, opened, round_.id, inputs["image"]))
+    again.set_input("image", copy_body(graph, hidden, opened, round_.id, links["image"]))
     return expansion(graph, state.mllm, again)

@@ -10,12 +10,9 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
+from . import inputs
+
 CATEGORY = "DuoGen/sampling"
-STEPS = "Sampling steps for each picture. 0: as many as the checkpoint was made for."
-CFG = (
-    "How closely a picture follows the paragraph before it. 1 is off and twice as fast. 0: the value the checkpoint "
-    "was made for."
-)
 
 
 class DuoGenSampler(io.ComfyNode):
@@ -33,28 +30,11 @@ class DuoGenSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the picture shall show."),
                 io.Conditioning.Input("negative", tooltip="What it is told apart from."),
                 io.Latent.Input("latent_image", tooltip="An empty latent of the picture's size, or one to start from."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="The seed of the noise, as in KSampler.",
-                ),
-                io.Int.Input("steps", default=0, min=0, max=1000, tooltip=STEPS),
-                io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=CFG),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=comfy.samplers.KSampler.SAMPLERS,
-                    default="euler",
-                    tooltip="The sampling algorithm, as in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.KSampler.SCHEDULERS,
-                    default="simple",
-                    tooltip="How the noise levels are spaced, as in KSampler.",
-                ),
+                inputs.seed("The seed of the noise, as in KSampler."),
+                inputs.steps(),
+                inputs.cfg(),
+                inputs.sampler_name(),
+                inputs.scheduler(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -107,7 +87,7 @@ class DuoGenSigmas(io.ComfyNode):
             search_aliases=["scheduler", "schedule", "basic scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer that will draw."),
-                io.Int.Input("steps", default=0, min=0, max=1000, tooltip=STEPS),
+                inputs.steps(),
             ],
             outputs=[
                 io.Sigmas.Output("sigmas", tooltip="Noise levels from 1 down to 0, shifted as in training."),
