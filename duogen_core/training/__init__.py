@@ -2,7 +2,8 @@
 
 config.py      settings: a dataclass, a YAML or TOML file over it, name=value over that
 command.py     what the four commands share
-loop.py        run folder, checkpoints, exact resume, progress, schedule, EMA; curve.py draws the loss
+loop.py        run folder, checkpoints, exact resume, progress, schedule, EMA; curve.py draws the loss, board.py feeds
+               TensorBoard, samples.py writes answers to look at
 muon.py        the optimizer; fast.py bfloat16 and the vision tower in large batches
 
 vae.py         the picture VAE (vae_data.py)

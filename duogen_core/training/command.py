@@ -33,6 +33,7 @@ class RunConfig:
     warmup: int = 100  # steps of rising learning rate
     checkpoint_minutes: float = 4.0
     log_every: int = 20  # steps
+    tensorboard: bool = False  # figures for TensorBoard too, in <out>/tensorboard
     bf16: bool = True
 
     def run(self, folder: Path | None = None) -> Run:
@@ -45,6 +46,7 @@ class RunConfig:
             warmup=self.warmup,
             checkpoint_minutes=self.checkpoint_minutes,
             log_every=self.log_every,
+            tensorboard=self.tensorboard,
         )
 
 

@@ -99,6 +99,7 @@ class Run:
         log_every: int = 20,
         print_seconds: float = 20.0,
         checkpoint_minutes: float = 4.0,
+        tensorboard: bool = False,
     ) -> None:
         if not steps and not minutes:
             raise TrainingError("A training run needs an end: give steps (--steps), minutes (--minutes) or both.")
@@ -106,6 +107,7 @@ class Run:
         self.config, self.seed, self.steps, self.minutes = dict(config), seed, steps, minutes
         self.warmup, self.floor, self.log_every = warmup, floor, log_every
         self.print_seconds, self.checkpoint_minutes = print_seconds, checkpoint_minutes
+        self.tensorboard, self.board = tensorboard, None
         self.step, self.elapsed = 0, 0.0  # steps done; seconds of training, earlier sessions included
         self.interrupted = False
         self.modules: dict[str, nn.Module] = {}
@@ -138,6 +140,10 @@ class Run:
         random.seed(self.seed)
         if (self.checkpoint_folder / "state.json").exists():
             self._load()
+        if self.tensorboard:
+            from duogen_core.training.board import Board
+
+            self.board = Board(self.folder, self.step)
         record = {"config": self.config, "seed": self.seed, "steps": self.steps, "minutes": self.minutes}
         record |= {"warmup": self.warmup, "floor": self.floor, "versions": versions()}
         record = json.loads(json.dumps(record, default=str))
@@ -212,6 +218,8 @@ class Run:
         """One line of its own in metrics.jsonl, for example an evaluation: record(eval={...})."""
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "seconds": round(self.elapsed, 1), **values}) + "\n")
+        if self.board is not None:
+            self.board.add(self.step, values)
 
     def say(self, text: str) -> None:
         """A line of its own, above the progress line."""

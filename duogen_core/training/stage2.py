@@ -12,7 +12,8 @@ Out: runs/stage2/export/{dit,connector}, averaged weights.
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -20,13 +21,18 @@ from random import Random
 import torch
 from torch import Tensor
 
+from duogen_core.checkpoint import CheckpointConfig, Components
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
+from duogen_core.mllm import family_of
+from duogen_core.mllm.base import Mllm
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.fast import quick_bf16
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
+from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import Corpus, Prepared, collate, load_shard, prepare_shard
+from duogen_core.vae import PictureVae
 from duogen_core.weights import check_tensors, shapes_of
 
 FAMILY_WEIGHTS = {"guide": 0.26, "draw": 0.34, "edit": 0.16, "continue": 0.06, "plan": 0.08, "draft": 0.10}
@@ -48,6 +54,7 @@ class Stage2Config(RunConfig):
     weight_decay: float = 0.01
     shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of a picture, so noise teaches the most
     drop_text: float = 0.1
+    sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
     ema: float = 0.999
     clip: float = 1.0
     families: dict[str, float] = field(default_factory=lambda: dict(FAMILY_WEIGHTS))
@@ -98,11 +105,20 @@ def continue_from(checkpoint: Path, dit: PackedCosmos, connector: Connector) -> 
         module.load_state_dict(earlier.state_dict())
 
 
-def learn(run: Run, config: Stage2Config, corpus: Corpus, dit: PackedCosmos, connector: Connector) -> None:
+def learn(
+    run: Run,
+    config: Stage2Config,
+    corpus: Corpus,
+    dit: PackedCosmos,
+    connector: Connector,
+    sample: Callable[[], object] = lambda: None,
+) -> None:
+    """sample(): draws with the averaged weights, called every `sample_minutes` and at the end."""
     optimizers = muon_and_adamw(dit, is_end, lr=config.lr, weight_decay=config.weight_decay)
     optimizers["connector"] = torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))
     run.attach({"dit": dit, "connector": connector}, optimizers, ema_decay=config.ema)
     parameters = [*dit.parameters(), *connector.parameters()]
+    due = run.elapsed + 60 * config.sample_minutes
     for step in run:
         rng = run.rng(step)
         loss, targets = flow_loss(dit, connector, corpus.batch(rng), config, rng)
@@ -115,22 +131,30 @@ def learn(run: Run, config: Stage2Config, corpus: Corpus, dit: PackedCosmos, con
         run.report(loss=loss.detach(), targets=targets)
         if step % 500 == 499:
             export(run)
+        if config.sample_minutes and run.elapsed >= due:
+            with averaged(run):
+                sample()
+            due = run.elapsed + 60 * config.sample_minutes
     export(run)
+    if config.sample_minutes and run.finished:
+        with averaged(run):
+            sample()
+
+
+@contextmanager
+def averaged(run: Run) -> Iterator[None]:
+    with run.emas["dit"].applied(), run.emas["connector"].applied():
+        yield
 
 
 def export(run: Run) -> None:
     """The averaged weights, in the folders that a checkpoint is put together from."""
-    dit, connector = run.modules["dit"], run.modules["connector"]
-    with run.emas["dit"].applied(), run.emas["connector"].applied():
-        dit.save_pretrained(run.folder / "export" / "dit")
-        connector.save_pretrained(run.folder / "export" / "connector")
+    with averaged(run):
+        run.modules["dit"].save_pretrained(run.folder / "export" / "dit")
+        run.modules["connector"].save_pretrained(run.folder / "export" / "connector")
 
 
-def prepare(run: Run, config: Stage2Config) -> list[Prepared]:
-    from duogen_core.mllm import family_of
-    from duogen_core.vae import PictureVae
-
-    vae, mllm = PictureVae.from_pretrained(config.vae), family_of(config.mllm).from_pretrained(config.mllm)
+def prepare(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> list[Prepared]:
     documents: list[Prepared] = []
     for number in range(config.shards):
         path = prepare_shard(run.folder / "documents", number, run.seed, config.families, vae, mllm)
@@ -141,13 +165,16 @@ def prepare(run: Run, config: Stage2Config) -> list[Prepared]:
 
 def train(config: Stage2Config) -> Run:
     run = config.run()
-    documents = prepare(run, config)
-    text_config = json.loads((config.mllm / "config.json").read_text("utf-8"))["text_config"]
+    vae, mllm = PictureVae.from_pretrained(config.vae), family_of(config.mllm).from_pretrained(config.mllm)
+    documents = prepare(run, config, vae, mllm)
     torch.manual_seed(run.seed)
-    dit, connector = new_models(config, text_config["num_hidden_layers"], text_config["hidden_size"])
+    text_config = mllm.model.config.text_config
+    dit, connector = new_models(config, text_config.num_hidden_layers, text_config.hidden_size)
     if config.init:
         continue_from(config.init, dit, connector)
-    learn(run, config, Corpus(documents, config.frames, config.alone), dit, connector)
+    components = Components(mllm, connector, dit, vae, CheckpointConfig("in training"))
+    corpus = Corpus(documents, config.frames, config.alone)
+    learn(run, config, corpus, dit, connector, lambda: write_samples(components, run.folder, run.step))
     return run
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from duogen_core.training import loop
+from duogen_core.training.board import scalars
 from duogen_core.training.loop import Run, TrainingError, plot_losses, rng_for, warmup_cosine
 
 
@@ -32,6 +33,11 @@ def train(folder, *, steps=12, stop_at=None, ema=0.9, **kwargs):
         if step == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
     return run, losses, model
+
+
+def test_the_board_gets_every_figure():
+    values = {"loss": 0.5, "eval": {"draw": {"token": 0.25}}, "note": "text", "flag": True}
+    assert dict(scalars(values)) == {"loss": 0.5, "eval/draw/token": 0.25}
 
 
 def test_resume_has_exactly_the_losses_and_weights_of_an_unbroken_run(tmp_path):

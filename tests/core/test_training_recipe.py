@@ -7,6 +7,7 @@ import pytest
 from duogen_core.cli import main
 from duogen_core.store import load_document
 from duogen_core.training import stage2_data
+from duogen_core.training.samples import FAMILIES
 
 
 @pytest.mark.slow
@@ -19,10 +20,12 @@ def test_from_nothing_to_an_answer(tmp_path, monkeypatch, capsys):
         ["vae", "steps=2", "base_dim=4", "batch=2", "calibration_crops=32"],
         ["pretrain", *mllm, small, "tokenizer_cases=200", "vision.steps=2", "vision.batch=4"],
         ["stage1", *mllm],
-        ["stage2", "steps=2", "shards=1", "frames=8", "layers=2", "heads=2", "cross_width=32"],
+        ["stage2", "steps=2", "shards=1", "frames=8", "layers=2", "heads=2", "cross_width=32", "tensorboard=true"],
         ["assemble", "--out", "models/mine", "--steps", "2"],
     ):
         assert main(["train", *command]) == 0, capsys.readouterr().err
+    assert list((tmp_path / "runs/stage2/tensorboard").iterdir())
+    assert {p.name for p in (tmp_path / "runs/stage2/samples/000002").iterdir()} == {f"{f}.html" for f in FAMILIES}
     assert {path.name for path in (tmp_path / "models/mine/training").iterdir()} == {
         "vae", "pretrain", "stage1", "stage2"
     }  # fmt: skip

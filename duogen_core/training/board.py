@@ -1,0 +1,36 @@
+"""The figures of a run for TensorBoard, beside metrics.jsonl: `tensorboard --logdir runs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from duogen_core.training.curve import MissingExtra
+
+
+class Board:
+    """Writes to <run folder>/tensorboard; what an earlier session wrote from `step` on is not shown any more."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtra(
+                "tensorboard=true needs the tensorboard package: pip install 'duogen[train]', or leave the setting out."
+            ) from error
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in scalars(values):
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+
+def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """{"eval": {"draw": {"token": 0.5}}} -> ("eval/draw/token", 0.5)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
