@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.render.html import ENDINGS, FACTS, SPEAKERS, document_title
-from duogen_core.render.pdf_fonts import Fonts, choose_fonts, printable
+from duogen_core.render.pdf_fonts import Fonts, choose_fonts, no_fonts, printable
 from duogen_core.render.pdf_text import Run, TextBlock, markdown_blocks, typed_block
 
 if TYPE_CHECKING:
@@ -48,7 +48,18 @@ def render_pdf(document: Document, data: Mapping[str, Any] | None = None) -> byt
         import fpdf  # noqa: F401
     except ImportError:
         raise DuoGenError("Writing a PDF needs the package fpdf2; install it with: pip install fpdf2.") from None
-    page = _Pages(choose_fonts(_all_text(document)), document_title(document))
+    text = _all_text(document)
+    fonts = choose_fonts(text)
+    try:
+        return _render(document, fonts, data)
+    except Exception:
+        if not fonts.files:
+            raise
+        return _render(document, no_fonts(text), data)  # a font file that can be read but not embedded
+
+
+def _render(document: Document, fonts: Fonts, data: Mapping[str, Any] | None) -> bytes:
+    page = _Pages(fonts, document_title(document))
     for turn in document.turns:
         page.speaker(SPEAKERS.get(turn.role, turn.role))
         for part, following in zip(turn.parts, (*turn.parts[1:], None)):

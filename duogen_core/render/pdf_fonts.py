@@ -64,7 +64,7 @@ def _shape(character: str) -> str:
 
 def choose_fonts(text: str) -> Fonts:
     """The fonts for this (printable) text."""
-    wanted = {c for c in text if c != "\n" and not is_western(c)}
+    wanted = set(no_fonts(text).missing)
     if not wanted:
         return Fonts((), frozenset())
     files: list[Path] = []
@@ -77,7 +77,12 @@ def choose_fonts(text: str) -> Fonts:
             wanted -= found
         if not wanted:
             break
-    return Fonts(tuple(files), frozenset(wanted if files else {c for c in wanted if not is_western(c)}))
+    return Fonts(tuple(files), frozenset(wanted)) if files else no_fonts(text)
+
+
+def no_fonts(text: str) -> Fonts:
+    """Without any font file: what is not Western is missing."""
+    return Fonts((), frozenset(c for c in text if c != "\n" and not is_western(c)))
 
 
 def is_western(character: str) -> bool:
@@ -112,10 +117,10 @@ def _font_folders() -> Iterable[Path]:
 @lru_cache(maxsize=64)
 def coverage(path: Path) -> frozenset[str]:
     """The characters a font file has a glyph for; none, when it cannot be read."""
-    from fontTools.ttLib import TTFont, TTLibError
+    from fontTools.ttLib import TTFont
 
     try:
         with TTFont(path, fontNumber=0, lazy=True) as font:
             return frozenset(map(chr, font.getBestCmap() or ()))
-    except (TTLibError, OSError, ValueError, KeyError):
+    except Exception:  # a damaged font file fails in as many ways as there are tables in it
         return frozenset()

@@ -6,14 +6,18 @@ import base64
 import html
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import graphs
 import pytest
 from answers import saved_document
-from server import Result, Server
+from server import PACK, Result, Server
 
+from duogen_core.document import Document
 from duogen_core.store import load_document, save_document
 
 FIRST, NEXT = "First a wall.", "Now the roof"
@@ -31,6 +35,21 @@ def saved(server: Server, random_model: Path) -> tuple[Result, Path]:
     result = server.run(graph, extra={"extra_pnginfo": {"workflow": WORKFLOW}})
     assert result.error is None, result.error
     return result, server.base / "output" / result.outputs["5"]["document"][0]["folder"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_disable_metadata_is_heeded(monkeypatch: pytest.MonkeyPatch, kept: bool):
+    """The option of ComfyUI's that keeps workflows out of what is saved."""
+    options = ModuleType("comfy.cli_args")
+    options.args = SimpleNamespace(disable_metadata=not kept)
+    monkeypatch.setitem(sys.modules, "comfy", ModuleType("comfy"))
+    monkeypatch.setitem(sys.modules, "comfy.cli_args", options)
+    module = runpy.run_path(str(PACK / "nodes" / "workflow_data.py"))
+    hidden = SimpleNamespace(extra_pnginfo={"workflow": WORKFLOW}, prompt={"1": {}})
+    data = module["workflow_of"](hidden)
+    assert data == ({"workflow": KEPT, "prompt": {"1": {}}} if kept else {})
+    earlier = Document(meta={"comfyui": {"workflow": "of another run"}, "caption": "mine"})
+    assert module["with_workflow"](earlier, data).meta == {"caption": "mine", **({"comfyui": data} if kept else {})}
 
 
 @pytest.mark.slow

@@ -150,6 +150,63 @@ def test_a_damaged_font_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.
     assert "Shown as ?" in contents(render_pdf(answer("Привет")))[0]
 
 
+def make_font(file: Path, characters: str) -> Path:
+    """A font of PostScript outlines, as most of those for Chinese are; a .ttc holds it twice."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.t2CharStringPen import T2CharStringPen
+    from fontTools.ttLib import TTCollection, TTFont
+
+    def box():
+        pen = T2CharStringPen(600, None)
+        for draw, point in ((pen.moveTo, (50, 0)), (pen.lineTo, (550, 0)), (pen.lineTo, (550, 700))):
+            draw(point)
+        pen.closePath()
+        return pen.getCharString()
+
+    names = {ord(character): f"u{ord(character):04X}" for character in characters}
+    glyphs = [".notdef", *names.values()]
+    font = FontBuilder(1000, isTTF=False)
+    font.setupGlyphOrder(glyphs)
+    font.setupCharacterMap(names)
+    font.setupCFF("Box", {"FullName": "Box"}, {name: box() for name in glyphs}, {})
+    font.setupHorizontalMetrics(dict.fromkeys(glyphs, (600, 50)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Box", "styleName": "Regular"})
+    font.setupOS2(sTypoAscender=800)
+    font.setupPost()
+    font.save(file)
+    if file.suffix == ".ttc":
+        collection = TTCollection()
+        collection.fonts = [TTFont(file), TTFont(file)]
+        collection.save(file.with_suffix(".made"))
+        file.with_suffix(".made").replace(file)
+    return file
+
+
+@pytest.mark.parametrize("name", ["NotoSansSC-Regular.otf", "NotoSansCJK-Regular.ttc"])
+def test_fonts_for_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    font = make_font(tmp_path / name, "".join(map(chr, range(0x20, 0x7F))) + "你好")
+    monkeypatch.setattr(pdf_fonts, "installed_fonts", lambda: {name: font})
+    pdf = render_pdf(answer("**你好**, *a* `b` 😀", request="你好"))
+    assert b"/ToUnicode" in pdf and b"/Helvetica" not in pdf
+    assert pdf_fonts.choose_fonts("你好 😀").missing == {"😀"}
+
+
+def test_a_font_that_cannot_be_embedded_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from fontTools.ttLib import TTFont
+
+    font = make_font(tmp_path / "NotoSansSC-Regular.otf", "".join(map(chr, range(0x20, 0x7F))) + "你")
+    with TTFont(font) as opened:
+        outlines = opened.reader.tables["CFF "]
+    data = bytearray(font.read_bytes())
+    damaged = outlines.length // 3  # the outlines themselves stand at the end
+    data[outlines.offset + outlines.length - damaged : outlines.offset + outlines.length] = b"\xff" * damaged
+    font.write_bytes(data)
+    monkeypatch.setattr(pdf_fonts, "installed_fonts", lambda: {font.name: font})
+    assert pdf_fonts.choose_fonts("你").files, "it can be read as far as its table of characters"
+    assert "U+4F60" in contents(render_pdf(answer("你")))[0]
+
+
 def test_the_same_document_gives_the_same_bytes_and_carries_data():
     document, data = answer("a", picture()), {"workflow": {"nodes": [1], "note": "Grüße </x:xmpmeta> ]]>"}}
     assert render_pdf(document, data) == render_pdf(document, data)
