@@ -134,7 +134,13 @@ class Trainer:
 
     def run(self, user_weight: float = 0.0) -> Run:
         """Train to the end; a finished run is only read. Evaluates and exports every few minutes."""
-        config, batcher = self.config, Batcher(self.tokenizer, self.processor, self.config)
+        config = self.config
+        batcher = Batcher(
+            self.tokenizer,
+            self.processor,
+            micro_tokens=config.micro_tokens,
+            vision_families=config.vision_families,
+        )
         run = config.run()
         text_config = self.model.config.text_config
         recall = Recall(text_config.num_hidden_layers, text_config.hidden_size)

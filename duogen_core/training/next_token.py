@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from duogen_core.mllm.chat import control_ids, image_token_counts, layout, pictu
 from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
 from duogen_core.training.fast import quick_bf16, tower_features
 from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
-
-if TYPE_CHECKING:
-    from duogen_core.training.mllm import MllmConfig
 
 
 @dataclass
@@ -40,8 +37,12 @@ class MicroBatch:
 class Batcher:
     """Cases -> micro-batches and the distinct pictures they show."""
 
-    def __init__(self, tokenizer: Any, processor: Any, config: MllmConfig) -> None:
-        self.tokenizer, self.processor, self.config = tokenizer, processor, config
+    def __init__(
+        self, tokenizer: Any, processor: Any, *, micro_tokens: int = 1536, vision_families: Sequence[str] = ()
+    ) -> None:
+        """micro_tokens: padded tokens of a micro-batch, at most (one conversation at least)."""
+        self.tokenizer, self.processor = tokenizer, processor
+        self.micro_tokens, self.vision_families = micro_tokens, vision_families
         self.control = control_ids(tokenizer)
         self.vocabulary = Vocabulary(tokenizer)
 
@@ -57,7 +58,7 @@ class Batcher:
                     weight[span.start : span.end] = user_weight
             keys = []
             for span, picture in zip(spans.pictures, document.pictures, strict=True):
-                key = (picture.pixels.tobytes(), not span.drawn or case.family in self.config.vision_families)
+                key = (picture.pixels.tobytes(), not span.drawn or case.family in self.vision_families)
                 pixels.setdefault((*key, picture.size), torch.from_numpy(picture.pixels.copy()))
                 keys.append((*key, picture.size))
             grids = [picture_grid(picture, self.processor) for picture in document.pictures]
@@ -66,7 +67,7 @@ class Batcher:
         rows.sort(key=lambda row: len(row[0]))
         batches, group = [], []
         for row in rows:
-            if group and (len(group) + 1) * len(row[0]) > self.config.micro_tokens:
+            if group and (len(group) + 1) * len(row[0]) > self.micro_tokens:
                 batches.append(self._stack(group))
                 group = []
             group.append(row)

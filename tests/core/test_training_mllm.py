@@ -67,7 +67,7 @@ def model(tokenizer):
 
 @pytest.fixture
 def batcher(tokenizer):
-    return Batcher(tokenizer, small_image_processor(), TINY)
+    return Batcher(tokenizer, small_image_processor(), vision_families=TINY.vision_families)
 
 
 def cases(count: int, seed: int = 0):
@@ -93,7 +93,7 @@ def test_the_batched_tower_equals_transformers_own(model, canvas):
 
 def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokenizer):
     some = cases(7)
-    batches, pixels = Batcher(tokenizer, small_image_processor(), replace(TINY, micro_tokens=300))(some, 0.0)
+    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(some, 0.0)
     assert len(batches) > 1
     batch = build_inputs([case.document for case in some], tokenizer, small_image_processor())
     with torch.no_grad():
@@ -103,8 +103,7 @@ def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokeni
 
 
 def test_micro_batches_hold_every_conversation_once_and_stay_within_the_budget(tokenizer):
-    config = replace(TINY, micro_tokens=500)
-    batches, _ = Batcher(tokenizer, small_image_processor(), config)(cases(14), 0.0)
+    batches, _ = Batcher(tokenizer, small_image_processor(), micro_tokens=500)(cases(14), 0.0)
     assert sum(len(batch.ids) for batch in batches) == 14
     assert all(batch.ids.numel() <= 500 or len(batch.ids) == 1 for batch in batches)
 
