@@ -23,6 +23,10 @@ COMMANDS: dict[str, tuple] = {
         "measure a model",
         {"sketchbook": ("the seven tasks of the Sketchbook world", "duogen_core.evaluation.sketchbook")},
     ),
+    "data": (
+        "look after data for training",
+        {"check": ("read every sample and name the bad ones", "duogen_core.commands.data")},
+    ),
     "train": (
         "train a part of the bundled model",
         {

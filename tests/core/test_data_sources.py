@@ -6,6 +6,7 @@ import json
 import pickle
 import tarfile
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
