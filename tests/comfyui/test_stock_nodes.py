@@ -112,34 +112,36 @@ DOWN_UP = {
 }
 
 
-@pytest.fixture(scope="module")
-def lora(server: Server, random_model: Path) -> Callable[[str], Graph]:
-    """lora(naming) -> a LoRA on every attention projection in this naming, written to models/loras; and its loader."""
+def write_lora(server: Server, checkpoint: Path, naming: str) -> None:
+    """models/loras/{naming}.safetensors: the same LoRA on every attention projection, its keys in this naming."""
     import torch
     from safetensors.torch import save_file
 
-    config = json.loads((random_model / "dit" / "config.json").read_text("utf-8"))
+    config = json.loads((checkpoint / "dit" / "config.json").read_text("utf-8"))
     width = config["num_attention_heads"] * config["attention_head_dim"]
-    noise = torch.Generator().manual_seed(3)
-    weights = {
-        f"transformer_blocks.{block}.attn1.{name}": (
-            torch.randn(4, width, generator=noise), torch.randn(width, 4, generator=noise)
-        )
-        for block in range(config["num_layers"]) for name in ("to_q", "to_k", "to_v", "to_out.0")
-    }  # fmt: skip
+    noise, tensors = torch.Generator().manual_seed(3), {}
+    down, up = DOWN_UP[naming]
+    for block in range(config["num_layers"]):
+        for projection in ("to_q", "to_k", "to_v", "to_out.0"):
+            layer = f"transformer_blocks.{block}.attn1.{projection}"
+            name = layer.replace(".", "_") if naming == "kohya" else layer
+            tensors[down.format(name)] = torch.randn(4, width, generator=noise)
+            tensors[up.format(name)] = torch.randn(width, 4, generator=noise)
+    folder = server.base / "models" / "loras"
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / f"{naming}.safetensors")
 
-    def write(naming: str, strength: float = 1.0) -> Graph:
-        down, up = DOWN_UP[naming]
-        name = {layer: layer.replace(".", "_") if naming == "kohya" else layer for layer in weights}
-        tensors = {down.format(name[layer]): a for layer, (a, _) in weights.items()}
-        tensors |= {up.format(name[layer]): b for layer, (_, b) in weights.items()}
-        folder = server.base / "models" / "loras"
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / f"{naming}.safetensors")
-        loader = node("LoraLoaderModelOnly", model=["1", 2], lora_name=f"{naming}.safetensors", strength_model=strength)
-        return {"lora": loader}
 
-    return write
+@pytest.fixture(scope="module")
+def lora(server: Server, random_model: Path) -> Callable[..., Graph]:
+    """lora(naming, strength) -> the loader of a LoRA on our MODEL."""
+
+    def load(naming: str, strength: float = 1.0) -> Graph:
+        write_lora(server, random_model, naming)
+        file = f"{naming}.safetensors"
+        return {"lora": node("LoraLoaderModelOnly", model=["1", 2], lora_name=file, strength_model=strength)}
+
+    return load
 
 
 @pytest.fixture(scope="module")
