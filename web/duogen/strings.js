@@ -58,7 +58,7 @@ const CHINESE = {
   missing: (number) => `图片 ${number} 已不在服务器上，请重新运行工作流。`,
   preview: "正在绘制的图片",
   noWorkflow: "此文档不含工作流",
-  noWorkflowDetail: "若要继续，请将其文件夹复制到 ComfyUI 的 input 文件夹，再使用 DuoGen Load Document 打开。",
+  noWorkflowDetail: "若要继续，请将其文件夹复制到 ComfyUI 的 input 文件夹，再使用“DuoGen 加载文档”打开。",
 };
 
 export function stringsFor(locale) {
