@@ -27,7 +27,7 @@ MOST_NAMED = 10_000  # bad samples of a source in the report; all of them are co
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     kinds = "documents:DIR, jsonl:FILE, webdataset:FILES, hf:NAME or sketchbook"
-    add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; the weight of a config (2*…) may stand before it")
+    add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; or a JSON object with options, as in a config")
     add("--json", metavar="FILE", help="write everything that was found as JSON")
     add("--tokenizer", metavar="MODEL", help="count tokens as this model does (a model's name or folder)")
     add("--max-side", type=int, metavar="PIXELS", help="longest side of a picture; default: 8192")
@@ -103,8 +103,7 @@ class Bar:
     def __init__(self, name: str, total: int, quiet: bool, stream: TextIO | None = None) -> None:
         self.name, self.total, self.quiet, self.stream = name, total, quiet, stream or sys.stderr
         self.live = not quiet and self.stream.isatty()
-        self.done, self.started = 0, time.monotonic()
-        self.shown = self.started
+        self.done, self.started, self.shown = 0, 0.0, time.monotonic()
 
     def line(self, text: str) -> None:
         if not self.quiet:
@@ -113,6 +112,7 @@ class Bar:
     def step(self, bad: int) -> None:
         self.done += 1
         now = time.monotonic()
+        self.started = self.started or now  # what is loaded for the first sample is no part of the speed
         if now - self.shown >= (0.1 if self.live else 10):
             self.shown = now
             self._show(bad)
@@ -127,8 +127,9 @@ class Bar:
             return
         share = self.done / max(self.total, 1)
         filled = int(BAR * share)
-        speed = self.done / max(time.monotonic() - self.started, 1e-6)
-        text = f"{self.name} {self.done:,}/{self.total:,}, {bad:,} bad, {speed:,.0f} a second"
+        text = f"{self.name} {self.done:,}/{self.total:,}, {bad:,} bad"
+        if self.done > 1:
+            text += f", {(self.done - 1) / max(time.monotonic() - self.started, 1e-6):,.0f} a second"
         if self.live:
             self.stream.write(f"\r\x1b[K{'█' * filled}{'░' * (BAR - filled)} {text}")
         else:

@@ -50,6 +50,7 @@ def test_a_spec_says_kind_path_weight_and_options(tmp_path):
     assert (spec.kind, spec.path, spec.weight) == ("jsonl", "C:/a*b.jsonl", 2.5) and str(spec) == "jsonl:C:/a*b.jsonl"
     spec = parse_spec({"source": "sketchbook", "weight": 3, "families": {"plan": 1}})
     assert (spec.weight, spec.options) == (3.0, {"families": {"plan": 1}}) and str(spec) == "sketchbook"
+    assert parse_spec('{"source": "sketchbook", "weight": 3, "families": {"plan": 1}}') == spec
     write_jsonl(tmp_path / "set" / "a.jsonl", [guide(0)])
     assert len(open_source("jsonl:set/a.jsonl", base=tmp_path)) == 1
 
@@ -68,6 +69,7 @@ def test_a_spec_says_kind_path_weight_and_options(tmp_path):
         ({"source": "sketchbook", "familys": {}}, "did you mean 'families'"),
         ({"path": "a"}, "has no 'source'"),
         (7, "A source is 7"),
+        ('{"source": "sketchbook"', "not valid JSON"),
         ("documents:/nowhere", "The folder /nowhere does not exist"),
         ("jsonl:/nowhere.jsonl", "/nowhere.jsonl does not exist"),
         ("webdataset:/nowhere/*.tar", "does not exist; check the path"),
@@ -207,8 +209,16 @@ def test_bad_samples_are_replaced_named_once_and_keep_the_ranks_in_step():
 
 
 def test_a_source_without_a_good_sample_stops_with_a_sentence():
-    with pytest.raises(DuoGenError, match="b: 50 samples in a row cannot be used"):
+    with pytest.raises(DuoGenError, match="b: 1000 samples in a row cannot be used"):
         list(islice(mixture(bad=range(7)), 200))
+
+
+def test_a_source_that_is_nearly_all_bad_goes_on():
+    mixed = Mixture([Numbers("a", 500, range(5, 500))], [1], 0)
+    draws = list(islice(mixed, 30))
+    assert {sample.index for sample in draws} <= set(range(5)) and any(len(sample.skipped) > 50 for sample in draws)
+    assert all(len(sample.skipped) == len(set(sample.skipped)) for sample in draws)
+    assert max(mixed.sources[0].reads[k] for k in range(5, 500)) == 1
 
 
 def test_a_resume_says_what_changed():

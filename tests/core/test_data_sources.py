@@ -150,6 +150,12 @@ def test_documents_lie_at_any_depth(tmp_path):
     assert open_source(f"documents:{tmp_path / 'set' / 'a' / 'y.zip'}").read(0).document == guide(0)
 
 
+def test_a_folder_of_pictures_beside_the_documents_is_no_document(tmp_path):
+    save_document(guide(0), tmp_path / "a")
+    (tmp_path / "images").mkdir()
+    assert open_source(f"documents:{tmp_path}").names == ["a"]
+
+
 @pytest.mark.parametrize(
     "break_it, match",
     [

@@ -1,7 +1,8 @@
 """A folder of document folders and .zip files of them, at any depth.
 
-A folder with document.json is a document and is not searched further; so is one with images/ alone, which is then
-reported as bad. Names that begin with a dot are passed over, links to folders are followed only to a document itself.
+A folder with document.json is a document and is not searched further; so is one with nothing but images/ in it, which
+is then reported as bad. Names that begin with a dot are passed over. A link to a folder is followed when that folder is
+itself a document.
 """
 
 from __future__ import annotations
@@ -51,8 +52,7 @@ def _documents(folder: Path, inside: str) -> Iterator[str]:
     """Names relative to the root; '' is the root itself."""
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    names = {entry.name for entry in found}
-    if JSON_NAME in names or any(entry.name == "images" and entry.is_dir() for entry in found):
+    if any(entry.name == JSON_NAME for entry in found) or [entry.name for entry in found] == ["images"]:
         yield inside
         return
     for entry in found:

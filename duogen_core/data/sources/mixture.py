@@ -7,6 +7,7 @@ another one of the same source, chosen by (seed, k) too: every rank uses exactly
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from duogen_core.data.sources.order import mix, weighted_choices
 from duogen_core.errors import DuoGenError
 
 BLOCK = 1 << 14  # draws whose sources are chosen together
-ATTEMPTS = 50  # bad samples in a row, after which the source is taken to be lost
+ATTEMPTS = 1000  # for one draw; after so many bad samples in a row the source is taken to be lost
 
 
 class Mixture(Iterator[Sample]):
@@ -71,20 +72,20 @@ class Mixture(Iterator[Sample]):
         """Draw k. A bad sample is reported to on_bad the first time that this object meets it."""
         number, nth = self.place(k)
         source = self.sources[number]
-        skipped: list[Bad] = []
-        while len(skipped) < ATTEMPTS:
-            index = self._index(source, number, k, nth, len(skipped))
+        skipped: dict[int, Bad] = {}
+        for attempt in range(ATTEMPTS):
+            index = self._index(source, number, k, nth, attempt)
             found = self._bad.get((number, index)) or source.read(index)
             if isinstance(found, Sample):
-                return Sample(found.document, found.source, found.index, found.label, tuple(skipped))
-            skipped.append(found)
+                return replace(found, skipped=tuple(skipped.values()))
+            skipped[index] = found
             if (number, index) not in self._bad:
                 self._bad[number, index] = found
                 if self.on_bad is not None:
                     self.on_bad(found)
         raise DuoGenError(
             f"{source.name}: {ATTEMPTS} samples in a row cannot be used; run `data check` on it. The last one: "
-            f"{skipped[-1].sentence}"
+            f"{found.sentence}"
         )
 
     def _index(self, source: Source, number: int, k: int, nth: int, attempt: int) -> int:

@@ -1,4 +1,7 @@
-"""A source in writing: `documents:PATH`, `3*jsonl:PATH`, or {"source": "hf:NAME", "weight": 3, "split": "train"}."""
+"""A source in writing: `documents:PATH`, `3*jsonl:PATH`, or {"source": "hf:NAME", "weight": 3, "split": "test"}.
+
+The weight is the share of draws in a mixture, 1 if not given. A table may also be the text of a JSON object.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from duogen_core.data.sources.base import Limits, OnBad, Source
 from duogen_core.data.sources.mixture import Mixture
 from duogen_core.data.sources.nearest import unknown
 from duogen_core.errors import DuoGenError
+from duogen_core.store_read import parse_json
 
 # kind: (module, class). A class without a `path` parameter takes none.
 KINDS: dict[str, tuple[str, str]] = {
@@ -44,7 +48,7 @@ def parse_spec(value: SpecLike) -> Spec:
     if isinstance(value, Spec):
         return value
     if isinstance(value, str):
-        value = {"source": value}
+        value = parse_json(value.encode(), value) if value.lstrip().startswith("{") else {"source": value}
     if not isinstance(value, Mapping):
         raise DuoGenError(f"A source is {value!r}; expected text such as 'documents:PATH', or a table with 'source'.")
     fields = dict(value)
