@@ -141,6 +141,17 @@ def test_pictures_that_are_broken_or_lie_elsewhere(tmp_path):
     only_bad(source, "is missing", 4)
 
 
+def test_pictures_may_lie_in_the_folder_of_the_dataset(tmp_path):
+    (tmp_path / "photos").mkdir()
+    pillow(0).save(tmp_path / "photos" / "a.png")
+    stored = [{"bytes": None, "path": name} for name in ("photos/a.png", str(tmp_path / "photos" / "a.png"))]
+    columns = {"messages": [chat("<image>", "Red.")] * 2, "images": [[each] for each in stored]}
+    datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "a.parquet"))
+    source = open_source(f"hf:{tmp_path / 'a.parquet'}")
+    for index in range(2):
+        assert np.array_equal(source.read(index).document.pictures[0].pixels, picture(0).pixels)
+
+
 def test_a_place_without_a_dataset_and_without_the_library(tmp_path, monkeypatch):
     with pytest.raises(DuoGenError, match="cannot be opened"):
         open_source(f"hf:{tmp_path / 'nowhere'}")

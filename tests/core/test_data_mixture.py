@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from duogen_core.data.sketchbook.tasks import WEIGHTS
-from duogen_core.data.sources import Bad, BadLog, Mixture, Source, open_mixture, open_source, parse_spec
+from duogen_core.data.sources import KINDS, Bad, BadLog, Mixture, Source, open_mixture, open_source, parse_spec
 from duogen_core.data.sources.order import shuffled, weighted_choices
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
@@ -280,3 +283,23 @@ def test_the_list_of_bad_samples_survives_a_kill(tmp_path):
 def test_a_list_that_cannot_be_written_stops_nothing(tmp_path):
     log = BadLog(tmp_path / "nowhere" / "bad.jsonl")
     assert log(Bad("s", 0, "x", "x is bad")) and log(Bad("s", 1, "y", "y is bad")) and len(log) == 2
+
+
+# ---------------------------------------------------------------- the page about data
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text("utf-8")
+
+
+def test_the_example_line_of_the_page_can_be_learnt_from(tmp_path):
+    (example,) = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "pictures").mkdir()
+    for k in (1, 2):
+        (tmp_path / "pictures" / f"globe-{k}.png").write_bytes(guide(k).pictures[0].to_png())
+    (tmp_path / "a.jsonl").write_text(example.replace("\n", " "))
+    assert len(open_source(f"jsonl:{tmp_path / 'a.jsonl'}").read(0).document.pictures) == 2
+
+
+def test_the_page_names_every_kind_and_its_config_is_right():
+    assert set(KINDS) == {re.match(r"\w+", name)[0] for name in re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)}
+    (example,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert [parse_spec(entry).weight for entry in yaml.safe_load(example)] == [2, 1, 0.5]

@@ -132,6 +132,12 @@ def test_an_unforeseen_error_is_a_bad_sample_too(good, monkeypatch):
     only_bad(good, "RuntimeError: the decoder lost its way")
 
 
+def test_a_sentence_does_not_quote_a_whole_file(tmp_path):
+    save_document(guide(0), tmp_path / "set" / "a")
+    replace_in(tmp_path / "set" / "a", '"user"', f'"{"robot" * 10_000}"')
+    assert len(only_bad(open_source(f"documents:{tmp_path / 'set'}"), "the role is 'robotrobot").sentence) < 1100
+
+
 # ---------------------------------------------------------------- document folders
 
 

@@ -12,6 +12,9 @@ from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 
 
+MOST_CHARACTERS = 1000  # of a sentence
+
+
 @dataclass(frozen=True)
 class Bad:
     """A sample that cannot be used, and why, in a sentence that names the file and the field."""
@@ -125,7 +128,10 @@ class Source(ABC):
             self.limits.check(document)
         except Exception as error:  # a damaged file may upset a decoder in ways nobody has listed
             sentence = str(error) if isinstance(error, DuoGenError) else f"{type(error).__name__}: {error}"
-            return Bad(self.name, index, label, sentence if label in sentence else f"{label}: {sentence}")
+            sentence = sentence if label in sentence else f"{label}: {sentence}"
+            if len(sentence) > MOST_CHARACTERS:  # it may quote what it found, and that may be a whole file
+                sentence = f"{sentence[:MOST_CHARACTERS]} …"
+            return Bad(self.name, index, label, sentence)
         return Sample(document, self.name, index, label)
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
