@@ -11,7 +11,6 @@ from duogen_core.data.sources.order import mix, shuffled
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 
-
 MOST_CHARACTERS = 1000  # of a sentence
 
 
