@@ -155,7 +155,7 @@ class DuoGenFormat(io.ComfyNode):
 
     @classmethod
     def execute(cls, context: Document, part: str) -> io.NodeOutput:
-        document = last_answer(context) if part == "answer" else context
+        document = sockets.last_answer(context) if part == "answer" else context
         markdown = markdown_of(document)
         pictures = document.pictures
         images, texts = sockets.image_list(pictures), paragraphs(document)
@@ -256,17 +256,6 @@ def zip_of(folder: Path) -> bytes:
             packed = zipfile.ZIP_STORED if file.suffix in (".png", ".pdf") else zipfile.ZIP_DEFLATED
             archive.write(file, file.relative_to(folder).as_posix(), packed)
     return data.getvalue()
-
-
-def last_answer(document: Document) -> Document:
-    """The last turn alone, when it is an answer."""
-    from dataclasses import replace
-
-    from duogen_core.errors import DuoGenError
-
-    if not document.turns or document.last_turn.role != "assistant":
-        raise DuoGenError("The context holds no answer yet; connect the context that comes out of DuoGen Interleave.")
-    return replace(document, turns=document.turns[-1:])
 
 
 def paragraphs(document: Document) -> list[str]:

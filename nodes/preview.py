@@ -58,9 +58,7 @@ class DuoGenPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, context: Document, part: str) -> io.NodeOutput:
-        from .document_nodes import last_answer
-
-        document = last_answer(context) if part == "answer" else context
+        document = sockets.last_answer(context) if part == "answer" else context
         shown = [temporary_view(picture) for picture in document.pictures]
         return io.NodeOutput(context, ui={"duogen_document": [document_ui(document, shown)]})
 

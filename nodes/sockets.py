@@ -1,4 +1,4 @@
-"""The sockets of our own, where ComfyUI's core has none, and the IMAGE <-> Picture conversion at the border.
+"""The sockets of our own, where ComfyUI's core has none, what their values hold, and IMAGE <-> Picture at the border.
 
 DUOGEN_CONTEXT is a `duogen_core.document.Document`, DUOGEN_MLLM and DUOGEN_CONNECTOR are the managed models of
 `managed.py`, DUOGEN_STATES is `stages.States`, DUOGEN_LOOP is `loop.Round`.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from duogen_core.document import Picture
+    from duogen_core.document import Document, Picture
 
 Mllm = io.Custom("DUOGEN_MLLM")
 Connector = io.Custom("DUOGEN_CONNECTOR")
@@ -57,3 +57,14 @@ def image_list(pictures: Sequence[Picture]) -> list[Any]:
     from comfy_execution.graph_utils import ExecutionBlocker
 
     return [image_from_picture(picture) for picture in pictures] or [ExecutionBlocker(None)]
+
+
+def last_answer(document: Document) -> Document:
+    """The last turn alone, when it is an answer."""
+    from dataclasses import replace
+
+    from duogen_core.errors import DuoGenError
+
+    if not document.turns or document.last_turn.role != "assistant":
+        raise DuoGenError("The context holds no answer yet; connect the context that comes out of DuoGen Interleave.")
+    return replace(document, turns=document.turns[-1:])
