@@ -11,6 +11,7 @@ from torch import nn
 from duogen_core.training import loop
 from duogen_core.training.board import scalars
 from duogen_core.training.loop import Run, TrainingError, plot_losses, rng_for, warmup_cosine
+from tests.core.runs import losses, stopped_in
 
 
 def train(folder, *, steps=12, stop_at=None, ema=0.9, **kwargs):
@@ -127,3 +128,20 @@ def test_loss_curve(tmp_path):
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "eval": {}}, {"step": 2, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert plot_losses(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_means_that_a_stop_cut_in_two_are_whole(tmp_path):
+    """A line of metrics.jsonl is a mean over steps; a stop between them must not lose those before it."""
+
+    def run(folder):
+        session = Run(folder, {}, steps=4, log_every=4)
+        session.attach({"model": torch.nn.Linear(1, 1)}, {})
+        for step in session:
+            session.report(loss=float(step))
+
+    with stopped_in(1):
+        run(tmp_path / "broken")
+    assert not (tmp_path / "broken" / "metrics.jsonl").exists()
+    for name in ("broken", "whole"):
+        run(tmp_path / name)
+        assert losses(tmp_path / name) == [1.5]
