@@ -32,6 +32,7 @@ WEIGHTS = {
     "continue": 0.08,
     "plan": 0.11,
     "draft": 0.1,
+    "undrafted": 0.03,
     "describe": 0.16,
 }
 
@@ -48,7 +49,7 @@ class MllmConfig(RunConfig):
     recall_weight: float = 0.5  # of the read-outs of recall.py
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))  # of the task families
-    vision_families: tuple[str, ...] = ("plan", "draft", "edit", "continue")
+    vision_families: tuple[str, ...] = ("plan", "draft", "undrafted", "edit", "continue")
     eval_cases: int = 16  # a family
     eval_minutes: float = 3.0
 

@@ -7,6 +7,7 @@ functions of the random generator, so a seed is a data set.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from random import Random
 
 from duogen_core.data.sketchbook.cases import Case
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Callable[..., Case]] = {
     "continue": continue_.sample,
     "plan": plan.sample,
     "draft": draft.sample,
+    "undrafted": partial(draft.sample, drawn=False),
     "describe": describe.sample,
 }
 WEIGHTS: dict[str, float] = {
@@ -30,12 +32,13 @@ WEIGHTS: dict[str, float] = {
     "continue": 0.08,
     "plan": 0.12,
     "draft": 0.08,
+    "undrafted": 0.03,
     "describe": 0.12,
 }
 CANVAS_WEIGHTS = (0.8, 0.1, 0.1)
 # Requests without a picture say no size, and the picture then gets the default one; the others follow their picture.
 WITHOUT_PICTURE = ("guide", "draw")
-WITH_HELD_OUT = ("draw", "edit", "draft")
+WITH_HELD_OUT = ("draw", "edit", "draft", "undrafted")
 
 
 def training_case(rng: Random, weights: Mapping[str, float] | None = None) -> Case:

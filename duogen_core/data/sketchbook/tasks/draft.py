@@ -1,11 +1,16 @@
 """draft: a question that is easier after drawing -> what is done, the picture of it, then the answer read from it.
 
+undrafted: the same questions with the request not to draw, answered in the same words without the picture; what the
+picture is worth is the difference between the two.
+
+
 truth: {"operation": "remove" | "recolour" | "move", "before": scene, "after": scene, "answer": the number as a string,
 "question": the counted words, such as "red shapes"}.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -14,15 +19,16 @@ from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import COLOURS, Scene, Shape
 from duogen_core.data.sketchbook.tasks.common import (
     BANDS,
-    PLACES,
     PLURALS,
     Canvas,
     allowed,
     assistant_turn,
     cells_of,
     conversation,
+    join,
     random_scene,
     reference,
+    shape_words,
     user_cell,
     user_turn,
 )
@@ -40,14 +46,16 @@ def group(rng: Random, scene: Scene) -> tuple[tuple[Shape, ...], str]:
     return tuple(other for other in scene.shapes if other.colour == shape.colour), f"{shape.colour} shapes"
 
 
+def named(shapes: Sequence[Shape]) -> str:
+    """Every shape by its own words, so that the picture needs no counting: "the small red star at the top and …"."""
+    return join([f"the {shape_words(shape)}" for shape in shapes])
+
+
 def remove(rng: Random, scene: Scene) -> Draft:
     shapes, words = group(rng, scene)
     after = replace(scene, shapes=tuple(shape for shape in scene.shapes if shape not in shapes))
-    return (
-        after,
-        rng.choice(("Remove the {}.", "Take the {} away.", "Delete all {}.")).format(words),
-        f"I remove the {words}.",
-    )
+    request = rng.choice(("Remove the {}.", "Take the {} away.", "Delete all {}.")).format(words)
+    return after, request, f"I remove {named(shapes)}."
 
 
 def recolour(rng: Random, scene: Scene) -> Draft:
@@ -59,7 +67,7 @@ def recolour(rng: Random, scene: Scene) -> Draft:
         return recolour(rng, scene)
     after = replace(scene, shapes=tuple(replace(s, colour=colour) if s in shapes else s for s in scene.shapes))
     request = rng.choice(("Paint the {} {}.", "Make the {} {}.", "Paint all {} {}."))
-    return after, request.format(words, colour), f"I paint the {words} {colour}."
+    return after, request.format(words, colour), f"I paint {named(shapes)} {colour}."
 
 
 def move(rng: Random, scene: Scene) -> Draft:
@@ -67,7 +75,7 @@ def move(rng: Random, scene: Scene) -> Draft:
     cell = rng.choice(scene.free_cells)
     after = scene.remove(shape).add(replace(shape, cell=cell))
     request = f"{rng.choice(('Move', 'Shift'))} {reference(rng, scene, shape)} {user_cell(rng, cell)}."
-    return after, request, f"I move the {shape.colour} {shape.kind} {PLACES[shape.cell]} to the {cell}."
+    return after, request, f"I move {named([shape])} to the {cell}."
 
 
 DRAFTS = {"remove": remove, "recolour": recolour, "move": move}
@@ -101,17 +109,23 @@ def answer_text(operation: str, words: str, number: int) -> str:
     return f"{sentence}. Answer: {number}."
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+NO_DRAWING = ("Do not draw.", "Answer without a drawing.", "Answer in words only.")
+
+
+def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, drawn: bool = True) -> Case:
+    """Without `drawn`, the same case as an undrafted one."""
     operation = rng.choices(list(DRAFTS), (0.45, 0.35, 0.2))[0]
     before = random_scene(rng, rng.randint(3, 6), canvas, held_out=held_out)
     # A small choice of kinds and colours, so that groups have more than one member.
     before = _alike(rng, before)
     after, request, announcement = DRAFTS[operation](rng, before)
     question, words, number = ask(rng, after, operation)
-    turns = [
-        user_turn(rng, f"{request} {question}", Picture(draw_scene(before))),
-        assistant_turn(announcement, Picture(draw_scene(after)), answer_text(operation, words, number)),
-    ]
+    asked, answer = f"{request} {question}", answer_text(operation, words, number)
+    if drawn:
+        answers = announcement, Picture(draw_scene(after)), answer
+    else:
+        asked, answers = f"{asked} {rng.choice(NO_DRAWING)}", (f"{announcement} {answer}",)
+    turns = [user_turn(rng, asked, Picture(draw_scene(before))), assistant_turn(*answers)]
     truth = {
         "operation": operation,
         "before": scene_to_dict(before),
@@ -119,7 +133,7 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) 
         "answer": str(number),
         "question": words,
     }
-    return Case("draft", conversation(turns), truth)
+    return Case("draft" if drawn else "undrafted", conversation(turns), truth)
 
 
 def _alike(rng: Random, scene: Scene) -> Scene:
