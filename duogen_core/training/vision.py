@@ -80,7 +80,8 @@ class ReadOut(nn.Module):
         for directions, target in zip(self.directions.values(), words.unbind(-1), strict=True):
             logits = F.pad(SHARPNESS * unit @ directions.T, (0, 1), value=SILENCE)
             wanted = target.where(target != NONE, len(directions))
-            loss = loss + F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=ANY)
+            asked = wanted != ANY
+            loss = loss + F.cross_entropy(logits[asked], wanted[asked], reduction="sum") / asked.sum().clamp(min=1)
             right &= (logits.argmax(-1) == wanted) | (wanted == ANY)
         points_loss = F.cross_entropy(self.points(unit * self.length).view(-1, len(COLOURS)), points.flatten())
         marks = (words[..., 0] != BACKGROUND) & (words[..., 0] >= 0)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from duogen_core.data.sketchbook.boards import Board, draw_board, read_board
 from duogen_core.data.sketchbook.draw import draw_scene
-from duogen_core.data.sketchbook.scene import CANVASES, COLOURS, Scene, Shape
+from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, Scene, Shape
 from duogen_core.data.sketchbook.tasks import FAMILIES
+from duogen_core.data.sketchbook.things import things
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs, picture_patches
@@ -24,15 +26,18 @@ from duogen_core.training.next_token import Batcher, loss_of
 from duogen_core.training.pretrain import PretrainConfig
 from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
 from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
-from duogen_core.training.vision import (
+from duogen_core.training.vision import ReadOut, VisionConfig, palette_points, warm_up, word_directions
+from duogen_core.training.vision_targets import (
+    ANY,
+    NONE,
     WORDS,
-    ReadOut,
-    VisionConfig,
-    palette_points,
+    board_words,
+    random_pictures,
     random_scene,
-    token_targets,
-    warm_up,
-    word_directions,
+    scene_words,
+    smudged,
+    thing_words,
+    visible_parts,
 )
 from tests.core.runs import losses, stopped_in
 
@@ -172,30 +177,93 @@ def test_a_family_that_is_none_is_named():
         replace(TINY, weights={"poem": 1.0})
 
 
-def test_what_the_tower_is_taught():
+def read(words):
+    """What tokens say, attribute by attribute; "" for nothing, None where nobody asks."""
+    return [
+        [None if k == ANY else "" if k == NONE else names[k] for names, k in zip(WORDS.values(), token, strict=True)]
+        for token in words
+    ]
+
+
+def test_a_shape_is_told_by_one_token():
     scene = Scene((Shape("top left", "star", "red", "small"), Shape("right", "cross", "blue", "large")))
-    words = [[w[k] if k >= 0 else "" for w, k in zip(WORDS.values(), t, strict=True)] for t in token_targets(scene)]
+    words = read(scene_words(scene))
     assert len(words) == 16
-    assert words[0] == ["star", "red", "small", "top", "left"]
-    assert words[7] == words[11] == ["cross", "blue", "large", "centre", "right"]
-    assert words[12] == ["background", "cream", "", "bottom", "left"]
-    points = palette_points(draw_scene(scene)[None])
-    assert points.shape == (1, 16, 16)
-    assert {COLOURS[k] for k in np.unique(points)} >= {"red", "blue", "cream"}
+    assert words[0] == ["star", "red", "small", "top", "left", "", "", ""]
+    assert words[11] == ["cross", "blue", "large", "centre", "right", "", "", ""]
+    assert words[12] == ["background", "cream", "", "bottom", "left", "", "", ""]
+    assert words[1] == words[7] == ["background", "cream"] + [""] * 6  # between the middles of the cells
+    assert sum(word[0] != "background" for word in words) == 2
+    for canvas in CANVASES:
+        nine = Scene(tuple(Shape(cell, "circle", "red") for cell in CELLS), canvas=canvas)
+        assert sorted((w[3], w[4]) for w in read(scene_words(nine)) if w[0] == "circle") == sorted(
+            (row, column) for row in WORDS["row"] for column in WORDS["column"]
+        )
+
+
+@pytest.mark.parametrize("canvas", CANVASES)
+@pytest.mark.parametrize("name", things())
+def test_a_part_of_a_thing_is_told_by_one_token_that_shows_it(name, canvas):
+    thing = things()[name]
+    colours = thing.choose_colours(random.Random(1))
+    for steps in range(1, thing.steps + 1):
+        words = read(thing_words(thing, colours, steps, canvas))
+        told = [(what, colour) for what, colour, *_ in words if what != "background"]
+        assert sorted(told) == sorted((part.name, colours[part.name]) for part in thing.parts[:steps])
+        assert {word[5] for word in words} == {name} and words[0][2:5] == [None] * 3
+        if canvas != (128, 128):
+            continue  # where a thing is small, parts share tokens, and some move to the token beside
+        shown = visible_parts(thing, steps, canvas).reshape(steps, -1)
+        for number, part in enumerate(thing.parts[:steps]):
+            at = next(k for k, word in enumerate(words) if word[0] == part.name)
+            assert shown[number, at] > 0.25 * shown[number].max()
+
+
+def test_a_board_is_told_cell_by_cell():
+    board = Board(4, 4, (0, 1), (3, 3), ((1, 1),), "blue", "pink", "brown")
+    words = read(board_words(board))
+    assert words[4] == ["marker", "blue", "", None, None, "", "1", "2"]
+    assert words[5] == ["wall", "brown", "", None, None, "", "2", "2"]
+    assert words[15] == ["goal", "pink", "", None, None, "", "4", "4"]
+    assert words[0] == ["background", "cream", "", None, None, "", "1", "1"]
+    assert read(board_words(replace(board, marker=(3, 3))))[15][:2] == ["marker", "blue"]
+
+
+def test_pictures_for_the_tower_are_of_all_kinds_and_never_of_a_held_out_pair():
     assert not any(s.held_out for k in range(200) for s in random_scene(random.Random(k), (128, 128)).shapes)
+    pixels, words, kinds = random_pictures(random.Random(0), 40)
+    again = random_pictures(random.Random(0), 40)
+    assert all(np.array_equal(a, b) for a, b in zip((pixels, words, kinds), again, strict=True))
+    assert set(kinds) == {0, 1, 2} and words.shape == (40, pixels.shape[1] * pixels.shape[2] // 1024, len(WORDS))
+    points = palette_points(draw_scene(Scene((Shape("top left", "star", "red", "large"),)))[None])
+    assert points.shape == (1, 16, 16) and {COLOURS[k] for k in np.unique(points)} >= {"red", "cream"}
 
 
-def test_a_token_in_the_direction_of_its_words_is_read_right(model, tokenizer):
+def test_smudged_pictures_stay_what_they_are():
+    board = Board(4, 4, (0, 1), (3, 3), ((1, 1),))
+    pictures = [smudged(draw_board(board), random.Random(k)) for k in range(8)]
+    assert all(read_board(picture) == board for picture in pictures)
+    assert 0 < sum(np.array_equal(picture, draw_board(board)) for picture in pictures) < 8
+
+
+def test_a_token_in_the_direction_of_its_words_is_read_right(tokenizer):
     directions = word_directions(torch.randn(len(tokenizer), 256), tokenizer)
+    assert not torch.equal(directions["board row"], directions["board column"])
     scene = Scene((Shape("top left", "star", "red", "small"),))
-    targets = torch.from_numpy(token_targets(scene))[None]
+    words = torch.from_numpy(scene_words(scene))[None]
     exact = torch.stack([
-        torch.stack([sum(w[k] for w, k in zip(directions.values(), t, strict=True) if k >= 0) for t in targets[0]])
+        torch.stack([sum(d[k] for d, k in zip(directions.values(), word, strict=True) if k >= 0) for word in words[0]])
     ])  # fmt: skip
-    points = torch.zeros(1, 16, 16, dtype=torch.long)
+    points, kinds = torch.zeros(1, 16, 16, dtype=torch.long), torch.zeros(1, dtype=torch.long)
     read_out = ReadOut(directions, 1.0)
-    assert read_out(exact, targets, points)[1]["token_right"] == 1.0
-    assert read_out(exact.roll(1, dims=1), targets, points)[1]["token_right"] < 1.0
+    assert read_out(exact, words, points, kinds)[1]["scene"] == 1.0
+    assert read_out(exact.roll(1, dims=1), words, points, kinds)[1]["scene"] == 0.0
+    silent, chatty = words.clone(), words.clone()
+    silent[0, 0, 2] = NONE  # the token says a size that it should not
+    chatty[0, 0, 5] = 3  # it does not say a thing that it should
+    assert read_out(exact, silent, points, kinds)[1]["scene"] == read_out(exact, chatty, points, kinds)[1]["scene"] == 0
+    silent[0, 0, 2] = ANY
+    assert read_out(exact, silent, points, kinds)[1]["scene"] == 1.0
 
 
 def test_what_belongs_together_is_known_at_the_last_word_of_it(tokenizer):
@@ -227,9 +295,9 @@ def test_states_learn_what_belongs_together(model, batcher):
 
 def test_warm_up_lowers_the_loss_and_leaves_the_language_model_alone(model, tokenizer, tmp_path):
     before = {k: v.clone() for k, v in model.model.language_model.state_dict().items()}
-    run = warm_up(model, tokenizer, tmp_path, VisionConfig(steps=40, batch=4, lr=3e-3))
+    run = warm_up(model, tokenizer, tmp_path, VisionConfig(steps=60, batch=4, lr=3e-3))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert run.finished and losses[-1] < 0.7 * losses[0]
+    assert run.finished and losses[-1] < 0.75 * losses[0], losses
     assert all(torch.equal(v, before[k]) for k, v in model.model.language_model.state_dict().items())
 
 
