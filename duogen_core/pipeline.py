@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from duogen_core.mllm.base import ContextStates
+    from duogen_core.sampling import VelocityFn
 
 MIN_SIDE = 32  # two DiT patches, one MLLM token
 MAX_SEED = 2**64 - 1
@@ -216,28 +217,33 @@ class Draughtsman:
         """uint8 [H, W, 3]: the picture that comes next in the assistant's open turn."""
         from duogen_core.sampling import initial_noise, sample_picture, sigmas
 
-        components, settings = self.components, self.settings
-        states = components.mllm.encode(document, components.connector)
-        references = [self.latent(picture) for picture in document.pictures]
-        width, height = picture_size(document, components.config, settings.size)
-        positive = states.positive()[None]
-        negative = negative_states(states)
-
-        def velocity(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-            return components.dit.forward_packed(
-                [*references, x], t, text, frame_ends=states.frame_ends, cache=self.cache
-            )
-
+        settings = self.settings
+        width, height = picture_size(document, self.components.config, settings.size)
+        positive, negative = self.branches(document)
         latent = sample_picture(
-            lambda x, t: velocity(x, t, positive),
+            positive,
             initial_noise(seed, (1, 16, height // 8, width // 8)),
             sigmas(settings.steps, settings.shift),
-            negative=None if negative is None else lambda x, t: velocity(x, t, negative[None]),
+            negative=negative,
             guidance=settings.guidance,
             on_step=on_step,
             cancelled=cancelled,
         )
-        return components.vae.decode_pixels(latent)
+        return self.components.vae.decode_pixels(latent)
+
+    def branches(self, document: Document) -> tuple[VelocityFn, VelocityFn | None]:
+        """Guidance's two velocities of the picture that comes next; None where the negative one is the positive."""
+        components = self.components
+        states = components.mllm.encode(document, components.connector)
+        references = [self.latent(picture) for picture in document.pictures]
+
+        def branch(text: Tensor) -> VelocityFn:
+            return lambda x, t: components.dit.forward_packed(
+                [*references, x], t, text[None], frame_ends=states.frame_ends, cache=self.cache
+            )
+
+        negative = negative_states(states)
+        return branch(states.positive()), None if negative is None else branch(negative)
 
 
 # ---------------------------------------------------------------- the loop
