@@ -7,7 +7,7 @@ language model's token order. Reads the weights from the model it is given; test
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -41,7 +41,7 @@ def patches_of(pictures: Tensor, patch: int, merge: int = 2) -> Tensor:
     """uint8 [n, H, W, 3] -> float [n, tokens*merge², 3*patch*patch], the merge² patches of a token side by side."""
     n, height, width, _ = pictures.shape
     x = pictures.permute(0, 3, 1, 2).float() / 255
-    x = (x - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    x = (x - x.new_tensor(CLIP_MEAN).view(3, 1, 1)) / x.new_tensor(CLIP_STD).view(3, 1, 1)
     rows, columns = height // patch // merge, width // patch // merge
     x = x.view(n, 3, rows, merge, patch, columns, merge, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)
     return x.reshape(n, rows * columns * merge * merge, 3 * patch * patch)
@@ -54,16 +54,37 @@ def _grid_positions(rows: int, columns: int, merge: int) -> Tensor:
     return grid.view(2, rows // merge, merge, columns // merge, merge).permute(0, 1, 3, 2, 4).reshape(2, -1)
 
 
+def sees_whole_pictures(tower: nn.Module) -> bool:
+    """Whether no block looks through windows (published Qwen2.5-VL towers have only a few blocks that see all)."""
+    return len(tower.config.fullatt_block_indexes) == tower.config.depth
+
+
+def tower_of(tower: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
+    """How pictures uint8 [n, H, W, 3] run through this tower: the quick way where it can go it."""
+    return tower_features if sees_whole_pictures(tower) else own_features
+
+
+def own_features(tower: nn.Module, pictures: Tensor) -> Tensor:
+    """uint8 [n, H, W, 3] -> [n, tokens, out_hidden] by the model's own forward, whatever its blocks see."""
+    config = tower.config
+    n, height, width, _ = pictures.shape
+    patch, frames = config.patch_size, config.temporal_patch_size
+    patches = patches_of(pictures, patch, config.spatial_merge_size).reshape(-1, 3, 1, patch * patch)
+    grid = torch.tensor([[1, height // patch, width // patch]] * n, device=pictures.device)
+    out = tower(patches.expand(-1, -1, frames, -1).flatten(1).to(tower.dtype), grid_thw=grid)
+    return getattr(out, "pooler_output", out).reshape(n, -1, config.out_hidden_size)
+
+
 def tower_features(tower: nn.Module, pictures: Tensor) -> Tensor:
     """uint8 [n, H, W, 3] -> [n, tokens, out_hidden]; all blocks must use full attention."""
     config = tower.config
     patch, merge = config.patch_size, config.spatial_merge_size
-    if len(config.fullatt_block_indexes) != config.depth:
+    if not sees_whole_pictures(tower):
         raise DuoGenError("tower_features needs a vision tower whose blocks all use full attention.")
     n, height, width, _ = pictures.shape
     weight = tower.patch_embed.proj.weight  # [hidden, 3, 2, patch, patch]
     x = patches_of(pictures, patch, merge) @ weight.sum(2).flatten(1).T
-    positions = _grid_positions(height // patch, width // patch, merge)
+    positions = _grid_positions(height // patch, width // patch, merge).to(x.device)
     freqs = positions[..., None].float() * tower.rotary_pos_emb.inv_freq
     freqs = torch.cat([freqs[0], freqs[1]], dim=-1)
     cos, sin = freqs.cos().repeat(1, 2), freqs.sin().repeat(1, 2)  # [patches, head_dim]

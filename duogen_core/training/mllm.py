@@ -22,7 +22,7 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError
 from duogen_core.training.loop import Run, rng_for
-from duogen_core.training.next_token import Batcher, hidden_states, loss_of, predict, see
+from duogen_core.training.next_token import Batcher, NextTokenLoss, hidden_states, predict, see
 from duogen_core.training.recall import Recall
 
 WEIGHTS = {
@@ -48,7 +48,8 @@ class MllmConfig(RunConfig):
     weight_decay: float = 0.03
     recall_weight: float = 0.5  # of the read-outs of recall.py
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))  # of the task families
+    data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))  # of Sketchbook's task families
     vision_families: tuple[str, ...] = ("plan", "draft", "undrafted", "edit", "continue")
     eval_cases: int = 16  # a family
     eval_minutes: float = 3.0
@@ -145,6 +146,7 @@ class Trainer:
         run = config.run()
         text_config = self.model.config.text_config
         recall = Recall(text_config.num_hidden_layers, text_config.hidden_size)
+        loss_of = NextTokenLoss(self.model, recall, bf16=config.bf16)
         optimizers = optimizers_of(self.model, config, recall)
         run.attach({"model": self.model, "recall": recall}, optimizers)
         finished = run.finished
@@ -152,7 +154,7 @@ class Trainer:
         for step in run:
             rng = run.rng(step)
             batches, pixels = batcher([training_case(rng, config.weights) for _ in range(config.batch)], user_weight)
-            loss, recalled = loss_of(self.model, batches, pixels, bf16=config.bf16, recall=recall)
+            loss, recalled = loss_of(batches, pixels)
             (loss + config.recall_weight * recalled).backward()
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             for optimizer in optimizers.values():

@@ -1,8 +1,8 @@
 """Next-token loss on conversations with pictures, in few large operations.
 
-Cases -> micro-batches sorted by length, so that little is padded; logits only where something is learnt. Pictures run
-through the tower once, equal ones once. Gradients reach the tower through the user's pictures and those of
-`vision_families`; the other drawn pictures repeat what their text says, and seeing them is learnt from the rest.
+Documents -> micro-batches sorted by length, so that little is padded; logits only where something is learnt. Pictures
+run through the tower once, equal ones once. Gradients reach the tower through the pictures of documents; of Sketchbook
+cases only through the user's and those of `vision_families`: the other drawn pictures repeat what their text says.
 Equal to transformers' own loss on the same labels (tested).
 """
 
@@ -10,58 +10,95 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.data.sketchbook.cases import Case
+from duogen_core.document import Document, Picture
+from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
-from duogen_core.training.fast import quick_bf16, tower_features
+from duogen_core.training.fast import CLIP_MEAN, CLIP_STD, quick_bf16, tower_of
 from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
+
+
+class Seen(NamedTuple):
+    """A picture as the tower gets it: equal ones are one."""
+
+    digest: str
+    learns: bool  # whether gradients reach the tower through it
+    size: tuple[int, int]  # width and height after the image processor's resizing
 
 
 @dataclass
 class MicroBatch:
-    """ids [B, N] right-padded, weight float [B, N] of every token as a target, positions [3, B, N], pictures by key."""
+    """ids [B, N] right-padded, weight float [B, N] of every token as a target, positions [3, B, N], pictures in order."""
 
     ids: Tensor
     weight: Tensor
     positions: Tensor
-    pictures: list[tuple[bytes, bool]]
+    pictures: list[Seen]
     named: Tensor  # int [B, N, 4], what recall.py reads out
+
+    @property
+    def learnt(self) -> float:
+        """Weight of all targets."""
+        return float(self.weight[:, 1:].sum())
+
+    def to(self, device: torch.device) -> MicroBatch:
+        tensors = (each.to(device) for each in (self.ids, self.weight, self.positions))
+        return MicroBatch(*tensors, self.pictures, self.named.to(device))
+
+
+class Whole(NamedTuple):
+    """What a step's loss is the mean over, where the step is taken in parts (or by several processes)."""
+
+    learnt: float  # weight of all targets
+    batches: int
+
+    @classmethod
+    def of(cls, batches: Sequence[MicroBatch]) -> Whole:
+        return cls(sum(batch.learnt for batch in batches), len(batches))
 
 
 class Batcher:
-    """Cases -> micro-batches and the distinct pictures they show."""
+    """Documents (or Sketchbook cases) -> micro-batches and the distinct pictures they show, uint8 [H, W, 3]."""
 
     def __init__(
         self, tokenizer: Any, processor: Any, *, micro_tokens: int = 1536, vision_families: Sequence[str] = ()
     ) -> None:
         """micro_tokens: padded tokens of a micro-batch, at most (one conversation at least)."""
+        if tuple(processor.image_mean) != CLIP_MEAN or tuple(processor.image_std) != CLIP_STD:
+            raise DuoGenError("The image processor has another mean or spread of colours than Qwen2-VL's; use its own.")
         self.tokenizer, self.processor = tokenizer, processor
         self.micro_tokens, self.vision_families = micro_tokens, vision_families
         self.control = control_ids(tokenizer)
         self.vocabulary = Vocabulary(tokenizer)
 
-    def __call__(self, cases: Sequence[Case], user_weight: float) -> tuple[list[MicroBatch], dict[Any, Tensor]]:
-        pixels: dict[Any, Tensor] = {}
+    def __call__(
+        self, examples: Sequence[Document | Case], user_weight: float = 0.0
+    ) -> tuple[list[MicroBatch], dict[Seen, Tensor]]:
+        pixels: dict[Seen, Tensor] = {}
         rows = []
-        for case in cases:
-            document = case.document
+        for example in examples:
+            document = example.document if isinstance(example, Case) else example
+            drawn_teach = not isinstance(example, Case) or example.family in self.vision_families
             spans = layout(document, self.tokenizer, image_token_counts(document, self.processor))
             weight = torch.tensor(spans.learn, dtype=torch.float32)
             for span in spans.parts:
                 if span.kind == "text" and span.role == "user":
                     weight[span.start : span.end] = user_weight
-            keys = []
-            for span, picture in zip(spans.pictures, document.pictures, strict=True):
-                key = (picture.pixels.tobytes(), not span.drawn or case.family in self.vision_families)
-                pixels.setdefault((*key, picture.size), torch.from_numpy(picture.pixels.copy()))
-                keys.append((*key, picture.size))
             grids = [picture_grid(picture, self.processor) for picture in document.pictures]
+            keys = []
+            for span, picture, grid in zip(spans.pictures, document.pictures, grids, strict=True):
+                size = (grid[2] * self.processor.patch_size, grid[1] * self.processor.patch_size)
+                keys.append(Seen(picture.digest, not span.drawn or drawn_teach, size))
+                if keys[-1] not in pixels:
+                    pixels[keys[-1]] = torch.from_numpy(resized(picture, size, self.processor.resample))
             positions = mrope_positions(spans.ids, grids, self.control.image_pad, self.processor.merge_size)
             rows.append((spans.ids, weight, positions, keys))
         rows.sort(key=lambda row: len(row[0]))
@@ -90,21 +127,30 @@ class Batcher:
         return batch
 
 
-def see(tower: nn.Module, pixels: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+def resized(picture: Picture, size: tuple[int, int], resample: Any) -> np.ndarray:
+    """uint8 [H, W, 3] as the image processor resizes it, to (width, height); always a copy."""
+    if picture.size == size:
+        return picture.pixels.copy()
+    from PIL import Image
+
+    return np.array(Image.fromarray(picture.pixels).resize(size, resample))
+
+
+def see(tower: nn.Module, pixels: Mapping[Seen, Tensor]) -> dict[Seen, Tensor]:
     """Features of every distinct picture [tokens, hidden]; pictures of one size run together."""
-    features, trains = {}, next(tower.parameters()).requires_grad
-    for learnt in (True, False):
-        for size in {key[-1] for key in pixels}:
-            keys = [key for key in pixels if key[1] == learnt and key[-1] == size]
+    features, run = {}, tower_of(tower)
+    parameter = next(tower.parameters())
+    for learns in (True, False):
+        for size in dict.fromkeys(key.size for key in pixels):
+            keys = [key for key in pixels if key.learns == learns and key.size == size]
             if keys:
-                with torch.set_grad_enabled(learnt and trains and torch.is_grad_enabled()):
-                    features |= zip(
-                        keys, tower_features(tower, torch.stack([pixels[key] for key in keys])), strict=True
-                    )
+                pictures = torch.stack([pixels[key] for key in keys]).to(parameter.device)
+                with torch.set_grad_enabled(learns and parameter.requires_grad and torch.is_grad_enabled()):
+                    features |= zip(keys, run(tower, pictures), strict=True)
     return features
 
 
-def hidden_states(model: nn.Module, batch: MicroBatch, features: Mapping[Any, Tensor]) -> list[Tensor]:
+def hidden_states(model: nn.Module, batch: MicroBatch, features: Mapping[Seen, Tensor]) -> list[Tensor]:
     """Outputs of the decoder layers, the last one after the final norm, each [B, N, hidden]."""
     embeds = model.get_input_embeddings()(batch.ids)
     if batch.pictures:
@@ -123,23 +169,27 @@ def predict(model: nn.Module, batch: MicroBatch, hidden: Tensor) -> tuple[Tensor
     return model.lm_head(hidden[:, :-1][counts]), batch.ids[:, 1:][counts], weight[counts]
 
 
-def loss_of(
-    model: nn.Module,
-    batches: Sequence[MicroBatch],
-    pixels: Mapping[Any, Tensor],
-    *,
-    bf16: bool = False,
-    recall: Recall | None = None,
-) -> tuple[Tensor, Tensor]:
-    """(weighted next-token loss, loss of the read-outs, 0 without any)."""
-    total = sum(float(batch.weight[:, 1:].sum()) for batch in batches)
-    loss, recalled = torch.zeros(()), torch.zeros(())
-    with quick_bf16(model.device, bf16):
-        features = see(model.model.visual, pixels)
-        for batch in batches:
-            states = hidden_states(model, batch, features)
-            logits, targets, weight = predict(model, batch, states[-1])
-            loss = loss + (F.cross_entropy(logits.float(), targets, reduction="none") * weight).sum() / total
-            if recall is not None:
-                recalled = recalled + recall(states, batch.named) / len(batches)
-    return loss, recalled
+class NextTokenLoss(nn.Module):
+    """(weighted next-token loss, loss of the read-outs, 0 without any): a module, so that DDP and FSDP can wrap it."""
+
+    def __init__(self, model: nn.Module, recall: Recall | None = None, *, bf16: bool = False) -> None:
+        super().__init__()
+        self.model, self.recall, self.bf16 = model, recall, bf16
+
+    def forward(
+        self, batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], whole: Whole | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """whole: of the step, if these batches are a part of it; the parts' losses then add up to the step's."""
+        whole = whole or Whole.of(batches)
+        device = self.model.get_input_embeddings().weight.device
+        loss, recalled = torch.zeros((), device=device), torch.zeros((), device=device)
+        with quick_bf16(device, self.bf16):
+            features = see(self.model.model.visual, pixels)
+            for batch in (each.to(device) for each in batches):
+                states = hidden_states(self.model, batch, features)
+                logits, targets, weight = predict(self.model, batch, states[-1])
+                losses = F.cross_entropy(logits.float(), targets, reduction="none")
+                loss = loss + (losses * weight).sum() / whole.learnt
+                if self.recall is not None:
+                    recalled = recalled + self.recall(states, batch.named) / whole.batches
+        return loss, recalled

@@ -83,4 +83,4 @@ class Recall(nn.Module):
             for guess, target in zip(logits, targets[known].unbind(-1), strict=True)
             if (target >= 0).any()
         ]
-        return torch.stack(losses).mean() if losses else torch.zeros(())
+        return torch.stack(losses).mean() if losses else seen.new_zeros(())

@@ -22,7 +22,7 @@ from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.training import pretrain, stage1
 from duogen_core.training.fast import tower_features
 from duogen_core.training.mllm import evaluate, evaluation_cases, optimizers_of
-from duogen_core.training.next_token import Batcher, loss_of
+from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.pretrain import PretrainConfig
 from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
 from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
@@ -103,7 +103,7 @@ def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokeni
     batch = build_inputs([case.document for case in some], tokenizer, small_image_processor())
     with torch.no_grad():
         wanted = model(**model_inputs(batch)).loss
-        found, _ = loss_of(model, batches, pixels)
+        found, _ = NextTokenLoss(model)(batches, pixels)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -127,7 +127,7 @@ def test_the_tower_learns_from_the_users_pictures_and_not_from_a_guides_own(mode
     for family, learns in (("guide", False), ("draw", False), ("describe", True), ("edit", True)):
         case = with_pictures(family)
         model.zero_grad()
-        loss_of(model, *batcher([case], 0.0))[0].backward()
+        NextTokenLoss(model)(*batcher([case], 0.0))[0].backward()
         assert (model.model.visual.patch_embed.proj.weight.grad is not None) == learns
         assert model.get_input_embeddings().weight.grad.abs().sum() > 0
 
@@ -156,7 +156,7 @@ def test_a_frozen_tower_stays_as_it_is(model, batcher):
     found = [p for o in optimizers_of(model, replace(TINY, tower_lr=0.0)).values() for p in _parameters(o)]
     tower = list(model.model.visual.parameters())
     assert len(found) == len(list(model.parameters())) - len(tower)
-    loss_of(model, *batcher([with_pictures("describe")], 0.0))[0].backward()
+    NextTokenLoss(model)(*batcher([with_pictures("describe")], 0.0))[0].backward()
     assert all(p.grad is None for p in tower) and all(p.grad is not None for p in found if p.ndim == 2)
 
 
@@ -282,11 +282,12 @@ def test_what_belongs_together_is_known_at_the_last_word_of_it(tokenizer):
 
 def test_states_learn_what_belongs_together(model, batcher):
     recall = Recall(2, 32)
+    loss_of = NextTokenLoss(model, recall)
     some = batcher([FAMILIES["draw"](random.Random(k)) for k in range(4)], 0.0)
     optimizer = torch.optim.AdamW([*model.parameters(), *recall.parameters()], 3e-3)
     losses = []
     for _ in range(30):
-        losses.append(loss_of(model, *some, recall=recall)[1])
+        losses.append(loss_of(*some)[1])
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()
