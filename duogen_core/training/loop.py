@@ -1,16 +1,16 @@
-"""What all training scripts share: a run folder, checkpoints, exact resume, progress, learning-rate schedule.
+"""What all training scripts share: a run folder, exact resume, the learning-rate schedule, when to stop and to save.
 
     run = Run("runs/mllm", config, seed=0, steps=4000, minutes=40)
-    run.attach(modules={"model": model}, optimizers={"model": optimizer}, ema_decay=0.999)   # loads the last checkpoint
+    loss_of = run.processes.prepare(NextTokenLoss(model), optimizers)     # DDP, FSDP or itself
+    run.attach(modules={"model": model}, optimizers=optimizers, ema_decay=0.999)   # loads the last checkpoint
     for step in run:                                # ends at the steps, at the minutes, on Ctrl-C or SIGTERM
         batch = make_batch(run.rng(step))           # data: a function of (seed, step) alone, so a resume sees the same
-        loss = ...; loss.backward(); optimizer.step(); optimizer.zero_grad()
-        run.report(loss=loss, tokens=n)             # "loss" goes to the progress line and the curve
+        loss = loss_of(...)
+        norm = run.update(loss, clip=1.0, samples=names)    # backward, clip, a step of every optimizer
+        run.report(loss=loss, norm=norm)            # "loss" goes to the progress line and the curve
     if run.finished: export(...)
 
-Run folder: config.json (resolved config, seed, versions), metrics.jsonl (means, one line every `log_every` steps),
-loss.png, checkpoint/ (<name>.safetensors, <name>.ema.safetensors, <name>.optimizer.safetensors, state.json with step,
-seconds and RNG states). No pickle. A checkpoint is written beside the old one and swapped in by a rename.
+Run folder: config.json, metrics.jsonl and tensorboard/ (journal.py), loss.png, STATUS, checkpoint/ (checkpoints.py).
 
 The learning rate follows the larger of step/steps and time/minutes, so a run always anneals to its end. With `steps`
 only, a killed and resumed run has exactly the losses of an unbroken one; with `minutes` the clock has a say.
@@ -18,32 +18,34 @@ only, a killed and resumed run has exactly the losses of an unbroken one; with `
 
 from __future__ import annotations
 
-import base64
-import json
 import math
-import os
-import platform
 import random
-import shutil
 import signal
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from duogen_core.errors import DuoGenError
+from duogen_core.training.checkpoints import (
+    checkpoint_folder,
+    has_checkpoint,
+    read_checkpoint,
+    rng_state,
+    set_rng_state,
+    write_checkpoint,
+    write_text,
+)
 from duogen_core.training.curve import MissingExtra, plot_losses
+from duogen_core.training.ema import Ema
+from duogen_core.training.errors import TrainingError
+from duogen_core.training.journal import Journal, sentence
+from duogen_core.training.parallel import Processes
+from duogen_core.training.progress import Progress, clock
 
-
-class TrainingError(DuoGenError):
-    """A run folder or a training setting that cannot be used."""
+NAMED = 4  # samples of a failed step that the error names; metrics.jsonl has all
 
 
 def rng_for(seed: int, *key: object) -> random.Random:
@@ -55,34 +57,6 @@ def warmup_cosine(step: int, warmup: int, progress: float, floor: float = 0.0) -
     """Factor of the peak learning rate: linear warm-up over `warmup` steps, then cosine to `floor` at progress 1."""
     cosine = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
     return min(1.0, (step + 1) / max(1, warmup)) * cosine
-
-
-class Ema:
-    """Exponential moving average of a module's floating-point state; short averages at the start of a run."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.updates = module, decay, 0
-        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for key, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                self.shadow[key].lerp_(value.detach(), 1 - decay)
-            else:
-                self.shadow[key].copy_(value)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The module holds the averaged weights inside the block."""
-        kept = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.module.load_state_dict(self.shadow)
-        try:
-            yield
-        finally:
-            self.module.load_state_dict(kept)
 
 
 class Run:
@@ -106,15 +80,16 @@ class Run:
         self.folder = Path(folder)
         self.config, self.seed, self.steps, self.minutes = dict(config), seed, steps, minutes
         self.warmup, self.floor, self.log_every = warmup, floor, log_every
-        self.print_seconds, self.checkpoint_minutes = print_seconds, checkpoint_minutes
-        self.tensorboard, self.board = tensorboard, None
+        self.checkpoint_minutes = checkpoint_minutes
+        self.processes = Processes()
+        self.journal = Journal(self.folder, tensorboard, quiet=not self.processes.main)
+        self.line = Progress(print_seconds, quiet=not self.processes.main)
         self.step, self.elapsed = 0, 0.0  # steps done; seconds of training, earlier sessions included
         self.interrupted = False
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.emas: dict[str, Ema] = {}
         self._sums: dict[str, list[float]] = {}
-        self._last: dict[str, float] = {}
         self._reported: dict[str, float] = {}
 
     # -- setting up -----------------------------------------------------------------------------------------------
@@ -138,40 +113,44 @@ class Run:
             raise TrainingError(f"The run folder {self.folder} cannot be made: {error.strerror}.") from error
         torch.manual_seed(self.seed)
         random.seed(self.seed)
-        if (self.checkpoint_folder / "state.json").exists():
-            self._load()
-        if self.tensorboard:
-            from duogen_core.training.board import Board
-
-            self.board = Board(self.folder, self.step)
-        record = {"config": self.config, "seed": self.seed, "steps": self.steps, "minutes": self.minutes}
-        record |= {"warmup": self.warmup, "floor": self.floor, "versions": versions()}
-        record = json.loads(json.dumps(record, default=str))
-        changed = self._changes(record)
-        if self.step and changed:  # metrics.jsonl tells from which step on the settings were others
+        changed = self.journal.changes(self._record())
+        resumes = has_checkpoint(self.folder)
+        if resumes:
+            self._load(changed)
+        self.journal.begin(self.step)
+        if resumes and changed:  # metrics.jsonl tells from which step on the settings were others
+            self.say(f"Settings changed since the session before: {sentence(changed)}.")
             self.record(changed=changed)
-        write_text(self.folder / "config.json", json.dumps(record, indent=2) + "\n")
+        self.journal.settings(self._record())
 
-    def _changes(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings that differ from those of the session before: {name: [old, new]}."""
+    def _record(self) -> dict[str, Any]:
+        record = {"config": self.config, "seed": self.seed, "steps": self.steps, "minutes": self.minutes}
+        return record | {"warmup": self.warmup, "floor": self.floor, "processes": self.processes.count}
+
+    def _load(self, changed: Mapping[str, list[Any]]) -> None:
         try:
-            before = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        pairs = {k: (before.get(k), record[k]) for k in ("seed", "steps", "minutes", "warmup", "floor")}
-        pairs |= {k: (before.get("config", {}).get(k), v) for k, v in record["config"].items()}
-        return {k: [old, new] for k, (old, new) in pairs.items() if old != new}
+            state = read_checkpoint(self.folder, self.modules, self.emas, self.optimizers)
+        except TrainingError as error:
+            since = f" Changed since: {sentence(changed)}." if changed else ""
+            raise TrainingError(f"{error}{since}") from error
+        self.step, self.elapsed, self._sums = state["step"], state["seconds"], state["sums"]
+        states = [state["rng"], *state.get("rng_others", [])]  # of processes 1, 2, …
+        set_rng_state(states[min(self.processes.rank, len(states) - 1)])
+        self.say(f"Continuing from step {self.step} ({clock(self.elapsed)} of training).")
 
     @property
     def checkpoint_folder(self) -> Path:
-        folder = self.folder / "checkpoint"
-        old = self.folder / "checkpoint.old"  # a kill between the two renames of a save leaves only this one
-        return old if not folder.exists() and old.exists() else folder
+        return checkpoint_folder(self.folder)
 
     def rng(self, step: int, name: str = "data") -> random.Random:
         return rng_for(self.seed, name, step)
 
     # -- the loop -------------------------------------------------------------------------------------------------
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes, prints and evaluates."""
+        return self.processes.main
 
     @property
     def progress(self) -> float:
@@ -189,8 +168,8 @@ class Run:
 
     def __iter__(self) -> Iterator[int]:
         before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        self._start = self._clock = self._printed = self._saved = time.monotonic()
-        self._start_progress = self.progress
+        self._clock, self._saved = time.monotonic(), self.elapsed
+        self.line.begin(self.progress)
         try:
             while not self.finished and not self.interrupted:
                 for optimizer in self.optimizers.values():
@@ -205,59 +184,74 @@ class Run:
             for s, handler in before.items():
                 signal.signal(s, handler)
 
+    def update(
+        self,
+        loss: torch.Tensor,
+        clip: float,
+        clipped: Iterable[nn.Parameter] | None = None,
+        samples: Sequence[str] = (),
+    ) -> torch.Tensor:
+        """One step of all optimizers from this process's part of the loss; returns the gradients' norm before the clip.
+
+        clipped: the parameters whose gradients are scaled down together to a norm of `clip`; None: all of them.
+        samples: names of what the step learns from, for the error if loss or gradients are not finite.
+        """
+        whole = self.processes.total(loss)
+        self._check("loss", whole, samples)
+        parameters = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
+        for parameter in parameters:
+            parameter.grad = None
+        self.processes.backward(loss)
+        norm = self.processes.clip(parameters if clipped is None else clipped, clip)
+        self._check("norm of the gradients", norm, samples)
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        return norm
+
+    def _check(self, what: str, value: torch.Tensor | float, samples: Sequence[str] = ()) -> None:
+        value = float(value)
+        if math.isfinite(value):
+            return
+        self.record(failed={"what": what, "value": str(value), "samples": list(samples)})
+        named = ", ".join(samples[:NAMED]) + (f" and {len(samples) - NAMED} more" if len(samples) > NAMED else "")
+        kept = f"the last checkpoint in {self.checkpoint_folder}" if has_checkpoint(self.folder) else "the beginning"
+        raise TrainingError(
+            f"The {what} is {value} at step {self.step}{f', which learns from {named}' if named else ''}. Lower the "
+            f"learning rate or look at the data, and give the same command again to go on from {kept}."
+        )
+
     def report(self, **values: float | torch.Tensor) -> None:
         """Figures of this step; `loss` that is not finite ends the run with an error (the last checkpoint stays)."""
         self._reported = {k: float(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in values.items()}
-        if not math.isfinite(self._reported.get("loss", 0.0)):
-            raise TrainingError(
-                f"The loss is {self._reported['loss']} at step {self.step}. Lower the learning rate and start again "
-                f"from the last checkpoint in {self.checkpoint_folder}."
-            )
+        self._check("loss", self._reported.get("loss", 0.0))
 
     def record(self, **values: Any) -> None:
         """One line of its own in metrics.jsonl, for example an evaluation: record(eval={...})."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, "seconds": round(self.elapsed, 1), **values}) + "\n")
-        if self.board is not None:
-            self.board.add(self.step, values)
+        self.journal.add(self.step, self.elapsed, values)
 
     def say(self, text: str) -> None:
         """A line of its own, above the progress line."""
-        print(("\r\x1b[K" if sys.stdout.isatty() else "") + text, flush=True)
+        self.line.say(text)
 
     def _after_step(self) -> None:
         now = time.monotonic()
-        self.elapsed += now - self._clock
+        elapsed = self.elapsed + now - self._clock
+        self.elapsed, self.interrupted = self.processes.agree(elapsed, self.interrupted)
         self._clock = now
         factor = self.lr_factor
         self.step += 1
         for key, value in self._reported.items():
             self._sums.setdefault(key, []).append(value)
-            self._last[key] = value if key not in self._last else 0.95 * self._last[key] + 0.05 * value
+        self.line.add(self._reported)
         if self.step % self.log_every == 0 or self.finished:
             self.record(**{k: sum(v) / len(v) for k, v in self._sums.items()}, lr_factor=round(factor, 5))
             self._sums = {}
-        pause = 0.3 if sys.stdout.isatty() else self.print_seconds
-        if now - self._printed >= pause or self.finished:
-            self._print(now)
-        if now - self._saved >= 60 * self.checkpoint_minutes and not self.finished:
+        if self.main and (self.line.due() or self.finished):
+            steps = f"{self.step}/{self.steps}" if self.steps else str(self.step)
+            write_text(self.folder / "STATUS", self.line.show(self.progress, steps, self.elapsed) + "\n")
+        if self.elapsed - self._saved >= 60 * self.checkpoint_minutes and not self.finished:
             self.save()
-            self._saved = time.monotonic()
-
-    def _print(self, now: float) -> None:
-        self._printed = now
-        done = max(self.progress - self._start_progress, 1e-9)
-        left = max(0.0, (1 - self.progress) * (now - self._start) / done)
-        figures = " ".join(f"{k} {v:.4g}" for k, v in self._last.items())
-        bar = "#" * int(20 * min(1, self.progress))
-        line = f"[{bar:<20}] {100 * min(1, self.progress):3.0f}% step {self.step}"
-        line += f"/{self.steps}" if self.steps else ""
-        line += f" | {figures} | {clock(self.elapsed)} gone, {clock(left)} left"
-        if sys.stdout.isatty():
-            print(f"\r\x1b[K{line}", end="\n" if self.finished else "", flush=True)
-        else:
-            print(line, flush=True)
-        write_text(self.folder / "STATUS", line + "\n")
+            self._saved = self.elapsed
 
     def _on_signal(self, number: int, frame: Any) -> None:
         if self.interrupted:  # a second time: at once
@@ -265,127 +259,13 @@ class Run:
         self.interrupted = True
         self.say("Stopping after this step; the checkpoint will be written. Press Ctrl-C again to stop at once.")
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------
-
     def save(self) -> None:
-        new, current, old = (self.folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        state: dict[str, Any] = {"format": "duogen-checkpoint", "version": 1}
-        state |= {
-            "step": self.step,
-            "seconds": self.elapsed,
-            "sums": self._sums,
-            "rng": rng_state(),
-            "optimizers": {},
-            "ema": {},
-        }
-        for name, module in self.modules.items():
-            save_tensors(module.state_dict(), new / f"{name}.safetensors")
-        for name, ema in self.emas.items():
-            save_tensors(ema.shadow, new / f"{name}.ema.safetensors")
-            state["ema"][name] = ema.updates
-        for name, optimizer in self.optimizers.items():
-            whole = optimizer.state_dict()
-            flat = {f"{i}.{k}": v for i, entry in whole["state"].items() for k, v in entry.items()}
-            tensors = {k: v for k, v in flat.items() if isinstance(v, torch.Tensor)}
-            save_tensors(tensors, new / f"{name}.optimizer.safetensors")
-            numbers = {k: v for k, v in flat.items() if k not in tensors}
-            state["optimizers"][name] = {"numbers": numbers}
-        write_text(new / "state.json", json.dumps(state))
-        shutil.rmtree(old, ignore_errors=True)
-        if current.exists():
-            os.replace(current, old)
-        os.replace(new, current)
-        shutil.rmtree(old, ignore_errors=True)
-        try:
-            plot_losses(self.folder)
-        except MissingExtra as error:
-            self.say(str(error))
-
-    def _load(self) -> None:
-        folder = self.checkpoint_folder
-        try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            for name, module in self.modules.items():
-                module.load_state_dict(load_file(folder / f"{name}.safetensors"))
-            for name, ema in self.emas.items():
-                saved = load_file(folder / f"{name}.ema.safetensors")
-                ema.shadow = {k: saved[k].to(v) for k, v in ema.shadow.items()}
-                ema.updates = state["ema"][name]
-            for name, optimizer in self.optimizers.items():
-                flat: dict[str, Any] = load_file(folder / f"{name}.optimizer.safetensors")
-                flat |= state["optimizers"][name]["numbers"]
-                entries: dict[int, dict[str, Any]] = {}
-                for key, value in flat.items():
-                    index, field = key.split(".", 1)
-                    entries.setdefault(int(index), {})[field] = value
-                groups = optimizer.state_dict()["param_groups"]  # settings come from the config, moments from the file
-                optimizer.load_state_dict({"state": entries, "param_groups": groups})
-            self.step, self.elapsed, self._sums = state["step"], state["seconds"], state["sums"]
-            set_rng_state(state["rng"])
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise TrainingError(
-                f"The checkpoint in {folder} does not fit this run: {str(error).splitlines()[0]} Resume needs the same "
-                "model settings; give another --out folder to start anew."
-            ) from error
-        path = self.folder / "metrics.jsonl"
-        if path.exists():  # lines after the checkpoint will be written again
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-            write_text(path, "".join(line + "\n" for line in kept))
-        self.say(f"Continuing from step {self.step} ({clock(self.elapsed)} of training).")
-
-
-# -- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    # clone: safetensors refuses tensors that share memory (tied embeddings)
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={"format": "pt"})
-
-
-def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def rng_state() -> dict[str, Any]:
-    version, numbers, gauss = random.getstate()
-    state = {"python": [version, list(numbers), gauss], "torch": _encode(torch.get_rng_state())}
-    if torch.cuda.is_available():
-        state["cuda"] = [_encode(s) for s in torch.cuda.get_rng_state_all()]
-    return state
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    torch.set_rng_state(_decode(state["torch"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([_decode(s) for s in state["cuda"]])
-
-
-def _encode(tensor: torch.Tensor) -> str:
-    return base64.b64encode(bytes(tensor.tolist())).decode()
-
-
-def _decode(text: str) -> torch.Tensor:
-    return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    for package in ("torch", "transformers", "diffusers", "tokenizers", "safetensors", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        rng, *others = self.processes.gather(rng_state())
+        state = {"step": self.step, "seconds": self.elapsed, "sums": self._sums, "rng": rng}
+        state |= {"rng_others": others} if others else {}
+        write_checkpoint(self.folder, state, self.modules, self.emas, self.optimizers, main=self.main)
+        if self.main:
+            try:
+                plot_losses(self.folder)
+            except (MissingExtra, OSError) as error:
+                self.say(str(error))

@@ -1,0 +1,191 @@
+"""The checkpoint of a run: written whole or not at all, and read back exactly.
+
+<run folder>/checkpoint/: <name>.safetensors, <name>.ema.safetensors, <name>.optimizer.safetensors and state.json (step,
+seconds, RNG states). No pickle. A checkpoint is written beside the old one, as checkpoint.new, and swapped in by two
+renames; a kill at any moment leaves a whole one. Tensors that FSDP splits are put together, so a run can go on with
+another number of processes.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from duogen_core.training.ema import Ema
+from duogen_core.training.errors import TrainingError
+from duogen_core.training.parallel import split_like, whole_state
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Modules = Mapping[str, nn.Module]
+Optimizers = Mapping[str, torch.optim.Optimizer]
+
+
+def checkpoint_folder(run_folder: Path) -> Path:
+    folder, old = run_folder / "checkpoint", run_folder / "checkpoint.old"
+    return old if not folder.exists() and old.exists() else folder  # a kill between the two renames leaves the old one
+
+
+def has_checkpoint(run_folder: Path) -> bool:
+    return (checkpoint_folder(run_folder) / "state.json").exists()
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_checkpoint(
+    run_folder: Path,
+    state: Mapping[str, Any],
+    modules: Modules,
+    emas: Mapping[str, Ema],
+    optimizers: Optimizers,
+    *,
+    main: bool = True,
+) -> None:
+    """All processes must come (FSDP's tensors are gathered); only the main one writes."""
+    new, current, old = (run_folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    state = {"format": "duogen-checkpoint", "version": 1, **state, "ema": {}, "optimizers": {}}
+    state["ema"] = {name: ema.updates for name, ema in emas.items()}
+    try:
+        if main:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+        for name, tensors in _files(modules, emas, optimizers, state["optimizers"]):
+            gathered = whole_state(tensors, keep=main)
+            if main:
+                save_tensors(gathered, new / f"{name}.safetensors")
+        if main:
+            write_text(new / "state.json", json.dumps(state))
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        kept = "The last one stays as it was" if has_checkpoint(run_folder) else "There is none before it"
+        raise TrainingError(
+            f"The checkpoint of step {state['step']} cannot be written to {run_folder}: {reason(error)}. {kept}; free "
+            "some space (twice the size of a checkpoint is needed) and give the same command again to go on from there."
+        ) from error
+    if main:
+        shutil.rmtree(old, ignore_errors=True)
+        if current.exists():
+            os.replace(current, old)
+        os.replace(new, current)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _files(
+    modules: Modules, emas: Mapping[str, Ema], optimizers: Optimizers, numbers: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+    """What goes into each file; what an optimizer keeps besides tensors goes into `numbers`."""
+    for name, module in modules.items():
+        yield name, module.state_dict()
+    for name, ema in emas.items():
+        yield f"{name}.ema", ema.shadow
+    for name, optimizer in optimizers.items():
+        entries = optimizer.state_dict()["state"]
+        flat = {f"{i}.{k}": v for i, entry in entries.items() for k, v in entry.items()}
+        tensors = {k: v for k, v in flat.items() if isinstance(v, torch.Tensor)}
+        numbers[name] = {"numbers": {k: v for k, v in flat.items() if k not in tensors}}
+        yield f"{name}.optimizer", tensors
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    # clone: safetensors refuses tensors that share memory (tied embeddings)
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def reason(error: Exception) -> str:
+    """What the system said, without numbers: "No space left on device"."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    return text.rsplit("error: ", 1)[-1].split(" (os error")[0].rstrip(".")
+
+
+def is_full(error: Exception) -> bool:
+    """No room on the disk, in the quota, or for a file of that size."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return isinstance(error, SafetensorError) and any(f"(os error {number})" in str(error) for number in FULL)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(
+    run_folder: Path, modules: Modules, emas: Mapping[str, Ema], optimizers: Optimizers
+) -> dict[str, Any]:
+    """Fills modules, averages and optimizers; returns state.json. What does not fit raises a TrainingError."""
+    folder = checkpoint_folder(run_folder)
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for name, module in modules.items():
+            pattern, saved = module.state_dict(), load_file(folder / f"{name}.safetensors")
+            module.load_state_dict({k: split_like(v, pattern[k]) if k in pattern else v for k, v in saved.items()})
+        for name, ema in emas.items():
+            saved = load_file(folder / f"{name}.ema.safetensors")
+            ema.shadow = {k: split_like(saved[k].to(v), v) for k, v in ema.shadow.items()}
+            ema.updates = state["ema"][name]
+        for name, optimizer in optimizers.items():
+            flat: dict[str, Any] = load_file(folder / f"{name}.optimizer.safetensors")
+            _fill(optimizer, flat | state["optimizers"][name]["numbers"])
+    except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"The checkpoint in {folder} does not fit this run: {str(error).splitlines()[0]} Resume needs the same "
+            "model settings; give another out= folder to start anew."
+        ) from error
+    return state
+
+
+def _fill(optimizer: torch.optim.Optimizer, flat: Mapping[str, Any]) -> None:
+    """Moments from the file, settings (learning rates, ...) from the config."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries: dict[int, dict[str, Any]] = {}
+    for key, value in flat.items():
+        number, field = key.split(".", 1)
+        pattern = parameters[int(number)]
+        if isinstance(value, torch.Tensor) and value.shape == pattern.shape:
+            value = split_like(value, pattern)
+        entries.setdefault(int(number), {})[field] = value
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+# -- random generators ------------------------------------------------------------------------------------------------
+
+
+def rng_state() -> dict[str, Any]:
+    version, numbers, gauss = random.getstate()
+    state = {"python": [version, list(numbers), gauss], "torch": _encode(torch.get_rng_state())}
+    if torch.cuda.is_available():
+        state["cuda"] = [_encode(s) for s in torch.cuda.get_rng_state_all()]
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    torch.set_rng_state(_decode(state["torch"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([_decode(s) for s in state["cuda"]])
+
+
+def _encode(tensor: torch.Tensor) -> str:
+    return base64.b64encode(bytes(tensor.tolist())).decode()
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8)

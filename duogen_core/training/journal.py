@@ -1,0 +1,97 @@
+"""What a run writes down beside its weights: config.json (settings, seed, versions), metrics.jsonl, TensorBoard.
+
+metrics.jsonl has one JSON object a line, each with `step` and `seconds`: means of the figures, evaluations, settings
+that changed on resume.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from duogen_core.training.board import Board
+from duogen_core.training.checkpoints import write_text
+
+PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
+UNTOLD = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
+
+
+class Journal:
+    def __init__(self, folder: Path, tensorboard: bool = False, quiet: bool = False) -> None:
+        """quiet: not the main process; nothing is written."""
+        self.folder, self.tensorboard, self.quiet = folder, tensorboard and not quiet, quiet
+        self.board: Board | None = None
+
+    def begin(self, step: int) -> None:
+        """Lines after `step` belong to a session that was killed, and will be written again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists() and step and not self.quiet:
+            write_text(path, "".join(f"{json.dumps(line)}\n" for line in read_lines(path) if line["step"] <= step))
+        if self.tensorboard:
+            self.board = Board(self.folder, step)
+
+    def changes(self, record: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """What is other than in the session before, {name: [old, new]}."""
+        path = self.folder / "config.json"
+        try:
+            before = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return changes(before, json.loads(json.dumps(record, default=str)))
+
+    def settings(self, record: Mapping[str, Any]) -> None:
+        if not self.quiet:
+            record = {**record, "versions": versions()}
+            write_text(self.folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+
+    def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
+        if self.quiet:
+            return
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **values}) + "\n")
+        if self.board is not None:
+            self.board.add(step, values)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that a kill or a full disk cut short is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{name: [old, new]} of two records; settings in sections by their path, "families.guide"."""
+    old, new = (flat({**record, **record.get("config", {})}) for record in (before, now))
+    names = [name for name in [*new, *(old.keys() - new.keys())] if name.split(".")[0] not in {*UNTOLD, "config"}]
+    return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def sentence(changed: Mapping[str, list[Any]]) -> str:
+    """ "lr: 0.003 -> 0.001, steps: 12 -> 8" """
+    return ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

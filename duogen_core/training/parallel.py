@@ -1,0 +1,154 @@
+"""The processes of a run: one, unless Hugging Face accelerate's launcher started more.
+
+    accelerate launch --num_processes 2 -m duogen_core train stage2 --config my.yaml
+
+The batch of a step is the same on every process, a function of (seed, step); each takes its `share` of it. A process's
+loss is its part of the sum, already divided by what the whole batch counts (`total`), so that the parts add up to the
+loss of one process, and so do the gradients (`backward`). DDP copies the weights to every process, FSDP splits them;
+which one, and on what device, is accelerate's configuration. Only the main process writes, prints and evaluates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from duogen_core.training.errors import TrainingError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)  # that the others wait while the main process evaluates or writes
+
+
+class Processes:
+    """rank of count; `main`: the one that writes; `sharded`: under FSDP; device: where model and batches go."""
+
+    def __init__(self) -> None:
+        self.accelerator: Any = None
+        self.rank, self.count, self.sharded, self.device = 0, 1, False, torch.device("cpu")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import Accelerator
+            from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+
+            # unused: a share without a picture to learn from leaves the vision tower without gradients
+            ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+            self.accelerator = Accelerator(kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)])
+            self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
+            self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
+            self.device = self.accelerator.device
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def prepare(self, loss: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> nn.Module:
+        """The module to call for the loss. FSDP: its parameters and those of the optimizers are split in place."""
+        if self.accelerator is None:
+            return loss
+        if not self.sharded:
+            return self.accelerator.prepare(loss)
+        if not self.accelerator.is_fsdp2:
+            raise TrainingError("FSDP here is that of fsdp_version: 2; set it in accelerate's configuration.")
+        if any(type(optimizer).__name__ == "Muon" for optimizer in optimizers.values()):
+            raise TrainingError("Muon needs whole matrices, which FSDP splits; set optimizer=adamw.")
+        return self.accelerator.prepare(loss, *optimizers.values())[0]
+
+    # -- the work of a step ---------------------------------------------------------------------------------------
+
+    def share(self, batch: Sequence[T]) -> list[T]:
+        """What this process has of the whole batch."""
+        if len(batch) < self.count:
+            raise TrainingError(
+                f"A batch of {len(batch)} cannot be shared out to {self.count} processes; make it larger, or start "
+                "fewer processes."
+            )
+        return list(batch[self.rank :: self.count])
+
+    def total(self, value: Tensor | float) -> Tensor:
+        """Sum over the processes."""
+        value = torch.as_tensor(value).detach()
+        if self.count > 1:
+            value = value.to(self.device, torch.float64, copy=True)
+            torch.distributed.all_reduce(value)
+        return value
+
+    def most(self, number: int) -> int:
+        """Largest number of any process."""
+        if self.count == 1:
+            return number
+        value = torch.tensor(number, device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return int(value)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the sum of all processes' losses; DDP and FSDP would take the mean."""
+        (loss * self.count if self.count > 1 else loss).backward()
+
+    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+        """Scale the gradients down to a norm of `largest`; returns the norm they had."""
+        return whole(nn.utils.clip_grad_norm_(parameters, largest))
+
+    def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """The main process's clock, and whether any process was told to stop."""
+        if self.count == 1:
+            return seconds, stop
+        seconds, stops = self.total(torch.tensor([seconds if self.main else 0.0, stop], dtype=torch.float64)).tolist()
+        return seconds, stops > 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    @contextmanager
+    def first(self) -> Iterator[None]:
+        """The main process runs the block first, the others when it is done: they find what it wrote."""
+        if self.count > 1 and not self.main:
+            torch.distributed.barrier()
+        yield
+        if self.count > 1 and self.main:
+            torch.distributed.barrier()
+
+    @contextmanager
+    def gathered(self, *modules: nn.Module) -> Iterator[None]:
+        """Inside, `state_dict()` of the modules gives whole tensors, for save_pretrained. All processes must come."""
+        with ExitStack() as stack:
+            for module in modules if self.sharded else ():
+                state = whole_state(module.state_dict())
+                module.state_dict = lambda *_, state=state, **__: state
+                stack.callback(delattr, module, "state_dict")
+            yield
+
+
+# -- tensors split by FSDP ------------------------------------------------------------------------------------------
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def whole_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Whole tensors on the CPU; what is tied stays so. All processes must come; without `keep` they get nothing."""
+    known: dict[int, Tensor] = {}
+    for tensor in state.values():
+        if id(tensor) not in known:
+            gathered = whole(tensor.detach())
+            known[id(tensor)] = gathered.cpu() if keep else torch.empty(0)
+    return {key: known[id(tensor)] for key, tensor in state.items()} if keep else {}
+
+
+def split_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """A whole tensor as the process's part of it, if `pattern` is split."""
+    if not hasattr(pattern, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(pattern.device, pattern.dtype), pattern.device_mesh, pattern.placements)
