@@ -1,13 +1,14 @@
 """Figures from many checked answers: means, counts, 95% intervals; the JSON report and the table.
 
-A check is a number in [0, 1]; a measure (PSNR, seconds) is any number and is reported apart, under "extra".
+A check is a number in [0, 1]; a measure (PSNR, seconds) is any number and is reported apart, under "extra". A gain is
+the difference of two checks of the same cases, in [-1, 1].
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ def figures(checks: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict
             name: [round(end, 4) for end in interval(mean, len(values[name]))] for name, mean in means.items()
         },
     }
+
+
+def gain(pairs: Sequence[tuple[float, float]], z: float = 1.96) -> tuple[float, list[float]]:
+    """Mean of `with - without` over pairs (with, without) of zeros and ones, and its 95% interval (Bonett and Price,
+    2012: half a case is added to each way in which a pair can differ, so that few pairs give no false certainty)."""
+    n = len(pairs)
+    better, worse = (sum(a > b for a, b in pairs) + 1) / (n + 2), (sum(a < b for a, b in pairs) + 1) / (n + 2)
+    reach = z * math.sqrt((better + worse - (better - worse) ** 2) / (n + 2))
+    ends = [max(-1.0, better - worse - reach), min(1.0, better - worse + reach)]
+    return round(sum(a - b for a, b in pairs) / n, 4), [round(end, 4) for end in ends]
 
 
 def means(measures: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -186,11 +186,22 @@ def shows_board(picture: np.ndarray, ideal: np.ndarray) -> bool:
 
 def draft(case: Case, document: Document) -> Score:
     answer = answer_of(case, document)
-    found = re.findall(r"Answer: *(\d+)", answer.closing if answer.steps else answer.text)
-    right = bool(found) and found[-1] == case.truth["answer"]
     after = scene_from_dict(case.truth["after"])
     drawn = len(answer.pictures) == 1 and shows(answer.pictures[0], after)
-    return Score({"draft.answer": float(right), "draft.picture": float(drawn)})
+    return Score({"draft.answer": float(right_number(answer, case)), "draft.picture": float(drawn)})
+
+
+def undrafted(case: Case, document: Document) -> Score:
+    """The same question with the request not to draw: only an answer in words is one."""
+    answer = answer_of(case, document)
+    right = right_number(answer, case) and not answer.steps
+    return Score({"undrafted.answer": float(right), "undrafted.no_picture": float(not answer.steps)})
+
+
+def right_number(answer: Answer, case: Case) -> bool:
+    """The last answer stated is the right one; after drawing it must stand after the picture."""
+    found = re.findall(r"Answer: *(\d+)", answer.closing if answer.steps else answer.text)
+    return bool(found) and found[-1] == case.truth["answer"]
 
 
 # ---------------------------------------------------------------- describe
@@ -254,10 +265,11 @@ SCORERS: dict[str, Callable[[Case, Document], Score]] = {
     "edit": edit,
     "plan": plan,
     "draft": draft,
+    "undrafted": undrafted,
     "describe": describe,
 }
 CHECKS = (
     "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",
     "continue.structure", "continue.step_right", "continue.kept", "plan.reached", "draft.answer", "draft.picture",
-    "describe.right", "describe.no_picture",
+    "undrafted.answer", "undrafted.no_picture", "describe.right", "describe.no_picture",
 )  # fmt: skip

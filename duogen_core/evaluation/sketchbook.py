@@ -1,9 +1,11 @@
 """evaluate sketchbook: the model answers new cases of every task, the exact checker judges, a JSON report is written.
 
-`--samples N` cases in all, spread evenly over eight groups (draw is measured with training's pairs and with held-out
-ones). Cases come from Random("evaluation-<seed>-<group>-<index>"); training draws from other names, so a case is never
-a replay of a training sample (a simple request may still happen to be worded alike).
-Report: {"figures": check -> mean in [0, 1], "counts", "intervals" (95%), "extra": other measures, "cases": […]}.
+`--samples N` cases in all, spread evenly over nine groups: draw is measured with training's pairs and with held-out
+ones; the undrafted cases are the draft ones, asked not to draw, and `draft.gain` is what drawing wins. Cases come from
+Random("evaluation-<seed>-<group>-<index>"); training draws from other names, so a case is never a replay of a training
+sample (a simple request may still happen to be worded alike).
+Report: {"figures": check -> mean in [0, 1] (a gain: in [-1, 1]), "counts", "intervals" (95%), "extra": other measures,
+"cases": […]}.
 """
 
 from __future__ import annotations
@@ -12,21 +14,21 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duogen_core import interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.data.sketchbook.cases import Case
-from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
 
-GROUPS = ("guide", "draw", "draw held out", "edit", "continue", "plan", "draft", "describe")
-Answer = Callable[[Document, int], Document]
+if TYPE_CHECKING:
+    from duogen_core.evaluation.answering import Answer
+
+GROUPS = ("guide", "draw", "draw held out", "edit", "continue", "plan", "draft", "undrafted", "describe")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,33 +46,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", action="append", choices=GROUPS, metavar="TASK", help=f"only this task, of {', '.join(GROUPS)}")
     add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
     add("--guidance", type=float, metavar="G", help="default: the model's own")
+    add("--jobs", type=int, default=1, metavar="N", help="processes that answer, each with the model; default: 1")
+    add("--threads", type=int, default=1, metavar="N", help="CPU threads of each process; default: 1")
     add("--documents", metavar="DIR", help="save every answer there, and an overview as overview.png")
     add("--json", action="store_true", help="print the report's figures as JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
-    if args.samples < 1:
-        raise DuoGenError(f"--samples must be at least 1, not {args.samples}.")
+    for name in ("samples", "jobs", "threads"):
+        if getattr(args, name) < 1:
+            raise DuoGenError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     target = reports.checked_target(args.out)
     folder = checked_folder(args.documents)
-    from duogen_core.checkpoint import check_checkpoint, load_checkpoint, resolve_model
-    from duogen_core.pipeline import Settings, generate
+    import torch
+
+    from duogen_core.checkpoint import check_checkpoint, resolve_model
+    from duogen_core.evaluation.answering import ModelAnswer
+    from duogen_core.pipeline import Settings
 
     model = resolve_model(args.model)
     check_checkpoint(model)
-    settings = Settings(steps=args.steps, guidance=args.guidance)
+    answer = ModelAnswer(model, Settings(steps=args.steps, guidance=args.guidance))
     print(f"Loading {args.model} …", file=sys.stderr, flush=True)
-    components = load_checkpoint(model)
-    settings = settings.resolved(components.config)
+    torch.set_num_threads(args.threads)
+    components = answer.load()
+    answer.settings = settings = answer.settings.resolved(components.config)
     interrupt.raising()
 
+    chosen = cases(args.samples, args.seed, args.only or GROUPS)
     result = evaluate(
-        lambda prompt, seed: generate(components, prompt, replace(settings, seed=seed)),
-        cases(args.samples, args.seed, args.only or GROUPS),
-        seed=args.seed,
-        folder=folder,
-        progress=True,
+        answer, chosen, seed=args.seed, folder=folder, progress=True, jobs=args.jobs, threads=args.threads
     )
     header = {
         "format": reports.FORMAT,
@@ -99,7 +105,8 @@ def cases(samples: int, seed: int, groups: Sequence[str] = GROUPS) -> list[tuple
     chosen = []
     for number in range(samples):
         group = groups[number % len(groups)]
-        rng = Random(f"evaluation-{seed}-{group}-{number // len(groups)}")
+        same = "draft" if group == "undrafted" else group
+        rng = Random(f"evaluation-{seed}-{same}-{number // len(groups)}")
         family, _, held_out = group.partition(" ")
         chosen.append((group, evaluation_case(family, rng, held_out=bool(held_out))))
     return chosen
@@ -112,25 +119,25 @@ def evaluate(
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = False,
+    jobs: int = 1,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """Lets `answer(prompt, seed)` answer every case; returns the report without its header."""
-    from tqdm import tqdm
-
+    from duogen_core.evaluation.answering import answers
     from duogen_core.evaluation.scores import CHECKS, score
 
     chosen = list(chosen)
+    seeds = [seed * 100_000 + number * 10 for number in range(len(chosen))]  # pictures of one answer count up from here
+    questions = [(case.prompt, one) for (_, case), one in zip(chosen, seeds)]
     records, rows, scores = [], [], []
     started = time.perf_counter()
-    bar = tqdm(chosen, unit="case", disable=not progress, dynamic_ncols=True)
-    for number, (group, case) in enumerate(bar):
-        bar.set_description(group)
-        picture_seed = seed * 100_000 + number * 10  # pictures of one answer count up from here
-        begun = time.perf_counter()
-        document = answer(case.prompt, picture_seed)
-        seconds = time.perf_counter() - begun
+    bar = Bar(len(chosen), progress)
+    for number, (document, seconds) in enumerate(answers(answer, questions, jobs, threads)):
+        group, case = chosen[number]
         found = score(case, document)
         given = len(case.prompt.turns)
         scores.append((found, {f"{case.family}.seconds": seconds}))
+        bar.step(found.checks)
         records.append(
             {
                 "group": group,
@@ -140,7 +147,7 @@ def evaluate(
                 "checks": {name: round(value, 4) for name, value in found.checks.items()},
                 "measures": {name: round(value, 4) for name, value in found.measures.items()},
                 "stop_reason": document.generation.get("stop_reason"),
-                "seed": picture_seed,
+                "seed": seeds[number],
                 "seconds": round(seconds, 2),
             }
         )
@@ -153,12 +160,47 @@ def evaluate(
         from duogen_core.evaluation.sheet import contact_sheet
 
         contact_sheet(sorted(rows, key=lambda row: GROUPS.index(row[0][5:])), folder / "overview.png", most=200)
+    bar.close()
+    checks = [found.checks for found, _ in scores]
     return {
-        **reports.figures([found.checks for found, _ in scores], CHECKS),
+        **with_gain(reports.figures(checks, CHECKS), checks),
         "extra": reports.means([{**found.measures, **timing} for found, timing in scores]),
         "seconds": round(time.perf_counter() - started, 1),
         "cases": records,
     }
+
+
+def with_gain(found: dict[str, dict[str, Any]], checks: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """The figures and draft.gain: how often drawing made the answer right, less how often it made it wrong."""
+    with_drawing, without = (
+        [one[name] for one in checks if name in one] for name in ("draft.answer", "undrafted.answer")
+    )
+    pairs = list(zip(with_drawing, without))  # the k-th of both are one case
+    if pairs:
+        found["figures"]["draft.gain"], found["intervals"]["draft.gain"] = reports.gain(pairs)
+        found["counts"]["draft.gain"] = len(pairs)
+    return found
+
+
+class Bar:
+    """A progress bar with the figures so far: of each task its first check."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        from tqdm import tqdm
+
+        pause = 0.2 if sys.stderr.isatty() else 20.0  # in a log file every redrawing is a line
+        self.bar = tqdm(total=total, unit="case", disable=not shown, dynamic_ncols=True, mininterval=pause)
+        self.sums: dict[str, list[float]] = {}
+
+    def step(self, checks: Mapping[str, float]) -> None:
+        name = next((name for name in checks if name.endswith(("step_right", "right_heldout"))), next(iter(checks)))
+        self.sums.setdefault(name, []).append(checks[name])
+        figures = (f"{name} {sum(values) / len(values):.2f}" for name, values in self.sums.items())
+        self.bar.set_postfix_str(", ".join(figures), refresh=False)
+        self.bar.update()
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def checked_folder(name: str | None) -> Path | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sketchbook.cases import Case, scene_from_dict, scene_to_dict
 from duogen_core.data.sketchbook.draw import draw_scene
@@ -22,10 +23,11 @@ from duogen_core.evaluation import report as reports
 from duogen_core.evaluation.pictures import score_pictures, step_agreement, step_right
 from duogen_core.evaluation.scores import CHECKS, described, right_words, score
 from duogen_core.evaluation.sketchbook import GROUPS, cases, evaluate
+from tests.core.tiny import random_components
 
 ISSUE_CHECKS = {
     "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",
-    "plan.reached", "draft.answer", "describe.right", "describe.no_picture",
+    "plan.reached", "draft.answer", "draft.gain", "describe.right", "describe.no_picture",
 }  # fmt: skip
 
 
@@ -75,20 +77,26 @@ def test_all_checks_of_the_issue_are_measured_in_one_round():
     chosen = cases(len(GROUPS), 5)
     queue = iter(chosen)
     result = evaluate(lambda prompt, seed: answered(next(queue)[1]), chosen)
-    assert set(result["figures"]) >= ISSUE_CHECKS and set(result["figures"]) == set(CHECKS)
+    assert set(result["figures"]) >= ISSUE_CHECKS and set(result["figures"]) == {*CHECKS, "draft.gain"}
+    assert result["figures"].pop("draft.gain") == 0.0
     assert all(value == 1.0 for value in result["figures"].values())
     assert result["counts"]["guide.structure"] == 1 and result["intervals"]["draw.right"][1] == 1.0
     assert len(result["cases"]) == len(GROUPS) and result["extra"]["guide.psnr"] == 60.0
 
 
 def test_cases_are_new_for_every_seed_and_balanced():
-    first, again, other = cases(40, 0), cases(40, 0), cases(40, 1)
+    first, again, other = (cases(5 * len(GROUPS), seed) for seed in (0, 0, 1))
     texts = [[case.document.text for _, case in some] for some in (first, again, other)]
     assert texts[0] == texts[1] != texts[2]
     assert {group: sum(g == group for g, _ in first) for group in GROUPS} == dict.fromkeys(GROUPS, 5)
     for group, case in first:
         pairs = [s.held_out for s in scene_from_dict(case.truth["scene"]).shapes] if case.family == "draw" else []
         assert any(pairs) == (group == "draw held out")
+    drafts, undrafted = ([case for g, case in first if g == group] for group in ("draft", "undrafted"))
+    assert [case.truth for case in drafts] == [case.truth for case in undrafted]
+    for case, same in zip(drafts, undrafted):
+        assert same.prompt.last_turn.text.startswith(case.prompt.last_turn.text)
+        assert same.prompt.pictures == case.prompt.pictures and not same.document.last_turn.pictures
 
 
 @pytest.mark.parametrize("size", [(64, 96), (160, 96), (32, 32), (16, 16), (512, 512)])
@@ -99,7 +107,7 @@ def test_pictures_of_another_size_are_wrong_and_no_error(family, size):
     other = Picture(np.full((size[1], size[0], 3), 200, np.uint8))
     document = answered(case, lambda parts: [other if isinstance(part, Picture) else part for part in parts])
     found = score(case, document).checks
-    if family not in ("describe", "draft") and own != size:
+    if family not in ("describe", "draft", "undrafted") and own != size:
         assert not any(value for name, value in found.items() if not name.endswith("structure")), found
 
 
@@ -271,6 +279,41 @@ def test_draft_answer_stands_after_the_picture():
     assert score(case, answered(case, no_picture)).checks == {"draft.answer": 1.0, "draft.picture": 0.0}
 
 
+def test_undrafted_wants_the_answer_in_words():
+    case = case_of("undrafted", 1)
+    wrong = with_text(lambda text: text.replace("Answer: ", "Answer: 1"))
+    assert score(case, answered(case, wrong)).checks == {"undrafted.answer": 0.0, "undrafted.no_picture": 1.0}
+    picture = case.prompt.pictures[-1]
+    drawn = score(case, answered(case, lambda parts: [Text("I draw."), picture, *parts])).checks
+    assert drawn == {"undrafted.answer": 0.0, "undrafted.no_picture": 0.0}
+
+
+def test_gain_is_of_pairs():
+    only = ("draft", "undrafted")
+    chosen = cases(40, 1, only)
+    ideal = {case.prompt: case for _, case in chosen}
+
+    def answer(prompt, seed):
+        case = ideal[prompt]
+        if case.family == "undrafted" and int(case.truth["answer"]) % 2:
+            return answered(case, lambda parts: [])
+        return answered(case)
+
+    result = evaluate(answer, chosen)
+    odd = sum(int(case.truth["answer"]) % 2 for group, case in chosen if group == "draft")
+    low, high = result["intervals"]["draft.gain"]
+    assert 0 < odd < 20 and result["figures"]["draft.gain"] == odd / 20 and result["counts"]["draft.gain"] == 20
+    assert low < odd / 20 < high < 1
+    assert "draft.gain" not in evaluate(answer, chosen[::2])["figures"]
+
+
+def test_interval_of_a_gain():
+    assert reports.gain([(1, 1)] * 50) == (0.0, [-0.0533, 0.0533])
+    mean, (low, high) = reports.gain([(1, 0)] * 30 + [(1, 1)] * 60 + [(0, 1)] * 10)
+    assert mean == 0.2 and 0.07 < low < 0.09 and 0.30 < high < 0.33
+    assert reports.gain([(0, 1)] * 4)[1][0] == -1.0
+
+
 # ---------------------------------------------------------------- describe
 
 
@@ -334,41 +377,42 @@ def test_intervals():
 
 @pytest.fixture
 def model(monkeypatch):
-    """The command with an ideal model in place of a checkpoint; every third answer stops too early."""
+    """The command with an ideal model in place of a checkpoint; every fourth answer stops too early."""
     from types import SimpleNamespace
 
-    from duogen_core import checkpoint, pipeline
+    from duogen_core import checkpoint
+    from duogen_core.evaluation import answering
 
-    truths = {case.prompt: case for seed in (0, 3) for _, case in cases(48, seed)}
+    truths = {case.prompt: case for seed in (0, 3) for _, case in cases(54, seed)}
     asked = []
 
     def generate(components, prompt, settings):
         asked.append(settings.seed)
         case = truths[prompt]
-        if len(asked) % 3 == 0:
+        if len(asked) % 4 == 1:
             return answered(case, lambda parts: parts[:1], "max_tokens")
         return answered(case)
 
     components = SimpleNamespace(name="ideal", config=checkpoint.CheckpointConfig())
     monkeypatch.setattr(checkpoint, "resolve_model", lambda name: Path(name))
     monkeypatch.setattr(checkpoint, "check_checkpoint", lambda folder: None)
-    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda folder: components)
-    monkeypatch.setattr(pipeline, "generate", generate)
+    monkeypatch.setattr(answering, "load_checkpoint", lambda folder: components)
+    monkeypatch.setattr(answering, "generate", generate)
     return asked
 
 
 def test_command_writes_report_documents_and_overview(model, tmp_path, capsys):
     out, folder = tmp_path / "report.json", tmp_path / "answers"
-    arguments = ["--out", str(out), "--samples", "24", "--seed", "3", "--documents", str(folder)]
+    arguments = ["--out", str(out), "--samples", "27", "--seed", "3", "--documents", str(folder)]
     assert main(["evaluate", "sketchbook", *arguments]) == 0
     report = json.loads(out.read_text())
-    assert set(report["figures"]) >= ISSUE_CHECKS and all(0 <= v <= 1 for v in report["figures"].values())
+    assert set(report["figures"]) >= ISSUE_CHECKS and all(-1 <= v <= 1 for v in report["figures"].values())
     assert report["figures"]["guide.structure"] < 1.0 and report["counts"]["draw.right"] == 3
-    assert report["seed"] == 3 and report["samples"] == 24 and report["model"] == "ideal"
-    assert len(set(model)) == 24  # every answer has noise of its own
+    assert report["seed"] == 3 and report["samples"] == 27 and report["model"] == "ideal"
+    assert len(set(model)) == 27  # every answer has noise of its own
     printed = capsys.readouterr().out
     assert "guide.step_right" in printed and printed.strip().endswith("report.json")
-    assert len([entry for entry in folder.iterdir() if (entry / "document.json").is_file()]) == 24
+    assert len([entry for entry in folder.iterdir() if (entry / "document.json").is_file()]) == 27
     with Image.open(folder / "overview.png") as sheet:
         assert sheet.width > 800 and sheet.height > 2000
 
@@ -380,12 +424,39 @@ def test_command_with_json_and_one_task(model, tmp_path, capsys):
     assert printed["figures"] == json.loads(out.read_text())["figures"] and "cases" not in printed
 
 
+def test_processes_answer_as_one_does(tmp_path):
+    folder = save_checkpoint(random_components(), tmp_path / "model")
+    reports_of = []
+    for jobs in ("1", "2"):
+        out = tmp_path / f"{jobs}.json"
+        arguments = [
+            "--model",
+            str(folder),
+            "--out",
+            str(out),
+            "--samples",
+            "5",
+            "--only",
+            "describe",
+            "--only",
+            "edit",
+        ]
+        assert main(["evaluate", "sketchbook", *arguments, "--jobs", jobs, "--documents", str(tmp_path / jobs)]) == 0
+        reports_of.append(json.loads(out.read_text()))
+    one, two = ([{**case, "seconds": 0} for case in report["cases"]] for report in reports_of)
+    assert one == two and reports_of[0]["figures"] == reports_of[1]["figures"]
+    files = [sorted((tmp_path / jobs).rglob("*.*")) for jobs in ("1", "2")]
+    assert [file.relative_to(tmp_path / "1") for file in files[0]] == [f.relative_to(tmp_path / "2") for f in files[1]]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--out", "nowhere/report.json"], "folder that does not exist"),
         (["--out", "."], "name of a JSON file"),
         (["--out", "r.json", "--samples", "0"], "--samples must be at least 1"),
+        (["--out", "r.json", "--jobs", "0"], "--jobs must be at least 1"),
         (["--out", "r.json", "--only", "sing"], "invalid choice"),
         (["--out", "r.json", "--model", "no-such-model"], "There is no model"),
         (["--out", "r.json", "--documents", "file"], "name of a folder"),

@@ -1,0 +1,90 @@
+"""Who answers the cases: a function in this process, or the model in several processes.
+
+In: prompts, each with the seed of its pictures. Out: the answers in the order of the prompts, each with its seconds.
+An answer is a pure function of prompt and seed, so the number of processes changes nothing but the time. (The number
+of threads may: it decides how a matrix product is summed.)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from duogen_core.checkpoint import Components, load_checkpoint
+from duogen_core.document import Document
+from duogen_core.errors import DuoGenError
+from duogen_core.pipeline import Settings, generate
+
+Answer = Callable[[Document, int], Document]
+Question = tuple[Document, int]  # the prompt, and the seed of its pictures
+
+
+@dataclass
+class ModelAnswer:
+    """An `Answer` that can be sent to another process, where it loads the model for itself."""
+
+    model: Path
+    settings: Settings
+    components: Components | None = field(default=None, repr=False)
+
+    def load(self) -> Components:
+        if self.components is None:
+            self.components = load_checkpoint(self.model)
+        return self.components
+
+    def __call__(self, prompt: Document, seed: int) -> Document:
+        return generate(self.load(), prompt, replace(self.settings, seed=seed))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "components": None}
+
+
+def answers(
+    answer: Answer, questions: Sequence[Question], jobs: int = 1, threads: int = 1
+) -> Iterator[tuple[Document, float]]:
+    """With more than one job, `answer` is sent to that many processes, each with so many CPU threads."""
+    if jobs == 1:
+        for question in questions:
+            yield timed(answer, question)
+        return
+    # spawn: a process that is forked while libraries run threads may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _be_worker, (answer, threads))
+    try:
+        yield from pool.map(_answer, questions)
+    except BrokenProcessPool:
+        raise DuoGenError(
+            f"One of the {jobs} processes that answer was ended from outside, perhaps for want of memory; "
+            "use a smaller --jobs."
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def timed(answer: Answer, question: Question) -> tuple[Document, float]:
+    started = time.perf_counter()
+    document = answer(*question)
+    return document, time.perf_counter() - started
+
+
+_own: Answer
+
+
+def _be_worker(answer: Answer, threads: int) -> None:
+    import signal
+
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes of a terminal: leave at once
+    torch.set_num_threads(threads)
+    global _own
+    _own = answer
+
+
+def _answer(question: Question) -> tuple[Document, float]:
+    return timed(_own, question)
