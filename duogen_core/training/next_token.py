@@ -36,7 +36,7 @@ class Seen(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """ids [B, N] right-padded, weight float [B, N] of every token as a target, positions [3, B, N], pictures in order."""
+    """ids [B, N] right-padded, weight float [B, N] of each as a target, positions [3, B, N], pictures in order."""
 
     ids: Tensor
     weight: Tensor

@@ -1,0 +1,149 @@
+"""LoRA for MLLM and DiT alike, by the `peft` library: small matrices are learnt beside the frozen ones.
+
+    add_lora(model, settings, within="model.language_model.layers", usual=MLLM_TARGETS, tokens={...})    in place
+    Trainable(model)                what a run attaches: its checkpoints hold the learnt weights alone
+    save_adapter(model, folder)     adapter_config.json and adapter_model.safetensors, as PEFT reads them
+    merged_state(model)             {name: tensor} of a model without LoRA that equals this one, which stays as it is
+
+W + (alpha / rank) B A of Hu et al., 2021 (arXiv 2106.09685).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from duogen_core.data.sources.nearest import unknown
+from duogen_core.errors import DuoGenError
+from duogen_core.training.config import ConfigError
+
+MLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DIT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+NAME = "default"  # of the adapter inside the model; PEFT's own
+
+
+@dataclass(kw_only=True)
+class LoraSettings:
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()  # how the names of the adapted layers end; empty: attention and MLP, or attention
+    merge: bool = True  # write the whole model too, the adapter added in
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"'rank' of lora is {self.rank}; expected at least 1.")
+        if not self.alpha > 0:
+            raise ConfigError(f"'alpha' of lora is {self.alpha}; expected a number above 0, usually 1 or 2 times rank.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"'dropout' of lora is {self.dropout}; expected a share from 0 to below 1.")
+
+
+def add_lora(
+    model: nn.Module,
+    settings: LoraSettings,
+    *,
+    within: str,
+    usual: Sequence[str],
+    tokens: Mapping[str, Sequence[int]] | None = None,
+) -> None:
+    """Adapt the Linear layers below module `within` whose names end like `settings.targets` (or `usual`), in place.
+
+    All other weights are frozen, but for `tokens`: {"embed_tokens": [id, …]}, rows that are learnt whole.
+    """
+    peft = _peft()
+    targets = tuple(settings.targets) or tuple(usual)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    inside = [name for name in linear if name.startswith(f"{within}.")]
+    for target in targets:
+        if not any(name.endswith(f".{target}") for name in inside):
+            ends = dict.fromkeys(re.sub(r"^.*?\.\d+\.(?:[a-z_]+\d?\.)?", "", name) for name in inside)
+            raise ConfigError(unknown("'targets' of lora: the layer", target, ends))
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=rf"{re.escape(within)}\..*\.({'|'.join(map(re.escape, targets))})",
+        trainable_token_indices={name: list(rows) for name, rows in tokens.items()} if tokens else None,
+    )
+    peft.inject_adapter_in_model(config, model, NAME)
+    for parameter in learnt(model).values():  # in single precision, whatever the frozen weights are kept in
+        parameter.data = parameter.data.float()
+
+
+def learnt(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+class Trainable(nn.Module):
+    """A model as its learnt parameters alone: its state is theirs, so that checkpoints stay small."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in learnt(self.model).items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
+        parameters = learnt(self.model)
+        missing = sorted(parameters.keys() ^ state_dict.keys())
+        if missing:
+            raise RuntimeError(f"{len(missing)} learnt weights are not the same ones, such as {missing[0]}.")
+        for name, parameter in parameters.items():
+            parameter.copy_(state_dict[name])
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model without LoRA that equals this one; tensors that are not adapted are shared."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import TrainableTokensWrapper
+
+    adapted: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (LoraLayer, TrainableTokensWrapper)):
+            adapted[name] = module
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(name.startswith(f"{each}.") for each in adapted)
+    }
+    for name, module in adapted.items():
+        if isinstance(module, TrainableTokensWrapper):
+            base = module.original_module
+            weight = module.token_adapter.get_merged_weights([NAME])
+        else:
+            base = module.get_base_layer()
+            weight = base.weight + module.get_delta_weight(NAME)
+        state[f"{name}.weight"] = weight.to(base.weight.dtype)
+        if getattr(base, "bias", None) is not None:
+            state[f"{name}.bias"] = base.bias.detach()
+    return state
+
+
+def save_adapter(model: nn.Module, folder: str | Path) -> None:
+    """In PEFT's layout: `PeftModel.from_pretrained(base, folder)` reads it."""
+    peft = _peft()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    found = peft.get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
+    state = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.peft_config[NAME].save_pretrained(folder)
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise DuoGenError('LoRA needs the peft library; install it with pip install "duogen[lora]".') from None
+    return peft
