@@ -22,7 +22,7 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError
 from duogen_core.training.loop import Run, rng_for
-from duogen_core.training.next_token import Batcher, NextTokenLoss, hidden_states, predict, see
+from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, hidden_states, part_of, predict, see
 from duogen_core.training.recall import Recall
 
 WEIGHTS = {
@@ -146,23 +146,27 @@ class Trainer:
         run = config.run()
         text_config = self.model.config.text_config
         recall = Recall(text_config.num_hidden_layers, text_config.hidden_size)
-        loss_of = NextTokenLoss(self.model, recall, bf16=config.bf16)
         optimizers = optimizers_of(self.model, config, recall)
+        together = run.processes
+        loss_of = together.prepare(NextTokenLoss(self.model, recall, bf16=config.bf16), optimizers)
         run.attach({"model": self.model, "recall": recall}, optimizers)
         finished = run.finished
         due = run.elapsed + 60 * config.eval_minutes
         for step in run:
             rng = run.rng(step)
-            batches, pixels = batcher([training_case(rng, config.weights) for _ in range(config.batch)], user_weight)
-            loss, recalled = loss_of(batches, pixels)
-            (loss + config.recall_weight * recalled).backward()
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            for optimizer in optimizers.values():
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
+            cases = [training_case(rng, config.weights) for _ in range(config.batch)]
+            batches, pixels = batcher(cases, user_weight)
+            mine = part_of(batches, pixels, together.rank, together.count)
+            loss, recalled = loss_of(*mine, Whole.of(batches))
+            norm = run.update(
+                loss + config.recall_weight * recalled,
+                clip=1.0,
+                clipped=self.model.parameters(),
+                samples=[f"{case.family} ({k})" for k, case in enumerate(cases)],
+            )
             run.report(
-                loss=loss.detach(),
-                recall=recalled.detach(),
+                loss=together.total(loss),
+                recall=together.total(recalled),
                 norm=norm,
                 tokens=sum(batch.ids.numel() for batch in batches),
             )
@@ -174,7 +178,11 @@ class Trainer:
         return run
 
     def check(self, run: Run, batcher: Batcher) -> None:
-        scores = evaluate(self.model, batcher, evaluation_cases(self.config.eval_cases))
-        run.record(eval=scores)
-        run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
-        export(self.model, self.tokenizer, self.processor, run.folder / "export")
+        """Scores and export, by the main process; under FSDP, where no process has the whole model, the export alone."""
+        if run.main and not run.processes.sharded:
+            scores = evaluate(self.model, batcher, evaluation_cases(self.config.eval_cases))
+            run.record(eval=scores)
+            run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
+        with run.processes.gathered(self.model):
+            if run.main:
+                export(self.model, self.tokenizer, self.processor, run.folder / "export")

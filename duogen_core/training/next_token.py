@@ -9,7 +9,7 @@ Equal to transformers' own loss on the same labels (tested).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,6 +63,21 @@ class Whole(NamedTuple):
     @classmethod
     def of(cls, batches: Sequence[MicroBatch]) -> Whole:
         return cls(sum(batch.learnt for batch in batches), len(batches))
+
+
+def part_of(
+    batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], rank: int, count: int
+) -> tuple[list[MicroBatch], dict[Seen, Tensor]]:
+    """What one of `count` processes has of a step: every count-th micro-batch and its pictures.
+
+    All have equally many, so that FSDP's processes stay in step; one too few is made up by one without targets.
+    """
+    mine = list(batches[rank::count])
+    if len(mine) < -(-len(batches) // count):
+        last = batches[-1]
+        mine.append(replace(last, weight=torch.zeros_like(last.weight), named=torch.full_like(last.named, -1)))
+    seen = {key for batch in mine for key in batch.pictures}
+    return mine, {key: picture for key, picture in pixels.items() if key in seen}
 
 
 class Batcher:
