@@ -186,22 +186,24 @@ class Run:
 
     def update(
         self,
-        loss: torch.Tensor,
+        loss: torch.Tensor | Iterable[torch.Tensor],
         clip: float,
         clipped: Iterable[nn.Parameter] | None = None,
         samples: Sequence[str] = (),
     ) -> torch.Tensor:
         """One step of all optimizers from this process's part of the loss; returns the gradients' norm before the clip.
 
+        loss: or an iterator of its parts, each computed when the gradients of the one before are there and its graph is
+        gone. All processes must have as many.
         clipped: the parameters whose gradients are scaled down together to a norm of `clip`; None: all of them.
         samples: names of what the step learns from, for the error if loss or gradients are not finite.
         """
-        whole = self.processes.total(loss)
-        self._check("loss", whole, samples)
         parameters = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
         for parameter in parameters:
             parameter.grad = None
-        self.processes.backward(loss)
+        for part in [loss] if isinstance(loss, torch.Tensor) else loss:
+            self._check("loss", self.processes.total(part), samples)
+            self.processes.backward(part)
         norm = self.processes.clip(parameters if clipped is None else clipped, clip)
         self._check("norm of the gradients", norm, samples)
         for optimizer in self.optimizers.values():
