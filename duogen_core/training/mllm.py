@@ -178,7 +178,7 @@ class Trainer:
         return run
 
     def check(self, run: Run, batcher: Batcher) -> None:
-        """Scores and export, by the main process; under FSDP, where no process has the whole model, the export alone."""
+        """Scores and export, by the main process; under FSDP, where none has the whole model, the export alone."""
         if run.main and not run.processes.sharded:
             scores = evaluate(self.model, batcher, evaluation_cases(self.config.eval_cases))
             run.record(eval=scores)
