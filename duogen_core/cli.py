@@ -25,7 +25,13 @@ COMMANDS: dict[str, tuple] = {
     ),
     "data": (
         "look after data for training",
-        {"check": ("read every sample and name the bad ones", "duogen_core.commands.data")},
+        {
+            "check": ("read every sample and name the bad ones", "duogen_core.commands.data"),
+            "make": (
+                "make documents to train on",
+                {"sketchbook": ("draw them: any task, or guides of one thing", "duogen_core.commands.data_make")},
+            ),
+        },
     ),
     "train": (
         "train a part of the bundled model",

@@ -23,7 +23,7 @@ from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import COLOURS, KINDS, SIZES, Scene, Shape
 from duogen_core.data.sketchbook.tasks.common import PLACES
 from duogen_core.data.sketchbook.tasks.plan import parse_move
-from duogen_core.data.sketchbook.things import ideal_picture, parse_step, things
+from duogen_core.data.sketchbook.things import ideal_picture, parse_step, thing_named
 from duogen_core.document import Document, Picture, Turn
 from duogen_core.evaluation.pictures import STEP_RIGHT, agreement, psnr, shows, step_right
 
@@ -75,7 +75,7 @@ def score(case: Case, document: Document) -> Score:
 
 def guide(case: Case, document: Document) -> Score:
     answer, truth = answer_of(case, document), case.truth
-    thing, done, canvas = things()[truth["thing"]], truth.get("done", 0), tuple(truth["canvas"])
+    thing, done, canvas = thing_named(truth["thing"]), truth.get("done", 0), tuple(truth["canvas"])
     told = [parse_step(text, thing) for text, _ in answer.steps]
     names = [part.name for part in thing.parts]
     stated = {step.part: step.colour for step in told if step}

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from duogen_core import interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.data.sketchbook.cases import Case
+from duogen_core.data.sketchbook.tasks import OF_THINGS, evaluation_case
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
 
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="which cases, and the noise of the pictures; default: 0")
     add("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="default: %(default)s")
     add("--only", action="append", choices=GROUPS, metavar="TASK", help=f"only this task, of {', '.join(GROUPS)}")
+    add("--thing", metavar="NAME", help="only guides of this thing, and drawings of it to continue")
     add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
     add("--guidance", type=float, metavar="G", help="default: the model's own")
     add("--jobs", type=int, default=1, metavar="N", help="processes that answer, each with the model; default: 1")
@@ -57,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("samples", "jobs", "threads"):
         if getattr(args, name) < 1:
             raise DuoGenError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    groups = args.only or (OF_THINGS if args.thing else GROUPS)
+    chosen = cases(args.samples, args.seed, groups, args.thing)
     target = reports.checked_target(args.out)
     folder = checked_folder(args.documents)
     import torch
@@ -74,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
     answer.settings = settings = answer.settings.resolved(components.config)
     interrupt.raising()
 
-    chosen = cases(args.samples, args.seed, args.only or GROUPS)
     result = evaluate(
         answer, chosen, seed=args.seed, folder=folder, progress=True, jobs=args.jobs, threads=args.threads
     )
@@ -85,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "model": components.name,
         "samples": args.samples,
         "seed": args.seed,
+        **({"thing": args.thing} if args.thing else {}),
         "settings": {"steps": settings.steps, "guidance": settings.guidance, "shift": settings.shift},
     }
     result = {**header, **result}
@@ -98,17 +102,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def cases(samples: int, seed: int, groups: Sequence[str] = GROUPS) -> list[tuple[str, Case]]:
+def cases(samples: int, seed: int, groups: Sequence[str] = GROUPS, thing: str | None = None) -> list[tuple[str, Case]]:
     """(group, case), `samples` in all, taking turns, so that any first part of them is a balanced one."""
-    from duogen_core.data.sketchbook.tasks import evaluation_case
-
     chosen = []
     for number in range(samples):
         group = groups[number % len(groups)]
         same = "draft" if group == "undrafted" else group
-        rng = Random(f"evaluation-{seed}-{same}-{number // len(groups)}")
+        rng = Random(f"evaluation-{seed}-{f'{thing}-' if thing else ''}{same}-{number // len(groups)}")
         family, _, held_out = group.partition(" ")
-        chosen.append((group, evaluation_case(family, rng, held_out=bool(held_out))))
+        chosen.append((group, evaluation_case(family, rng, held_out=bool(held_out), thing=thing)))
     return chosen
 
 

@@ -384,6 +384,7 @@ def model(monkeypatch):
     from duogen_core.evaluation import answering
 
     truths = {case.prompt: case for seed in (0, 3) for _, case in cases(54, seed)}
+    truths |= {case.prompt: case for _, case in cases(4, 0, ("guide", "continue"), "snow globe")}
     asked = []
 
     def generate(components, prompt, settings):
@@ -424,6 +425,15 @@ def test_command_with_json_and_one_task(model, tmp_path, capsys):
     assert printed["figures"] == json.loads(out.read_text())["figures"] and "cases" not in printed
 
 
+def test_command_with_a_novel_thing(model, tmp_path, capsys):
+    out = tmp_path / "report.json"
+    assert main(["evaluate", "sketchbook", "--out", str(out), "--samples", "4", "--thing", "snow globe"]) == 0
+    report = json.loads(out.read_text())
+    assert report["thing"] == "snow globe" and report["counts"]["guide.step_right"] == 2
+    assert {name.partition(".")[0] for name in report["figures"]} == {"guide", "continue"}
+    assert all("snow globe" in case["ideal"] for case in report["cases"])
+
+
 def test_processes_answer_as_one_does(tmp_path):
     folder = save_checkpoint(random_components(), tmp_path / "model")
     reports_of = []
@@ -456,6 +466,8 @@ def test_processes_answer_as_one_does(tmp_path):
         (["--out", "nowhere/report.json"], "folder that does not exist"),
         (["--out", "."], "name of a JSON file"),
         (["--out", "r.json", "--samples", "0"], "--samples must be at least 1"),
+        (["--out", "r.json", "--thing", "snow glob"], "did you mean 'snow globe'?"),
+        (["--out", "r.json", "--thing", "house", "--only", "draw"], "'draw' is not about one thing"),
         (["--out", "r.json", "--jobs", "0"], "--jobs must be at least 1"),
         (["--out", "r.json", "--only", "sing"], "invalid choice"),
         (["--out", "r.json", "--model", "no-such-model"], "There is no model"),

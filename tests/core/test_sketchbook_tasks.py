@@ -26,6 +26,7 @@ from duogen_core.data.sketchbook.tasks import FAMILIES, WEIGHTS, WITH_HELD_OUT, 
 from duogen_core.data.sketchbook.tasks.common import PLACES, cells_of
 from duogen_core.data.sketchbook.tasks.plan import parse_move
 from duogen_core.data.sketchbook.things import ideal_picture, parse_step, things
+from duogen_core.data.sketchbook.things_novel import NOVEL
 from duogen_core.document import Picture, Text
 from duogen_core.errors import DuoGenError
 
@@ -257,8 +258,8 @@ def test_evaluation_refuses_what_there_is_not() -> None:
 
 def test_every_step_of_every_thing_is_plain_to_see() -> None:
     rng = Random(5)
-    assert len(things()) >= 16
-    for thing in things().values():
+    assert len(things()) == 20
+    for thing in (*things().values(), *NOVEL.values()):
         assert 3 <= thing.steps <= 6
         assert any(part.free for part in thing.parts)
         for canvas in CANVASES:

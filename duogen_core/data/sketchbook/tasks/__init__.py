@@ -13,6 +13,7 @@ from random import Random
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.scene import CANVASES
 from duogen_core.data.sketchbook.tasks import continue_, describe, draft, draw, edit, guide, plan
+from duogen_core.data.sketchbook.things import thing_named
 from duogen_core.errors import DuoGenError
 
 FAMILIES: dict[str, Callable[..., Case]] = {
@@ -39,6 +40,7 @@ CANVAS_WEIGHTS = (0.8, 0.1, 0.1)
 # Requests without a picture say no size, and the picture then gets the default one; the others follow their picture.
 WITHOUT_PICTURE = ("guide", "draw")
 WITH_HELD_OUT = ("draw", "edit", "draft", "undrafted")
+OF_THINGS = ("guide", "continue")
 
 
 def training_case(rng: Random, weights: Mapping[str, float] | None = None) -> Case:
@@ -48,13 +50,17 @@ def training_case(rng: Random, weights: Mapping[str, float] | None = None) -> Ca
     return FAMILIES[family](rng, canvas=rng.choices(CANVASES, CANVAS_WEIGHTS)[0])
 
 
-def evaluation_case(family: str, rng: Random, *, held_out: bool = False) -> Case:
-    """A random case of one family; with `held_out` its scene has a pair that training never shows."""
+def evaluation_case(family: str, rng: Random, *, held_out: bool = False, thing: str | None = None) -> Case:
+    """A random case of one family; with `held_out` its scene has a pair that training never shows, with `thing` it is
+    about that one, which may be one of things_novel.py."""
     if family not in FAMILIES:
         raise DuoGenError(f"Sketchbook has no task family '{family}'; it has {', '.join(FAMILIES)}.")
     if held_out and family not in WITH_HELD_OUT:
         raise DuoGenError(
             f"The family '{family}' has no held-out cases; ask for {' or '.join(WITH_HELD_OUT)}, or leave held_out out."
         )
+    if thing is not None and family not in OF_THINGS:
+        raise DuoGenError(f"The family '{family}' is not about one thing; {' and '.join(OF_THINGS)} are.")
+    about = {} if thing is None else {"thing": thing_named(thing)}
     canvas = CANVASES[0] if family in WITHOUT_PICTURE else rng.choices(CANVASES, CANVAS_WEIGHTS)[0]
-    return FAMILIES[family](rng, canvas=canvas, held_out=held_out)
+    return FAMILIES[family](rng, canvas=canvas, held_out=held_out, **about)

@@ -10,7 +10,7 @@ from random import Random
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.tasks.common import Canvas, assistant_turn, conversation, join, user_colour, user_turn
 from duogen_core.data.sketchbook.tasks.guide import guide_parts, thing_truth
-from duogen_core.data.sketchbook.things import ideal_picture, things
+from duogen_core.data.sketchbook.things import Thing, ideal_picture, things
 from duogen_core.document import Picture
 
 NAMED = (
@@ -30,9 +30,9 @@ UNNAMED = (
 INTROS = ("Let us finish the {}.", "This is {}. Here is how to go on.")
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
-    """`held_out` changes nothing: a thing's colours never make a held-out pair."""
-    thing = rng.choice(list(things().values()))
+def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None) -> Case:
+    """`thing`, or a random one. `held_out` changes nothing: a thing's colours never make a held-out pair."""
+    thing = thing or rng.choice(list(things().values()))
     done = rng.randint(1, thing.steps - 1)
     colours = thing.choose_colours(rng)
     open_parts = [part.name for part in thing.parts[done:] if part.free]

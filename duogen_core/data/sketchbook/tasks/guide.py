@@ -85,9 +85,9 @@ def thing_truth(thing: Thing, asked: Mapping[str, str], colours: Mapping[str, st
     }
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
-    """`held_out` changes nothing: a guide's colours never make a held-out pair."""
-    thing = rng.choice(list(things().values()))
+def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None) -> Case:
+    """A guide for `thing`, or for a random one. `held_out` changes nothing: its colours never make a held-out pair."""
+    thing = thing or rng.choice(list(things().values()))
     asked = ask_colours(rng, thing)
     colours = thing.choose_colours(rng, asked)
     intro = rng.choice(INTROS).format(with_colours(None, thing, asked), thing.steps)
