@@ -25,7 +25,7 @@ from torch import nn
 
 from duogen_core.training.ema import Ema
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.parallel import split_like, whole_state
+from duogen_core.training.sharding import split_like, whole_state
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

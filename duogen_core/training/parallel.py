@@ -1,6 +1,6 @@
 """The processes of a run: one, unless Hugging Face accelerate's launcher started more.
 
-    accelerate launch --num_processes 2 -m duogen_core train stage2 --config my.yaml
+    accelerate launch --multi_gpu --num_processes 2 -m duogen_core train stage2 --config my.yaml
 
 The batch of a step is the same on every process, a function of (seed, step); each takes its `share` of it. A process's
 loss is its part of the sum, already divided by what the whole batch counts (`total`), so that the parts add up to the
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from duogen_core.training import sharding
 from duogen_core.training.errors import TrainingError
 
 T = TypeVar("T")
@@ -33,14 +34,15 @@ class Processes:
         self.rank, self.count, self.sharded, self.device = 0, 1, False, torch.device("cpu")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import Accelerator
-            from accelerate.utils import DistributedDataParallelKwargs, DistributedType, InitProcessGroupKwargs
+            from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
             # unused: a share without a picture to learn from leaves the vision tower without gradients
             ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-            self.accelerator = Accelerator(kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)])
+            self.accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)]
+            )
             self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
-            self.sharded = self.accelerator.distributed_type == DistributedType.FSDP
-            self.device = self.accelerator.device
+            self.device, self.sharded = self.accelerator.device, sharding.asked_for()
 
     @property
     def main(self) -> bool:
@@ -50,13 +52,9 @@ class Processes:
         """The module to call for the loss. FSDP: its parameters and those of the optimizers are split in place."""
         if self.accelerator is None:
             return loss
-        if not self.sharded:
-            return self.accelerator.prepare(loss)
-        if not self.accelerator.is_fsdp2:
-            raise TrainingError("FSDP here is that of fsdp_version: 2; set it in accelerate's configuration.")
-        if any(type(optimizer).__name__ == "Muon" for optimizer in optimizers.values()):
-            raise TrainingError("Muon needs whole matrices, which FSDP splits; set optimizer=adamw.")
-        return self.accelerator.prepare(loss, *optimizers.values())[0]
+        if self.sharded:
+            return sharding.shard(loss.to(self.device), optimizers, self.device)
+        return self.accelerator.prepare(loss)
 
     # -- the work of a step ---------------------------------------------------------------------------------------
 
@@ -91,7 +89,7 @@ class Processes:
 
     def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
         """Scale the gradients down to a norm of `largest`; returns the norm they had."""
-        return whole(nn.utils.clip_grad_norm_(parameters, largest))
+        return sharding.whole(nn.utils.clip_grad_norm_(parameters, largest))
 
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """The main process's clock, and whether any process was told to stop."""
@@ -122,33 +120,7 @@ class Processes:
         """Inside, `state_dict()` of the modules gives whole tensors, for save_pretrained. All processes must come."""
         with ExitStack() as stack:
             for module in modules if self.sharded else ():
-                state = whole_state(module.state_dict())
+                state = sharding.whole_state(module.state_dict())
                 module.state_dict = lambda *_, state=state, **__: state
                 stack.callback(delattr, module, "state_dict")
             yield
-
-
-# -- tensors split by FSDP ------------------------------------------------------------------------------------------
-
-
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def whole_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Whole tensors on the CPU; what is tied stays so. All processes must come; without `keep` they get nothing."""
-    known: dict[int, Tensor] = {}
-    for tensor in state.values():
-        if id(tensor) not in known:
-            gathered = whole(tensor.detach())
-            known[id(tensor)] = gathered.cpu() if keep else torch.empty(0)
-    return {key: known[id(tensor)] for key, tensor in state.items()} if keep else {}
-
-
-def split_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor as the process's part of it, if `pattern` is split."""
-    if not hasattr(pattern, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(pattern.device, pattern.dtype), pattern.device_mesh, pattern.placements)
