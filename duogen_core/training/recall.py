@@ -76,6 +76,8 @@ class Recall(nn.Module):
 
     def forward(self, states: Sequence[Tensor], targets: Tensor) -> Tensor:
         known = (targets >= 0).any(-1)
+        if not known.any():
+            return states[0].new_zeros(())
         seen = torch.cat([normalise(h[known]) for h in states], dim=-1)
         logits = self.read_out(seen).float().split(self.SIZES, -1)
         losses = [
@@ -83,4 +85,4 @@ class Recall(nn.Module):
             for guess, target in zip(logits, targets[known].unbind(-1), strict=True)
             if (target >= 0).any()
         ]
-        return torch.stack(losses).mean() if losses else seen.new_zeros(())
+        return torch.stack(losses).mean()
