@@ -4,15 +4,17 @@ In: for each token the outputs of the decoder layers 1..L (the last one after th
 Out: [.., cross_width] = GELU(concat_l normalise(h_l) @ W + b), with normalise = (h - mean) / (unbiased std + 1e-8) over
 channels, float32. Because the projection is linear, concat @ W = sum_l normalise(h_l) @ W_l: `project_layer` adds one
 layer at a time while the MLLM runs, so a token keeps `cross_width` numbers and never L x H. `forward` is the
-concatenated form, used as reference and in training.
+concatenated form; `project` is its second half, which training runs on states that are normalised already.
+`layers: last` (the paper's ablation) takes the last layer alone, and nothing of the others.
 Source: DuoGen (arXiv 2602.00508), connector; Cosmos-Predict2.5 `crossattn_proj` (same convention, same weights).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +29,27 @@ WEIGHTS_NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class ConnectorConfig:
+    """layers: which of the MLLM's num_layers are read. drop: what the negative branch of guidance does not see, as the
+    weights were trained: the last text segment, or all text."""
+
     num_layers: int
     hidden_size: int
     cross_width: int
+    layers: Literal["all", "last"] = "all"
+    drop: Literal["last_segment", "all_text"] = "last_segment"
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
+        for name in ("num_layers", "hidden_size", "cross_width"):
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise DuoGenError(f"The connector's {f.name} must be a positive whole number, not {value!r}.")
+                raise DuoGenError(f"The connector's {name} must be a positive whole number, not {value!r}.")
+        for name, known in (("layers", ("all", "last")), ("drop", ("last_segment", "all_text"))):
+            if getattr(self, name) not in known:
+                raise DuoGenError(f"The connector's {name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
+
+    @property
+    def first_layer(self) -> int:
+        return 0 if self.layers == "all" else self.num_layers - 1
 
 
 def normalise(h: Tensor) -> Tensor:
@@ -49,7 +63,7 @@ class Connector(nn.Module):
     def __init__(self, config: ConnectorConfig) -> None:
         super().__init__()
         self.config = config
-        self.proj = nn.Linear(config.num_layers * config.hidden_size, config.cross_width)
+        self.proj = nn.Linear((config.num_layers - config.first_layer) * config.hidden_size, config.cross_width)
 
     def project_layer(self, layer: int, h: Tensor) -> Tensor:
         """Layer `layer` (0-based) of h [.., H] -> its part of the sum, float32 [.., cross_width], without bias."""
@@ -59,8 +73,11 @@ class Connector(nn.Module):
                 f"The connector was made for {self.config.num_layers} layers of width {width}, but got layer "
                 f"{layer + 1} of width {h.shape[-1]}; it belongs to another MLLM."
             )
+        place = layer - self.config.first_layer
+        if place < 0:
+            return torch.zeros(*h.shape[:-1], self.config.cross_width, device=h.device)
         # The weight may lie elsewhere than the states (offloading): it follows them, never the other way round.
-        weight = self.proj.weight[:, layer * width : (layer + 1) * width].to(h.device)
+        weight = self.proj.weight[:, place * width : (place + 1) * width].to(h.device)
         return F.linear(normalise(h).to(weight.dtype), weight).float()
 
     def finish(self, total: Tensor) -> Tensor:
@@ -75,7 +92,11 @@ class Connector(nn.Module):
                 f"The connector was made for {expected[0]} layers of width {expected[1]}, but got "
                 f"{list(all_states.shape[-2:])}; it belongs to another MLLM."
             )
-        flat = normalise(all_states).flatten(-2)
+        return self.project(normalise(all_states).flatten(-2))
+
+    def project(self, normalised: Tensor) -> Tensor:
+        """[.., L * H], each layer normalised -> [.., cross_width]."""
+        flat = normalised[..., self.config.first_layer * self.config.hidden_size :]
         return F.gelu(self.proj(flat.to(self.proj.weight.dtype)).float())
 
     @classmethod
@@ -87,11 +108,14 @@ class Connector(nn.Module):
             raise DuoGenError(f"The connector folder {folder} lacks {CONFIG_NAME}; expected that and {WEIGHTS_NAME}.")
         try:
             values = json.loads(config_file.read_text("utf-8"))
-            config = ConnectorConfig(**{f.name: values[f.name] for f in fields(ConnectorConfig)})
+            known = {
+                f.name: values[f.name] for f in fields(ConnectorConfig) if f.default is MISSING or f.name in values
+            }
+            config = ConnectorConfig(**known)
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DuoGenError):
                 raise
-            names = ", ".join(f.name for f in fields(ConnectorConfig))
+            names = ", ".join(f.name for f in fields(ConnectorConfig) if f.default is MISSING)
             raise DuoGenError(f"{config_file} is not a connector configuration; expected JSON with {names}.") from error
         from safetensors.torch import load_file
 

@@ -150,8 +150,11 @@ def reference_pixels(picture: Picture, config: CheckpointConfig) -> np.ndarray:
 def negative_states(states: ContextStates) -> Tensor | None:
     """The text states of the negative branch, without the last text segment. None: it equals the positive branch.
 
-    That is so when no text was written since the last picture: there is no segment of this picture to drop.
+    That is so when no text was written since the last picture: there is no segment of this picture to drop. Weights
+    that were trained for a branch without any text get that.
     """
+    if states.drop == "all_text":
+        return states.negative()
     start, end = states.last_segment
     if end <= start or (states.frame_ends and start < states.frame_ends[-1]):
         return None

@@ -6,6 +6,7 @@ A family is a class with
                             "frame_causal": a frame sees itself, earlier frames and the text before its own place.
                             A property of the weights, stored in their config.json.
     config.clean_timestep   the timestep that earlier, finished pictures are given
+    config.references       False: weights that draw without looking at earlier pictures, which are left out
     config.text_embed_dim   width of the text condition: the connector's output width
     from_pretrained(folder), save_pretrained(folder)      config.json + diffusion_pytorch_model.safetensors
 
@@ -13,13 +14,12 @@ A family is a class with
         frames      list of normalised latents [B, 16, h_i, w_i], each its own size, in order of appearance; the last
                     one is the noisy target, the others are finished pictures (their batch may be 1: it is repeated)
         timestep    [B], the target's t in 0..1 of x_t = t * noise + (1 - t) * x0
-        text        [B, N, text_embed_dim]; N may be 0
+        text        [B, N, text_embed_dim]; N may be 0: then no frame sees any text
         frame_ends  frame_causal only: for every finished picture, how many text tokens stand before it
         cache       frame_causal only: a FrameCache that outlives the call; nothing in the result depends on it
         v           [B, 16, h, w], the target's velocity noise - x0
 
-    forward_teacher(clean, noisy, timestep, text, text_mask) -> v        frame_causal only, for training
-        every picture of a batch of documents as a target, in one pass: see the family's docstring
+    forward_train(sequences) -> [[v, ...], ...]           every noisy frame of a pack of documents: packing.py
 
 No family moves anything between devices: everything runs where the inputs are.
 

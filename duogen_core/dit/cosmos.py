@@ -20,13 +20,18 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from duogen_core.dit import DitError
+from duogen_core.dit.frame_block import PackedCosmosBlock
 from duogen_core.dit.frame_cache import FrameCache
-from duogen_core.dit.frame_causal import forward_frame_causal, forward_teacher
+from duogen_core.dit.frame_causal import forward_frame_causal
+from duogen_core.dit.packing import Sequence as TrainingSequence
+from duogen_core.dit.packing import forward_train
 
 ATTENTION = ("full", "frame_causal")
 
 
 class PackedCosmos(CosmosTransformer3DModel):
+    _no_split_modules = ["PackedCosmosBlock"]
+
     @register_to_config
     def __init__(
         self,
@@ -52,6 +57,7 @@ class PackedCosmos(CosmosTransformer3DModel):
         img_context_dim_out: int = 2048,
         attention: str = "full",
         clean_timestep: float = 1e-4,
+        references: bool = True,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -87,6 +93,8 @@ class PackedCosmos(CosmosTransformer3DModel):
             )
         if attention == "frame_causal" and clean_timestep < 0:
             raise DitError("A frame_causal DiT needs a clean_timestep of its own; its config has a negative one.")
+        for block in self.transformer_blocks:
+            block.__class__ = PackedCosmosBlock  # same weights, one more way to be called
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **kwargs) -> PackedCosmos:
@@ -179,7 +187,7 @@ class PackedCosmos(CosmosTransformer3DModel):
         """The target's velocity [B, 16, h, w]; arguments as in duogen_core/dit/__init__.py.
 
         With a cache nothing carries gradients. `full` has nothing that could be reused exactly, and takes neither
-        frame_ends nor cache into account.
+        frame_ends nor cache into account. Without any text (a negative branch that drops all of it) no frame sees text.
         """
         batch = frames[-1].shape[0]
         if timestep.shape != (batch,) or text.ndim != 3 or text.shape[0] != batch:
@@ -189,6 +197,10 @@ class PackedCosmos(CosmosTransformer3DModel):
             )
         frames = [frame.expand(batch, -1, -1, -1) if frame.shape[0] == 1 else frame for frame in frames]
         text = self.project_text(text)
+        if not self.config.references:
+            frames, frame_ends = frames[-1:], None
+        elif not text.shape[1]:
+            frame_ends = [0] * (len(frames) - 1)
         if self.config.attention == "full":
             out = self._forward_full(frames, timestep, text)
         else:
@@ -222,28 +234,16 @@ class PackedCosmos(CosmosTransformer3DModel):
 
     # -------------------------------------------------------- training
 
-    def forward_teacher(
-        self, clean: Tensor, noisy: Tensor, timestep: Tensor, text: Tensor, text_mask: Tensor
-    ) -> Tensor:
-        """Many pictures of every document as targets, in one pass; only for `frame_causal`.
+    def forward_train(self, sequences: Sequence[TrainingSequence]) -> list[list[Tensor]]:
+        """Per sequence the velocity [16, h, w] of every noisy frame; a pack of any sizes and counts (packing.py).
 
-        clean [B, c, 16, h, w]: the first c pictures of each document. noisy [B, m, 16, h, w]: the last m of its c + 1
-        pictures, noised; 1 <= m <= c + 1, so pictures that the user brought need not be targets. timestep [B, m].
-        text [B, N, W], padded. text_mask bool [B, c + m, N]: what each frame may see of the text, clean frames first.
-        Returns v [B, m, 16, h, w], equal to m separate calls of `forward_packed`: clean frame i sees clean frames up
-        to i, a noisy frame sees the clean frames before its place and itself.
+        Equal to `forward_packed` once per noisy frame. Under `full` attention a sequence has one noisy frame.
         """
-        if self.config.attention != "frame_causal":
-            raise DitError("forward_teacher needs attention frame_causal: under full attention targets see each other.")
-        batch, m, c = noisy.shape[0], noisy.shape[1], clean.shape[1]
-        if not 1 <= m <= c + 1 or timestep.shape != (batch, m):
+        if not self.config.references and any(sequence.clean for sequence in sequences):
             raise DitError(
-                f"{c} clean and {m} noisy frames with timesteps {tuple(timestep.shape)} do not fit together."
+                "This DiT draws without looking at earlier pictures: its sequences must have no clean frames."
             )
-        if text_mask.shape != (batch, c + m, text.shape[1]):
-            raise DitError(f"text_mask is {tuple(text_mask.shape)}; expected {(batch, c + m, text.shape[1])}.")
-        out = forward_teacher(self, clean, noisy, timestep, self.project_text(text), text_mask)
-        return self.unpatch(out.flatten(0, 1), self.grid(noisy)).unflatten(0, (batch, m))
+        return forward_train(self, sequences)
 
 
 def _check_ends(frame_ends: Sequence[int] | None, clean: int, tokens: int) -> tuple[int, ...]:

@@ -41,17 +41,23 @@ class Continuation:
 
 @dataclass(frozen=True)
 class ContextStates:
-    """The DiT's text condition: states float32 [N, cross_width] of all tokens before <BOV>, after GELU."""
+    """The DiT's text condition: states float32 [N, cross_width] of all tokens before <BOV>, after GELU.
+
+    drop: what guidance's other branch does not see, as the connector was trained.
+    """
 
     states: Tensor
     last_segment: tuple[int, int]
     frame_ends: tuple[int, ...]
+    drop: Literal["last_segment", "all_text"] = "last_segment"
 
     def positive(self) -> Tensor:
         return self.states
 
     def negative(self) -> Tensor:
-        """The states without the last text segment: guidance's other branch, no MLLM work."""
+        """The states without the last text segment, or none at all: guidance's other branch, no MLLM work."""
+        if self.drop == "all_text":
+            return self.states[:0]
         start, end = self.last_segment
         return torch.cat([self.states[:start], self.states[end:]])
 
@@ -200,7 +206,7 @@ class Mllm:
             cache.sums = [total]
             states = connector.finish(total[: len(context.ids)])
         where = context.context_of()
-        return ContextStates(states.clone(), where.last_segment, where.frame_ends)
+        return ContextStates(states.clone(), where.last_segment, where.frame_ends, connector.config.drop)
 
     # -- how ----------------------------------------------------------------------------------------------------------
 

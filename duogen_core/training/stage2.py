@@ -2,24 +2,20 @@
 
     python -m duogen_core train stage2 vae=runs/vae/export mllm=runs/stage1/export out=runs/stage2 minutes=90
 
-Flow matching (x_t = t noise + (1 - t) x0, v = noise - x0), t logit-normal and shifted as in sampling. The bundled DiT
-is frame-causal, so every drawn picture of a document is a target in one pass (`PackedCosmos.forward_teacher`), each
-with its own noise and t; the paper draws one random target a sequence. With probability `drop_text` a target does not
-see the last text segment: what the negative branch of guidance will give it.
-Out: runs/stage2/export/{dit,connector}, averaged weights.
+The loss is in flow.py. Out: <out>/export/{dit,connector}, averaged weights, whose configs keep what sampling must know:
+the kind of attention, whether earlier pictures are shown, which layers the connector reads, what guidance drops.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
+from typing import Literal
 
 import torch
-from torch import Tensor
 
 from duogen_core.checkpoint import CheckpointConfig, Components
 from duogen_core.connector import Connector, ConnectorConfig
@@ -27,11 +23,11 @@ from duogen_core.dit.cosmos import PackedCosmos, init_weights
 from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
-from duogen_core.training.fast import quick_bf16
+from duogen_core.training.flow import Chance, FlowLoss, Sample, draw
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.samples import write_samples
-from duogen_core.training.stage2_data import Corpus, Prepared, collate, load_shard, prepare_shard
+from duogen_core.training.stage2_data import Corpus, Prepared, load_shard, prepare_shard
 from duogen_core.vae import PictureVae
 from duogen_core.weights import check_tensors, shapes_of
 
@@ -47,6 +43,10 @@ class Stage2Config(RunConfig):
     layers: int = 6
     heads: int = 6
     cross_width: int = 192
+    attention: Literal["frame_causal", "full"] = "frame_causal"  # between pictures; full: the paper's and Cosmos' own
+    references: bool = True  # false: a picture is drawn without looking at earlier ones
+    connector_layers: Literal["all", "last"] = "all"  # of the MLLM
+    drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
     shards: int = 65  # of 256 documents each, prepared ahead
     frames: int = 48  # of a batch
     alone: float = 6.0  # how much more often documents of a single picture come up
@@ -64,35 +64,25 @@ def is_end(name: str) -> bool:
     return any(part in name for part in ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2"))
 
 
-def shifted(t: Tensor, shift: float) -> Tensor:
-    return shift * t / (1 + (shift - 1) * t)
-
-
-def flow_loss(
-    dit: PackedCosmos, connector: Connector, documents: list[Prepared], config: Stage2Config, rng: Random
-) -> tuple[Tensor, int]:
-    """(mean squared error of the velocity, number of targets) of a batch from one bucket."""
-    latents, states, mask = collate(documents, lambda: rng.random() < config.drop_text)
-    clean, targets = documents[0].bucket.clean, documents[0].targets
-    x0 = latents[:, clean + 1 - targets :]
-    noise = torch.randn_like(x0)
-    t = shifted(torch.sigmoid(torch.randn(x0.shape[:2])), config.shift)
-    wide = t[..., None, None, None]
-    with quick_bf16(latents.device, config.bf16):
-        text = torch.nn.functional.gelu(connector.proj(states))  # the states are normalised already
-        v = dit.forward_teacher(latents[:, :clean], wide * noise + (1 - wide) * x0, t, text, mask)
-    return (v.float() - (noise - x0)).square().mean(), targets * len(documents)
-
-
 def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
     dit = PackedCosmos(
         num_layers=config.layers,
         num_attention_heads=config.heads,
         text_embed_dim=config.cross_width,
-        attention="frame_causal",
+        attention=config.attention,
+        references=config.references,
     )
-    connector = Connector(ConnectorConfig(num_layers=layers, hidden_size=hidden, cross_width=config.cross_width))
-    return init_weights(dit), connector
+    shape = ConnectorConfig(layers, hidden, config.cross_width, config.connector_layers, config.drop)
+    return init_weights(dit), Connector(shape)
+
+
+def chance(config: Stage2Config) -> Chance:
+    return Chance(config.attention, config.references, config.drop, config.drop_text, config.shift)
+
+
+def samples(run: Run, step: int, documents: Sequence[Prepared], config: Stage2Config) -> list[Sample]:
+    """What is learnt in a step; each document has a random generator of its own."""
+    return [draw(document, run.rng(step, f"flow/{i}"), chance(config)) for i, document in enumerate(documents)]
 
 
 def continue_from(checkpoint: Path, dit: PackedCosmos, connector: Connector) -> None:
@@ -117,18 +107,19 @@ def learn(
     optimizers = muon_and_adamw(dit, is_end, lr=config.lr, weight_decay=config.weight_decay)
     optimizers["connector"] = torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))
     run.attach({"dit": dit, "connector": connector}, optimizers, ema_decay=config.ema)
-    parameters = [*dit.parameters(), *connector.parameters()]
+    flow_loss = FlowLoss(dit, connector, config.bf16)
+    parameters = list(flow_loss.parameters())
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:
-        rng = run.rng(step)
-        loss, targets = flow_loss(dit, connector, corpus.batch(rng), config, rng)
+        batch = samples(run, step, corpus.batch(run.rng(step)), config)
+        loss = flow_loss(batch)
         for parameter in parameters:
             parameter.grad = None
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, config.clip)
         for optimizer in run.optimizers.values():
             optimizer.step()
-        run.report(loss=loss.detach(), targets=targets)
+        run.report(loss=loss.detach(), targets=sum(len(each.targets) for each in batch))
         if step % 500 == 499:
             export(run)
         if config.sample_minutes and run.elapsed >= due:

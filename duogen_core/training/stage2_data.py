@@ -3,9 +3,8 @@
 Both are fixed (VAE and MLLM do not train here), so each document is read once and kept: shards of safetensors under
 runs/stage2/documents, made again only where missing. A shard is a pure function of (seed, number, VAE, MLLM).
 
-Of a document: latents [pictures, 16, h, w], states [tokens, layers * width] already normalised as the connector does
-it, and the places that guidance and frame-causal attention need (chat.PictureContext). Documents of one `Bucket`
-(picture size, clean frames, targets) can be stacked into a batch for `forward_teacher`.
+Of a document: a latent [16, h, w] of every picture, states [tokens, layers * width] already normalised as the connector
+does it, and the places that guidance and frame-causal attention need (chat.PictureContext).
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -36,38 +35,39 @@ from duogen_core.vae import PictureVae, pixels_to_tensor
 SHARD = 256  # documents
 
 
-class Bucket(NamedTuple):
-    height: int  # of the latents
-    width: int
-    clean: int  # pictures that a target can look at: all but the last
-    targets: int  # the assistant's pictures, the last ones of the document
-
-
 @dataclass(frozen=True)
 class Prepared:
     """One document. ends, segments: of each picture, in order (segments: what guidance drops; empty for the user's)."""
 
-    latents: Tensor  # [pictures, 16, h, w]
+    latents: tuple[Tensor, ...]  # [16, h, w] each
     states: Tensor  # [tokens before the last <BOV>, layers * width], normalised
     ends: tuple[int, ...]
     segments: tuple[tuple[int, int], ...]
-    targets: int
+    drawn: tuple[int, ...]  # the assistant's pictures: what can be learnt
 
     @property
-    def bucket(self) -> Bucket:
-        pictures, _, height, width = self.latents.shape
-        return Bucket(height, width, pictures - 1, self.targets)
+    def shape(self) -> tuple:
+        """Documents of one shape make a batch in which every operation is one."""
+        return tuple(tuple(latent.shape[-2:]) for latent in self.latents), self.drawn
+
+    @property
+    def frames(self) -> int:
+        """Of a frame-causal sequence: the pictures before the last one, and a noisy frame for every one drawn."""
+        return self.drawn[-1] + len(self.drawn)
 
 
 def places(layout: Layout) -> dict[str, Any]:
-    """Token places of every picture: {"ends": [...], "segments": [[a, b], ...], "targets": n}."""
-    contexts = [layout.context_of(k) for k in range(len(layout.pictures))]
-    drawn = [span.drawn for span in layout.pictures]
-    return {
-        "ends": [context.end for context in contexts],
-        "segments": [c.last_segment if d else (c.end, c.end) for c, d in zip(contexts, drawn, strict=True)],
-        "targets": sum(drawn),
-    }
+    """Token places of the pictures up to the last drawn one: {"ends": [n], "segments": [[a, b]], "drawn": [k]}.
+
+    A segment is empty where no text was written since the picture before: there is nothing for guidance to drop.
+    """
+    drawn = [k for k, span in enumerate(layout.pictures) if span.drawn]
+    contexts = [layout.context_of(k) for k in range(drawn[-1] + 1)]
+    segments = []
+    for k, context in enumerate(contexts):
+        old = context.frame_ends and context.last_segment[0] < context.frame_ends[-1]
+        segments.append((context.end, context.end) if k not in drawn or old else context.last_segment)
+    return {"ends": [context.end for context in contexts], "segments": segments, "drawn": drawn}
 
 
 def drawn_case(rng: Random, weights: Mapping[str, float]) -> Case:
@@ -81,8 +81,8 @@ def drawn_case(rng: Random, weights: Mapping[str, float]) -> Case:
 
 
 @torch.inference_mode()
-def latents_of(vae: PictureVae, documents: Sequence[Document]) -> list[Tensor]:
-    """Per document [pictures, 16, h, w], half precision; pictures of one size are encoded together."""
+def latents_of(vae: PictureVae, documents: Sequence[Document]) -> list[tuple[Tensor, ...]]:
+    """Per document a latent [16, h, w] of every picture, half precision; pictures of one size are encoded together."""
     by_size = defaultdict(list)
     for row, document in enumerate(documents):
         for k, picture in enumerate(document.pictures):
@@ -93,7 +93,7 @@ def latents_of(vae: PictureVae, documents: Sequence[Document]) -> list[Tensor]:
             chunk = entries[at : at + 16]
             latents = vae.encode(torch.cat([pixels_to_tensor(pixels) for _, _, pixels in chunk]))
             found |= {(row, k): latent.half() for (row, k, _), latent in zip(chunk, latents, strict=True)}
-    return [torch.stack([found[row, k] for k in range(len(d.pictures))]) for row, d in enumerate(documents)]
+    return [tuple(found[row, k] for k in range(len(d.pictures))) for row, d in enumerate(documents)]
 
 
 @torch.inference_mode()
@@ -127,7 +127,7 @@ def prepare_shard(
     documents = [drawn_case(rng, weights).document for rng in rngs]
     latents = latents_of(vae, documents)
     states, spots = states_of(mllm, documents)
-    tensors = {f"{k}.latents": latent for k, latent in enumerate(latents)}
+    tensors = {f"{k}.latents.{i}": latent for k, each in enumerate(latents) for i, latent in enumerate(each)}
     tensors |= {f"{k}.states": state.contiguous() for k, state in enumerate(states)}
     temporary = path.with_suffix(".new")
     save_file(tensors, temporary, metadata={"places": json.dumps(spots)})
@@ -137,58 +137,35 @@ def prepare_shard(
 
 def load_shard(path: Path) -> list[Prepared]:
     with safe_open(path, "pt") as file:
-        spots = json.loads(file.metadata()["places"])
-        return [
-            Prepared(
-                file.get_tensor(f"{k}.latents"),
-                file.get_tensor(f"{k}.states"),
-                tuple(each["ends"]),
-                tuple((a, b) for a, b in each["segments"]),
-                each["targets"],
-            )
-            for k, each in enumerate(spots)
-        ]
+        return [_prepared(file, k, each) for k, each in enumerate(json.loads(file.metadata()["places"]))]
+
+
+def _prepared(file: Any, k: int, spots: dict[str, Any]) -> Prepared:
+    pictures = len(spots["ends"])
+    if "drawn" in spots:
+        latents, drawn = [file.get_tensor(f"{k}.latents.{i}") for i in range(pictures)], spots["drawn"]
+    else:  # shards of pictures of one size, the drawn ones last, as they were once written
+        latents, drawn = file.get_tensor(f"{k}.latents"), range(pictures - spots["targets"], pictures)
+    segments = tuple((a, b) for a, b in spots["segments"])
+    return Prepared(tuple(latents), file.get_tensor(f"{k}.states"), tuple(spots["ends"]), segments, tuple(drawn))
 
 
 class Corpus:
-    """Prepared documents by bucket. A batch is of one bucket and costs the same whichever it is.
+    """Prepared documents by shape. A batch is of one shape and costs the same whichever it is.
 
-    Buckets come up as often as they have documents; those without any earlier picture `alone` times as often, since
+    Shapes come up as often as they have documents; those without any earlier picture `alone` times as often, since
     there everything has to come from the words, and that is learnt last.
     """
 
     def __init__(self, documents: Sequence[Prepared], frames: int, alone: float = 1.0) -> None:
         self.frames = frames  # of a batch, clean and noisy together
-        self.buckets: dict[Bucket, list[Prepared]] = defaultdict(list)
+        self.shapes: dict[tuple, list[Prepared]] = defaultdict(list)
         for document in documents:
-            self.buckets[document.bucket].append(document)
-        self.weights = [len(each) * (alone if key.clean == 0 else 1.0) for key, each in self.buckets.items()]
+            self.shapes[document.shape].append(document)
+        self.weights = [len(each) * (alone if each[0].drawn[-1] == 0 else 1.0) for each in self.shapes.values()]
 
     def batch(self, rng: Random) -> list[Prepared]:
-        """About `frames` frames' worth of documents of one bucket."""
-        key = rng.choices(list(self.buckets), self.weights)[0]
-        size = max(1, round(self.frames / (key.clean + key.targets)))
-        return [rng.choice(self.buckets[key]) for _ in range(size)]
-
-
-def collate(documents: Sequence[Prepared], drop_text: Callable[[], bool]) -> tuple[Tensor, Tensor, Tensor]:
-    """-> latents [B, pictures, 16, h, w], states [B, N, L*H] padded, text mask [B, clean + targets, N].
-
-    drop_text() is asked once per target whether its last text segment is hidden, as guidance's negative will hide it.
-    """
-    clean, targets = documents[0].bucket.clean, documents[0].targets
-    longest = max(len(document.states) for document in documents)
-    latents = torch.stack([document.latents for document in documents]).float()
-    states = torch.zeros(len(documents), longest, documents[0].states.shape[1])
-    mask = torch.zeros(len(documents), clean + targets, longest, dtype=torch.bool)
-    for row, document in enumerate(documents):
-        states[row, : len(document.states)] = document.states
-        for frame in range(clean):
-            mask[row, frame, : document.ends[frame]] = True
-        for k in range(targets):
-            picture = clean + 1 - targets + k
-            mask[row, clean + k, : document.ends[picture]] = True
-            if drop_text():
-                first, last = document.segments[picture]
-                mask[row, clean + k, first:last] = False
-    return latents, states, mask
+        """About `frames` frames' worth of documents of one shape."""
+        documents = self.shapes[rng.choices(list(self.shapes), self.weights)[0]]
+        size = max(1, round(self.frames / documents[0].frames))
+        return [rng.choice(documents) for _ in range(size)]

@@ -90,3 +90,28 @@ def test_broken_folders_are_named(tmp_path) -> None:
     config.write_text("[]")
     with pytest.raises(DuoGenError, match="not a connector configuration"):
         Connector.from_pretrained(tmp_path)
+
+
+def test_the_last_layer_alone(tmp_path) -> None:
+    connector = make(layers="last")
+    assert connector.proj.weight.shape == (8, 16)
+    states = torch.randn(2, 7, 3, 16)
+    streamed = connector.finish(sum(connector.project_layer(i, states[..., i, :]) for i in range(3)))
+    torch.testing.assert_close(streamed, connector(states), atol=1e-5, rtol=1e-5)
+    other = states.clone()
+    other[..., :2, :] += 1
+    assert torch.equal(connector(other), connector(states))
+    connector.save_pretrained(tmp_path)
+    back = Connector.from_pretrained(tmp_path)
+    assert back.config.layers == "last" and torch.equal(back(states), connector(states))
+
+
+def test_a_config_from_before_the_switches_reads_as_it_was_meant(tmp_path) -> None:
+    connector = make(drop="all_text")
+    connector.save_pretrained(tmp_path)
+    assert Connector.from_pretrained(tmp_path).config.drop == "all_text"
+    (tmp_path / "config.json").write_text(json.dumps({"num_layers": 3, "hidden_size": 16, "cross_width": 8}))
+    config = Connector.from_pretrained(tmp_path).config
+    assert (config.layers, config.drop) == ("all", "last_segment")
+    with pytest.raises(DuoGenError, match="layers is 'first'"):
+        ConnectorConfig(3, 16, 8, layers="first")

@@ -13,6 +13,7 @@ import torch
 
 from duogen_core.dit import FAMILIES, DitError, load_dit
 from duogen_core.dit.frame_cache import FrameCache
+from duogen_core.dit.packing import Sequence
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 SIZES = ((4, 6), (8, 4), (6, 6))  # latents of unlike pictures, the last one the target
@@ -155,19 +156,38 @@ def test_frame_ends_rule_under_frame_causal_only(model, inputs, attention):
             v(wrong)
 
 
-def test_teacher_belongs_to_frame_causal(model, inputs, attention):
-    (_, _, text), _ = inputs
-    clean, noisy = torch.randn(2, 1, 16, 4, 4), torch.randn(2, 2, 16, 4, 4)
-    mask = torch.arange(TOKENS)[None, None] < torch.tensor([3, 3, TOKENS])[None, :, None]
-    args = (clean, noisy, torch.tensor([[0.7, 0.4], [0.2, 0.9]]), text, mask.expand(2, -1, -1))
-    if attention == "full":
-        with pytest.raises(DitError, match="frame_causal"):
-            model.forward_teacher(*args)
-        return
-    v = model.forward_teacher(*args)
-    assert v.shape == noisy.shape
-    second = model.forward_packed([clean[:, 0], noisy[:, 1]], args[2][:, 1], text, frame_ends=[3])
-    torch.testing.assert_close(v[:, 1], second, **CLOSE)
+def test_training_equals_drawing(model, inputs, attention):
+    (frames, timestep, text), ends = inputs
+    *clean, target = frames
+    sees = torch.arange(TOKENS)[None] < torch.tensor([*(ENDS if ends else (TOKENS,) * 2), TOKENS])[:, None]
+    pack = [
+        Sequence(tuple(frame[b] for frame in clean), (target[b],), (0, 1, 2), timestep[b : b + 1], text[b], sees)
+        for b in range(2)
+    ]
+    v = torch.stack([found for (found,) in model.forward_train(pack)])
+    torch.testing.assert_close(v, model.forward_packed(frames, timestep, text, **ends), **CLOSE)
+
+
+def test_no_text_means_none_for_any_frame(model, inputs, attention):
+    """A negative branch that drops all text still brings the places of the pictures in it."""
+    (frames, timestep, text), ends = inputs
+    none = model.forward_packed(frames, timestep, text[:, :0], **ends)
+    assert none.isfinite().all()
+    assert torch.equal(none, model.forward_packed(frames, timestep, text[:, :0], frame_ends=(0, 0)))
+
+
+def test_weights_that_draw_without_references_leave_earlier_pictures_out(model, inputs, name, attention, tmp_path):
+    (frames, timestep, text), ends = inputs
+    alone = model.forward_packed(frames[-1:], timestep, text)
+    assert not torch.allclose(model.forward_packed(frames, timestep, text, **ends), alone, **CLOSE)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "references": False}), "utf-8")
+    blind = load_dit(tmp_path).eval()
+    assert torch.equal(blind.forward_packed(frames, timestep, text, **ends), alone)
+    shown = Sequence((frames[0][0],), (frames[2][0],), (0, 2), timestep[:1], text[0], torch.ones(2, TOKENS).bool())
+    with pytest.raises(DitError, match="without looking at earlier pictures"):
+        blind.forward_train([shown])
 
 
 def test_save_and_load_give_the_same_model(model, inputs, name, tmp_path):

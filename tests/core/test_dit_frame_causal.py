@@ -10,7 +10,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from duogen_core.dit import DitError
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.frame_cache import FrameCache, path
-from duogen_core.dit.frame_causal import forward_frame_causal, masked_attention, sliced_attention
+from duogen_core.dit.frame_causal import forward_frame_causal
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -180,60 +180,6 @@ def test_no_text_at_all(model):
     assert none.isfinite().all() and not torch.allclose(none, some, atol=1e-5)
 
 
-@pytest.mark.parametrize("c,m,sizes", [(3, 4, (4, 6)), (3, 2, (4, 4)), (2, 1, (4, 4)), (0, 1, (4, 4))])
-def test_teacher_equals_separate_calls(model, c, m, sizes):
-    torch.manual_seed(3)
-    batch, tokens, first = 2, 11, c + 1 - m
-    clean, noisy = torch.randn(batch, c, 16, *sizes), torch.randn(batch, m, 16, *sizes)
-    timestep, text = torch.rand(batch, m), torch.randn(batch, tokens, 20)
-    ends = torch.tensor([[2, 4, 7, 9], [0, 3, 3, 11]])[:, : c + 1]  # the last column is the last target's text
-    places = [*range(c), *range(first, c + 1)]
-    mask = torch.arange(tokens)[None, None] < ends[:, places, None]
-    with torch.no_grad():
-        v = model.forward_teacher(clean, noisy, timestep, text, mask)
-        assert v.shape == noisy.shape
-        for b in range(batch):
-            for j in range(m):
-                i = first + j
-                frames = [*(clean[b : b + 1, k] for k in range(i)), noisy[b : b + 1, j]]
-                alone = model.forward_packed(
-                    frames, timestep[b : b + 1, j], text[b : b + 1, : ends[b, i]], frame_ends=ends[b, :i].tolist()
-                )
-                torch.testing.assert_close(v[b : b + 1, j], alone, **CLOSE)
-
-
-@pytest.mark.parametrize("c,m", [(3, 4), (3, 1), (0, 1)])
-def test_both_ways_of_teacher_attention_agree(c, m):
-    q, k, v = torch.randn(3, 2, 2, (c + m) * 4, 8).unbind()
-    sliced, masked = sliced_attention(c, m, 4), masked_attention(c, m, 4, q)
-    torch.testing.assert_close(sliced(0, q, k, v), masked(0, q, k, v), **CLOSE)
-
-
-def test_teacher_can_drop_one_targets_text_only(model):
-    """Guidance is trained by hiding the last segment from a noisy frame: the clean frames keep their text."""
-    clean, noisy, text = torch.randn(1, 1, 16, 4, 4), torch.randn(1, 1, 16, 4, 4), torch.randn(1, 8, 20)
-    mask = torch.zeros(1, 2, 8, dtype=torch.bool)
-    mask[0, 0, :3] = True
-    with torch.no_grad():
-        v = model.forward_teacher(clean, noisy, torch.tensor([[0.5]]), text, mask)
-        mask[0, 1, :3] = True
-        w = model.forward_teacher(clean, noisy, torch.tensor([[0.5]]), text, mask)
-        alone = model.forward_packed([clean[:, 0], noisy[:, 0]], torch.tensor([0.5]), text[:, :3], frame_ends=[3])
-    torch.testing.assert_close(w[:, 0], alone, **CLOSE)
-    assert v.isfinite().all() and not torch.allclose(v, w, atol=1e-5)
-
-
-def test_teacher_gradients_are_finite_and_reach_every_weight(model):
-    clean, noisy, text = torch.randn(2, 2, 16, 4, 4), torch.randn(2, 3, 16, 4, 4), torch.randn(2, 5, 20)
-    mask = torch.ones(2, 5, 5, dtype=torch.bool)
-    mask[0, 3] = False  # a frame whose whole text is dropped
-    model.zero_grad()
-    model.forward_teacher(clean, noisy, torch.rand(2, 3), text, mask).square().mean().backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
-    model.zero_grad()
-
-
 @pytest.mark.parametrize(
     "ends,message",
     [
@@ -254,9 +200,3 @@ def test_equal_frame_ends_per_entry_are_taken(model):
     with torch.no_grad():
         nested = model.forward_packed(frames, timestep, text, frame_ends=[[4], [4]])
         assert torch.equal(nested, model.forward_packed(frames, timestep, text, frame_ends=[4]))
-
-
-def test_teacher_refuses_full_attention(model):
-    full = PackedCosmos(num_layers=1)
-    with pytest.raises(DitError, match="frame_causal"):
-        full.forward_teacher(*[torch.zeros(1, 1, 16, 4, 4)] * 2, torch.zeros(1, 1), torch.zeros(1, 2, 192), None)

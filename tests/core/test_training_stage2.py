@@ -18,7 +18,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.assemble import assemble
 from duogen_core.training.loop import rng_for
-from duogen_core.training.stage2_data import Corpus, collate, drawn_case, load_shard, prepare_shard
+from duogen_core.training.stage2_data import Corpus, drawn_case, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -54,31 +54,19 @@ def test_prepared_documents_hold_the_states_and_places_that_inference_sees(compo
         with torch.inference_mode():
             seen = components.mllm.encode(until, connector)
             states = torch.nn.functional.gelu(connector.proj(prepared.states.float()))
+        assert prepared.drawn == tuple(range(len(document.pictures) - len(drawn), len(document.pictures)))
         assert prepared.ends[-1] == len(seen.states) == len(states)
         assert prepared.ends[:-1] == tuple(seen.frame_ends)
         assert tuple(prepared.segments[-1]) == tuple(seen.last_segment)
         assert (states - seen.states).abs().max() < 5e-3  # kept in half precision
 
 
-def test_a_dropped_segment_is_all_that_a_target_loses(shard):
-    first_pictures = [d for d in load_shard(shard) if d.bucket.clean == 0]
-    documents = [d for d in first_pictures if d.bucket == first_pictures[0].bucket]
-    _, _, whole = collate(documents, lambda: False)
-    _, _, dropped = collate(documents, lambda: True)
-    for row, document in enumerate(documents):
-        first, last = document.segments[0]
-        assert last > first
-        assert whole[row, 0].sum() == document.ends[0]
-        assert (whole[row, 0] ^ dropped[row, 0]).nonzero().flatten().tolist() == list(range(first, last))
-
-
-def test_batches_are_of_one_bucket_and_about_the_asked_frames(shard):
+def test_batches_are_of_one_shape_and_about_the_asked_frames(shard):
     corpus = Corpus(load_shard(shard), frames=8)
     for seed in range(20):
         batch = corpus.batch(Random(seed))
-        bucket = batch[0].bucket
-        assert all(document.bucket == bucket for document in batch)
-        assert len(batch) == max(1, round(8 / (bucket.clean + bucket.targets)))
+        assert all(document.shape == batch[0].shape for document in batch)
+        assert len(batch) == max(1, round(8 / batch[0].frames))
 
 
 def test_family_weights_name_families_that_exist_and_draw():

@@ -1,0 +1,200 @@
+"""Training of the packed DiT: sequences of unlike picture sizes and counts in one pass, without padding.
+
+In:  `Sequence`s, one per document: clean frames and noisy ones, the text, and which of the text each frame may see.
+Out: the velocity of every noisy frame, equal to running the sequences one by one.
+
+The tokens of all frames of all sequences lie behind one another, so every linear layer, norm and MLP runs once over
+the whole pack. Attention is block-diagonal: sequences whose frames have the same sizes lie side by side and attend as
+one batch, others by themselves, and nothing is multiplied only to be masked. Text goes the same way: keys and values
+are made of all tokens of the pack at once.
+Under `full` attention a sequence is what the paper trains on: finished pictures and one target. Under `frame_causal`
+one sequence can hold many targets: a noisy frame sees the clean frames before its place, and itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from duogen_core.dit import DitError
+from duogen_core.dit.frame_block import keys_values, run_blocks
+
+if TYPE_CHECKING:
+    from duogen_core.dit.cosmos import PackedCosmos
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """clean, noisy: latents [16, h, w]. places: each one's picture index in the document, clean ones first.
+
+    timestep [noisy]; text [N, text_embed_dim]; sees bool [clean + noisy, N]: what each frame may see of the text.
+    """
+
+    clean: tuple[Tensor, ...]
+    noisy: tuple[Tensor, ...]
+    places: tuple[int, ...]
+    timestep: Tensor
+    text: Tensor
+    sees: Tensor
+
+    @property
+    def shape(self) -> tuple:
+        """Sequences of one shape attend as one batch."""
+        return len(self.clean), self.places, tuple(tuple(frame.shape[-2:]) for frame in (*self.clean, *self.noisy))
+
+    def check(self, attention: str) -> None:
+        frames = len(self.clean) + len(self.noisy)
+        if not self.noisy or len(self.places) != frames or self.timestep.shape != (len(self.noisy),):
+            raise DitError(
+                f"{len(self.clean)} clean and {len(self.noisy)} noisy frames with {len(self.places)} places and "
+                f"timesteps {tuple(self.timestep.shape)} do not fit together."
+            )
+        if self.sees.shape != (frames, len(self.text)):
+            raise DitError(f"sees is {tuple(self.sees.shape)}; expected {(frames, len(self.text))}, frames by tokens.")
+        if attention == "full" and len(self.noisy) > 1:
+            raise DitError("Under full attention targets would see each other; give every target its own sequence.")
+
+
+class Group:
+    """Sequences of one shape, and where their tokens lie in the pack."""
+
+    def __init__(self, model: PackedCosmos, members: list[Sequence], tokens: int, texts: int) -> None:
+        first = members[0]
+        self.members, self.n, self.clean = members, len(members), len(first.clean)
+        self.grids = [model.grid(frame) for frame in (*first.clean, *first.noisy)]
+        self.sizes = [height * width for height, width in self.grids]
+        self.length, self.places = sum(self.sizes), first.places
+        self.tokens = slice(tokens, tokens + self.n * self.length)
+        self.text_lengths = [len(member.text) for member in members]
+        self.text = slice(texts, texts + sum(self.text_lengths))
+
+    def patches(self, model: PackedCosmos) -> Tensor:
+        """[n * length, channels of a patch]"""
+        columns = zip(*((*member.clean, *member.noisy) for member in self.members), strict=True)
+        found = [model.patches(torch.stack(each), clean=i < self.clean) for i, each in enumerate(columns)]
+        return torch.cat(found, dim=1).flatten(0, 1)
+
+    def stacked(self, x: Tensor) -> Tensor:
+        """[heads, tokens of the pack, D] -> [n, heads, length, D]"""
+        return x[:, self.tokens].unflatten(1, (self.n, self.length)).transpose(0, 1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: str) -> Tensor:
+        """[n, heads, length, D]. One SDPA per frame over just the keys it sees: no mask, nothing masked away."""
+        if attention == "full" or len(self.sizes) == 1:
+            return F.scaled_dot_product_attention(q, k, v)
+        qs, ks, vs = (t.split(self.sizes, dim=2) for t in (q, k, v))
+        out, ends = [], [0, *torch.tensor(self.sizes).cumsum(0).tolist()]
+        for i, place in enumerate(self.places):
+            if i < self.clean:
+                keys, values = k[:, :, : ends[i + 1]], v[:, :, : ends[i + 1]]
+            else:
+                seen = ends[sum(other < place for other in self.places[: self.clean])]
+                keys, values = (torch.cat([t[:, :, :seen], own[i]], dim=2) for t, own in ((k, ks), (v, vs)))
+            out.append(F.scaled_dot_product_attention(qs[i], keys, values))
+        return torch.cat(out, dim=2)
+
+
+class TextAttention:
+    """Cross-attention of one group: keys and values are taken out of the pack's, masked where a frame may not look."""
+
+    def __init__(self, group: Group, dtype: torch.dtype, device: torch.device) -> None:
+        longest = max(group.text_lengths)
+        self.group, self.index, self.mask, self.blind = group, None, None, None
+        if not longest:
+            return
+        sees = torch.zeros(group.n, len(group.sizes), longest, dtype=torch.bool)
+        index = torch.zeros(group.n, longest, dtype=torch.long)
+        start = group.text.start
+        for row, (member, length) in enumerate(zip(group.members, group.text_lengths, strict=True)):
+            sees[row, :, :length] = member.sees.cpu()
+            index[row, :length] = torch.arange(start, start + length)
+            start += length
+        any_text = sees.any(-1)
+        if group.n > 1:
+            self.index = index.to(device)
+        spread = torch.tensor(group.sizes)
+        if not bool(sees.all()):  # a frame without text gets nothing from cross-attention, not NaN
+            self.mask = additive(sees | ~any_text[..., None], dtype).repeat_interleave(spread, 1)[:, None].to(device)
+        if not bool(any_text.all()):
+            self.blind = any_text.to(dtype).repeat_interleave(spread, 1)[:, None, :, None].to(device)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [n, heads, length, D], k and v [heads, text of the pack, D]"""
+        if not any(self.group.text_lengths):
+            return torch.zeros_like(q)
+        if self.index is None:
+            k, v = k[None, :, self.group.text], v[None, :, self.group.text]
+        else:
+            k, v = (t[:, self.index].transpose(0, 1) for t in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        return out if self.blind is None else out * self.blind
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Boolean mask (True = seen) -> what SDPA adds; made once, since SDPA would convert it in every block."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
+def forward_train(model: PackedCosmos, sequences: SequenceOf[Sequence]) -> list[list[Tensor]]:
+    """See `PackedCosmos.forward_train`."""
+    attention = model.config.attention
+    by_shape: dict[tuple, list[int]] = {}
+    for number, sequence in enumerate(sequences):
+        sequence.check(attention)
+        by_shape.setdefault(sequence.shape, []).append(number)
+    groups, tokens, texts = [], 0, 0
+    for numbers in by_shape.values():
+        groups.append(Group(model, [sequences[number] for number in numbers], tokens, texts))
+        tokens, texts = groups[-1].tokens.stop, groups[-1].text.stop
+
+    members = [member for group in groups for member in group.members]
+    clean_time = model.config.clean_timestep
+    times = torch.cat([
+        torch.cat([m.timestep.new_full((len(m.clean),), clean_time) if clean_time >= 0 else
+                   m.timestep[:1].expand(len(m.clean)), m.timestep]) for m in members
+    ])[None]  # fmt: skip
+    x = model.embed(torch.cat([group.patches(model) for group in groups])[None])
+    ropes = [
+        model.rope_of([(place, *grid) for place, grid in zip(group.places, group.grids, strict=True)], x.device)
+        for group in groups
+    ]
+    rope = tuple(torch.cat([each[i].repeat(g.n, 1) for g, each in zip(groups, ropes, strict=True)]) for i in (0, 1))
+
+    sizes = [size for group in groups for _ in range(group.n) for size in group.sizes]
+    token_frame = None
+    if len(set(sizes)) == 1:
+        x = x.unflatten(1, (-1, sizes[0]))
+    else:
+        x = x[:, :, None]
+        token_frame = torch.repeat_interleave(torch.tensor(sizes)).to(x.device)
+
+    def attend(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = [g.attend(g.stacked(q[0]), g.stacked(k[0]), g.stacked(v[0]), attention) for g in groups]
+        return packed(out)
+
+    text = model.project_text(torch.cat([member.text for member in members])[None])
+    crosses = [TextAttention(group, x.dtype, x.device) for group in groups]
+
+    def attend_text(_block: int, attn: Attention, q: Tensor) -> Tensor:
+        k, v = keys_values(attn, text)
+        return packed([cross(cross.group.stacked(q[0]), k[0], v[0]) for cross in crosses])
+
+    out = run_blocks(model, x, times, rope, attend, attend_text if text.shape[1] else None, token_frame).flatten(1, 2)
+    found: list[list[Tensor]] = [[] for _ in sequences]
+    for numbers, group in zip(by_shape.values(), groups, strict=True):
+        frames = out[0, group.tokens].unflatten(0, (group.n, -1)).split(group.sizes, dim=1)
+        for patches, grid in list(zip(frames, group.grids, strict=True))[group.clean :]:
+            for number, v in zip(numbers, model.unpatch(patches, grid), strict=True):
+                found[number].append(v)
+    return found
+
+
+def packed(outs: list[Tensor]) -> Tensor:
+    """Each group's [n, heads, length, D] -> [1, heads, tokens, D]"""
+    return torch.cat([out.transpose(0, 1).flatten(1, 2) for out in outs], dim=1)[None]

@@ -1,0 +1,204 @@
+"""Packing: sequences of unlike sizes and counts in one pass give what they give one by one, gradients too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from duogen_core.dit import DitError
+from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.packing import Sequence
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+WIDTH = 20
+# per document: the pictures' sizes, and how many of the last ones are targets
+DOCUMENTS = [
+    (((4, 6), (8, 4), (4, 4)), 2),
+    (((4, 4),), 1),
+    (((4, 6), (8, 4), (4, 4)), 2),
+    (((6, 4), (4, 6), (4, 4)), 3),
+    (((2, 2), (8, 4), (4, 4), (4, 4)), 1),
+    (((4, 4),), 1),
+]
+UNIFORM = [(((4, 4), (4, 4)), 2), (((4, 4),), 1), (((4, 4), (4, 4)), 1), (((4, 4), (4, 4)), 2)]
+
+
+def tiny(attention: str, **options) -> PackedCosmos:
+    torch.manual_seed(0)
+    model = PackedCosmos(
+        num_attention_heads=2, attention_head_dim=24, num_layers=2, mlp_ratio=2.0, text_embed_dim=WIDTH,
+        adaln_lora_dim=8, attention=attention, **options,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+    return model
+
+
+@pytest.fixture(scope="module")
+def causal() -> PackedCosmos:
+    return tiny("frame_causal")
+
+
+@pytest.fixture(scope="module")
+def full() -> PackedCosmos:
+    return tiny("full")
+
+
+def sequences(documents, attention: str) -> list[Sequence]:
+    generator = torch.Generator().manual_seed(7)
+
+    def noise(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    pack = []
+    for number, (sizes, targets) in enumerate(documents):
+        last, tokens = len(sizes) - 1, 5 + 2 * number
+        targets = 1 if attention == "full" else targets
+        drawn = range(last + 1 - targets, last + 1)
+        places = (*range(last), *drawn)
+        ends = torch.linspace(1, tokens, last + 1).long()[list(places)]
+        sees = torch.arange(tokens)[None] < ends[:, None]
+        if attention == "full":
+            sees[:] = True
+        clean = tuple(noise(16, *sizes[k]) for k in range(last))
+        noisy = tuple(noise(16, *sizes[k]) for k in drawn)
+        pack.append(
+            Sequence(clean, noisy, places, torch.rand(targets, generator=generator), noise(tokens, WIDTH), sees)
+        )
+    return pack
+
+
+def one_by_one(model: PackedCosmos, pack: list[Sequence]) -> list[list[torch.Tensor]]:
+    """Every target by itself, the way it will be drawn; dropped text (a hole in what it sees) is cut out."""
+    found = []
+    for sequence in pack:
+        found.append([])
+        for j, target in enumerate(sequence.noisy):
+            row = len(sequence.clean) + j
+            place = sequence.places[row]
+            clean = [frame[None] for frame, p in zip(sequence.clean, sequence.places) if p < place]
+            ends = sequence.sees.sum(1)[: len(clean)].tolist()
+            text = sequence.text[sequence.sees[row]][None]
+            how = {"frame_ends": ends} if model.config.attention == "frame_causal" else {}
+            v = model.forward_packed([*clean, target[None]], sequence.timestep[j : j + 1], text, **how)
+            found[-1].append(v[0])
+    return found
+
+
+def assert_close(a, b) -> None:
+    assert [len(each) for each in a] == [len(each) for each in b]
+    for mine, theirs in zip(a, b, strict=True):
+        for v, w in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(v, w, **CLOSE)
+
+
+def gradients(model, loss) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    loss.backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("documents", [DOCUMENTS, UNIFORM], ids=["mixed", "uniform"])
+@pytest.mark.parametrize("attention", ["full", "frame_causal"])
+def test_a_pack_equals_one_by_one_gradients_too(request, attention, documents):
+    model = request.getfixturevalue("full" if attention == "full" else "causal")
+    pack = sequences(documents, attention)
+    assert_close(model.forward_train(pack), one_by_one(model, pack))
+
+    def error(found):
+        return sum(v.square().mean() for each in found for v in each)
+
+    mine = gradients(model, error(model.forward_train(pack)))
+    theirs = gradients(model, error(one_by_one(model, pack)))
+    for name, gradient in theirs.items():
+        assert gradient.any()
+        torch.testing.assert_close(mine[name], gradient, **CLOSE, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("attention", ["full", "frame_causal"])
+def test_the_order_in_a_pack_says_nothing(request, attention):
+    model = request.getfixturevalue("full" if attention == "full" else "causal")
+    pack = sequences(DOCUMENTS, attention)
+    with torch.no_grad():
+        assert_close(model.forward_train(pack[::-1])[::-1], model.forward_train(pack))
+
+
+def test_text_that_is_dropped_for_one_target_is_dropped_for_it_alone(causal):
+    pack = sequences(DOCUMENTS, "frame_causal")
+    with torch.no_grad():
+        before = causal.forward_train(pack)
+        sees = pack[3].sees.clone()
+        sees[3, 2:4] = False  # a hole in what the second target of the fourth document sees
+        pack[3] = replace(pack[3], sees=sees)
+        after = causal.forward_train(pack)
+        assert_close(after, one_by_one(causal, pack))
+        sees[4] = False  # all of its third target's text, while its clean frames keep theirs
+        after = causal.forward_train(pack)
+        assert all(v.isfinite().all() for each in after for v in each)
+        changed = [
+            (i, j) for i, each in enumerate(after) for j, v in enumerate(each) if not torch.allclose(v, before[i][j])
+        ]
+        assert changed == [(3, 1), (3, 2)]
+
+
+@pytest.mark.parametrize("attention", ["full", "frame_causal"])
+def test_sequences_without_any_text(request, attention):
+    model = request.getfixturevalue("full" if attention == "full" else "causal")
+    pack = sequences(DOCUMENTS, attention)
+    mute = [replace(each, text=each.text[:0], sees=each.sees[:, :0]) for each in pack]
+    with torch.no_grad():
+        assert_close(model.forward_train([mute[0], *pack[1:]]), one_by_one(model, [mute[0], *pack[1:]]))
+        assert_close(model.forward_train(mute), one_by_one(model, mute))
+
+
+@pytest.mark.parametrize("attention", ["full", "frame_causal"])
+def test_targets_without_clean_frames(attention):
+    """Without references a document's targets share a sequence (frame_causal) and see nothing of each other."""
+    model = tiny(attention, references=False)
+    pack = [
+        replace(each, clean=(), places=each.places[len(each.clean) :], sees=each.sees[len(each.clean) :])
+        for each in sequences(DOCUMENTS, attention)
+    ]
+    with torch.no_grad():
+        assert_close(model.forward_train(pack), one_by_one(model, pack))
+
+
+def test_clean_frames_may_share_the_targets_timestep():
+    model = tiny("full", clean_timestep=-1.0)
+    pack = sequences(DOCUMENTS, "full")
+    with torch.no_grad():
+        assert_close(model.forward_train(pack), one_by_one(model, pack))
+
+
+@pytest.mark.parametrize("attention", ["full", "frame_causal"])
+def test_gradient_checkpointing_changes_nothing_but_what_is_kept(attention):
+    model = tiny(attention).train()
+    pack = sequences(DOCUMENTS, attention)
+
+    def run():
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            loss = sum(v.square().mean() for each in model.forward_train(pack) for v in each)
+        return loss.detach(), sum(kept), gradients(model, loss)
+
+    loss, size, plain = run()
+    model.enable_gradient_checkpointing()
+    again, smaller, checkpointed = run()
+    assert torch.equal(loss, again) and smaller < size / 2
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_named(causal, full):
+    pack = sequences(DOCUMENTS, "frame_causal")
+    with pytest.raises(DitError, match="own sequence"):
+        full.forward_train(pack)
+    with pytest.raises(DitError, match="do not fit together"):
+        causal.forward_train([replace(pack[0], timestep=torch.zeros(3))])
+    with pytest.raises(DitError, match="frames by tokens"):
+        causal.forward_train([replace(pack[0], sees=pack[0].sees[:1])])

@@ -1,0 +1,200 @@
+"""The loss of stage 2: what a sample shows, what chance decides, and that each switch trains what will be sampled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+
+from duogen_core.checkpoint import CheckpointConfig, Components
+from duogen_core.connector import Connector, normalise
+from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.document import Document, Picture, Text
+from duogen_core.mllm.chat import build_inputs
+from duogen_core.mllm.qwen2_5_vl import hidden_states_for
+from duogen_core.pipeline import Draughtsman, Settings, negative_states
+from duogen_core.training import flow, stage2
+from duogen_core.training.flow import Chance, FlowLoss, draw
+from duogen_core.training.loop import rng_for
+from duogen_core.training.stage2_data import Prepared, places
+from tests.core.tiny import random_components
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+SIZES = ((32, 48), (32, 32), (48, 32))  # of the pictures, height and width
+
+
+def conversation() -> Document:
+    """The user's picture, then two drawn ones, each of another size."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = [torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy() for size in SIZES]
+    mine, *drawn = (Picture(each) for each in pixels)
+    return (
+        Document()
+        .begin_turn("user", [Text("Add a house."), mine])
+        .begin_turn("assistant", [Text("The walls."), drawn[0], Text("The red roof."), drawn[1], Text("Done.")])
+    )
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return random_components()
+
+
+@pytest.fixture(scope="module")
+def prepared(parts) -> Prepared:
+    document = conversation()
+    with torch.inference_mode():
+        batch = build_inputs([document], parts.mllm.tokenizer, parts.mllm.image_processor)
+        layers = hidden_states_for(parts.mllm.model, batch)[0]
+        latents = tuple(parts.vae.encode(picture.pixels.copy())[0] for picture in document.pictures)
+    spots = places(batch["layouts"][0])
+    states = normalise(layers[:, : spots["ends"][-1]]).transpose(0, 1).flatten(1)
+    return Prepared(latents, states, tuple(spots["ends"]), tuple(spots["segments"]), tuple(spots["drawn"]))
+
+
+def context(k: int) -> Document:
+    """The conversation up to its drawn picture k (1 or 2)."""
+    user, assistant = conversation().turns
+    return Document((user, replace(assistant, parts=assistant.parts[: 2 * k - 1])))
+
+
+def sample_of(prepared: Prepared, chance: Chance, wanted=lambda sample: True):
+    """A sample that chance made as wanted."""
+    return next(s for s in (draw(prepared, Random(seed), chance) for seed in range(200)) if wanted(s))
+
+
+def trained_and_drawn(parts: Components, prepared: Prepared, config: stage2.Stage2Config, dropped: bool):
+    """(velocity in training, velocity in sampling) of every target of a sample; dropped: of the negative branch."""
+    torch.manual_seed(0)
+    dit, connector = stage2.new_models(config, 2, 64)
+    for parameter in [*dit.parameters(), *connector.parameters()]:
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    components = Components(parts.mllm, connector.eval(), dit.eval(), parts.vae, CheckpointConfig("trained"))
+    chance = replace(stage2.chance(config), drop_text=1.0 if dropped else 0.0)
+    sample = sample_of(prepared, chance, lambda s: s.places[-1] == 2)
+    draughtsman = Draughtsman(components, Settings(size=None))
+    with torch.inference_mode():
+        text = connector.project(sample.states)
+        trained = dit.forward_train([flow._noised(sample, text)])[0]
+        drawn = []
+        for k, t, noise, x0 in zip(sample.places[len(sample.clean) :], sample.timestep, sample.noise, sample.targets):
+            document = context(k)
+            states = parts.mllm.encode(document, connector)
+            chosen = negative_states(states) if dropped else states.positive()
+            frames = [*(draughtsman.latent(p) for p in document.pictures), (t * noise + (1 - t) * x0)[None]]
+            ends = states.frame_ends
+            drawn.append(dit.forward_packed(frames, t[None], chosen[None], frame_ends=ends)[0])
+    return list(zip(trained, drawn, strict=True))
+
+
+TINY = stage2.Stage2Config(layers=2, heads=2, cross_width=32)
+
+
+@pytest.mark.parametrize("dropped", [False, True], ids=["positive", "negative"])
+@pytest.mark.parametrize("layers", ["all", "last"])
+@pytest.mark.parametrize("drop", ["last_segment", "all_text"])
+@pytest.mark.parametrize("references", [True, False])
+@pytest.mark.parametrize("attention", ["frame_causal", "full"])
+def test_what_is_trained_is_what_is_sampled(parts, prepared, attention, references, drop, layers, dropped):
+    """With every switch both branches of guidance are computed as they were trained, for every target."""
+    config = replace(TINY, attention=attention, references=references, drop=drop, connector_layers=layers)
+    pairs = trained_and_drawn(parts, prepared, config, dropped)
+    assert len(pairs) == (1 if attention == "full" else 2)
+    for trained, drawn in pairs:
+        torch.testing.assert_close(trained, drawn, **CLOSE)
+
+
+def test_every_switch_changes_what_is_sampled(parts, prepared):
+    def last(config, dropped):
+        return trained_and_drawn(parts, prepared, config, dropped)[-1][1]  # every time from the same noise, if not t
+
+    for switch in ({"attention": "full"}, {"references": False}, {"connector_layers": "last"}):
+        assert not torch.allclose(last(replace(TINY, **switch), False), last(TINY, False), **CLOSE)
+    all_text = replace(TINY, drop="all_text")
+    assert torch.equal(last(all_text, False), last(TINY, False))
+    assert not torch.allclose(last(all_text, True), last(TINY, True), **CLOSE)
+
+
+def test_the_switches_are_kept_with_the_weights(tmp_path):
+    config = replace(TINY, attention="full", references=False, connector_layers="last", drop="all_text")
+    dit, connector = stage2.new_models(config, 2, 64)
+    dit.save_pretrained(tmp_path / "dit")
+    connector.save_pretrained(tmp_path / "connector")
+    dit = PackedCosmos.from_pretrained(tmp_path / "dit")
+    assert (dit.config.attention, dit.config.references) == ("full", False)
+    shape = Connector.from_pretrained(tmp_path / "connector").config
+    assert (shape.layers, shape.drop) == ("last", "all_text")
+
+
+def test_a_dropped_segment_is_all_that_a_target_loses(prepared):
+    kept = sample_of(prepared, Chance(drop_text=0.0))
+    lost = sample_of(prepared, Chance(drop_text=1.0))
+    assert torch.equal(kept.states, lost.states) and kept.places == (0, 1, 1, 2)
+    assert torch.equal(kept.sees[:2], lost.sees[:2])  # clean frames keep what they see
+    assert kept.sees.sum(1).tolist() == [prepared.ends[k] for k in kept.places]
+    for row, k in ((2, 1), (3, 2)):
+        first, last = prepared.segments[k]
+        assert last > first
+        assert (kept.sees[row] ^ lost.sees[row]).nonzero().flatten().tolist() == list(range(first, last))
+
+
+def test_full_attention_takes_one_random_target_with_the_earlier_pictures_clean(prepared):
+    chance = Chance(attention="full", drop_text=0.5)
+    seen = [draw(prepared, Random(seed), chance) for seed in range(60)]
+    assert {sample.places for sample in seen} == {(0, 1), (0, 1, 2)}
+    for sample in seen:
+        k = sample.places[-1]
+        first, last = prepared.segments[k]
+        assert len(sample.targets) == 1 and len(sample.clean) == k and sample.sees.all()
+        assert len(sample.states) in (prepared.ends[k], prepared.ends[k] - (last - first))
+    assert 15 < sum(len(s.states) == prepared.ends[s.places[-1]] for s in seen) < 45
+
+
+def test_timesteps_are_logit_normal_and_shifted(prepared):
+    times = torch.cat([draw(prepared, Random(seed), Chance(shift=3.0)).timestep for seed in range(400)])
+    assert times.min() > 0 and times.max() < 1
+    logits = torch.logit(times / (3 - 2 * times))  # the shift undone
+    assert abs(float(logits.mean())) < 0.12 and abs(float(logits.std()) - 1) < 0.1
+
+
+@pytest.mark.parametrize("attention", ["frame_causal", "full"])
+def test_the_loss_is_the_same_however_a_batch_is_shared_out(prepared, attention):
+    torch.manual_seed(0)
+    config = replace(TINY, attention=attention, bf16=False)
+    dit, connector = stage2.new_models(config, 2, 64)
+    for parameter in dit.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    loss = FlowLoss(dit, connector)
+    batch = [draw(prepared, rng_for(0, "flow", i), stage2.chance(config)) for i in range(5)]
+    total = sum(len(sample.targets) for sample in batch)
+    whole = loss(batch)
+    whole.backward()
+    grads = [p.grad.clone() for p in loss.parameters() if p.grad is not None]
+    loss.zero_grad(set_to_none=True)
+    shares = [loss(batch[rank::2], total) for rank in range(2)]
+    for share in shares:
+        share.backward()
+    torch.testing.assert_close(sum(shares), whole, **CLOSE)
+    for parameter, grad in zip((p for p in loss.parameters() if p.grad is not None), grads, strict=True):
+        torch.testing.assert_close(parameter.grad, grad, **CLOSE)
+
+
+def test_the_loss_is_the_mean_over_targets_of_the_velocitys_squared_error(prepared):
+    dit, connector = stage2.new_models(TINY, 2, 64)  # a new DiT answers zero
+    sample = draw(prepared, Random(0), Chance())
+    expected = torch.stack([(n - x).square().mean() for n, x in zip(sample.noise, sample.targets)]).mean()
+    torch.testing.assert_close(FlowLoss(dit, connector)([sample]), expected, **CLOSE)
+
+
+def test_without_a_new_text_there_is_nothing_to_drop():
+    """Two pictures with no word between them: the second has no negative branch, so training drops nothing of it."""
+    parts = random_components()
+    document = conversation()
+    user, assistant = document.turns
+    one, two = assistant.parts[1], assistant.parts[3]
+    twice = Document((user, replace(assistant, parts=(Text("The walls."), one, two, one))))
+    spots = places(build_inputs([twice], parts.mllm.tokenizer, parts.mllm.image_processor)["layouts"][0])
+    lengths = [last - first for first, last in spots["segments"]]
+    assert spots["drawn"] == [1, 2, 3] and lengths[0] == lengths[2] == lengths[3] == 0 and lengths[1] > 0
