@@ -13,9 +13,14 @@ from textwrap import indent
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 
+from duogen_core.training.checkpoints import is_full, reason
 from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
+from duogen_core.training.errors import TrainingError
 from duogen_core.training.loop import Run
+from duogen_core.training.parallel import started
+from duogen_core.training.recipes import find_config, recipes_of
 
 C = TypeVar("C", bound="RunConfig")
 
@@ -50,26 +55,47 @@ class RunConfig:
         )
 
 
+def command_of(cls: type[RunConfig]) -> str:
+    """Settings stand in the module of their command: "stage1"."""
+    return cls.__module__.rsplit(".", 1)[-1]
+
+
 def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C]) -> None:
-    parser.add_argument("--config", type=Path, help="settings as a YAML or TOML file")
+    parser.add_argument("--config", metavar="FILE|NAME", help="settings: a YAML or TOML file, or one of the recipes")
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and leave")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that go before the file's")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "settings and their defaults:\n" + indent(to_yaml(cls()), "  ")
+    recipes = [f"  {name}  {text}\n" for name, text in recipes_of(command_of(cls)).items()]
+    parser.epilog = "recipes:\n" + "".join(recipes) + "\n" if recipes else ""
+    parser.epilog += "settings and their defaults:\n" + indent(to_yaml(cls()), "  ")
 
 
-def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run]) -> int:
-    config = load_config(cls, args.config, args.settings)
+def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run], *, parallel: bool = False) -> int:
+    """parallel: several processes, started by accelerate's launcher, can share the work."""
+    file = find_config(args.config, command_of(cls)) if args.config else None
+    config = load_config(cls, file, args.settings)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
+    if started() > 1 and not parallel:
+        raise TrainingError(f"train {command_of(cls)} runs in one process; start it without accelerate's launcher.")
     if not config.steps and not config.minutes:
         raise ConfigError("A training run needs an end: give steps=N, minutes=M or both.")
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.bf16:
         torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    done = train(config)
+    try:
+        done = train(config)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise TrainingError(
+            f"{config.out} cannot be written to: {reason(error)}. Free some space and give the same command again; it "
+            "goes on from the last checkpoint."
+        ) from error
+    if not done.main:
+        return 130 if done.interrupted else 0
     if done.interrupted:
         print(f"Stopped at step {done.step}. The same command continues from there.")
         return 130

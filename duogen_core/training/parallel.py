@@ -26,13 +26,18 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # that the others wait while the main process evaluates or writes
 
 
+def started() -> int:
+    """Processes that the launcher started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 class Processes:
     """rank of count; `main`: the one that writes; `sharded`: under FSDP; device: where model and batches go."""
 
     def __init__(self) -> None:
         self.accelerator: Any = None
         self.rank, self.count, self.sharded, self.device = 0, 1, False, torch.device("cpu")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if started() > 1:
             from accelerate import Accelerator
             from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 

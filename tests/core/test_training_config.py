@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
+from duogen_core.cli import main
 from duogen_core.training.config import ConfigError, load_config, to_yaml
+from duogen_core.training.recipes import find_config, recipes_of
 
 
 @dataclass(kw_only=True)
@@ -96,3 +100,52 @@ def test_bad_overrides_and_missing_files(tmp_path):
             load_config(Settings, None, [override])
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(Settings, tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("command", ["vae", "pretrain", "stage1", "stage2"])
+def test_every_recipe_is_a_configuration_of_its_command(command):
+    settings = {"vae": "VaeConfig", "pretrain": "PretrainConfig", "stage1": "Stage1Config", "stage2": "Stage2Config"}
+    module = import_module(f"duogen_core.training.{command}")
+    recipes = recipes_of(command)
+    assert f"tiny-{command}" in recipes and all(recipes.values())
+    for name in recipes:
+        config = load_config(getattr(module, settings[command]), find_config(name, command))
+        assert config.steps or config.minutes
+
+
+def test_a_file_goes_before_a_recipe_and_unknown_names_are_answered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("tiny-vae", "vae").is_absolute()
+    write(tmp_path, "minutes: 1", "tiny-vae")
+    assert find_config("tiny-vae", "vae") == Path("tiny-vae")
+    for name, expected in (
+        ("tiny-stage-1", "did you mean 'tiny-stage1'"),
+        ("tiny-stage2", "is a recipe of train stage2, not of train stage1"),
+        ("zzz", "no recipe 'zzz'; there are .*tiny-stage1"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            find_config(name, "stage1")
+
+
+def test_help_names_the_recipes(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "vae", "--help"])
+    assert "tiny-vae  the bundled model's VAE" in capsys.readouterr().out
+    assert main(["train", "vae", "--config", "tiny-vae", "--print-config", "minutes=3"]) == 0
+    assert "minutes: 3" in capsys.readouterr().out
+
+
+def test_several_processes_only_where_they_share_the_work(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "vae", "steps=1", f"out={tmp_path / 'run'}"]) == 2
+    assert "train vae runs in one process" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_sentence(capsys, monkeypatch, tmp_path):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("duogen_core.training.vae.train", full)
+    assert main(["train", "vae", "steps=1", f"out={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device. Free some space" in error and error.count("\n") == 1
