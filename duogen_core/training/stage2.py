@@ -48,6 +48,7 @@ class Stage2Config(RunConfig):
     connector_layers: Literal["all", "last"] = "all"  # of the MLLM
     drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
     shards: int = 65  # of 256 documents each, prepared ahead
+    documents: Path | None = None  # where they lie; None: <out>/documents
     frames: int = 48  # of a batch
     alone: float = 6.0  # how much more often documents of a single picture come up
     lr: float = 3e-3
@@ -148,7 +149,7 @@ def export(run: Run) -> None:
 def prepare(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> list[Prepared]:
     documents: list[Prepared] = []
     for number in range(config.shards):
-        path = prepare_shard(run.folder / "documents", number, run.seed, config.families, vae, mllm)
+        path = prepare_shard(config.documents or run.folder / "documents", number, run.seed, config.families, vae, mllm)
         documents += load_shard(path)
         run.say(f"documents prepared: {len(documents)} (shard {number + 1} of {config.shards})")
     return documents
