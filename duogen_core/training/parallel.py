@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from duogen_core.training import sharding
-from duogen_core.training.errors import TrainingError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # that the others wait while the main process evaluates or writes
@@ -63,14 +62,13 @@ class Processes:
 
     # -- the work of a step ---------------------------------------------------------------------------------------
 
-    def share(self, batch: Sequence[T]) -> list[T]:
-        """What this process has of the whole batch."""
-        if len(batch) < self.count:
-            raise TrainingError(
-                f"A batch of {len(batch)} cannot be shared out to {self.count} processes; make it larger, or start "
-                "fewer processes."
-            )
-        return list(batch[self.rank :: self.count])
+    def share(self, batch: Sequence[T]) -> tuple[list[T], int]:
+        """What this process has of the whole batch, and 1; where nothing is left for it, an example and 0.
+
+        FSDP's processes must all compute, so there is always something, which counts or does not.
+        """
+        mine = list(batch[self.rank :: self.count])
+        return (mine, 1) if mine else (list(batch[:1]), 0)
 
     def total(self, value: Tensor | float) -> Tensor:
         """Sum over the processes."""
@@ -79,14 +77,6 @@ class Processes:
             value = value.to(self.device, torch.float64, copy=True)
             torch.distributed.all_reduce(value)
         return value
-
-    def most(self, number: int) -> int:
-        """Largest number of any process."""
-        if self.count == 1:
-            return number
-        value = torch.tensor(number, device=self.device)
-        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
-        return int(value)
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of the sum of all processes' losses; DDP and FSDP would take the mean."""
@@ -111,13 +101,9 @@ class Processes:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    @contextmanager
-    def first(self) -> Iterator[None]:
-        """The main process runs the block first, the others when it is done: they find what it wrote."""
-        if self.count > 1 and not self.main:
-            torch.distributed.barrier()
-        yield
-        if self.count > 1 and self.main:
+    def wait(self) -> None:
+        """Until all processes are here, and what they wrote can be read."""
+        if self.count > 1:
             torch.distributed.barrier()
 
     @contextmanager

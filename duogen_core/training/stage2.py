@@ -9,7 +9,7 @@ the kind of attention, whether earlier pictures are shown, which layers the conn
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from duogen_core.training.flow import Chance, FlowLoss, Sample, draw
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.samples import write_samples
-from duogen_core.training.stage2_data import Corpus, Prepared, load_shard, prepare_shard
+from duogen_core.training.stage2_data import Corpus, Prepared, load_shard, prepare_shard, shard_path
 from duogen_core.vae import PictureVae
 from duogen_core.weights import check_tensors, shapes_of
 
@@ -52,6 +52,7 @@ class Stage2Config(RunConfig):
     frames: int = 48  # of a batch
     alone: float = 6.0  # how much more often documents of a single picture come up
     lr: float = 3e-3
+    optimizer: Literal["muon", "adamw"] = "muon"  # for the DiT's matrices; AdamW has the rest, and all under FSDP
     weight_decay: float = 0.01
     shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of a picture, so noise teaches the most
     drop_text: float = 0.1
@@ -81,9 +82,20 @@ def chance(config: Stage2Config) -> Chance:
     return Chance(config.attention, config.references, config.drop, config.drop_text, config.shift)
 
 
-def samples(run: Run, step: int, documents: Sequence[Prepared], config: Stage2Config) -> list[Sample]:
-    """What is learnt in a step; each document has a random generator of its own."""
-    return [draw(document, run.rng(step, f"flow/{i}"), chance(config)) for i, document in enumerate(documents)]
+def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[Sample]:
+    """What is learnt in a step from documents and their numbers in it; each has a random generator of its own."""
+    return [draw(document, run.rng(step, f"flow/{i}"), chance(config)) for i, document in documents]
+
+
+def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "muon":
+        found = muon_and_adamw(dit, is_end, **settings)
+    else:
+        found = {
+            "adamw": torch.optim.AdamW([p for p in dit.parameters() if p.requires_grad], betas=(0.9, 0.99), **settings)
+        }
+    return found | {"connector": torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))}
 
 
 def continue_from(checkpoint: Path, dit: PackedCosmos, connector: Connector) -> None:
@@ -105,30 +117,31 @@ def learn(
     sample: Callable[[], object] = lambda: None,
 ) -> None:
     """sample(): draws with the averaged weights, called every `sample_minutes` and at the end."""
-    optimizers = muon_and_adamw(dit, is_end, lr=config.lr, weight_decay=config.weight_decay)
-    optimizers["connector"] = torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))
+    optimizers, together = optimizers_of(dit, connector, config), run.processes
+    flow_loss = together.prepare(FlowLoss(dit, connector, config.bf16), optimizers)
     run.attach({"dit": dit, "connector": connector}, optimizers, ema_decay=config.ema)
-    flow_loss = FlowLoss(dit, connector, config.bf16)
-    parameters = list(flow_loss.parameters())
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:
-        batch = samples(run, step, corpus.batch(run.rng(step)), config)
-        loss = flow_loss(batch)
-        for parameter in parameters:
-            parameter.grad = None
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.clip)
-        for optimizer in run.optimizers.values():
-            optimizer.step()
-        run.report(loss=loss.detach(), targets=sum(len(each.targets) for each in batch))
+        documents = corpus.batch(run.rng(step))
+        mine, counts = together.share(list(enumerate(documents)))
+        batch = samples(run, step, mine, config)
+        targets = int(together.total(counts * sum(len(each.targets) for each in batch)))
+        loss = counts * flow_loss(batch, targets)
+        norm = run.update(loss, config.clip, samples=[document.name for document in documents])
+        run.report(loss=together.total(loss), norm=norm, targets=targets)
         if step % 500 == 499:
             export(run)
         if config.sample_minutes and run.elapsed >= due:
-            with averaged(run):
-                sample()
+            show(run, sample)
             due = run.elapsed + 60 * config.sample_minutes
     export(run)
     if config.sample_minutes and run.finished:
+        show(run, sample)
+
+
+def show(run: Run, sample: Callable[[], object]) -> None:
+    """Answers of the averaged weights, by the main process; not under FSDP, where none has the whole model."""
+    if run.main and not run.processes.sharded:
         with averaged(run):
             sample()
 
@@ -141,18 +154,21 @@ def averaged(run: Run) -> Iterator[None]:
 
 def export(run: Run) -> None:
     """The averaged weights, in the folders that a checkpoint is put together from."""
-    with averaged(run):
-        run.modules["dit"].save_pretrained(run.folder / "export" / "dit")
-        run.modules["connector"].save_pretrained(run.folder / "export" / "connector")
+    dit, connector = run.modules["dit"], run.modules["connector"]
+    with averaged(run), run.processes.gathered(dit, connector):
+        if run.main:
+            dit.save_pretrained(run.folder / "export" / "dit")
+            connector.save_pretrained(run.folder / "export" / "connector")
 
 
 def prepare(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> list[Prepared]:
-    documents: list[Prepared] = []
-    for number in range(config.shards):
-        path = prepare_shard(config.documents or run.folder / "documents", number, run.seed, config.families, vae, mllm)
-        documents += load_shard(path)
-        run.say(f"documents prepared: {len(documents)} (shard {number + 1} of {config.shards})")
-    return documents
+    together = run.processes
+    for number in range(together.rank, config.shards, together.count):
+        prepare_shard(run.folder / "documents", number, run.seed, config.families, vae, mllm)
+        run.say(f"documents prepared: shard {number + 1} of {config.shards}")
+    together.wait()
+    paths = [shard_path(run.folder / "documents", number) for number in range(config.shards)]
+    return [document for path in paths for document in load_shard(path)]
 
 
 def train(config: Stage2Config) -> Run:
@@ -175,4 +191,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return run_command(args, Stage2Config, train)
+    return run_command(args, Stage2Config, train, parallel=True)

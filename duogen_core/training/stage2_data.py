@@ -44,6 +44,7 @@ class Prepared:
     ends: tuple[int, ...]
     segments: tuple[tuple[int, int], ...]
     drawn: tuple[int, ...]  # the assistant's pictures: what can be learnt
+    name: str = ""  # for errors
 
     @property
     def shape(self) -> tuple:
@@ -115,11 +116,15 @@ def states_of(mllm: Any, documents: Sequence[Document]) -> tuple[list[Tensor], l
     return [states[k] for k in back], [found[k] for k in back]
 
 
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.safetensors"
+
+
 def prepare_shard(
     folder: Path, number: int, seed: int, weights: Mapping[str, float], vae: PictureVae, mllm: Any
 ) -> Path:
     """Write shard `number` unless it is there; returns its file."""
-    path = folder / f"{number:04d}.safetensors"
+    path = shard_path(folder, number)
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,17 +142,19 @@ def prepare_shard(
 
 def load_shard(path: Path) -> list[Prepared]:
     with safe_open(path, "pt") as file:
-        return [_prepared(file, k, each) for k, each in enumerate(json.loads(file.metadata()["places"]))]
+        spots = json.loads(file.metadata()["places"])
+        return [_prepared(file, k, each, f"{path.name}[{k}]") for k, each in enumerate(spots)]
 
 
-def _prepared(file: Any, k: int, spots: dict[str, Any]) -> Prepared:
+def _prepared(file: Any, k: int, spots: dict[str, Any], name: str) -> Prepared:
     pictures = len(spots["ends"])
     if "drawn" in spots:
         latents, drawn = [file.get_tensor(f"{k}.latents.{i}") for i in range(pictures)], spots["drawn"]
     else:  # shards of pictures of one size, the drawn ones last, as they were once written
         latents, drawn = file.get_tensor(f"{k}.latents"), range(pictures - spots["targets"], pictures)
     segments = tuple((a, b) for a, b in spots["segments"])
-    return Prepared(tuple(latents), file.get_tensor(f"{k}.states"), tuple(spots["ends"]), segments, tuple(drawn))
+    states, ends = file.get_tensor(f"{k}.states"), tuple(spots["ends"])
+    return Prepared(tuple(latents), states, ends, segments, tuple(drawn), name)
 
 
 class Corpus:
