@@ -1,29 +1,37 @@
 """What pretrain.py and stage1.py share: settings, optimizers, the training loop, held-out scores and the export.
 
-A step = `batch` conversations, a pure function of (seed, step). Out: <out>/export, a Hugging Face folder (float32
-safetensors).
+A step = `batch` conversations, a pure function of (seed, step), of Sketchbook or of the sources in `data`
+(mllm_data.py). Out: <out>/export, a Hugging Face folder (safetensors); with LoRA also <out>/adapter, in PEFT's layout;
+answers to look at in <out>/samples.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from duogen_core.data.sketchbook.cases import Case
-from duogen_core.data.sketchbook.tasks import FAMILIES, evaluation_case, training_case
-from duogen_core.mllm.qwen2_5_vl import Qwen25VL
+from duogen_core.data.sketchbook.tasks import FAMILIES
+from duogen_core.data.sources import Limits
+from duogen_core.document import Document
+from duogen_core.mllm.base import Mllm
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError
-from duogen_core.training.loop import Run, rng_for
+from duogen_core.training.loop import Run
+from duogen_core.training.lora import LoraSettings, Trainable, learnt, merged_state, save_adapter
+from duogen_core.training.mllm_data import evaluation_cases, held_out, open_data, token_counter
 from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, hidden_states, part_of, predict, see
 from duogen_core.training.recall import Recall
+from duogen_core.training.samples import ideal_answers, write_answers
+
+__all__ = ["MllmConfig", "Trainer", "evaluate", "evaluation_cases", "export", "optimizers_of"]
 
 WEIGHTS = {
     "guide": 0.2,
@@ -35,6 +43,7 @@ WEIGHTS = {
     "undrafted": 0.03,
     "describe": 0.16,
 }
+SKETCHBOOK_RECALL = 0.5
 
 
 @dataclass(kw_only=True)
@@ -46,33 +55,45 @@ class MllmConfig(RunConfig):
     tower_lr: float = 0.0  # 0: frozen; at 1e-3 the gradients of an untrained language model undid the warm-up
     optimizer: Literal["muon", "adamw"] = "muon"  # for the matrices of the decoder layers; AdamW has the rest
     weight_decay: float = 0.03
-    recall_weight: float = 0.5  # of the read-outs of recall.py
+    recall_weight: float | None = None  # of the read-outs of recall.py; None: 0.5 on Sketchbook's own cases, else 0
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
+    accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, a little more time
+    gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, a third more time
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
+    eval_data: list[Any] = field(default_factory=list)  # sources that are not learnt from, to score the model on
+    include_alignment: bool = False  # learn from alignment data too, which the paper keeps for stage 2
+    max_side: int = 8192  # pixels of a picture in `data`
+    max_tokens: int | None = None  # of a sample in `data`; None: as many as the model can look back on
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))  # of Sketchbook's task families
     vision_families: tuple[str, ...] = ("plan", "draft", "undrafted", "edit", "continue")
-    eval_cases: int = 16  # a family
+    eval_cases: int = 16  # a family of Sketchbook, or a source of `eval_data`; 0: no scores
     eval_minutes: float = 3.0
+    sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.weights) - set(FAMILIES))
         if unknown:
             raise ConfigError(f"Sketchbook has no task family '{unknown[0]}'; it has {', '.join(FAMILIES)}.")
+        if self.batch < 1:
+            raise ConfigError(f"'batch' is {self.batch}; expected at least 1 conversation a step.")
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Case]]) -> dict[str, dict[str, float]]:
-    """Teacher-forced, per family: `token`, share of learnt tokens foreseen; `when`, share of conversations in which the
-    model would draw and stop exactly where the ideal answer does."""
-    control = batcher.control
-    stops = torch.tensor([control.bov, control.im_end])
+def evaluate(
+    model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Document | Case]]
+) -> dict[str, dict[str, float]]:
+    """Teacher-forced, per family or source: `token`, share of learnt tokens foreseen; `when`, share of conversations in
+    which the model would draw and stop exactly where the ideal answer does."""
+    control, device = batcher.control, model.get_input_embeddings().weight.device
+    stops = torch.tensor([control.bov, control.im_end], device=device)
     scores = {}
     for family, some in cases.items():
         right = tokens = in_time = 0
         for case in some:  # one by one: a conversation is judged as a whole
             batches, pixels = batcher([case], 0.0)
-            states = hidden_states(model, batches[0], see(model.model.visual, pixels))
-            logits, targets, _ = predict(model, batches[0], states[-1])
+            batch = batches[0].to(device)
+            states = hidden_states(model, batch, see(model.model.visual, pixels))
+            logits, targets, _ = predict(model, batch, states[-1])
             guess = logits.argmax(-1)
             right += int((guess == targets).sum())
             tokens += len(targets)
@@ -80,11 +101,6 @@ def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Ca
             in_time += bool((guess == targets)[decides].all())
         scores[family] = {"token": round(right / tokens, 4), "when": round(in_time / len(some), 4)}
     return scores
-
-
-def evaluation_cases(count: int, families: Sequence[str] = tuple(FAMILIES)) -> dict[str, list[Case]]:
-    """Fixed cases that no training seed draws."""
-    return {f: [evaluation_case(f, rng_for(0, "mllm evaluation", f, k)) for k in range(count)] for f in families}
 
 
 def optimizers_of(
@@ -116,73 +132,127 @@ def optimizers_of(
     return found
 
 
+def lora_optimizers(model: nn.Module, config: MllmConfig, recall: Recall | None) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for the learnt weights, without decay: what LoRA adds is small as it is."""
+    parameters = [*learnt(model).values(), *([] if recall is None else recall.parameters())]
+    return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=0.0)}
+
+
 def export(model: nn.Module, tokenizer: Any, processor: Any, folder: Path) -> None:
+    """As a Hugging Face folder, what LoRA learnt added in."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    Qwen25VL(model, tokenizer, processor).save_pretrained(new)
+    state = merged_state(model) if getattr(model, "peft_config", None) else model.state_dict()
+    model.save_pretrained(new, state_dict=state)
+    tokenizer.save_pretrained(new)
+    processor.save_pretrained(new)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(new, folder)
 
 
 @dataclass
 class Trainer:
-    model: nn.Module
-    tokenizer: Any
-    processor: Any
+    mllm: Mllm
     config: MllmConfig
+    lora: LoraSettings | None = None
 
     def run(self, user_weight: float = 0.0) -> Run:
-        """Train to the end; a finished run is only read. Evaluates and exports every few minutes."""
-        config = self.config
-        batcher = Batcher(
-            self.tokenizer,
-            self.processor,
+        """Train to the end; a finished run is only read. Evaluates, exports and writes samples every few minutes."""
+        if self.config.recall_weight is None:
+            self.config = replace(self.config, recall_weight=0.0 if self.config.data else SKETCHBOOK_RECALL)
+        config, model = self.config, self.mllm.model
+        run = config.run()
+        limits = self.limits()
+        examples = open_data(run, config, limits)
+        self.cases = held_out(config, limits)
+        self.batcher = Batcher(
+            self.mllm.tokenizer,
+            self.mllm.image_processor,
             micro_tokens=config.micro_tokens,
             vision_families=config.vision_families,
         )
-        run = config.run()
-        text_config = self.model.config.text_config
-        recall = Recall(text_config.num_hidden_layers, text_config.hidden_size)
-        optimizers = optimizers_of(self.model, config, recall)
+        recall = Recall(self.mllm.num_layers, self.mllm.hidden_size) if config.recall_weight else None
+        modules: dict[str, nn.Module] = {"model": Trainable(model) if self.lora else model}
+        modules |= {"recall": recall} if recall else {}
+        optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, recall)
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         together = run.processes
-        loss_of = together.prepare(NextTokenLoss(self.model, recall, bf16=config.bf16), optimizers)
-        run.attach({"model": self.model, "recall": recall}, optimizers)
+        loss_of = together.prepare(NextTokenLoss(model, recall, bf16=config.bf16), optimizers)
+        run.attach(modules, optimizers)
         finished = run.finished
         due = run.elapsed + 60 * config.eval_minutes
+        self.samples_due = run.elapsed + 60 * config.sample_minutes
         for step in run:
-            rng = run.rng(step)
-            cases = [training_case(rng, config.weights) for _ in range(config.batch)]
-            batches, pixels = batcher(cases, user_weight)
+            some = examples(step)
+            batches, pixels = self.batcher([example.content for example in some], user_weight)
             mine = part_of(batches, pixels, together.rank, together.count)
-            loss, recalled = loss_of(*mine, Whole.of(batches))
+            figures = {"loss": 0.0, "recall": 0.0} if recall else {"loss": 0.0}
             norm = run.update(
-                loss + config.recall_weight * recalled,
+                self.losses(loss_of, mine, Whole.of(batches), figures),
                 clip=1.0,
-                clipped=self.model.parameters(),
-                samples=[f"{case.family} ({k})" for k, case in enumerate(cases)],
+                clipped=learnt(model).values(),
+                samples=[example.name for example in some],
             )
             run.report(
-                loss=together.total(loss),
-                recall=together.total(recalled),
+                **{name: together.total(value) for name, value in figures.items()},
                 norm=norm,
                 tokens=sum(batch.ids.numel() for batch in batches),
             )
             if run.elapsed >= due:
-                self.check(run, batcher)
+                self.check(run)
                 due = run.elapsed + 60 * config.eval_minutes
         if run.finished and not finished:
-            self.check(run, batcher)
+            self.check(run, last=True)
+            if told := examples.summary():
+                run.say(told)
         return run
 
-    def check(self, run: Run, batcher: Batcher) -> None:
-        """Scores and export, by the main process; under FSDP, where none has the whole model, the export alone."""
+    def losses(
+        self, loss_of: nn.Module, mine: tuple[Any, Any], whole: Whole, figures: dict[str, Any]
+    ) -> Iterator[Tensor]:
+        """What to go backward from, in one part or one for each micro-batch; adds up the figures."""
+        for part in apart(*mine) if self.config.accumulate else [mine]:
+            loss, recalled = loss_of(*part, whole)
+            figures["loss"] += loss.detach()
+            if "recall" in figures:
+                figures["recall"] += recalled.detach()
+                loss = loss + self.config.recall_weight * recalled
+            yield loss
+
+    def limits(self) -> Limits:
+        """What a sample of `data` may be."""
+        mllm, config = self.mllm, self.config
+        return Limits(
+            max_side=config.max_side,
+            max_tokens=config.max_tokens or mllm.max_positions,
+            count_tokens=token_counter(mllm.tokenizer, mllm.image_processor),
+            alignment=config.include_alignment,
+        )
+
+    def check(self, run: Run, last: bool = False) -> None:
+        """Scores, samples and export, by the main process; under FSDP, where none has the whole model, the export."""
+        model, mllm = self.mllm.model, self.mllm
         if run.main and not run.processes.sharded:
-            scores = evaluate(self.model, batcher, evaluation_cases(self.config.eval_cases))
-            run.record(eval=scores)
-            run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
-        with run.processes.gathered(self.model):
+            if self.cases:
+                scores = evaluate(model, self.batcher, self.cases)
+                run.record(eval=scores)
+                run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
+            if self.config.sample_minutes and (last or run.elapsed >= self.samples_due):
+                write_answers(mllm, ideal_answers(self.cases), run.folder, run.step)
+                self.samples_due = run.elapsed + 60 * self.config.sample_minutes
+        with run.processes.gathered(model):
             if run.main:
-                export(self.model, self.tokenizer, self.processor, run.folder / "export")
+                if self.lora:
+                    save_adapter(model, run.folder / "adapter")
+                if self.lora is None or self.lora.merge:
+                    export(model, mllm.tokenizer, mllm.image_processor, run.folder / "export")
+
+
+def apart(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
+    """One micro-batch after the other, each with its pictures."""
+    for k in range(len(batches)):
+        yield part_of(batches, pixels, k, len(batches))

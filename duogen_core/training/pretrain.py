@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from duogen_core.mllm.qwen2_5_vl import new_model
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.loop import Run
@@ -45,7 +45,7 @@ def train(config: PretrainConfig) -> Run:
         sketchbook_tokenizer(config.seed, config.tokenizer_cases, config.vocab_size).save_pretrained(folder)
     tokenizer, processor = load_tokenizer(folder), small_image_processor(config.sizes.get("patch_size", 16))
     model = new_model(tokenizer, **config.sizes)
-    run = Trainer(model, tokenizer, processor, config).run(config.user_weight)
+    run = Trainer(Qwen25VL(model, tokenizer, processor), config).run(config.user_weight)
     if run.interrupted:
         return run
     run = warm_up(model, tokenizer, config.out / "vision", config.vision, seed=config.seed, bf16=config.bf16)

@@ -24,7 +24,7 @@ A new format: one file with a Source, one line in spec.KINDS, and the tests in t
 from duogen_core.data.sources.bad_log import BadLog
 from duogen_core.data.sources.base import Bad, Epoch, Limits, Sample, Source
 from duogen_core.data.sources.mixture import Mixture
-from duogen_core.data.sources.spec import KINDS, Spec, open_mixture, open_source, parse_spec
+from duogen_core.data.sources.spec import KINDS, Spec, open_mixture, open_source, parse_spec, parse_specs
 
 __all__ = [
     "KINDS",
@@ -39,4 +39,5 @@ __all__ = [
     "open_mixture",
     "open_source",
     "parse_spec",
+    "parse_specs",
 ]

@@ -17,6 +17,7 @@ class BadLog:
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path) if path is not None else None
         self._seen: set[tuple[str, int]] = set()
+        self.excluded = 0  # of them, samples that were only not asked for
         self._torn = False  # the file ends in the middle of a line: a run was killed while it wrote
         if self.path is not None and self.path.exists():
             self._read()
@@ -31,6 +32,7 @@ class BadLog:
             try:
                 entry = json.loads(line)
                 self._seen.add((str(entry["source"]), int(entry["index"])))
+                self.excluded += bool(entry.get("excluded"))
             except (ValueError, KeyError, TypeError):
                 continue
 
@@ -42,6 +44,7 @@ class BadLog:
         if (bad.source, bad.index) in self._seen:
             return False
         self._seen.add((bad.source, bad.index))
+        self.excluded += bad.excluded
         if self.path is not None:
             try:
                 with self.path.open("a", encoding="utf-8") as file:

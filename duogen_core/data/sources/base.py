@@ -14,14 +14,22 @@ from duogen_core.errors import DuoGenError
 MOST_CHARACTERS = 1000  # of a sentence
 
 
+class Excluded(DuoGenError):
+    """Nothing is wrong with the sample, but it is not wanted here."""
+
+
 @dataclass(frozen=True)
 class Bad:
-    """A sample that cannot be used, and why, in a sentence that names the file and the field."""
+    """A sample that cannot be used, and why, in a sentence that names the file and the field.
+
+    excluded: it could be used, but was not asked for.
+    """
 
     source: str
     index: int
     label: str
     sentence: str
+    excluded: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,15 +53,20 @@ class Limits:
     max_side: int = 8192
     max_aspect: float = 200.0  # beyond it the MLLM's image processor refuses the picture
     max_pictures: int = 64
+    max_tokens: float = float("inf")  # as `count_tokens` counts them
+    count_tokens: Callable[[Document], int] | None = None
+    alignment: bool = True  # whether documents that are alignment data (meta.alignment is true) are wanted
 
     def __post_init__(self) -> None:
-        for name in ("max_side", "max_aspect", "max_pictures"):
+        for name in ("max_side", "max_aspect", "max_pictures", "max_tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
                 raise DuoGenError(f"{name} is {value!r}; expected a number of at least 1.")
 
     def check(self, document: Document) -> None:
-        """Raise a DuoGenError for a document that cannot be learnt from."""
+        """Raise a DuoGenError for a document that cannot be learnt from, Excluded for one that is not wanted."""
+        if not self.alignment and document.meta.get("alignment") is True:
+            raise Excluded("it is alignment data (meta.alignment), which is left out here.")
         _check_roles([turn.role for turn in document.turns])
         for i, turn in enumerate(document.turns):
             if not any(not isinstance(part, Text) or part.text.strip() for part in turn.parts):
@@ -74,6 +87,8 @@ class Limits:
                     f"picture {k} is {width}x{height} pixels, more than {self.max_aspect:g} times as long as it is "
                     "wide; crop it."
                 )
+        if self.count_tokens is not None and (tokens := self.count_tokens(document)) > self.max_tokens:
+            raise DuoGenError(f"it has {tokens:,} tokens; at most {self.max_tokens:,} are allowed. Split it.")
 
 
 def _check_roles(roles: list[str]) -> None:
@@ -130,7 +145,7 @@ class Source(ABC):
             sentence = sentence if label in sentence else f"{label}: {sentence}"
             if len(sentence) > MOST_CHARACTERS:  # it may quote what it found, and that may be a whole file
                 sentence = f"{sentence[:MOST_CHARACTERS]} …"
-            return Bad(self.name, index, label, sentence)
+            return Bad(self.name, index, label, sentence, isinstance(error, Excluded))
         return Sample(document, self.name, index, label)
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:

@@ -119,15 +119,16 @@ class Mixture(Iterator[Sample]):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON. The same for every rank when all have taken as many draws."""
-        return {"position": self.position, **self._recipe()}
+        return {"position": self.position, **self.recipe()}
 
-    def _recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, Any]:
+        """What the draws depend on, plain JSON."""
         sources = [{**s.identity(), "weight": round(float(w), 12)} for s, w in zip(self.sources, self.weights)]
         return {"seed": self.seed, "sources": sources}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, with any number of ranks; a DuoGenError if the data is no longer the same."""
-        changes = differences(state, self._recipe())
+        changes = differences(state, self.recipe())
         if changes:
             raise DuoGenError(
                 f"The data is not that of the saved run: {'; '.join(changes)}. Give it the same data, or begin anew."

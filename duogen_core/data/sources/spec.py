@@ -1,6 +1,7 @@
 """A source in writing: `documents:PATH`, `3*jsonl:PATH`, or {"source": "hf:NAME", "weight": 3, "split": "test"}.
 
-The weight is the share of draws in a mixture, 1 if not given. A table may also be the text of a JSON object.
+The weight is the share of draws in a mixture, 1 if not given. `alignment: true` says that all of a source is alignment
+data (a picture and its description), which stage 1 leaves out. A table may also be the text of a JSON object.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Spec:
     path: str = ""
     weight: float = 1.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    alignment: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.path}" if self.path else self.kind
@@ -64,14 +66,22 @@ def parse_spec(value: SpecLike) -> Spec:
     kind, _, path = text[factor.end() if factor else 0 :].strip().partition(":")
     if kind not in KINDS:
         raise DuoGenError(unknown(f"{text}: the kind of source", kind, KINDS))
+    alignment = fields.pop("alignment", False)
+    if not isinstance(alignment, bool):
+        raise DuoGenError(f"{text}: alignment is {alignment!r}; expected true or false.")
     parameters = _parameters(kind)
     if ("path" in parameters) != bool(path):
         raise DuoGenError(f"{text}: {kind} needs a path, {kind}:PATH." if not path else f"{text}: {kind} has no path.")
     for name in fields:
         known = [each for each in parameters if each != "path"]
         if name not in known:
-            raise DuoGenError(unknown(f"{text}: the option", name, ["source", "weight", *known]))
-    return Spec(kind, path, weight, fields)
+            raise DuoGenError(unknown(f"{text}: the option", name, ["source", "weight", "alignment", *known]))
+    return Spec(kind, path, weight, fields, alignment)
+
+
+def parse_specs(specs: SpecLike | Sequence[SpecLike]) -> list[Spec]:
+    """Every spelling mistake is found before anything is opened."""
+    return [parse_spec(spec) for spec in ([specs] if isinstance(specs, (str, Mapping, Spec)) else specs)]
 
 
 def _weight(value: Any, text: str) -> float:
@@ -115,9 +125,12 @@ def open_mixture(
     world: int = 1,
     on_bad: OnBad | None = None,
 ) -> Mixture:
-    """All sources of a config, mixed by their weights."""
-    if isinstance(specs, (str, Mapping, Spec)):
-        specs = [specs]
-    parsed = [parse_spec(spec) for spec in specs]  # every spelling mistake is found before anything is opened
+    """All sources of a config, mixed by their weights; without those of alignment data if `limits` says so."""
+    parsed = parse_specs(specs)
+    if limits is not None and not limits.alignment:
+        wanted = [spec for spec in parsed if not spec.alignment]
+        if parsed and not wanted:
+            raise DuoGenError(f"All sources are alignment data, which is left out here: {', '.join(map(str, parsed))}.")
+        parsed = wanted
     sources = [open_source(spec, base, limits) for spec in parsed]
     return Mixture(sources, [spec.weight for spec in parsed], seed, rank=rank, world=world, on_bad=on_bad)
