@@ -162,12 +162,12 @@ def export(run: Run) -> None:
 
 
 def prepare(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> list[Prepared]:
-    together = run.processes
+    folder, together = config.documents or run.folder / "documents", run.processes
     for number in range(together.rank, config.shards, together.count):
-        prepare_shard(run.folder / "documents", number, run.seed, config.families, vae, mllm)
+        prepare_shard(folder, number, run.seed, config.families, vae, mllm)
         run.say(f"documents prepared: shard {number + 1} of {config.shards}")
     together.wait()
-    paths = [shard_path(run.folder / "documents", number) for number in range(config.shards)]
+    paths = [shard_path(folder, number) for number in range(config.shards)]
     return [document for path in paths for document in load_shard(path)]
 
 
