@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple] = {
         "measure a model",
         {"sketchbook": ("the seven tasks of the Sketchbook world", "duogen_core.evaluation.sketchbook")},
     ),
+    "ablation": ("what each of DuoGen's choices is worth: train and compare", "duogen_core.ablation.command"),
     "data": (
         "look after data for training",
         {
