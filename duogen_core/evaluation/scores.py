@@ -223,6 +223,12 @@ def describe(case: Case, document: Document) -> Score:
     )
 
 
+def quiz(case: Case, document: Document) -> Score:
+    """Of a conversation about one picture the last answer; the others are given."""
+    answer = answer_of(case, document)
+    return Score({"quiz.right": float(answer.ended and not answer.steps and answer.text == case.truth["answer"])})
+
+
 def right_words(text: str, truth: Mapping[str, Any]) -> bool:
     """The key words are there; of shapes, colours and places, which could be guessed in heaps, no others are."""
     question, key = truth["question"], list(truth["key"])
@@ -267,6 +273,7 @@ SCORERS: dict[str, Callable[[Case, Document], Score]] = {
     "draft": draft,
     "undrafted": undrafted,
     "describe": describe,
+    "quiz": quiz,
 }
 CHECKS = (
     "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from duogen_core.data.sketchbook.boards import (
+    MOVES,
     board_from_dict,
     board_to_dict,
     draw_board,
@@ -20,11 +21,13 @@ from duogen_core.data.sketchbook.boards import (
     solve,
 )
 from duogen_core.data.sketchbook.cases import Case, scene_from_dict
+from duogen_core.data.sketchbook.checker import read_scene
 from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, HELD_OUT, KINDS, SIZES, Scene, Shape
 from duogen_core.data.sketchbook.tasks import FAMILIES, WEIGHTS, WITH_HELD_OUT, evaluation_case, training_case
-from duogen_core.data.sketchbook.tasks.common import PLACES, cells_of
+from duogen_core.data.sketchbook.tasks.common import PLACES, PLURALS, cells_of, join, shape_words
 from duogen_core.data.sketchbook.tasks.plan import parse_move
+from duogen_core.data.sketchbook.tasks.quiz import LONGEST
 from duogen_core.data.sketchbook.things import ideal_picture, parse_step, things
 from duogen_core.data.sketchbook.things_novel import NOVEL
 from duogen_core.document import Picture, Text
@@ -64,7 +67,9 @@ def test_a_case_is_a_conversation_whose_prompt_ends_with_the_user(family: str) -
         assert case.document == again.document and case.truth == again.truth
         assert case.family == family
         assert json.loads(json.dumps(case.truth)) == case.truth
-        assert [turn.role for turn in case.document.turns] in (["user", "assistant"], ["user", "assistant"] * 2)
+        rounds = len(case.document.turns) // 2
+        assert [turn.role for turn in case.document.turns] == ["user", "assistant"] * rounds
+        assert rounds <= (LONGEST if family == "quiz" else 2)
         assert case.prompt.turns == case.document.turns[:-1]
         parts = answer(case)
         assert isinstance(parts[0], Text)
@@ -220,6 +225,42 @@ def test_describe_draws_nothing_and_says_what_is_there() -> None:
         if case.truth["question"] in ("plain", "unknown"):
             assert not case.prompt.pictures
     assert len(seen) == 8
+
+
+def test_a_quiz_is_about_one_picture_and_its_answers_are_true() -> None:
+    seen, longest = Counter(), 0
+    for case in cases("quiz", 400):
+        (picture,) = case.document.pictures
+        on_board = re.search(r"marker|goal|move|column \d", case.document.text)
+        board, asked = read_board(picture.pixels) if on_board else None, set()
+        for question, reply in zip(case.document.turns[::2], case.document.turns[1::2], strict=True):
+            assert question.text not in asked and len(reply.parts) == 1
+            asked.add(question.text)
+            if board is not None and " move" in question.text:
+                seen["move"] += 1
+                names = [name for name in MOVES if board.move(name)]
+                said = [name for name in MOVES if name in reply.text]
+                assert said == names if "can" in question.text else said and said[0] in names
+            elif board is not None:
+                seen["board"] += 1
+                column, row = (int(number) - 1 for number in re.findall(r"\d", reply.text))
+                place = (column, row)
+                what = "marker" if place == board.marker else "goal" if place == board.goal else "all"
+                assert (
+                    what in reply.text if place in (board.marker, board.goal, *board.walls) else "Nothing" in reply.text
+                )
+            elif " row" in question.text or " column" in question.text:
+                seen["band"] += 1
+                shapes = read_scene(picture.pixels).shapes
+                cells = cells_of(" ".join(question.text.rstrip("?").split()[-2:]))
+                assert int(reply.text.split()[0]) == sum(shape.cell in cells for shape in shapes)
+            elif reply.text.startswith("I see the "):
+                seen["group"] += 1
+                shapes, words = read_scene(picture.pixels).shapes, question.text
+                named = [s for s in shapes if s.colour in words.split() or f" {PLURALS[s.kind]} " in f" {words[:-1]} "]
+                assert reply.text == f"I see {join([f'the {shape_words(shape)}' for shape in named])}."
+        longest = max(longest, len(asked))
+    assert len(seen) == 4 and longest == LONGEST
 
 
 def scenes_in(case: Case) -> list[Scene]:

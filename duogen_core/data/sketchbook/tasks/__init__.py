@@ -12,7 +12,7 @@ from random import Random
 
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.scene import CANVASES
-from duogen_core.data.sketchbook.tasks import continue_, describe, draft, draw, edit, guide, plan
+from duogen_core.data.sketchbook.tasks import continue_, describe, draft, draw, edit, guide, plan, quiz
 from duogen_core.data.sketchbook.things import thing_named
 from duogen_core.errors import DuoGenError
 
@@ -25,6 +25,7 @@ FAMILIES: dict[str, Callable[..., Case]] = {
     "draft": draft.sample,
     "undrafted": partial(draft.sample, drawn=False),
     "describe": describe.sample,
+    "quiz": quiz.sample,
 }
 WEIGHTS: dict[str, float] = {
     "guide": 0.24,
@@ -35,6 +36,7 @@ WEIGHTS: dict[str, float] = {
     "draft": 0.08,
     "undrafted": 0.03,
     "describe": 0.12,
+    "quiz": 0.1,
 }
 CANVAS_WEIGHTS = (0.8, 0.1, 0.1)
 # Requests without a picture say no size, and the picture then gets the default one; the others follow their picture.

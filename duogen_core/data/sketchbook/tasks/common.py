@@ -7,6 +7,7 @@ picture that follows; users may say the same thing in several ways.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from random import Random
 
 from duogen_core.data.sketchbook.scene import CELLS, COLOURS, HELD_OUT, KINDS, SIZES, Scene, Shape
@@ -114,6 +115,16 @@ def random_scene(
     for k in range(count):
         scene = scene.add(random_shape(rng, scene, held_out=held_out and k == 0))
     return scene
+
+
+def alike(rng: Random, scene: Scene) -> Scene:
+    """Colours and kinds drawn anew from those of the scene's first three shapes, pairs that occur in training only."""
+    kinds, colours = [shape.kind for shape in scene.shapes[:3]], [shape.colour for shape in scene.shapes[:3]]
+    shapes = []
+    for shape in scene.shapes:
+        other = replace(shape, kind=rng.choice(kinds), colour=rng.choice(colours))
+        shapes.append(other if allowed(other.colour, other.kind) and not shape.held_out else shape)
+    return replace(scene, shapes=tuple(shapes))
 
 
 def pick_count(rng: Random, weights: Sequence[float]) -> int:

@@ -21,6 +21,7 @@ from duogen_core.data.sketchbook.tasks.common import (
     BANDS,
     PLURALS,
     Canvas,
+    alike,
     allowed,
     assistant_turn,
     cells_of,
@@ -117,7 +118,7 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, 
     operation = rng.choices(list(DRAFTS), (0.45, 0.35, 0.2))[0]
     before = random_scene(rng, rng.randint(3, 6), canvas, held_out=held_out)
     # A small choice of kinds and colours, so that groups have more than one member.
-    before = _alike(rng, before)
+    before = alike(rng, before)
     after, request, announcement = DRAFTS[operation](rng, before)
     question, words, number = ask(rng, after, operation)
     asked, answer = f"{request} {question}", answer_text(operation, words, number)
@@ -134,13 +135,3 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, 
         "question": words,
     }
     return Case("draft" if drawn else "undrafted", conversation(turns), truth)
-
-
-def _alike(rng: Random, scene: Scene) -> Scene:
-    """Colours and kinds drawn anew from those of the scene's first three shapes, pairs that occur in training only."""
-    kinds, colours = [shape.kind for shape in scene.shapes[:3]], [shape.colour for shape in scene.shapes[:3]]
-    shapes = []
-    for shape in scene.shapes:
-        other = replace(shape, kind=rng.choice(kinds), colour=rng.choice(colours))
-        shapes.append(other if allowed(other.colour, other.kind) and not shape.held_out else shape)
-    return replace(scene, shapes=tuple(shapes))
