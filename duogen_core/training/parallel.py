@@ -111,7 +111,7 @@ class Processes:
         """Inside, `state_dict()` of the modules gives whole tensors, for save_pretrained. All processes must come."""
         with ExitStack() as stack:
             for module in modules if self.sharded else ():
-                state = sharding.whole_state(module.state_dict())
+                state = sharding.whole_state_of(module)
                 module.state_dict = lambda *_, state=state, **__: state
                 stack.callback(delattr, module, "state_dict")
             yield

@@ -62,13 +62,21 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Whole tensors on the CPU; what is tied stays so. All processes must come; without `keep` they get nothing."""
-    known: dict[int, Tensor] = {}
-    for tensor in state.values():
-        if id(tensor) not in known:
-            gathered = whole(tensor.detach())
-            known[id(tensor)] = gathered.cpu() if keep else torch.empty(0)
-    return {key: known[id(tensor)] for key, tensor in state.items()} if keep else {}
+    """Whole tensors on the CPU. All processes must come; without `keep` they get nothing."""
+    found = {}
+    for key, tensor in state.items():
+        gathered = whole(tensor.detach())
+        if keep:
+            found[key] = gathered.cpu()
+    return found
+
+
+def whole_state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The same of a module, whose tied parameters stay one."""
+    state, first = whole_state(module.state_dict()), {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        state[name] = state[first.setdefault(id(parameter), name)]
+    return state
 
 
 def split_like(tensor: Tensor, pattern: Tensor) -> Tensor:

@@ -1,0 +1,138 @@
+"""Two processes, started by accelerate's own command, learn what one does: DDP and FSDP, stages 1 and 2, on CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import duogen_core.training
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
+from duogen_core.mllm.tokenizer import small_image_processor
+from duogen_core.training import stage2_data
+from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, part_of
+from duogen_core.training.parallel import Processes
+from duogen_core.training.tokenizer import sketchbook_tokenizer
+from duogen_core.vae import PictureVae, new_vae
+from tests.core.test_training_mllm import SIZES, cases
+from tests.core.two_processes import run_all
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = Path(duogen_core.training.__file__).parent / "launch"
+SHARED = ["steps=4", "warmup=1", "log_every=1", "bf16=false", "lr=1e-3"]
+STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "micro_tokens=400", "eval_cases=1", "muon_lr=1e-3"]
+STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "frames=9",
+          "sample_minutes=0"]  # fmt: skip
+
+
+def launch(config: str, *commands: tuple[list[str], int | None]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / config, "--num_processes", "2",
+         "--mixed_precision", "no", "--main_process_port", "0", ROOT / "tests/core/two_processes.py",
+         json.dumps(commands)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny MLLM and VAE to start from, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("parallel")
+    before = Path.cwd()
+    os.chdir(folder)
+    torch.manual_seed(0)
+    tokenizer = sketchbook_tokenizer(0, 60, 500)
+    Qwen25VL(new_model(tokenizer, **SIZES), tokenizer, small_image_processor()).save_pretrained(Path("mllm"))
+    PictureVae(new_vae(base_dim=4)).save_pretrained(Path("vae"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage2_data, "SHARD", 6)
+        run_all([
+            ([*STAGE1, "out=one/stage1"], None),
+            ([*STAGE1, "out=one/stage1-adamw", "optimizer=adamw"], None),
+            ([*STAGE2, "out=one/stage2"], None),
+            ([*STAGE2, "out=one/stage2-adamw", "optimizer=adamw"], None),
+        ])  # fmt: skip
+    yield folder
+    os.chdir(before)
+
+
+def figures(run: Path) -> list[dict[str, float]]:
+    """Loss, norm of the gradients and so on, of every step."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    steps = [{k: v for k, v in line.items() if k != "seconds"} for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4] and all("norm" in line for line in steps)
+    return steps
+
+
+def same(folder: Path, one: str, two: str) -> None:
+    """Figures of every step, weights, averages, moments and exports to 1e-4."""
+    one, two = folder / one, folder / two
+    assert json.loads((two / "config.json").read_text())["processes"] == 2
+    for wanted, found in zip(figures(one), figures(two), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    files = [file.relative_to(one) for file in one.rglob("*.safetensors") if "documents" not in file.parts]
+    assert len(files) >= 4
+    for file in files:
+        wanted, found = load_file(one / file), load_file(two / file)
+        assert wanted.keys() == found.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0, msg=f"{file}: {key}")
+
+
+@pytest.mark.slow
+def test_ddp_learns_what_one_process_does_also_after_a_stop(folder):
+    launch(
+        "ddp.yaml",
+        ([*STAGE1, "out=two/stage1"], 1),
+        ([*STAGE1, "out=two/stage1"], None),
+        ([*STAGE2, "out=two/stage2"], 1),
+        ([*STAGE2, "out=two/stage2"], None),
+    )
+    same(folder, "one/stage1", "two/stage1")
+    same(folder, "one/stage2", "two/stage2")
+
+
+@pytest.mark.slow
+def test_fsdp_learns_what_one_process_does_also_after_a_stop(folder):
+    adamw = "optimizer=adamw"
+    launch(
+        "fsdp.yaml",
+        ([*STAGE1, adamw, "out=split/stage1"], 1),
+        ([*STAGE1, adamw, "out=split/stage1"], None),
+        ([*STAGE2, adamw, "out=split/stage2"], 1),
+        ([*STAGE2, adamw, "out=split/stage2"], None),
+    )
+    same(folder, "one/stage1-adamw", "split/stage1")
+    same(folder, "one/stage2-adamw", "split/stage2")
+
+
+def test_the_parts_of_a_step_add_up_to_it():
+    torch.manual_seed(0)
+    tokenizer = sketchbook_tokenizer(0, 60, 500)
+    loss_of = NextTokenLoss(new_model(tokenizer, **SIZES))
+    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(cases(5), 0.0)
+    whole, (loss, _) = Whole.of(batches), loss_of(batches, pixels)
+    for count in (2, 3, len(batches) + 1):
+        parts = [part_of(batches, pixels, rank, count) for rank in range(count)]
+        assert len({len(mine) for mine, _ in parts}) == 1
+        found = sum(loss_of(*part, whole)[0] for part in parts)
+        torch.testing.assert_close(found, loss, atol=1e-5, rtol=0)
+
+
+def test_every_document_has_one_process_and_none_is_idle():
+    processes = Processes()
+    for count in (1, 2, 3):
+        shares = []
+        for processes.rank in range(count):
+            processes.count = count
+            shares.append(processes.share(["a", "b"]))
+        assert sorted(name for mine, counts in shares for name in mine * counts) == ["a", "b"]
+        assert all(mine for mine, _ in shares)
