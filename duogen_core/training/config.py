@@ -113,6 +113,8 @@ def fitting(kind: Any, value: Any, key: str, where: str) -> Any:
             return {str(name): fitting(of, each, f"{key}.{name}", where) for name, each in value.items()}
         raise ConfigError(f"'{key}' in {where} is {value!r}; expected a section of names and values.")
     if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        if inner[:1] == (Any,) and isinstance(value, (str, Mapping)):  # one source for a list of them
+            value = [value]
         if isinstance(value, (list, tuple)):
             of = inner[0] if inner else Any
             found = [fitting(of, each, key, where) for each in value]

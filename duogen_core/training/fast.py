@@ -8,7 +8,7 @@ language model's token order. Reads the weights from the model it is given; test
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -28,9 +28,18 @@ DEFAULT_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, 
 def quick_bf16(device: torch.device, enabled: bool = True) -> Iterator[None]:
     """Autocast to bfloat16. On CPUs with AVX512-BF16 matrix products are 6.5 times as fast as in float32 (measured,
     Zen 5), and the fused attention is slow backwards: plain products take a stage-2 step from 0.84 s to 0.65 s."""
-    backends = [SDPBackend.MATH] if device.type == "cpu" else list(DEFAULT_BACKENDS)
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), sdpa_kernel(backends):
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), quick_attention(device):
         yield
+
+
+def quick_attention(device: torch.device) -> AbstractContextManager[None]:
+    return sdpa_kernel([SDPBackend.MATH] if device.type == "cpu" else list(DEFAULT_BACKENDS))
+
+
+def recomputing(device: torch.device) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
+    """`context_fn` of torch.utils.checkpoint, for what is computed inside `quick_bf16`: on the way back, outside of it,
+    attention must be computed as it was."""
+    return lambda: (nullcontext(), quick_attention(device))
 
 
 def rms_norm(x: Tensor, norm: nn.Module) -> Tensor:

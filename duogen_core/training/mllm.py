@@ -24,6 +24,7 @@ from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError
+from duogen_core.training.fast import recomputing
 from duogen_core.training.loop import Run
 from duogen_core.training.lora import LoraSettings, Trainable, learnt, merged_state, save_adapter
 from duogen_core.training.mllm_data import evaluation_cases, held_out, open_data, token_counter
@@ -179,7 +180,7 @@ class Trainer:
         modules |= {"recall": recall} if recall else {}
         optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, recall)
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_layers(model)
         together = run.processes
         loss_of = together.prepare(NextTokenLoss(model, recall, bf16=config.bf16), optimizers)
         run.attach(modules, optimizers)
@@ -250,6 +251,14 @@ class Trainer:
                     save_adapter(model, run.folder / "adapter")
                 if self.lora is None or self.lora.merge:
                     export(model, mllm.tokenizer, mllm.image_processor, run.folder / "export")
+
+
+def checkpoint_layers(model: nn.Module) -> None:
+    """Decoder layers compute what they hold inside a second time, on the way back."""
+    device = model.get_input_embeddings().weight.device
+    # transformers 5.23 changed the name
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": recomputing(device)})
 
 
 def apart(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
