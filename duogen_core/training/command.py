@@ -99,5 +99,6 @@ def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run
     if done.interrupted:
         print(f"Stopped at step {done.step}. The same command continues from there.")
         return 130
-    print(f"Finished: {config.out / 'export'}")
+    results = (config.out / name for name in ("export", "adapter"))
+    print(f"Finished: {next((path for path in results if path.exists()), config.out)}")
     return 0

@@ -70,7 +70,8 @@ def sees_whole_pictures(tower: nn.Module) -> bool:
 
 def tower_of(tower: nn.Module) -> Callable[[nn.Module, Tensor], Tensor]:
     """How pictures uint8 [n, H, W, 3] run through this tower: the quick way where it can go it."""
-    return tower_features if sees_whole_pictures(tower) else own_features
+    single = tower.patch_embed.proj.weight.dtype == torch.float32
+    return tower_features if single and sees_whole_pictures(tower) else own_features
 
 
 def own_features(tower: nn.Module, pictures: Tensor) -> Tensor:

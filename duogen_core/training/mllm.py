@@ -58,8 +58,8 @@ class MllmConfig(RunConfig):
     weight_decay: float = 0.03
     recall_weight: float | None = None  # of the read-outs of recall.py; None: 0.5 on Sketchbook's own cases, else 0
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
-    accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, a little more time
-    gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, a third more time
+    accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, more time
+    gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, more time
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
     eval_data: list[Any] = field(default_factory=list)  # sources that are not learnt from, to score the model on
     include_alignment: bool = False  # learn from alignment data too, which the paper keeps for stage 2

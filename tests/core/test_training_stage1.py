@@ -282,6 +282,23 @@ def test_lora_learns_and_its_export_is_base_and_adapter(config):
             torch.testing.assert_close(model(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_lora_on_a_model_in_half_precision(config, tmp_path):
+    """As the published ones are: frozen weights stay as they are kept, everything learnt is in single precision."""
+    pytest.importorskip("peft")
+    mllm = random_components().mllm
+    mllm.model.bfloat16()
+    mllm.save_pretrained(tmp_path / "half")
+    config = replace(
+        config, init=tmp_path / "half", lora=LoraSettings(), eval_data=config.data, eval_cases=1, bf16=True
+    )
+    stage1.train(config)
+    assert {tensor.dtype for tensor in export_of(config).values()} == {torch.bfloat16}
+    assert {t.dtype for t in load_file(config.out / "checkpoint" / "model.safetensors").values()} == {torch.float32}
+    full = replace(config, lora=None, out=tmp_path / "full", steps=1)
+    stage1.train(full)
+    assert {tensor.dtype for tensor in export_of(full).values()} == {torch.float32}
+
+
 def test_lora_without_merging_writes_the_adapter_alone(config):
     pytest.importorskip("peft")
     stage1.train(replace(config, lora=LoraSettings(merge=False)))
