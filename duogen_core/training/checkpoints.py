@@ -145,10 +145,16 @@ def read_checkpoint(
             _fill(optimizer, flat | state["optimizers"][name]["numbers"])
     except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(
-            f"The checkpoint in {folder} does not fit this run: {str(error).splitlines()[0]} Resume needs the same "
+            f"The checkpoint in {folder} does not fit this run: {_cause(error)} Resume needs the same "
             "model settings; give another out= folder to start anew."
         ) from error
     return state
+
+
+def _cause(error: Exception) -> str:
+    """load_state_dict says what is wrong from its second line on."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return lines[1] if lines[0].startswith("Error(s) in loading") else lines[0]
 
 
 def _fill(optimizer: torch.optim.Optimizer, flat: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Journal:
     def begin(self, step: int) -> None:
         """Lines after `step` belong to a session that was killed, and will be written again."""
         path = self.folder / "metrics.jsonl"
-        if path.exists() and step and not self.quiet:
+        if path.exists() and not self.quiet:
             write_text(path, "".join(f"{json.dumps(line)}\n" for line in read_lines(path) if line["step"] <= step))
         if self.tensorboard:
             self.board = Board(self.folder, step)

@@ -2,24 +2,27 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import sys
+import time
 
 import pytest
 import torch
 from torch import nn
 
-from duogen_core.training import loop
+from duogen_core.training import checkpoints, loop
 from duogen_core.training.board import scalars
 from duogen_core.training.loop import Run, TrainingError, plot_losses, rng_for, warmup_cosine
 from tests.core.runs import losses, stopped_in
 
 
-def train(folder, *, steps=12, stop_at=None, ema=0.9, **kwargs):
+def train(folder, *, steps=12, stop_at=None, ema=0.9, width=8, **kwargs):
     """A small run; stop_at: the process gets a SIGTERM in the middle of that step. Returns (run, losses)."""
     torch.manual_seed(5)
-    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(3, width), nn.Dropout(0.2), nn.Linear(width, 1))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    run = Run(folder, {"width": 8}, seed=3, steps=steps, warmup=4, log_every=1, **kwargs)
+    run = Run(folder, {"width": width}, seed=3, steps=steps, warmup=4, log_every=1, **kwargs)
     run.attach({"model": model}, {"model": optimizer}, ema_decay=ema)
     losses = {}
     for step in run:
@@ -74,9 +77,10 @@ def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(tmp_path):
     assert min(losses) == 5 and run.finished
 
 
-def test_changed_settings_are_written_down(tmp_path):
+def test_changed_settings_are_said_and_written_down(tmp_path, capsys):
     train(tmp_path, steps=12, stop_at=4)
     train(tmp_path, steps=8)
+    assert "Settings changed since the session before: steps: 12 -> 8." in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["changed"] for line in lines if "changed" in line] == [{"steps": [12, 8]}]
 
@@ -92,8 +96,10 @@ def test_no_pickle_in_the_run_folder(tmp_path):
 def test_another_model_cannot_continue_a_checkpoint(tmp_path):
     train(tmp_path, steps=2)
     other = nn.Linear(7, 7)
-    with pytest.raises(TrainingError, match="does not fit this run"):
+    with pytest.raises(TrainingError, match="does not fit this run.*size|key.*steps: 2 -> 4.*width: 8 -> None"):
         Run(tmp_path, {}, steps=4).attach({"model": other}, {"model": torch.optim.AdamW(other.parameters())})
+    with pytest.raises(TrainingError, match=r"size mismatch for 0.weight.* Changed since: width: 8 -> 4\.$"):
+        train(tmp_path, steps=2, width=4)
 
 
 def test_time_limit_ends_the_run_annealed(tmp_path, monkeypatch):
@@ -121,6 +127,121 @@ def test_no_end_and_no_number(tmp_path):
     run = Run(tmp_path, {}, steps=1)
     with pytest.raises(TrainingError, match="nan"):
         run.report(loss=float("nan"))
+
+
+def learn_until(folder, bad, steps=6):
+    """Steps on one weight; bad(step, loss) may make the loss of a step another one."""
+    weight = nn.Parameter(torch.ones(1))
+    run = Run(folder, {}, steps=steps, checkpoint_minutes=0, log_every=1)
+    run.attach({"model": nn.ParameterList([weight])}, {"model": torch.optim.AdamW([weight], lr=0.1)})
+    for step in run:
+        loss = bad(step, weight.square().sum())
+        run.report(loss=loss, norm=run.update(loss, 1.0, samples=[f"b/{step}.json", *"cdefg"]))
+    return weight.item()
+
+
+@pytest.mark.parametrize("what", ["loss is nan", "norm of the gradients is inf"])
+def test_what_is_not_finite_stops_before_it_spoils_anything(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+    spoilt = {"loss is nan": lambda loss: loss * float("nan"), "norm of the gradients is inf": torch.sqrt}
+
+    def bad(step, loss):
+        return spoilt[what](loss - loss.detach()) if step == 3 else loss
+
+    with pytest.raises(TrainingError, match=rf"The {what} at step 3, which learns from b/3.json, c, d, e and 2 more."):
+        learn_until(tmp_path, bad)
+    failed = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["failed"]
+    assert failed["samples"] == ["b/3.json", *"cdefg"]
+    state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    assert state["step"] == 3
+    good = learn_until(tmp_path, lambda step, loss: loss)
+    assert good == learn_until(tmp_path / "whole", lambda step, loss: loss)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes to make a disk seem full")
+@pytest.mark.parametrize("width", [8, 400], ids=["the numbers", "the tensors"])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, width):
+    """A file may have 4 kB: state.json does not fit; with a wide model its weights do not."""
+    import resource
+
+    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+    _, losses, _ = train(tmp_path / "whole", width=width)
+    train(tmp_path / "run", stop_at=4, width=width)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoint").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match="checkpoint of step 12 cannot be written.*File too large.*free some"):
+            train(tmp_path / "run", width=width)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoint").iterdir()} == before
+    assert not (tmp_path / "run" / "checkpoint.new").exists()
+    assert train(tmp_path / "run", width=width)[1] == {k: v for k, v in losses.items() if k > 4}
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing cleans up after it."""
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monkeypatch):
+    whole, losses, _ = train(tmp_path / "whole", steps=6)
+    names = ("save_tensors", "write_text", "os.replace", "shutil.rmtree")
+    calls = []
+    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+
+    def dies_at(name, last):
+        module, _, function = f"checkpoints.{name}".rpartition(".")
+        module = checkpoints if module == "checkpoints" else getattr(checkpoints, name.split(".")[0])
+        original = getattr(module, function)
+
+        def call(*args, **kwargs):
+            calls.append(name)
+            if len(calls) == last:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return module, function, call
+
+    for last in range(1, 40):
+        folder = tmp_path / str(last)
+        train(folder, steps=6, stop_at=2)
+        with monkeypatch.context() as patch:
+            calls.clear()
+            patch.setattr(loop, "write_text", lambda *_: None)
+            for name in names:
+                patch.setattr(*dies_at(name, last))
+            try:
+                train(folder, steps=6, stop_at=4)
+                break  # the save has fewer such moments
+            except Killed:
+                pass
+        resumed, after, _ = train(folder, steps=6)
+        assert resumed.finished and min(after) in (3, 5)
+        assert after == {k: v for k, v in losses.items() if k in after}
+        assert all(torch.equal(v, resumed.emas["model"].shadow[k]) for k, v in whole.emas["model"].shadow.items())
+    assert last > 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_kill_9_at_any_moment_costs_nothing_but_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+    whole, _, _ = train(tmp_path / "whole", steps=60)
+    moments, killed = random.Random(0), 0
+    for _ in range(40):
+        child = os.fork()
+        if child == 0:
+            try:
+                train(tmp_path / "run", steps=60, checkpoint_minutes=0)  # a checkpoint after every step
+            finally:
+                os._exit(0)
+        time.sleep(moments.uniform(0.0, 0.12))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+    resumed, _, _ = train(tmp_path / "run", steps=60)
+    assert resumed.finished and killed > 3
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert all(torch.equal(v, resumed.emas["model"].shadow[k]) for k, v in whole.emas["model"].shadow.items())
 
 
 def test_loss_curve(tmp_path):
