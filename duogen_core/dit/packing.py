@@ -62,17 +62,17 @@ class Sequence:
 
 
 class Group:
-    """Sequences of one shape, and where their tokens lie in the pack."""
+    """Sequences of one shape, whose tokens lie behind one another in the pack."""
 
-    def __init__(self, model: PackedCosmos, members: list[Sequence], tokens: int, texts: int) -> None:
+    def __init__(self, model: PackedCosmos, members: list[Sequence]) -> None:
         first = members[0]
         self.members, self.n, self.clean = members, len(members), len(first.clean)
         self.grids = [model.grid(frame) for frame in (*first.clean, *first.noisy)]
         self.sizes = [height * width for height, width in self.grids]
         self.length, self.places = sum(self.sizes), first.places
-        self.tokens = slice(tokens, tokens + self.n * self.length)
+        self.tokens = self.n * self.length
         self.text_lengths = [len(member.text) for member in members]
-        self.text = slice(texts, texts + sum(self.text_lengths))
+        self.text_tokens = sum(self.text_lengths)
 
     def patches(self, model: PackedCosmos) -> Tensor:
         """[n * length, channels of a patch]"""
@@ -81,8 +81,8 @@ class Group:
         return torch.cat(found, dim=1).flatten(0, 1)
 
     def stacked(self, x: Tensor) -> Tensor:
-        """[heads, tokens of the pack, D] -> [n, heads, length, D]"""
-        return x[:, self.tokens].unflatten(1, (self.n, self.length)).transpose(0, 1)
+        """[heads, tokens of the group, D] -> [n, heads, length, D]"""
+        return x.unflatten(1, (self.n, self.length)).transpose(0, 1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attention: str) -> Tensor:
         """[n, heads, length, D]. One SDPA per frame over just the keys it sees: no mask, nothing masked away."""
@@ -110,7 +110,7 @@ class TextAttention:
             return
         sees = torch.zeros(group.n, len(group.sizes), longest, dtype=torch.bool)
         index = torch.zeros(group.n, longest, dtype=torch.long)
-        start = group.text.start
+        start = 0
         for row, (member, length) in enumerate(zip(group.members, group.text_lengths, strict=True)):
             sees[row, :, :length] = member.sees.cpu()
             index[row, :length] = torch.arange(start, start + length)
@@ -125,13 +125,10 @@ class TextAttention:
             self.blind = any_text.to(dtype).repeat_interleave(spread, 1)[:, None, :, None].to(device)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [n, heads, length, D], k and v [heads, text of the pack, D]"""
-        if not any(self.group.text_lengths):
+        """q [n, heads, length, D], k and v [heads, text of the group, D]"""
+        if not self.group.text_tokens:
             return torch.zeros_like(q)
-        if self.index is None:
-            k, v = k[None, :, self.group.text], v[None, :, self.group.text]
-        else:
-            k, v = (t[:, self.index].transpose(0, 1) for t in (k, v))
+        k, v = (t[None] if self.index is None else t[:, self.index].transpose(0, 1) for t in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
         return out if self.blind is None else out * self.blind
 
@@ -148,11 +145,8 @@ def forward_train(model: PackedCosmos, sequences: SequenceOf[Sequence]) -> list[
     for number, sequence in enumerate(sequences):
         sequence.check(attention)
         by_shape.setdefault(sequence.shape, []).append(number)
-    groups, tokens, texts = [], 0, 0
-    for numbers in by_shape.values():
-        groups.append(Group(model, [sequences[number] for number in numbers], tokens, texts))
-        tokens, texts = groups[-1].tokens.stop, groups[-1].text.stop
-
+    groups = [Group(model, [sequences[number] for number in numbers]) for numbers in by_shape.values()]
+    lengths, text_lengths = [group.tokens for group in groups], [group.text_tokens for group in groups]
     members = [member for group in groups for member in group.members]
     clean_time = model.config.clean_timestep
     times = torch.cat([
@@ -175,20 +169,21 @@ def forward_train(model: PackedCosmos, sequences: SequenceOf[Sequence]) -> list[
         token_frame = torch.repeat_interleave(torch.tensor(sizes)).to(x.device)
 
     def attend(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = [g.attend(g.stacked(q[0]), g.stacked(k[0]), g.stacked(v[0]), attention) for g in groups]
-        return packed(out)
+        parts = zip(groups, *(t[0].split(lengths, dim=1) for t in (q, k, v)), strict=True)
+        return packed([group.attend(*map(group.stacked, own), attention) for group, *own in parts])
 
     text = model.project_text(torch.cat([member.text for member in members])[None])
     crosses = [TextAttention(group, x.dtype, x.device) for group in groups]
 
     def attend_text(_block: int, attn: Attention, q: Tensor) -> Tensor:
-        k, v = keys_values(attn, text)
-        return packed([cross(cross.group.stacked(q[0]), k[0], v[0]) for cross in crosses])
+        k, v = (t[0].split(text_lengths, dim=1) for t in keys_values(attn, text))
+        parts = zip(crosses, q[0].split(lengths, dim=1), k, v, strict=True)
+        return packed([cross(cross.group.stacked(own), k, v) for cross, own, k, v in parts])
 
     out = run_blocks(model, x, times, rope, attend, attend_text if text.shape[1] else None, token_frame).flatten(1, 2)
     found: list[list[Tensor]] = [[] for _ in sequences]
-    for numbers, group in zip(by_shape.values(), groups, strict=True):
-        frames = out[0, group.tokens].unflatten(0, (group.n, -1)).split(group.sizes, dim=1)
+    for numbers, group, tokens in zip(by_shape.values(), groups, out[0].split(lengths), strict=True):
+        frames = tokens.unflatten(0, (group.n, -1)).split(group.sizes, dim=1)
         for patches, grid in list(zip(frames, group.grids, strict=True))[group.clean :]:
             for number, v in zip(numbers, model.unpatch(patches, grid), strict=True):
                 found[number].append(v)
