@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="MODEL", help="count tokens as this model does (a model's name or folder)")
     add("--max-side", type=int, metavar="PIXELS", help="longest side of a picture; default: 8192")
     add("--max-pictures", type=int, metavar="N", help="most pictures in a sample; default: 64")
+    add("--max-tokens", type=int, metavar="N", help="most tokens in a sample; needs --tokenizer")
     add("--samples", type=int, metavar="N", help="check only the first N of each source; endless ones: default 1000")
     add("--workers", type=int, default=0, metavar="N", help="processes that read; default: this one alone")
     add("--quiet", action="store_true", help="no progress and no list of bad samples on stderr")
@@ -45,13 +46,22 @@ def run(args: argparse.Namespace) -> int:
     report = _checked_report(args.json)
     from duogen_core.data.sources import Limits, open_source, parse_spec
 
-    given = {"max_side": args.max_side, "max_pictures": args.max_pictures}
-    limits = Limits(**{name: value for name, value in given.items() if value is not None})
     count_tokens = TokenCounter(args.tokenizer) if args.tokenizer else None
-    sources = [open_source(spec, limits=limits) for spec in [parse_spec(text) for text in args.sources]]
+    given = {"max_side": args.max_side, "max_pictures": args.max_pictures}
+    if args.max_tokens is not None:
+        if count_tokens is None:
+            raise DuoGenError("--max-tokens needs --tokenizer, the model whose tokens are counted.")
+        given |= {"max_tokens": args.max_tokens, "count_tokens": count_tokens}
+    limits = Limits(**{name: value for name, value in given.items() if value is not None})
+    specs = [parse_spec(text) for text in args.sources]
+    sources = [open_source(spec, limits=limits) for spec in specs]
     results = [_check(source, args, count_tokens) for source in sources]
+    for spec, (totals, _) in zip(specs, results, strict=True):
+        totals.alignment = totals.good if spec.alignment else totals.alignment
     print(_table([(source.name, totals) for source, (totals, _) in zip(sources, results)], count_tokens is not None))
     bad = sum(totals.bad for totals, _ in results)
+    if alignment := sum(totals.alignment for totals, _ in results):
+        print(f"{alignment:,} samples are alignment data, which stage 1 leaves out.")
     if report:
         _write(report, sources, results)
     if bad:

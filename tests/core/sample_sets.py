@@ -35,7 +35,7 @@ def write_documents(root: Path, documents) -> Path:
 
 
 def write_jsonl(file: Path, documents, tail=b"") -> Path:
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(exist_ok=True, parents=True)
     with file.open("wb") as lines:
         for i, document in enumerate(documents):
             names = [f"pictures/{i}-{k}.png" for k in range(len(document.pictures))]

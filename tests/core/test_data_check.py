@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from duogen_core.cli import main
 from duogen_core.commands.data import Bar
 from duogen_core.data.sources import Source, open_source
 from duogen_core.data.sources.survey import Totals, survey
-from tests.core.sample_sets import FORMATS, guide, members, write_jsonl, write_kind, write_tar
+from duogen_core.document import Document, Text, Turn
+from tests.core.documents import picture
+from tests.core.sample_sets import FORMATS, USER, guide, members, write_jsonl, write_kind, write_tar
 from tests.core.tiny import random_components
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +73,47 @@ def test_several_sources_and_an_endless_one(mixed, tmp_path, capsys):
 def test_limits_can_be_set(tmp_path, capsys):
     spec = write_kind("jsonl", tmp_path, [guide(0)])
     assert check(spec, "--max-side", "11") == 1
-    assert "picture 1 is 12x8 pixels; at most 11 a side" in capsys.readouterr().err
+    assert "turns[1].parts[1], a picture, is 12x8 pixels; at most 11 a side" in capsys.readouterr().err
     assert check(spec, "--max-pictures", "1") == 1
+
+
+def test_alignment_data_is_counted(tmp_path, capsys):
+    documents = [replace(guide(k), meta={"number": k, "alignment": k == 1}) for k in range(3)]
+    spec = write_kind("jsonl", tmp_path, documents)
+    assert check(spec, "--json", tmp_path / "report.json") == 0
+    assert "1 samples are alignment data, which stage 1 leaves out." in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["sources"][0]["alignment"] == 1
+    assert check(json.dumps({"source": spec, "alignment": True})) == 0
+    assert "3 samples are alignment data" in capsys.readouterr().out
+
+
+def test_whatever_a_line_lacks_is_named_with_its_place(tmp_path, capsys):
+    kind = {"format": "duogen-document", "version": 1}
+    user = {"role": "user", "parts": [{"type": "text", "text": "Draw."}]}
+    image = {"type": "image", "file": "pictures/0-0.png"}
+    answer = {"role": "assistant", "parts": [image]}
+    lines = [
+        ({**kind, "turns": [image, user, answer]}, "a.jsonl, line 2, turns[0]: 'role' is missing"),
+        ({**kind, "parts": [image], "turns": [user, answer]}, "a.jsonl, line 3: 'parts' is not known here"),
+        ({**kind, "turns": [{"role": "user", "parts": []}, answer]}, "line 4: turns[0] (user) is empty"),
+        ({**kind, "turns": [user]}, "line 5: it has no assistant turn"),
+        ({**kind, "turns": [user, {**answer, "role": "robot"}]}, "line 6, turns[1]: the role is 'robot'"),
+        ({**kind, "turns": [user, {"role": "assistant", "parts": [{"type": "image"}]}]}, "parts[0]: 'file' is missing"),
+        ({**kind, "turns": [user, {"role": "assistant", "parts": [{"type": "video"}]}]}, "part is 'video'"),
+    ]
+    wide = Document((USER, Turn("assistant", (Text("Wide."), picture(0, (10_000, 60))))))
+    tail = b"".join(json.dumps(line).encode() + b"\n" for line, _ in lines) + lines_with(wide, tmp_path)
+    assert check(f"jsonl:{write_jsonl(tmp_path / 'set' / 'a.jsonl', [guide(0)], tail=tail)}") == 1
+    named = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad: ")]
+    places = [match for _, match in lines]
+    places.append("line 9: turns[1].parts[1], a picture, is 10000x60 pixels; at most 8,192 a side are allowed")
+    assert len(named) == len(places) and all(match in line for line, match in zip(named, places))
+
+
+def lines_with(document, tmp_path) -> bytes:
+    """The document's line for a file in tmp_path / "set", its pictures beside it."""
+    write_jsonl(tmp_path / "set" / "wide" / "b.jsonl", [document])
+    return (tmp_path / "set" / "wide" / "b.jsonl").read_bytes().replace(b"pictures/", b"wide/pictures/")
 
 
 def test_tokens_are_counted_as_the_model_counts_them(tmp_path, capsys):
@@ -90,6 +132,8 @@ def test_tokens_are_counted_as_the_model_counts_them(tmp_path, capsys):
         assert check(spec, "--tokenizer", name) == 0
         row = capsys.readouterr().out.splitlines()[1]
         assert row.split()[-2:] == [f"{sum(counts):,}", f"{max(counts):,}"]
+    assert check(spec, "--tokenizer", model, "--max-tokens", max(counts) - 1) == 1
+    assert f"it has {max(counts)} tokens; at most {max(counts) - 1} are allowed" in capsys.readouterr().err
 
 
 def test_worker_processes_find_the_same(mixed):
@@ -141,6 +185,7 @@ def test_memory_does_not_grow_with_the_source(tmp_path):
         (["sketchbook", "--max-side", "0"], "max_side is 0"),
         (["sketchbook", "--json", "/nowhere/report.json"], "cannot be written"),
         (["sketchbook", "--tokenizer", "nope"], "no model 'nope'"),
+        (["sketchbook", "--max-tokens", "100"], "--max-tokens needs --tokenizer"),
         ([], "--help"),
     ],
 )

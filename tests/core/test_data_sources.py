@@ -97,7 +97,10 @@ def test_identity_follows_the_data_and_not_its_place(kind, tmp_path):
         ((USER, ANSWER, Turn("system", (Text("Be kind."),))), "turns[2] has the role system"),
         ((USER, Turn("assistant", (Text(" \n"),))), "turns[1] (assistant) is empty"),
         ((Turn("user", (picture(),)), Turn("assistant", (picture(),))), "no text at all"),
-        ((USER, Turn("assistant", (picture(size=(9000, 4)),))), "picture 0 is 9000x4 pixels; at most 8,192"),
+        (
+            (USER, Turn("assistant", (picture(size=(9000, 4)),))),
+            "turns[1].parts[0], a picture, is 9000x4 pixels",
+        ),
         ((USER, Turn("assistant", (picture(size=(401, 2)),))), "more than 200 times"),
         ((USER, Turn("assistant", tuple(picture() for _ in range(65)))), "65 pictures; at most 64"),
     ],

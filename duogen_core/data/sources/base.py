@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duogen_core.data.sources.order import mix, shuffled
-from duogen_core.document import Document, Text
+from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
 
 MOST_CHARACTERS = 1000  # of a sentence
@@ -75,20 +75,24 @@ class Limits:
             raise DuoGenError("it has no text at all, only pictures; a sample needs a request or an answer in words.")
         if len(document.pictures) > self.max_pictures:
             raise DuoGenError(f"it has {len(document.pictures)} pictures; at most {self.max_pictures} are allowed.")
-        for k, picture in enumerate(document.pictures):
-            width, height = picture.size
-            if max(width, height) > self.max_side:
-                raise DuoGenError(
-                    f"picture {k} is {width}x{height} pixels; at most {self.max_side:,} a side are allowed. "
-                    "Make it smaller, or raise max_side."
-                )
-            if max(width, height) > self.max_aspect * min(width, height):
-                raise DuoGenError(
-                    f"picture {k} is {width}x{height} pixels, more than {self.max_aspect:g} times as long as it is "
-                    "wide; crop it."
-                )
+        for i, turn in enumerate(document.turns):
+            for k, part in enumerate(turn.parts):
+                if isinstance(part, Picture):
+                    self._check_size(*part.size, f"turns[{i}].parts[{k}], a picture,")
         if self.count_tokens is not None and (tokens := self.count_tokens(document)) > self.max_tokens:
             raise DuoGenError(f"it has {tokens:,} tokens; at most {self.max_tokens:,} are allowed. Split it.")
+
+    def _check_size(self, width: int, height: int, where: str) -> None:
+        if max(width, height) > self.max_side:
+            raise DuoGenError(
+                f"{where} is {width}x{height} pixels; at most {self.max_side:,} a side are allowed. Make it smaller, "
+                "or raise max_side."
+            )
+        if max(width, height) > self.max_aspect * min(width, height):
+            raise DuoGenError(
+                f"{where} is {width}x{height} pixels, more than {self.max_aspect:g} times as long as it is wide; crop "
+                "it."
+            )
 
 
 def _check_roles(roles: list[str]) -> None:

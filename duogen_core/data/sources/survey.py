@@ -27,6 +27,7 @@ class Facts:
     turns: int = 0
     sizes: tuple[tuple[int, int], ...] = ()
     tokens: int | None = None
+    alignment: bool = False
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Totals:
 
     good: int = 0
     bad: int = 0
+    alignment: int = 0  # of the good ones
     turns: int = 0
     pictures: int = 0
     tokens: int = 0
@@ -47,6 +49,7 @@ class Totals:
             self.bad += 1
             return
         self.good += 1
+        self.alignment += facts.alignment
         self.turns += facts.turns
         self.pictures += len(facts.sizes)
         self.tokens += facts.tokens or 0
@@ -62,6 +65,7 @@ class Totals:
             "samples": self.good + self.bad,
             "good": self.good,
             "bad": self.bad,
+            "alignment": self.alignment,
             "turns": self.turns,
             "pictures": self.pictures,
             "largest_side": self.largest_side,
@@ -75,8 +79,10 @@ def facts_of(source: Source, index: int, count_tokens: CountTokens | None) -> Fa
     found = source.read(index)
     if isinstance(found, Bad):
         return Facts(bad=found)
-    sizes = tuple(picture.size for picture in found.document.pictures)
-    return Facts(None, len(found.document.turns), sizes, count_tokens(found.document) if count_tokens else None)
+    document = found.document
+    sizes = tuple(picture.size for picture in document.pictures)
+    tokens = count_tokens(document) if count_tokens else None
+    return Facts(None, len(document.turns), sizes, tokens, document.meta.get("alignment") is True)
 
 
 def survey(source: Source, samples: int, count_tokens: CountTokens | None = None, workers: int = 0) -> Iterator[Facts]:
