@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError
 from duogen_core.weights import check_tensors, read_folder, read_header, refuse_pickle, shapes_of
@@ -56,6 +56,13 @@ class Sampling:
     steps: int = 20
     guidance: float = 2.0
     shift: float = 1.0
+    schedule: Literal["shifted", "karras"] = "shifted"
+    solver: Literal["euler", "unipc"] = "euler"
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", ("shifted", "karras")), ("solver", ("euler", "unipc"))):
+            if getattr(self, name) not in known:
+                raise CheckpointError(f"sampling.{name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
 
 
 @dataclass(frozen=True)
@@ -325,12 +332,15 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _numbers(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass of positive numbers from JSON; unknown names are left to later versions."""
+    """A dataclass of positive numbers, and of words it checks itself; unknown names are left to later versions."""
     known = {}
     for item in fields(kind):
         if item.name not in values:
             continue
         value = values[item.name]
+        if isinstance(item.default, str):
+            known[item.name] = value
+            continue
         whole = isinstance(item.default, int)
         right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
         if not right or not 0 <= value < 1e6 or (whole and value < 1):

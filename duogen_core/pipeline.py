@@ -23,7 +23,8 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import Cancelled, DuoGenError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from duogen_core.mllm.base import ContextStates
     from duogen_core.sampling import VelocityFn
@@ -188,6 +189,11 @@ def check_request(document: Document) -> None:
 # ---------------------------------------------------------------- drawing one picture
 
 
+def working_dtype(dit: nn.Module) -> torch.dtype:
+    """What a DiT computes in. Its matrices may be stored in fewer bits; its norms never are."""
+    return next(weight.dtype for weight in dit.parameters() if weight.ndim == 1)
+
+
 class Draughtsman:
     """Draws the next picture of a growing Document; keeps what does not change from one picture to the next.
 
@@ -226,9 +232,10 @@ class Draughtsman:
         latent = sample_picture(
             positive,
             initial_noise(seed, (1, 16, height // 8, width // 8)),
-            sigmas(settings.steps, settings.shift),
+            sigmas(settings.steps, settings.shift, self.components.config.sampling.schedule),
             negative=negative,
             guidance=settings.guidance,
+            solver=self.components.config.sampling.solver,
             on_step=on_step,
             cancelled=cancelled,
         )
@@ -238,12 +245,14 @@ class Draughtsman:
         """Guidance's two velocities of the picture that comes next; None where the negative one is the positive."""
         components = self.components
         states = components.mllm.encode(document, components.connector)
-        references = [self.latent(picture) for picture in document.pictures]
+        dtype = working_dtype(components.dit)
+        references = [self.latent(picture).to(dtype) for picture in document.pictures]
 
         def branch(text: Tensor) -> VelocityFn:
+            text = text[None].to(dtype)
             return lambda x, t: components.dit.forward_packed(
-                [*references, x], t, text[None], frame_ends=states.frame_ends, cache=self.cache
-            )
+                [*references, x.to(dtype)], t, text, frame_ends=states.frame_ends, cache=self.cache
+            ).float()
 
         negative = negative_states(states)
         return branch(states.positive()), None if negative is None else branch(negative)

@@ -1,6 +1,7 @@
 """Flow-matching sampling of one picture, number for number what ComfyUI's KSampler does with euler and simple.
 
-x_t = t * noise + (1 - t) * x0, v = noise - x0, t from 1 to 0 on a shifted schedule (sigma is t here).
+x_t = t * noise + (1 - t) * x0, v = noise - x0, t from 1 to 0 on a shifted schedule (sigma is t here). The schedule and
+solver that Cosmos-Predict2.5 was published with, "karras" and "unipc", are diffusers' UniPCMultistepScheduler.
 In:  a velocity function of (x [B, 16, h, w], t [B]) for the condition and one without the last text segment.
 Out: the normalised latent x0 [B, 16, h, w].
 Follows ComfyUI's ModelSamplingDiscreteFlow (shift, multiplier 1), simple_scheduler, sample_euler, prepare_noise.
@@ -20,22 +21,33 @@ SEEDS = 2**64
 
 VelocityFn = Callable[[Tensor, Tensor], Tensor]  # (x, t [B]) -> v
 OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, the present guess of x0)
+Step = Callable[[Tensor, Tensor, int], Tensor]  # (x, the guess of x0, number of the step) -> x at the next time
+
+SCHEDULES = ("shifted", "karras")
+SOLVERS = ("euler", "unipc")
+KARRAS = (200.0, 0.01, 7.0)  # largest and smallest noise over signal, rho: as Cosmos-Predict2.5 is sampled
 
 
 class SamplingError(DuoGenError):
     """A setting of the sampler that has no meaning."""
 
 
-def sigmas(steps: int, shift: float = 1.0) -> Tensor:
+def sigmas(steps: int, shift: float = 1.0, schedule: str = "shifted") -> Tensor:
     """[steps + 1] float32 times from 1 down to 0, closer together near 1 for a shift above 1.
 
-    Even in the table's unshifted time, rounded down to its entries, as ComfyUI's "simple" takes them: so both sample
-    the same times even where steps does not divide 1000.
+    shifted: even in the table's unshifted time, rounded down to its entries, as ComfyUI's "simple" takes them: so both
+    sample the same times even where steps does not divide 1000. karras: no shift; from 0.995 on.
     """
+    if schedule not in SCHEDULES:
+        raise SamplingError(f"The schedule is {schedule!r}; expected {' or '.join(SCHEDULES)}.")
     if not 1 <= steps <= TABLE:
         raise SamplingError(f"The number of steps is {steps}; expected 1 to {TABLE}.")
     if not shift > 0:
         raise SamplingError(f"The shift is {shift}; expected a number above 0 (1 is no shift).")
+    if schedule == "karras":
+        largest, smallest, rho = KARRAS
+        noise = torch.linspace(largest ** (1 / rho), smallest ** (1 / rho), steps, dtype=torch.float64) ** rho
+        return torch.cat([noise / (1 + noise), torch.zeros(1)]).float()
     t = torch.arange(1, TABLE + 1) / TABLE
     table = t if shift == 1.0 else shift * t / (1 + (shift - 1) * t)
     every = TABLE / steps
@@ -62,25 +74,42 @@ def sample_picture(
     *,
     negative: VelocityFn | None = None,
     guidance: float = 1.0,
+    solver: str = "euler",
     on_step: OnStep | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Euler steps from noise to a picture's latent; without guidance the negative branch is never run.
+    """Steps from noise to a picture's latent; without guidance the negative branch is never run.
 
     `times` as from `sigmas`. Raises Cancelled between two steps. Guidance works on the guessed pictures rather than on
     velocities, as ComfyUI does: equal in exact arithmetic, and so equal to its rounding too.
     """
     use_negative = negative is not None and guidance != 1.0
+    advance = _step_of(solver, times)
     x = noise * times[0]
     for step in range(len(times) - 1):
         if cancelled is not None and cancelled():
             raise Cancelled(f"Sampling was stopped after {step} of {len(times) - 1} steps.")
-        t, following = times[step], times[step + 1]
+        t = times[step]
         batch_t = t.to(x).expand(x.shape[0])
         guess = x - positive(x, batch_t) * t
         if use_negative:
             guess = guide(guess, x - negative(x, batch_t) * t, guidance)
-        x = x + (x - guess) / t * (following - t)
+        x = advance(x, guess, step)
         if on_step is not None:
             on_step(step + 1, len(times) - 1, guess)
     return x
+
+
+def _step_of(solver: str, times: Tensor) -> Step:
+    if solver == "euler":
+        return lambda x, guess, step: x + (x - guess) / times[step] * (times[step + 1] - times[step])
+    if solver != "unipc":
+        raise SamplingError(f"The solver is {solver!r}; expected {' or '.join(SOLVERS)}.")
+    from diffusers import UniPCMultistepScheduler
+
+    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    unipc.set_timesteps(len(times) - 1)
+    unipc.sigmas = times.clamp(max=1 - 1e-6).cpu()  # it takes the logarithm of 1 - t
+    unipc.timesteps = unipc.sigmas[:-1] * unipc.config.num_train_timesteps
+    unipc.set_begin_index(0)
+    return lambda x, guess, step: unipc.step((x - guess) / times[step], unipc.timesteps[step], x, return_dict=False)[0]

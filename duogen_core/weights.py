@@ -39,6 +39,15 @@ class Entry:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Header:
+    """tensors: what the file holds. spans: where each lies, in bytes of the file. metadata: its author's own notes."""
+
+    tensors: dict[str, Entry]
+    spans: dict[str, tuple[int, int]]
+    metadata: dict[str, str]
+
+
 def refuse_pickle(path: str | os.PathLike) -> None:
     """Refuses a pickled weight file: reading one runs whatever code its author put in it."""
     path = Path(path)
@@ -57,12 +66,17 @@ def refuse_pickle(path: str | os.PathLike) -> None:
     if pickled:
         raise WeightError(
             f"{path} is a pickled weight file, and DuoGen never reads pickles because they can run code; "
-            f"convert it to .safetensors (for example with safetensors.torch.save_file) and give that file instead."
+            f"convert it to .safetensors (python -m duogen_core convert FILE OUT) and give that file instead."
         )
 
 
 def read_header(path: str | os.PathLike, what: str = "weights") -> dict[str, Entry]:
     """The tensors of one safetensors file, from its header; the file's length must be exactly what the header says."""
+    return read_whole_header(path, what).tensors
+
+
+def read_whole_header(path: str | os.PathLike, what: str = "weights") -> Header:
+    """Like read_header, with the places of the tensors and the metadata."""
     path = Path(path)
     if not path.exists():
         raise WeightError(f"The {what} are missing: expected the file {path}.{_pickle_beside(path)}")
@@ -87,10 +101,14 @@ def read_header(path: str | os.PathLike, what: str = "weights") -> dict[str, Ent
         )
     try:
         header = json.loads(raw.decode("utf-8"))
-        header.pop("__metadata__", None)
+        notes = header.pop("__metadata__", None) or {}
+        metadata = {str(key): str(value) for key, value in notes.items()}
         tensors = {name: Entry(item["dtype"], tuple(int(n) for n in item["shape"])) for name, item in header.items()}
         spans = {name: tuple(int(n) for n in item["data_offsets"]) for name, item in header.items()}
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        for name, entry in tensors.items():
+            if not isinstance(entry.dtype, str) or any(n < 0 for n in entry.shape):
+                raise ValueError(f"{name[:80]!r} has no possible type and shape")
+    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightError(f"{path} is not a readable safetensors file: its header is broken ({error}).") from None
     end = 0
     for name, (start_at, stop_at) in sorted(spans.items(), key=lambda item: item[1]):
@@ -109,7 +127,8 @@ def read_header(path: str | os.PathLike, what: str = "weights") -> dict[str, Ent
         raise WeightError(
             f"{path} is not a sound safetensors file: {size - 8 - length - end} bytes follow its last tensor."
         )
-    return tensors
+    first = 8 + length
+    return Header(tensors, {name: (first + a, first + b) for name, (a, b) in spans.items()}, metadata)
 
 
 def read_folder(folder: str | os.PathLike, stem: str = "model", what: str = "weights") -> dict[str, Entry]:

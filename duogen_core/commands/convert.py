@@ -1,0 +1,145 @@
+"""convert: a published file in one layout -> another, tensor by tensor; the only way in for the official .pt files.
+
+In: Cosmos-Predict2.5 (.pt, a single .safetensors, or a diffusers folder) or a Wan 2.1 VAE (.pth or diffusers folder).
+Out: NAME.safetensors, in the official names, or a diffusers folder. The output appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from duogen_core.errors import DuoGenError
+from duogen_core.weights import PICKLE_SUFFIXES, check_tensors
+
+if TYPE_CHECKING:
+    from duogen_core.formats.cosmos import CosmosFile
+    from duogen_core.formats.writing import Piece
+
+STEM = "diffusion_pytorch_model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from duogen_core.formats.cosmos import CONVENTIONS
+
+    add = parser.add_argument
+    add("file", metavar="FILE", help="what to convert: a .pt, .pth or .safetensors file, or a diffusers folder")
+    add("out", metavar="OUT", help="where to: NAME.safetensors for one file, any other name for a diffusers folder")
+    add("--convention", choices=list(CONVENTIONS), help="how the model was trained; default: as its file or name says")
+    add("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    source, target = Path(args.file), Path(args.out)
+    if not source.exists():
+        raise DuoGenError(f"There is no file or folder {source}.")
+    progress = Progress(args.quiet)
+    if source.is_file() and source.suffix.lower() in PICKLE_SUFFIXES:
+        from duogen_core.formats.pickled import PickledWeights
+
+        weights: Any = PickledWeights(source)
+    else:
+        from duogen_core.formats.reading import find_weights
+
+        weights = find_weights(source / "transformer" if (source / "transformer").is_dir() else source)
+    if "decoder.head.0.gamma" in weights.entries or "decoder.conv_in.weight" in weights.entries:
+        said = _convert_vae(weights, source, target, progress)
+    else:
+        said = _convert_cosmos(weights, source, target, args.convention, progress)
+    progress.end()
+    print(said)
+    print(target)
+    return 0
+
+
+def _convert_cosmos(weights: Any, source: Path, target: Path, convention: str | None, progress: Progress) -> str:
+    from duogen_core.formats.cosmos import NOTE, match_cosmos
+    from duogen_core.formats.cosmos_keys import to_official
+
+    found = match_cosmos(weights, source, convention)
+    one_file = target.suffix.lower() == ".safetensors"
+    name_of = to_official if one_file else str
+    pieces = [weights.piece(name, name_of(ours)) for name, ours in found.names.items()]
+    if one_file:
+        metadata = {NOTE: found.convention}
+        if "_quantization_metadata" in weights.metadata:
+            notes = json.loads(weights.metadata["_quantization_metadata"])
+            layers = notes["layers"]
+            notes["layers"] = {to_official(found.names[f"{n}.weight"])[: -len(".weight")]: layers[n] for n in layers}
+            metadata["_quantization_metadata"] = json.dumps(notes)
+        _write_one(target, pieces, metadata, progress)
+    else:
+        _write_folder(target, pieces, _diffusers_config(found), progress)
+    said = f"{found.name}, {found.convention} ({found.convention_from}), {len(pieces)} tensors"
+    return f"{said}; left out, no weights: {', '.join(found.left_out)}" if found.left_out else said
+
+
+def _diffusers_config(found: CosmosFile) -> dict[str, Any]:
+    """What diffusers' own class reads; clean_timestep is ours, and says the convention."""
+    return {"_class_name": "CosmosTransformer3DModel", "extra_pos_embed_type": None, **found.config}
+
+
+def _convert_vae(weights: Any, source: Path, target: Path, progress: Progress) -> str:
+    import torch
+
+    from duogen_core.vae import new_vae, original_key
+
+    if target.suffix.lower() != ".safetensors":
+        raise DuoGenError(f"{source} is a VAE, which is written as one file; give {target}.safetensors as the output.")
+    original = "decoder.head.0.gamma" in weights.entries
+    width = weights.entries["decoder.head.0.gamma" if original else "decoder.norm_out.gamma"].shape[0]
+    with torch.device("meta"):
+        keys = {key: tuple(tensor.shape) for key, tensor in new_vae(width).state_dict().items()}
+    expected = {(original_key(key) if original else key): shape for key, shape in keys.items()}
+    check_tensors(weights.entries, expected, source, "Wan 2.1 VAE")
+    pieces = [weights.piece(name, name if original else original_key(name)) for name in weights.entries]
+    _write_one(target, pieces, {}, progress)
+    return f"Wan 2.1 VAE, {len(pieces)} tensors"
+
+
+def _write_one(target: Path, pieces: list[Piece], metadata: dict[str, str], progress: Progress) -> None:
+    from duogen_core.formats.writing import replacing, write_file
+
+    progress.total = sum(piece.size for piece in pieces)
+    with replacing(target, progress.total) as temporary:
+        write_file(temporary, pieces, metadata, progress.add)
+
+
+def _write_folder(target: Path, pieces: list[Piece], config: dict[str, Any], progress: Progress) -> None:
+    from duogen_core.formats.writing import replacing, write_folder
+
+    progress.total = sum(piece.size for piece in pieces)
+    with replacing(target, progress.total) as temporary:
+        temporary.mkdir()
+        write_folder(temporary, STEM, pieces, progress.add)
+        (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class Progress:
+    """How much is written, on stderr: a line that is redrawn on a terminal, elsewhere one every ten seconds."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet, self.live = quiet, sys.stderr.isatty()
+        self.total, self.done, self.shown = 0, 0, time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if not self.quiet and now - self.shown >= (0.1 if self.live else 10):
+            self.shown = now
+            self._show("" if self.live else "\n")
+
+    def end(self) -> None:
+        if not self.quiet and self.live:
+            self._show("\n")
+
+    def _show(self, end: str) -> None:
+        from duogen_core.formats.writing import readable
+
+        start = "\r\x1b[K" if self.live else ""
+        share = 100 * self.done // max(self.total, 1)
+        print(f"{start}{readable(self.done)} of {readable(self.total)} written, {share}%", end=end, file=sys.stderr)
