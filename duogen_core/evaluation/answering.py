@@ -8,11 +8,14 @@ of threads may: it decides how a matrix product is summed.)
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from duogen_core.checkpoint import Components, load_checkpoint
@@ -52,18 +55,30 @@ def answers(
         for question in questions:
             yield timed(answer, question)
         return
-    # spawn: a process that is forked while libraries run threads may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, context, _be_worker, (answer, threads))
+    workers = start_workers(answer, min(jobs, len(questions)), threads)
+    found: dict[int, tuple[Document, float]] = {}
+    left, due = iter(enumerate(questions)), 0
     try:
-        yield from pool.map(_answer, questions)
-    except BrokenProcessPool:
+        for pipe in workers:
+            pipe.send(next(left))
+        while due < len(questions):
+            for pipe in wait(list(workers)):
+                number, one = received(pipe)
+                found[number] = one
+                if (more := next(left, None)) is not None:
+                    pipe.send(more)
+            while due in found:
+                yield found.pop(due)
+                due += 1
+    except (EOFError, ConnectionError):
         raise DuoGenError(
             f"One of the {jobs} processes that answer was ended from outside, perhaps for want of memory; "
             "use a smaller --jobs."
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for process in workers.values():
+            process.terminate()
+            process.join()
 
 
 def timed(answer: Answer, question: Question) -> tuple[Document, float]:
@@ -72,19 +87,51 @@ def timed(answer: Answer, question: Question) -> tuple[Document, float]:
     return document, time.perf_counter() - started
 
 
-_own: Answer
+def start_workers(answer: Answer, count: int, threads: int) -> dict[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")  # a process that is forked while libraries run threads may hang
+    workers = {}
+    with deaf():
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(theirs, answer, threads), daemon=True)
+            process.start()
+            theirs.close()  # or its end would not be noticed
+            workers[ours] = process
+    return workers
 
 
-def _be_worker(answer: Answer, threads: int) -> None:
-    import signal
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Processes started inside do not hear Ctrl-C: it is the parent's, which then ends them."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread, where signals are nobody's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
+
+def work(pipe: Connection, answer: Answer, threads: int) -> None:
+    """In a process of its own: numbered questions come, numbered answers go, or what went wrong."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes of a terminal: leave at once
     torch.set_num_threads(threads)
-    global _own
-    _own = answer
+    while True:
+        number, question = pipe.recv()
+        try:
+            pipe.send((number, timed(answer, question)))
+        except DuoGenError as error:
+            pipe.send((number, error))
+        except Exception:
+            pipe.send((number, RuntimeError(traceback.format_exc())))
 
 
-def _answer(question: Question) -> tuple[Document, float]:
-    return timed(_own, question)
+def received(pipe: Connection) -> tuple[int, tuple[Document, float]]:
+    number, found = pipe.recv()
+    if isinstance(found, Exception):
+        raise found
+    return number, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import re
 from dataclasses import replace
@@ -19,11 +20,15 @@ from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import PALETTE, Scene, Shape
 from duogen_core.data.sketchbook.tasks import FAMILIES, evaluation_case
 from duogen_core.document import Document, Picture, Text
+from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
+from duogen_core.evaluation.answering import ModelAnswer, answers
 from duogen_core.evaluation.pictures import score_pictures, step_agreement, step_right
 from duogen_core.evaluation.scores import CHECKS, described, right_words, score
 from duogen_core.evaluation.sketchbook import GROUPS, cases, evaluate
-from tests.core.tiny import random_components
+from duogen_core.pipeline import Settings
+from tests.core.answerers import die, echo, fail, refuse
+from tests.core.tiny import random_components, request
 
 ISSUE_CHECKS = {
     "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",
@@ -437,28 +442,31 @@ def test_command_with_a_novel_thing(model, tmp_path, capsys):
 
 def test_processes_answer_as_one_does(tmp_path):
     folder = save_checkpoint(random_components(), tmp_path / "model")
-    reports_of = []
-    for jobs in ("1", "2"):
-        out = tmp_path / f"{jobs}.json"
-        arguments = [
-            "--model",
-            str(folder),
-            "--out",
-            str(out),
-            "--samples",
-            "5",
-            "--only",
-            "describe",
-            "--only",
-            "edit",
-        ]
-        assert main(["evaluate", "sketchbook", *arguments, "--jobs", jobs, "--documents", str(tmp_path / jobs)]) == 0
-        reports_of.append(json.loads(out.read_text()))
-    one, two = ([{**case, "seconds": 0} for case in report["cases"]] for report in reports_of)
-    assert one == two and reports_of[0]["figures"] == reports_of[1]["figures"]
+    chosen = cases(4, 0, ("edit", "describe"))
+    found = []
+    for jobs in (1, 2):
+        answer = ModelAnswer(folder, Settings(max_images=1, max_new_tokens=12))
+        found.append(evaluate(answer, chosen, jobs=jobs, folder=tmp_path / str(jobs)))
+    one, two = ([{**case, "seconds": 0} for case in report["cases"]] for report in found)
+    assert one == two and found[0]["figures"] == found[1]["figures"]
     files = [sorted((tmp_path / jobs).rglob("*.*")) for jobs in ("1", "2")]
+    assert len(files[0]) >= 5
     assert [file.relative_to(tmp_path / "1") for file in files[0]] == [f.relative_to(tmp_path / "2") for f in files[1]]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+def test_answers_come_in_order_and_errors_through():
+    questions = [(request(f"Question {k}"), k) for k in range(9)]
+    alone, shared = ([document for document, _ in answers(echo, questions, jobs)] for jobs in (1, 3))
+    assert alone == shared and alone[4].text == "Question 4 4"
+    for answer, error, sentence in (
+        (refuse, DuoGenError, "nothing to say"),
+        (fail, RuntimeError, "ZeroDivisionError: by hand"),
+        (die, DuoGenError, "One of the 2 processes that answer was ended from outside"),
+    ):
+        with pytest.raises(error, match=sentence):
+            list(answers(answer, questions, 2))
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(
