@@ -17,7 +17,8 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtra(
-                "tensorboard=true needs the tensorboard package: pip install 'duogen[train]', or leave the setting out."
+                "There will be no figures for TensorBoard, which is not installed: pip install 'duogen[train]', or set "
+                "tensorboard=false."
             ) from error
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 

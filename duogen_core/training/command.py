@@ -38,7 +38,7 @@ class RunConfig:
     warmup: int = 100  # steps of rising learning rate
     checkpoint_minutes: float = 4.0
     log_every: int = 20  # steps
-    tensorboard: bool = False  # figures for TensorBoard too, in <out>/tensorboard
+    tensorboard: bool = True  # figures for TensorBoard too, in <out>/tensorboard
     bf16: bool = True
 
     def run(self, folder: Path | None = None) -> Run:

@@ -117,7 +117,10 @@ class Run:
         resumes = has_checkpoint(self.folder)
         if resumes:
             self._load(changed)
-        self.journal.begin(self.step)
+        try:
+            self.journal.begin(self.step)
+        except MissingExtra as error:  # of TensorBoard
+            self.say(str(error))
         if resumes and changed:  # metrics.jsonl tells from which step on the settings were others
             self.say(f"Settings changed since the session before: {sentence(changed)}.")
             self.record(changed=changed)

@@ -93,11 +93,7 @@ def train(config: VaeConfig) -> Run:
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)])
     for step in run:
         figures = losses(vae, crop_batch(run.seed, step, config.batch), config)
-        vae.zero_grad(set_to_none=True)
-        figures["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), config.clip)
-        for optimizer in run.optimizers.values():
-            optimizer.step()
+        run.update(figures["loss"], config.clip)
         run.report(**figures)
         if step % 400 == 399:
             with run.emas["vae"].applied():

@@ -123,9 +123,6 @@ def warm_up(
         with quick_bf16(tower.device, bf16):
             features = tower_features(tower, torch.from_numpy(pixels))
         loss, figures = read_out(features, torch.from_numpy(words), points, torch.from_numpy(kinds))
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        run.update(loss, clip=1.0)
         run.report(loss=loss.detach(), **figures)
     return run

@@ -266,3 +266,9 @@ def test_means_that_a_stop_cut_in_two_are_whole(tmp_path):
     for name in ("broken", "whole"):
         run(tmp_path / name)
         assert losses(tmp_path / name) == [1.5]
+
+
+def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run, _, _ = train(tmp_path, steps=2, tensorboard=True)
+    assert run.finished and "There will be no figures for TensorBoard" in capsys.readouterr().out
