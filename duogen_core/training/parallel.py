@@ -78,6 +78,10 @@ class Processes:
             torch.distributed.all_reduce(value)
         return value
 
+    def most(self, number: int) -> int:
+        """Largest number of any process."""
+        return max(self.gather(number))
+
     def backward(self, loss: Tensor) -> None:
         """Gradients of the sum of all processes' losses; DDP and FSDP would take the mean."""
         (loss * self.count if self.count > 1 else loss).backward()

@@ -13,21 +13,28 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from duogen_core.checkpoint import CheckpointConfig, Components
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
 from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
+from duogen_core.training import stage2_data
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
+from duogen_core.training.dit_lora import save_dit, save_dit_adapter
+from duogen_core.training.fast import recomputing
 from duogen_core.training.flow import Chance, FlowLoss, Sample, draw
 from duogen_core.training.loop import Run
+from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.samples import write_samples
-from duogen_core.training.stage2_data import Corpus, Prepared, load_shard, prepare_shard, shard_path
+from duogen_core.training.stage2_corpus import Corpus, Documents, Stream, packs
+from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepare_shard, shard_path
 from duogen_core.vae import PictureVae
 from duogen_core.weights import check_tensors, shapes_of
 
@@ -39,17 +46,25 @@ class Stage2Config(RunConfig):
     out: Path = Path("runs/stage2")
     vae: Path = Path("runs/vae/export")  # a diffusers folder or one file
     mllm: Path = Path("runs/stage1/export")
-    init: Path | None = None  # start from the dit/ and connector/ of this checkpoint
-    layers: int = 6
+    init: Path | None = None  # start from the dit/ of this checkpoint, and its connector/ where there is one
+    lora: LoraSettings | None = None  # of the DiT, learn small matrices beside the frozen ones: lora.rank=16
+    layers: int = 6  # of a new DiT; one that goes on from `init` keeps its own
     heads: int = 6
     cross_width: int = 192
     attention: Literal["frame_causal", "full"] = "frame_causal"  # between pictures; full: the paper's and Cosmos' own
     references: bool = True  # false: a picture is drawn without looking at earlier ones
     connector_layers: Literal["all", "last"] = "all"  # of the MLLM
     drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
+    data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
+    max_side: int = 160  # pixels of a picture as the DiT sees and draws it; larger ones are made smaller
+    states: Literal["ahead", "on_the_fly"] = "ahead"  # when the MLLM reads a document: once, or whenever it comes up
     shards: int = 65  # of 256 documents each, prepared ahead
     documents: Path | None = None  # where they lie; None: <out>/documents
-    frames: int = 48  # of a batch
+    precision: Literal["float16", "float32"] = "float16"  # of what is prepared
+    batch: int = 16  # documents a step, on the fly
+    packing: bool | None = None  # batches of documents of any sizes and counts; None: where there is `data`
+    frames: int = 48  # of a batch of documents prepared ahead, and of a pass
+    gradient_checkpointing: bool = False  # keep no states inside the blocks: less memory, a third more time
     alone: float = 6.0  # how much more often documents of a single picture come up
     lr: float = 3e-3
     optimizer: Literal["muon", "adamw"] = "muon"  # for the DiT's matrices; AdamW has the rest, and all under FSDP
@@ -67,6 +82,14 @@ def is_end(name: str) -> bool:
 
 
 def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
+    """DiT and connector to begin with, for an MLLM of so many layers, so wide: new ones, or those of `init`."""
+    if config.init:
+        dit = PackedCosmos.from_pretrained(
+            config.init / "dit", attention=config.attention, references=config.references
+        )
+        width = dit.config.text_embed_dim
+        shape = ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop)
+        return dit, earlier_connector(config.init / "connector", Connector(shape))
     dit = PackedCosmos(
         num_layers=config.layers,
         num_attention_heads=config.heads,
@@ -89,7 +112,7 @@ def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], conf
 
 def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
     settings = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "muon":
+    if config.optimizer == "muon" and not config.lora:
         found = muon_and_adamw(dit, is_end, **settings)
     else:
         found = {
@@ -98,43 +121,66 @@ def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config)
     return found | {"connector": torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))}
 
 
-def continue_from(checkpoint: Path, dit: PackedCosmos, connector: Connector) -> None:
-    """Weights of an earlier checkpoint as the start of a new run, for example of models/duogen-tiny."""
-    for module, earlier in (
-        (dit, PackedCosmos.from_pretrained(checkpoint / "dit")),
-        (connector, Connector.from_pretrained(checkpoint / "connector")),
-    ):
-        check_tensors(earlier.state_dict(), shapes_of(module), checkpoint, "checkpoint to start from")
-        module.load_state_dict(earlier.state_dict())
+def earlier_connector(folder: Path, connector: Connector) -> Connector:
+    """The connector with the weights in `folder`; a base DiT brings none."""
+    if folder.is_dir():
+        earlier = Connector.from_pretrained(folder).state_dict()
+        check_tensors(earlier, shapes_of(connector), folder, "connector to start from")
+        connector.load_state_dict(earlier)
+    return connector
+
+
+def checkpoint_blocks(dit: PackedCosmos) -> None:
+    """Blocks compute again on the way back, with the same attention as before."""
+
+    def again(block: torch.nn.Module, x: Tensor, *args: Any) -> Tensor:
+        return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputing(x.device))
+
+    dit.enable_gradient_checkpointing(again)
 
 
 def learn(
     run: Run,
     config: Stage2Config,
-    corpus: Corpus,
+    corpus: Corpus | Stream,
     dit: PackedCosmos,
     connector: Connector,
     sample: Callable[[], object] = lambda: None,
 ) -> None:
     """sample(): draws with the averaged weights, called every `sample_minutes` and at the end."""
+    if config.lora:
+        add_lora(dit, config.lora, within="transformer_blocks", usual=DIT_TARGETS)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(dit)
     optimizers, together = optimizers_of(dit, connector, config), run.processes
     flow_loss = together.prepare(FlowLoss(dit, connector, config.bf16), optimizers)
-    run.attach({"dit": dit, "connector": connector}, optimizers, ema_decay=config.ema)
+    modules = {"dit": Trainable(dit) if config.lora else dit, "connector": connector}
+    run.attach(modules, optimizers, ema_decay=config.ema)
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:
-        documents = corpus.batch(run.rng(step))
+        documents = corpus.batch(step, run.rng(step))
         mine, counts = together.share(list(enumerate(documents)))
-        batch = samples(run, step, mine, config)
+        numbers, own = zip(*mine, strict=True)
+        batch = samples(run, step, zip(numbers, corpus.read(own), strict=True), config)
         targets = int(together.total(counts * sum(len(each.targets) for each in batch)))
-        loss = counts * flow_loss(batch, targets)
-        norm = run.update(loss, config.clip, samples=[document.name for document in documents])
-        run.report(loss=together.total(loss), norm=norm, targets=targets)
+        passes = packs(batch, config.frames) if isinstance(corpus, Stream) else [batch]
+        losses: list[Tensor] = []
+
+        def parts(passes=passes, counts=counts, targets=targets, losses=losses) -> Iterator[Tensor]:
+            for number in range(together.most(len(passes))):
+                again = number >= len(passes)  # others have more: compute with them, and count nothing
+                loss = (0 if again else counts) * flow_loss(passes[0 if again else number], targets)
+                losses.append(loss.detach())
+                yield loss
+
+        norm = run.update(parts(), config.clip, samples=[document.name for document in documents])
+        run.report(loss=together.total(sum(losses)), norm=norm, targets=targets)
         if step % 500 == 499:
-            export(run)
+            export(run, config, dit, connector)
         if config.sample_minutes and run.elapsed >= due:
             show(run, sample)
             due = run.elapsed + 60 * config.sample_minutes
-    export(run)
+    export(run, config, dit, connector)
     if config.sample_minutes and run.finished:
         show(run, sample)
 
@@ -152,36 +198,48 @@ def averaged(run: Run) -> Iterator[None]:
         yield
 
 
-def export(run: Run) -> None:
-    """The averaged weights, in the folders that a checkpoint is put together from."""
-    dit, connector = run.modules["dit"], run.modules["connector"]
+def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connector) -> None:
+    """The averaged weights, in the folders that a checkpoint is put together from; LoRA's also in <out>/adapter."""
     with averaged(run), run.processes.gathered(dit, connector):
         if run.main:
-            dit.save_pretrained(run.folder / "export" / "dit")
             connector.save_pretrained(run.folder / "export" / "connector")
+            if config.lora:
+                save_dit_adapter(dit, run.folder / "adapter")
+            if config.lora is None or config.lora.merge:
+                save_dit(dit, run.folder / "export" / "dit")
 
 
-def prepare(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> list[Prepared]:
+def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader) -> list[Prepared]:
     folder, together = config.documents or run.folder / "documents", run.processes
     for number in range(together.rank, config.shards, together.count):
-        prepare_shard(folder, number, run.seed, config.families, vae, mllm)
+        recipe = {**documents.recipe, "max_side": config.max_side}
+        prepare_shard(folder, number, documents, reader, recipe)
         run.say(f"documents prepared: shard {number + 1} of {config.shards}")
     together.wait()
     paths = [shard_path(folder, number) for number in range(config.shards)]
     return [document for path in paths for document in load_shard(path)]
 
 
+def corpus_of(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> Corpus | Stream:
+    """Where the run's documents come from."""
+    reader = Reader(vae, mllm, config.max_side, getattr(torch, config.precision))
+    if config.states == "on_the_fly":
+        return Stream(Documents(run, config, mllm, config.batch), reader)
+    documents = Documents(run, config, mllm, stage2_data.SHARD)
+    prepared = prepare(run, config, documents, reader)
+    if told := documents.summary():
+        run.say(told)
+    packing = bool(config.data) if config.packing is None else config.packing
+    return Corpus(prepared, config.frames, config.alone, packing)
+
+
 def train(config: Stage2Config) -> Run:
     run = config.run()
     vae, mllm = PictureVae.from_pretrained(config.vae), family_of(config.mllm).from_pretrained(config.mllm)
-    documents = prepare(run, config, vae, mllm)
+    corpus = corpus_of(run, config, vae, mllm)
     torch.manual_seed(run.seed)
-    text_config = mllm.model.config.text_config
-    dit, connector = new_models(config, text_config.num_hidden_layers, text_config.hidden_size)
-    if config.init:
-        continue_from(config.init, dit, connector)
+    dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)
     components = Components(mllm, connector, dit, vae, CheckpointConfig("in training"))
-    corpus = Corpus(documents, config.frames, config.alone)
     learn(run, config, corpus, dit, connector, lambda: write_samples(components, run.folder, run.step))
     return run
 

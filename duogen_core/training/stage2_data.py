@@ -1,8 +1,8 @@
-"""What stage 2 learns from: Sketchbook documents with their latents and the frozen MLLM's states computed ahead.
+"""What stage 2 learns from, as connector and DiT need it: latents and the frozen MLLM's states, ahead or on the fly.
 
-Both are fixed (VAE and MLLM do not train here), so each document is read once and kept: shards of safetensors under
-runs/stage2/documents, made again only where missing. A shard is a pure function of (seed, number, VAE, MLLM).
-
+Both are fixed (VAE and MLLM do not train here). Ahead: each document is read once and kept, in shards of safetensors in
+<out>/documents, made again only where missing, a pure function of (documents, VAE, MLLM); a shard made of others is
+refused. On the fly: read anew whenever a step wants it, for data that would fill the disk.
 Of a document: a latent [16, h, w] of every picture, states [tokens, layers * width] already normalised as the connector
 does it, and the places that guidance and frame-causal attention need (chat.PictureContext).
 """
@@ -12,27 +12,31 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from duogen_core.checkpoint import CheckpointConfig, PictureSize
 from duogen_core.connector import normalise
-from duogen_core.data.sketchbook.cases import Case
-from duogen_core.data.sketchbook.tasks import training_case
-from duogen_core.document import Document
+from duogen_core.document import Document, Picture
+from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
-from duogen_core.training.loop import rng_for
+from duogen_core.pipeline import reference_pixels
+from duogen_core.training.errors import TrainingError
 from duogen_core.vae import PictureVae, pixels_to_tensor
 
 SHARD = 256  # documents
+CHUNK = 16  # pictures, or documents, that run together
+
+Named = Callable[[int], Sequence[tuple[str, Document]]]  # number -> names and documents
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,11 @@ class Prepared:
         return self.drawn[-1] + len(self.drawn)
 
 
+def prepared_of(latents: Iterable[Tensor], states: Tensor, spots: Mapping[str, Any], name: str) -> Prepared:
+    segments = tuple((a, b) for a, b in spots["segments"])
+    return Prepared(tuple(latents), states, tuple(spots["ends"]), segments, tuple(spots["drawn"]), name)
+
+
 def places(layout: Layout) -> dict[str, Any]:
     """Token places of the pictures up to the last drawn one: {"ends": [n], "segments": [[a, b]], "drawn": [k]}.
 
@@ -71,73 +80,105 @@ def places(layout: Layout) -> dict[str, Any]:
     return {"ends": [context.end for context in contexts], "segments": segments, "drawn": drawn}
 
 
-def drawn_case(rng: Random, weights: Mapping[str, float]) -> Case:
-    """A training case with pictures of one size, the assistant's after the user's."""
-    while True:
-        case = training_case(rng, weights)
-        pictures = case.document.pictures
-        one_size = len({picture.size for picture in pictures}) == 1
-        if one_size and any(part in pictures for part in case.document.last_turn.parts):
-            return case
+class Reader:
+    """Documents -> what is learnt from them. dtype: in which latents and states are kept."""
+
+    def __init__(self, vae: PictureVae, mllm: Mllm, max_side: int = 160, dtype: torch.dtype = torch.float16) -> None:
+        """max_side: of a picture as the DiT sees and draws it; larger ones are made smaller."""
+        self.vae, self.mllm, self.dtype = vae, mllm, dtype
+        self.config = CheckpointConfig(picture=PictureSize(max_side=max_side))
+
+    def __call__(self, documents: Sequence[Document], names: Sequence[str] = ()) -> list[Prepared]:
+        states, spots = self.states(documents)
+        # pictures after the last drawn one are not learnt from
+        pictures = [document.pictures[: len(each["ends"])] for document, each in zip(documents, spots, strict=True)]
+        latents = self.latents(pictures)
+        names = names or [""] * len(documents)
+        return [prepared_of(*each) for each in zip(latents, states, spots, names, strict=True)]
+
+    @torch.inference_mode()
+    def latents(self, pictures: Sequence[Sequence[Picture]]) -> list[tuple[Tensor, ...]]:
+        """Per document a latent [16, h, w] of every picture; those of one size are encoded together."""
+        by_size = defaultdict(list)
+        for row, own in enumerate(pictures):
+            for k, picture in enumerate(own):
+                pixels = reference_pixels(picture, self.config)
+                by_size[pixels.shape].append((row, k, pixels))
+        found: dict[tuple[int, int], Tensor] = {}
+        for entries in by_size.values():
+            for at in range(0, len(entries), CHUNK):
+                chunk = entries[at : at + CHUNK]
+                batch = torch.cat([pixels_to_tensor(pixels.copy()) for _, _, pixels in chunk])
+                latents = self.vae.encode(batch.to(self.vae.device)).to("cpu", self.dtype)
+                found |= {(row, k): latent for (row, k, _), latent in zip(chunk, latents, strict=True)}
+        return [tuple(found[row, k] for k in range(len(own))) for row, own in enumerate(pictures)]
+
+    @torch.inference_mode()
+    def states(self, documents: Sequence[Document]) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """Per document the normalised states of all layers [tokens, L * H], and the pictures' places."""
+        mllm = self.mllm
+        states, found = [], []
+        by_length = sorted(range(len(documents)), key=lambda k: len(documents[k].pictures))
+        order: list[int] = []
+        for at in range(0, len(by_length), CHUNK):
+            rows = by_length[at : at + CHUNK]
+            batch = build_inputs([documents[k] for k in rows], mllm.tokenizer, mllm.image_processor)
+            moved = {k: v.to(mllm.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            layers = hidden_states_for(mllm.model, moved)  # [B, L, N, H]
+            for each, layout in zip(layers, batch["layouts"], strict=True):
+                spots = places(layout)
+                flat = normalise(each[:, : spots["ends"][-1]]).transpose(0, 1).flatten(1)
+                states.append(flat.to("cpu", self.dtype))
+                found.append(spots)
+            order += rows
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return [states[k] for k in back], [found[k] for k in back]
 
 
-@torch.inference_mode()
-def latents_of(vae: PictureVae, documents: Sequence[Document]) -> list[tuple[Tensor, ...]]:
-    """Per document a latent [16, h, w] of every picture, half precision; pictures of one size are encoded together."""
-    by_size = defaultdict(list)
-    for row, document in enumerate(documents):
-        for k, picture in enumerate(document.pictures):
-            by_size[picture.size].append((row, k, picture.pixels))
-    found: dict[tuple[int, int], Tensor] = {}
-    for entries in by_size.values():
-        for at in range(0, len(entries), 16):
-            chunk = entries[at : at + 16]
-            latents = vae.encode(torch.cat([pixels_to_tensor(pixels) for _, _, pixels in chunk]))
-            found |= {(row, k): latent.half() for (row, k, _), latent in zip(chunk, latents, strict=True)}
-    return [tuple(found[row, k] for k in range(len(d.pictures))) for row, d in enumerate(documents)]
-
-
-@torch.inference_mode()
-def states_of(mllm: Any, documents: Sequence[Document]) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """Per document the normalised states of all layers [tokens, L * H], half precision, and the pictures' places."""
-    states, found = [], []
-    by_length = sorted(range(len(documents)), key=lambda k: len(documents[k].pictures))
-    order: list[int] = []
-    for at in range(0, len(by_length), 16):
-        rows = by_length[at : at + 16]
-        batch = build_inputs([documents[k] for k in rows], mllm.tokenizer, mllm.image_processor)
-        layers = hidden_states_for(mllm.model, batch)  # [B, L, N, H]
-        for each, layout in zip(layers, batch["layouts"], strict=True):
-            spots = places(layout)
-            states.append(normalise(each[:, : spots["ends"][-1]]).transpose(0, 1).flatten(1).half())
-            found.append(spots)
-        order += rows
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return [states[k] for k in back], [found[k] for k in back]
+def fingerprint(module: nn.Module) -> str:
+    """Changes with the weights: a few numbers of every tensor."""
+    digest = blake2b(digest_size=8)
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.flatten()[:8].float().tolist()}".encode())
+    return digest.hexdigest()
 
 
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:04d}.safetensors"
 
 
-def prepare_shard(
-    folder: Path, number: int, seed: int, weights: Mapping[str, float], vae: PictureVae, mllm: Any
-) -> Path:
-    """Write shard `number` unless it is there; returns its file."""
+def prepare_shard(folder: Path, number: int, named: Named, reader: Reader, recipe: Mapping[str, Any]) -> Path:
+    """Write shard `number` unless it is there; returns its file.
+
+    named(number): names and documents of the shard. recipe: what they, and the states, depend on.
+    """
     path = shard_path(folder, number)
+    recipe = {**recipe, "vae": fingerprint(reader.vae.model), "mllm": fingerprint(reader.mllm.model)}
     if path.exists():
+        check_recipe(path, recipe)
         return path
     folder.mkdir(parents=True, exist_ok=True)
-    rngs = (rng_for(seed, "stage2", number * SHARD + k) for k in range(SHARD))
-    documents = [drawn_case(rng, weights).document for rng in rngs]
-    latents = latents_of(vae, documents)
-    states, spots = states_of(mllm, documents)
-    tensors = {f"{k}.latents.{i}": latent for k, each in enumerate(latents) for i, latent in enumerate(each)}
-    tensors |= {f"{k}.states": state.contiguous() for k, state in enumerate(states)}
+    names, documents = zip(*named(number), strict=True)
+    prepared = reader(documents, names)
+    tensors = {f"{k}.latents.{i}": latent for k, each in enumerate(prepared) for i, latent in enumerate(each.latents)}
+    tensors |= {f"{k}.states": each.states.contiguous() for k, each in enumerate(prepared)}
+    spots = [{"ends": p.ends, "segments": p.segments, "drawn": p.drawn, "name": p.name} for p in prepared]
     temporary = path.with_suffix(".new")
-    save_file(tensors, temporary, metadata={"places": json.dumps(spots)})
+    save_file(tensors, temporary, metadata={"places": json.dumps(spots), "recipe": json.dumps(recipe)})
     os.replace(temporary, path)
     return path
+
+
+def check_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
+    with safe_open(path, "pt") as file:
+        before = json.loads(file.metadata().get("recipe", "{}"))
+    now = json.loads(json.dumps(recipe))
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        raise TrainingError(
+            f"The documents in {path.parent} were prepared with another {' and another '.join(changed)}; delete that "
+            "folder, or give documents=FOLDER for a new one."
+        )
 
 
 def load_shard(path: Path) -> list[Prepared]:
@@ -146,33 +187,10 @@ def load_shard(path: Path) -> list[Prepared]:
         return [_prepared(file, k, each, f"{path.name}[{k}]") for k, each in enumerate(spots)]
 
 
-def _prepared(file: Any, k: int, spots: dict[str, Any], name: str) -> Prepared:
+def _prepared(file: Any, k: int, spots: dict[str, Any], place: str) -> Prepared:
     pictures = len(spots["ends"])
     if "drawn" in spots:
         latents, drawn = [file.get_tensor(f"{k}.latents.{i}") for i in range(pictures)], spots["drawn"]
     else:  # shards of pictures of one size, the drawn ones last, as they were once written
         latents, drawn = file.get_tensor(f"{k}.latents"), range(pictures - spots["targets"], pictures)
-    segments = tuple((a, b) for a, b in spots["segments"])
-    states, ends = file.get_tensor(f"{k}.states"), tuple(spots["ends"])
-    return Prepared(tuple(latents), states, ends, segments, tuple(drawn), name)
-
-
-class Corpus:
-    """Prepared documents by shape. A batch is of one shape and costs the same whichever it is.
-
-    Shapes come up as often as they have documents; those without any earlier picture `alone` times as often, since
-    there everything has to come from the words, and that is learnt last.
-    """
-
-    def __init__(self, documents: Sequence[Prepared], frames: int, alone: float = 1.0) -> None:
-        self.frames = frames  # of a batch, clean and noisy together
-        self.shapes: dict[tuple, list[Prepared]] = defaultdict(list)
-        for document in documents:
-            self.shapes[document.shape].append(document)
-        self.weights = [len(each) * (alone if each[0].drawn[-1] == 0 else 1.0) for each in self.shapes.values()]
-
-    def batch(self, rng: Random) -> list[Prepared]:
-        """About `frames` frames' worth of documents of one shape."""
-        documents = self.shapes[rng.choices(list(self.shapes), self.weights)[0]]
-        size = max(1, round(self.frames / documents[0].frames))
-        return [rng.choice(documents) for _ in range(size)]
+    return prepared_of(latents, file.get_tensor(f"{k}.states"), {**spots, "drawn": drawn}, spots.get("name") or place)

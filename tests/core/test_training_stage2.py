@@ -15,10 +15,11 @@ from duogen_core.data.sketchbook.tasks import FAMILIES
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
-from duogen_core.training import stage2, stage2_data
+from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
 from duogen_core.training.loop import rng_for
-from duogen_core.training.stage2_data import Corpus, drawn_case, load_shard, prepare_shard
+from duogen_core.training.stage2_corpus import Corpus, Documents, drawn_case
+from duogen_core.training.stage2_data import Reader, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -36,11 +37,8 @@ def components():
 @pytest.fixture(scope="module")
 def shard(components, tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
-    patch = pytest.MonkeyPatch()
-    patch.setattr(stage2_data, "SHARD", 12)
-    path = prepare_shard(folder, 0, 0, CONFIG.families, components.vae, components.mllm)
-    patch.undo()
-    return path
+    documents = Documents(replace(CONFIG, out=folder).run(), CONFIG, components.mllm, 12)
+    return prepare_shard(folder, 0, documents, Reader(components.vae, components.mllm), documents.recipe)
 
 
 def test_prepared_documents_hold_the_states_and_places_that_inference_sees(components, shard):
@@ -64,9 +62,16 @@ def test_prepared_documents_hold_the_states_and_places_that_inference_sees(compo
 def test_batches_are_of_one_shape_and_about_the_asked_frames(shard):
     corpus = Corpus(load_shard(shard), frames=8)
     for seed in range(20):
-        batch = corpus.batch(Random(seed))
+        batch = corpus.batch(0, Random(seed))
         assert all(document.shape == batch[0].shape for document in batch)
         assert len(batch) == max(1, round(8 / batch[0].frames))
+
+
+def test_packed_batches_are_of_any_shape_and_within_the_frames(shard):
+    corpus = Corpus(load_shard(shard), frames=20, packing=True)
+    batches = [corpus.batch(0, Random(seed)) for seed in range(20)]
+    assert all(sum(document.frames for document in batch) <= 20 for batch in batches)
+    assert sum(len({document.shape for document in batch}) > 1 for batch in batches) > 10
 
 
 def test_family_weights_name_families_that_exist_and_draw():
@@ -98,9 +103,8 @@ def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
     assert isinstance(loaded.dit, PackedCosmos) and loaded.dit.config.attention == "frame_causal"
     assert (out / "training" / "stage2" / "metrics.jsonl").is_file()
 
-    dit, connector = stage2.new_models(CONFIG, 2, 64)
-    stage2.continue_from(out, dit, connector)
+    dit, connector = stage2.new_models(replace(CONFIG, init=out, heads=5), 2, 64)  # its own heads, not the config's
     assert torch.equal(dit.proj_out.weight, loaded.dit.proj_out.weight)
     assert torch.equal(connector.proj.weight, loaded.connector.proj.weight)
     with pytest.raises(DuoGenError, match="another shape"):
-        stage2.continue_from(out, *stage2.new_models(replace(CONFIG, heads=3), 2, 64))
+        stage2.new_models(replace(CONFIG, init=out, connector_layers="last"), 2, 64)

@@ -1,0 +1,208 @@
+"""Stage 2 on one's own documents: pictures of unlike sizes, states ahead or on the fly, LoRA, exact resume."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from duogen_core.connector import Connector
+from duogen_core.dit import load_dit
+from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.document import Document, Picture, Text
+from duogen_core.store import save_document
+from duogen_core.training import stage2, stage2_data
+from duogen_core.training.errors import TrainingError
+from duogen_core.training.flow import FlowLoss
+from duogen_core.training.lora import LoraSettings
+from duogen_core.training.stage2_corpus import Documents, packs
+from tests.core.runs import losses, stopped_in
+from tests.core.tiny import random_components
+
+SIZES = ((48, 32), (32, 32), (32, 64), (64, 48), (96, 64))  # width and height; the last one is made smaller
+
+
+def document(number: int) -> Document:
+    rng = np.random.default_rng(number)
+
+    def picture():
+        width, height = SIZES[rng.integers(len(SIZES))]
+        return Picture(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    mine = [picture()] if number % 2 else []
+    found = Document(meta={"alignment": True} if number == 3 else {}).begin_turn("user", [Text("Draw it."), *mine])
+    found = found.begin_turn("assistant")
+    for step in range(1 + number % 3):
+        found = found.append(Text(f"Step {step}.")).append(picture())
+    return found.append(Text("Done."))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where everything lies: documents (one of them draws nothing), the VAE and the MLLM."""
+    root = tmp_path_factory.mktemp("stage2")
+    for number in range(7):
+        save_document(document(number), root / "documents" / f"{number}")
+    words = Document().begin_turn("user", [Text("Hello.")]).begin_turn("assistant", [Text("Hello!")])
+    save_document(words, root / "documents" / "words")
+    components = random_components()
+    components.mllm.save_pretrained(root / "mllm")
+    components.vae.model.save_pretrained(root / "vae")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(stage2_data, "SHARD", 7)
+
+
+def settings(folder: Path, out: Path, **changes) -> stage2.Stage2Config:
+    values = {
+        "out": out, "vae": folder / "vae", "mllm": folder / "mllm", "data": [f"documents:{folder / 'documents'}"],
+        "layers": 2, "heads": 2, "cross_width": 32, "shards": 1, "batch": 3, "frames": 6, "max_side": 64, "steps": 3,
+        "log_every": 1, "warmup": 1, "sample_minutes": 0.0, "bf16": False, "precision": "float32",
+    }  # fmt: skip
+    return stage2.Stage2Config(**{**values, **changes})
+
+
+def trained(config: stage2.Stage2Config) -> list[float]:
+    stage2.train(config)
+    return losses(config.out)
+
+
+@pytest.mark.parametrize("attention", ["frame_causal", "full"])
+@pytest.mark.parametrize("states", ["ahead", "on_the_fly"])
+def test_documents_of_mixed_sizes_train_and_resume_exactly(folder, tmp_path, states, attention):
+    config = settings(folder, tmp_path / "whole", states=states, attention=attention)
+    whole = trained(config)
+    assert len(whole) == 3 and all(np.isfinite(whole))
+    broken = replace(config, out=tmp_path / "broken")
+    with stopped_in(1):
+        trained(broken)
+    assert trained(broken) == whole
+    passed_over = [json.loads(line) for line in (config.out / "bad_samples.jsonl").read_text("utf-8").splitlines()]
+    assert all("no picture in an assistant turn" in each["sentence"] for each in passed_over)
+    assert load_dit(config.out / "export" / "dit").config.attention == attention
+
+
+def test_alignment_data_is_learnt_from_and_documents_without_a_drawn_picture_are_not(folder, tmp_path):
+    config = settings(folder, tmp_path)
+    documents = Documents(config.run(), config, random_components().mllm, 32)
+    drawn = [document for _, document in documents(0)]
+    assert any(document.meta.get("alignment") is True for document in drawn)
+    assert all(document.last_turn.pictures for document in drawn)
+    assert documents.summary().startswith("1 in which the assistant draws nothing passed over")
+
+
+@pytest.mark.parametrize("precision,close", [("float32", 1e-5), ("float16", 1e-3)])
+def test_ahead_and_on_the_fly_give_the_same_loss(folder, tmp_path, precision, close):
+    config = settings(folder, tmp_path, precision=precision)
+    run, parts = config.run(), random_components()
+    ahead = stage2.corpus_of(run, config, parts.vae, parts.mllm)
+    stream = stage2.corpus_of(run, replace(config, states="on_the_fly", precision="float32"), parts.vae, parts.mllm)
+    prepared = {each.name: each for shape in ahead.shapes for each in shape}
+    batch = stream.batch(1, Random(0))
+    read = stream.read(batch)
+    kept = [prepared[each.name] for each in batch]
+    torch.manual_seed(0)
+    dit, connector = stage2.new_models(config, 2, 64)
+    for parameter in dit.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    loss = FlowLoss(dit, connector)
+    with torch.no_grad():
+        one, other = (loss(stage2.samples(run, 1, enumerate(some), config)) for some in (read, kept))
+    assert abs(float(one - other)) < close
+    for mine, theirs in zip(read, kept, strict=True):
+        assert [latent.shape for latent in mine.latents] == [latent.shape for latent in theirs.latents]
+        assert max(max(latent.shape[-2:]) for latent in mine.latents) <= 64 // 8
+
+
+def test_a_step_in_passes_is_the_step_in_one(folder, tmp_path):
+    one = trained(settings(folder, tmp_path / "one", states="on_the_fly", frames=1000, steps=2))
+    several = trained(settings(folder, tmp_path / "several", states="on_the_fly", frames=3, steps=2))
+    assert several == pytest.approx(one, abs=1e-5)
+
+
+def test_passes_hold_at_most_the_frames_and_keep_the_order():
+    class Some:
+        def __init__(self, frames):
+            self.frames = frames
+
+    some = [Some(n) for n in (3, 2, 9, 1, 4)]
+    found = packs(some, 5)
+    assert [each for part in found for each in part] == some
+    assert [[each.frames for each in part] for part in found] == [[3, 2], [9], [1, 4]]
+
+
+def test_documents_prepared_from_others_are_refused(folder, tmp_path):
+    config = settings(folder, tmp_path, steps=1)
+    trained(config)
+    again = replace(config, out=tmp_path / "again", documents=tmp_path / "documents")
+    trained(again)  # the same: taken as they are
+    assert not (again.out / "documents").exists()
+    with pytest.raises(TrainingError, match="prepared with another data"):
+        stage2.train(replace(again, data=["sketchbook"]))
+    other = random_components(seed=1)
+    other.mllm.save_pretrained(tmp_path / "mllm")
+    with pytest.raises(TrainingError, match="another mllm"):
+        stage2.train(replace(again, mllm=tmp_path / "mllm"))
+
+
+@pytest.mark.parametrize("attention", ["frame_causal", "full"])
+def test_gradient_checkpointing_learns_the_same(folder, tmp_path, attention):
+    plain = trained(settings(folder, tmp_path / "plain", attention=attention))
+    saving = trained(settings(folder, tmp_path / "saving", attention=attention, gradient_checkpointing=True))
+    assert saving == pytest.approx(plain, abs=1e-5)
+
+
+def test_lora_learns_beside_a_frozen_dit_and_is_written_for_every_reader(folder, tmp_path):
+    pytest.importorskip("peft")
+    start = settings(folder, tmp_path / "start", lr=0.05)  # until the blocks are open
+    trained(start)
+    config = replace(
+        start, out=tmp_path / "lora", init=start.out / "export", steps=4, lr=0.02, lora=LoraSettings(rank=4, alpha=12.0)
+    )
+    whole = trained(config)
+    base, merged = (load_dit(c.out / "export" / "dit") for c in (start, config))
+    adapted = {name for name, weight in merged.state_dict().items() if not torch.equal(weight, base.state_dict()[name])}
+    assert adapted == {
+        f"transformer_blocks.{n}.{attn}.{layer}.weight"
+        for n in range(2)
+        for attn in ("attn1", "attn2")
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+    before, after = (Connector.from_pretrained(c.out / "export" / "connector") for c in (start, config))
+    assert not torch.equal(before.proj.weight, after.proj.weight)
+
+    lora = load_file(config.out / "adapter" / "pytorch_lora_weights.safetensors")
+    assert {name.rsplit(".lora_", 1)[0] for name in lora} == {
+        f"transformer.{name.removesuffix('.weight')}" for name in adapted
+    }
+    for name in adapted:  # the scale, 3 here, is in the file
+        key = f"transformer.{name.removesuffix('.weight')}"
+        delta = lora[f"{key}.lora_B.weight"] @ lora[f"{key}.lora_A.weight"]
+        torch.testing.assert_close(base.state_dict()[name] + delta, merged.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+    import peft
+
+    with_adapter = peft.PeftModel.from_pretrained(
+        PackedCosmos.from_pretrained(start.out / "export" / "dit"), config.out / "adapter"
+    )
+    frames, text = [torch.randn(1, 16, 4, 6), torch.randn(1, 16, 6, 4)], torch.randn(1, 5, 32)
+    with torch.no_grad():
+        v, w = (m.forward_packed(frames, torch.tensor([0.4]), text, frame_ends=[2]) for m in (with_adapter, merged))
+        plain = base.forward_packed(frames, torch.tensor([0.4]), text, frame_ends=[2])
+    torch.testing.assert_close(v, w, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(v, plain, atol=1e-5)
+
+    broken = replace(config, out=tmp_path / "broken")
+    with stopped_in(2):
+        trained(broken)
+    assert sum(t.numel() for t in load_file(broken.out / "checkpoint" / "dit.safetensors").values()) < 30_000
+    assert trained(broken) == whole
