@@ -127,7 +127,8 @@ class Ablation:
             spots = pictures.spots(DRAWN_GROUPS, count, SEED)
             values = pictures.drawn_in_context(model, settings, spots, self.ticker("pictures"))
             values |= pictures.velocity_errors(model, spots)
-            values |= pictures.answered(model, settings, OWN_GROUPS, count, SEED, self.ticker("answers"))
+            if self.config.own:
+                values |= pictures.answered(model, settings, OWN_GROUPS, self.config.own, SEED, self.ticker("answers"))
         elif arm.pictures == "own":
             values = words.written(
                 words.with_own_pictures(model, settings), count, SEED, ("draft",), self.ticker("answers")

@@ -49,6 +49,7 @@ class AblationConfig(RunConfig):
     only: tuple[str, ...] = ()  # questions; none: all
     start: float = 4.0  # budget of the common start of stage 2, in arms
     cases: int = 40  # of each task, to measure with
+    own: int = 20  # guides that an arm answers with words and pictures of its own; 0: none
     draw_steps: int = 8  # of sampling, to measure with
     layers: int = 4  # of the DiT
     heads: int = 4
