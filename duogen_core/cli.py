@@ -19,6 +19,8 @@ from duogen_core.errors import Cancelled, DuoGenError
 # name: (help, module) or (help, {name: (help, module)})
 COMMANDS: dict[str, tuple] = {
     "generate": ("answer a request with text and pictures", "duogen_core.commands.generate"),
+    "inspect": ("say what a model file is, what it needs, and whether it fits", "duogen_core.commands.inspect"),
+    "convert": ("a published model file into another layout", "duogen_core.commands.convert"),
     "evaluate": (
         "measure a model",
         {"sketchbook": ("the seven tasks of the Sketchbook world", "duogen_core.evaluation.sketchbook")},
@@ -41,6 +43,7 @@ COMMANDS: dict[str, tuple] = {
             "pretrain": ("a small MLLM from nothing: language, then vision", "duogen_core.training.pretrain"),
             "stage1": ("the MLLM: answers, and when to draw", "duogen_core.training.stage1"),
             "stage2": ("connector and DiT, with the MLLM frozen", "duogen_core.training.stage2"),
+            "finetune": ("a whole model on your own documents, in one go", "duogen_core.training.finetune"),
             "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
         },
     ),

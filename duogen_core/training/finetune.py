@@ -1,0 +1,298 @@
+"""Fine-tune a DuoGen model on documents of your own: both stages, then one checkpoint.
+
+    python -m duogen_core train finetune data=my-documents model=duogen-tiny out=runs/mine
+
+Stage 1 teaches the MLLM the words and where a picture is due; stage 2 teaches connector and DiT the pictures, from the
+states of the MLLM as stage 1 left it. In both, `share` of what is seen is `replay`, data of the kind the model was
+trained on, so that it keeps what it could. The vision tower, the tokenizer and the VAE stay as they are.
+Out: <out>/model, a checkpoint like the one it began with; <out>/stage1 and <out>/stage2, the run folders. Each stage
+can be stopped; the same command continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from duogen_core.checkpoint import (
+    DEFAULT_MODEL,
+    check_checkpoint,
+    load_checkpoint,
+    read_config,
+    resolve_model,
+    save_checkpoint,
+    vae_path,
+)
+from duogen_core.connector import Connector
+from duogen_core.data.sources import Sample, Spec, open_source, parse_specs
+from duogen_core.dit import load_dit
+from duogen_core.errors import DuoGenError
+from duogen_core.mllm import family_of
+from duogen_core.training import mllm, stage1, stage2
+from duogen_core.training.assemble import RECORD
+from duogen_core.training.checkpoints import is_full, reason, write_text
+from duogen_core.training.command import add_arguments_for
+from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
+from duogen_core.training.errors import TrainingError
+from duogen_core.training.loop import Run
+from duogen_core.training.recipes import find_config
+
+RECIPE = "finetune.json"
+LOOKED_AT = 2000  # documents, before anything is trained
+# Settings of stage 2, and what the configs of a checkpoint's parts call them.
+DIT = {"attention": "attention", "references": "references"}
+CONNECTOR = {"connector_layers": "layers", "drop": "drop"}
+
+
+@dataclass(kw_only=True)
+class Stage1Settings(stage1.Stage1Config):
+    steps: int | None = 240
+    warmup: int = 20
+    lr: float = 3e-4
+    muon_lr: float = 5e-4
+    eval_cases: int = 0
+    sample_minutes: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Stage2Settings(stage2.Stage2Config):
+    steps: int | None = 400
+    warmup: int = 20
+    lr: float = 1e-3
+    ema: float = 0.99
+    alone: float = 1.0  # as often as it stands in the mixture, or `share` would not be kept
+    shards: int = 3
+    sample_minutes: float = 0.0
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig:
+    data: Any = None  # your documents: a folder of them, or sources as of `data check`
+    model: str = DEFAULT_MODEL  # the checkpoint to start from, by name or path
+    out: Path = Path("runs/finetune")
+    replay: Any = "sketchbook"  # what the model was trained on, as sources; for other checkpoints give their own
+    share: float = 0.5  # of replay in what is seen, from 0 to below 1
+    seed: int = 0
+    threads: int | None = None  # CPU threads; None: torch's own choice
+    stage1: Stage1Settings = field(default_factory=Stage1Settings)
+    stage2: Stage2Settings = field(default_factory=Stage2Settings)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ConfigError(f"'share' is {self.share}; expected a share of replay from 0 to below 1.")
+        for name in ("stage1", "stage2"):
+            if getattr(self, name).data:
+                raise ConfigError(f"'{name}.data' is put together from data and replay; give those.")
+            if (lora := getattr(self, name).lora) and not lora.merge:
+                raise ConfigError(f"The checkpoint holds whole models; leave {name}.lora.merge at true.")
+
+
+# ---------------------------------------------------------------- what is learnt from
+
+
+def sources_of(value: Any, name: str) -> list[Spec]:
+    """Sources as `data check` takes them; a folder or a file alone is one too."""
+    if value is None or value == "" or value == []:
+        raise ConfigError(f"No documents are given; expected {name}=DIR, a folder of document folders.")
+    given = value if isinstance(value, list) else [value]
+    return parse_specs([source_text(each) for each in given])
+
+
+def source_text(value: Any) -> Any:
+    if not isinstance(value, str) or not Path(value).expanduser().exists():
+        return value
+    kind = {".jsonl": "jsonl", ".tar": "webdataset"}.get(Path(value).suffix, "documents")
+    return f"{kind}:{value}"
+
+
+def mixed(own: Sequence[Spec], replay: Sequence[Spec], share: float, families: Mapping[str, float]) -> list[dict]:
+    """Both as one list of sources: `share` of the draws are replay. Sketchbook comes with the families of the stage."""
+    if share == 0:
+        return [entry(spec, spec.weight, families) for spec in own]
+    parts = ((own, 1 - share), (replay, share))
+    return [
+        entry(spec, part * spec.weight / sum(each.weight for each in specs), families)
+        for specs, part in parts
+        for spec in specs
+    ]
+
+
+def entry(spec: Spec, weight: float, families: Mapping[str, float]) -> dict[str, Any]:
+    options = dict(spec.options) | ({"alignment": True} if spec.alignment else {})
+    if spec.kind == "sketchbook":
+        options.setdefault("families", dict(families))
+    return {"source": str(spec), "weight": round(weight, 6), **options}
+
+
+def look_over(own: Sequence[Spec], say: Callable[[str], None]) -> str:
+    """Reads the documents before anything is trained; a DuoGenError if they cannot teach a picture. Returns the first
+    request."""
+    good, drawn, bad, request = 0, 0, [], ""
+    for source in map(open_source, own):
+        for index in range(LOOKED_AT if source.endless else min(len(source), LOOKED_AT)):
+            found = source.read(index)
+            if not isinstance(found, Sample):
+                bad.append(found.sentence)
+                continue
+            good += 1
+            turns = found.document.turns
+            drawn += sum(len(turn.pictures) for turn in turns if turn.role == "assistant")
+            request = request or next((t.text.strip() for t in turns if t.role == "user" and not t.pictures), "")
+    if not good:
+        raise DuoGenError(f"None of the {len(bad)} documents can be used; the first one: {bad[0]}")
+    if not drawn:
+        raise DuoGenError(
+            f"None of the {good} documents has a picture in an assistant turn, so there is nothing to learn to draw; "
+            "for words alone use train stage1."
+        )
+    say(f"{good:,} documents with {drawn:,} pictures to draw.")
+    if bad:
+        say(f"{len(bad)} of {good + len(bad)} documents cannot be used and are passed over; the first one: {bad[0]}")
+        say("`data check` names all of them.")
+    return request
+
+
+# ---------------------------------------------------------------- the run
+
+
+def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
+    base = resolve_model(config.model)
+    check_checkpoint(base)
+    own = sources_of(config.data, "data")
+    replay = sources_of(config.replay, "replay") if config.share else []
+    check_out(config, base)
+    say(f"Fine-tuning {config.model}, {config.share:.0%} of it replay of {', '.join(map(str, replay)) or 'nothing'}.")
+    request = look_over(own, say)
+    write_recipe(config, base)
+
+    words = replace(
+        config.stage1,
+        out=config.out / "stage1",
+        init=base / "mllm",
+        seed=config.seed,
+        data=mixed(own, replay, config.share, mllm.WEIGHTS),
+    )
+    say(f"\nStage 1 of 2: the MLLM learns the words ({words.out}).")
+    done = stage1.train(words)
+    if done.interrupted:
+        return done
+    pictures = replace(
+        config.stage2,
+        out=config.out / "stage2",
+        init=base,
+        vae=vae_path(base),
+        mllm=words.out / "export",
+        seed=config.seed,
+        data=mixed(own, replay, config.share, stage2.FAMILY_WEIGHTS),
+        **kind_of(base),
+    )
+    say(f"\nStage 2 of 2: connector and DiT learn the pictures ({pictures.out}).")
+    done = stage2.train(pictures)
+    if done.interrupted:
+        return done
+    model = put_together(config, base)
+    say(f"\nThe fine-tuned model: {model}")
+    say(f"Try it: python -m duogen_core generate {json.dumps(request or 'Hello!')} --model {model} --out answer")
+    return done
+
+
+def check_out(config: FinetuneConfig, base: Path) -> None:
+    """The folder is new, or of a fine-tuning of the same model on the same data: stages already done are kept."""
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise DuoGenError(f"{out} is a file; give another out=DIR.")
+    if base.resolve().is_relative_to(out.resolve()):
+        raise DuoGenError(f"The model {base} lies in {out}, the folder to write; give another out=DIR.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        before = json.loads((out / RECIPE).read_text("utf-8"))
+    except (OSError, ValueError):
+        raise DuoGenError(f"{out} has other things in it than a fine-tuning; give another out=DIR.") from None
+    now = recipe(config, base)
+    changed = [f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in now if before.get(name) != now[name]]
+    if changed:
+        raise DuoGenError(f"{out} is another fine-tuning: {'; '.join(changed)}. Give another out=DIR.")
+
+
+def recipe(config: FinetuneConfig, base: Path) -> dict[str, Any]:
+    """What must not change between two sessions of one fine-tuning."""
+    values = plain(config)
+    return {"model": str(base.resolve())} | {name: values[name] for name in ("data", "replay", "share", "seed")}
+
+
+def write_recipe(config: FinetuneConfig, base: Path) -> None:
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        write_text(config.out / RECIPE, json.dumps(recipe(config, base), indent=2) + "\n")
+    except OSError as error:
+        raise DuoGenError(f"The folder {config.out} cannot be written to: {reason(error)}.") from None
+
+
+def put_together(config: FinetuneConfig, base: Path) -> Path:
+    """The checkpoint it began with, with the parts that were trained, named like the folder of the run."""
+    learnt = config.out / "stage2" / "export"
+    start = load_checkpoint(base)
+    components = replace(
+        start,
+        mllm=family_of(config.out / "stage1" / "export").from_pretrained(config.out / "stage1" / "export"),
+        connector=Connector.from_pretrained(learnt / "connector"),
+        dit=load_dit(learnt / "dit"),
+        config=replace(start.config, name=config.out.resolve().name),
+    )
+    model = save_checkpoint(components, config.out / "model")
+    for part in ("stage1", "stage2"):
+        record = model / "training" / part
+        record.mkdir(parents=True, exist_ok=True)
+        for name in RECORD:
+            if (config.out / part / name).is_file():
+                shutil.copyfile(config.out / part / name, record / name)
+    shutil.copyfile(config.out / RECIPE, model / "training" / RECIPE)
+    return model
+
+
+def kind_of(base: Path) -> dict[str, Any]:
+    """Settings of stage 2 that must be those of the checkpoint it goes on from."""
+    dit, connector = (json.loads((base / part / "config.json").read_text("utf-8")) for part in ("dit", "connector"))
+    found = {"max_side": read_config(base).picture.max_side}
+    found |= {name: dit[theirs] for name, theirs in DIT.items() if theirs in dit}
+    return found | {name: connector[theirs] for name, theirs in CONNECTOR.items() if theirs in connector}
+
+
+# ---------------------------------------------------------------- the command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments_for(parser, FinetuneConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    file = find_config(args.config, "finetune") if args.config else None
+    config = load_config(FinetuneConfig, file, args.settings)
+    if args.print_config:
+        print(to_yaml(config), end="")
+        return 0
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision("medium")  # Muon's matrix products
+    try:
+        done = train(config)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise TrainingError(
+            f"{config.out} cannot be written to: {reason(error)}. Free some space and give the same command again; it "
+            "goes on from the last checkpoint."
+        ) from error
+    if done.interrupted:
+        print(f"Stopped at step {done.step} of {done.folder.name}. The same command continues from there.")
+        return 130
+    return 0

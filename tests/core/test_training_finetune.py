@@ -1,0 +1,189 @@
+"""train finetune: both stages on one's own documents with replay, one checkpoint; stopped and continued; bad input."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from duogen_core.checkpoint import check_checkpoint, load_checkpoint, save_checkpoint
+from duogen_core.cli import main
+from duogen_core.data.sketchbook.tasks import evaluation_case
+from duogen_core.document import Document, Text
+from duogen_core.store import load_document, save_document
+from duogen_core.training import finetune, stage2_data
+from duogen_core.training.finetune import FinetuneConfig, entry, mixed, sources_of
+from tests.core.runs import stopped_in
+from tests.core.tiny import random_components
+
+SMALL = ["stage1.steps=2", "stage1.batch=2", "stage2.steps=2", "stage2.shards=1", "stage2.frames=6", "threads=1"]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(stage2_data, "SHARD", 6)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return save_checkpoint(random_components(), tmp_path_factory.mktemp("finetune") / "base")
+
+
+@pytest.fixture(scope="module")
+def guides(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetune") / "guides"
+    for k in range(3):
+        case = evaluation_case("guide", random.Random(k), thing="snow globe")
+        save_document(case.document, folder / f"{k}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words_only(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finetune") / "words"
+    document = Document().begin_turn("user", [Text("Hello!")]).begin_turn("assistant", [Text("Hello.")])
+    save_document(document, folder / "0")
+    return folder
+
+
+def tune(base: Path, guides: Path, out: Path, *settings: str) -> int:
+    return main(["train", "finetune", f"data={guides}", f"model={base}", f"out={out}", *SMALL, *settings])
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    parts = load_checkpoint(model)
+    modules = {"mllm": parts.mllm.model, "connector": parts.connector, "dit": parts.dit}
+    modules["vae"] = parts.vae if isinstance(parts.vae, torch.nn.Module) else parts.vae.model
+    return {f"{part}.{name}": t for part, module in modules.items() for name, t in module.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def tuned(base, guides, tmp_path_factory) -> tuple[Path, str]:
+    """A finished run, and what it printed."""
+    import contextlib
+    import io
+
+    out, said = tmp_path_factory.mktemp("finetune") / "globe", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(stage2_data, "SHARD", 6)
+        assert tune(base, guides, out) == 0
+    return out, said.getvalue()
+
+
+def test_one_command_gives_a_checkpoint_that_answers(tuned, base, tmp_path, capsys):
+    out, said = tuned
+    assert check_checkpoint(out / "model").name == "globe"
+    before, after = weights(base), weights(out / "model")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.partition(".")[0] for name in changed} == {"mllm", "connector", "dit"}
+    assert not any("visual" in name for name in changed)  # the tower is frozen
+    assert any("embed_tokens" in name for name in changed)
+    recorded = json.loads((out / "model/training/stage2/config.json").read_text())["config"]
+    assert Path(recorded["mllm"]) == out / "stage1" / "export"  # the states are those of the fine-tuned MLLM
+    assert "3 documents with 12 pictures to draw" in said and "50% of it replay of sketchbook" in said
+    assert (
+        said.index("Stage 1 of 2") < said.index("Stage 2 of 2") < said.index("Try it: python -m duogen_core generate")
+    )
+    answer = ["generate", "How do I draw it?", "--model", str(out / "model"), "--out", str(tmp_path / "a")]
+    assert main([*answer, "--max-tokens", "8", "--max-images", "1"]) == 0
+    assert load_document(tmp_path / "a").last_turn.role == "assistant"
+
+
+def test_a_stopped_run_goes_on_and_ends_the_same(tuned, base, guides, tmp_path, capsys):
+    for step in (1, 1):  # once in each stage
+        with stopped_in(step - 1):
+            assert tune(base, guides, tmp_path / "globe") == 130
+    printed = capsys.readouterr().out
+    assert "Stopped at step 1 of stage1" in printed and "Stopped at step 1 of stage2" in printed
+    assert not (tmp_path / "globe/model").exists()
+    assert tune(base, guides, tmp_path / "globe") == 0
+    whole, parts = weights(tuned[0] / "model"), weights(tmp_path / "globe/model")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_same_command_again_trains_nothing(tuned, base, guides, tmp_path, capsys):
+    shutil.copytree(tuned[0], tmp_path / "globe")
+    shutil.rmtree(tmp_path / "globe/model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "backward", lambda *a, **k: pytest.fail("trained again"))
+        assert tune(base, guides, tmp_path / "globe") == 0
+    assert (tmp_path / "globe/model/model_index.json").is_file()
+
+
+def test_shares_of_the_mixture():
+    own = sources_of(["3*jsonl:a.jsonl", "jsonl:b.jsonl"], "data")
+    replay = sources_of("sketchbook", "replay")
+    families = {"draw": 1.0}
+    found = mixed(own, replay, 0.4, families)
+    assert [each["weight"] for each in found] == [0.45, 0.15, 0.4]
+    assert found[2] == {"source": "sketchbook", "weight": 0.4, "families": families}
+    assert [each["weight"] for each in mixed(own, [], 0, families)] == [3, 1]
+    chosen = sources_of([{"source": "sketchbook", "families": {"plan": 1}}], "replay")[0]
+    assert entry(chosen, 1.0, families)["families"] == {"plan": 1}
+
+
+def test_a_folder_or_a_file_is_a_source(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    found = sources_of([str(tmp_path), str(tmp_path / "a.jsonl"), "sketchbook"], "data")
+    assert [spec.kind for spec in found] == ["documents", "jsonl", "sketchbook"]
+
+
+def test_defaults_are_those_of_the_documentation():
+    config = FinetuneConfig()
+    assert config.share == 0.5 and config.replay == "sketchbook" and config.stage1.tower_lr == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["data="], "No documents are given; expected data=DIR"),
+        (["data=nowhere"], "the kind of source 'nowhere' is not known"),
+        (["data=documents:nowhere"], "nowhere does not exist"),
+        (["data=empty"], "holds no document"),
+        (["data=broken"], "None of the 1 documents can be used"),
+        (["data={words}"], "None of the 1 documents has a picture in an assistant turn"),
+        (["model=no-such-model"], "There is no model 'no-such-model'"),
+        (["replay="], "No documents are given; expected replay=DIR"),
+        (["replay=sketchbok"], "did you mean 'sketchbook'?"),
+        (["share=1"], "expected a share of replay from 0 to below 1"),
+        (["shares=0.5"], "did you mean 'share'?"),
+        (["stage1.stepps=4"], "did you mean 'steps'?"),
+        (["stage1.data=[sketchbook]"], "'stage1.data' is put together from data and replay"),
+        (["stage1.lora.merge=false"], "leave stage1.lora.merge at true"),
+        (["out=full"], "has other things in it than a fine-tuning"),
+        (["out=full/file"], "is a file; give another out=DIR"),
+        (["out={base_parent}"], "lies in"),
+    ],
+)
+def test_bad_input_is_one_sentence(settings, sentence, base, guides, words_only, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("full", "empty", "broken/0"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "full/file").write_text("mine")
+    (tmp_path / "broken/0/document.json").write_text("{")
+    monkeypatch.setattr(finetune.stage1, "train", lambda config: pytest.fail("training began"))
+    settings = [s.format(words=words_only, base_parent=base.parent) for s in settings]
+    assert tune(base, guides, Path("new"), *settings) == 2
+    errors = capsys.readouterr().err
+    assert sentence in errors and "Traceback" not in errors and errors.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_fine_tuning_in_the_same_folder_is_refused(tuned, base, words_only, guides, capsys):
+    for settings, word in (([f"data={words_only}"], "data was"), (["share=0.25"], "share was 0.5 and is 0.25")):
+        recipe = (tuned[0] / "finetune.json").read_text()
+        assert tune(base, guides, tuned[0], *settings) == 2
+        assert word in capsys.readouterr().err and (tuned[0] / "finetune.json").read_text() == recipe
+
+
+def test_bad_documents_are_named_and_passed_over(guides, tmp_path, capsys):
+    shutil.copytree(guides, tmp_path / "some")
+    (tmp_path / "some/x").mkdir()
+    (tmp_path / "some/x/document.json").write_text("{")
+    finetune.look_over(sources_of(str(tmp_path / "some"), "data"), print)
+    printed = capsys.readouterr().out
+    assert "3 documents with 12 pictures" in printed and "1 of 4 documents cannot be used" in printed
