@@ -105,6 +105,20 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tuned, base, guides, tmp_path, 
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_lora_in_both_stages_gives_a_whole_checkpoint(base, guides, tmp_path):
+    pytest.importorskip("peft")
+    lora = [f"{stage}.lora.{name}" for stage in ("stage1", "stage2") for name in ("rank=2", "alpha=4")]
+    assert tune(base, guides, tmp_path / "globe", *lora) == 0
+    before, after = weights(base), weights(tmp_path / "globe/model")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys() and {name.partition(".")[0] for name in changed} == {
+        "mllm",
+        "connector",
+        "dit",
+    }
+    assert (tmp_path / "globe/stage1/adapter").is_dir() and (tmp_path / "globe/stage2/adapter").is_dir()
+
+
 def test_the_same_command_again_trains_nothing(tuned, base, guides, tmp_path, capsys):
     shutil.copytree(tuned[0], tmp_path / "globe")
     shutil.rmtree(tmp_path / "globe/model")
