@@ -155,8 +155,9 @@ def _own_dit(weights: WeightFiles, path: Path, formats: dict[str, str], config: 
         if not isinstance(config.get(name), int) or not 0 < config[name] < 1_000_000:
             raise WeightError(f"{path}: its config.json has {name} {config.get(name)!r}; expected a whole number.")
     family = f"DuoGen, {config.get('attention', 'full')} attention"
+    shape = {**_dit_shape(config), "causal": int(config.get("attention") == "frame_causal")}
     return _found(
-        weights, path, formats, kind="DiT", family=family, layout="diffusers", shape=_dit_shape(config),
+        weights, path, formats, kind="DiT", family=family, layout="diffusers", shape=shape,
         needs=["its own MLLM, connector and VAE"],
     )  # fmt: skip
 
@@ -228,7 +229,7 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
 def _lora(weights: WeightFiles, path: Path) -> Found:
     lora = read_lora(weights.entries, str(path))
     ranks = ", ".join(map(str, lora.ranks[:4])) or "none"
-    family = f"for a {lora.target}" if lora.target != "unknown" else "of an unknown model"
+    family = {"MLLM": "for an MLLM", "DiT": "for a DiT"}.get(lora.target, "of an unknown model")
     notes = [f"{len(lora.layers)} layers, rank {ranks}"]
     return _found(
         weights, path, {}, kind="LoRA", family=family, layout=lora.naming, notes=notes,

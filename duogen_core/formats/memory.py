@@ -14,7 +14,7 @@ from duogen_core.formats.identify import Found
 
 GIB = 2**30
 HALF = 2  # bytes of a number in bf16 or fp16
-DIT_BLOCK = 17  # numbers a token, in widths: residual, timestep embeddings (4), a norm with its shifts (4), MLP (8)
+DIT_BLOCK = 20  # numbers a token, in widths: residual, timestep embeddings (4), a norm with its shifts, MLP
 CHUNK = 512  # tokens of a prefill run at once
 MLLM_BLOCK = 14
 VAE_FEATURES = 6  # feature maps at full size while decoding
@@ -61,7 +61,11 @@ def _dit(shape: dict[str, int], need: Need) -> list[Term]:
     tokens = -(-need.width // PIXELS_A_TOKEN) * -(-need.height // PIXELS_A_TOKEN)
     each = shape["width"] * DIT_BLOCK * HALF
     out = [Term("DiT", "one step", tokens * each, f"{tokens:,} tokens x {shape['width']} x {DIT_BLOCK} x {HALF} bytes")]
-    if need.references:
+    if need.references and shape.get("causal"):  # their keys and values are kept; nothing else of them is
+        size = need.references * tokens * shape["layers"] * 2 * shape["width"] * HALF
+        sum_ = f"{need.references} x {tokens:,} tokens x {shape['layers']} layers x 2 x {shape['width']} x {HALF} bytes"
+        out.append(Term("DiT", "earlier pictures, kept", size, sum_))
+    elif need.references:
         total = need.references * tokens
         sum_ = f"{need.references} x {tokens:,} tokens x {shape['width']} x {DIT_BLOCK} x {HALF} bytes"
         out.append(Term("DiT", "earlier pictures", total * each, sum_))

@@ -1,0 +1,255 @@
+"""inspect: names what a file is from its header, refuses what is none, and shows its sums."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from duogen_core import cli
+from duogen_core.checkpoint import models_folder
+from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.errors import DuoGenError
+from duogen_core.formats.identify import Found, identify
+from duogen_core.formats.memory import DIT_BLOCK, GIB, Need, terms, verdict
+from tests.core.headers import hollow, key_list
+
+BUNDLED = models_folder() / "duogen-tiny"
+
+
+def one(path) -> Found:
+    (found,) = identify(path)
+    return found
+
+
+# ---------------------------------------------------------------- what it is
+
+
+def test_a_published_dit_is_named_with_what_it_needs(tmp_path):
+    found = one(hollow(tmp_path / "a.safetensors", key_list("cosmos_predict2.5_2b.official")))
+    assert (found.kind, found.family, found.layout) == ("DiT", "Cosmos-Predict2.5-2B", "official")
+    assert found.parameters == 2_059_174_912 + 4 and found.bytes == 2 * found.parameters  # and four counters
+    assert found.dtypes == {"BF16": found.bytes}
+    assert "28 layers of width 3584" in found.needs[0] and "Wan 2.1 VAE" in found.needs[1]
+    assert any("post-trained (assumed)" in note for note in found.notes)
+    assert any("net.accum_iteration" in note for note in found.notes)
+
+
+def test_the_14b_model_in_fp8_is_known_with_its_quantisation(tmp_path):
+    names = key_list("cosmos_predict2.5_14b.diffusers")
+    found = one(hollow(tmp_path / "a.safetensors", names, "F8_E4M3"))
+    assert found.family == "Cosmos-Predict2.5-14B" and found.quantised["float8_e4m3fn"] > 36 * 10
+
+
+@pytest.mark.parametrize(
+    "names, kind, family",
+    [
+        ({"blocks.0.mlp.layer1.weight": (8, 2), "x_embedder.proj.1.weight": (2, 68)}, "DiT", "Text2Image"),
+        ({"blocks.0.mlp.layer1.weight": (8, 2), "llm_adapter.x": (2, 2)}, "DiT", "Anima"),
+        ({"model.diffusion_model.txt_norm.weight": (3584,)}, "DiT", "Qwen-Image"),
+        ({"double_stream_modulation_img.lin.weight": (8, 8)}, "DiT", "FLUX.2"),
+        ({"encoder.block.0.layer.0.SelfAttention.k.weight": (8, 8)}, "text encoder", "T5"),
+        ({"text_model.encoder.layers.0.mlp.fc1.weight": (8, 8)}, "text encoder", "CLIP"),
+        ({"model.embed_tokens.weight": (8, 8), "layers.0.mlp.up_proj.weight": (8, 8)}, "text encoder", "language"),
+        ({"decoder.head.0.gamma": (96, 1, 1, 1), "conv2.weight": (16, 16, 1, 1, 1)}, "VAE", "Wan 2.1"),
+        ({"decoder.head.0.gamma": (256, 1, 1, 1), "conv2.weight": (48, 48, 1, 1, 1)}, "VAE", "Wan 2.2, 48 channels"),
+        ({"decoder.conv_in.weight": (8, 4, 3, 3)}, "VAE", "another than Wan 2.1"),
+        ({"proj.weight": (1024, 100352), "proj.bias": (1024,)}, "connector", "DuoGen"),
+        ({"something.weight": (3, 3)}, "unknown", "not known"),
+    ],
+)  # fmt: skip
+def test_files_of_all_kinds_are_told_apart(tmp_path, names, kind, family):
+    found = one(hollow(tmp_path / "a.safetensors", names))
+    assert found.kind == kind and family in found.family
+
+
+LORA = {
+    "diffusers/PEFT": "transformer.transformer_blocks.0.attn1.to_q.{}.weight",
+    "PEFT": "base_model.model.transformer_blocks.0.attn1.to_q.{}.default.weight",
+    "ComfyUI": "diffusion_model.blocks.0.self_attn.q_proj.{}.weight",
+    "kohya": "lora_unet_transformer_blocks_0_attn1_to_q.{}.weight",
+}
+
+
+@pytest.mark.parametrize("naming", LORA)
+def test_lora_files_are_told_apart_by_naming_and_target(tmp_path, naming):
+    down, up = ("lora_down", "lora_up") if naming == "kohya" else ("lora_A", "lora_B")
+    names = {LORA[naming].format(down): (4, 48), LORA[naming].format(up): (48, 4)}
+    found = one(hollow(tmp_path / "a.safetensors", names))
+    assert (found.kind, found.layout, found.family) == ("LoRA", naming, "for a DiT")
+    assert found.notes == ["1 layers, rank 4"]
+    text = "base_model.model.model.language_model.layers.3.self_attn.q_proj"
+    found = one(hollow(tmp_path / "b.safetensors", {f"{text}.lora_A.weight": (2, 8), f"{text}.lora_B.weight": (8, 2)}))
+    assert found.family == "for an MLLM"
+
+
+@pytest.mark.parametrize(
+    "names, match",
+    [
+        ({"a.lora_A.weight": (4, 8)}, "a has one of its two matrices"),
+        ({"a.lora_A.weight": (4, 8), "a.lora_B.weight": (8, 3)}, "have the ranks 4 and 3"),
+        ({"a.lora_A.weight": (4,), "a.lora_B.weight": (8, 4)}, "expected a matrix"),
+        ({"a.lora_A.weight": (4, 8), "a.lora_B.weight": (8, 4), "b": (1,)}, "b is no part of one"),
+    ],
+)
+def test_broken_lora_files_are_refused(tmp_path, names, match):
+    with pytest.raises(DuoGenError, match=match):
+        identify(hollow(tmp_path / "a.safetensors", names))
+
+
+def test_a_lora_must_fit_its_model():
+    from duogen_core.formats.lora import check_lora, read_lora
+    from duogen_core.weights import Entry, shapes_of
+
+    with torch.device("meta"):
+        shapes = shapes_of(PackedCosmos(num_attention_heads=2, attention_head_dim=24, num_layers=2))
+
+    def lora(layer: str, inputs: int = 48):
+        names = {f"{layer}.lora_A.weight": (4, inputs), f"{layer}.lora_B.weight": (48, 4)}
+        return read_lora({name: Entry("F32", shape) for name, shape in names.items()}, "x.safetensors")
+
+    for layer in ("transformer.transformer_blocks.1.attn1.to_q", "diffusion_model.blocks.1.self_attn.q_proj"):
+        check_lora(lora(layer), shapes, "x.safetensors", "the DiT")
+    with pytest.raises(DuoGenError, match=r"is a LoRA for another model: 1 of its 1 layers are not in the DiT"):
+        check_lora(lora("transformer.transformer_blocks.5.attn1.to_q"), shapes, "x.safetensors", "the DiT")
+    with pytest.raises(DuoGenError, match="is a LoRA for another size of model: .* is for 48x64, the model's is 48x48"):
+        check_lora(lora("transformer.transformer_blocks.1.attn1.to_q", 64), shapes, "x.safetensors", "the DiT")
+
+
+def test_the_bundled_checkpoint_is_four_parts():
+    found = identify(BUNDLED)
+    assert [each.kind for each in found] == ["MLLM", "connector", "DiT", "VAE"]
+    assert found[0].family == "qwen2_5_vl" and "frame_causal" in found[2].family and found[3].family == "Wan 2.1"
+
+
+# ---------------------------------------------------------------- what it is not
+
+
+def header(text: bytes) -> bytes:
+    return struct.pack("<Q", len(text)) + text
+
+
+@pytest.mark.parametrize(
+    "name, data, match",
+    [
+        ("a.gguf", b"GGUF\x03\0\0\0" + b"\0" * 40, "is a GGUF file, quantised for llama.cpp"),
+        ("a.safetensors", b"GGUF\x03\0\0\0" + b"\0" * 40, "is a GGUF file"),
+        ("a.pt", b"PK\x03\x04" + b"\0" * 40, "is a PyTorch checkpoint, which can run code.*convert a.pt"),
+        ("a.ckpt", b"\x80\x02}q\0.", "is an old PyTorch checkpoint, a bare pickle"),
+        ("a.safetensors", b"\x80\x02}q\0." + b"\0" * 40, "never reads pickles"),
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("a.safetensors", b"<!doctype html><title>Sign in</title>", "is a web page, not weights"),
+        ("a.safetensors", b"", "is cut off"),
+        ("a.safetensors", struct.pack("<Q", 2**63), "is not a safetensors file"),
+        ("a.safetensors", header(b"[" * 200_000), "is not a safetensors file"),
+        ("a.safetensors", header(b'{"a":' + b"[" * 200_000), "its header is broken"),
+        ("a.safetensors", header(b'{"a":{"dtype":["F32"],"shape":[1],"data_offsets":[0,4]}}'), "its header is broken"),
+        ("a.safetensors", header(b'{"a":{"dtype":"F32","shape":[-1,-1],"data_offsets":[0,4]}}') + b"1234", "is broken"),
+        ("a.safetensors", header(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,4]}}') + b"1234", "not fit it"),
+    ],
+)  # fmt: skip
+def test_hostile_and_broken_files_get_a_sentence(tmp_path, capsys, name, data, match):
+    (tmp_path / name).write_bytes(data)
+    assert cli.main(["inspect", str(tmp_path / name)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(match, error), error
+
+
+def test_a_block_number_beyond_reason_costs_no_time(tmp_path):
+    names = key_list("cosmos_predict2.5_2b.official") | {"net.blocks.999999999.mlp.layer1.weight": (1, 1)}
+    with pytest.raises(DuoGenError, match="its block 28 is missing"):
+        identify(hollow(tmp_path / "a.safetensors", names))
+
+
+@pytest.mark.parametrize("make", ["empty", "none", "two"])
+def test_folders_without_one_model_are_refused(tmp_path, make):
+    if make == "two":
+        for name in "ab":
+            save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    path = tmp_path / "nowhere" if make == "none" else tmp_path
+    match = {"empty": "holds no .safetensors", "none": "There is no file", "two": "more than one set"}[make]
+    with pytest.raises(DuoGenError, match=match):
+        identify(path)
+
+
+# ---------------------------------------------------------------- does it fit
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once, but for those of `static`."""
+
+    def __init__(self, static) -> None:
+        super().__init__()
+        self.static = {tensor.untyped_storage().data_ptr() for tensor in static}
+        self.users: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor) and (place := tensor.untyped_storage().data_ptr()) not in self.static:
+                self.sizes[place] = tensor.untyped_storage().nbytes()
+                self.users[place] = self.users.get(place, 0) + 1
+                self.peak = max(self.peak, sum(self.sizes.values()))
+                weakref.finalize(tensor, self._gone, place)
+        return out
+
+    def _gone(self, place: int) -> None:
+        self.users[place] -= 1
+        if not self.users[place]:
+            del self.users[place], self.sizes[place]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_estimate_of_a_step_is_what_its_tensors_take(count):
+    dit = PackedCosmos(num_attention_heads=4, attention_head_dim=128, num_layers=2, text_embed_dim=64).eval()
+    frames = [torch.randn(1, 16, 24, 24) for _ in range(count)]
+    with torch.no_grad(), Alive(dit.parameters()) as alive:
+        dit.forward_packed(frames, torch.tensor([0.5]), torch.randn(1, 32, 64))
+    estimated = count * 144 * 512 * DIT_BLOCK * 4
+    assert 0.9 * alive.peak < estimated < 1.25 * alive.peak
+
+
+def test_the_sum_is_shown_and_its_parts_add_up(tmp_path, capsys):
+    path = hollow(tmp_path / "a.safetensors", key_list("cosmos_predict2.5_2b.diffusers"))
+    need = Need(768, 512, 3, 1000)
+    counted = terms(identify(path), need)
+    assert [term.bytes for term in counted] == [
+        2 * 2_059_174_912, 48 * 32 * 2048 * DIT_BLOCK * 2, 3 * 48 * 32 * 2048 * DIT_BLOCK * 2
+    ]  # fmt: skip
+    arguments = ["inspect", str(path), "--size", "768x512", "--references", "3", "--memory"]
+    assert cli.main([*arguments, "12"]) == 0
+    shown = capsys.readouterr().out
+    assert "DiT: Cosmos-Predict2.5-2B, diffusers layout" in shown and "2,059,174,912 parameters, 4.1 GB" in shown
+    assert f"1,536 tokens x 2048 x {DIT_BLOCK} x 2 bytes" in shown and "It fits: 4.3 of 12.0 GiB." in shown
+    assert cli.main([*arguments, "2", "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["fits"]["answer"] == "offloaded" and value["found"][0]["family"] == "Cosmos-Predict2.5-2B"
+    assert value["memory_total"] == sum(term.bytes for term in counted)
+
+
+def test_parts_that_fit_one_at_a_time_are_said_to():
+    counted = terms(identify(BUNDLED), Need())
+    total, vae = sum(t.bytes for t in counted), sum(t.bytes for t in counted if t.part == "VAE")
+    assert verdict(counted, total)[0] == "whole"
+    assert verdict(counted, max(vae, total * 2 // 3))[0] == "in turn"
+    assert verdict(counted, 1000)[0] == "no"
+    assert verdict(terms(identify(BUNDLED), Need(4096, 4096)), GIB)[0] == "no"
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [(["--size", "big"], "WIDTHxHEIGHT"), (["--memory", "0"], "at least 0.1"), (["--references", "-1"], "at least 0")],
+)
+def test_bad_options_are_named(tmp_path, capsys, arguments, match):
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert cli.main(["inspect", str(tmp_path / "a.safetensors"), *arguments]) == 2
+    assert match in capsys.readouterr().err
