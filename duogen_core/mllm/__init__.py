@@ -11,12 +11,18 @@ Adding a family = one file here with a subclass of `base.Mllm`, and one line in 
     run_layers(e, pos, cache, f)    [1, n, hidden_size] -> last hidden state after the final norm; calls f(l, h) with
                                     the output of every decoder layer 0 … L-1, the last one after the final norm
     logits(h)                       [1, hidden_size] -> [1, vocabulary]
-    load_model(folder, dtype, f)    classmethod: a torch module from a Hugging Face folder, safetensors only, strict;
-                                    calls f(module) before the weights come
+    build(config)                   classmethod: a config.json, as a dict -> the torch module
+    module_name(name)               classmethod: a tensor's name in any file -> in the module
+    guess_config(shapes)            classmethod: the config.json of a file that has none, from the shapes of its tensors
+                                    (named as in the module); None where it is not of this family
+    picture_settings                preprocessor_config.json of the published models, for such a file
 
-Everything else (chat layout, prefix cache, decode loop, streaming, sampling, connector sums) lives in `base` and `chat`
-and is the same for all families. What a new family has to pass: the tests in
-tests/core/test_mllm_loop.py (a mock family with fixed logits) and tests/core/test_mllm_qwen.py.
+What `embed` gives may be wider than hidden_size where a family needs more of a picture than that (Qwen3-VL): any slice
+of it along n is complete. `build` is called where nothing takes memory. Reading and checking files is `loading`'s.
+
+Everything else (chat layout, prefix cache, decode loop, streaming, sampling, connector sums) lives in `base`, `chat`
+and `prompted`, and is the same for all families. What a new family has to pass: tests/core/test_mllm_families.py, which
+runs every family, and tests/core/test_mllm_loop.py (a mock family with fixed logits).
 """
 
 from __future__ import annotations
@@ -33,7 +39,13 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "qwen2_5_vl": ("duogen_core.mllm.qwen2_5_vl", "Qwen25VL"),
+    "qwen3_vl": ("duogen_core.mllm.qwen3_vl", "Qwen3VL"),
 }
+
+
+def family_class(model_type: str) -> type[Mllm]:
+    module, name = FAMILIES[model_type]
+    return getattr(import_module(module), name)
 
 
 def family_of(folder: str | Path) -> type[Mllm]:
@@ -47,5 +59,4 @@ def family_of(folder: str | Path) -> type[Mllm]:
         raise DuoGenError(f"{file} is not readable JSON ({error}).") from None
     if model_type not in FAMILIES:
         raise DuoGenError(f"{file} says model_type {model_type!r}; expected one of: {', '.join(FAMILIES)}.")
-    module, name = FAMILIES[model_type]
-    return getattr(import_module(module), name)
+    return family_class(model_type)

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,20 @@ from torch import Tensor, nn
 from duogen_core.connector import Connector
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.chat import Layout, control_ids, image_token_counts, layout, picture_grid, picture_patches
+from duogen_core.mllm.chat import (
+    Layout,
+    control_ids,
+    has_bov,
+    image_token_counts,
+    layout,
+    picture_grid,
+    picture_patches,
+)
+from duogen_core.mllm.prompted import MarkedStream, Prompted
 from duogen_core.mllm.text_stream import TextStream, token_bytes
+
+if TYPE_CHECKING:
+    from duogen_core.formats.quantised import Prepare
 
 Stop = Literal["picture", "end", "max_tokens", "interrupted"]
 CHUNK = 512  # tokens of a prefill between two looks at `cancelled`
@@ -32,11 +44,15 @@ CHUNK = 512  # tokens of a prefill between two looks at `cancelled`
 
 @dataclass(frozen=True)
 class Continuation:
-    """What was written (the marker that ended it is not in the text), and the number of text tokens."""
+    """What was written (the marker that ended it is not in the text), and the number of tokens that took.
+
+    caption: what a prompted model wants drawn, where it said so in its marker.
+    """
 
     text: str
     stop: Stop
     tokens: int
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,16 +107,22 @@ def _versions(module: nn.Module) -> int:
 
 
 class Mllm:
-    """See the contract in `duogen_core.mllm`. The model's weights are never changed here."""
+    """See the contract in `duogen_core.mllm`. The model's weights are never changed here.
+
+    prompted: how a model without the <BOV> token says that a picture is due; None where the tokenizer has the token.
+    """
 
     model_type: str
     num_layers: int
     hidden_size: int
     max_positions: int
 
-    def __init__(self, model: nn.Module, tokenizer: Any, image_processor: Any) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, image_processor: Any, prompted: Prompted | None = None
+    ) -> None:
         self.model, self.tokenizer, self.image_processor = model, tokenizer, image_processor
-        self.control = control_ids(tokenizer)
+        self.prompted = prompted or (None if has_bov(tokenizer) else Prompted())
+        self.control = control_ids(tokenizer, need_bov=self.prompted is None)
         self._device: torch.device | None = None
         self._cache: PrefixCache | None = None
         self._banned: Tensor | None = None
@@ -108,22 +130,21 @@ class Mllm:
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        path: str | Path,
         dtype: torch.dtype | None = None,
-        prepare: Callable[[nn.Module], None] | None = None,
+        prepare: Prepare | None = None,
+        *,
+        tokenizer: str | Path | None = None,
     ) -> Mllm:
-        """Read a Hugging Face folder; which family it is, its config.json says. Never touches the network.
+        """Read a Hugging Face folder or one of ComfyUI's text encoder files. Never touches the network.
 
-        dtype: None keeps the file's. prepare gets the module before its weights come, to give its layers other classes.
+        dtype: None keeps the file's. prepare(module, formats) comes before the weights, to give layers other classes;
+        formats names the quantised ones (see formats/quantised.py).
+        tokenizer: for a single file, a folder that holds one.
         """
-        from duogen_core.mllm import family_of
-        from duogen_core.mllm.image_processor import load_image_processor
-        from duogen_core.mllm.tokenizer import load_tokenizer
+        from duogen_core.mllm.loading import load
 
-        folder = Path(folder)
-        family = family_of(folder)
-        tokenizer, image_processor = load_tokenizer(folder), load_image_processor(folder)
-        return family(family.load_model(folder, dtype, prepare), tokenizer, image_processor)
+        return load(path, dtype, prepare, tokenizer=tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
@@ -170,7 +191,8 @@ class Mllm:
         if max_new_tokens < 0:
             raise DuoGenError(f"max_new_tokens must be 0 or more, not {max_new_tokens}.")
         context = self._layout(document)
-        stream = TextStream(on_token)
+        stream = TextStream(on_token) if self.prompted is None else MarkedStream(on_token)
+        caption = None
         cancelled = cancelled or (lambda: False)
         with torch.inference_mode():
             cache = self._prefill(document, context, connector, cancelled)
@@ -187,15 +209,20 @@ class Mllm:
                     stop = "picture"
                     break
                 if token in (self.control.im_end, self.control.end_of_text):
-                    stop = "end"
+                    caption = stream.end()
+                    stop = "end" if caption is None else "picture"
                     break
                 if count == max_new_tokens or len(cache.keys) >= self.max_positions:
                     break  # looked ahead: a text of exactly max_new_tokens that ends here has ended
-                stream.put(token_bytes(self.tokenizer, token))
+                caption = stream.put(token_bytes(self.tokenizer, token))
+                if caption is not None:
+                    stop = "picture"
+                    count += 1
+                    break
                 ids = torch.tensor([[token]], device=self.device)
                 self._advance(cache, [token], self.embed(ids, None, None), position, connector)
                 position = position + 1
-        return Continuation(stream.finish(), stop, count)
+        return Continuation(stream.finish(), stop, count, caption or "")
 
     def encode(self, document: Document, connector: Connector) -> ContextStates:
         """The states of all tokens before the <BOV> of the picture that comes next. After continue_: no MLLM work."""
@@ -211,8 +238,11 @@ class Mllm:
     # -- how ----------------------------------------------------------------------------------------------------------
 
     def _layout(self, document: Document) -> Layout:
+        marker = None
+        if self.prompted is not None:
+            document, marker = self.prompted.taught(document), self.prompted.marker
         counts = image_token_counts(document, self.image_processor)
-        context = layout(document, self.tokenizer, counts, open_turn=True)
+        context = layout(document, self.tokenizer, counts, open_turn=True, marker=marker)
         if len(context.ids) >= self.max_positions:
             raise DuoGenError(
                 f"The conversation is {len(context.ids)} tokens long, but this model takes {self.max_positions}; "

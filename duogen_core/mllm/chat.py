@@ -3,7 +3,7 @@
     per turn         <|im_start|>{role}\\n … <|im_end|>\\n          (no system prompt is ever added)
     text part        its text, verbatim; control tokens spelled out in it stay plain text
     user picture     <|vision_start|> <|image_pad|>*n <|vision_end|>
-    drawn picture    <BOV> <|vision_start|> <|image_pad|>*n <|vision_end|>
+    drawn picture    <BOV> <|vision_start|> <|image_pad|>*n <|vision_end|>     (<BOV> as text: see prompted.py)
 
 Every part is tokenised by itself, so `layout` is a pure function of the Document and a longer Document never changes
 the tokens of the parts it already had. n = (height/patch)(width/patch)/merge² after the image processor's resizing.
@@ -12,7 +12,7 @@ Layout as in Qwen2.5-VL's chat template; `<BOV>` as in DuoGen (arXiv 2602.00508)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -41,10 +41,19 @@ class ControlIds:
     bov: int
 
 
+NO_TOKEN = -1  # the id of <BOV> where it is spelled out as text
+
+
+def has_bov(tokenizer: Any) -> bool:
+    return BOV in tokenizer.get_vocab()
+
+
 @lru_cache(maxsize=8)
-def control_ids(tokenizer: Any) -> ControlIds:
+def control_ids(tokenizer: Any, *, need_bov: bool = True) -> ControlIds:
     """The ids of the control tokens; all of them must be there."""
     vocab = tokenizer.get_vocab()
+    if not need_bov:
+        vocab = {BOV: NO_TOKEN} | vocab
     missing = [token for token in CONTROL_TOKENS if token not in vocab]
     if missing:
         raise DuoGenError(
@@ -120,13 +129,21 @@ class Layout:
         return PictureContext(end, segment, tuple(span.start for span in known))
 
 
-def layout(document: Document, tokenizer: Any, image_token_counts: Sequence[int], *, open_turn: bool = False) -> Layout:
+def layout(
+    document: Document,
+    tokenizer: Any,
+    image_token_counts: Sequence[int],
+    *,
+    open_turn: bool = False,
+    marker: Callable[[Picture], str] | None = None,
+) -> Layout:
     """Token ids of a document. image_token_counts: n of every picture, in order.
 
     open_turn: leave the assistant turn open to be continued; after a user turn, begin one.
+    marker: the text that stands for <BOV> before a drawn picture, for models without the token.
     """
     ids, learn, parts = [], [], []
-    control = control_ids(tokenizer)
+    control = control_ids(tokenizer, need_bov=marker is None)
     newline = encode_text(tokenizer, "\n")
     counts = iter(image_token_counts)
 
@@ -145,7 +162,7 @@ def layout(document: Document, tokenizer: Any, image_token_counts: Sequence[int]
                 kind = "text"
             else:
                 if answer:
-                    put([control.bov], True)
+                    put([control.bov] if marker is None else encode_text(tokenizer, marker(part)), True)
                 put([control.vision_start, *[control.image_pad] * next(counts), control.vision_end])
                 kind = "picture"
             parts.append(PartSpan(t, p, kind, start, len(ids), turn.role))

@@ -1,45 +1,47 @@
-"""The Qwen2.5-VL family on transformers' Qwen2_5_VLForConditionalGeneration.
+"""The Qwen2.5-VL family on transformers' Qwen2_5_VLForConditionalGeneration: 3B, 7B, 32B, 72B, Cosmos-Reason1.
 
-In: token ids, vision patches, mrope positions. Out: next-token logits and the states of all decoder layers.
-Positions are always given explicitly (a picture in the middle of a cached context makes the model's own guess wrong):
-text counts 1, 1, 1; a picture's tokens share one time and count rows and columns of its merged grid; the text after it
-goes on at max(rows, columns). Same rule as transformers' get_rope_index, against which it is tested.
+Everything that decides shapes comes from config.json; of a file without one, from its tensors' shapes and from what all
+published sizes share. Layout and positions: qwen_vl.py.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.base import Mllm
-from duogen_core.mllm.chat import control_ids, model_inputs
+from duogen_core.mllm.chat import control_ids
 from duogen_core.mllm.image_processor import small_image_processor
+from duogen_core.mllm.qwen_vl import (
+    QwenVL,
+    both_spellings,
+    count_layers,
+    hidden_states_for,
+    layer_outputs,
+    mrope_positions,
+)
+
+__all__ = ["Qwen25VL", "create_tiny", "hidden_states_for", "layer_outputs", "mrope_positions", "new_model"]
+
+HEAD_DIM = 128  # of every published size
+VISION_HEADS = 16
+TIED_WIDTHS = (2048,)  # 3B: its files hold no lm_head.weight
 
 
-class Qwen25VL(Mllm):
+class Qwen25VL(QwenVL):
     model_type = "qwen2_5_vl"
-
-    @property
-    def num_layers(self) -> int:
-        return self.model.config.text_config.num_hidden_layers
-
-    @property
-    def hidden_size(self) -> int:
-        return self.model.config.text_config.hidden_size
-
-    @property
-    def max_positions(self) -> int:
-        return self.model.config.text_config.max_position_embeddings
-
-    def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
-        return mrope_positions(ids, grids, self.control.image_pad, self.image_processor.merge_size)
+    picture_settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "min_pixels": 56 * 56,
+        "max_pixels": 12845056,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
 
     def embed(self, ids: Tensor, patches: Tensor | None, grids: Tensor | None) -> Tensor:
         embeds = self.model.get_input_embeddings()(ids)
@@ -51,134 +53,48 @@ class Qwen25VL(Mllm):
             embeds = embeds.masked_scatter(mask, features.to(embeds.dtype))
         return embeds
 
-    def new_cache(self) -> Any:
-        from transformers import DynamicCache
-
-        return DynamicCache()
-
-    def crop_cache(self, cache: Any, remove: int) -> None:
-        if remove:
-            cache.crop(-remove)
-
-    def run_layers(
-        self, embeds: Tensor, positions: Tensor, cache: Any, on_layer: Callable[[int, Tensor], None] | None
-    ) -> Tensor:
-        with layer_outputs(self.model, on_layer):
-            out = self.model.model.language_model(
-                inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-        return out.last_hidden_state
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.lm_head(hidden)
-
     @classmethod
-    def load_model(
-        cls, folder: Path, dtype: torch.dtype | None = None, prepare: Callable[[nn.Module], None] | None = None
-    ) -> nn.Module:
-        from accelerate import init_empty_weights
-        from safetensors.torch import load_file
+    def build(cls, config: dict[str, Any]) -> nn.Module:
         from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-        from duogen_core.weights import check_tensors, read_folder, shapes_of
+        return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(both_spellings(config)))
 
-        try:
-            config = Qwen2_5_VLConfig.from_dict(
-                _both_spellings(json.loads((folder / "config.json").read_text("utf-8")))
-            )
-            with init_empty_weights(include_buffers=False):  # the rotary tables are in no file: they are made here
-                model = Qwen2_5_VLForConditionalGeneration(config)
-        except Exception as error:  # a wrong value raises whatever the layer that meets it raises
-            raise DuoGenError(f"{folder / 'config.json'} does not describe a Qwen2.5-VL model: {error}") from error
-        found = {_module_name(name): entry for name, entry in read_folder(folder, what="MLLM").items()}
-        tied = ("lm_head.weight",) if config.tie_word_embeddings else ()
-        check_tensors(found, shapes_of(model), folder, "MLLM", optional=tied)
-        if prepare is not None:
-            prepare(model)
-        index = folder / "model.safetensors.index.json"
-        files = {"model.safetensors"}
-        if index.is_file():
-            files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        for file in sorted(files):
-            state = {_module_name(name): tensor for name, tensor in load_file(folder / file).items()}
-            if dtype is not None:
-                state = {name: tensor.to(dtype) for name, tensor in state.items()}
-            model.load_state_dict(state, strict=False, assign=True)  # strict=False: one shard of several
-        model.tie_weights()
-        return model.requires_grad_(True).eval()
-
-
-def _both_spellings(config: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 writes rope_parameters, 4 reads rope_scaling and rope_theta: give either what it knows."""
-    text = config.get("text_config")
-    rope = text.get("rope_parameters") if isinstance(text, dict) else None
-    if rope and "rope_scaling" not in text:
-        scaling = {"type": "mrope", "rope_type": "default", "mrope_section": rope["mrope_section"]}
-        config["text_config"] = text | {"rope_scaling": scaling, "rope_theta": rope["rope_theta"]}
-    return config
-
-
-def _module_name(name: str) -> str:
-    """A tensor's name in the file -> in the module. Qwen's files (and what transformers saves) are flatter."""
-    if name.startswith("visual."):
-        return f"model.{name}"
-    if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
-        return f"model.language_model.{name.removeprefix('model.')}"
-    return name
-
-
-def mrope_positions(ids: Sequence[int], grids: Sequence[tuple[int, int, int]], image_pad: int, merge: int) -> Tensor:
-    """int64 [3, N]: time, row and column position of every token. grids: (1, rows, columns) of patches per picture."""
-    pieces, position, i, pictures = [], 0, 0, iter(grids)
-    while i < len(ids):
-        if ids[i] == image_pad:
-            _, rows, columns = (int(n) for n in next(pictures))
-            rows, columns = rows // merge, columns // merge
-            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            pieces.append(torch.stack([torch.zeros_like(row), row, column]).flatten(1) + position)
-            position += max(rows, columns)
-            i += rows * columns
-        else:
-            start = i
-            while i < len(ids) and ids[i] != image_pad:
-                i += 1
-            pieces.append(torch.arange(position, position + i - start).expand(3, -1))
-            position += i - start
-    return torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.long)
-
-
-@contextmanager
-def layer_outputs(model: nn.Module, on_layer: Callable[[int, Tensor], None] | None):
-    """While open, on_layer(l, h) gets the output of decoder layer l (0-based), the last one after the final norm."""
-    if on_layer is None:
-        yield
-        return
-    language_model = model.model.language_model
-
-    def hook(index: int):
-        def call(_module, _args, out):
-            on_layer(index, out[0] if isinstance(out, tuple) else out)
-
-        return call
-
-    modules = [*language_model.layers[:-1], language_model.norm]
-    handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(modules)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def hidden_states_for(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """A batch of `build_inputs` -> [B, L, N, H]: outputs of layers 1..L, the last one after the final norm.
-
-    Entries beyond a row's attention mask mean nothing. Gradients flow unless the caller turns them off.
-    """
-    states: list[Tensor] = []
-    with layer_outputs(model, lambda _l, h: states.append(h)):
-        model.model(**model_inputs(batch, labels=False), use_cache=False)
-    return torch.stack(states, dim=1)
+    @classmethod
+    def guess_config(cls, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+        text, vision = "model.language_model.", "model.visual."
+        if (
+            f"{text}layers.0.self_attn.k_proj.bias" not in shapes
+            or f"{vision}blocks.0.mlp.gate_proj.weight" not in shapes
+        ):
+            return None
+        vocabulary, width = shapes[f"{text}embed_tokens.weight"]
+        channels = shapes[f"{vision}patch_embed.proj.weight"][0]
+        depth = count_layers(shapes, f"{vision}blocks.")
+        return {
+            "model_type": cls.model_type,
+            "hidden_size": width,
+            "vocab_size": vocabulary,
+            "intermediate_size": shapes[f"{text}layers.0.mlp.gate_proj.weight"][0],
+            "num_hidden_layers": count_layers(shapes, f"{text}layers."),
+            "num_attention_heads": shapes[f"{text}layers.0.self_attn.q_proj.weight"][0] // HEAD_DIM,
+            "num_key_value_heads": shapes[f"{text}layers.0.self_attn.k_proj.weight"][0] // HEAD_DIM,
+            "max_position_embeddings": 128000,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+            "tie_word_embeddings": width in TIED_WIDTHS and "lm_head.weight" not in shapes,
+            "vision_config": {
+                "depth": depth,
+                "hidden_size": channels,
+                "intermediate_size": shapes[f"{vision}blocks.0.mlp.gate_proj.weight"][0],
+                "num_heads": VISION_HEADS,
+                "out_hidden_size": width,
+                "patch_size": shapes[f"{vision}patch_embed.proj.weight"][-1],
+                "window_size": 112,
+                "fullatt_block_indexes": list(range(7, depth, 8)),
+                "tokens_per_second": 2,
+            },
+        }
 
 
 def new_model(
@@ -208,7 +124,7 @@ def new_model(
             f"hidden_size {hidden_size} over {heads} heads must be heads of {2 * sum(mrope_section)} channels, "
             f"twice the sum of mrope_section {tuple(mrope_section)}."
         )
-    control = control_ids(tokenizer)
+    control = control_ids(tokenizer, need_bov=False)
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),

@@ -45,5 +45,8 @@ class TextStream:
             if self._on_text:
                 self._on_text(text)
 
+    def end(self) -> None:
+        """The turn has ended; here nothing waits for that."""
+
     def finish(self) -> str:
         return "".join(self._pieces)

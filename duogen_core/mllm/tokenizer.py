@@ -6,6 +6,7 @@ Pre-tokenisation is Qwen2's own (GPT-4-like, digits one by one), every byte is i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "wrap_tokenizer",
 ]
 
+OLDER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -30,19 +32,11 @@ QWEN2_SPLIT = (
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
     """Learn the merges; the last ids are the control tokens of the chat layout."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
     if vocab_size < 256 + len(CONTROL_TOKENS):
         raise DuoGenError(f"A vocabulary of {vocab_size} is too small: 256 bytes and {len(CONTROL_TOKENS)} controls.")
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.NFC()
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    bpe.decoder = decoders.ByteLevel()
+    bpe = _qwen2_rules(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -52,6 +46,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
     bpe.train_from_iterator((piece for text in texts for piece in (text, headers)), trainer)
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
     return wrap_tokenizer(bpe)
+
+
+def _qwen2_rules(model: Any) -> Any:
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+
+    bpe = Tokenizer(model)
+    bpe.normalizer = normalizers.NFC()
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    return bpe
 
 
 def wrap_tokenizer(tokenizer: Any) -> Any:
@@ -67,13 +76,31 @@ def wrap_tokenizer(tokenizer: Any) -> Any:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Read tokenizer.json exactly as it is (AutoTokenizer may rebuild the rules of a known family)."""
+    """Read tokenizer.json exactly as it is (AutoTokenizer may rebuild the rules of a known family), or the older form:
+    vocab.json, merges.txt and tokenizer_config.json, as ComfyUI ships it."""
     from tokenizers import Tokenizer
 
-    file = Path(folder) / "tokenizer.json"
-    if not file.is_file():
-        raise DuoGenError(f"The model folder {folder} has no tokenizer.json.")
+    folder = Path(folder)
+    file = folder / "tokenizer.json"
     try:
-        return wrap_tokenizer(Tokenizer.from_file(str(file)))
+        if file.is_file():
+            return wrap_tokenizer(Tokenizer.from_file(str(file)))
+        if all((folder / name).is_file() for name in OLDER_FILES):
+            return _load_older(folder)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise DuoGenError(f"{file} is not a tokenizer this pack can read: {error}") from error
+        raise DuoGenError(f"{folder} holds no tokenizer this pack can read: {error}") from error
+    raise DuoGenError(f"The folder {folder} has no tokenizer.json, nor {', '.join(OLDER_FILES)}.")
+
+
+def _load_older(folder: Path) -> Any:
+    from tokenizers import AddedToken, models
+
+    vocabulary, merges, config = (folder / name for name in OLDER_FILES)
+    bpe = _qwen2_rules(models.BPE.from_file(str(vocabulary), str(merges)))
+    added = json.loads(config.read_text("utf-8"))["added_tokens_decoder"]
+    for number, token in sorted(added.items(), key=lambda item: int(item[0])):
+        new = AddedToken(token["content"], normalized=False, special=token["special"])
+        bpe.add_special_tokens([new]) if token["special"] else bpe.add_tokens([new])
+        if bpe.token_to_id(token["content"]) != int(number):
+            raise ValueError(f"{token['content']} would get another id than {number}, which {config.name} gives it")
+    return wrap_tokenizer(bpe)

@@ -1,0 +1,185 @@
+"""The Qwen3-VL family (dense) on transformers' Qwen3VLForConditionalGeneration: 2B, 4B, 8B, 32B, Cosmos-Reason2.
+
+Its tower gives every picture token more than an embedding: "deepstack" features, added to the outputs of the first
+decoder layers. `embed` lays them beside the embedding along the channels ([1, n, (1 + levels) * hidden_size], zero for
+text), so that any slice of it is complete and chunked prefill and the KV cache need to know nothing about them.
+The states handed out are what transformers reports: a layer's output before deepstack features are added to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from duogen_core.errors import DuoGenError
+from duogen_core.mllm.chat import control_ids
+from duogen_core.mllm.image_processor import picture_processing
+from duogen_core.mllm.qwen_vl import QwenVL, both_spellings, count_layers
+
+VISION_HEADS = 16
+TIED_WIDTHS = (2048, 2560)  # 2B and 4B: their files hold no lm_head.weight
+DEEPSTACK = {24: [5, 11, 17], 27: [8, 16, 24]}  # by the tower's depth: which blocks give features
+
+
+class Qwen3VL(QwenVL):
+    model_type = "qwen3_vl"
+    picture_settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "min_pixels": 256 * 256,
+        "max_pixels": 4096 * 4096,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+    def embed(self, ids: Tensor, patches: Tensor | None, grids: Tensor | None) -> Tensor:
+        embeds = self.model.get_input_embeddings()(ids)
+        if patches is None:
+            return embeds
+        seen = self.model.model.visual(patches.to(embeds.dtype), grid_thw=grids)
+        # transformers 5 returns an output object, 4 a pair.
+        features, deeper = seen if isinstance(seen, tuple) else (seen.pooler_output, seen.deepstack_features)
+        mask = (ids == self.control.image_pad).unsqueeze(-1)
+        levels = [embeds.masked_scatter(mask, features.to(embeds.dtype))]
+        for each in deeper:
+            levels.append(torch.zeros_like(embeds).masked_scatter(mask, each.to(embeds.dtype)))
+        return torch.cat(levels, dim=-1)
+
+    def run_layers(
+        self, embeds: Tensor, positions: Tensor, cache: Any, on_layer: Callable[[int, Tensor], None] | None
+    ) -> Tensor:
+        embeds, *deeper = embeds.split(self.hidden_size, dim=-1)
+        if not deeper:
+            return self._run(embeds, positions, cache, on_layer)
+        everywhere = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)  # text has zeros to add
+        return self._run(
+            embeds,
+            positions,
+            cache,
+            on_layer,
+            visual_pos_masks=everywhere,
+            deepstack_visual_embeds=[each.flatten(0, 1) for each in deeper],
+        )
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> nn.Module:
+        from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+        return Qwen3VLForConditionalGeneration(Qwen3VLConfig.from_dict(both_spellings(config)))
+
+    @classmethod
+    def guess_config(cls, shapes: Mapping[str, Sequence[int]]) -> dict[str, Any] | None:
+        text, vision = "model.language_model.", "model.visual."
+        if f"{vision}deepstack_merger_list.0.norm.weight" not in shapes:
+            return None
+        vocabulary, width = shapes[f"{text}embed_tokens.weight"]
+        (head,) = shapes[f"{text}layers.0.self_attn.q_norm.weight"]
+        channels = shapes[f"{vision}patch_embed.proj.weight"][0]
+        depth, levels = (
+            count_layers(shapes, f"{vision}blocks."),
+            count_layers(shapes, f"{vision}deepstack_merger_list."),
+        )
+        tied = width in TIED_WIDTHS and "lm_head.weight" not in shapes
+        return {
+            "model_type": cls.model_type,
+            "tie_word_embeddings": tied,
+            "text_config": {
+                "hidden_size": width,
+                "vocab_size": vocabulary,
+                "intermediate_size": shapes[f"{text}layers.0.mlp.gate_proj.weight"][0],
+                "num_hidden_layers": count_layers(shapes, f"{text}layers."),
+                "num_attention_heads": shapes[f"{text}layers.0.self_attn.q_proj.weight"][0] // head,
+                "num_key_value_heads": shapes[f"{text}layers.0.self_attn.k_proj.weight"][0] // head,
+                "head_dim": head,
+                "max_position_embeddings": 262144,
+                "rms_norm_eps": 1e-6,
+                "rope_theta": 5000000.0,
+                "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [24, 20, 20]},
+                "tie_word_embeddings": tied,
+            },
+            "vision_config": {
+                "depth": depth,
+                "hidden_size": channels,
+                "intermediate_size": shapes[f"{vision}blocks.0.mlp.linear_fc1.weight"][0],
+                "num_heads": VISION_HEADS,
+                "out_hidden_size": width,
+                "patch_size": shapes[f"{vision}patch_embed.proj.weight"][-1],
+                "num_position_embeddings": shapes[f"{vision}pos_embed.weight"][0],
+                "deepstack_visual_indexes": DEEPSTACK.get(depth, list(range(levels))),
+            },
+        }
+
+
+def new_model(
+    tokenizer: Any,
+    *,
+    hidden_size: int = 192,
+    layers: int = 5,
+    heads: int = 6,
+    kv_heads: int = 2,
+    intermediate_size: int = 512,
+    vision_hidden_size: int = 192,
+    vision_layers: int = 4,
+    vision_heads: int = 6,
+    vision_intermediate_size: int = 512,
+    patch_size: int = 16,
+    max_positions: int = 4096,
+    mrope_section: Sequence[int] = (6, 5, 5),
+    deepstack: Sequence[int] = (0, 1),
+) -> nn.Module:
+    """A randomly initialised Qwen3VLForConditionalGeneration; heads are twice the sum of mrope_section wide.
+
+    deepstack: which blocks of the tower give features to the first decoder layers.
+    """
+    if len(deepstack) >= layers or any(not 0 <= block < vision_layers for block in deepstack):
+        raise DuoGenError(
+            f"deepstack {tuple(deepstack)} must name blocks of a tower of {vision_layers}, fewer than {layers} of them."
+        )
+    control = control_ids(tokenizer, need_bov=False)
+    config = {
+        "text_config": {
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": 2 * sum(mrope_section),
+            "intermediate_size": intermediate_size,
+            "max_position_embeddings": max_positions,
+            "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": list(mrope_section)},
+            "rope_theta": 10000.0,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": control.im_end,
+            "pad_token_id": control.end_of_text,
+        },
+        "vision_config": {
+            "depth": vision_layers,
+            "hidden_size": vision_hidden_size,
+            "num_heads": vision_heads,
+            "intermediate_size": vision_intermediate_size,
+            "patch_size": patch_size,
+            "out_hidden_size": hidden_size,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": list(deepstack),
+        },
+        "image_token_id": control.image_pad,
+        "video_token_id": len(tokenizer),  # no video in this vocabulary: an id that never occurs
+        "vision_start_token_id": control.vision_start,
+        "vision_end_token_id": control.vision_end,
+        "tie_word_embeddings": True,
+    }
+    return Qwen3VL.build(config)
+
+
+def create_tiny(tokenizer: Any, **sizes: Any) -> Qwen3VL:
+    """new_model with its picture settings, ready to write."""
+    model = new_model(tokenizer, **sizes).eval()
+    patch = model.config.vision_config.patch_size
+    settings = Qwen3VL.picture_settings | {"patch_size": patch, "min_pixels": (2 * patch) ** 2, "max_pixels": 1024**2}
+    return Qwen3VL(model, tokenizer, picture_processing()[0].from_dict(settings))

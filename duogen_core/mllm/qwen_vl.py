@@ -1,0 +1,146 @@
+"""What the Qwen-VL families share: the module layout `model.visual`, `model.language_model`, `lm_head`, and positions.
+
+In: token ids, vision patches, mrope positions. Out: next-token logits and the states of all decoder layers.
+Positions are always given explicitly (a picture in the middle of a cached context makes the model's own guess wrong):
+text counts 1, 1, 1; a picture's tokens share one time and count rows and columns of its merged grid; the text after it
+goes on at max(rows, columns). Same rule as transformers' get_rope_index, against which it is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.chat import model_inputs
+
+
+class QwenVL(Mllm):
+    @property
+    def num_layers(self) -> int:
+        return self.model.config.text_config.num_hidden_layers
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.config.text_config.hidden_size
+
+    @property
+    def max_positions(self) -> int:
+        return self.model.config.text_config.max_position_embeddings
+
+    def positions(self, ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> Tensor:
+        return mrope_positions(ids, grids, self.control.image_pad, self.image_processor.merge_size)
+
+    def new_cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+    def crop_cache(self, cache: Any, remove: int) -> None:
+        if remove:
+            cache.crop(-remove)
+
+    def run_layers(
+        self, embeds: Tensor, positions: Tensor, cache: Any, on_layer: Callable[[int, Tensor], None] | None
+    ) -> Tensor:
+        return self._run(embeds, positions, cache, on_layer)
+
+    def _run(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        cache: Any,
+        on_layer: Callable[[int, Tensor], None] | None,
+        **extra: Any,
+    ) -> Tensor:
+        with layer_outputs(self.model, on_layer):
+            out = self.model.model.language_model(
+                inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True, **extra
+            )
+        return out.last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.model.lm_head(hidden)
+
+    @classmethod
+    def module_name(cls, name: str) -> str:
+        """A tensor's name in a file -> in the module. The files of Qwen2.5-VL and of ComfyUI are flatter."""
+        if name.startswith("visual."):
+            return f"model.{name}"
+        if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
+            return f"model.language_model.{name.removeprefix('model.')}"
+        return name
+
+
+def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes rope_parameters, 4 reads rope_scaling and rope_theta: give either what it knows."""
+    text = config.get("text_config")
+    rope = text.get("rope_parameters") if isinstance(text, dict) else None
+    if rope and "rope_scaling" not in text:
+        scaling = {"rope_type": "default", **{k: v for k, v in rope.items() if k.startswith("mrope")}}
+        config = config | {"text_config": text | {"rope_scaling": scaling, "rope_theta": rope["rope_theta"]}}
+    return config
+
+
+def mrope_positions(ids: Sequence[int], grids: Sequence[tuple[int, int, int]], image_pad: int, merge: int) -> Tensor:
+    """int64 [3, N]: time, row and column position of every token. grids: (1, rows, columns) of patches per picture."""
+    pieces, position, i, pictures = [], 0, 0, iter(grids)
+    while i < len(ids):
+        if ids[i] == image_pad:
+            _, rows, columns = (int(n) for n in next(pictures))
+            rows, columns = rows // merge, columns // merge
+            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            pieces.append(torch.stack([torch.zeros_like(row), row, column]).flatten(1) + position)
+            position += max(rows, columns)
+            i += rows * columns
+        else:
+            start = i
+            while i < len(ids) and ids[i] != image_pad:
+                i += 1
+            pieces.append(torch.arange(position, position + i - start).expand(3, -1))
+            position += i - start
+    return torch.cat(pieces, dim=1) if pieces else torch.zeros(3, 0, dtype=torch.long)
+
+
+@contextmanager
+def layer_outputs(model: nn.Module, on_layer: Callable[[int, Tensor], None] | None):
+    """While open, on_layer(l, h) gets the output of decoder layer l (0-based), the last one after the final norm."""
+    if on_layer is None:
+        yield
+        return
+    language_model = model.model.language_model
+
+    def hook(index: int):
+        def call(_module, _args, out):
+            on_layer(index, out[0] if isinstance(out, tuple) else out)
+
+        return call
+
+    modules = [*language_model.layers[:-1], language_model.norm]
+    handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def hidden_states_for(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """A batch of `build_inputs` -> [B, L, N, H]: outputs of layers 1..L, the last one after the final norm.
+
+    Entries beyond a row's attention mask mean nothing. Gradients flow unless the caller turns them off.
+    """
+    states: list[Tensor] = []
+    with layer_outputs(model, lambda _l, h: states.append(h)):
+        model.model(**model_inputs(batch, labels=False), use_cache=False)
+    return torch.stack(states, dim=1)
+
+
+def count_layers(shapes: Mapping[str, Any], prefix: str) -> int:
+    """How many layers a file has: one more than the highest number that follows `prefix`."""
+    numbers = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)

@@ -1,0 +1,280 @@
+"""Reading MLLMs from disk: folders, shards, ComfyUI's single files, fp8; and every fault a sentence."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from duogen_core.connector import Connector, ConnectorConfig
+from duogen_core.errors import DuoGenError
+from duogen_core.formats.quantised import ScaledLinear
+from duogen_core.mllm import family_class
+from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.tokenizer import OLDER_FILES, load_tokenizer
+from duogen_core.weights import shapes_of
+from tests.core.mllm_families import CONTEXTS, CREATE, MODULES, SIZES, another, lively, tokenizer, written
+
+CONTEXT = CONTEXTS["ends with a picture"]
+
+
+@pytest.fixture(scope="module", params=CREATE)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def mllm(family) -> Mllm:
+    return lively(family)
+
+
+def test_save_and_load(mllm, tmp_path) -> None:
+    mllm.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    prepared = []
+    back = Mllm.from_pretrained(
+        tmp_path, prepare=lambda model, _: prepared.extend(p.is_meta for p in model.parameters())
+    )
+    assert type(back) is type(mllm) and not back.model.training and prepared and all(prepared)
+    assert back.model.lm_head.weight is back.model.get_input_embeddings().weight
+    assert all(parameter.requires_grad for parameter in back.model.parameters())
+    assert Mllm.from_pretrained(tmp_path, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    assert written(back, CONTEXT, max_new_tokens=8) == written(another(mllm), CONTEXT, max_new_tokens=8)
+    connector = Connector(ConnectorConfig(SIZES["layers"], SIZES["hidden_size"], 24)).eval()
+    assert torch.equal(back.encode(CONTEXT, connector).states, another(mllm).encode(CONTEXT, connector).states)
+
+
+@pytest.fixture
+def shards(mllm, tmp_path):
+    mllm.model.save_pretrained(tmp_path, max_shard_size="100KB")
+    mllm.tokenizer.save_pretrained(tmp_path)
+    mllm.image_processor.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_several_weight_files(mllm, shards) -> None:
+    assert len(list(shards.glob("model-*.safetensors"))) > 2
+    state = Mllm.from_pretrained(shards).model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in mllm.model.state_dict().items())
+
+
+def test_a_broken_shard_is_named(shards) -> None:
+    second = sorted(shards.glob("model-*.safetensors"))[1]
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-10])
+    with pytest.raises(DuoGenError, match=rf"{second.name} is cut off"):
+        Mllm.from_pretrained(shards)
+    second.write_bytes(b"\x00" * 4 + whole[4:])
+    with pytest.raises(DuoGenError, match=rf"{second.name} is not"):
+        Mllm.from_pretrained(shards)
+    second.unlink()
+    with pytest.raises(DuoGenError, match=rf"missing.*{second.name}"):
+        Mllm.from_pretrained(shards)
+
+
+def test_two_candidates(shards) -> None:
+    first = next(shards.glob("model-*.safetensors"))
+    (shards / "other.safetensors").write_bytes(first.read_bytes())
+    with pytest.raises(DuoGenError, match=r"more than one set of weights.*other\.safetensors"):
+        Mllm.from_pretrained(shards)
+    (shards / "config.json").unlink()
+    with pytest.raises(DuoGenError, match=r"no config\.json, only weights \(model-"):
+        Mllm.from_pretrained(shards)
+
+
+def test_wrong_folders_are_named(tmp_path) -> None:
+    mllm = lively("qwen2_5_vl")
+    with pytest.raises(DuoGenError, match=r"no config\.json"):
+        Mllm.from_pretrained(tmp_path)
+    mllm.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    whole = {k: v.clone() for k, v in load_file(weights).items()}  # not mapped: the file is overwritten
+    save_file({k: v for k, v in whole.items() if "layers.1.mlp.up_proj" not in k}, weights, metadata={"format": "pt"})
+    with pytest.raises(DuoGenError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        Mllm.from_pretrained(tmp_path)
+    save_file(whole | {"visual.extra": torch.zeros(2)}, weights, metadata={"format": "pt"})
+    with pytest.raises(DuoGenError, match=r"visual\.extra"):
+        Mllm.from_pretrained(tmp_path)
+    weights.unlink()
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(DuoGenError, match=r"pickle"):
+        Mllm.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide", "text_config": 3}))
+    with pytest.raises(DuoGenError, match="does not describe"):
+        Mllm.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(DuoGenError, match="'llama'"):
+        Mllm.from_pretrained(tmp_path)
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(DuoGenError, match="mrope_section"):
+        MODULES["qwen2_5_vl"].new_model(tokenizer(), hidden_size=100)
+    with pytest.raises(DuoGenError, match="deepstack"):
+        MODULES["qwen3_vl"].new_model(tokenizer(), deepstack=(0, 7))
+
+
+def test_the_bundled_size() -> None:
+    with torch.device("meta"):
+        model = MODULES["qwen2_5_vl"].new_model(tokenizer())
+    text = model.config.text_config
+    assert (text.hidden_size, text.num_hidden_layers, text.num_attention_heads) == (192, 5, 6)
+    assert sum(p.numel() for p in model.parameters()) < 6_000_000
+
+
+# -- single files -----------------------------------------------------------------------------------------------------
+
+PUBLISHED_ROPE = {"qwen2_5_vl": (16, 24, 24), "qwen3_vl": (24, 20, 20)}
+
+
+@pytest.fixture(scope="module")
+def published(family) -> Mllm:
+    """As small as a model with the published head sizes can be, with a head of its own."""
+    small = lively(
+        family, hidden_size=256, mrope_section=PUBLISHED_ROPE[family], vision_heads=16, vision_hidden_size=256,
+        patch_size=14 if family == "qwen2_5_vl" else 16,
+    )  # fmt: skip
+    shapes = shapes_of(small.model)
+    config = family_class(family).guess_config(shapes)
+    torch.manual_seed(1)
+    module = family_class(family).build(config).eval()
+    assert module.lm_head.weight is not module.get_input_embeddings().weight
+    assert shapes_of(module) == shapes
+    return family_class(family)(module, small.tokenizer, small.image_processor)
+
+
+def flat(mllm: Mllm) -> dict[str, torch.Tensor]:
+    """The weights under the names that ComfyUI's files have: flat, but for Qwen3-VL 4B and 8B."""
+    state = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
+    if mllm.model_type != "qwen2_5_vl":
+        return state
+    return {
+        name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
+        for name, tensor in state.items()
+    }
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A tokenizer in the form ComfyUI ships: vocab.json, merges.txt, tokenizer_config.json."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    tokenizer().backend_tokenizer.model.save(str(folder))
+    added = {
+        str(number): {"content": token.content, "special": token.special}
+        for number, token in tokenizer().added_tokens_decoder.items()
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
+    return folder
+
+
+def test_a_tokenizer_in_the_older_form(words) -> None:
+    ours, theirs = load_tokenizer(words), tokenizer()
+    assert ours.get_vocab() == theirs.get_vocab()
+    for text in ("Draw a large blue square.", "日本 12 🎨\n\n <BOV>", "<|im_end|>"):
+        assert ours.encode(text) == theirs.encode(text)
+    (words / OLDER_FILES[1]).unlink()
+    with pytest.raises(DuoGenError, match=r"no tokenizer\.json, nor .*merges\.txt"):
+        load_tokenizer(words)
+
+
+def test_a_single_file(published, words, tmp_path) -> None:
+    file = tmp_path / "qwen_vl.safetensors"
+    save_file(flat(published), file)
+    with pytest.raises(DuoGenError, match=r"weights alone.*qwen25_tokenizer"):
+        Mllm.from_pretrained(file)
+    back = Mllm.from_pretrained(file, tokenizer=words)
+    assert type(back) is type(published)
+    state = back.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in published.model.state_dict().items())
+    assert back.image_processor.patch_size == published.image_processor.patch_size
+    assert list(back.image_processor.image_mean) == type(published).picture_settings["image_mean"]
+    half = Mllm.from_pretrained(file, dtype=torch.float16, tokenizer=words).model
+    assert {p.dtype for p in half.parameters()} == {torch.float16}
+
+
+def test_a_single_file_without_what_it_needs(published, words, tmp_path) -> None:
+    file, state = tmp_path / "encoder.safetensors", flat(published)
+    save_file({k: v for k, v in state.items() if k != "lm_head.weight"}, file)
+    with pytest.raises(DuoGenError, match=r"missing \(lm_head\.weight\)"):
+        Mllm.from_pretrained(file, tokenizer=words)
+    save_file({k: v for k, v in state.items() if "visual" not in k}, file)
+    with pytest.raises(DuoGenError, match="without a vision tower"):
+        Mllm.from_pretrained(file, tokenizer=words)
+    save_file({k: v for k, v in state.items() if "embed_tokens" not in k}, file)
+    with pytest.raises(DuoGenError, match=r"not a whole one: .*embed_tokens"):
+        Mllm.from_pretrained(file, tokenizer=words)
+    save_file({"text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(2, 2)}, file)
+    with pytest.raises(DuoGenError, match="not an MLLM that this pack knows"):
+        Mllm.from_pretrained(file, tokenizer=words)
+
+
+# -- fp8 --------------------------------------------------------------------------------------------------------------
+
+
+def in_fp8(state: dict[str, torch.Tensor], form: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """ComfyUI's four ways to store a model in fp8, and the file's metadata."""
+    out, layers = {}, {}
+    for name, tensor in state.items():
+        layer = name.removesuffix(".weight")
+        if not name.endswith("proj.weight") or tensor.ndim != 2:
+            out[name] = tensor.to(torch.bfloat16)
+            continue
+        scale = tensor.abs().max().float() / 448 if form != "cast" else torch.ones(())
+        out[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        note = {"format": "float8_e4m3fn"}
+        if form == "comfy_quant":
+            out[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+        if form in ("comfy_quant", "metadata"):
+            out[f"{layer}.weight_scale"] = scale
+            layers[layer] = note
+        if form == "scaled_fp8":
+            out[f"{layer}.scale_weight"], out[f"{layer}.scale_input"] = scale, torch.ones(())
+    if form == "scaled_fp8":
+        out["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    return out, {"_quantization_metadata": json.dumps({"layers": layers})} if form == "metadata" else {}
+
+
+@pytest.mark.parametrize("form", ["comfy_quant", "metadata", "scaled_fp8", "cast"])
+def test_fp8_stays_fp8_and_gives_the_same(published, words, tmp_path, form) -> None:
+    file = tmp_path / "qwen_vl_fp8.safetensors"
+    state, metadata = in_fp8(flat(published), form)
+    save_file(state, file, metadata=metadata)
+    back = Mllm.from_pretrained(file, tokenizer=words, dtype=torch.float32)
+    layers = [module for module in back.model.modules() if isinstance(module, ScaledLinear)]
+    assert len(layers) > 20 and all(layer.weight.dtype == torch.float8_e4m3fn for layer in layers)
+    whole = {}
+    for name, tensor in state.items():
+        layer = name.removesuffix(".weight")
+        if name.endswith(".weight") or name.endswith(".bias"):
+            scale = state.get(f"{layer}.weight_scale", state.get(f"{layer}.scale_weight"))
+            whole[name] = tensor.float() * (scale if name.endswith(".weight") and scale is not None else 1)
+    reference = published.model.state_dict()
+    reference = {k: whole[n] for k, n in zip(reference, flat(published))}
+    again = type(published).build(type(published).guess_config(shapes_of(published.model)))
+    again.load_state_dict(reference)
+    expected = type(published)(again.eval(), back.tokenizer, back.image_processor)
+    connector = Connector(ConnectorConfig(back.num_layers, back.hidden_size, 24)).eval()
+    ours, theirs = back.encode(CONTEXT, connector).states, expected.encode(CONTEXT, connector).states
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert written(Mllm.from_pretrained(file, tokenizer=words), CONTEXT, max_new_tokens=3)  # in the file's own bf16
+
+
+def test_formats_that_need_comfyui_say_so(published, words, tmp_path) -> None:
+    file, state = tmp_path / "int8.safetensors", flat(published)
+    name = next(name for name in state if name.endswith("self_attn.q_proj.weight"))
+    layer = name.removesuffix(".weight")
+    note = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+    state |= {name: state[name].to(torch.int8), f"{layer}.weight_scale": torch.ones(()), f"{layer}.comfy_quant": note}
+    save_file(state, file)
+    with pytest.raises(DuoGenError, match=r"q_proj is quantised as int8_tensorwise, which runs in ComfyUI alone"):
+        Mllm.from_pretrained(file, tokenizer=words)
+    told = {}
+    with pytest.raises(StopIteration):
+        Mllm.from_pretrained(
+            file, tokenizer=words, prepare=lambda module, formats: told.update(formats) or next(iter(()))
+        )
+    assert list(told.values()) == ["int8_tensorwise"] and next(iter(told)).startswith("model.language_model.layers.0.")
