@@ -74,6 +74,7 @@ class Run:
         print_seconds: float = 20.0,
         checkpoint_minutes: float = 4.0,
         tensorboard: bool = False,
+        device: str = "cpu",
     ) -> None:
         if not steps and not minutes:
             raise TrainingError("A training run needs an end: give steps (--steps), minutes (--minutes) or both.")
@@ -81,7 +82,7 @@ class Run:
         self.config, self.seed, self.steps, self.minutes = dict(config), seed, steps, minutes
         self.warmup, self.floor, self.log_every = warmup, floor, log_every
         self.checkpoint_minutes = checkpoint_minutes
-        self.processes = Processes()
+        self.processes = Processes(device)
         self.journal = Journal(self.folder, tensorboard, quiet=not self.processes.main)
         self.line = Progress(print_seconds, quiet=not self.processes.main)
         self.step, self.elapsed = 0, 0.0  # steps done; seconds of training, earlier sessions included

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from duogen_core.training import sharding
+from duogen_core.training.errors import TrainingError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # that the others wait while the main process evaluates or writes
@@ -30,12 +31,23 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def device_of(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise TrainingError(f"There is no kind of device '{name}'; expected cpu, cuda, or cuda:1 and so on.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise TrainingError(f"device is '{name}', but torch finds no CUDA device here; set device=cpu.")
+    return device
+
+
 class Processes:
     """rank of count; `main`: the one that writes; `sharded`: under FSDP; device: where model and batches go."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        """device: of a single process; the launcher's have accelerate's."""
         self.accelerator: Any = None
-        self.rank, self.count, self.sharded, self.device = 0, 1, False, torch.device("cpu")
+        self.rank, self.count, self.sharded, self.device = 0, 1, False, device_of(device)
         if started() > 1:
             from accelerate import Accelerator
             from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -55,7 +67,7 @@ class Processes:
     def prepare(self, loss: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer]) -> nn.Module:
         """The module to call for the loss. FSDP: its parameters and those of the optimizers are split in place."""
         if self.accelerator is None:
-            return loss
+            return loss.to(self.device)
         if self.sharded:
             return sharding.shard(loss.to(self.device), optimizers, self.device)
         return self.accelerator.prepare(loss)

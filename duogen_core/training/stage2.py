@@ -32,6 +32,7 @@ from duogen_core.training.flow import Chance, FlowLoss, Sample, draw
 from duogen_core.training.loop import Run
 from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora
 from duogen_core.training.muon import muon_and_adamw
+from duogen_core.training.published import start_from
 from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_corpus import Corpus, Documents, Stream, packs
 from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepare_shard, shard_path
@@ -46,7 +47,7 @@ class Stage2Config(RunConfig):
     out: Path = Path("runs/stage2")
     vae: Path = Path("runs/vae/export")  # a diffusers folder or one file
     mllm: Path = Path("runs/stage1/export")
-    init: Path | None = None  # start from the dit/ of this checkpoint, and its connector/ where there is one
+    init: Path | None = None  # start from this checkpoint's dit/ and connector/, or from a published Cosmos-Predict2.5
     lora: LoraSettings | None = None  # of the DiT, learn small matrices beside the frozen ones: lora.rank=16
     layers: int = 6  # of a new DiT; one that goes on from `init` keeps its own
     heads: int = 6
@@ -83,6 +84,8 @@ def is_end(name: str) -> bool:
 
 def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
     """DiT and connector to begin with, for an MLLM of so many layers, so wide: new ones, or those of `init`."""
+    if config.init and not (config.init / "dit").is_dir():
+        return start_from(config.init, config, layers, hidden)
     if config.init:
         dit = PackedCosmos.from_pretrained(
             config.init / "dit", attention=config.attention, references=config.references
@@ -186,8 +189,8 @@ def learn(
 
 
 def show(run: Run, sample: Callable[[], object]) -> None:
-    """Answers of the averaged weights, by the main process; not under FSDP, where none has the whole model."""
-    if run.main and not run.processes.sharded:
+    """Answers of the averaged weights, by the main process; not under FSDP, nor on a GPU."""
+    if run.main and not run.processes.sharded and run.processes.device.type == "cpu":
         with averaged(run):
             sample()
 
@@ -236,6 +239,8 @@ def corpus_of(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> Co
 def train(config: Stage2Config) -> Run:
     run = config.run()
     vae, mllm = PictureVae.from_pretrained(config.vae), family_of(config.mllm).from_pretrained(config.mllm)
+    for frozen in (vae.model, mllm.model):
+        frozen.to(run.processes.device)
     corpus = corpus_of(run, config, vae, mllm)
     torch.manual_seed(run.seed)
     dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)

@@ -16,6 +16,7 @@ import duogen_core.training
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.training import stage2_data
+from duogen_core.training.errors import TrainingError
 from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, part_of
 from duogen_core.training.parallel import Processes
 from duogen_core.training.tokenizer import sketchbook_tokenizer
@@ -136,3 +137,10 @@ def test_every_document_has_one_process_and_none_is_idle():
             shares.append(processes.share(["a", "b"]))
         assert sorted(name for mine, counts in shares for name in mine * counts) == ["a", "b"]
         assert all(mine for mine, _ in shares)
+
+
+def test_a_device_that_is_not_there_is_named():
+    for name, expected in (("gpu", "no kind of device 'gpu'"), ("cuda", "finds no CUDA device")):
+        if name != "cuda" or not torch.cuda.is_available():
+            with pytest.raises(TrainingError, match=expected):
+                Processes(name)

@@ -23,7 +23,7 @@ def recipes_of(command: str) -> dict[str, str]:
 def find_config(given: str, command: str) -> Path:
     """The file that --config means: one that exists, or the name of a recipe."""
     path = Path(given)
-    if path.is_file() or path.suffix or path.name != given:
+    if path.is_file() or path.suffix in (".yaml", ".yml", ".toml", ".json") or path.name != given:
         return path
     names = recipes_of(command)
     if given in names:
