@@ -153,6 +153,7 @@ def learn(
     """sample(): draws with the averaged weights, called every `sample_minutes` and at the end."""
     if config.lora:
         add_lora(dit, config.lora, within="transformer_blocks", usual=DIT_TARGETS)
+        dit.train()  # LoRA's dropout
     if config.gradient_checkpointing:
         checkpoint_blocks(dit)
     optimizers, together = optimizers_of(dit, connector, config), run.processes
@@ -191,8 +192,12 @@ def learn(
 def show(run: Run, sample: Callable[[], object]) -> None:
     """Answers of the averaged weights, by the main process; not under FSDP, nor on a GPU."""
     if run.main and not run.processes.sharded and run.processes.device.type == "cpu":
+        dit = run.modules["dit"]
+        training = dit.training
+        dit.eval()
         with averaged(run):
             sample()
+        dit.train(training)
 
 
 @contextmanager

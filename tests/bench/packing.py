@@ -1,5 +1,8 @@
 """What packing gains: a step of stage 2 on the same documents, one by one, batched by shape, and in one pack.
 
+Also `buckets`: batches as large as the pack, each filled with documents of one of its shapes (seconds a frame, the mean
+over the pack's frames). That needs many documents of every shape; a batch then holds no other one.
+
     python tests/bench/packing.py [--frames 48] [--rounds 7] [--threads 1] [--bf16] [--device cuda]
 
 Documents have the sizes, counts and text lengths of Sketchbook (or `mixed`: every picture of another size, as in
@@ -20,7 +23,8 @@ import torch
 
 from duogen_core.training import stage2
 from duogen_core.training.flow import Chance, FlowLoss, Sample, draw
-from duogen_core.training.stage2_data import Prepared, drawn_case
+from duogen_core.training.stage2_corpus import drawn_case
+from duogen_core.training.stage2_data import Prepared
 
 HIDDEN, LAYERS = 192, 5  # of the bundled MLLM
 SIDES = (8, 10, 12, 14, 16, 18, 20, 24)  # of latents
@@ -93,7 +97,11 @@ def main() -> None:
                 "by shape": by_shape(samples),
                 "packed": [samples],
             }
-            seconds, values = defaultdict(list), {}
+            buckets = {
+                id(group[0]): (group * args.frames)[: max(1, round(args.frames / group[0].frames))]
+                for group in by_shape(samples)
+            }
+            taken, values = defaultdict(list), {}
             for _ in range(args.rounds):
                 for way, passes in ways.items():
                     loss.zero_grad(set_to_none=True)
@@ -102,16 +110,27 @@ def main() -> None:
                         part = loss(each, total)
                         part.backward()
                         values[way] += float(part.detach())
-                    seconds[way].append(clock() - begun)
+                    taken[way].append(clock() - begun)
+                whole = 0.0
+                for group in by_shape(samples):
+                    some = buckets[id(group[0])]
+                    begun = clock()
+                    loss(some, total).backward()
+                    frames = sum(sample.frames for sample in some)
+                    whole += (clock() - begun) / frames * sum(sample.frames for sample in group)
+                taken["buckets"].append(whole)
             assert max(values.values()) - min(values.values()) < (0.02 if args.bf16 else 1e-4), values
-            best = {way: min(each) for way, each in seconds.items()}
-            ratio = {w: [a / b for a, b in zip(each, seconds["packed"])] for w, each in seconds.items()}
+            best = {way: min(each) for way, each in taken.items()}
+            ratio = {w: [a / b for a, b in zip(each, taken["packed"])] for w, each in taken.items()}
             told = ", ".join(
-                f"{way} {len(ways[way])} passes {best[way]:.3f} s"
-                + (f" (x{best[way] / best['packed']:.2f}, median x{statistics.median(ratio[way]):.2f})")
-                for way in ways
+                f"{way} {seconds:.3f} s (x{seconds / best['packed']:.2f}, median x{statistics.median(ratio[way]):.2f})"
+                for way, seconds in best.items()
             )
-            print(f"{attention}, {name}: {len(samples)} documents, {sum(s.frames for s in samples)} frames: {told}")
+            shapes = len(buckets)
+            frames = sum(sample.frames for sample in samples)
+            print(
+                f"{attention}, {name}: {len(samples)} documents of {shapes} shapes, {frames} frames: {told}", flush=True
+            )
 
 
 if __name__ == "__main__":
