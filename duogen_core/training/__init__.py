@@ -12,5 +12,7 @@ stage1.py      the MLLM answers and knows when to draw
 stage2.py      connector and DiT, MLLM frozen (stage2_data.py)
 assemble.py    the parts as one checkpoint
 
-mllm.py        what pretrain and stage1 share; next_token.py their loss, recall.py what its states should know
+mllm.py        what pretrain and stage1 share; mllm_data.py what they learn from, next_token.py their loss, recall.py
+               what its states should know, bov.py a start for <BOV>
+lora.py        LoRA for stage1 and stage2
 """

@@ -104,29 +104,31 @@ class Trainable(nn.Module):
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model without LoRA that equals this one; tensors that are not adapted are shared."""
+    """The state of a model without LoRA that equals this one; tensors that are not adapted are shared.
+
+    Made of `model.state_dict()` alone, whose tensors are whole where the model's own are split (FSDP).
+    """
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import TrainableTokensWrapper
 
-    adapted: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (LoraLayer, TrainableTokensWrapper)):
-            adapted[name] = module
-    state = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not any(name.startswith(f"{each}.") for each in adapted)
-    }
+    kinds = (LoraLayer, TrainableTokensWrapper)
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    names = {id(module): name for name, module in model.named_modules()}
+    whole = model.state_dict()
+    state = {name: tensor for name, tensor in whole.items() if not any(name.startswith(f"{each}.") for each in adapted)}
     for name, module in adapted.items():
-        if isinstance(module, TrainableTokensWrapper):
-            base = module.original_module
-            weight = module.token_adapter.get_merged_weights([NAME])
+        if isinstance(module, LoraLayer):
+            base = f"{name}.base_layer"
+            a, b = (whole[f"{name}.lora_{half}.{NAME}.weight"].float() for half in "AB")
+            weight = whole[f"{base}.weight"].float() + module.scaling[NAME] * (b @ a)
         else:
-            base = module.get_base_layer()
-            weight = base.weight + module.get_delta_weight(NAME)
-        state[f"{name}.weight"] = weight.to(base.weight.dtype)
-        if getattr(base, "bias", None) is not None:
-            state[f"{name}.bias"] = base.bias.detach()
+            tokens = module.token_adapter
+            base, owner = f"{name}.token_adapter.base_layer", names[id(tokens.tied_adapter or tokens)]
+            weight = whole[f"{base}.weight"].clone()
+            weight[tokens.token_indices[NAME]] = whole[f"{owner}.trainable_tokens_delta.{NAME}"].to(weight.dtype)
+        state[f"{name}.weight"] = weight.to(whole[f"{base}.weight"].dtype)
+        if f"{base}.bias" in whole:
+            state[f"{name}.bias"] = whole[f"{base}.bias"]
     return state
 
 

@@ -22,6 +22,7 @@ from duogen_core.store import write_atomically
 from duogen_core.training.loop import rng_for
 
 FAMILIES = ("guide", "draw", "edit", "plan")
+WRITTEN = (*FAMILIES, "draft", "describe")
 SETTINGS = Settings(max_images=8, max_new_tokens=300)  # an untrained model may not know where to end
 
 
@@ -39,9 +40,13 @@ def write_samples(components: Components, folder: Path, step: int) -> list[Path]
 
 
 def ideal_answers(cases: Mapping[str, Sequence[Document | Case]]) -> dict[str, Document]:
-    """The first conversation of each family or source that the model is scored on."""
+    """The first conversation of each source that the model is scored on, and of Sketchbook's main families."""
     first = {name: some[0] for name, some in cases.items()}
-    return {name: case.document if isinstance(case, Case) else case for name, case in first.items()}
+    return {
+        name: case.document if isinstance(case, Case) else case
+        for name, case in first.items()
+        if name in WRITTEN or not isinstance(case, Case)
+    }
 
 
 def write_answers(mllm: Mllm, ideals: Mapping[str, Document], folder: Path, step: int) -> list[Path]:

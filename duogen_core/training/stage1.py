@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.bov import load_start
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.config import ConfigError
@@ -42,6 +43,8 @@ class Stage1Config(MllmConfig):
 def train(config: Stage1Config) -> Run:
     torch.manual_seed(config.seed)
     mllm, started = load_start(config.init)
+    if mllm.model_type != Qwen25VL.model_type:
+        raise ConfigError(f"{config.init} is a {mllm.model_type} model; stage 1 trains those of {Qwen25VL.model_type}.")
     if started:
         print(f"<BOV> was never learnt by {config.init}: its rows start anew ({' and '.join(started)}).", flush=True)
     if config.lora is None:
