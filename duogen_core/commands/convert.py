@@ -75,7 +75,8 @@ def _convert_cosmos(weights: Any, source: Path, target: Path, convention: str | 
     else:
         _write_folder(target, pieces, _diffusers_config(found), progress)
     said = f"{found.name}, {found.convention} ({found.convention_from}), {len(pieces)} tensors"
-    return f"{said}; left out, no weights: {', '.join(found.left_out)}" if found.left_out else said
+    left_out = [*found.left_out, *getattr(weights, "left_out", [])]
+    return f"{said}; left out, no weights: {', '.join(left_out)}" if left_out else said
 
 
 def _diffusers_config(found: CosmosFile) -> dict[str, Any]:

@@ -14,6 +14,7 @@ pre-trained one nvidia-cosmos/cosmos-predict2.5.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -85,14 +86,13 @@ class CosmosFile:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What most of the weights are stored in; bf16 for a quantised file, whose layers are computed in that."""
+        """What most of the weights that are not quantised are stored in; bf16 where all are."""
         from duogen_core.formats.quantised import is_extra
 
-        counts: dict[str, int] = {}
-        for name, place in self.weights.places.items():
-            if name in self.names and not is_extra(name):
-                kind = self.weights.entries[name].dtype
-                counts[kind] = counts.get(kind, 0) + place.stop - place.start
+        counts = {"BF16": 0}
+        for name, entry in self.weights.entries.items():
+            if entry.dtype in ("F64", "F32", "F16", "BF16") and name in self.names and not is_extra(name):
+                counts[entry.dtype] = counts.get(entry.dtype, 0) + math.prod(entry.shape)
         return _torch_dtype(max(counts, key=counts.__getitem__))
 
     def load_dit(self, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> PackedCosmos:

@@ -6,6 +6,7 @@ The weights are mapped from the file, so they take no memory until they are writ
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,10 +27,10 @@ DTYPES = {
 
 
 class PickledWeights:
-    """The tensors of a .pt file, for whoever asks WeightFiles what a file holds."""
+    """The tensors of a .pt file, for whoever asks WeightFiles what a file holds. left_out: entries that are none."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.tensors = load_pickled(path)
+        self.tensors, self.left_out = load_pickled(path)
         self.files = (Path(path),)
         self.entries = {name: entry_of(tensor) for name, tensor in self.tensors.items()}
         self.metadata: dict[str, str] = {}
@@ -51,13 +52,14 @@ class PickledWeights:
         return self.tensors[name].numpy().tobytes()
 
 
-def load_pickled(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a .pt file; entries that are no tensors (counters, notes) must be None or numbers."""
+def load_pickled(path: str | os.PathLike) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a .pt file, and the names of what is none: counters, and TransformerEngine's notes (bytes)."""
     import torch
 
     path = Path(path)
     try:
-        found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with torch.serialization.safe_globals([io.BytesIO]):
+            found = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError:
         raise WeightError(f"There is no file {path}.") from None
     except Exception as error:  # unpickling foreign bytes raises whatever it likes
@@ -68,17 +70,19 @@ def load_pickled(path: str | os.PathLike) -> dict[str, Tensor]:
             found = found[name]
     if not isinstance(found, dict) or not any(isinstance(value, torch.Tensor) for value in found.values()):
         raise WeightError(f"{path} holds no table of weights; expected names with a tensor each.")
-    tensors = {}
+    tensors, rest = {}, []
     for name, value in found.items():
         if isinstance(value, torch.Tensor):
             tensors[str(name)] = value
-        elif value is not None and not isinstance(value, (int, float)):
+        elif value is None or isinstance(value, (int, float, io.BytesIO)):
+            rest.append(str(name))
+        else:
             raise WeightError(f"{path}: {name} is a {type(value).__name__}; expected a tensor.")
-    return tensors
+    return tensors, rest
 
 
 def entry_of(tensor: Tensor) -> Entry:
     kind = DTYPES.get(str(tensor.dtype))
-    if kind is None or tensor.layout.__str__() != "torch.strided":
+    if kind is None or str(tensor.layout) != "torch.strided":
         raise WeightError(f"A tensor of the type {tensor.dtype} cannot be written to safetensors.")
     return Entry(kind, tuple(tensor.shape))

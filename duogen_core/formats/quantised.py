@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 NOTE = "comfy_quant"
 OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
-EXTRAS = (NOTE, "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", *OLD_NAMES)
+PARTS_OF_W4A8 = ("weight_s_rel", "weight_s_channel", "weight_codebook")
+EXTRAS = (NOTE, "weight_scale", "weight_scale_2", "input_scale", "pre_quant_scale", *PARTS_OF_W4A8, *OLD_NAMES)
 FP8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 PACKED_BY_TWO = ("nvfp4", "convrot_w4a4", "asym_w4a8_int8")  # two numbers lie in one byte of a weight
 
@@ -78,11 +79,12 @@ def plain_shape(shape: tuple[int, ...], format_: str | None) -> tuple[int, ...]:
 def unified(tensors: Iterator[tuple[str, Tensor]], formats: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
     """The tensors with every quantised layer in one form: LAYER.weight, .weight_scale, …, .comfy_quant."""
     scaled: set[str] = set()
+    noted: set[str] = set()
     for name, tensor in tensors:
         layer, _, last = name.rpartition(".")
         last = OLD_NAMES.get(last, last)
         if last == NOTE:
-            continue
+            noted.add(layer)  # it may say more than the format
         if last == "weight_scale":
             scaled.add(layer)
         yield f"{layer}.{last}", tensor
@@ -91,7 +93,8 @@ def unified(tensors: Iterator[tuple[str, Tensor]], formats: Mapping[str, str]) -
         if layer not in scaled and format_ in FP8.values():  # cast to fp8 without a scale
             yield f"{layer}.weight_scale", torch.ones(())
             note["full_precision_matrix_mult"] = True
-        yield f"{layer}.{NOTE}", torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
+        if layer not in noted:
+            yield f"{layer}.{NOTE}", torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)
 
 
 def dequantised(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import shutil
@@ -36,11 +37,12 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize("nested", [None, "model", "state_dict"])
 def test_the_official_pt_becomes_a_single_file_and_a_folder_and_back(tmp_path, weights, nested, capsys):
     half = {name: tensor.bfloat16() for name, tensor in weights.items()}
-    held = {**half, **COUNTERS, "net.blocks.0.self_attn._extra_state": None}
+    held = {**half, **COUNTERS, "net.blocks.0.self_attn._extra_state": io.BytesIO(b"notes")}
     torch.save({nested: held} if nested else held, tmp_path / "model.pt")
     convert(tmp_path / "model.pt", tmp_path / "one.safetensors", "--convention", "pre-trained")
     said = capsys.readouterr().out
     assert "pre-trained (asked for)" in said and "left out, no weights: net.accum_iteration" in said
+    assert "_extra_state" in said
     assert same(load_file(tmp_path / "one.safetensors"), half)
     convert(tmp_path / "one.safetensors", tmp_path / "folder")
     found = open_cosmos(tmp_path / "folder")

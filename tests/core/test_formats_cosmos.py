@@ -85,6 +85,15 @@ def test_our_names_are_those_of_the_classes_that_own_them():
         assert {to_official(name): shape for name, shape in ours.items()} == {f"net.{n}": s for n, s in theirs.items()}
 
 
+def test_every_tensor_goes_where_diffusers_own_converter_puts_it():
+    """Query and key have one shape: only an independent map can tell that they are not swapped."""
+    from diffusers.loaders.single_file_utils import convert_cosmos_transformer_checkpoint_to_diffusers
+
+    names = list(layout("2b", "official"))
+    theirs = convert_cosmos_transformer_checkpoint_to_diffusers({name: name for name in names})
+    assert {to_diffusers(name): name for name in names if "accum_" not in name} == theirs
+
+
 def test_the_whole_2b_model_loads_and_its_projection_becomes_the_connector(tmp_path):
     found = open_cosmos(hollow(tmp_path / "model.safetensors", layout("2b", "official")))
     dit, connector = found.load_dit(), found.load_connector()
@@ -284,6 +293,10 @@ def test_types_are_kept_or_converted(tmp_path):
     assert found.load_dit().time_embed.norm.weight.dtype == torch.float16
     assert {p.dtype for p in found.load_dit(torch.float32).parameters()} == {torch.float32}
     assert found.load_connector((2, 32), torch.bfloat16).proj.weight.dtype == torch.bfloat16
+    mixed, _ = quantised(half, scaled=True)
+    mixed = {name: tensor.half() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in mixed.items()}
+    save_file(mixed, tmp_path / "m.safetensors")
+    assert open_cosmos(tmp_path / "m.safetensors").load_dit().time_embed.norm.weight.dtype == torch.float16
 
 
 def test_formats_that_only_comfyui_runs_are_refused_by_name(tmp_path):
