@@ -180,7 +180,7 @@ class Trainer:
         modules |= {"recall": recall} if recall else {}
         optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, recall)
         if config.gradient_checkpointing:
-            checkpoint_layers(model)
+            checkpoint_layers(model, run.processes.device)
         together = run.processes
         loss_of = together.prepare(NextTokenLoss(model, recall, bf16=config.bf16), optimizers)
         run.attach(modules, optimizers)
@@ -253,9 +253,8 @@ class Trainer:
                     export(model, mllm.tokenizer, mllm.image_processor, run.folder / "export")
 
 
-def checkpoint_layers(model: nn.Module) -> None:
-    """Decoder layers compute what they hold inside a second time, on the way back."""
-    device = model.get_input_embeddings().weight.device
+def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
+    """Decoder layers compute what they hold inside a second time, on the way back. device: where they will do so."""
     # transformers 5.23 changed the name
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, "context_fn": recomputing(device)})

@@ -229,7 +229,7 @@ def gradients(init: Path, documents, checkpointed: bool) -> dict[str, torch.Tens
     layer = model.model.language_model.layers[0].input_layernorm
     layer.register_forward_hook(lambda *_: calls.append(1))
     if checkpointed:
-        checkpoint_layers(model)
+        checkpoint_layers(model, torch.device("cpu"))
     NextTokenLoss(model)(*Batcher(mllm.tokenizer, mllm.image_processor)(documents))[0].backward()
     assert len(calls) == 1 + checkpointed  # a second time on the way back
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
