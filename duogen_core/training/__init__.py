@@ -11,6 +11,7 @@ pretrain.py    the MLLM from nothing: language, then vision (vision.py); tokeniz
 stage1.py      the MLLM answers and knows when to draw
 stage2.py      connector and DiT, MLLM frozen (stage2_data.py)
 assemble.py    the parts as one checkpoint
+finetune.py    both stages from a finished checkpoint, on one's own documents with replay
 
 mllm.py        what pretrain and stage1 share; mllm_data.py what they learn from, next_token.py their loss, recall.py
                what its states should know, bov.py a start for <BOV>
