@@ -7,11 +7,12 @@ is the words of every shape.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from random import Random
 
 from duogen_core.data.sketchbook.cases import Case, scene_to_dict
 from duogen_core.data.sketchbook.draw import draw_scene
-from duogen_core.data.sketchbook.scene import CELLS, KINDS, Scene
+from duogen_core.data.sketchbook.scene import CELLS, KINDS, Scene, Shape
 from duogen_core.data.sketchbook.tasks.common import (
     PLACES,
     PLURALS,
@@ -55,8 +56,13 @@ def counted(count: int, colour: str | None, kind: str | None) -> str:
     return f"{count} {colour} {noun}" if colour else f"{count} {noun}"
 
 
-def count_of(scene: Scene, colour: str | None, kind: str | None) -> int:
-    return sum(colour in (None, shape.colour) and kind in (None, shape.kind) for shape in scene.shapes)
+def chosen(scene: Scene, colour: str | None, kind: str | None) -> list[Shape]:
+    return [shape for shape in scene.shapes if colour in (None, shape.colour) and kind in (None, shape.kind)]
+
+
+def seen(shapes: Sequence[Shape]) -> str:
+    """The shapes that are counted, one by one, before their number: to list is easier than to count at a glance."""
+    return f"I see {join([f'the {shape_words(shape)}' for shape in shapes])}." if shapes else ""
 
 
 def sample_count(rng: Random, scene: Scene) -> tuple[str, str, list[str]]:
@@ -65,9 +71,10 @@ def sample_count(rng: Random, scene: Scene) -> tuple[str, str, list[str]]:
     colour, kind = shape.colour if what < 0.5 else None, shape.kind if 0.5 <= what < 0.85 else None
     if what >= 0.85 and rng.random() < 0.4:
         kind = rng.choice(KINDS)
-    number = count_of(scene, colour, kind)
+    shapes = chosen(scene, colour, kind)
+    number = len(shapes)
     noun = counted(2, colour, kind)[2:]
-    answer = f"There {'is' if number == 1 else 'are'} {counted(number, colour, kind)}."
+    answer = f"{seen(shapes)} There {'is' if number == 1 else 'are'} {counted(number, colour, kind)}.".strip()
     return rng.choice(COUNT).format(noun), answer, [counted(number, colour, kind)]
 
 
@@ -80,7 +87,7 @@ def sample_one(rng: Random, scene: Scene, question: str) -> tuple[str, str, list
         if shape is None:
             return text, f"Nothing is {PLACES[cell]}.", ["Nothing"]
         return text, f"A {shape_words(shape)}.", [f"{shape.size} {shape.colour} {shape.kind}"]
-    unique = [shape for shape in scene.shapes if count_of(scene, None, shape.kind) == 1]
+    unique = [shape for shape in scene.shapes if len(chosen(scene, None, shape.kind)) == 1]
     if not unique:
         return sample_count(rng, scene)
     shape = rng.choice(unique)

@@ -33,7 +33,7 @@ from duogen_core.data.sketchbook.tasks.common import (
     user_cell,
     user_turn,
 )
-from duogen_core.data.sketchbook.tasks.describe import count_of, counted
+from duogen_core.data.sketchbook.tasks.describe import chosen, counted, seen
 from duogen_core.document import Picture
 
 Draft = tuple[Scene, str, str]  # the scene after it, the request's first sentence, the announcement
@@ -82,32 +82,34 @@ def move(rng: Random, scene: Scene) -> Draft:
 DRAFTS = {"remove": remove, "recolour": recolour, "move": move}
 
 
-def ask(rng: Random, scene: Scene, operation: str) -> tuple[str, str, int]:
-    """A question about the new scene, its counted words, and the number."""
+def ask(rng: Random, scene: Scene, operation: str) -> tuple[str, str, list[Shape]]:
+    """A question about the new scene, its counted words, and the shapes that count."""
     if operation == "move":
         band = rng.choice(BANDS)
-        number = sum(shape.cell in cells_of(band) for shape in scene.shapes)
-        return f"How many shapes are in the {band}{rng.choice((' now', '', ' then'))}?", f"shapes in the {band}", number
+        shapes = [shape for shape in scene.shapes if shape.cell in cells_of(band)]
+        return f"How many shapes are in the {band}{rng.choice((' now', '', ' then'))}?", f"shapes in the {band}", shapes
     choice = rng.random() * (0.7 if operation == "recolour" else 1)  # after painting, colours are what has changed
     shape = rng.choice(scene.shapes) if scene.shapes else None
     colour = shape.colour if shape and choice < 0.5 else None
     kind = shape.kind if shape and colour is None and choice < 0.75 else None
-    number = count_of(scene, colour, kind)
     words = counted(2, colour, kind)[2:]
     ends = ("are left", "remain") if operation == "remove" else ("are there now", "are there then", "do you see then")
-    return f"How many {words} {rng.choice(ends)}?", words, number
+    return f"How many {words} {rng.choice(ends)}?", words, chosen(scene, colour, kind)
 
 
-def answer_text(operation: str, words: str, number: int) -> str:
+def answer_text(operation: str, words: str, shapes: Sequence[Shape]) -> str:
+    number = len(shapes)
     if number == 1:
         words = (
             words.replace("shapes", "shape") if "shapes" in words else next(k for k, p in PLURALS.items() if p == words)
         )
     verb = "is" if number == 1 else "are"
-    if operation == "move":
-        return f"{number} {words.replace(' in the', f' {verb} in the')}. Answer: {number}."
-    sentence = f"{number} {words} {verb} left" if operation == "remove" else f"There {verb} {number} {words}"
-    return f"{sentence}. Answer: {number}."
+    sentence = {
+        "move": f"{number} {words.replace(' in the', f' {verb} in the')}",
+        "remove": f"{number} {words} {verb} left",
+        "recolour": f"There {verb} {number} {words}",
+    }[operation]
+    return f"{seen(shapes)} {sentence}. Answer: {number}.".strip()
 
 
 NO_DRAWING = ("Do not draw.", "Answer without a drawing.", "Answer in words only.")
@@ -120,8 +122,8 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, 
     # A small choice of kinds and colours, so that groups have more than one member.
     before = alike(rng, before)
     after, request, announcement = DRAFTS[operation](rng, before)
-    question, words, number = ask(rng, after, operation)
-    asked, answer = f"{request} {question}", answer_text(operation, words, number)
+    question, words, counting = ask(rng, after, operation)
+    asked, answer = f"{request} {question}", answer_text(operation, words, counting)
     if drawn:
         answers = announcement, Picture(draw_scene(after)), answer
     else:
@@ -131,7 +133,7 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, 
         "operation": operation,
         "before": scene_to_dict(before),
         "after": scene_to_dict(after),
-        "answer": str(number),
+        "answer": str(len(counting)),
         "question": words,
     }
     return Case("draft" if drawn else "undrafted", conversation(turns), truth)

@@ -25,10 +25,9 @@ from duogen_core.data.sketchbook.tasks.common import (
     join,
     pick_count,
     random_scene,
-    shape_words,
     user_turn,
 )
-from duogen_core.data.sketchbook.tasks.describe import DESCRIBE, describe_scene, sample_count, sample_one
+from duogen_core.data.sketchbook.tasks.describe import DESCRIBE, chosen, describe_scene, sample_count, sample_one, seen
 from duogen_core.data.sketchbook.tasks.plan import place_words
 from duogen_core.data.sketchbook.things import ideal_picture, things
 from duogen_core.document import Picture
@@ -56,18 +55,18 @@ def group(rng: Random, scene: Scene) -> Answered:
     """All shapes of a kind or a colour by their words."""
     shape = rng.choice(scene.shapes)
     if rng.random() < 0.5:
-        chosen, words = [s for s in scene.shapes if s.kind == shape.kind], PLURALS[shape.kind]
+        shapes, words = chosen(scene, None, shape.kind), PLURALS[shape.kind]
     else:
-        chosen, words = [s for s in scene.shapes if s.colour == shape.colour], f"{shape.colour} shapes"
+        shapes, words = chosen(scene, shape.colour, None), f"{shape.colour} shapes"
     text = rng.choice(("Where are the {}?", "Which {} do you see?", "Which {} are there?")).format(words)
-    return text, f"I see {join([f'the {shape_words(s)}' for s in chosen])}."
+    return text, seen(shapes)
 
 
 def band(rng: Random, scene: Scene) -> Answered:
     name = rng.choice(BANDS)
-    number = sum(shape.cell in cells_of(name) for shape in scene.shapes)
-    shapes = "1 shape is" if number == 1 else f"{number} shapes are"
-    return f"How many shapes are in the {name}?", f"{shapes} in the {name}."
+    inside = [shape for shape in scene.shapes if shape.cell in cells_of(name)]
+    shapes = "1 shape is" if len(inside) == 1 else f"{len(inside)} shapes are"
+    return f"How many shapes are in the {name}?", f"{seen(inside)} {shapes} in the {name}.".strip()
 
 
 # -- things -----------------------------------------------------------------------------------------------------------
