@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 WHAT = "weights of the MLLM"
 FILE_MARKS = ("scaled_fp8",)  # tensors that say something of the whole file
+BLOCKS = {"nvfp4": 16, "mxfp8": 32}  # weights in these formats have whole blocks of rows and columns
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -137,8 +138,12 @@ def check(family: type[Mllm], module: nn.Module, weights: WeightFiles, path: Pat
     Returns the Linear layers that are quantised, with their formats.
     """
     tied = ("lm_head.weight",) if module.config.tie_word_embeddings else ()
-    found, formats = found_tensors(family, weights, path)
-    check_tensors(found, shapes_of(module), path, "MLLM", optional=tied)
+    (found, formats), expected = found_tensors(family, weights, path), shapes_of(module)
+    for name in (f"{layer}.weight" for layer, format_ in formats.items() if format_ in BLOCKS):
+        want, block = expected.get(name), BLOCKS[formats[name.removesuffix(".weight")]]
+        if want and name in found and found[name].shape == tuple(-(-n // block) * block for n in want):
+            found[name] = Entry(found[name].dtype, want)  # filled up to whole blocks
+    check_tensors(found, expected, path, "MLLM", optional=tied)
     whole = sorted(layer for layer in formats if f"{layer}.weight" not in found)
     if whole:
         raise DuoGenError(f"{path} says how {whole[0]} is quantised, but holds no weight of that layer.")

@@ -103,6 +103,24 @@ def test_the_weights_of_another_model_are_refused(name) -> None:
                 check(family, module, listed(key_list(other)), Path(other))
 
 
+def test_packed_and_filled_up_weights_have_the_shape_they_stand_for() -> None:
+    """nvfp4: two numbers a byte, rows and columns in blocks of 16; 3420 is not one of whole blocks."""
+    name = "mllm-qwen2.5-vl-7b"
+    layer = "visual.blocks.0.mlp.gate_proj"
+    shapes = key_list(name)
+    assert shapes[f"{layer}.weight"] == (3420, 1280)
+    weights = listed(shapes | {f"{layer}.weight": (3424, 640), f"{layer}.weight_scale": (3424, 80)})
+    weights.metadata["_quantization_metadata"] = json.dumps({"layers": {layer: {"format": "nvfp4"}}})
+    assert check(*published(name), weights, Path(name)) == {f"model.{layer}": "nvfp4"}
+    weights.entries[f"{layer}.weight"] = Entry("U8", (3440, 640))
+    with pytest.raises(DuoGenError, match=r"gate_proj\.weight is \[3440, 1280\] instead of \[3420, 1280\]"):
+        check(*published(name), weights, Path(name))
+    with pytest.raises(DuoGenError, match="holds no weight of that layer"):
+        weights = listed(shapes)
+        weights.metadata["_quantization_metadata"] = json.dumps({"layers": {"visual.extra": {"format": "nvfp4"}}})
+        check(*published(name), weights, Path(name))
+
+
 def test_a_real_file_of_the_full_size(tmp_path) -> None:
     """A header like that of the published 7B, and a hole of 16 GB where its tensors would be."""
     file = hollow(tmp_path / "qwen_2.5_vl_7b.safetensors", key_list("mllm-qwen2.5-vl-7b"))

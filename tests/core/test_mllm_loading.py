@@ -267,14 +267,28 @@ def test_formats_that_need_comfyui_say_so(published, words, tmp_path) -> None:
     file, state = tmp_path / "int8.safetensors", flat(published)
     name = next(name for name in state if name.endswith("self_attn.q_proj.weight"))
     layer = name.removesuffix(".weight")
-    note = torch.tensor(list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8)
+    note = torch.tensor(list(b'{"format": "int8_tensorwise", "convrot": true}'), dtype=torch.uint8)
     state |= {name: state[name].to(torch.int8), f"{layer}.weight_scale": torch.ones(()), f"{layer}.comfy_quant": note}
     save_file(state, file)
     with pytest.raises(DuoGenError, match=r"q_proj is quantised as int8_tensorwise, which runs in ComfyUI alone"):
         Mllm.from_pretrained(file, tokenizer=words)
-    told = {}
-    with pytest.raises(StopIteration):
-        Mllm.from_pretrained(
-            file, tokenizer=words, prepare=lambda module, formats: told.update(formats) or next(iter(()))
-        )
+    told, kept = {}, {}
+
+    class Kept(torch.nn.Linear):
+        """As ComfyUI's own layers do, it takes what the file says of it."""
+
+        def _load_from_state_dict(self, state, prefix, *rest):
+            kept.update({key.removeprefix(prefix): tensor for key, tensor in state.items()})
+            self.weight = torch.nn.Parameter(torch.zeros(self.weight.shape), requires_grad=False)
+
+    def prepare(module, formats):
+        told.update(formats)
+        for layer in formats:
+            module.get_submodule(layer).__class__ = Kept
+
+    Mllm.from_pretrained(file, tokenizer=words, prepare=prepare)
     assert list(told.values()) == ["int8_tensorwise"] and next(iter(told)).startswith("model.language_model.layers.0.")
+    assert kept.keys() - {"bias"} == {"weight", "weight_scale", "comfy_quant"} and torch.equal(
+        kept["comfy_quant"], note
+    )
+    assert kept["weight"].dtype == torch.int8
