@@ -276,7 +276,7 @@ def _on_meta(cls: type, config: dict[str, Any]) -> Any:
             return cls(**config)
     except DuoGenError:
         raise
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
         raise WeightError(f"This configuration is none of a Cosmos-Predict2.5 transformer ({error}).") from error
 
 

@@ -151,7 +151,7 @@ def relative(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "a Cosmos-Transfer2.5 model, which is steered by control videos"
     if any("learnable_pos_embed" in name or "extra_pos_embedder" in name for name in shapes):
         return "a Cosmos model of the first generation"
-    columns = shapes.get("patch_embed.proj.weight", (0, 0))[-1]
+    columns = (shapes.get("patch_embed.proj.weight") or (0,))[-1]
     if columns == 68:
         return "Cosmos-Predict2 Text2Image, which reads T5 text and takes no earlier pictures"
     if columns == 72 and "crossattn_proj.0.weight" not in shapes:

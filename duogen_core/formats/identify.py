@@ -104,6 +104,18 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _of_weights(weights: WeightFiles, path: Path) -> Found:
+    try:
+        found = _recognised(weights, path)
+        if not all(isinstance(value, int) and 0 <= value < 10**9 for value in found.shape.values()):
+            raise ValueError(f"{found.shape}")
+        return found
+    except DuoGenError:
+        raise
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise WeightError(f"{path} describes a model that cannot be: {type(error).__name__} at {error}.") from error
+
+
+def _recognised(weights: WeightFiles, path: Path) -> Found:
     formats = quantised.layer_formats(weights)
     if is_lora(weights.entries):
         return _lora(weights, path)

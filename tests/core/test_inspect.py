@@ -162,6 +162,32 @@ def test_hostile_and_broken_files_get_a_sentence(tmp_path, capsys, name, data, m
     assert error.count("\n") == 1 and re.search(match, error), error
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"decoder.head.0.gamma": ()},
+        {"blocks.0.mlp.layer1.weight": (), "x_embedder.proj.1.weight": ()},
+        {name: (1,) * len(shape) for name, shape in key_list("cosmos_predict2.5_2b.official").items()},
+        {"model.embed_tokens.weight": (), "visual.patch_embed.proj.weight": ()},
+        {"a.lora_A.weight": (), "a.lora_B.weight": ()},
+    ],
+)
+def test_impossible_shapes_get_a_sentence(tmp_path, capsys, names):
+    path = hollow(tmp_path / "a.safetensors", names)
+    assert cli.main(["inspect", str(path)]) in (0, 2)
+    assert capsys.readouterr().err.count("\n") <= 1
+
+
+@pytest.mark.parametrize(
+    "values", [{"max_size": "big"}, {"patch_size": []}, {"rope_scale": ["a"]}, {"patch_size": 3}, {"attention": {}}]
+)
+def test_impossible_configurations_get_a_sentence(tmp_path, capsys, values):
+    hollow(tmp_path / "model.safetensors", key_list("cosmos_predict2.5_2b.diffusers"))
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert cli.main(["inspect", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_block_number_beyond_reason_costs_no_time(tmp_path):
     names = key_list("cosmos_predict2.5_2b.official") | {"net.blocks.999999999.mlp.layer1.weight": (1, 1)}
     with pytest.raises(DuoGenError, match="its block 28 is missing"):
