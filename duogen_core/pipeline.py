@@ -107,9 +107,13 @@ def step_text(document: Document) -> str:
     return "".join(texts).strip()
 
 
-def with_picture(document: Document, pixels: np.ndarray, seed: int) -> Document:
-    """The document with a drawn picture, which carries its own seed and step text."""
-    return document.append(Picture(pixels, {"seed": seed, "text": step_text(document)}))
+def with_picture(document: Document, pixels: np.ndarray, seed: int, caption: str = "") -> Document:
+    """The document with a drawn picture, which carries its own seed, its step text, and the caption of a prompted model.
+
+    By its caption that model finds its own marker again (`duogen_core.mllm.prompted`).
+    """
+    meta = {"seed": seed, "text": step_text(document)}
+    return document.append(Picture(pixels, meta | ({"caption": caption} if caption else {})))
 
 
 def picture_seed(seed: int, k: int) -> int:
@@ -313,7 +317,7 @@ def generate(
                 except Cancelled:
                     stop = "interrupted"
                     continue
-                document = keep(with_picture(document, pixels, seed))
+                document = keep(with_picture(document, pixels, seed, written.caption))
                 watch.on_picture(drawn, document.pictures[-1])
                 drawn += 1
     document = marked(document, stop)

@@ -15,7 +15,7 @@ ROWS = 5  # figures of a panel, at most
 
 
 def plot(report: Mapping[str, Any], target: Path) -> Path | None:
-    """Figures in [0, 1] only; questions without any are left out."""
+    """Figures in [0, 1] only; those that are 0 for all arms tell nothing and are left out, and so are empty panels."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -45,7 +45,8 @@ def plot(report: Mapping[str, Any], target: Path) -> Path | None:
 
 
 def shares(answer: Mapping[str, Any]) -> list[str]:
-    names = dict.fromkeys(name for arm in answer["arms"] for name in arm["figures"] if is_share(name))
+    found = [pair for arm in answer["arms"] for pair in arm["figures"].items()]
+    names = dict.fromkeys(name for name, one in found if is_share(name) and one["mean"] > 0)
     return list(names)[:ROWS]
 
 

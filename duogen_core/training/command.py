@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError
 
+from duogen_core.training import sharding
 from duogen_core.training.checkpoints import is_full, reason
 from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
 from duogen_core.training.errors import TrainingError
@@ -81,6 +82,8 @@ def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run
         return 0
     if started() > 1 and not parallel:
         raise TrainingError(f"train {command_of(cls)} runs in one process; start it without accelerate's launcher.")
+    if sharding.asked_for() and sharding.precision() != "no" and not config.bf16:
+        raise TrainingError("bf16 is false, but accelerate's mixed_precision is not 'no'; set both alike.")
     if not config.steps and not config.minutes:
         raise ConfigError("A training run needs an end: give steps=N, minutes=M or both.")
     if config.threads:

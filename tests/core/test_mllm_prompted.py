@@ -8,12 +8,15 @@ import pytest
 from tokenizers import Tokenizer
 
 from duogen_core.document import Document, Text, Turn
+from duogen_core.mllm.base import Continuation
 from duogen_core.mllm.chat import BOV, NO_TOKEN, encode_text
 from duogen_core.mllm.prompted import MAX_CAPTION, MarkedStream, Prompted, clean_caption, lesson
 from duogen_core.mllm.text_stream import _byte_of
 from duogen_core.mllm.tokenizer import train_tokenizer, wrap_tokenizer
+from duogen_core.pipeline import Settings, generate
 from tests.core.mllm_families import CREATE, TEXTS, another, interleaved, lively, picture
 from tests.core.test_mllm_loop import Scripted, ask
+from tests.core.tiny import random_components, request
 
 
 def without_bov(texts=TEXTS, size: int = 600):
@@ -187,3 +190,13 @@ def test_a_real_family_is_prompted(family) -> None:
     for document in interleaved(3)[:4]:
         out = mllm.continue_(document, max_new_tokens=4)
         assert another(mllm).continue_(document, max_new_tokens=4) == out
+
+
+def test_a_caption_stays_with_its_picture() -> None:
+    """The loop keeps it, and the context that follows shows the marker as it was written."""
+    components = random_components()
+    said = [Continuation("A cat.", "picture", 2, "a grey cat"), Continuation(" Done.", "end", 1)]
+    components.mllm.continue_ = lambda document, **_: said[len(document.pictures)]
+    answer = generate(components, request("Draw a cat."), Settings(steps=1))
+    assert answer.pictures[0].meta["caption"] == "a grey cat" and answer.text == "A cat. Done."
+    assert Prompted().marker(answer.pictures[0]) == "<BOV: a grey cat>"

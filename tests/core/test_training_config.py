@@ -149,3 +149,10 @@ def test_a_full_disk_is_one_sentence(capsys, monkeypatch, tmp_path):
     assert main(["train", "vae", "steps=1", f"out={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err
     assert "No space left on device. Free some space" in error and error.count("\n") == 1
+
+
+def test_two_precisions_are_not_mixed_up(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert main(["train", "stage2", "steps=1", "bf16=false", f"out={tmp_path / 'run'}"]) == 2
+    assert "bf16 is false, but accelerate's mixed_precision" in capsys.readouterr().err

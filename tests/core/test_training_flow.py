@@ -12,6 +12,7 @@ from duogen_core.checkpoint import CheckpointConfig, Components
 from duogen_core.connector import Connector, normalise
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture, Text
+from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import Draughtsman, Settings, negative_states
@@ -198,3 +199,9 @@ def test_without_a_new_text_there_is_nothing_to_drop():
     spots = places(build_inputs([twice], parts.mllm.tokenizer, parts.mllm.image_processor)["layouts"][0])
     lengths = [last - first for first, last in spots["segments"]]
     assert spots["drawn"] == [1, 2, 3] and lengths[0] == lengths[2] == lengths[3] == 0 and lengths[1] > 0
+
+
+def test_a_branch_without_any_text_is_there_even_when_nothing_new_was_written():
+    states = ContextStates(torch.randn(9, 4), (2, 5), (5,), "all_text")  # the last text stands before the last picture
+    assert len(negative_states(states)) == 0
+    assert negative_states(replace(states, drop="last_segment")) is None

@@ -227,7 +227,9 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
 def test_kill_9_at_any_moment_costs_nothing_but_time(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "plot_losses", lambda _: None)
     whole, _, _ = train(tmp_path / "whole", steps=60)
-    moments, killed = random.Random(0), 0
+    start = time.perf_counter()
+    train(tmp_path / "timed", steps=60, checkpoint_minutes=0)
+    moments, killed, usual = random.Random(0), 0, time.perf_counter() - start
     for _ in range(40):
         child = os.fork()
         if child == 0:
@@ -235,7 +237,7 @@ def test_kill_9_at_any_moment_costs_nothing_but_time(tmp_path, monkeypatch):
                 train(tmp_path / "run", steps=60, checkpoint_minutes=0)  # a checkpoint after every step
             finally:
                 os._exit(0)
-        time.sleep(moments.uniform(0.0, 0.12))
+        time.sleep(moments.uniform(0.0, usual / 3))
         os.kill(child, signal.SIGKILL)
         killed += os.waitpid(child, 0)[1] == signal.SIGKILL
     resumed, _, _ = train(tmp_path / "run", steps=60)

@@ -19,6 +19,7 @@ from duogen_core.training import stage2_data
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, part_of
 from duogen_core.training.parallel import Processes
+from duogen_core.training.sharding import shard, touch_all
 from duogen_core.training.tokenizer import sketchbook_tokenizer
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.test_training_mllm import SIZES, cases
@@ -144,3 +145,40 @@ def test_a_device_that_is_not_there_is_named():
         if name != "cuda" or not torch.cuda.is_available():
             with pytest.raises(TrainingError, match=expected):
                 Processes(name)
+
+
+def test_what_cannot_be_split_is_said(monkeypatch):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    weight = torch.nn.Linear(4, 4)
+    muon = {"muon": torch.optim.Muon([weight.weight])}
+    with pytest.raises(TrainingError, match="Muon needs whole matrices.*optimizer=adamw"):
+        shard(weight, muon, torch.device("cpu"))
+    weight.peft_config = {"default": None}
+    with pytest.raises(TrainingError, match="LoRA cannot be exported from under FSDP.*DDP"):
+        shard(weight, {}, torch.device("cpu"))
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(TrainingError, match="fsdp_version: 2"):
+        shard(weight, {}, torch.device("cpu"))
+
+
+def test_what_a_share_does_not_use_learns_zero():
+    """As one process of FSDP, whose sums have a place for every parameter."""
+    layers = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "unused": torch.nn.Linear(2, 2)})
+
+    class Picky(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            return self.layers["used"](x).sum(), x
+
+    module, x = Picky(), torch.ones(1, 2)
+    module(x)[0].backward()
+    wanted = {name: p.grad for name, p in module.named_parameters()}
+    assert wanted["layers.unused.weight"] is None
+    module.zero_grad()
+    touch_all(module, list(module.modules()))
+    module(x)[0].backward()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter) if wanted[name] is None else wanted[name])
