@@ -108,7 +108,7 @@ def step_text(document: Document) -> str:
 
 
 def with_picture(document: Document, pixels: np.ndarray, seed: int, caption: str = "") -> Document:
-    """The document with a drawn picture, which carries its own seed, its step text, and the caption of a prompted model.
+    """The document with a drawn picture, which carries its own seed, its step text, and a prompted model's caption.
 
     By its caption that model finds its own marker again (`duogen_core.mllm.prompted`).
     """
