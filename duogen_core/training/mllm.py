@@ -35,14 +35,15 @@ from duogen_core.training.samples import ideal_answers, write_answers
 __all__ = ["MllmConfig", "Trainer", "evaluate", "evaluation_cases", "export", "optimizers_of"]
 
 WEIGHTS = {
-    "guide": 0.2,
-    "draw": 0.17,
-    "edit": 0.18,
-    "continue": 0.08,
-    "plan": 0.11,
-    "draft": 0.1,
-    "undrafted": 0.03,
-    "describe": 0.16,
+    "guide": 0.11,
+    "draw": 0.06,
+    "edit": 0.14,
+    "continue": 0.09,
+    "plan": 0.07,
+    "draft": 0.2,
+    "undrafted": 0.06,
+    "describe": 0.13,
+    "quiz": 0.14,
 }
 SKETCHBOOK_RECALL = 0.5
 

@@ -39,7 +39,7 @@ from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepa
 from duogen_core.vae import PictureVae
 from duogen_core.weights import check_tensors, shapes_of
 
-FAMILY_WEIGHTS = {"guide": 0.26, "draw": 0.34, "edit": 0.16, "continue": 0.06, "plan": 0.08, "draft": 0.10}
+FAMILY_WEIGHTS = {"guide": 0.16, "draw": 0.21, "edit": 0.23, "continue": 0.09, "plan": 0.11, "draft": 0.20}
 
 
 @dataclass(kw_only=True)
