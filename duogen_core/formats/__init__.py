@@ -5,6 +5,7 @@
     cosmos_keys.py  Cosmos-Predict2.5: the names of its tensors in each layout, its configuration from their shapes
     cosmos.py       Cosmos-Predict2.5 -> PackedCosmos, and its crossattn_proj -> Connector
     lora.py         LoRA files: whose naming, for which model, and whether it fits
+    adapter.py      the numbers of a LoRA for the MLLM, by the names of its modules
     identify.py     what a file or folder is, from headers and JSON alone
     memory.py       what a model needs in memory, as a sum that can be shown
     writing.py      safetensors written in one pass: whole or not at all

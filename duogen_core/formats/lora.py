@@ -1,13 +1,13 @@
 """LoRA files: whose naming, for which model, and whether they fit the one at hand; from headers alone.
 
 Namings: "diffusers/PEFT" (`transformer.…lora_A.weight`, or without a prefix), "PEFT" (`base_model.model.…`), "ComfyUI"
-(`diffusion_model.…`), "kohya" (`lora_unet_…lora_down.weight`, dots as underscores).
+(`diffusion_model.…`), "kohya" (`lora_unet_…lora_down.weight`, dots as underscores). adapter.py reads the numbers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from duogen_core.formats.cosmos_keys import to_diffusers
@@ -15,6 +15,7 @@ from duogen_core.weights import Entry, WeightError
 
 ENDINGS = re.compile(
     r"\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?:\.default)?\.weight$|\.(alpha|dora_scale|diff|diff_b)$"
+    r"|(?:\.token_adapter)?\.(trainable_tokens_delta)$"
 )
 DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
 PREFIXES = {
@@ -31,11 +32,15 @@ PREFIXES = {
 
 @dataclass(frozen=True)
 class LoraFile:
-    """layers: {layer, without prefix: (rank, inputs, outputs)}. target: "DiT", "MLLM" or "unknown"."""
+    """layers: {layer, without prefix: (rank, inputs, outputs)}. target: "DiT", "MLLM" or "unknown".
+
+    tensors: {(layer, part): name in the file}; a part is "down", "up", "alpha", "trainable_tokens_delta", …
+    """
 
     naming: str
     target: str
     layers: dict[str, tuple[int, int, int]]
+    tensors: dict[tuple[str, str], str]
 
     @property
     def ranks(self) -> list[int]:
@@ -47,13 +52,15 @@ def is_lora(names: Mapping[str, Entry]) -> bool:
 
 
 def read_lora(entries: Mapping[str, Entry], where: str) -> LoraFile:
-    namings, down, up = set(), {}, {}
+    namings, down, up, tensors = set(), {}, {}, {}
     for name, entry in entries.items():
         match = ENDINGS.search(name)
         if match is None:
             raise WeightError(f"{where} is not a whole LoRA: {name} is no part of one.")
         layer, naming = _without_prefix(name[: match.start()])
         namings.add(naming)
+        part = next(found for found in match.groups() if found)
+        tensors[layer, "down" if part in DOWN else "up" if part in UP else part] = name
         if match[1] in DOWN + UP:
             if len(entry.shape) < 2:
                 raise WeightError(f"{where}: {name} has the shape {list(entry.shape)}; expected a matrix.")
@@ -66,19 +73,31 @@ def read_lora(entries: Mapping[str, Entry], where: str) -> LoraFile:
         if shape[0] != up[layer][1]:
             raise WeightError(f"{where}: the matrices of {layer} have the ranks {shape[0]} and {up[layer][1]}.")
         layers[layer] = (shape[0], shape[1], up[layer][0])
-    return LoraFile("/".join(sorted(namings)), _target(layers), layers)
+    return LoraFile("/".join(sorted(namings)), _target(layers), layers, tensors)
 
 
-def check_lora(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], where: str, model: str) -> None:
-    """Every layer must be a matrix of the model, of its size; shapes by diffusers' or transformers' names."""
-    flat = {name.removesuffix(".weight").replace(".", "_"): shape for name, shape in shapes.items()}
+def check_lora(
+    lora: LoraFile,
+    shapes: Mapping[str, tuple[int, ...]],
+    where: str,
+    model: str,
+    rename: Callable[[str], str] = lambda name: to_diffusers(name, ""),
+) -> dict[str, str]:
+    """{layer: the model's own name of it}. Every layer must be a matrix of the model, of its size.
+
+    shapes: of the model's weights. rename: a weight's name in other layouts -> the model's.
+    """
+    flat = {_flat(name.removesuffix(".weight")): name.removesuffix(".weight") for name in shapes}
+    names: dict[str, str] = {}
     strange, other = [], []
     for layer, (_, inputs, outputs) in lora.layers.items():
-        ours = to_diffusers(f"{layer}.weight", "").removesuffix(".weight").replace(".", "_")
-        found = flat.get(ours) or next((flat[name] for name in flat if name.endswith(f"_{ours}")), None)
-        if found is None:
+        ours = _find(flat, layer, rename)
+        if ours is None:
             strange.append(layer)
-        elif tuple(found[:2]) != (outputs, inputs):
+            continue
+        names[layer] = ours
+        found = shapes[f"{ours}.weight"]
+        if tuple(found[:2]) != (outputs, inputs):
             other.append(f"{layer} is for {outputs}x{inputs}, the model's is {found[0]}x{found[1]}")
     if strange:
         raise WeightError(
@@ -87,6 +106,22 @@ def check_lora(lora: LoraFile, shapes: Mapping[str, tuple[int, ...]], where: str
         )
     if other:
         raise WeightError(f"{where} is a LoRA for another size of model: {other[0]}.")
+    return names
+
+
+def _find(flat: Mapping[str, str], layer: str, rename: Callable[[str], str]) -> str | None:
+    """Among {flat name: name}: by the whole name, else by its end where that is the end of one name alone."""
+    for wanted in (rename(f"{layer}.weight").removesuffix(".weight"), layer):
+        if _flat(wanted) in flat:
+            return flat[_flat(wanted)]
+        ends = [name for name in flat if name.endswith(f"_{_flat(wanted)}")]
+        if len(ends) == 1:
+            return flat[ends[0]]
+    return None
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def _without_prefix(layer: str) -> tuple[str, str]:

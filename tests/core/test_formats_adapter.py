@@ -1,0 +1,214 @@
+"""A LoRA for the MLLM, read from PEFT's layout and from single files: the numbers of the merged model, or a refusal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from duogen_core.errors import DuoGenError
+from duogen_core.formats.adapter import CONFIG, FILE, read_adapter, with_marker
+from duogen_core.mllm.chat import BOV
+from tests.core.tiny import random_components
+
+peft = pytest.importorskip("peft")
+LAYERS = "model.language_model.layers"
+
+
+def untie(model) -> None:
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone().roll(1, 0))
+
+
+def written(folder, *, tied: bool = True, rows: bool = True, **settings):
+    """An adapter that is not zero, in `folder` -> (the model's state before, its state with the adapter merged)."""
+    from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, learnt, merged_state, save_adapter
+
+    mllm = random_components().mllm
+    if not tied:
+        untie(mllm.model)
+    before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
+    tokens = {"embed_tokens": [mllm.control.bov]} | ({} if tied else {"lm_head": [mllm.control.bov]})
+    settings = LoraSettings(**{"rank": 3, **settings})
+    add_lora(mllm.model, settings, within=LAYERS, usual=MLLM_TARGETS, tokens=tokens if rows else None)
+    for parameter in learnt(mllm.model).values():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_adapter(mllm.model, folder)
+    return before, merged_state(mllm.model)
+
+
+def applied(before, adapter, strength: float = 1.0):
+    state = {name: tensor.clone() for name, tensor in before.items()}
+    for name, low in adapter.layers.items():
+        state[f"{name}.weight"] += strength * low.whole()
+    for name, rows in adapter.rows.items():
+        for token, row in rows.items():
+            state[f"{name}.weight"][token] = row
+    return state
+
+
+def plain(tied: bool = True):
+    mllm = random_components().mllm
+    if not tied:
+        untie(mllm.model)
+    return mllm
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_read_is_what_peft_merges(tied, tmp_path):
+    before, merged = written(tmp_path / "a", tied=tied)
+    for path in (tmp_path / "a", tmp_path / "a" / FILE):
+        adapter = read_adapter(path, plain(tied))
+        assert set(adapter.rows) == {"model.language_model.embed_tokens", "lm_head"}
+        after = applied(before, adapter)
+        assert after.keys() == merged.keys()
+        for name, tensor in merged.items():
+            torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-6)
+    changed = [name for name in before if not torch.equal(before[name], merged[name])]
+    assert len(changed) == 2 * 7 + 2
+
+
+@pytest.mark.parametrize("naming", ["published", "kohya", "scaled"])
+def test_single_files_of_other_namings(naming, tmp_path):
+    before, merged = written(tmp_path / "a", rows=False, alpha=6.0)
+    tensors = {}
+    for name, tensor in load_file(tmp_path / "a" / FILE).items():
+        layer, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
+        if naming == "published":  # as the files of Qwen2.5-VL call them, the scale in lora_B
+            tensors[layer.replace("model.language_model.", "model.") + f".lora_{part}"] = (
+                tensor * 2 if part.startswith("B") else tensor
+            )
+        elif naming == "kohya":
+            layer = "lora_te_" + layer.removeprefix("model.language_model.").replace(".", "_")
+            tensors[f"{layer}.lora_{'down' if part.startswith('A') else 'up'}.weight"] = tensor
+            tensors[f"{layer}.alpha"] = torch.tensor(6.0)
+        else:
+            tensors[f"{layer}.lora_{part}"] = tensor
+            tensors[f"{layer}.alpha"] = torch.tensor(6.0)
+    save_file(tensors, tmp_path / "one.safetensors")
+    after = applied(before, read_adapter(tmp_path / "one.safetensors", plain()))
+    for name, tensor in merged.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, scale",
+    [({"use_rslora": True}, 6 / 3**0.5), ({"alpha_pattern": {"q_proj": 9}}, 3.0), ({"lora_alpha": 12}, 4.0)],
+)
+def test_the_scale_is_pefts(change, scale, tmp_path):
+    written(tmp_path, rows=False, alpha=6.0)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | change))
+    adapter = read_adapter(tmp_path, plain())
+    assert adapter.layers[f"{LAYERS}.0.self_attn.q_proj"].scale == pytest.approx(scale)
+    peft_model = peft.PeftModel.from_pretrained(plain().model, tmp_path)
+    theirs = peft_model.base_model.model.get_submodule(f"{LAYERS}.0.self_attn.q_proj").scaling["default"]
+    assert theirs == pytest.approx(scale)
+
+
+def without_bov(mllm):
+    """The same model as published ones are: its tokenizer ends before <BOV>."""
+    from tokenizers import Tokenizer
+
+    from duogen_core.mllm.tokenizer import wrap_tokenizer
+
+    made = json.loads(mllm.tokenizer.backend_tokenizer.to_str())
+    made["added_tokens"] = [token for token in made["added_tokens"] if token["content"] != BOV]
+    made["model"]["vocab"].pop(BOV, None)
+    return type(mllm)(mllm.model, wrap_tokenizer(Tokenizer.from_str(json.dumps(made))), mllm.image_processor)
+
+
+def test_a_model_without_bov_gets_the_one_that_was_taught(tmp_path):
+    written(tmp_path)
+    taught, mllm = plain(), without_bov(plain())
+    assert mllm.prompted is not None
+    changed = with_marker(mllm, read_adapter(tmp_path, mllm))
+    assert changed.prompted is None and changed.control == taught.control and changed.model is mllm.model
+    assert mllm.prompted is not None and BOV not in mllm.tokenizer.get_vocab()
+
+
+def test_a_marker_that_was_taught_as_another_token_is_refused(tmp_path):
+    written(tmp_path)
+    mllm = plain()
+    adapter = read_adapter(tmp_path, mllm)
+    changed = with_marker(mllm, adapter)
+    assert changed is not mllm and changed.model is mllm.model and changed.control == mllm.control
+    adapter.rows.clear()
+    assert with_marker(mllm, adapter).tokenizer is mllm.tokenizer
+    adapter.rows["lm_head"] = {mllm.control.bov + 1: torch.zeros(64)}
+    with pytest.raises(DuoGenError, match=rf"teaches the token \d+, but {BOV} is token {mllm.control.bov} here"):
+        with_marker(mllm, adapter)
+
+
+def edit(folder, tensors: dict | None = None, config: dict | None = None) -> None:
+    if tensors is not None:
+        found = load_file(folder / FILE)
+        found = {name: tensor for name, tensor in {**found, **tensors}.items() if tensor is not None}
+        save_file(found, folder / FILE)
+    if config is not None:
+        (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | config))
+
+
+FIRST = f"base_model.model.{LAYERS}.0.self_attn.q_proj"
+BAD = {
+    "another model": (
+        {FIRST.replace(".0.", ".40.") + f".lora_{half}.weight": torch.zeros(shape) for half, shape in
+         (("A", (3, 64)), ("B", (64, 3)))}, None,
+        "is a LoRA for another model: 1 of its 15 layers are not in this qwen2_5_vl, for example .*layers.40",
+    ),
+    "another size": (
+        {f"{FIRST}.lora_A.weight": torch.zeros(3, 96)}, None,
+        "is a LoRA for another size of model: .*q_proj is for 64x96, the model's is 64x64",
+    ),
+    "half of a pair": ({f"{FIRST}.lora_B.weight": None}, None, "q_proj has one of its two matrices"),
+    "two ranks": ({f"{FIRST}.lora_B.weight": torch.zeros(64, 5)}, None, "have the ranks 3 and 5"),
+    "a foreign tensor": ({"base_model.model.lm_head.weight": torch.zeros(4)}, None, "lm_head.weight is no part of one"),
+    "dora": ({f"{FIRST}.dora_scale": torch.zeros(64)}, None, "of the kind 'dora_scale', which DuoGen cannot apply"),
+    "dora said": ({}, {"use_dora": True}, "describes an adapter with use_dora; expected a plain LoRA"),
+    "another kind": ({}, {"peft_type": "IA3"}, "describes an adapter with IA3; expected a plain LoRA"),
+    "no rank": ({}, {"r": None}, "does not describe a LoRA of PEFT's"),
+    "rows of nobody": ({}, {"trainable_token_indices": None}, "does not say of which tokens"),
+    "rows too many": ({}, {"trainable_token_indices": {"embed_tokens": [5, 6]}}, "does not say of which tokens"),
+    "rows beyond": ({}, {"trainable_token_indices": {"embed_tokens": [10**6]}}, "its new rows of .* do not fit"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_refused_in_a_sentence(case, tmp_path):
+    written(tmp_path)
+    tensors, config, match = BAD[case]
+    edit(tmp_path, tensors, config)
+    with pytest.raises(DuoGenError, match=match) as caught:
+        read_adapter(tmp_path, plain())
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_adapter_of_an_mllm(tmp_path):
+    written(tmp_path / "a")
+    mllm = plain()
+    (tmp_path / "a" / FILE).rename(tmp_path / "lone.safetensors")
+    with pytest.raises(DuoGenError, match=f"without its {CONFIG}, which holds its scale"):
+        read_adapter(tmp_path / "lone.safetensors", mllm)
+    with pytest.raises(DuoGenError, match="The LoRA are missing|expected the file .*adapter_model"):
+        read_adapter(tmp_path / "a", mllm)
+    data = (tmp_path / "lone.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(data[:-50])
+    with pytest.raises(DuoGenError, match="cut.safetensors is cut off"):
+        read_adapter(tmp_path / "cut.safetensors", mllm)
+    name = "transformer.transformer_blocks.0.attn1.to_q.lora_{}.weight"
+    save_file({name.format("A"): torch.zeros(2, 8), name.format("B"): torch.zeros(8, 2)}, tmp_path / "dit.safetensors")
+    with pytest.raises(DuoGenError, match="is a LoRA for a diffusion transformer, not for an MLLM"):
+        read_adapter(tmp_path / "dit.safetensors", mllm)
+    (tmp_path / "old.bin").write_bytes(b"PK\x03\x04")
+    with pytest.raises(DuoGenError, match="pickled weight file"):
+        read_adapter(tmp_path / "old.bin", mllm)
+
+
+def test_inspect_knows_the_adapter_of_stage_1(tmp_path):
+    from duogen_core.formats.identify import identify
+
+    written(tmp_path)
+    (found,) = identify(tmp_path / FILE)
+    assert (found.kind, found.family, found.layout) == ("LoRA", "for an MLLM", "PEFT")
