@@ -1,6 +1,7 @@
-"""The parts of a checkpoint one by one, so that they can come from different ones: MLLM, connector, DiT.
+"""The parts of a model one by one, so that they can come from different places: MLLM, connector, DiT.
 
-A part is named by the checkpoint folder it lies in; the lists are those of DuoGen Load Checkpoint.
+A part is named by the DuoGen checkpoint it lies in (the list of DuoGen Load Checkpoint), or it is a published model: a
+file or a folder in ComfyUI's own folders (`model_files`, `load_published`).
 """
 
 from __future__ import annotations
@@ -9,19 +10,16 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import sockets
-from .load import checkpoint_fingerprint, checkpoint_folder, checkpoints, load_vae
+from . import model_files, sockets
+from .load import checkpoint_folder, load_vae
 
 CATEGORY = "DuoGen/loaders"
+BY_FILE = "auto"
+CONVENTIONS = [BY_FILE, "post-trained", "pre-trained"]
 
 
-def _checkpoint_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "checkpoint",
-        options=list(checkpoints()),
-        tooltip="The DuoGen model whose part to load: the one that comes with this pack, or a folder in ComfyUI's "
-        "models/duogen.",
-    )
+def _model_input(options: list[str], tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input("checkpoint", options=options, tooltip=tooltip)
 
 
 class DuoGenLoadMLLM(io.ComfyNode):
@@ -31,24 +29,43 @@ class DuoGenLoadMLLM(io.ComfyNode):
             node_id="DuoGenLoadMLLM",
             display_name="DuoGen Load MLLM",
             category=CATEGORY,
-            description="Loads the language model of a DuoGen checkpoint alone: it writes, decides when to draw, and "
-            "looks at pictures.",
-            search_aliases=["load llm", "language model"],
-            inputs=[_checkpoint_input()],
+            description="Loads the language model alone: it writes, decides when to draw, and looks at pictures. From "
+            "a DuoGen checkpoint, or Qwen2.5-VL or Qwen3-VL as published.",
+            search_aliases=["load llm", "language model", "qwen2.5-vl", "qwen3-vl", "text encoder"],
+            inputs=[
+                _model_input(
+                    model_files.names(model_files.MLLM),
+                    "The DuoGen model whose part to load: the one that comes with this pack, or a folder in ComfyUI's "
+                    "models/duogen. Or a published Qwen-VL: a file or a Hugging Face folder in models/text_encoders.",
+                ),
+                io.Combo.Input(
+                    "tokenizer",
+                    options=[model_files.OWN_TOKENIZER, *model_files.names(model_files.TOKENIZER, files=False)],
+                    default=model_files.OWN_TOKENIZER,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For a single file, which has no tokenizer in it: the folder that has one. auto: the one "
+                    "that ComfyUI brings for Qwen's models. Folders and checkpoints have their own.",
+                ),
+            ],
             outputs=[sockets.Mllm.Output("mllm", tooltip="The language model.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str) -> str:
-        return checkpoint_fingerprint(checkpoint, "mllm")
+    def fingerprint_inputs(cls, checkpoint: str, tokenizer: str = model_files.OWN_TOKENIZER) -> str:
+        return model_files.fingerprint(checkpoint, model_files.MLLM, "mllm")
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, tokenizer: str = model_files.OWN_TOKENIZER) -> io.NodeOutput:
         from duogen_core.checkpoint import check_checkpoint
         from duogen_core.mllm.base import Mllm
 
+        from . import load_published
         from .managed import manage_mllm
 
+        if not model_files.is_checkpoint(checkpoint):
+            path = model_files.path_of(checkpoint, model_files.MLLM)
+            return io.NodeOutput(load_published.load_mllm(path, model_files.tokenizer_folder(tokenizer)))
         folder = checkpoint_folder(checkpoint)
         config = check_checkpoint(folder)
         mllm = manage_mllm(Mllm.from_pretrained(folder / "mllm"))
@@ -63,26 +80,45 @@ class DuoGenLoadConnector(io.ComfyNode):
             node_id="DuoGenLoadConnector",
             display_name="DuoGen Load Connector",
             category=CATEGORY,
-            description="Loads the connector of a DuoGen checkpoint alone. It fits one language model and one MODEL.",
-            search_aliases=["connector", "projection"],
-            inputs=[_checkpoint_input()],
+            description="Loads the connector alone: that of a DuoGen checkpoint, or the one that Cosmos-Predict2.5 has "
+            "within it. It fits one language model and one MODEL.",
+            search_aliases=["connector", "projection", "crossattn_proj"],
+            inputs=[
+                _model_input(
+                    model_files.names(model_files.DIT),
+                    "The DuoGen model whose part to load: the one that comes with this pack, or a folder in ComfyUI's "
+                    "models/duogen. Or the file or folder of Cosmos-Predict2.5, as in DuoGen Load DiT.",
+                ),
+                sockets.Mllm.Input(
+                    "mllm",
+                    optional=True,
+                    tooltip="The language model it will read: whether the two fit is then said here. Not needed.",
+                ),
+            ],
             outputs=[sockets.Connector.Output("connector", tooltip="Carries the language model's states to the DiT.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str) -> str:
-        return checkpoint_fingerprint(checkpoint, "connector")
+    def fingerprint_inputs(cls, checkpoint: str, mllm: Any = None) -> str:
+        return model_files.fingerprint(checkpoint, model_files.DIT, "connector")
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, mllm: Any = None) -> io.NodeOutput:
         from duogen_core.checkpoint import check_checkpoint
         from duogen_core.connector import Connector
 
+        from . import fit, load_published
         from .managed import manage_connector
 
+        if not model_files.is_checkpoint(checkpoint):
+            path = model_files.path_of(checkpoint, model_files.DIT)
+            return io.NodeOutput(load_published.load_connector(path, mllm))
         folder = checkpoint_folder(checkpoint)
         check_checkpoint(folder)
-        return io.NodeOutput(manage_connector(Connector.from_pretrained(folder / "connector")))
+        connector = manage_connector(Connector.from_pretrained(folder / "connector"))
+        if mllm is not None:
+            fit.check_connector(mllm, connector)
+        return io.NodeOutput(connector)
 
 
 class DuoGenLoadDiT(io.ComfyNode):
@@ -92,24 +128,44 @@ class DuoGenLoadDiT(io.ComfyNode):
             node_id="DuoGenLoadDiT",
             display_name="DuoGen Load DiT",
             category=CATEGORY,
-            description="Loads the diffusion transformer of a DuoGen checkpoint alone, as a MODEL like any other.",
-            search_aliases=["load diffusion model", "unet", "cosmos"],
-            inputs=[_checkpoint_input()],
+            description="Loads the diffusion transformer alone, as a MODEL like any other: that of a DuoGen "
+            "checkpoint, or Cosmos-Predict2.5 as published.",
+            search_aliases=["load diffusion model", "unet", "cosmos", "cosmos-predict2.5"],
+            inputs=[
+                _model_input(
+                    model_files.names(model_files.DIT),
+                    "The DuoGen model whose part to load: the one that comes with this pack, or a folder in ComfyUI's "
+                    "models/duogen. Or Cosmos-Predict2.5: a file or a diffusers folder in models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "convention",
+                    options=CONVENTIONS,
+                    default=BY_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How a published Cosmos-Predict2.5 was trained, which its weights do not show. auto: as "
+                    "the file or its name says, else post-trained. A DuoGen checkpoint knows.",
+                ),
+            ],
             outputs=[io.Model.Output("model", tooltip="For KSampler, LoRA loaders and every node that takes a MODEL.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str) -> str:
-        return checkpoint_fingerprint(checkpoint, "dit")
+    def fingerprint_inputs(cls, checkpoint: str, convention: str = BY_FILE) -> str:
+        return model_files.fingerprint(checkpoint, model_files.DIT, "dit")
 
     @classmethod
-    def execute(cls, checkpoint: str) -> io.NodeOutput:
+    def execute(cls, checkpoint: str, convention: str = BY_FILE) -> io.NodeOutput:
         from duogen_core.checkpoint import check_checkpoint, vae_path
         from duogen_core.dit import load_dit
         from duogen_core.vae import PictureVae
 
+        from . import load_published
         from .dit_model import make_model
 
+        if not model_files.is_checkpoint(checkpoint):
+            path = model_files.path_of(checkpoint, model_files.DIT)
+            return io.NodeOutput(load_published.load_dit(path, None if convention == BY_FILE else convention))
         folder = checkpoint_folder(checkpoint)
         sampling = check_checkpoint(folder).sampling
         # What its latents look like, the VAE knows that they were made with; the VAE itself is not kept.

@@ -4,22 +4,27 @@ In: an `nn.Module` with its weights. Out: a `ModelPatcher` around it, whose laye
 
 ComfyUI moves weights layer by layer when a model does not fit, which needs its own layer classes (`comfy.ops`). They
 are subclasses of torch's layers without state of their own, so an existing layer becomes one by class assignment, and
-keeps `isinstance`, its weights and its name. Nothing here or in the nodes ever says `.to("cuda")`.
+keeps `isinstance`, its weights and its name. A file of weights gets them before it is read (`Precision.prepare`), so
+that nothing is converted that need not be, and quantised layers come as ComfyUI's own, which keep and run every format
+it knows. Nothing here or in the nodes ever says `.to("cuda")`.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
 import torch
+from comfy.cli_args import args
 from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "LayerNorm", "GroupNorm", "RMSNorm")
 # A model this small is run in the precision it was trained in: nothing is won by halving it.
@@ -84,14 +89,55 @@ def working_dtypes(
     module: nn.Module, device: torch.device, supported: Iterable[torch.dtype] = (torch.bfloat16, torch.float32)
 ) -> tuple[torch.dtype, torch.dtype | None]:
     """(dtype to keep the weights in, dtype to compute in or None for the same) on `device`, by ComfyUI's own rules."""
+    return dtypes_for(next(module.parameters()).dtype, count_parameters(module), device, supported)
+
+
+def dtypes_for(
+    stored: torch.dtype,
+    count: int,
+    device: torch.device,
+    supported: Iterable[torch.dtype] = (torch.bfloat16, torch.float32),
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """The same for `count` weights in the dtype of their file. A device that cannot compute in half precision keeps
+    them in it all the same, and casts each layer as it runs: twice the memory would be worse than the time."""
     supported = list(supported)
-    parameters = list(module.parameters())
-    stored = parameters[0].dtype
-    count = sum(p.numel() for p in parameters)
     if count < SMALL_MODEL and stored == torch.float32:
         return torch.float32, None
     kept = mm.unet_dtype(device, model_params=count, supported_dtypes=supported, weight_dtype=stored)
+    half = stored in (torch.bfloat16, torch.float16)
+    if kept == torch.float32 and half and not (args.fp32_unet or args.force_fp32):
+        return stored, torch.float32
     return kept, mm.unet_manual_cast(kept, device, supported)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a file's weights are kept and computed in (None: the same) on the device they will run on."""
+
+    device: torch.device
+    kept: torch.dtype
+    compute: torch.dtype | None
+
+    @classmethod
+    def of(cls, stored: torch.dtype, count: int, device: torch.device) -> Precision:
+        return cls(device, *dtypes_for(stored, count, device))
+
+    def prepare(self, module: nn.Module, formats: Mapping[str, str]) -> None:
+        """Gives the layers of a module without weights ComfyUI's classes; formats: the quantised ones."""
+        operations = comfy.ops.pick_operations(self.kept, self.compute, load_device=self.device)
+        if formats:
+            mixed = comfy.ops.pick_operations(
+                self.kept, self.compute or self.kept, load_device=self.device,
+                model_config=SimpleNamespace(quant_config={"mixed_ops": True}),
+            )  # fmt: skip
+            for name in formats:
+                layer = module.get_submodule(name)
+                quantised = mixed.Linear(
+                    layer.in_features, layer.out_features, layer.bias is not None, device=torch.device("cpu")
+                )
+                owner, _, last = name.rpartition(".")
+                setattr(module.get_submodule(owner), last, quantised)
+        assign_operations(module, operations)
 
 
 def convert(module: nn.Module, dtype: torch.dtype) -> None:
@@ -131,12 +177,16 @@ class Managed:
         return [self.patcher]
 
 
-def manage_mllm(core: Any) -> Managed:
-    """A `duogen_core.mllm.Mllm` under management; the device is the one ComfyUI runs text models on."""
+def manage_mllm(core: Any, precision: Precision | None = None) -> Managed:
+    """A `duogen_core.mllm.Mllm` under management; the device is the one ComfyUI runs text models on.
+
+    precision: given where its layers have ComfyUI's classes already."""
     device, offload = mm.text_encoder_device(), mm.text_encoder_offload_device()
-    kept, compute = working_dtypes(core.model, device)
-    convert(core.model, kept)
-    assign_operations(core.model, comfy.ops.pick_operations(kept, compute, load_device=device))
+    if precision is None:
+        precision = Precision(device, *working_dtypes(core.model, device))
+        convert(core.model, precision.kept)
+        precision.prepare(core.model, {})
+    compute = precision.compute
     if compute is not None:  # whatever follows works in the type of what the embedding gives out
         core.model.get_input_embeddings().register_forward_hook(lambda layer, args, out: out.to(compute))
     core.device = device  # inputs go here even while weights lie elsewhere

@@ -11,6 +11,7 @@ Layers in fp8 stay in fp8 (formats/quantised.py); other formats need layer class
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,7 @@ def load(
     else:
         words, eyes = _tokenizer_of_file(path, tokenizer), _picture_settings(family, tokenizer)
     module = build(family, config, path)
+    _check_tokenizer(words, module, path)
     weights = find_weights(path, WHAT)
     formats = check(family, module, weights, path)
     if prepare is not None:
@@ -79,6 +81,17 @@ def what_is(path: Path) -> tuple[type[Mllm], dict[str, Any]]:
             raise DuoGenError(f"{path} has no config.json, only weights ({names}); give the path of one of those.")
         return family_of(path), json.loads((path / "config.json").read_text("utf-8"))
     return guess(WeightFiles([path], WHAT), path)
+
+
+def stored_in(path: str | Path) -> tuple[torch.dtype, int]:
+    """(what most of the weights that are not quantised are stored in, how many weights there are), from headers."""
+    weights = find_weights(path, WHAT)
+    counts = {"BF16": 0}
+    for name, entry in weights.entries.items():
+        if entry.dtype in FLOATS and not is_extra(name):
+            counts[entry.dtype] = counts.get(entry.dtype, 0) + math.prod(entry.shape)
+    total = sum(math.prod(entry.shape) for name, entry in weights.entries.items() if not is_extra(name))
+    return FLOATS[max(counts, key=counts.__getitem__)], total
 
 
 def guess(weights: WeightFiles, path: Path) -> tuple[type[Mllm], dict[str, Any]]:
@@ -211,6 +224,15 @@ def _tokenizer_of_file(path: Path, folder: str | Path | None) -> Any:
             "or comfy/text_encoders/qwen25_tokenizer of ComfyUI."
         )
     return load_tokenizer(folder)
+
+
+def _check_tokenizer(words: Any, module: nn.Module, path: Path) -> None:
+    """A tokenizer of another model gives numbers that this one has no rows for, or means other words by them."""
+    rows, largest = module.get_input_embeddings().num_embeddings, len(words)
+    if largest > rows:
+        raise DuoGenError(
+            f"The tokenizer has {largest} tokens, but the MLLM in {path} knows {rows}; give the one of this model."
+        )
 
 
 def _picture_settings(family: type[Mllm], folder: str | Path | None) -> Any:
