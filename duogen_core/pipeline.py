@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE = 32  # two DiT patches, one MLLM token
 MAX_SEED = 2**64 - 1
+CAPTION = "caption"  # in the meta of an answer that waits for its picture, then in that of the picture
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,31 @@ def step_text(document: Document) -> str:
     return "".join(texts).strip()
 
 
+def with_caption(document: Document, caption: str) -> Document:
+    """The document whose answer waits for a picture of this; "" where it says nothing or waits no longer."""
+    turn = document.last_turn
+    meta = {key: value for key, value in turn.meta.items() if key != CAPTION}
+    turn = replace(turn, meta={**meta, CAPTION: caption} if caption else meta)
+    return replace(document, turns=(*document.turns[:-1], turn))
+
+
+def pending_caption(document: Document) -> str:
+    """The caption of the picture that is due, where a prompted model gave one."""
+    return str(document.last_turn.meta.get(CAPTION) or "") if document.turns else ""
+
+
+def picture_prompt(document: Document) -> str:
+    """What the picture that is due is to show: its caption, else the text since the last picture."""
+    return pending_caption(document) or step_text(document)
+
+
 def with_picture(document: Document, pixels: np.ndarray, seed: int, caption: str = "") -> Document:
     """The document with a drawn picture, which carries its own seed, its step text, and a prompted model's caption.
 
     By its caption that model finds its own marker again (`duogen_core.mllm.prompted`).
     """
     meta = {"seed": seed, "text": step_text(document)}
-    return document.append(Picture(pixels, meta | ({"caption": caption} if caption else {})))
+    return document.append(Picture(pixels, meta | ({CAPTION: caption} if caption else {})))
 
 
 def picture_seed(seed: int, k: int) -> int:

@@ -74,7 +74,7 @@ class Step:
         if plan.pending_index(context) is not None:
             context = plan.before_next_picture(context)
         if context.last_turn.role == "assistant":
-            context = plan.with_planned_stop(context, None)
+            context = pipeline.with_caption(plan.with_planned_stop(context, None), "")
         settings = pipeline.Settings(
             seed=self.seed, steps=self.steps, guidance=self.cfg, shift=self.shift, temperature=self.temperature
         )

@@ -45,7 +45,11 @@ def _round_outputs() -> list[io.Output]:
     return [
         sockets.Loop.Output("loop", tooltip="To DuoGen Loop Close."),
         sockets.Context.Output("context", tooltip="The answer up to the place where a picture is due."),
-        io.String.Output("text", tooltip="The paragraph that the picture shows: a prompt for any other model."),
+        io.String.Output(
+            "text",
+            tooltip="What the picture is to show: the paragraph before it, or the caption of a language model that "
+            "was asked for one. A prompt for any other model.",
+        ),
         io.Int.Output("seed", tooltip="The seed of this picture: seed + k, or its own from DuoGen Loop Close."),
         io.Int.Output("number", tooltip="Which picture of the answer is due, counted from 1."),
     ]
@@ -59,7 +63,7 @@ def _outputs(state: Round) -> io.NodeOutput:
 
     if state.stop != "picture":
         return io.NodeOutput(state, *[ExecutionBlocker(None)] * 4)
-    text = pipeline.step_text(plan.before_next_picture(state.context))
+    text = pipeline.picture_prompt(plan.before_next_picture(state.context))
     return io.NodeOutput(state, state.context, text, state.step.picture_seed, state.step.drawn + 1)
 
 

@@ -1,9 +1,10 @@
 """Plan first, draw later: an answer whose text is written whole, with places kept for its pictures.
 
-A place is a white picture with meta {"pending": true}, of the size the picture will have: so the language model sees
-where a picture stands, and later tokens keep their positions when it is drawn. The answer's turn keeps in its meta
-{"planned": stop reason} why the text ended. Every stage works on `before_next_picture(context)`, which is the context
-itself where nothing is planned; so the same nodes draw an answer as it is written and an answer that was planned.
+A place is a white picture with meta {"pending": true} and the caption a prompted model gave, of the size the picture
+will have: so the language model sees where a picture stands, and later tokens keep their positions when it is drawn.
+The answer's turn keeps in its meta {"planned": stop reason} why the text ended. Every stage works on
+`before_next_picture(context)`, which is the context itself where nothing is planned; so the same nodes draw an answer
+as it is written and an answer that was planned.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from duogen_core import pipeline
 from duogen_core.document import Picture
 
 if TYPE_CHECKING:
@@ -21,9 +23,10 @@ if TYPE_CHECKING:
 PENDING, PLANNED = "pending", "planned"
 
 
-def place(size: tuple[int, int]) -> Picture:
+def place(size: tuple[int, int], caption: str = "") -> Picture:
     """What stands where a picture of (width, height) will be drawn."""
-    return Picture(np.full((size[1], size[0], 3), 255, np.uint8), {PENDING: True})
+    meta = {PENDING: True} | ({pipeline.CAPTION: caption} if caption else {})
+    return Picture(np.full((size[1], size[0], 3), 255, np.uint8), meta)
 
 
 def is_pending(part: object) -> bool:
@@ -42,7 +45,9 @@ def before_next_picture(context: Document) -> Document:
     index = pending_index(context)
     if index is None:
         return context
-    return with_last_turn(context, replace(context.last_turn, parts=context.last_turn.parts[:index]))
+    parts = context.last_turn.parts
+    before = with_last_turn(context, replace(context.last_turn, parts=parts[:index]))
+    return pipeline.with_caption(before, parts[index].meta.get(pipeline.CAPTION, ""))
 
 
 def filled(context: Document, picture: Picture) -> Document:

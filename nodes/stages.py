@@ -98,7 +98,8 @@ def _continue(
         cancelled=mm.processing_interrupted,
     )
     mm.throw_exception_if_processing_interrupted()
-    return Written(pipeline.with_text(context, written.text), written.text, written.stop, written.tokens)
+    context = pipeline.with_caption(pipeline.with_text(context, written.text), written.caption)
+    return Written(context, written.text, written.stop, written.tokens)
 
 
 def write_whole(
@@ -115,7 +116,8 @@ def write_whole(
         context, tokens = written.context, tokens + written.tokens
         if written.stop != "picture" or places == MAX_PLACES:
             break
-        context = context.append(plan.place(size_of_next(context, mllm.config)))
+        place = plan.place(size_of_next(context, mllm.config), pipeline.pending_caption(context))
+        context = pipeline.with_caption(context.append(place), "")
         places += 1
     if places:
         stop = "max_images" if written.stop == "picture" else written.stop
@@ -245,8 +247,10 @@ def append(context: Document, image: torch.Tensor, seed: int | None = None) -> D
         )
     before = plan.before_next_picture(context)
     meta = {**({} if seed is None else {"seed": seed}), "text": pipeline.step_text(before)}
-    picture = Picture(pictures[0].pixels, meta)
-    return context.append(picture) if before is context else plan.filled(context, picture)
+    caption = pipeline.pending_caption(before)
+    picture = Picture(pictures[0].pixels, meta | ({pipeline.CAPTION: caption} if caption else {}))
+    context = pipeline.with_caption(context, "")
+    return context.append(picture) if plan.pending_index(context) is None else plan.filled(context, picture)
 
 
 def check_answering(context: Document) -> None:
