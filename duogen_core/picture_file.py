@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64 * 10**6
 
 
-def _format_of(data: bytes) -> str | None:
+def format_of(data: bytes) -> str | None:
     """The format by the first bytes, never by the file name."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
@@ -67,7 +67,7 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
         raise DuoGenError(
             f"The picture {name} is larger than {MAX_BYTES / 2**20:g} MB, the most that is read; make it smaller."
         )
-    format_ = _format_of(data)
+    format_ = format_of(data)
     if format_ is None:
         raise DuoGenError(f"{name} is not a picture that can be read; expected a PNG, JPEG, WebP or GIF file.")
     try:
