@@ -22,6 +22,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 
 from .managed import assign_operations, convert, make_patcher, working_dtypes
+from .model_lora import accept_loras
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,6 +181,7 @@ def make_model(
     config.set_inference_dtype(kept, compute)
     assign_operations(dit, comfy.ops.pick_operations(kept, compute, load_device=device))
     patcher = make_patcher(DuoGenModel(config, dit), device, offload)
+    accept_loras(patcher)
     if getattr(dit.config, "attention", "full") == "frame_causal":
         patcher.add_callback(CallbacksMP.ON_PRE_RUN, _new_cache)
         patcher.add_callback(CallbacksMP.ON_CLEANUP, _drop_cache)

@@ -14,6 +14,7 @@ from .load import DuoGenLoadCheckpoint, register_model_folder
 from .load_document import DuoGenLoadDocument
 from .load_parts import DuoGenLoadConnector, DuoGenLoadDiT, DuoGenLoadMLLM
 from .loop import DuoGenLoopClose, DuoGenLoopNext, DuoGenLoopOpen, DuoGenLoopRound
+from .lora_nodes import DuoGenLoadMLLMLoRA
 from .preview import DuoGenPreview
 from .sampler_nodes import DuoGenSampler, DuoGenSigmas
 
@@ -22,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenLoadMLLM,
     DuoGenLoadConnector,
     DuoGenLoadDiT,
+    DuoGenLoadMLLMLoRA,
     DuoGenPrompt,
     DuoGenLoadDocument,
     DuoGenInterleave,

@@ -1,0 +1,96 @@
+"""DuoGen Load MLLM LoRA: an adapter of the language model. (The MODEL takes ComfyUI's own LoRA loaders.)
+
+In: the MLLM of any loader, a LoRA of ComfyUI's `loras` folder (one file, or a folder in PEFT's layout), a strength.
+Out: another MLLM on the same weights, which ComfyUI changes when this one runs and changes back for the others.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from . import sockets
+
+if TYPE_CHECKING:
+    from duogen_core.formats.adapter import Adapter
+
+    from .managed import Managed
+
+FOLDER = "loras"
+
+
+class DuoGenLoadMLLMLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadMLLMLoRA",
+            display_name="DuoGen Load MLLM LoRA",
+            category="DuoGen/loaders",
+            description="Applies a LoRA to the language model, such as one that DuoGen's stage 1 was trained as. For a "
+            "LoRA of the MODEL, take ComfyUI's own loader.",
+            search_aliases=["lora", "adapter", "peft", "language model lora"],
+            inputs=[
+                sockets.Mllm.Input("mllm", tooltip="The language model that the LoRA was trained on."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[name for name in folder_paths.get_filename_list(FOLDER) if name.endswith(".safetensors")],
+                    tooltip="A LoRA in ComfyUI's models/loras. Of an adapter in PEFT's layout, put the whole folder "
+                    "there and choose its adapter_model.safetensors.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How strongly it changes the model. 0 is no LoRA, 1 as it was trained.",
+                ),
+            ],
+            outputs=[sockets.Mllm.Output("mllm", tooltip="The language model with the LoRA.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, mllm: Any, lora_name: str, strength: float) -> str:
+        """Changes when the file or its configuration does, so that it is read again."""
+        from duogen_core.formats.adapter import CONFIG
+
+        path = folder_paths.get_full_path(FOLDER, lora_name)
+        files = [Path(path), Path(path).with_name(CONFIG)] if path else []
+        return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
+
+    @classmethod
+    def execute(cls, mllm: Any, lora_name: str, strength: float) -> io.NodeOutput:
+        from duogen_core.formats.adapter import read_adapter
+
+        if strength == 0:
+            return io.NodeOutput(mllm)
+        adapter = read_adapter(folder_paths.get_full_path_or_raise(FOLDER, lora_name), mllm.core)
+        return io.NodeOutput(with_lora(mllm, adapter, strength))
+
+
+def with_lora(mllm: Managed, adapter: Adapter, strength: float) -> Managed:
+    """Rows of tokens replace the model's whole, whatever the strength: half a <BOV> means nothing."""
+    from comfy.patcher_extension import CallbacksMP
+    from comfy.weight_adapter import LoRAAdapter
+
+    from duogen_core.formats.adapter import with_marker
+
+    core = with_marker(mllm.core, adapter)
+    patcher = mllm.patcher.clone()
+    patches: dict[Any, Any] = {
+        f"model.{name}.weight": LoRAAdapter(set(), (low.up, low.down, low.scale * len(low.down), None, None, None))
+        for name, low in adapter.layers.items()
+    }
+    for name, rows in adapter.rows.items():
+        for token, row in rows.items():
+            patches[f"model.{name}.weight", (0, token, 1)] = ("set", (row[None],))
+    taken = patcher.add_patches(patches, strength)
+    assert len(taken) == len(patches), "read_adapter names the modules of this very model"
+    patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())
+    changed = copy.copy(mllm)
+    changed.core, changed.patcher = core, patcher
+    return changed
