@@ -45,13 +45,19 @@ def sigmas(steps: int, shift: float = 1.0, schedule: str = "shifted") -> Tensor:
     if not shift > 0:
         raise SamplingError(f"The shift is {shift}; expected a number above 0 (1 is no shift).")
     if schedule == "karras":
-        largest, smallest, rho = KARRAS
-        noise = torch.linspace(largest ** (1 / rho), smallest ** (1 / rho), steps, dtype=torch.float64) ** rho
-        return torch.cat([noise / (1 + noise), torch.zeros(1)]).float()
+        return torch.cat([karras_time(torch.linspace(0, 1, steps, dtype=torch.float64)), torch.zeros(1)]).float()
     t = torch.arange(1, TABLE + 1) / TABLE
     table = t if shift == 1.0 else shift * t / (1 + (shift - 1) * t)
     every = TABLE / steps
     return torch.stack([*(table[-(1 + int(step * every))] for step in range(steps)), torch.tensor(0.0)])
+
+
+def karras_time(place: Tensor) -> Tensor:
+    """The time at a place of Karras' schedule: 0 is its first, 1 its last but the 0 that follows."""
+    largest, smallest, rho = KARRAS
+    first, last = largest ** (1 / rho), smallest ** (1 / rho)
+    noise = (first + place * (last - first)) ** rho
+    return noise / (1 + noise)
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -84,7 +90,7 @@ def sample_picture(
     velocities, as ComfyUI does: equal in exact arithmetic, and so equal to its rounding too.
     """
     use_negative = negative is not None and guidance != 1.0
-    advance = _step_of(solver, times)
+    advance = step_of(solver, times)
     x = noise * times[0]
     for step in range(len(times) - 1):
         if cancelled is not None and cancelled():
@@ -100,7 +106,8 @@ def sample_picture(
     return x
 
 
-def _step_of(solver: str, times: Tensor) -> Step:
+def step_of(solver: str, times: Tensor) -> Step:
+    """One step of a solver through these times; it remembers what it needs from one to the next."""
     if solver == "euler":
         return lambda x, guess, step: x + (x - guess) / times[step] * (times[step + 1] - times[step])
     if solver != "unipc":

@@ -55,6 +55,13 @@ def prompt_states(mllm: Mllm, connector: Connector, prompt: str, pad_to: int | N
         return connector.finish(total[0])
 
 
+def default_negative_prompt() -> str:
+    """The one that Cosmos-Predict2.5's own pipeline has."""
+    from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT
+
+    return DEFAULT_NEGATIVE_PROMPT
+
+
 def draw_prompt(
     components: Components,
     prompt: str,
@@ -91,8 +98,7 @@ def prompt_latent(
     from duogen_core.vae import fit_size
 
     if negative_prompt is None:
-        from diffusers.pipelines.cosmos.pipeline_cosmos2_5_predict import DEFAULT_NEGATIVE_PROMPT as negative_prompt
-
+        negative_prompt = default_negative_prompt()
     settings, own = settings.resolved(components.config), components.config.sampling
     dtype = working_dtype(components.dit)
     width, height = fit_size(*size)

@@ -16,13 +16,14 @@ import comfy.latent_formats
 import comfy.ldm.common_dit
 import comfy.model_base
 import comfy.model_management as mm
-import comfy.ops
 import comfy.supported_models_base
 import torch
 from comfy.patcher_extension import CallbacksMP
 
-from .managed import assign_operations, convert, make_patcher, working_dtypes
+from . import room
+from .managed import Precision, convert, make_patcher, working_dtypes
 from .model_lora import accept_loras
+from .schedule import KarrasFlow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,6 +84,9 @@ class DuoGenModel(comfy.model_base.QwenImage):
 
     def __init__(self, config: DuoGenConfig, dit: torch.nn.Module) -> None:
         super().__init__(config, comfy.model_base.ModelType.FLOW)
+        wanted = config.duogen_sampling
+        if wanted is not None and wanted.schedule == "karras":
+            self.model_sampling = KarrasFlow(config, wanted.steps)
         self.diffusion_model = PackedForward.adopt(dit)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
@@ -113,6 +117,13 @@ class DuoGenModel(comfy.model_base.QwenImage):
                 f"A reference latent has {other} channels, but this MODEL draws in {channels}; encode the pictures "
                 "with the VAE of the same checkpoint."
             )
+
+    def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
+        """With what a frame-causal DiT keeps of the earlier pictures; both branches share it."""
+        shapes = cond_shapes or {}
+        cells = max((shape[-1] for shape in shapes.get("ref_latents", ())), default=0)
+        size = mm.dtype_size(self.get_dtype_inference())
+        return super().memory_required(input_shape, shapes) + room.of_frame_cache(self.diffusion_model, cells, size)
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """ModelSamplingSD3, which people set the shift with, also sets the multiplier to 1000."""
@@ -170,16 +181,22 @@ class PackedForward:
 
 
 def make_model(
-    dit: torch.nn.Module, *, shift: float, latent_format: PictureLatent, sampling: Sampling | None = None
+    dit: torch.nn.Module,
+    *,
+    shift: float,
+    latent_format: PictureLatent,
+    sampling: Sampling | None = None,
+    precision: Precision | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The core's DiT -> MODEL."""
+    """The core's DiT -> MODEL. precision: given where its layers have ComfyUI's classes already."""
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
-    kept, compute = working_dtypes(dit, device)
-    convert(dit, kept)
+    if precision is None:
+        precision = Precision(device, *working_dtypes(dit, device))
+        convert(dit, precision.kept)
+        precision.prepare(dit, {})
     width = dit.config.num_attention_heads * dit.config.attention_head_dim
     config = DuoGenConfig(width, shift, latent_format, sampling)
-    config.set_inference_dtype(kept, compute)
-    assign_operations(dit, comfy.ops.pick_operations(kept, compute, load_device=device))
+    config.set_inference_dtype(precision.kept, precision.compute)
     patcher = make_patcher(DuoGenModel(config, dit), device, offload)
     accept_loras(patcher)
     if getattr(dit.config, "attention", "full") == "frame_causal":

@@ -5,11 +5,14 @@ In: what comes in on the sockets. Out: nothing, or an error that names what does
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
+    from duogen_core.checkpoint import CheckpointConfig
+
     from .managed import Managed
 
 
@@ -42,6 +45,12 @@ def check_model(model: Any, connector: Managed | None = None) -> None:
             f"The connector gives {connector.core.config.cross_width} numbers a token, but this MODEL reads {width}; "
             "take both from the same checkpoint."
         )
+
+
+def config_of(mllm: Managed, model: Any) -> CheckpointConfig:
+    """The language model's configuration, with the sampling that this MODEL was made for: they may come apart."""
+    own = model.model.model_config.duogen_sampling
+    return mllm.config if own is None else replace(mllm.config, sampling=own)
 
 
 def check_vae(vae: Any, model: Any) -> None:

@@ -11,6 +11,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 AS_IT_GOES, PLAN_FIRST = "as it goes", "plan first"
+AS_TRAINED = "as trained"
 
 
 def seed(tooltip: str) -> io.Int.Input:
@@ -45,18 +46,18 @@ def cfg() -> io.Float.Input:
 def sampler_name() -> io.Combo.Input:
     return io.Combo.Input(
         "sampler_name",
-        options=comfy.samplers.KSampler.SAMPLERS,
+        options=[*comfy.samplers.KSampler.SAMPLERS, AS_TRAINED],
         default="euler",
-        tooltip="The sampling algorithm, as in KSampler.",
+        tooltip="The sampling algorithm, as in KSampler. as trained: the one that the MODEL was published with.",
     )
 
 
 def scheduler() -> io.Combo.Input:
     return io.Combo.Input(
         "scheduler",
-        options=comfy.samplers.KSampler.SCHEDULERS,
+        options=[*comfy.samplers.KSampler.SCHEDULERS, AS_TRAINED],
         default="simple",
-        tooltip="How the noise levels are spaced, as in KSampler.",
+        tooltip="How the noise levels are spaced, as in KSampler. as trained: those that the MODEL was trained for.",
     )
 
 

@@ -152,7 +152,8 @@ class DuoGenInterleave(io.ComfyNode):
             raise DuoGenError(
                 f"The size is {width} x {height}: set both sides, or both to 0 to let the context decide."
             )
-        settings = pipeline.Settings(seed=seed, steps=steps or None, guidance=cfg or None).resolved(mllm.config)
+        settings = pipeline.Settings(seed=seed, steps=steps or None, guidance=cfg or None)
+        settings = settings.resolved(fit.config_of(mllm, model))
         answer.choose(references, 0)  # says now what is wrong with it, not after the first paragraph
         step = answer.begin(
             context, seed=seed, max_images=max_images, tokens_left=max_tokens, steps=settings.steps,
@@ -185,7 +186,8 @@ def write_on(
 def expansion(graph: GraphBuilder, mllm: Any, last: Any) -> io.NodeOutput:
     """The graph in the place of the running node, whose three outputs are those of `last`."""
     nodes = graph.finalize()
-    kept.PROVIDER.watch(mllm, nodes)
+    if mllm is not None:
+        kept.PROVIDER.watch(mllm, nodes)
     return io.NodeOutput(*(last.out(i) for i in range(3)), expand=nodes)
 
 

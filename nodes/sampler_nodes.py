@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.samplers
 from comfy_api.latest import io
 
 from . import inputs
@@ -63,14 +62,14 @@ class DuoGenSampler(io.ComfyNode):
         scheduler: str,
         denoise: float = 1.0,
     ) -> io.NodeOutput:
-        from . import live, stages
+        from . import drawing, live, stages
         from .dit_model import STEP_TEXT
 
         steps, cfg = stages.trained_sampling(model, steps, cfg)
         shown = live.LivePicture(cls.hidden, model, positive[0][1].get(STEP_TEXT, "") if positive else "")
-        latent = stages.draw(
+        latent = drawing.draw(
             model, positive, negative, latent_image, seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name,
-            scheduler=scheduler, denoise=denoise, on_step=shown.on_step,
+            scheduler=scheduler, denoise=denoise, on_step=shown.on_step, say=lambda text: live.say(cls.hidden, text),
         )  # fmt: skip
         return io.NodeOutput(latent)
 
@@ -82,24 +81,24 @@ class DuoGenSigmas(io.ComfyNode):
             node_id="DuoGenSigmas",
             display_name="DuoGen Sigmas",
             category=CATEGORY,
-            description="The noise levels that the checkpoint was trained for, with its number of steps and its cfg, "
-            "for SamplerCustomAdvanced and CFGGuider.",
+            description="The noise levels that the checkpoint was trained for, with its number of steps, its cfg and "
+            "its solver, for SamplerCustom, SamplerCustomAdvanced and CFGGuider.",
             search_aliases=["scheduler", "schedule", "basic scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer that will draw."),
                 inputs.steps(),
             ],
             outputs=[
-                io.Sigmas.Output("sigmas", tooltip="Noise levels from 1 down to 0, shifted as in training."),
+                io.Sigmas.Output("sigmas", tooltip="Noise levels from the first one down to 0, spaced as in training."),
                 io.Int.Output("steps", tooltip="The number of steps."),
                 io.Float.Output("cfg", tooltip="The cfg that the checkpoint was made for."),
+                io.Sampler.Output("sampler", tooltip="The solver that the checkpoint was made for."),
             ],
         )
 
     @classmethod
     def execute(cls, model: Any, steps: int) -> io.NodeOutput:
-        from . import stages
+        from . import schedule, stages
 
         steps, cfg = stages.trained_sampling(model, steps, 0.0)
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-        return io.NodeOutput(sigmas.cpu(), steps, cfg)
+        return io.NodeOutput(schedule.trained_sigmas(model, steps), steps, cfg, schedule.trained_solver(model))
