@@ -188,9 +188,15 @@ def vae_path(folder: str | os.PathLike) -> Path:
 
 
 def load_checkpoint(
-    name_or_path: str | os.PathLike = DEFAULT_MODEL, *, on_part: Callable[[str], None] | None = None
+    name_or_path: str | os.PathLike = DEFAULT_MODEL,
+    *,
+    on_part: Callable[[str], None] | None = None,
+    loaders: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> Components:
-    """All four parts, on the CPU, in eval mode. `on_part` is told each part's name before it is loaded."""
+    """All four parts, on the CPU, in eval mode. `on_part` is told each part's name before it is loaded.
+
+    loaders: "mllm" or "dit" -> what loads that folder in place of the usual.
+    """
     folder = resolve_model(name_or_path)
     config = check_checkpoint(folder)
     tell = on_part or (lambda part: None)
@@ -198,13 +204,14 @@ def load_checkpoint(
     tell("mllm")
     from duogen_core.mllm.base import Mllm
 
-    mllm = _loading(Mllm.from_pretrained, folder / "mllm", "MLLM")
+    load = {"mllm": Mllm.from_pretrained, "dit": _load_dit, **(loaders or {})}
+    mllm = _loading(load["mllm"], folder / "mllm", "MLLM")
     tell("connector")
     from duogen_core.connector import Connector
 
     connector = _loading(Connector.from_pretrained, folder / "connector", "connector")
     tell("dit")
-    dit = _loading(_load_dit, folder / "dit", "DiT")
+    dit = _loading(load["dit"], folder / "dit", "DiT")
     tell("vae")
     from duogen_core.vae import PictureVae
 
@@ -235,9 +242,12 @@ def check_fit(components: Components) -> None:
 
 def _load_dit(folder: Path) -> nn.Module:
     from duogen_core.dit import FAMILIES, load_dit
+    from duogen_core.formats.own_dit import is_quantised
 
     config = _read_json(folder / "config.json")
-    if config.get("_class_name") in FAMILIES:  # load_dit says what is wrong with any other name
+    if config.get("_class_name") in FAMILIES and not is_quantised(
+        folder
+    ):  # load_dit says what is wrong with any other name
         import torch
 
         module, name = FAMILIES[config["_class_name"]]

@@ -1,13 +1,16 @@
 """convert: a published file in one layout -> another, tensor by tensor; the only way in for the official .pt files.
 
-In: Cosmos-Predict2.5 (.pt, a single .safetensors, or a diffusers folder) or a Wan 2.1 VAE (.pth or diffusers folder).
-Out: NAME.safetensors, in the official names, or a diffusers folder. The output appears whole or not at all.
+In: Cosmos-Predict2.5 (.pt, a single .safetensors, or a diffusers folder), a Wan 2.1 VAE (.pth or diffusers folder), and
+to be quantised a DuoGen checkpoint.
+Out: NAME.safetensors, in the official names, or a diffusers folder, or a DuoGen checkpoint. The output appears whole or
+not at all.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -25,11 +28,13 @@ STEM = "diffusion_pytorch_model"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from duogen_core.formats.cosmos import CONVENTIONS
+    from duogen_core.formats.quantise import FORMATS
 
     add = parser.add_argument
     add("file", metavar="FILE", help="what to convert: a .pt, .pth or .safetensors file, or a diffusers folder")
     add("out", metavar="OUT", help="where to: NAME.safetensors for one file, any other name for a diffusers folder")
     add("--convention", choices=list(CONVENTIONS), help="how the model was trained; default: as its file or name says")
+    add("--quantise", choices=list(FORMATS), help="write the matrices of the blocks in eight bits; int8 is for ComfyUI")
     add("--quiet", action="store_true", help="no progress on stderr")
 
 
@@ -38,6 +43,12 @@ def run(args: argparse.Namespace) -> int:
     if not source.exists():
         raise DuoGenError(f"There is no file or folder {source}.")
     progress = Progress(args.quiet)
+    if (source / "model_index.json").is_file() and not (source / "transformer").is_dir():
+        said = _convert_checkpoint(source, target, args.quantise, progress)
+        progress.end()
+        print(said)
+        print(target)
+        return 0
     if source.is_file() and source.suffix.lower() in PICKLE_SUFFIXES:
         from duogen_core.formats.pickled import PickledWeights
 
@@ -47,23 +58,33 @@ def run(args: argparse.Namespace) -> int:
 
         weights = find_weights(source / "transformer" if (source / "transformer").is_dir() else source)
     if "decoder.head.0.gamma" in weights.entries or "decoder.conv_in.weight" in weights.entries:
+        if args.quantise:
+            raise DuoGenError(f"{source} is a VAE, which is not quantised; leave out --quantise.")
         said = _convert_vae(weights, source, target, progress)
     else:
-        said = _convert_cosmos(weights, source, target, args.convention, progress)
+        said = _convert_cosmos(weights, source, target, args, progress)
     progress.end()
     print(said)
     print(target)
     return 0
 
 
-def _convert_cosmos(weights: Any, source: Path, target: Path, convention: str | None, progress: Progress) -> str:
+def _convert_cosmos(
+    weights: Any, source: Path, target: Path, args: argparse.Namespace, progress: Progress
+) -> str:  # fmt: skip
     from duogen_core.formats.cosmos import NOTE, match_cosmos
     from duogen_core.formats.cosmos_keys import to_official
+    from duogen_core.formats.quantise import quantised_pieces
 
-    found = match_cosmos(weights, source, convention)
+    found = match_cosmos(weights, source, args.convention)
     one_file = target.suffix.lower() == ".safetensors"
     name_of = to_official if one_file else str
-    pieces = [weights.piece(name, name_of(ours)) for name, ours in found.names.items()]
+    names = {name_of(ours): name for name, ours in found.names.items()}
+    pieces = [weights.piece(name, written) for written, name in names.items()]
+    if args.quantise:
+        if not one_file:
+            raise DuoGenError(f"--quantise writes one file; give {target}.safetensors as the output.")
+        pieces = quantised_pieces(pieces, args.quantise, lambda written: weights.tensor(names[written]), str(source))
     if one_file:
         metadata = {NOTE: found.convention}
         if "_quantization_metadata" in weights.metadata:
@@ -82,6 +103,42 @@ def _convert_cosmos(weights: Any, source: Path, target: Path, convention: str | 
 def _diffusers_config(found: CosmosFile) -> dict[str, Any]:
     """What diffusers' own class reads; clean_timestep is ours, and says the convention."""
     return {"_class_name": "CosmosTransformer3DModel", "extra_pos_embed_type": None, **found.config}
+
+
+def _convert_checkpoint(source: Path, target: Path, kind: str | None, progress: Progress) -> str:
+    """Everything but the training log; MLLM and DiT in one file each."""
+    from duogen_core.checkpoint import DIFFUSERS_STEM, INDEX, check_checkpoint
+    from duogen_core.formats.quantise import quantised_pieces
+    from duogen_core.formats.reading import find_weights
+    from duogen_core.formats.writing import replacing, write_file
+
+    if kind is None:
+        raise DuoGenError(
+            f"{source} is a DuoGen checkpoint, which needs no other layout; give --quantise to shrink it."
+        )
+    name = check_checkpoint(source).name
+    parts = {}
+    for part, stem in (("mllm", "model"), ("dit", DIFFUSERS_STEM)):
+        weights = find_weights(source / part)
+        pieces = [weights.piece(name, name) for name in weights.entries]
+        parts[part] = stem, quantised_pieces(pieces, kind, weights.tensor, str(source / part))
+    kept = [source / INDEX, *_small_files(source)]
+    progress.total = sum(piece.size for _, pieces in parts.values() for piece in pieces)
+    with replacing(target, progress.total + sum(file.stat().st_size for file in kept)) as temporary:
+        for file in kept:
+            place = temporary / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+        for part, (stem, pieces) in parts.items():
+            write_file(temporary / part / f"{stem}.safetensors", pieces, {}, progress.add)
+    return f"{name}, {kind}, {sum(len(pieces) for _, pieces in parts.values())} tensors in MLLM and DiT"
+
+
+def _small_files(source: Path) -> list[Path]:
+    """Connector and VAE whole; of MLLM and DiT, what is no weights."""
+    files = [file for part in ("connector", "vae", "mllm", "dit") for file in sorted((source / part).glob("*"))]
+    whole = ("connector", "vae")
+    return [f for f in files if f.is_file() and (f.parent.name in whole or ".safetensors" not in f.name)]
 
 
 def _convert_vae(weights: Any, source: Path, target: Path, progress: Progress) -> str:

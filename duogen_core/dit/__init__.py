@@ -37,7 +37,10 @@ from typing import TYPE_CHECKING
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from duogen_core.formats.quantised import Prepare
 
 # `_class_name` in config.json -> module and class. diffusers' own folders load as the packed subclass.
 FAMILIES = {
@@ -50,8 +53,13 @@ class DitError(DuoGenError):
     """A DiT folder or a call that does not fit the contract above."""
 
 
-def load_dit(folder: str | Path) -> nn.Module:
-    """The DiT in a diffusers-style folder, of whichever family its config.json names."""
+def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
+    """The DiT in a diffusers-style folder, of whichever family its config.json names.
+
+    dtype, prepare: for a quantised one, see formats/own_dit.py.
+    """
+    from duogen_core.formats.own_dit import is_quantised, load_quantised
+
     path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -62,5 +70,7 @@ def load_dit(folder: str | Path) -> nn.Module:
         raise DitError(f"{path} is not a diffusers config: expected JSON with the field _class_name.") from error
     if name not in FAMILIES:
         raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
-    module, cls = FAMILIES[name]
-    return getattr(importlib.import_module(module), cls).from_pretrained(folder)
+    cls = getattr(importlib.import_module(FAMILIES[name][0]), FAMILIES[name][1])
+    if is_quantised(folder):
+        return load_quantised(folder, cls, dtype, prepare)
+    return cls.from_pretrained(folder)

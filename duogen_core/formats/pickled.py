@@ -35,6 +35,9 @@ class PickledWeights:
         self.entries = {name: entry_of(tensor) for name, tensor in self.tensors.items()}
         self.metadata: dict[str, str] = {}
 
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
     def piece(self, name: str, as_name: str) -> Piece:
         """A tensor as something that can be written under another name."""
         import torch

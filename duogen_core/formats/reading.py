@@ -71,6 +71,9 @@ class WeightFiles:
             except (SafetensorError, OSError) as error:
                 raise WeightError(f"{file} cannot be read ({error}); copy or download it again.") from error
 
+    def tensor(self, name: str) -> Tensor:
+        return next(self.tensors([name]))[1]
+
     def piece(self, name: str, as_name: str) -> Piece:
         """A tensor as something that can be written under another name, copied from the file as it stands."""
         place, entry = self.places[name], self.entries[name]
