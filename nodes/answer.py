@@ -69,7 +69,7 @@ class Step:
             return stop
         return "max_images" if self.drawn >= self.max_images else None
 
-    def finished(self, context: Document, name: str, stop: str) -> Document:
+    def finished(self, context: Document, name: str | None, stop: str) -> Document:
         """The context with how its answer was made; of a plan, what was drawn of it."""
         if plan.pending_index(context) is not None:
             context = plan.before_next_picture(context)
@@ -125,22 +125,23 @@ def for_next_picture(step: Step, seeds: Mapping[int, int], max_images: int) -> S
 
 
 def choose(which: str, count: int) -> list[int]:
-    """Which of `count` pictures, as indexes from 0 in order: "all", "none", "last 2", or a list such as "1, 3-4"."""
+    """Which of `count` pictures, as indexes from 0 in order: "all", "none", or a list such as "1, 3-4, last 2"."""
     wanted = which.strip().lower()
     if wanted in ("", ALL):
         return list(range(count))
     if wanted == "none":
         return []
-    last = re.fullmatch(r"last\s+(\d+)", wanted) or re.fullmatch(r"(last)", wanted)
-    if last:
-        n = 1 if last[1] == "last" else int(last[1])
-        return list(range(max(0, count - n), count))
     chosen: set[int] = set()
     for entry in (piece.strip() for piece in wanted.split(",")):
+        last = re.fullmatch(r"last(?:\s+(\d+))?", entry)
         found = re.fullmatch(r"(\d+)(?:\s*-\s*(\d+))?", entry)
+        if last:
+            chosen.update(range(max(0, count - int(last[1] or 1)), count))
+            continue
         if not found:
             raise DuoGenError(
-                f"The pictures to look at are given as {which!r}; write all, none, last 2, or numbers such as 1, 3-4."
+                f"The pictures to look at are given as {which!r}; write all, none, last 2, or numbers such as 1, 3-4, "
+                "with commas between several."
             )
         first, end = int(found[1]), int(found[2] or found[1])
         if not 1 <= first <= end:

@@ -1,4 +1,5 @@
 """From the language model to the sampler: Encode Context -> Connector -> Reference Images, and the picture's size.
+For image models that read words and pictures themselves: Earlier Images.
 
 The connector's projection is summed layer by layer while the language model runs (`duogen_core.connector`), so DuoGen
 Encode Context is where the connector goes in, and what it gives out holds the width of the DiT's text input for each
@@ -17,6 +18,8 @@ from .context_nodes import CATEGORY
 if TYPE_CHECKING:
     from duogen_core.document import Document
 
+CHOICE = "all, none, last 2, or numbers such as 1, 3-4; also together: 1, last 2"
+EARLIER = 3  # images that TextEncodeQwenImageEditPlus takes
 LIKE_LAST, LIKE_NUMBER, FIXED = "like the last picture", "like picture n", "fixed"
 
 
@@ -90,8 +93,19 @@ class DuoGenReferenceImages(io.ComfyNode):
                 io.String.Input(
                     "which",
                     default="all",
-                    tooltip="Which earlier pictures to look at: all, none, last 2, or numbers such as 1, 3-4. Pictures "
-                    "of the whole conversation count from 1, yours included.",
+                    tooltip=f"Which earlier pictures to look at: {CHOICE}. Pictures of the whole conversation count "
+                    "from 1, yours included.",
+                ),
+                io.Float.Input(
+                    "megapixels",
+                    default=0.0,
+                    min=0.0,
+                    max=64.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Larger pictures are scaled down to this for the model that draws, about 1 for most image "
+                    "models. 0: as large as they are, or as the checkpoint takes them.",
                 ),
             ],
             outputs=[
@@ -101,12 +115,53 @@ class DuoGenReferenceImages(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, positive: list, negative: list, vae: Any, context: Document, which: str) -> io.NodeOutput:
+    def execute(
+        cls, positive: list, negative: list, vae: Any, context: Document, which: str, megapixels: float = 0.0
+    ) -> io.NodeOutput:
         from . import answer, plan, stages
 
         pictures = plan.before_next_picture(context).pictures
         chosen = answer.choose(which, len(pictures))
-        return io.NodeOutput(*stages.refer([positive, negative], vae, pictures, chosen))
+        return io.NodeOutput(*stages.refer([positive, negative], vae, pictures, chosen, megapixels))
+
+
+class DuoGenEarlierImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenEarlierImages",
+            display_name="DuoGen Earlier Images",
+            category=CATEGORY,
+            description="Up to three earlier pictures of the conversation, for an image model that looks at pictures "
+            "through its own text encoder, such as Qwen-Image-Edit. Where there are fewer, the other outputs are "
+            "empty, which optional inputs take for not connected.",
+            search_aliases=["image1 image2 image3", "reference image", "qwen image edit plus", "last picture"],
+            inputs=[
+                sockets.Context.Input("context", tooltip="The context in which the picture is due."),
+                io.String.Input(
+                    "which",
+                    default="last 3",
+                    tooltip=f"Which earlier pictures: {CHOICE}. Pictures of the whole conversation count from 1, yours "
+                    "included; of more than three, the last three are given.",
+                ),
+            ],
+            outputs=[
+                *(
+                    io.Image.Output(f"image{k}", tooltip=f"Number {k} of the chosen pictures, in its own size.")
+                    for k in range(1, EARLIER + 1)
+                ),
+                io.Int.Output("count", tooltip="How many are given."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, context: Document, which: str) -> io.NodeOutput:
+        from . import answer, plan
+
+        pictures = plan.before_next_picture(context).pictures
+        chosen = answer.choose(which, len(pictures))[-EARLIER:]
+        images = [sockets.image_from_picture(pictures[index]) for index in chosen]
+        return io.NodeOutput(*images, *[None] * (EARLIER - len(images)), len(images))
 
 
 class DuoGenPictureSize(io.ComfyNode):

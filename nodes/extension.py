@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import Caching, ComfyExtension, io
 
-from .bridge_nodes import DuoGenConnector, DuoGenEncodeContext, DuoGenPictureSize, DuoGenReferenceImages
+from .bridge_nodes import (
+    DuoGenConnector,
+    DuoGenEarlierImages,
+    DuoGenEncodeContext,
+    DuoGenPictureSize,
+    DuoGenReferenceImages,
+)
 from .context_nodes import DuoGenAppendImage, DuoGenEditContext, DuoGenWrite
 from .document_nodes import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
 from .given import DuoGenGiven
@@ -16,7 +22,9 @@ from .load_parts import DuoGenLoadConnector, DuoGenLoadDiT, DuoGenLoadMLLM
 from .loop import DuoGenLoopClose, DuoGenLoopNext, DuoGenLoopOpen, DuoGenLoopRound
 from .lora_nodes import DuoGenLoadMLLMLoRA
 from .preview import DuoGenPreview
+from .prompt_nodes import DuoGenEncodePrompt
 from .sampler_nodes import DuoGenSampler, DuoGenSigmas
+from .writer_nodes import DuoGenAskWriter, DuoGenReadWriter, DuoGenReadWriterNext
 
 NODES: list[type[io.ComfyNode]] = [
     DuoGenLoadCheckpoint,
@@ -33,10 +41,15 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenLoopClose,
     DuoGenLoopRound,
     DuoGenLoopNext,
+    DuoGenAskWriter,
+    DuoGenReadWriter,
+    DuoGenReadWriterNext,
     DuoGenWrite,
     DuoGenEncodeContext,
     DuoGenConnector,
+    DuoGenEncodePrompt,
     DuoGenReferenceImages,
+    DuoGenEarlierImages,
     DuoGenPictureSize,
     DuoGenSampler,
     DuoGenSigmas,

@@ -37,11 +37,11 @@ class Round:
     context: Document
     stop: str  # why the writing stopped
     step: Step
-    mllm: Any
+    mllm: Any = None  # nothing where any writer writes (writer_nodes.py)
     connector: Any = None
 
 
-def _round_outputs() -> list[io.Output]:
+def round_outputs() -> list[io.Output]:
     return [
         sockets.Loop.Output("loop", tooltip="To DuoGen Loop Close."),
         sockets.Context.Output("context", tooltip="The answer up to the place where a picture is due."),
@@ -55,16 +55,16 @@ def _round_outputs() -> list[io.Output]:
     ]
 
 
-def _outputs(state: Round) -> io.NodeOutput:
-    """What Open and Round give out; nothing but the loop goes on when no picture is due."""
+def given_out(state: Round) -> list[Any]:
+    """The values of `round_outputs`; nothing but the loop goes on when no picture is due."""
     from duogen_core import pipeline
 
     from . import plan
 
     if state.stop != "picture":
-        return io.NodeOutput(state, *[ExecutionBlocker(None)] * 4)
+        return [state, *[ExecutionBlocker(None)] * 4]
     text = pipeline.picture_prompt(plan.before_next_picture(state.context))
-    return io.NodeOutput(state, state.context, text, state.step.picture_seed, state.step.drawn + 1)
+    return [state, state.context, text, state.step.picture_seed, state.step.drawn + 1]
 
 
 class DuoGenLoopOpen(io.ComfyNode):
@@ -90,7 +90,7 @@ class DuoGenLoopOpen(io.ComfyNode):
                 inputs.mode(),
                 inputs.temperature(advanced=True),
             ],
-            outputs=_round_outputs(),
+            outputs=round_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
@@ -115,7 +115,8 @@ class DuoGenLoopOpen(io.ComfyNode):
             on_token=paragraph.on_token,
         )  # fmt: skip
         live.say(cls.hidden, "Picture 1" if written.stop == "picture" else "", written.text.strip())
-        return _outputs(Round(written.context, written.stop, step.after_text(written.tokens), mllm, connector))
+        state = Round(written.context, written.stop, step.after_text(written.tokens), mllm, connector)
+        return io.NodeOutput(*given_out(state))
 
 
 class DuoGenLoopRound(io.ComfyNode):
@@ -134,7 +135,7 @@ class DuoGenLoopRound(io.ComfyNode):
                 io.Int.Input("tokens", tooltip="How many tokens were written."),
                 io.String.Input("duogen_step", tooltip="Settings and progress, as JSON."),
             ],
-            outputs=_round_outputs(),
+            outputs=round_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             is_dev_only=True,
         )
@@ -154,7 +155,7 @@ class DuoGenLoopRound(io.ComfyNode):
             limit = cls.hidden.dynprompt.get_node(close)["inputs"].get("max_images")
             title = f"Picture {step.drawn + 1}" + (f" of at most {limit}" if isinstance(limit, int) else "")
             live.say(cls.hidden, title, pipeline.step_text(plan.before_next_picture(context)))
-        return _outputs(state)
+        return io.NodeOutput(*given_out(state))
 
 
 def _close_schema(**kwargs: Any) -> io.Schema:
@@ -242,20 +243,26 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
     from duogen_core.errors import DuoGenError
 
     from . import answer, live
+    from .writer_loop import ask_again, asked, read_again
 
     own, step = answer.parse_seeds(seeds), state.step
     if 1 in own:
         raise DuoGenError("The first picture of a loop has the seed of DuoGen Loop Open; change it there.")
     why = ending(state, max_images)
     if why is not None:
-        context = step.finished(state.context, state.mllm.config.name, why)
+        context = step.finished(state.context, state.mllm.config.name if state.mllm else None, why)
         live.say(hidden, live.LIMITS.get(why, ""), live.whole_answer(context))
         return io.NodeOutput(context, step.written(context), sockets.image_list(context.pictures[step.first_picture :]))
 
     links = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
     opened = links["loop"][0]
-    if hidden.dynprompt.get_node(opened)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound"):
+    start = opened if state.mllm else asked(hidden, opened)
+    if hidden.dynprompt.get_node(start)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound", "DuoGenAskWriter"):
         raise DuoGenError("The loop input must come straight from DuoGen Loop Open; remove what lies between them.")
+    following = answer.for_next_picture(step.after_picture(), own, max_images)
+    if not step.drawn:
+        sampling = state.mllm.config.sampling if state.mllm else None
+        following = replace(following, **sampling_between(hidden, start, sampling))
     graph = GraphBuilder(prefix=f"{hidden.unique_id}.")
     models = given.put_in(
         graph, "given", mllm=state.mllm, connector=state.connector, context=state.context, image=image
@@ -263,19 +270,28 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
     append = graph.node(
         "DuoGenAppendImage", "append", context=models.pop("context"), image=models.pop("image"), seed=step.picture_seed
     )
+    if state.mllm:
+        round_ = write_on(graph, hidden, opened, models, append.out(0), following)
+        copies = copy_body(graph, hidden, opened, round_.id)
+    else:
+        round_ = ask_again(graph, hidden, start, append.out(0))
+        copies = copy_body(graph, hidden, start, round_.id, read_again(hidden, opened, following))
+    again = graph.node("DuoGenLoopNext", "next", max_images=max_images, seeds=seeds)
+    for name in ("loop", "image"):
+        again.set_input(name, copies(links[name]))
+    return expansion(graph, state.mllm, again)
+
+
+def write_on(graph: GraphBuilder, hidden: Any, opened: str, models: dict, context: list, following: Step) -> Any:
+    """Our language model writes up to the next picture: the Round that stands for Open in the next round."""
     write = graph.node(
-        "DuoGenWrite", "write", **models, context=append.out(0), max_tokens=step.tokens_left, seed=step.write_seed,
-        temperature=step.temperature, top_p=1.0, mode=AS_IT_GOES,
+        "DuoGenWrite", "write", **models, context=context, max_tokens=following.tokens_left, seed=following.write_seed,
+        temperature=following.temperature, top_p=1.0, mode=AS_IT_GOES,
     )  # fmt: skip
-    following = answer.for_next_picture(step.after_picture(), own, max_images)
-    if not step.drawn:
-        following = replace(following, **sampling_between(hidden, opened, state.mllm.config.sampling))
     round_ = graph.node(
         "DuoGenLoopRound", "round", **models, context=write.out(0), stop=write.out(3), tokens=write.out(4),
         duogen_step=following.to_text(),
     )  # fmt: skip
     for node in (write, round_):
         node.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
-    again = graph.node("DuoGenLoopNext", "next", loop=round_.out(0), max_images=max_images, seeds=seeds)
-    again.set_input("image", copy_body(graph, hidden, opened, round_.id, links["image"]))
-    return expansion(graph, state.mllm, again)
+    return round_

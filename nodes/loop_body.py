@@ -6,24 +6,34 @@ ComfyUI's DynamicPrompt: {"class_type": …, "inputs": {name: value or [node id,
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from comfy_execution.graph_utils import is_link
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from comfy_execution.graph_utils import GraphBuilder
 
     from duogen_core.checkpoint import Sampling
 
 SAMPLERS = {"DuoGenSampler", "KSampler"}
+Node = tuple[str, "Mapping[str, Any]"]
 CUSTOM_SAMPLERS = {"KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"}
 
 
-def copy_body(graph: GraphBuilder, hidden: Any, opened: str, round_id: str, image: list) -> list:
-    """Copy what hangs on Open and not on Close, previews and savers included; returns the link to the copy's image."""
+def copy_body(
+    graph: GraphBuilder, hidden: Any, opened: str, round_id: str, changed: Mapping[str, Node] = MappingProxyType({})
+) -> Callable[[Any], Any]:
+    """Copy what hangs on Open and not on Close, previews and savers included. Returns what gives the copy of a link.
+
+    round_id: what stands for Open. changed: nodes that go on as something else: {id: (class, its inputs)}.
+    """
     nodes, body = hidden.dynprompt, nodes_between(hidden, opened)
+    became = {node: (nodes.get_node(node)["class_type"], nodes.get_node(node)["inputs"]) for node in body} | {**changed}
     names = {node: nodes.get_display_node_id(node) for node in body}
-    copies = {node: graph.node(nodes.get_node(node)["class_type"], f"body.{name}") for node, name in names.items()}
+    copies = {node: graph.node(became[node][0], f"body.{name}") for node, name in names.items()}
 
     def moved(value: Any) -> Any:
         if not is_link(value):
@@ -34,9 +44,9 @@ def copy_body(graph: GraphBuilder, hidden: Any, opened: str, round_id: str, imag
 
     for node, copied in copies.items():
         copied.set_override_display_id(names[node])
-        for key, value in nodes.get_node(node)["inputs"].items():
+        for key, value in became[node][1].items():
             copied.set_input(key, moved(value))
-    return moved(image)
+    return moved
 
 
 def nodes_between(hidden: Any, opened: str) -> list[str]:
@@ -48,7 +58,7 @@ def nodes_between(hidden: Any, opened: str) -> list[str]:
     return sorted(downstream(nodes, beside, opened) - after - {opened, hidden.unique_id})
 
 
-def sampling_between(hidden: Any, opened: str, own: Sampling) -> dict[str, Any]:
+def sampling_between(hidden: Any, opened: str, own: Sampling | None) -> dict[str, Any]:
     """steps, cfg and shift that the pictures are drawn with, where the graph tells: one sampler in the loop, with its
     numbers in its widgets. `own` are the checkpoint's, which hold where its MODEL comes straight from the loader."""
     nodes = hidden.dynprompt

@@ -59,6 +59,32 @@ def image_list(pictures: Sequence[Picture]) -> list[Any]:
     return [image_from_picture(picture) for picture in pictures] or [ExecutionBlocker(None)]
 
 
+def one_batch(pictures: Sequence[Picture]) -> torch.Tensor | None:
+    """IMAGE [n, H, W, 3] of several pictures, for a node that takes them all at once; None where there are none.
+
+    An IMAGE has one size. Pictures of another one are scaled to fit into the largest sides there are, on white.
+    """
+    import torch
+
+    if not pictures:
+        return None
+    size = tuple(max(picture.size[side] for picture in pictures) for side in (0, 1))
+    return torch.cat([image_from_picture(on_canvas(picture, size)) for picture in pictures])
+
+
+def on_canvas(picture: Picture, size: tuple[int, int]) -> Picture:
+    """The picture as large as it fits into (width, height), in the middle of white."""
+    if picture.size == size:
+        return picture
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    from duogen_core.document import Picture
+
+    image = ImageOps.pad(Image.fromarray(picture.pixels), size, Image.Resampling.LANCZOS, color=(255, 255, 255))
+    return Picture(np.asarray(image))
+
+
 def last_answer(document: Document) -> Document:
     """The last turn alone, when it is an answer."""
     from dataclasses import replace

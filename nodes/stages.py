@@ -1,18 +1,18 @@
-"""The stages of an answer, one function each: write, encode, connect, refer, draw, append.
+"""The stages of an answer, one function each: write, encode, connect, refer, append.
 
 Each takes and returns what travels between nodes (Document, States, CONDITIONING, LATENT, IMAGE) and keeps nothing, so
 that a node is a schema around one of them. What makes the answer equal to the command line's is shared with it:
-`duogen_core.pipeline`. Sampling is the very call that the stock KSampler makes; decoding is the stock VAEDecode.
+`duogen_core.pipeline`. Drawing has a file of its own, drawing.py; decoding is the stock VAEDecode.
 """
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
-import comfy.sample
 import node_helpers
 import torch
 
@@ -21,7 +21,7 @@ from duogen_core.checkpoint import CheckpointConfig, PictureSize
 from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
 
-from . import fit, plan
+from . import fit, leaner, plan, room
 from .dit_model import FRAME_ENDS, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
 from .managed import Managed, load_models
 from .sockets import pictures_from_image
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from duogen_core.document import Document
-    from duogen_core.mllm import ContextStates
+    from duogen_core.mllm.base import ContextStates, Continuation
 
 
 UNLIMITED = 16384  # pixels a side
+ADVICE = "leave out early turns, use smaller pictures, or start ComfyUI with --lowvram"
 MAX_PLACES = 100  # of a planned answer, for a model that wants pictures without end
 _latents: weakref.WeakKeyDictionary[Picture, list] = weakref.WeakKeyDictionary()
 
@@ -86,17 +87,22 @@ def _continue(
     on_token: Callable[[str], None] | None = None,
 ) -> Written:
     fit.check_connector(mllm, connector)
-    load_models(mllm, connector, memory_required=mllm_memory(mllm, context, max_new_tokens))
-    written = mllm.core.continue_(
-        context,
-        connector=connector.core if connector else None,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        on_token=on_token,
-        cancelled=mm.processing_interrupted,
-    )
+    needed, stream = room.of_context(mllm, context, max_new_tokens), leaner.skipping(on_token)
+
+    def continue_(factor: float) -> Continuation:
+        load_models(mllm, connector, memory_required=needed * factor)
+        return mllm.core.continue_(
+            context,
+            connector=connector.core if connector else None,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            on_token=stream(),
+            cancelled=mm.processing_interrupted,
+        )
+
+    written = leaner.twice(continue_, what="writing", advice=ADVICE)
     mm.throw_exception_if_processing_interrupted()
     context = pipeline.with_caption(pipeline.with_text(context, written.text), written.caption)
     return Written(context, written.text, written.stop, written.tokens)
@@ -130,8 +136,13 @@ def encode(mllm: Managed, connector: Managed, context: Document) -> States:
     context = plan.before_next_picture(context)
     check_answering(context)
     fit.check_connector(mllm, connector)
-    load_models(mllm, connector, memory_required=mllm_memory(mllm, context, 1))
-    states = mllm.core.encode(context, connector.core)
+    needed = room.of_context(mllm, context, 1)
+
+    def encoded(factor: float) -> ContextStates:
+        load_models(mllm, connector, memory_required=needed * factor)
+        return mllm.core.encode(context, connector.core)
+
+    states = leaner.twice(encoded, what="reading the conversation", advice=ADVICE)
     return States(states, mllm.config, pipeline.step_text(context))
 
 
@@ -155,13 +166,23 @@ def connect(encoded: States) -> tuple[list, list]:
     )
 
 
-def refer(conditionings: Sequence[list], vae: Any, pictures: Sequence[Picture], chosen: Sequence[int]) -> list[list]:
-    """Each conditioning with these pictures as reference latents, every one in its own place of the text."""
+def refer(
+    conditionings: Sequence[list],
+    vae: Any,
+    pictures: Sequence[Picture],
+    chosen: Sequence[int],
+    megapixels: float = 0.0,
+) -> list[list]:
+    """Each conditioning with these pictures as reference latents, every one in its own place of the text.
+
+    megapixels: what larger pictures are scaled down to; 0: nothing."""
     if not chosen:
         return list(conditionings)
     values = next((entries[0][1] for entries in conditionings if entries), {})
     limit = values.get(PICTURE_LIMIT, UNLIMITED)
-    added: dict[str, Any] = {"reference_latents": [reference_latent(vae, pictures[i], limit) for i in chosen]}
+    sides = [min(limit, side_for(pictures[i], megapixels)) for i in chosen]
+    latents = [reference_latent(vae, pictures[i], side) for i, side in zip(chosen, sides, strict=True)]
+    added: dict[str, Any] = {"reference_latents": latents}
     ends = values.get(PICTURE_ENDS)
     if ends is not None:
         if len(ends) != len(pictures):
@@ -173,8 +194,15 @@ def refer(conditionings: Sequence[list], vae: Any, pictures: Sequence[Picture], 
     return [node_helpers.conditioning_set_values(entries, added) for entries in conditionings]
 
 
+def side_for(picture: Picture, megapixels: float) -> int:
+    """The longer side at which a picture has this many pixels; 0: no limit."""
+    width, height = picture.size
+    area = megapixels * 1024 * 1024
+    return round(max(width, height) * math.sqrt(area / (width * height))) if area else UNLIMITED
+
+
 def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> torch.Tensor:
-    """One earlier picture as the VAE's latent [1, 16, 1, h, w]. One at a time: a batch would be read as a video.
+    """One earlier picture as the VAE's latent, ours [1, 16, 1, h, w]. One at a time: a batch would be read as a video.
 
     Every later picture of an answer looks at it again; its latent is kept as long as the picture itself.
     """
@@ -210,32 +238,6 @@ def empty_latent(width: int, height: int) -> dict[str, Any]:
     return {"samples": samples, "downscale_ratio_spacial": 8}
 
 
-def draw(
-    model: Any,
-    positive: list,
-    negative: list,
-    latent: dict[str, Any],
-    *,
-    seed: int,
-    steps: int,
-    cfg: float,
-    sampler_name: str,
-    scheduler: str,
-    denoise: float = 1.0,
-    on_step: Callable[[int, torch.Tensor, torch.Tensor, int], None] | None = None,
-) -> dict[str, Any]:
-    """LATENT of the next picture: what KSampler does. on_step is ComfyUI's sampler callback (step, x0, x, steps)."""
-    if positive and PICTURE_ENDS in positive[0][1]:
-        fit.check_model(model)
-    samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    samples = comfy.sample.sample(
-        model, noise, steps, cfg, sampler_name, scheduler, positive, negative, samples, denoise=denoise,
-        noise_mask=latent.get("noise_mask"), callback=on_step, disable_pbar=True, seed=seed,
-    )  # fmt: skip
-    return {key: value for key, value in latent.items() if key != "downscale_ratio_spacial"} | {"samples": samples}
-
-
 def append(context: Document, image: torch.Tensor, seed: int | None = None) -> Document:
     """The context with the drawn picture, which joins it as any viewer would see it: 8 bits a colour."""
     check_answering(context)
@@ -269,16 +271,3 @@ def trained_sampling(model: Any, steps: int, cfg: float) -> tuple[int, float]:
             "This MODEL does not say how it wants to be sampled (it is not a DuoGen one); set steps and cfg yourself."
         )
     return steps or own.steps, cfg or own.guidance
-
-
-def mllm_memory(mllm: Managed, context: Document, max_new_tokens: int) -> float:
-    """Bytes a run of the MLLM needs besides its weights: KV cache, and the activations of prefill and pictures."""
-    text = mllm.core.model.config.get_text_config()
-    pixels = sum(picture.size[0] * picture.size[1] for picture in context.pictures)
-    characters = sum(len(part.text) for turn in context.turns for part in turn.parts if not isinstance(part, Picture))
-    tokens = pixels // 28**2 + characters + max_new_tokens  # Qwen's 28 x 28 pixels a token; a character is at most one
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    size = next(mllm.core.model.parameters()).element_size()
-    kv_cache = tokens * text.num_hidden_layers * text.num_key_value_heads * head * 2 * size
-    activations = tokens * (8 * text.hidden_size + 2 * text.intermediate_size) * size + text.vocab_size * 4
-    return kv_cache + activations + pixels / 14**2 * 6 * text.hidden_size * size

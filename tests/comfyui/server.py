@@ -26,7 +26,8 @@ from typing import Any
 
 PACK = Path(__file__).resolve().parents[2]
 LINK = "comfyui-duogen"
-PROBE = "duogen_test_probe"  # a route that tells what lies in the server's memory: probe_server.py
+# Custom node files of the tests: a route that tells what lies in the server's memory, one that writes small models.
+NODES = {"duogen_test_probe.py": "probe_server.py", "duogen_test_small_models.py": "small_models.py"}
 START_SECONDS = 240
 TEXT_EVENT, PREVIEW_EVENT, PREVIEW_WITH_METADATA = 3, 1, 4  # protocol.BinaryEventTypes
 
@@ -62,9 +63,9 @@ class Server:
         link = base / "custom_nodes" / LINK
         if not link.exists():
             link.symlink_to(PACK, target_is_directory=True)
-        probe = base / "custom_nodes" / f"{PROBE}.py"
-        if not probe.exists():
-            probe.symlink_to(Path(__file__).with_name("probe_server.py"))
+        for name, file in NODES.items():
+            if not (base / "custom_nodes" / name).exists():
+                (base / "custom_nodes" / name).symlink_to(Path(__file__).with_name(file))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -73,7 +74,7 @@ class Server:
         command = [
             *(sys.executable, str(Path(__file__).with_name("launch.py")), str(comfyui)),
             *("--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base)),
-            *("--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", LINK, f"{PROBE}.py"),
+            *("--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", LINK, *NODES),
             # ComfyUI's default cache drops results by how much memory is free: tests need one that forgets by rule.
             *("--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments),
             *(() if any(argument.startswith("--cache") for argument in arguments) else ("--cache-classic",)),
