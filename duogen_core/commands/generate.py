@@ -20,7 +20,10 @@ from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.commands.progress import Progress
 from duogen_core.errors import DuoGenError
 
+CONVENTIONS = ("post-trained", "pre-trained")
+
 if TYPE_CHECKING:
+    from duogen_core.checkpoint import Components
     from duogen_core.document import Document
     from duogen_core.pipeline import Settings
 
@@ -31,7 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="the folder to write; an earlier answer there is replaced")
     add("--image", action="append", default=[], metavar="FILE", help="a picture of yours; may be given several times")
     add("--document", metavar="DIR", help="a document (folder or .zip) whose conversation goes on")
-    add("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="default: %(default)s")
+    add("--model", default=None, metavar="NAME_OR_PATH", help=f"a DuoGen model; default: {DEFAULT_MODEL}")
+    add("--mllm", metavar="PATH", help="in place of --model, published files: the language model, folder or file, …")
+    add("--dit", metavar="PATH", help="… Cosmos-Predict2.5, folder or file, …")
+    add("--vae", metavar="PATH", help="… and the Wan 2.1 VAE")
+    add("--tokenizer", metavar="DIR", help="for an --mllm that is a single file: the folder with its tokenizer")
+    add("--convention", choices=CONVENTIONS, help="how --dit was trained; default: as the file or its name says")
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes; default: %(default)s")
     add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
     add("--guidance", type=float, metavar="G", help="how closely a picture follows its text; default: the model's own")
@@ -51,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
     out = _checked_out(args.out)
     document, settings = _request(args)
+    parts = _parts(args)
     progress = Progress(args.quiet)
-    components = _load(args.model, progress)
+    components = _load_parts(parts, progress) if parts else _load(_model(args), progress)
     return _answer(components, document, settings, out, progress, args.json)
 
 
@@ -133,6 +142,34 @@ def _is_answer(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(value, dict) and value.get("format") == "duogen-document" and bool(value.get("generation"))
+
+
+def _parts(args: argparse.Namespace) -> dict[str, str | None] | None:
+    """The published files to put a model together from; None where a DuoGen model is to be loaded."""
+    named = {name: getattr(args, name) for name in ("mllm", "dit", "vae")}
+    about = {name: getattr(args, name) for name in ("tokenizer", "convention")}
+    stray = next((name for name, value in about.items() if value), None)
+    if not any(named.values()):
+        if stray:
+            raise DuoGenError(f"--{stray} is about published files; name them with --mllm, --dit and --vae.")
+        return None
+    if args.model is not None:
+        raise DuoGenError("--model names a whole model; leave it out, or leave out --mllm, --dit and --vae.")
+    missing = next((name for name, value in named.items() if not value), None)
+    if missing:
+        raise DuoGenError(f"A model of published files needs --mllm, --dit and --vae; --{missing} is missing.")
+    return {**named, **about}
+
+
+def _model(args: argparse.Namespace) -> str:
+    return DEFAULT_MODEL if args.model is None else args.model
+
+
+def _load_parts(parts: dict[str, str | None], progress: Progress) -> Components:
+    from duogen_core.formats.parts import load_parts
+
+    progress.line(f"Loading {Path(parts['mllm']).name}, {Path(parts['dit']).name} and {Path(parts['vae']).name} …")
+    return load_parts(**parts)
 
 
 def _load(model: str, progress: Progress):
