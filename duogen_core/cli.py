@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple] = {
                 "make documents to train on",
                 {"sketchbook": ("draw them: any task, or guides of one thing", "duogen_core.commands.data_make")},
             ),
+            "web": ("clean documents from web pages", "duogen_core.commands.data_web"),
         },
     ),
     "train": (

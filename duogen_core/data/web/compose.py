@@ -1,0 +1,86 @@
+"""What is kept of a page -> a Document: the title as the user's turn, text and pictures in source order as the answer.
+
+Personal data is taken out of everything that is written. Text that a dropped picture had cut in two is joined again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from duogen_core.data.web.page import Block, Page, Walk
+from duogen_core.data.web.personal import remove_personal
+from duogen_core.data.web.pictures import Judged
+from duogen_core.data.web.preset import Preset
+from duogen_core.document import Document, Part, Picture, Text, Turn
+
+CLOSE = ("item", "row")  # kinds whose blocks stand on lines of their own, without an empty one between
+
+
+def compose(
+    page: Page, walk: Walk, kept: Mapping[int, Judged], facts: Mapping[str, Any], preset: Preset
+) -> tuple[Document, Counter[str]]:
+    """The Document, and how much personal data was taken out. kept: item's index in the walk -> its picture."""
+    removed: Counter[str] = Counter()
+
+    def clean(text: str) -> str:
+        text, found = remove_personal(text, preset.personal["remove"])
+        removed.update(found)
+        return text
+
+    parts: list[Part] = []
+    run: list[Block] = []
+    for index, item in enumerate(walk.items):
+        if isinstance(item, Block):
+            if not item.region:
+                run.append(item)
+        elif index in kept:
+            parts += _texts(run, clean)
+            run = []
+            parts.append(_picture(kept[index], clean))
+    parts += _texts(run, clean)
+    title = (
+        clean(walk.title) or next((b.text.lstrip("# ") for b in walk.blocks if b.kind == "heading"), "") or page.name
+    )
+    meta = {
+        "source": "web",
+        "url": clean(page.url),
+        "input": page.input,
+        "page": page.name,
+        "time": page.time,
+        "licence": clean(walk.licence),
+        "robots": {"page": walk.robots, "header": page.headers.get("x-robots-tag", "")},
+        "language": facts["language"],
+        "preset": f"{preset.name} {preset.digest}",
+        "removed": dict(sorted(removed.items())),
+    }
+    return Document((Turn("user", (Text(title),)), Turn("assistant", tuple(parts))), meta=meta), removed
+
+
+def _texts(blocks: Sequence[Block], clean: Any) -> list[Text]:
+    text, before = "", None
+    for block in blocks:
+        piece = clean(block.text)
+        if before is None:
+            text = piece
+        elif before.cut and block.continues:
+            text += f" {piece.lstrip()}"
+        else:
+            close = block.kind == before.kind and block.kind in CLOSE
+            text += ("\n" if close else "\n\n") + piece
+        before = block
+    return [Text(text)] if text.strip() else []
+
+
+def _picture(judged: Judged, clean: Any) -> Picture:
+    kind, certainty = judged.seen.kind
+    meta = {
+        "url": clean(judged.url),
+        "sha256": judged.sha256,
+        "class": kind,
+        "certainty": certainty,
+        "size": list(judged.seen.size),
+    }
+    texts = {"alt": judged.ref.alt, "title": judged.ref.title, "caption": judged.ref.caption}
+    return Picture(judged.seen.pixels, {**meta, **{name: clean(text) for name, text in texts.items() if text}})

@@ -1,0 +1,112 @@
+"""The process that decodes pictures from the web, and nothing else. Run by `decoding`, never imported by the engine.
+
+It limits its own memory, its CPU time for each picture, and the files it may open or write (where the system can), then
+reads requests from stdin: a JSON line with `bytes` and the caps, and that many bytes. It answers with a JSON line and
+the raw RGB pixels. Whatever a hostile picture does to it, the engine only sees a rule's name, or an end of the pipe.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+
+sys.path.insert(0, sys.argv[1])
+
+import numpy as np
+from PIL import Image
+
+from duogen_core.errors import DuoGenError
+from duogen_core.picture_file import decode_picture, format_of
+
+MAX_MEMORY = int(sys.argv[2]) * 2**20
+
+
+def limit() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows: the engine's own clock is what limits then
+        return
+    for name, value in (("RLIMIT_AS", MAX_MEMORY), ("RLIMIT_FSIZE", 0), ("RLIMIT_NOFILE", 3), ("RLIMIT_CORE", 0)):
+        try:
+            resource.setrlimit(getattr(resource, name), (value, value))
+        except (AttributeError, ValueError, OSError):
+            continue
+
+
+def limit_cpu(seconds: float) -> None:
+    try:
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + seconds) + 2, resource.RLIM_INFINITY))
+
+
+def decode(data: bytes, caps: dict) -> tuple[dict, bytes]:
+    """The answer for one picture: its facts, with `rule` when it is refused."""
+    format_ = format_of(data)
+    if format_ is None:
+        head = data[:256].lstrip().lower()
+        return {"rule": "svg" if head.startswith((b"<svg", b"<?xml", b"<!doctype svg")) else "unknown_format"}, b""
+    try:
+        with Image.open(io.BytesIO(data), formats=[format_]) as image:
+            width, height = image.size
+            facts = {"format": format_, "width": width, "height": height, "transparent": 0.0}
+            if width * height > caps["max_pixels"]:
+                return {**facts, "rule": "too_many_pixels"}, b""
+            if width < caps["min_side"] or height < caps["min_side"]:
+                return {**facts, "rule": "small"}, b""
+            if format_ != "JPEG" and getattr(image, "n_frames", 1) > 1:
+                return {**facts, "rule": "animated"}, b""
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+                facts["transparent"] = round(float((alpha < 128).mean()), 4)
+        pixels = decode_picture(data, "it")
+    except MemoryError:
+        return {"rule": "too_much_memory"}, b""
+    except (DuoGenError, Exception) as error:  # decoders fail on damaged files in every way
+        memory = "memory" in str(error)
+        return {"format": format_, "rule": "too_much_memory" if memory else "broken"}, b""
+    facts["height"], facts["width"] = pixels.shape[:2]  # a photo may have been turned upright
+    side = caps["stored_side"]
+    if max(pixels.shape[:2]) > side:
+        image = Image.fromarray(pixels)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+        pixels = np.asarray(image)
+    return {**facts, "shape": list(pixels.shape)}, pixels.tobytes()
+
+
+def warm_up() -> None:
+    """Decode a picture of every format, so that no module is left to be opened when files may not be any more."""
+    for format_, mode in (
+        ("PNG", "RGBA"),
+        ("PNG", "P"),
+        ("JPEG", "RGB"),
+        ("JPEG", "CMYK"),
+        ("GIF", "P"),
+        ("WEBP", "RGB"),
+    ):
+        buffer = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new(mode, (16, 12)).save(buffer, format_, exif=exif)
+        decode(buffer.getvalue(), {"max_pixels": 1000, "min_side": 1, "stored_side": 8})
+
+
+def main() -> None:
+    stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
+    warm_up()
+    limit()
+    while line := stdin.readline(10_000):
+        caps = json.loads(line)
+        data = stdin.read(caps["bytes"])
+        limit_cpu(caps["max_seconds"])
+        facts, pixels = decode(data, caps)
+        stdout.write(json.dumps({**facts, "bytes": len(pixels)}).encode() + b"\n")
+        stdout.write(pixels)
+        stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Pictures from the web -> RGB pixels, decoded in a limited child process (`decoder_child`).
+
+    with Decoder(preset) as decoder:
+        facts, pixels = decoder.decode(data)   # pixels is None when facts["rule"] says why not
+
+The child is started once and again after every picture that ended it. What comes back is only pixels: names, places,
+hidden data and second files in one (polyglots) stay behind, and the engine writes them anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from duogen_core.data.web.preset import Preset
+from duogen_core.errors import DuoGenError
+
+CHILD = Path(__file__).with_name("decoder_child.py")
+ROOT = Path(__file__).parents[3]
+STARTS = 3  # of the child in a row without an answer, before we say that it does not work here
+
+
+class Decoder:
+    def __init__(self, preset: Preset) -> None:
+        self.max_bytes, self.max_seconds = preset.load["max_bytes"], preset.load["max_seconds"]
+        self.memory = preset.load["max_memory_mb"]
+        self.caps = {
+            "max_pixels": preset.load["max_pixels"],
+            "max_seconds": self.max_seconds,
+            "min_side": 8,
+            "stored_side": preset.picture["stored_side"],
+        }
+        self.child: subprocess.Popen | None = None
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        child, self.child = self.child, None
+        if child is not None:
+            with contextlib.suppress(OSError):
+                child.kill()
+            for stream in (child.stdin, child.stdout):
+                with contextlib.suppress(OSError):
+                    stream.close()
+            child.wait()
+
+    def decode(self, data: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
+        """What the picture is, and its pixels unless a rule refuses it. Never raises for what lies in the data."""
+        if len(data) > self.max_bytes:
+            return {"rule": "too_many_bytes", "size": len(data)}, None
+        for start in range(STARTS):
+            fresh = self.child is None
+            try:
+                answer = self._ask(data)
+            except _Late:
+                return {"rule": "too_slow"}, None
+            except (OSError, EOFError, ValueError):  # it was ended by its limits, or by the picture
+                self.close()
+                if start and fresh:
+                    break
+                continue
+            return answer
+        if not self._works():
+            raise DuoGenError(
+                "The process that decodes pictures does not start or does not answer with "
+                f"load.max_memory_mb={self.memory}; allow more."
+            )
+        return {"rule": "crashed"}, None
+
+    def _ask(self, data: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
+        child = self._started()
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        clock = threading.Timer(self.max_seconds + 1, end)
+        clock.daemon = True
+        clock.start()
+        try:
+            child.stdin.write(json.dumps({**self.caps, "bytes": len(data)}).encode() + b"\n" + data)
+            child.stdin.flush()
+            line = child.stdout.readline(10_000)
+            if not line:
+                raise EOFError
+            facts = json.loads(line)
+            raw = child.stdout.read(facts.pop("bytes"))
+        except (OSError, EOFError, ValueError):
+            if late.is_set():
+                self.close()
+                raise _Late from None
+            raise
+        finally:
+            clock.cancel()
+        shape = facts.pop("shape", None)
+        if shape is None:
+            return facts, None
+        pixels = np.frombuffer(raw, np.uint8).reshape(shape)
+        return facts, pixels
+
+    def _started(self) -> subprocess.Popen:
+        if self.child is None:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+            self.child = subprocess.Popen(
+                [sys.executable, "-I", str(CHILD), str(ROOT), str(self.memory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=os.name == "posix",  # Ctrl-C is the engine's to take
+            )
+        return self.child
+
+    def _works(self) -> bool:
+        """Whether a picture that is known to be good can be decoded."""
+        good = bytes.fromhex("47494638376101000100800000ffffff0000002c00000000010001000002024401003b")
+        try:
+            return self._ask(good)[0].get("rule") == "small"
+        except (OSError, EOFError, ValueError, _Late):
+            return False
+        finally:
+            self.close()
+
+
+class _Late(Exception):
+    pass

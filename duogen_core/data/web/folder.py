@@ -1,0 +1,91 @@
+"""A folder of HTML pages, at any depth: saved pages with their pictures beside them, or an unpacked site.
+
+Pictures are read from the folder and nowhere else: an address that leads out of it, by dots, by a link or by file:, is
+refused, and one on the web is missing. Names are paths relative to the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from duogen_core.data.web.inputs import PAGES, Found, Input, embedded
+from duogen_core.data.web.links import absolute, refusal, scheme_of
+from duogen_core.data.web.page import Page, Walk
+from duogen_core.errors import DuoGenError
+
+SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")
+
+
+class Folder(Input):
+    def __init__(self, path: Path, only: Sequence[str] = ()) -> None:
+        self.path, self.only = path, tuple(only)
+        self.root = Path(os.path.realpath(path))
+
+    def names(self) -> Iterator[str]:
+        yield from self.only or _pages(self.root, "")
+
+    def page(self, name: str, max_bytes: int) -> Page:
+        file = self.root / name
+        try:
+            with file.open("rb") as stream:
+                body = stream.read(max_bytes + 1)
+            changed = datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
+        except OSError as error:
+            raise DuoGenError(f"The page {file} cannot be read: {error.strerror or error}.") from None
+        saved = SAVED_FROM.search(body[:2000])
+        url = saved.group(1).decode("utf-8", "replace") if saved else name
+        return Page(str(self.path), name, url, body, time=changed.strftime("%Y-%m-%dT%H:%M:%SZ"))
+
+    def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
+        scheme = scheme_of(source)
+        if scheme == "data":
+            return embedded(source, max_bytes)
+        if scheme or source.startswith(("//", "\\\\")):
+            address = absolute(source, "http://page.invalid/")
+            reason = refusal(address) if address else "not an address"
+            return Found(url=address, rule="refused_link" if reason else "missing", value=reason or address[:200])
+        path = unquote(re.split(r"[?#]", source, maxsplit=1)[0]).replace("\\", "/")
+        if "\0" in path:
+            return Found(rule="refused_link", value="not an address")
+        folder = "" if path.startswith("/") else os.path.dirname(page.name)
+        file = Path(os.path.realpath(self.root / folder / path.lstrip("/")))
+        if file != self.root and self.root not in file.parents:
+            return Found(rule="refused_link", value="outside the folder")
+        return self._read(file, max_bytes)
+
+    def _read(self, file: Path, max_bytes: int) -> Found:
+        url = file.relative_to(self.root).as_posix()
+        try:
+            size = file.stat()
+            if not stat.S_ISREG(size.st_mode):
+                return Found(url=url, rule="missing", value=url)
+            if size.st_size > max_bytes:
+                return Found(url=url, rule="too_many_bytes", value=size.st_size)
+            return Found(file.read_bytes(), url)
+        except (OSError, ValueError):
+            return Found(url=url, rule="missing", value=url[:200])
+
+    def identity(self) -> dict[str, Any]:
+        total = hashlib.sha256()
+        for name in self.names():
+            total.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode("utf-8", "surrogateescape"))
+        return {"kind": "folder", "digest": total.hexdigest()[:16]}
+
+
+def _pages(folder: Path, inside: str) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in found:
+        name = f"{inside}/{entry.name}" if inside else entry.name
+        if entry.is_dir(follow_symlinks=False):
+            yield from _pages(Path(entry.path), name)
+        elif entry.name.lower().endswith(PAGES) and entry.is_file(follow_symlinks=False):
+            yield name

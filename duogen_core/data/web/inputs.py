@@ -1,0 +1,103 @@
+"""What the engine reads: an Input lists its pages by name, and gives pages and the pictures they show.
+
+`open_inputs(paths)` makes one of every WARC file and of every folder with pages; a folder may hold WARC files too. A
+name means the same page at any time, so a plan made of names can be gone on with.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from duogen_core.data.web.page import Page, Walk
+from duogen_core.errors import DuoGenError
+
+PAGES = (".html", ".htm", ".xhtml")
+WARCS = (".warc", ".warc.gz")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The bytes of a picture, or the rule that kept it from being read. url: where it came from."""
+
+    data: bytes = field(default=b"", repr=False)
+    url: str = ""
+    rule: str = ""
+    value: str | int = ""
+
+
+class Input(ABC):
+    """One source of pages. `max_bytes` caps are given by whoever asks."""
+
+    path: Path
+
+    @abstractmethod
+    def names(self) -> Iterator[str]:
+        """Every page's name, in an order that never changes."""
+
+    @abstractmethod
+    def page(self, name: str, max_bytes: int) -> Page:
+        """A page; its body may be one byte longer than max_bytes, which says that it is too long."""
+
+    @abstractmethod
+    def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
+        """The bytes behind one address of a picture of a page."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Small JSON that changes when the input does."""
+
+
+def open_inputs(paths: Sequence[str]) -> list[Input]:
+    """An Input for each WARC file and each folder or file of pages."""
+    from duogen_core.data.web.folder import Folder
+    from duogen_core.data.web.warc import Warc
+
+    inputs: list[Input] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_file() and is_warc(path):
+            inputs.append(Warc(path))
+        elif path.is_file() and path.suffix.lower() in PAGES:
+            inputs.append(Folder(path.parent, [path.name]))
+        elif path.is_dir():
+            inputs += [Warc(file) for file in sorted(path.iterdir()) if is_warc(file) and file.is_file()]
+            folder = Folder(path)
+            if next(folder.names(), None) is not None:
+                inputs.append(folder)
+        elif path.exists():
+            raise DuoGenError(f"{given} is no input; expected a .warc or .warc.gz file, an .html file or a folder.")
+        else:
+            raise DuoGenError(f"{given} does not exist; give WARC files or folders of HTML pages.")
+    if not inputs:
+        raise DuoGenError(f"There is no page in {', '.join(paths)}; expected .html, .htm, .warc or .warc.gz files.")
+    return inputs
+
+
+def is_warc(path: Path) -> bool:
+    return path.name.lower().endswith(WARCS)
+
+
+def embedded(address: str, max_bytes: int) -> Found:
+    """A picture that stands in the page itself, as data:image/…;base64,…"""
+    head, comma, text = address[5:].partition(",")
+    kind = head.partition(";")[0].strip().lower()
+    if not comma or not (kind.startswith("image/") or not kind):
+        return Found(rule="refused_link", value=f"data:{kind[:40]}")
+    if kind == "image/svg+xml":
+        return Found(rule="svg", value="data:")
+    if len(text) > max_bytes * 4 // 3 + 100:
+        return Found(rule="too_many_bytes", value=len(text) * 3 // 4)
+    data = unquote_to_bytes(text)
+    if "base64" in head.lower():
+        try:
+            data = base64.b64decode(b"".join(data.split()) + b"==")
+        except (binascii.Error, ValueError):
+            return Found(rule="broken", value="base64")
+    return Found(data, f"data:{kind}")

@@ -1,0 +1,106 @@
+"""Finds, decodes and judges the pictures of a page: ImageRef -> Judged.
+
+Each address of a picture is tried until one gives bytes. Pictures that stand on many pages, as icons do, are decoded
+once: what is known of the last ones is kept, by the hash of their bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from duogen_core.data.web import picture_rules
+from duogen_core.data.web.decoding import Decoder
+from duogen_core.data.web.duplicates import Look, look_at
+from duogen_core.data.web.inputs import Found, Input
+from duogen_core.data.web.page import ImageRef, Page, Verdict, Walk
+from duogen_core.data.web.preset import Preset
+
+REMEMBERED = 2000  # refused pictures
+HELD_BYTES = 48 * 2**20  # of pixels
+
+
+@dataclass
+class Judged:
+    """A picture of a page after the rules. verdict: the rule that refused it, or None; then `seen` is there."""
+
+    ref: ImageRef
+    verdict: Verdict | None
+    url: str = ""
+    sha256: str = ""
+    facts: dict[str, Any] | None = None
+    seen: picture_rules.Seen | None = None
+    look: Look | None = None
+
+    def log(self) -> dict[str, Any]:
+        """What the run's log says of it."""
+        entry: dict[str, Any] = {"source": self.ref.sources[0][:200] if self.ref.sources else ""}
+        if self.facts and "width" in self.facts:
+            entry["size"] = [self.facts["width"], self.facts["height"]]
+        if self.sha256:
+            entry["sha256"] = self.sha256
+        if self.seen and "kind" in self.seen.__dict__:  # only if a rule came to ask for it
+            entry["class"], entry["certainty"] = self.seen.kind
+        return {**entry, **({"rule": self.verdict.rule, "value": self.verdict.value} if self.verdict else {})}
+
+
+class Pictures:
+    def __init__(self, preset: Preset, decoder: Decoder) -> None:
+        self.preset, self.decoder = preset, decoder
+        self.refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.held: OrderedDict[str, tuple[picture_rules.Seen, Look]] = OrderedDict()
+        self.held_bytes = 0
+
+    def judge(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Judged:
+        if (verdict := picture_rules.before_loading(ref, page.url, self.preset)) is not None:
+            return Judged(ref, verdict)
+        found = self.find(ref, page, walk, input_)
+        if found.rule:
+            return Judged(ref, Verdict(found.rule, False, found.value), found.url)
+        sha256 = hashlib.sha256(found.data).hexdigest()
+        facts, seen, look = self._decode(sha256, found.data)
+        if seen is None:
+            # Its size was read before a rule of the decoder refused it, and says more.
+            verdict = picture_rules.by_facts(ref, facts, self.preset) if "width" in facts else None
+            verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
+        else:
+            verdict = picture_rules.by_facts(ref, facts, self.preset) or picture_rules.by_pixels(seen, self.preset)
+            look = look or (look_at(seen.pixels) if verdict is None else None)
+            self._hold(sha256, seen, look)
+        return Judged(ref, verdict, found.url, sha256, facts, seen, look)
+
+    def find(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Found:
+        """The bytes behind the first address that has any; what was wrong with the last one if none has."""
+        found = Found(rule="missing", value="no address")
+        for source in ref.sources:
+            found = input_.picture(page, walk, source, self.preset.load["max_bytes"])
+            if not found.rule:
+                if len(found.data) <= self.preset.load["max_bytes"]:
+                    return found
+                found = Found(url=found.url, rule="too_many_bytes", value=len(found.data))
+        return found
+
+    def _decode(self, sha256: str, data: bytes) -> tuple[dict[str, Any], picture_rules.Seen | None, Look | None]:
+        if sha256 in self.held:
+            self.held.move_to_end(sha256)
+            seen, look = self.held[sha256]
+            return seen.facts, seen, look
+        if sha256 in self.refused:
+            self.refused.move_to_end(sha256)
+            return self.refused[sha256], None, None
+        facts, pixels = self.decoder.decode(data)
+        if pixels is None:
+            self.refused[sha256] = facts
+            if len(self.refused) > REMEMBERED:
+                self.refused.popitem(last=False)
+            return facts, None, None
+        return facts, picture_rules.Seen(facts, pixels), None
+
+    def _hold(self, sha256: str, seen: picture_rules.Seen, look: Look | None) -> None:
+        if sha256 not in self.held:
+            self.held_bytes += seen.pixels.nbytes
+        self.held[sha256] = seen, look
+        while self.held_bytes > HELD_BYTES and len(self.held) > 1:
+            self.held_bytes -= self.held.popitem(last=False)[1][0].pixels.nbytes

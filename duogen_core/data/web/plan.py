@@ -1,0 +1,166 @@
+"""A run's folder and its plan: which pages make which shard, fixed when the run begins.
+
+OUT/run.json        inputs, preset and sizes; written last when a run is begun, so it stands for a whole plan
+OUT/plan.jsonl      a line a shard: its number, its input, its pages' names, the number of its first page
+OUT/index/000.sqlite  of a WARC file (`warc`)
+OUT/shards/00000.tar  the Documents of a shard, as webdataset: read them with webdataset:OUT/shards
+OUT/logs/00000.jsonl  a line a page, with the rule and the value for it and for each picture; stands for a done shard
+OUT/times/00000.json  seconds by stage, the only thing that differs between two runs
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duogen_core import __version__
+from duogen_core.data.web.inputs import Input, open_inputs
+from duogen_core.data.web.preset import Preset, preset_from_json
+from duogen_core.data.web.warc import Warc
+from duogen_core.errors import DuoGenError
+from duogen_core.store import write_atomically
+
+FORMAT, VERSION = "duogen-web-run", 1
+SHARD_PAGES = 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    number: int
+    input: int
+    first: int  # the number of its first page in the run
+    pages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """An existing run: where it is, what it reads and by what rules."""
+
+    folder: Path
+    paths: tuple[str, ...]
+    preset: Preset
+    pages: int
+    shards: int
+    notes: tuple[str, ...] = ()
+
+    def inputs(self) -> list[Input]:
+        return _opened(self.paths, self.folder)
+
+    def plan(self) -> Iterator[Shard]:
+        with (self.folder / "plan.jsonl").open(encoding="utf-8") as lines:
+            for line in lines:
+                entry = json.loads(line)
+                yield Shard(entry["shard"], entry["input"], entry["first"], tuple(entry["pages"]))
+
+    def documents(self, shard: int) -> Path:
+        return self.folder / "shards" / f"{shard:05d}.tar"
+
+    def log(self, shard: int) -> Path:
+        return self.folder / "logs" / f"{shard:05d}.jsonl"
+
+    def times(self, shard: int) -> Path:
+        return self.folder / "times" / f"{shard:05d}.json"
+
+    def is_done(self, shard: int) -> bool:
+        return self.log(shard).is_file()
+
+
+def begin(
+    folder: Path,
+    paths: Sequence[str],
+    preset: Preset,
+    shard_pages: int = SHARD_PAGES,
+    say: Callable[[str], None] = lambda _: None,
+) -> Run:
+    """The run in this folder: gone on with if it is there with the same inputs and rules, planned otherwise."""
+    if shard_pages < 1:
+        raise DuoGenError(f"A shard has {shard_pages} pages; expected at least 1.")
+    inputs = open_inputs(paths)
+    identity = {
+        "inputs": [{"path": str(each.path), **each.identity()} for each in inputs],
+        "preset": preset.to_json(),
+        "shard_pages": shard_pages,
+        "duogen": __version__,
+    }
+    if (folder / "run.json").is_file():
+        run, found = _read(folder)
+        if found != _digest(identity):
+            raise DuoGenError(
+                f"{folder} holds a run with other inputs, rules or shard sizes; choose another --out, or give the same "
+                "ones to go on with it."
+            )
+        return run
+    if folder.exists() and any(entry.name not in ("index", "plan.jsonl") for entry in folder.iterdir()):
+        raise DuoGenError(f"The folder {folder} has something else in it; choose another --out, or empty it first.")
+    try:
+        for name in ("index", "shards", "logs", "times"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DuoGenError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
+    inputs = _opened(paths, folder, say)
+    pages, shards = _write_plan(folder / "plan.jsonl", inputs, shard_pages)
+    notes = [note for each in inputs if isinstance(each, Warc) for note in each.notes()]
+    value = {"format": FORMAT, "version": VERSION, **identity, "paths": list(paths), "pages": pages, "shards": shards}
+    value |= {"notes": notes, "digest": _digest(identity)}
+    write_atomically(folder / "run.json", (json.dumps(value, indent=2) + "\n").encode())
+    return Run(folder, tuple(paths), preset, pages, shards, tuple(notes))
+
+
+def open_run(folder: Path) -> Run:
+    """The run in this folder, to look at."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[Run, str]:
+    try:
+        value = json.loads((folder / "run.json").read_text("utf-8"))
+        if value["format"] != FORMAT or value["version"] != VERSION:
+            raise KeyError("format")
+        preset, paths, notes = preset_from_json(value["preset"]), tuple(value["paths"]), tuple(value["notes"])
+        return Run(folder, paths, preset, value["pages"], value["shards"], notes), value["digest"]
+    except FileNotFoundError:
+        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `data web` made.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DuoGenError(f"{folder / 'run.json'} cannot be read ({error}); was it made by `data web`?") from None
+
+
+def _opened(paths: Sequence[str], folder: Path, say: Callable[[str], None] = lambda _: None) -> list[Input]:
+    inputs = open_inputs(paths)
+    for number, each in enumerate(inputs):
+        if isinstance(each, Warc):
+            index = folder / "index" / f"{number:03d}.sqlite"
+            if not index.exists():
+                say(f"Indexing {each.path} …")
+            each.use_index(index)
+    return inputs
+
+
+def _write_plan(file: Path, inputs: Sequence[Input], size: int) -> tuple[int, int]:
+    pages = shards = 0
+    temporary = file.with_name(f".{file.name}.duogen-tmp")
+    with temporary.open("w", encoding="utf-8") as lines:
+        for number, each in enumerate(inputs):
+            names: list[str] = []
+
+            def put(names: list[str], number: int = number) -> None:
+                nonlocal pages, shards
+                lines.write(json.dumps({"shard": shards, "input": number, "first": pages, "pages": names}) + "\n")
+                pages, shards = pages + len(names), shards + 1
+
+            for name in each.names():
+                names.append(name)
+                if len(names) == size:
+                    put(names)
+                    names = []
+            if names:
+                put(names)
+    temporary.replace(file)
+    return pages, shards
+
+
+def _digest(identity: Any) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

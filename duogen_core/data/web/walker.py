@@ -1,0 +1,203 @@
+"""The DOM walker: a page's HTML -> text and images in source order, tables and captions included.
+
+Main-text extractors lose a third and more of the step pictures of how-to pages; this keeps every image that a browser
+would show and marks what stands in navigation, adverts and the like, for the rules to judge. Text comes out as plain
+Markdown (`block_writer`); links lose their addresses. Iterative, within the caps of the preset; the parser reads
+nothing but the bytes it is given.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from duogen_core.data.web.block_writer import BlockWriter
+from duogen_core.data.web.images import image_of
+from duogen_core.data.web.page import Block, ImageRef, Walk
+from duogen_core.data.web.regions import UNSEEN, is_hidden, region_of
+from duogen_core.data.web.statements import statements
+from duogen_core.errors import DuoGenError
+
+HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_BLOCK_TAGS = (
+    "address article aside blockquote body center dd details dialog dir div dl dt fieldset figure footer form header "
+    "hgroup hr legend main menu nav ol p section summary table tbody tfoot thead ul"
+)
+BLOCKS = frozenset(_BLOCK_TAGS.split())
+LISTS = frozenset({"ul", "ol", "menu", "dir"})
+FIGURES = frozenset({"figure", "informalfigure", "wp-caption", "thumb", "image-caption"})
+CAPTIONS = frozenset({"caption", "title", "wp-caption-text", "thumbcaption", "image-caption-text"})
+SHOWN = frozenset({"img", "image", "svg", "input", "video", "object", "embed"})
+LEAVES = frozenset({"svg", "video"})  # what stands inside is no text of the page
+VOID = re.compile(r"<(source|track|wbr|embed|keygen|bgsound)\b([^<>]*)>", re.IGNORECASE)  # libxml2 does not know that they hold nothing
+CELL_CHARACTERS = 300  # a longer cell makes a table one that only lays out a page
+LAYOUT = ("img", "table", "ul", "ol", "dl", "pre", "h1", "h2", "h3", "h4", "form", "figure", "svg", "object", "video")
+
+
+class TooMuch(DuoGenError):
+    """A page beyond a cap. rule and value say which."""
+
+    def __init__(self, rule: str, value: int) -> None:
+        super().__init__(f"The page is beyond a cap: {rule} ({value}).")
+        self.rule, self.value = rule, value
+
+
+def walk(html: str, max_nodes: int = 50_000, max_depth: int = 200) -> Walk:
+    """All that a page shows, in source order. Raises TooMuch beyond the caps."""
+    root = parse(html)
+    if root is None:
+        return Walk(())
+    walker = _Walker(max_nodes, max_depth)
+    walker.run(root)
+    return Walk(tuple(walker.items), nodes=walker.nodes, depth=walker.deepest, **statements(root))
+
+
+def parse(html: str) -> Any:
+    """The tree of a page, or None where there is none."""
+    try:
+        from lxml import etree
+    except ImportError:
+        raise DuoGenError("Reading pages needs lxml; install it with: pip install 'duogen[data]'.") from None
+    parser = etree.HTMLParser(
+        encoding="utf-8", huge_tree=False, no_network=True, remove_comments=True, remove_pis=True, recover=True
+    )
+    html = VOID.sub(r"<\1\2></\1>", html)
+    try:
+        return etree.fromstring(html.encode("utf-8", "replace"), parser)
+    except etree.LxmlError:
+        return None
+
+
+class _Walker:
+    def __init__(self, max_nodes: int, max_depth: int) -> None:
+        self.max_nodes, self.max_depth = max_nodes, max_depth
+        self.nodes = self.deepest = 0
+        self.items: list[Block | ImageRef] = []
+        self.writer = BlockWriter(self.items)
+        self.regions: list[str] = []
+        self.links: list[str] = []
+        self.figures: list[int] = []  # how many items there were before each
+
+    def run(self, root: Any) -> None:
+        """Depth first, with a stack of our own: a page may be deeper than Python's."""
+        stack = [(root, iter(root), self.start(root))]
+        self.writer.add(root.text)
+        while stack:
+            element, children, leave = stack[-1]
+            child = next(children, None)
+            if child is None:
+                stack.pop()
+                for step in leave:
+                    step()
+                if stack:
+                    self.writer.add(element.tail)
+                continue
+            self.count(len(stack) + 1)
+            if not isinstance(child.tag, str) or child.tag in UNSEEN or is_hidden(child):
+                self.writer.add(child.tail)
+            elif child.tag == "noscript":
+                self.fallback(child)
+                self.writer.add(child.tail)
+            else:
+                stack.append((child, iter(()) if child.tag in LEAVES else iter(child), self.start(child)))
+                if child.tag not in LEAVES:
+                    self.writer.add(child.text)
+        self.writer.flush()
+
+    def count(self, depth: int) -> None:
+        self.nodes += 1
+        self.deepest = max(self.deepest, depth)
+        if self.nodes > self.max_nodes:
+            raise TooMuch("too_many_nodes", self.nodes)
+        if depth > self.max_depth:
+            raise TooMuch("too_deep", depth)
+
+    def start(self, element: Any) -> list[Any]:
+        """Begin an element; what is to be done at its end is returned."""
+        tag, writer = element.tag, self.writer
+        leave: list[Any] = []
+        if (region := region_of(element)) or tag in BLOCKS:
+            writer.flush()
+            leave.append(writer.flush)
+        if region:
+            self.regions.append(writer.region)
+            writer.region = writer.region or region
+            leave.append(self.end_region)
+        classes = frozenset((element.get("class") or "").lower().split())
+        if tag == "figure" or FIGURES & classes:
+            self.figures.append(len(self.items))
+            leave.append(self.end_figure)
+        if tag in ("figcaption", "caption") or (self.figures and CAPTIONS & classes):
+            writer.begin("caption")
+            leave.append(writer.end)
+        elif tag in SHOWN:
+            self.show(image_of(element, writer.region, self.links[-1] if self.links else ""))
+        elif tag == "a":
+            self.links.append(element.get("href") or "")
+            writer.links += 1
+            leave.append(self.end_link)
+        elif tag in HEADINGS:
+            writer.begin("heading", "#" * HEADINGS[tag] + " ")
+            leave.append(writer.end)
+        elif tag in LISTS:
+            writer.begin_list(element.get("start") if tag == "ol" else None, numbered=tag == "ol")
+            leave.append(writer.end_list)
+        elif tag == "li":
+            writer.begin_item()
+            leave.append(writer.end_item)
+        elif tag == "pre":
+            writer.begin_code()
+            leave.append(writer.end_code)
+        elif tag == "br":
+            writer.line_break()
+        elif tag == "table":
+            writer.begin_table(is_data(element))
+            leave.append(writer.end_table)
+        elif tag == "tr":
+            writer.begin_row()
+            leave.append(writer.end_row)
+        elif tag in ("td", "th"):
+            writer.begin_cell()
+            leave.append(writer.end_cell)
+        return leave
+
+    def show(self, image: ImageRef | None) -> None:
+        if image is not None:
+            self.writer.picture(image)
+
+    def fallback(self, noscript: Any) -> None:
+        """A picture for visitors without scripts: most often the real address of the one just before it."""
+        for element in noscript.iter("img"):
+            image = image_of(element, self.writer.region, self.links[-1] if self.links else "")
+            self.writer.flush()
+            last = self.items[-1] if self.items else None
+            if image and isinstance(last, ImageRef) and last.kind == "img":
+                last.sources = tuple(dict.fromkeys(image.sources + last.sources))
+            elif image:
+                self.writer.picture(image)
+
+    def end_region(self) -> None:
+        self.writer.region = self.regions.pop()
+
+    def end_link(self) -> None:
+        self.links.pop()
+        self.writer.links -= 1
+
+    def end_figure(self) -> None:
+        self.writer.flush()
+        inside = self.items[self.figures.pop() :]
+        caption = " ".join(item.text for item in inside if isinstance(item, Block) and item.kind == "caption")
+        for item in inside:
+            if isinstance(item, ImageRef) and not item.caption:
+                item.caption = caption[:1000]
+
+
+def is_data(table: Any) -> bool:
+    """Whether a table holds data, in short cells, rather than laying out a page."""
+    if next(table.iter(*LAYOUT[:1], *LAYOUT[2:]), None) is not None or table.find(".//table") is not None:
+        return False
+    rows = [[cell for cell in row if cell.tag in ("td", "th")] for row in table.iter("tr")]
+    cells = [cell for row in rows for cell in row]
+    if len(rows) < 2 or len(cells) < 2 * len(rows) * 0.8:
+        return False
+    return all(sum(map(len, cell.itertext())) <= CELL_CHARACTERS for cell in cells)
