@@ -92,16 +92,22 @@ class DuoGenLoadCheckpoint(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str) -> io.NodeOutput:
-        from duogen_core.checkpoint import load_checkpoint
+        from duogen_core.checkpoint import check_checkpoint, load_checkpoint
 
+        from . import quantised_parts
         from .dit_model import make_model
         from .managed import manage_connector, manage_mllm
 
-        parts = load_checkpoint(checkpoint_folder(checkpoint))
+        folder = checkpoint_folder(checkpoint)
+        check_checkpoint(folder)
+        quantised = quantised_parts.precisions(folder)
+        parts = load_checkpoint(folder, loaders=quantised_parts.loaders(quantised))
         vae, latents = load_vae(parts.vae)
         sampling = parts.config.sampling
-        model = make_model(parts.dit, shift=sampling.shift, latent_format=latents, sampling=sampling)
-        mllm = manage_mllm(parts.mllm)
+        model = make_model(
+            parts.dit, shift=sampling.shift, latent_format=latents, sampling=sampling, precision=quantised.get("dit")
+        )
+        mllm = manage_mllm(parts.mllm, quantised.get("mllm"))
         mllm.config = parts.config
         return io.NodeOutput(mllm, manage_connector(parts.connector), model, vae)
 
