@@ -25,7 +25,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError
-from duogen_core.weights import refuse_pickle
+from duogen_core.formats.reading import WeightFiles, find_weights
+from duogen_core.weights import check_tensors, shapes_of
 
 SPATIAL = 8  # pixels per latent cell
 SIZE_STEP = 16  # latent cell times the DiT's patch of two
@@ -259,14 +260,14 @@ class PictureVae:
                 "or one .safetensors file in the Wan 2.1 format."
             )
         try:
-            model, report = AutoencoderKLWan.from_pretrained(
-                str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
-            )
-        except Exception as error:
+            with torch.device("meta"):
+                expected = shapes_of(AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(str(path))))
+            check_tensors(find_weights(path, "weights of the VAE").entries, expected, path, "VAE")
+            model = AutoencoderKLWan.from_pretrained(str(path), local_files_only=True, use_safetensors=True)
+        except DuoGenError:
+            raise
+        except Exception as error:  # diffusers raises whatever meets the fault
             raise VaeError(f"The VAE in {path} cannot be read ({error}); expected an AutoencoderKLWan.") from error
-        wrong = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
-        if wrong:
-            raise VaeError(f"The VAE in {path} does not match its config.json, for example at {wrong[0]}.")
         return cls(model)
 
     @property
@@ -313,22 +314,17 @@ class PictureVae:
 
 
 def _load_single_file(path: Path) -> AutoencoderKLWan:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    refuse_pickle(path)
-    try:
-        tensors = load_file(str(path))
-    except SafetensorError as error:
-        raise VaeError(f"{path} is not a whole safetensors file ({error}); fetch it again.") from error
-    if "decoder.head.0.gamma" not in tensors:
+    weights = WeightFiles([path], "weights of the VAE")
+    mark = weights.entries.get("decoder.head.0.gamma")
+    if mark is None or not mark.shape or not mark.shape[0]:
         raise VaeError(f"{path} is not a Wan 2.1 VAE: it has no tensor decoder.head.0.gamma.")
-    vae = new_vae(tensors["decoder.head.0.gamma"].shape[0])
+    with torch.device("meta"):
+        vae = new_vae(mark.shape[0])
     names = {original_key(key): key for key in vae.state_dict()}
-    for name, key in names.items():
-        expected = tuple(vae.state_dict()[key].shape)
-        found = tuple(tensors[name].shape) if name in tensors else "nothing"
-        if found != expected:
-            raise VaeError(f"{path} is not a Wan 2.1 VAE: at {name} it has {found}, expected {expected}.")
-    vae.load_state_dict({key: tensors[name] for name, key in names.items()})
-    return vae.to(tensors["decoder.head.0.gamma"].dtype)
+    expected = {name: tuple(vae.state_dict()[key].shape) for name, key in names.items()}
+    check_tensors(weights.entries, expected, path, "Wan 2.1 VAE")
+    tensors = {names[name]: tensor for name, tensor in weights.tensors()}
+    weights.check_unchanged()
+    dtype = tensors["decoder.norm_out.gamma"].dtype
+    vae.load_state_dict({key: tensor.to(dtype) for key, tensor in tensors.items()}, assign=True)
+    return vae
