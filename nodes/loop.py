@@ -166,7 +166,7 @@ def _close_schema(**kwargs: Any) -> io.Schema:
     )
     return io.Schema(
         inputs=[
-            sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open."),
+            sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open, or from DuoGen Read Writer."),
             io.Image.Input("image", lazy=True, tooltip="The picture for this place of the answer."),
             inputs.max_images(),
             inputs.picture_seeds(
@@ -247,7 +247,8 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
 
     own, step = answer.parse_seeds(seeds), state.step
     if 1 in own:
-        raise DuoGenError("The first picture of a loop has the seed of DuoGen Loop Open; change it there.")
+        where = "Loop Open" if state.mllm else "Read Writer"
+        raise DuoGenError(f"The first picture of a loop has the seed of DuoGen {where}; change it there.")
     why = ending(state, max_images)
     if why is not None:
         context = step.finished(state.context, state.mllm.config.name if state.mllm else None, why)
