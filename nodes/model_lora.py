@@ -82,7 +82,7 @@ def check_patches(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[An
     if not patches:
         raise DuoGenError(
             "This LoRA is for another model: none of its layers is one of this MODEL's. (PEFT's adapter_model has its "
-            "scale in another file: take pytorch_lora_weights.safetensors, which training writes beside it.)"
+            "scale in another file: python -m duogen_core convert FOLDER NAME.safetensors makes one file of both.)"
         )
     for key, patch in patches.items():
         if isinstance(key, str) and isinstance(patch, comfy.weight_adapter.LoRAAdapter):

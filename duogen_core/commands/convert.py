@@ -1,7 +1,7 @@
 """convert: a published file in one layout -> another, tensor by tensor; the only way in for the official .pt files.
 
 In: Cosmos-Predict2.5 (.pt, a single .safetensors, or a diffusers folder), a Wan 2.1 VAE (.pth or diffusers folder), and
-to be quantised a DuoGen checkpoint.
+to be quantised a DuoGen checkpoint; PEFT's adapter of a DiT.
 Out: NAME.safetensors, in the official names, or a diffusers folder, or a DuoGen checkpoint. The output appears whole or
 not at all.
 """
@@ -47,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
         said = _convert_checkpoint(source, target, args.quantise, progress)
         progress.end()
         print(said)
+        print(target)
+        return 0
+    if (source / "adapter_config.json").is_file():
+        print(_convert_adapter(source, target, progress))
         print(target)
         return 0
     if source.is_file() and source.suffix.lower() in PICKLE_SUFFIXES:
@@ -132,6 +136,16 @@ def _convert_checkpoint(source: Path, target: Path, kind: str | None, progress: 
         for part, (stem, pieces) in parts.items():
             write_file(temporary / part / f"{stem}.safetensors", pieces, {}, progress.add)
     return f"{name}, {kind}, {sum(len(pieces) for _, pieces in parts.values())} tensors in MLLM and DiT"
+
+
+def _convert_adapter(source: Path, target: Path, progress: Progress) -> str:
+    from duogen_core.formats.adapter import single_file
+
+    if target.suffix.lower() != ".safetensors":
+        raise DuoGenError(f"{source} is a LoRA, which is written as one file; give {target}.safetensors as the output.")
+    pieces = single_file(source)
+    _write_one(target, pieces, {}, progress)
+    return f"LoRA of {len(pieces) // 3} layers"
 
 
 def _small_files(source: Path) -> list[Path]:

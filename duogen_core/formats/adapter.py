@@ -1,8 +1,9 @@
-"""The numbers of a LoRA for the MLLM, by the names of the modules they change.
+"""The numbers of a LoRA for the MLLM, by the names of the modules they change; PEFT's adapters of a DiT as one file.
 
 In:  an adapter in PEFT's layout (adapter_model.safetensors beside adapter_config.json, which holds its scale; the
      folder or the file), or one safetensors file in any naming of lora.py, whose scale is in the file (`alpha`).
 Out: `Adapter`, whose matrices and rows fit the MLLM they were read for; or a sentence that says what they are instead.
+     `single_file`: for a DiT, the pieces of a file that ComfyUI's LoRA loaders read (`convert`).
 W + scale B A of Hu et al., 2021 (arXiv 2106.09685); what PEFT calls trainable tokens are rows that replace the model's.
 """
 
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from duogen_core.errors import DuoGenError
 from duogen_core.formats.lora import LoraFile, check_lora, read_lora
 from duogen_core.formats.reading import WeightFiles
-from duogen_core.weights import WeightError, shapes_of
+from duogen_core.formats.writing import Piece
+from duogen_core.weights import WeightError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +82,9 @@ def read_adapter(path: str | Path, mllm: Mllm) -> Adapter:
     other = next((part for _, part in lora.tensors if part not in ("down", "up", "alpha", TOKENS)), None)
     if other is not None:
         raise WeightError(f"{file} holds tensors of the kind {other!r}, which DuoGen cannot apply to an MLLM.")
-    names = check_lora(lora, shapes_of(mllm.model), str(file), f"this {mllm.model_type}", type(mllm).module_name)
+    # Of the parameters: the state of a quantised layer has the shapes of its packed numbers.
+    shapes = {name: tuple(weight.shape) for name, weight in mllm.model.named_parameters(remove_duplicate=False)}
+    names = check_lora(lora, shapes, str(file), f"this {mllm.model_type}", type(mllm).module_name)
     tensors = dict(weights.tensors())
     weights.check_unchanged()
     layers = {
@@ -91,6 +95,31 @@ def read_adapter(path: str | Path, mllm: Mllm) -> Adapter:
         for layer, (rank, _, _) in lora.layers.items()
     }  # fmt: skip
     return Adapter(Path(path), layers, _rows(file, lora, tensors, config, mllm))
+
+
+def single_file(path: Path) -> list[Piece]:
+    """PEFT's adapter of a DiT -> ComfyUI's naming (`diffusion_model.…`), its scale as `alpha` beside each layer."""
+    import torch
+
+    file, config_file = adapter_files(path)
+    if config_file is None:
+        raise WeightError(f"{file} has no {CONFIG} beside it; ComfyUI's loaders read other LoRA files as they are.")
+    config = _config(config_file)
+    weights = WeightFiles([file], "LoRA")
+    lora = read_lora(weights.entries, str(file))
+    if lora.target == "MLLM" or not lora.layers:
+        raise WeightError(f"{file} is no LoRA for a DiT; one for an MLLM is read as it is, by DuoGen Load MLLM LoRA.")
+    pieces = []
+    for (layer, part), name in lora.tensors.items():
+        if part not in ("down", "up"):
+            raise WeightError(f"{file} holds tensors of the kind {part!r}, which one file cannot say for ComfyUI.")
+        ours = f"diffusion_model.{layer.removeprefix('net.')}"
+        pieces.append(weights.piece(name, f"{ours}.lora_{'A' if part == 'down' else 'B'}.weight"))
+        if part == "down":
+            rank = lora.layers[layer][0]
+            alpha = torch.tensor(_scale(layer, rank, lora, {}, config) * rank)
+            pieces.append(Piece(f"{ours}.alpha", "F32", (), 4, lambda alpha=alpha: [alpha.numpy().tobytes()]))
+    return pieces
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -134,6 +134,7 @@ def test_the_stock_loader_gives_the_numbers_of_the_merged_weights(
 def test_what_stage_2_trains_loads_as_it_is_written(server: Server, random_model: Path, loras: Path):
     import torch
 
+    from duogen_core import cli
     from duogen_core.dit import load_dit
     from duogen_core.training.dit_lora import DIFFUSERS_FILE, save_dit, save_dit_adapter
     from duogen_core.training.lora import DIT_TARGETS, LoraSettings, add_lora, learnt
@@ -150,7 +151,10 @@ def test_what_stage_2_trains_loads_as_it_is_written(server: Server, random_model
     found = sampled(server, random_model.name, stock(f"stage2/{DIFFUSERS_FILE}"), model=["lora", 0])
     assert difference(found, merged) < 1e-4 < difference(merged, sampled(server, random_model.name))
     pefts = run(server, random_model.name, stock("stage2/adapter_model.safetensors"), model=["lora", 0])
-    assert "take pytorch_lora_weights.safetensors" in pefts.error["exception_message"]
+    assert "convert FOLDER NAME.safetensors makes one file of both" in pefts.error["exception_message"]
+    assert cli.main(["convert", str(loras / "stage2"), str(loras / "stage2.safetensors"), "--quiet"]) == 0
+    found = sampled(server, random_model.name, stock("stage2.safetensors"), model=["lora", 0])
+    assert difference(found, merged) < 1e-4
 
 
 @pytest.mark.slow

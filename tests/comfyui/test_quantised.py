@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from server import PACK, Server
-from test_lora import NAMINGS, matrices, sampled, write_dit_lora  # noqa: F401  (matrices is a fixture)
+from test_lora import adapter, loras, matrices, ours, sampled, write_dit_lora  # noqa: F401  (some are fixtures)
 from test_stock_nodes import node
 
 BARS = {"fp8": (0.08, 26.0), "int8": (0.04, 32.0)}  # relative error of the latent, PSNR of the picture in dB
@@ -92,3 +92,14 @@ def test_a_lora_on_quantised_layers(server: Server, random_model: Path, copy_of,
     found = sampled(server, random_model.name, small, model=["lora", 0])
     plain = sampled(server, random_model.name)
     assert float((found - wanted).norm()) < 0.2 * float((wanted - plain).norm())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BARS)
+def test_an_adapter_on_a_quantised_mllm(server: Server, random_model: Path, copy_of, adapter, kind: str):  # noqa: F811
+    merged, file = adapter(random_model), f"{random_model.name}/adapter_model.safetensors"
+    small = {"writer": node("DuoGenLoadMLLM", checkpoint=copy_of(random_model, kind)), **ours(file)}
+    small["adapter"]["inputs"]["mllm"] = ["writer", 0]
+    wanted, plain = sampled(server, merged), sampled(server, random_model.name)
+    found = sampled(server, random_model.name, small, mllm=["adapter", 0])
+    assert float((found - wanted).norm()) < 0.5 * float((wanted - plain).norm())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -212,3 +213,29 @@ def test_inspect_knows_the_adapter_of_stage_1(tmp_path):
     written(tmp_path)
     (found,) = identify(tmp_path / FILE)
     assert (found.kind, found.family, found.layout) == ("LoRA", "for an MLLM", "PEFT")
+
+
+def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
+    """Its numbers are those of the file that training writes for ComfyUI, which has the scale in lora_B."""
+    from duogen_core import cli
+    from duogen_core.training.dit_lora import DIFFUSERS_FILE, save_dit_adapter
+    from duogen_core.training.lora import DIT_TARGETS, LoraSettings, add_lora, learnt
+
+    dit = random_components().dit
+    add_lora(dit, LoraSettings(rank=3, alpha=6.0), within="transformer_blocks", usual=DIT_TARGETS)
+    for parameter in learnt(dit).values():
+        parameter.data = torch.randn_like(parameter)
+    save_dit_adapter(dit, tmp_path / "a")
+    assert cli.main(["convert", str(tmp_path / "a"), str(tmp_path / "one.safetensors"), "--quiet"]) == 0
+    ours, theirs = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "a" / DIFFUSERS_FILE)
+    assert len(ours) == len(theirs) * 3 // 2
+    for name, tensor in theirs.items():
+        layer, _, half = name.removeprefix("transformer.").rpartition(".lora_")
+        scale = ours[f"diffusion_model.{layer}.alpha"] / 3 if half.startswith("B") else 1
+        torch.testing.assert_close(ours[f"diffusion_model.{layer}.lora_{half}"] * scale, tensor)
+    written(tmp_path / "mllm")
+    for source, match in ((tmp_path / "mllm", "is no LoRA for a DiT"), (tmp_path / "a", "give .*folder.safetensors")):
+        capsys.readouterr()
+        target = tmp_path / ("two.safetensors" if source.name == "mllm" else "folder")
+        assert cli.main(["convert", str(source), str(target), "--quiet"]) == 2 and not target.exists()
+        assert re.search(match, capsys.readouterr().err)
