@@ -15,12 +15,13 @@ from duogen_core.document import Document
 from duogen_core.store import load_document
 
 
-def command_line(out: Path, checkpoint: Path, *options: str, prompt: str = graphs.REQUEST) -> Document:
-    """What `python -m duogen_core generate` answers."""
+def command_line(out: Path, checkpoint: Path | None, *options: str, prompt: str = graphs.REQUEST) -> Document:
+    """What `python -m duogen_core generate` answers. checkpoint: None where options name the parts."""
     subprocess.run(
         [
             *(sys.executable, "-m", "duogen_core", "generate", prompt, "--out", str(out), "--quiet"),
-            *("--model", str(checkpoint), "--seed", "7", *options),
+            *(() if checkpoint is None else ("--model", str(checkpoint))),
+            *("--seed", "7", *options),
         ],
         check=True,
         cwd=PACK,

@@ -187,6 +187,68 @@ def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     return out
 
 
+def writing_short_of_memory(loaded: tuple) -> dict[str, Any]:
+    """Memory ends after some tokens: the text is written again, and goes out once."""
+    import torch
+    from pack.nodes import stages
+
+    from duogen_core.document import Document, Text
+
+    mllm, connector, _ = loaded
+    request = Document().begin_turn("user", [Text("Draw a house.")])
+    run, calls, pieces = mllm.core.run_layers, [], []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return run(*args, **kwargs)
+
+    mllm.core.run_layers = forward
+    written = stages.write(mllm, connector, request, max_new_tokens=40, seed=0, on_token=pieces.append)
+    del mllm.core.run_layers
+    return {"text": written.text, "streamed": "".join(pieces), "calls": len(calls)}
+
+
+def tiled_vae(folder: Path) -> dict[str, float]:
+    """A picture whose encoding and decoding do not fit: ComfyUI goes over to tiles, in the stock node and in ours."""
+    import comfy.sd
+    import torch
+    from pack.nodes import stages
+    from safetensors.torch import load_file
+
+    from duogen_core.document import Picture
+
+    side = 320
+    vae = comfy.sd.VAE(sd=load_file(folder / "vae" / "tiny_wan.safetensors"), dtype=torch.float32)
+    ramp = torch.linspace(0, 255, side)
+    pixels = torch.stack(
+        [ramp.expand(side, side), ramp[:, None].expand(side, side), ramp.flip(0).expand(side, side)], -1
+    )
+    picture = Picture(pixels.to(torch.uint8).numpy())
+    whole = stages.reference_latent(vae, picture)
+    image = vae.decode(whole)
+    inner, refused = vae.first_stage_model, []
+    encode, decode = inner.encode, inner.decode
+
+    def only_tiles(run: Any, largest: int) -> Any:
+        def limited(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            if x.shape[-1] > largest:
+                refused.append(x.shape[-1])
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return run(x, *args, **kwargs)
+
+        return limited
+
+    inner.encode, inner.decode = only_tiles(encode, side - 8), only_tiles(decode, side // 8 - 1)
+    again = Picture(picture.pixels.copy(), {"another": True})
+    return {
+        "encoded": away(stages.reference_latent(vae, again, side), whole),
+        "decoded": float((vae.decode(whole) - image).abs().mean()),
+        "refused": len(refused),
+    }
+
+
 def main(folder: Path) -> dict[str, Any]:
     from duogen_core.sampling import sigmas
 
@@ -202,7 +264,9 @@ def main(folder: Path) -> dict[str, Any]:
     simple = comfy.samplers.calculate_sigmas(times, "simple", 36)
     out["simple against published"] = float((simple - wanted).abs().max())
     out["short of memory"] = short_of_memory(loaded, drawn(loaded, 4.0))
+    out["writing"] = writing_short_of_memory(loaded)
     del loaded
+    out["tiles"] = tiled_vae(folder)
     out["fp8"] = fp8(folder)
     return out
 

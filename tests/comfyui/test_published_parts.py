@@ -55,3 +55,14 @@ def test_out_of_memory_is_tried_once_more_with_more_room(found: dict[str, Any]):
     assert short["room"] == [1.0, 4.0] and short["room afterwards"] == 1.0
     assert short["sentence"].startswith("Memory ran out twice while drawing a picture of 48 x 32 pixels; draw smaller")
     assert short["streamed"] == "Once upon a time"
+
+
+def test_a_text_that_is_written_again_goes_out_once(found: dict[str, Any]):
+    writing = found["writing"]
+    assert writing["text"] == writing["streamed"] == published_files.FIRST and writing["calls"] > 4
+
+
+def test_a_picture_too_large_for_the_vae_goes_through_it_in_tiles(found: dict[str, Any]):
+    tiles = found["tiles"]
+    assert tiles["refused"] >= 2
+    assert 0 < tiles["decoded"] < 0.05 and 0 < tiles["encoded"] < 0.3
