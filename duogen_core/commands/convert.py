@@ -1,7 +1,7 @@
 """convert: a published file in one layout -> another, tensor by tensor; the only way in for the official .pt files.
 
 In: Cosmos-Predict2.5 (.pt, a single .safetensors, or a diffusers folder), a Wan 2.1 VAE (.pth or diffusers folder), and
-to be quantised a DuoGen checkpoint; PEFT's adapter of a DiT.
+a Qwen-VL model (Hugging Face folder or file), to be quantised a DuoGen checkpoint; PEFT's adapter of a DiT.
 Out: NAME.safetensors, in the official names, or a diffusers folder, or a DuoGen checkpoint. The output appears whole or
 not at all.
 """
@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         if args.quantise:
             raise DuoGenError(f"{source} is a VAE, which is not quantised; leave out --quantise.")
         said = _convert_vae(weights, source, target, progress)
+    elif any(name.endswith("embed_tokens.weight") for name in weights.entries):
+        said = _convert_mllm(weights, source, target, args.quantise, progress)
     else:
         said = _convert_cosmos(weights, source, target, args, progress)
     progress.end()
@@ -107,6 +109,24 @@ def _convert_cosmos(
 def _diffusers_config(found: CosmosFile) -> dict[str, Any]:
     """What diffusers' own class reads; clean_timestep is ours, and says the convention."""
     return {"_class_name": "CosmosTransformer3DModel", "extra_pos_embed_type": None, **found.config}
+
+
+def _convert_mllm(weights: Any, source: Path, target: Path, kind: str | None, progress: Progress) -> str:
+    """The names stay: every loader of these models knows them."""
+    from duogen_core.formats.quantise import quantised_pieces
+    from duogen_core.mllm.loading import build, check, what_is
+
+    if target.suffix.lower() != ".safetensors":
+        raise DuoGenError(
+            f"{source} is an MLLM, which is written as one file; give {target}.safetensors as the output."
+        )
+    family, config = what_is(source)
+    check(family, build(family, config, source), weights, source)
+    pieces = [weights.piece(name, name) for name in weights.entries]
+    if kind:
+        pieces = quantised_pieces(pieces, kind, weights.tensor, str(source))
+    _write_one(target, pieces, {}, progress)
+    return f"{family.model_type}, {len(pieces)} tensors"
 
 
 def _convert_checkpoint(source: Path, target: Path, kind: str | None, progress: Progress) -> str:

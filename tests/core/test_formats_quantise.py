@@ -82,6 +82,20 @@ def test_a_checkpoint_in_int8_says_that_it_needs_comfyui(tmp_path, checkpoint):
         load_checkpoint(tmp_path / "small")
 
 
+def test_an_mllm_becomes_one_file(tmp_path, checkpoint):
+    """Read back beside its configuration: that of so small a model does not follow from shapes."""
+    from duogen_core.mllm.base import Mllm
+
+    parts = load_checkpoint(checkpoint)
+    wanted = parts.mllm.encode(request(), parts.connector).states
+    for name, how, bar in (("whole", (), 0.0), ("fp8", ("--quantise", "fp8"), 0.05)):
+        folder = shutil.copytree(checkpoint / "mllm", tmp_path / name)
+        (folder / "model.safetensors").unlink()
+        convert(checkpoint / "mllm", folder / "model.safetensors", *how)
+        found = Mllm.from_pretrained(folder).encode(request(), parts.connector).states
+        assert (relative(found, wanted) > 0) == bool(how) and relative(found, wanted) <= bar
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_cosmos_from_any_layout_in_fp8(tmp_path, dtype):
     model = tiny()
