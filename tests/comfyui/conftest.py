@@ -19,6 +19,8 @@ if str(HERE) not in sys.path:
 import random_checkpoint  # noqa: E402
 from server import PACK, Server, find_comfyui  # noqa: E402
 
+from duogen_core.checkpoint import VAE_FILE  # noqa: E402
+
 BUNDLED = PACK / "models" / "duogen-tiny"
 
 
@@ -67,6 +69,23 @@ def short_of_memory(comfyui: Path, random_model: Path, tmp_path_factory: pytest.
 def no_cache(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
     arguments = ("--cache-none", "--disable-dynamic-vram")
     yield from running(comfyui, random_model, tmp_path_factory.mktemp("none"), *arguments)
+
+
+@pytest.fixture(scope="session")
+def small_model_files(server: Server, random_model: Path):
+    """The files of small_models.py, and a small Wan VAE, in the server's model folders."""
+    wan = server.base / "models" / "vae" / "small_wan.safetensors"
+    wan.symlink_to(random_model / "vae" / VAE_FILE)
+    files = [wan, *map(Path, server.post("/duogen_test/small_models", {}))]
+    yield
+    for file in files:
+        file.unlink()
+
+
+@pytest.fixture(scope="module")
+def small_models(server: Server, small_model_files: None):
+    yield
+    server.post("/free", {"unload_models": True, "free_memory": True})
 
 
 @pytest.fixture(scope="session", params=["random", "duogen-tiny"])

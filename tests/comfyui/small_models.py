@@ -205,8 +205,8 @@ def files() -> Iterator[tuple[str, str, dict[str, torch.Tensor]]]:
         for name, kind in (("qwen", llama.Qwen25_7BVLI), ("omnigen2", llama.Qwen25_3B), ("flux2", llama.Qwen3_4B)):
             yield "text_encoders", name, encoder(kind, 4)
         yield "text_encoders", "writer", writer()
-    yield "vae", "flux", vae(16, False, 6)
-    yield "vae", "flux2", vae(32, True, 7)
+    for name, channels, packed in (("flux", 16, False), ("flux2", 32, True)):
+        yield "vae", name, {key: weight.half() for key, weight in vae(channels, packed, 6).items()}
 
 
 @PromptServer.instance.routes.post("/duogen_test/small_models")

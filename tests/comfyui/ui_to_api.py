@@ -6,10 +6,11 @@ widgets. Out: {node id: {class_type, inputs}}, or a list of complaints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a combo whose choice brings widgets of its own
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 NOT_RUN = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
 KINDS = ("required", "optional")
 
@@ -22,15 +23,19 @@ def specifications(info: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, A
             yield name, specification[0], specification[1] if len(specification) > 1 else {}
 
 
-def widget_names(info: dict[str, Any]) -> list[str | None]:
-    """The inputs that are widgets, in the order of widgets_values; None is a widget of the front end's own: "control
-    after generate" beside a seed, the button beside a picture to upload."""
+def widget_names(info: dict[str, Any], values: Sequence[Any]) -> list[str | None]:
+    """The inputs that are widgets, in the order of these widgets_values; None is a widget of the front end's own:
+    "control after generate" beside a seed, the button beside a picture to upload."""
     names: list[str | None] = []
     for name, type_, options in specifications(info):
         if isinstance(type_, list) or (type_ in WIDGETS and not options.get("forceInput")):
             names.append(name)
             if options.get("control_after_generate") or options.get("image_upload"):
                 names.append(None)
+            if type_ == DYNAMIC and len(names) <= len(values):
+                chosen = [option for option in options["options"] if option["key"] == values[len(names) - 1]]
+                inner = [each for option in chosen for kind in KINDS for each in option["inputs"].get(kind, {})]
+                names += [f"{name}.{each}" for each in inner]
     return names
 
 
@@ -40,8 +45,8 @@ def convert(workflow: dict[str, Any], object_info: dict[str, Any]) -> dict[str, 
     for node in workflow["nodes"]:
         if node["type"] in NOT_RUN or node["mode"] != 0:
             continue
-        names = widget_names(object_info[node["type"]])
         values = node.get("widgets_values") or []
+        names = widget_names(object_info[node["type"]], values)
         inputs = {name: value for name, value in zip(names, values, strict=False) if name is not None}
         inputs.update({i["name"]: links[i["link"]] for i in node["inputs"] if i["link"] is not None})
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
@@ -84,7 +89,8 @@ def _links(workflow: dict[str, Any], nodes: dict[int, Any], object_info: dict[st
 
 def _node(node: dict[str, Any], object_info: dict[str, Any], ignored: tuple[str, ...]) -> Iterator[str]:
     info = object_info[node["type"]]
-    names, values = widget_names(info), node.get("widgets_values") or []
+    values = node.get("widgets_values") or []
+    names = widget_names(info, values)
     if len(values) > len(names):  # fewer are an older file's: what it lacks takes its default
         yield f"{len(values)} values for the widgets {names}"
     here = dict(zip(names, values, strict=False))
@@ -105,7 +111,9 @@ def _node(node: dict[str, Any], object_info: dict[str, Any], ignored: tuple[str,
 
 def _misfit(value: Any, type_: Any, options: dict[str, Any]) -> Iterator[str]:
     choices = type_ if isinstance(type_, list) else options.get("options")
-    if isinstance(type_, list) or type_ == "COMBO":
+    if type_ == DYNAMIC:
+        choices = [option["key"] for option in choices]
+    if isinstance(type_, list) or type_ in ("COMBO", DYNAMIC):
         if value not in choices:
             yield f"one of {choices}"
     elif type_ in ("INT", "FLOAT"):

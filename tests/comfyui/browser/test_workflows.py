@@ -20,17 +20,24 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def furnished(frontend: Frontend, server: Server) -> Frontend:
-    """With what the workflows name and a user has: ComfyUI's example picture, and a checkpoint for any_painter."""
-    painter = json.loads((PACK / "workflows" / "any_painter.json").read_text("utf-8"))
-    (name,) = [node["widgets_values"][0] for node in painter["nodes"] if node["type"] == "CheckpointLoaderSimple"]
-    picture, checkpoint = server.base / "input" / "example.png", server.base / "models" / "checkpoints" / name
-    if not (picture.exists() and checkpoint.exists()):
+    """With what the workflows name and a user has: ComfyUI's example picture, and the files of the other models."""
+    picture = server.base / "input" / "example.png"
+    if not picture.exists():
         Image.new("RGB", (96, 64), (240, 230, 210)).save(picture)
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.touch()  # it is listed, and never loaded here
+    named = [
+        server.base / "models" / model["directory"] / model["name"]
+        for file in FILES
+        for node in json.loads(file.read_text("utf-8"))["nodes"]
+        for model in node["properties"].get("models", [])
+    ]
+    lacking = {file for file in named if not file.exists()}
+    for file in lacking:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()  # it is listed, and never loaded here
     frontend.page.evaluate("() => app.refreshComboInNodes()")
     yield frontend
-    checkpoint.unlink(missing_ok=True)
+    for file in lacking:
+        file.unlink()
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
