@@ -239,3 +239,38 @@ def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
         target = tmp_path / ("two.safetensors" if source.name == "mllm" else "folder")
         assert cli.main(["convert", str(source), str(target), "--quiet"]) == 2 and not target.exists()
         assert re.search(match, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("start", ["base_model.model.model.language_model.", "base_model.model.model.", "lora_te_"])
+def test_a_lora_of_a_published_mllm_fits_it_and_no_other(start):
+    from duogen_core.formats.lora import check_lora, read_lora
+    from duogen_core.mllm.qwen2_5_vl import Qwen25VL
+    from duogen_core.weights import Entry
+    from tests.core.headers import key_list
+
+    def lora(name: str):
+        entries = {}
+        for key, shape in key_list(name).items():
+            if "visual" in key or not key.endswith("_proj.weight"):
+                continue
+            layer = key[key.index("layers.") :].removesuffix(".weight")
+            layer = start + (layer.replace(".", "_") if start == "lora_te_" else layer)
+            down, up = ("lora_down", "lora_up") if start == "lora_te_" else ("lora_A", "lora_B")
+            entries[f"{layer}.{down}.weight"] = Entry("BF16", (16, shape[1]))
+            entries[f"{layer}.{up}.weight"] = Entry("BF16", (shape[0], 16))
+        return read_lora(entries, "x.safetensors")
+
+    def shapes(name: str):
+        return {Qwen25VL.module_name(key): shape for key, shape in key_list(name).items()}
+
+    sizes = ("mllm-qwen2.5-vl-3b", "mllm-qwen2.5-vl-7b")
+    for name, layers in zip(sizes, (36, 28)):
+        found = check_lora(lora(name), shapes(name), "x", "the MLLM", Qwen25VL.module_name)
+        assert len(found) == len(set(found.values())) == 7 * layers
+        assert all(ours.startswith("model.language_model.layers.") for ours in found.values())
+    with pytest.raises(DuoGenError, match="is a LoRA for another model: 56 of its 252 layers are not in the 7B"):
+        check_lora(lora(sizes[0]), shapes(sizes[1]), "x", "the 7B", Qwen25VL.module_name)
+    with pytest.raises(
+        DuoGenError, match="is a LoRA for another size of model: .* is for 3584x3584, the model's is 2048"
+    ):
+        check_lora(lora(sizes[1]), shapes(sizes[0]), "x", "the 3B", Qwen25VL.module_name)
