@@ -34,7 +34,8 @@ def screenshot(width: int = 480, height: int = 320, dialog: int | None = None, s
     if dialog is not None:
         draw.rectangle((140, 90, 330, 190), outline=(40, 40, 40), fill=(245, 245, 245))
         draw.rectangle((140, 90, 330, 108), fill=(60, 90, 150))
-        draw.text((150, 130), f"Choose number {dialog * 7919 % 1000}?", fill="black")
+        question = ("Save the changes?", "Which folder is it in?", "The file is gone.", "Try it again later?")
+        draw.text((150, 130), question[dialog % 4], fill="black")
     return np.asarray(image)
 
 

@@ -63,6 +63,8 @@ def decode(data: bytes, caps: dict) -> tuple[dict, bytes]:
                 alpha = np.asarray(image.convert("RGBA").getchannel("A"))
                 facts["transparent"] = round(float((alpha < 128).mean()), 4)
         pixels = decode_picture(data, "it")
+    except Image.DecompressionBombError:  # Pillow's own cap, far above ours
+        return {"format": format_, "rule": "too_many_pixels"}, b""
     except MemoryError:
         return {"rule": "too_much_memory"}, b""
     except (DuoGenError, Exception) as error:  # decoders fail on damaged files in every way

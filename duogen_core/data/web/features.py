@@ -2,7 +2,8 @@
 
 Screens are drawn: neighbouring pixels are equal, edges lie along rows and columns, lines run far. Photographs have
 noise and soft slopes everywhere. Document pages are ink on paper: one light colour, little else, short marks in rows.
-Rows are sampled, so that a large picture costs no more than a small one.
+How light a picture is says nothing, since themes may be dark. Rows are sampled: a large picture costs no more than a
+small one.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 NAMES = (
-    "equal", "soft", "sharp", "paper", "top", "colours", "saturation", "light", "long_lines", "blank_rows", "ink",
-    "dark", "upright", "noise",
+    "equal", "soft", "sharp", "paper", "top", "colours", "saturation", "long_lines", "blank_rows", "ink", "upright",
+    "noise",
 )  # fmt: skip
 ROWS = 240  # rows that are looked at
 BITS = 4  # of a colour channel, for counting colours
@@ -42,11 +43,9 @@ def features(pixels: np.ndarray) -> np.ndarray:
             shares[0],
             np.log1p(np.searchsorted(np.cumsum(shares), 0.95)) / 8,
             saturation.mean(),
-            grey.mean() / 255,
             _long_runs(down >= 12, width),
             blank.mean(),
             (grey < 128)[~blank].mean() if (~blank).any() else 0.0,
-            (grey < 64).mean(),
             min(height / width, 3.0) / 3,
             ((step >= 1) & (step <= 4)).mean(),
         ]

@@ -28,6 +28,8 @@ PHONE = re.compile(
 IPV4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{0,4}(?![\w:])", re.IGNORECASE)
 
+VERSION = re.compile(r"(?:version|release|v\.?|ver\.?)\s*$", re.IGNORECASE)
+
 
 def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]:
     """The text without personal data of these kinds, and how many of each were taken out."""
@@ -35,7 +37,7 @@ def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]
 
     def put(kind: str):
         def replace(match: re.Match[str]) -> str:
-            if kind == "ip" and not _is_public(match.group()):
+            if kind == "ip" and (not _is_public(match.group()) or VERSION.search(match.string[: match.start()][-20:])):
                 return match.group()
             found[kind] += 1
             return f"[{kind}]"

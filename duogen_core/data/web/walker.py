@@ -29,7 +29,8 @@ FIGURES = frozenset({"figure", "informalfigure", "wp-caption", "thumb", "image-c
 CAPTIONS = frozenset({"caption", "title", "wp-caption-text", "thumbcaption", "image-caption-text"})
 SHOWN = frozenset({"img", "image", "svg", "input", "video", "object", "embed"})
 LEAVES = frozenset({"svg", "video"})  # what stands inside is no text of the page
-VOID = re.compile(r"<(source|track|wbr|embed|keygen|bgsound)\b([^<>]*)>", re.IGNORECASE)  # libxml2 does not know that they hold nothing
+VOID = re.compile(r"<(source|track|wbr|embed|keygen|bgsound)\b([^<>]*)>", re.IGNORECASE)  # libxml2 nests in them
+LAST = re.compile(r"</(?:body|html)\s*>", re.IGNORECASE)  # libxml2 reads no further, browsers do
 CELL_CHARACTERS = 300  # a longer cell makes a table one that only lays out a page
 LAYOUT = ("img", "table", "ul", "ol", "dl", "pre", "h1", "h2", "h3", "h4", "form", "figure", "svg", "object", "video")
 
@@ -61,7 +62,7 @@ def parse(html: str) -> Any:
     parser = etree.HTMLParser(
         encoding="utf-8", huge_tree=False, no_network=True, remove_comments=True, remove_pis=True, recover=True
     )
-    html = VOID.sub(r"<\1\2></\1>", html)
+    html = VOID.sub(r"<\1\2></\1>", LAST.sub("", html))
     try:
         return etree.fromstring(html.encode("utf-8", "replace"), parser)
     except etree.LxmlError:

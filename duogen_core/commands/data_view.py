@@ -1,0 +1,38 @@
+"""data view: one HTML file that shows what a run of `data web` kept and refused, page by page and rule by rule."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from duogen_core.errors import DuoGenError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", metavar="DIR", help="the --out of `data web`")
+    add("--out", metavar="FILE", help="the HTML file; default: DIR/report.html")
+    add("--samples", type=int, default=50, metavar="N", help="kept and refused ones for each rule; default: 50")
+    add("--pages", type=int, default=10, metavar="N", help="pages shown before and after; default: 10")
+    add("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.samples < 1 or args.pages < 0:
+        raise DuoGenError(f"--samples is {args.samples} and --pages {args.pages}; expected at least 1 and 0.")
+    from duogen_core.data.web.plan import open_run
+    from duogen_core.data.web.report import write_report
+
+    folder = Path(args.run)
+    file = Path(args.out) if args.out else folder / "report.html"
+    live = not args.quiet and sys.stderr.isatty()
+
+    def step(done: int, total: int) -> None:
+        if live:
+            sys.stderr.write(f"\r\x1b[K{done:,}/{total:,} pages" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    write_report(open_run(folder), file, args.samples, args.pages, step)
+    print(file)
+    return 0

@@ -1,0 +1,122 @@
+"""A run to look at: one HTML file with pages before and after, and pages and pictures that each rule kept and refused.
+
+The pages shown go through the engine again (nothing of a refused one is stored), so the inputs must still be there.
+What comes from pages is escaped text and re-encoded thumbnails; the file loads nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from PIL import Image
+
+from duogen_core.data.web.engine import Engine, Outcome
+from duogen_core.data.web.page import Block
+from duogen_core.data.web.pictures import Judged
+from duogen_core.data.web.plan import Run
+from duogen_core.data.web.samples import Chosen, choose
+from duogen_core.data.web.stats import PAGE_ORDER, PICTURE_ORDER, survey, text
+from duogen_core.document import Text
+
+SMALL, LARGE = 160, 320  # longest side of a thumbnail beside a rule, and in a page
+START = 300  # characters of a page beside a rule
+TEMPLATE = Path(__file__).with_name("report.html")
+
+
+def write_report(
+    run: Run, file: Path, samples: int = 50, pages: int = 10, step: Callable[[int, int], None] = lambda *_: None
+) -> None:
+    """Writes the report; step(done, total) is called for every page that is looked at again."""
+    from duogen_core.store import write_atomically
+
+    found, chosen = survey(run), choose(run, samples)
+    whole = [number for number, _ in chosen.pages.get("", [])[:pages]]
+    tiles = _tiles(run, chosen, whole, step)
+    body = [f"<h1>{escape(str(run.folder))}</h1><pre>{escape(text(found))}</pre>"]
+    body.append("<h2>Pages before and after</h2>" + "".join(tiles[number, "whole"] for number in whole))
+    for title, group, order in (("Pages", chosen.pages, PAGE_ORDER), ("Pictures", chosen.pictures, PICTURE_ORDER)):
+        body.append(f"<h2>{title} by rule</h2>")
+        for rule in ["", *(rule for rule in order if rule in group), *sorted(set(group) - {""} - set(order))]:
+            shown = "".join(tiles.get(place, "") for place in group.get(rule, []))
+            body.append(f"<details><summary>{escape(rule or 'kept')}: {len(group.get(rule, []))} shown</summary>")
+            body.append(f"<div class=grid>{shown}</div></details>")
+    page = Template(TEMPLATE.read_text("utf-8")).substitute(title=escape(run.folder.name), body="\n".join(body))
+    write_atomically(file, page.encode("utf-8", "replace"))
+
+
+def _tiles(run: Run, chosen: Chosen, whole: list[int], step: Callable[[int, int], None]) -> dict:
+    """Place -> HTML; (number, "whole") -> a page before and after."""
+    wanted, tiles, done = chosen.numbers(), {}, 0
+    places = {place for group in (chosen.pages, chosen.pictures) for each in group.values() for place in each}
+    inputs = run.inputs()
+    with Engine(run.preset) as engine:
+        for shard in run.plan():
+            for number, name in enumerate(shard.pages, shard.first):
+                if number not in wanted:
+                    continue
+                outcome = engine.page(inputs[shard.input], name)
+                if (number, -1) in places:
+                    tiles[number, -1] = _page_tile(outcome)
+                for index, judged in enumerate(outcome.judged.values()):
+                    if (number, index) in places:
+                        tiles[number, index] = _picture(judged, SMALL)
+                if number in whole:
+                    tiles[number, "whole"] = _before_and_after(outcome)
+                done += 1
+                step(done, len(wanted))
+    return tiles
+
+
+def _page_tile(outcome: Outcome) -> str:
+    start = " ".join(block.text for block in outcome.walk.blocks if not block.region)[:START]
+    return (
+        f"<div class=page><b>{escape(outcome.walk.title or outcome.page.name)}</b> {_badge(outcome)}"
+        f"<br><small>{escape(outcome.page.url)}</small><br>{escape(start)}</div>"
+    )
+
+
+def _badge(result: Outcome | Judged) -> str:
+    if result.verdict is None:
+        return "<span class=kept>kept</span>"
+    value = "" if result.verdict.value is None else f" {result.verdict.value}"
+    return f"<span class=refused>{escape(result.verdict.rule + str(value))}</span>"
+
+
+def _picture(judged: Judged, side: int) -> str:
+    inside = _thumbnail(judged.seen.pixels, side) if judged.seen else "<i>not decoded</i>"
+    about = judged.url[:80] or (judged.ref.sources[0][:80] if judged.ref.sources else judged.ref.kind)
+    size = f"{judged.facts['width']}x{judged.facts['height']} " if judged.facts and "width" in judged.facts else ""
+    return f"<figure>{inside}<figcaption>{_badge(judged)} {size}<small>{escape(about)}</small></figcaption></figure>"
+
+
+def _thumbnail(pixels: np.ndarray, side: int) -> str:
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    image.thumbnail((side, side))
+    image.save(buffer, "JPEG", quality=75)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _before_and_after(outcome: Outcome) -> str:
+    before = []
+    for index, item in enumerate(outcome.walk.items):
+        if isinstance(item, Block):
+            mark = f"<span class=refused>{escape(item.region)}</span> " if item.region else ""
+            before.append(f"<p>{mark}{escape(item.text)}</p>")
+        elif index in outcome.judged:
+            before.append(_picture(outcome.judged[index], LARGE))
+    after = []
+    for turn in outcome.document.turns if outcome.document else ():
+        after.append(f"<h4>{turn.role}</h4>")
+        for part in turn.parts:
+            after.append(f"<p>{escape(part.text)}</p>" if isinstance(part, Text) else _thumbnail(part.pixels, LARGE))
+    title = escape(outcome.walk.title or outcome.page.name)
+    return (
+        f"<details><summary>{title} <small>{escape(outcome.page.url)}</small></summary><div class=two>"
+        f"<div><h3>Before</h3>{''.join(before)}</div><div><h3>After</h3>{''.join(after)}</div></div></details>"
+    )
