@@ -11,7 +11,7 @@ from duogen_core.errors import DuoGenError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", metavar="DIR", help="the --out of `data web`")
+    add("folder", metavar="DIR", help="the --out of `data web`")
     add("--out", metavar="FILE", help="the HTML file; default: DIR/report.html")
     add("--samples", type=int, default=50, metavar="N", help="kept and refused ones for each rule; default: 50")
     add("--pages", type=int, default=10, metavar="N", help="pages shown before and after; default: 10")
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from duogen_core.data.web.plan import open_run
     from duogen_core.data.web.report import write_report
 
-    folder = Path(args.run)
+    folder = Path(args.folder)
     file = Path(args.out) if args.out else folder / "report.html"
     live = not args.quiet and sys.stderr.isatty()
 

@@ -85,7 +85,7 @@ def advert(ref: ImageRef, page_url: str, preset: Preset) -> Verdict:
     if leads_away and size in AD_SIZES:
         return Verdict("advert", False, f"{ref.width}x{ref.height} leads to {_host(ref.link)}")
     stated = [value for value in size if value is not None]
-    if stated and min(stated) <= 3:
+    if stated and min(stated) <= preset.picture["tracker_side"]:
         return Verdict("advert", False, "tracker")
     return Verdict("advert", True)
 
@@ -94,16 +94,16 @@ def icon(ref: ImageRef, facts: dict[str, Any], preset: Preset) -> Verdict:
     """By size, as it is or as the page states it; up to icon_large also by transparency and by name."""
     rules, (width, height) = preset.picture, (facts["width"], facts["height"])
     shorter, longer = min(width, height), max(width, height)
-    if shorter < rules["icon_side"]:
-        return Verdict("icon", False, shorter)
-    if ref.width is not None and ref.height is not None and max(ref.width, ref.height) < rules["icon_side"]:
+    if longer <= rules["icon_side"]:
+        return Verdict("icon", False, longer)
+    if ref.width is not None and ref.height is not None and max(ref.width, ref.height) <= rules["icon_side"]:
         return Verdict("icon", False, max(ref.width, ref.height))
     if longer <= rules["icon_large"] and longer <= 1.5 * shorter:
         if facts.get("transparent", 0.0) >= rules["icon_transparent"]:
             return Verdict("icon", False, f"{facts['transparent']:.2f} transparent")
         if any(found := [ICON_NAMES.search(_path(source)) for source in ref.sources]):
             return Verdict("icon", False, next(each.group().strip("/_.-") for each in found if each))
-    return Verdict("icon", True, shorter)
+    return Verdict("icon", True, longer)
 
 
 def small(facts: dict[str, Any], preset: Preset) -> Verdict:
