@@ -1,8 +1,10 @@
-"""draft: a question that is easier after drawing -> what is done, the picture of it, then the answer read from it.
+"""draft: a question that is easier after drawing -> what is seen and done, the picture of it, the answer read from it.
+
+To list all that is there, in the order of its places, is easier than to find all members of a group at a glance: so
+both pictures are told first, and what is done or counted is chosen from those words.
 
 undrafted: the same questions with the request not to draw, answered in the same words without the picture; what the
 picture is worth is the difference between the two.
-
 
 truth: {"operation": "remove" | "recolour" | "move", "before": scene, "after": scene, "answer": the number as a string,
 "question": the counted words, such as "red shapes"}.
@@ -33,10 +35,10 @@ from duogen_core.data.sketchbook.tasks.common import (
     user_cell,
     user_turn,
 )
-from duogen_core.data.sketchbook.tasks.describe import chosen, counted, seen
+from duogen_core.data.sketchbook.tasks.describe import chosen, counted, describe_scene
 from duogen_core.document import Picture
 
-Draft = tuple[Scene, str, str]  # the scene after it, the request's first sentence, the announcement
+Draft = tuple[Scene, str, str]  # the scene after it, the request's first sentence, the sentence of what is done
 
 
 def group(rng: Random, scene: Scene) -> tuple[tuple[Shape, ...], str]:
@@ -97,7 +99,7 @@ def ask(rng: Random, scene: Scene, operation: str) -> tuple[str, str, list[Shape
     return f"How many {words} {rng.choice(ends)}?", words, chosen(scene, colour, kind)
 
 
-def answer_text(operation: str, words: str, shapes: Sequence[Shape]) -> str:
+def answer_text(operation: str, after: Scene, words: str, shapes: Sequence[Shape]) -> str:
     number = len(shapes)
     if number == 1:
         words = (
@@ -109,7 +111,8 @@ def answer_text(operation: str, words: str, shapes: Sequence[Shape]) -> str:
         "remove": f"{number} {words} {verb} left",
         "recolour": f"There {verb} {number} {words}",
     }[operation]
-    return f"{seen(shapes)} {sentence}. Answer: {number}.".strip()
+    count = f" I count {named(shapes)}." if shapes else ""
+    return f"{describe_scene(after)}{count} {sentence}. Answer: {number}."
 
 
 NO_DRAWING = ("Do not draw.", "Answer without a drawing.", "Answer in words only.")
@@ -121,9 +124,10 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, 
     before = random_scene(rng, rng.randint(3, 6), canvas, held_out=held_out)
     # A small choice of kinds and colours, so that groups have more than one member.
     before = alike(rng, before)
-    after, request, announcement = DRAFTS[operation](rng, before)
+    after, request, done = DRAFTS[operation](rng, before)
     question, words, counting = ask(rng, after, operation)
-    asked, answer = f"{request} {question}", answer_text(operation, words, counting)
+    asked, answer = f"{request} {question}", answer_text(operation, after, words, counting)
+    announcement = f"{describe_scene(before)} {done}"
     if drawn:
         answers = announcement, Picture(draw_scene(after)), answer
     else:
