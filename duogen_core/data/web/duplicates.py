@@ -1,28 +1,33 @@
 """Whether two pictures show the same: a perceptual hash finds candidates, a finer check decides.
 
-A copy may be rescaled, recompressed or framed, so frames of one colour are cut off first. Two screenshots that differ
-in one dialog or one menu have nearly the same hash, but some small part of them differs much; a copy differs a little
-everywhere. The finer check therefore compares the two part by part.
+A copy may be rescaled, recompressed or framed, so it is looked at as it is and without each frame of one colour. Two
+screenshots that differ in one dialog or one menu have nearly the same hash, but some small part of them differs much; a
+copy differs a little everywhere. The finer check therefore compares part by part, after moving the edges of one of the
+two by a few pixels to where they fit best, since compression blurs where a frame ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
+BASE = 256  # pixels along each side of what is kept of a picture
+SIDE = 128  # and of what is compared, in
 GRID = 16  # parts along each side
-PART = 8  # pixels of a part along each side
-SIDE = GRID * PART
+PART = SIDE // GRID
+COARSE = 64  # pixels along each side for finding the fit
+MOVES = (0, 2, 4, 6, 8, 10)  # of an edge, inwards, in pixels of BASE
 FRAME = 24  # what differs from the corner by less, of 255, is of its colour
 FRAMES = 3  # one inside the other
 LEAST = 16  # rows and columns that must be left inside
 HASH_SIDE, HASH_LOW = 32, 8
 _COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_LOW), np.arange(HASH_SIDE) + 0.5))
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -30,34 +35,42 @@ class Look:
     """What is kept of one picture to compare it by."""
 
     bits: np.ndarray  # 64 truth values
-    small: np.ndarray  # [SIDE, SIDE, 3], float32
+    base: Image.Image  # BASE x BASE
     aspect: float
+
+    def part(self, box: Box, side: int) -> Image.Image:
+        return self.base.resize((side, side), Image.Resampling.BOX, box=box)
 
 
 def looks_of(pixels: np.ndarray) -> tuple[Look, ...]:
-    """The picture as it is, and without its frame if it has one."""
-    inside = without_frame(pixels)
-    return (_look(pixels),) if inside.shape == pixels.shape else (_look(pixels), _look(inside))
+    """The picture as it is, and without one frame after the other."""
+    return tuple(map(_look, without_frames(pixels)))
 
 
 def _look(pixels: np.ndarray) -> Look:
     image = Image.fromarray(pixels)
-    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
     tiny = np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX), np.float64)
     low = _COSINES @ tiny @ _COSINES.T
     bits = (low > np.median(low.ravel()[1:])).ravel()
-    return Look(bits, np.asarray(small, np.float32), image.width / image.height)
+    return Look(bits, image.resize((BASE, BASE), Image.Resampling.BOX), image.width / image.height)
 
 
-def without_frame(pixels: np.ndarray) -> np.ndarray:
-    """The picture without the lines along its sides that are all of one colour, and the next such frame inside."""
+def without_frames(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The picture, then without the lines along its sides that are all of one colour, then without the next such."""
+    yield pixels
     for _ in range(FRAMES):
-        near = np.abs(pixels.astype(np.int16) - pixels[0, 0].astype(np.int16)).max(2) < FRAME
-        rows, columns = np.flatnonzero(near.mean(1) < 0.99), np.flatnonzero(near.mean(0) < 0.99)
+        image = Image.fromarray(pixels)
+        apart = ImageChops.difference(image, Image.new("RGB", image.size, image.getpixel((0, 0))))
+        red, green, blue = apart.split()
+        differs = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)) >= FRAME
+        rows, columns = np.flatnonzero(differs.mean(1) > 0.01), np.flatnonzero(differs.mean(0) > 0.01)
         if len(rows) < LEAST or len(columns) < LEAST:
-            break
-        pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return np.ascontiguousarray(pixels)
+            return
+        inside = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        if inside.shape == pixels.shape:
+            return
+        pixels = np.ascontiguousarray(inside)
+        yield pixels
 
 
 def hash_distance(one: Look, other: Look) -> int:
@@ -65,10 +78,11 @@ def hash_distance(one: Look, other: Look) -> int:
     return int((one.bits != other.bits).sum())
 
 
-def part_differences(one: Look, other: Look) -> tuple[float, float]:
+def part_differences(one: Image.Image, other: Image.Image) -> tuple[float, float]:
     """The mean difference, of 255, of the part that differs most, and of all parts."""
     # A copy's edges may lie a fraction of a pixel off: each pixel is compared with the range of its neighbourhood.
-    difference = np.maximum(_beyond(one.small, other.small), _beyond(other.small, one.small)).max(2)
+    a, b = np.asarray(one, np.int16), np.asarray(other, np.int16)
+    difference = np.maximum(_beyond(a, b), _beyond(b, a)).max(2)
     parts = difference.reshape(GRID, PART, GRID, PART).mean((1, 3))
     return float(parts.max()), float(parts.mean())
 
@@ -76,19 +90,47 @@ def part_differences(one: Look, other: Look) -> tuple[float, float]:
 def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
     """How far each value is outside of what the other picture has within one pixel of it."""
     padded = np.pad(of, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    windows = [padded[y : y + SIDE, x : x + SIDE] for y in range(3) for x in range(3)]
-    low, high = np.minimum.reduce(windows), np.maximum.reduce(windows)
+    rows = [padded[y : y + SIDE] for y in range(3)]
+    low, high = np.minimum.reduce(rows), np.maximum.reduce(rows)
+    low = np.minimum.reduce([low[:, x : x + SIDE] for x in range(3)])
+    high = np.maximum.reduce([high[:, x : x + SIDE] for x in range(3)])
     return np.maximum(np.maximum(low - values, values - high), 0)
+
+
+def fit(one: Look, other: Look) -> tuple[Box, Box]:
+    """The boxes of the two that fit best, each of its edges moved inwards in one of the two."""
+    boxes = [[0, 0, BASE, BASE], [0, 0, BASE, BASE]]
+
+    def apart() -> float:
+        a, b = (np.asarray(each.part(box, COARSE), np.int16) for each, box in zip((one, other), boxes))
+        return float(np.abs(a - b).mean())
+
+    best = apart()
+    for _ in range(2):
+        for which, edge in product(range(2), range(4)):
+            kept = boxes[which][edge]
+            for move in MOVES:
+                boxes[which][edge] = move if edge < 2 else BASE - move
+                if (found := apart()) < best:
+                    best, kept = found, boxes[which][edge]
+            boxes[which][edge] = kept
+    return tuple(boxes[0]), tuple(boxes[1])
 
 
 def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any]) -> tuple[bool, float]:
     """Whether one is a copy of the other, and the largest part's difference it was decided by."""
-    least = 255.0
-    for a, b in product(one, other):
-        if abs(a.aspect / b.aspect - 1) > rules["max_aspect"] or hash_distance(a, b) > rules["max_hash_bits"]:
-            continue
-        largest, mean = part_differences(a, b)
-        least = min(least, largest)
-        if largest <= min(rules["max_part"], rules["part_base"] + rules["part_slope"] * mean):
-            return True, round(largest, 2)
+    near = [
+        (hash_distance(a, b), k, a, b)
+        for k, (a, b) in enumerate(product(one, other))
+        if abs(a.aspect / b.aspect - 1) <= rules["max_aspect"]
+    ]
+    near = sorted(pair for pair in near if pair[0] <= rules["max_hash_bits"])
+    least, whole = 255.0, (0, 0, BASE, BASE)
+    for find in (lambda *_: (whole, whole), fit):  # most copies need no fitting
+        for _, _, a, b in near[: rules["max_fits"]]:
+            box, other_box = find(a, b)
+            largest, mean = part_differences(a.part(box, SIDE), b.part(other_box, SIDE))
+            least = min(least, largest)
+            if largest <= min(rules["max_part"], rules["part_base"] + rules["part_slope"] * mean):
+                return True, round(largest, 2)
     return False, round(least, 2)

@@ -122,5 +122,5 @@ class Engine:
     def _same(self, last: Judged, judged: Judged) -> Verdict | None:
         if last.sha256 == judged.sha256:
             return Verdict("duplicate", False, 0.0)
-        same, difference = are_same(last.looks, judged.looks, self.preset.duplicate)
+        same, difference = are_same(last.seen.looks, judged.seen.looks, self.preset.duplicate)
         return Verdict("duplicate", False, difference) if same else None

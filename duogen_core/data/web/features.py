@@ -22,17 +22,17 @@ def features(pixels: np.ndarray) -> np.ndarray:
     """One number for each of NAMES, most of them shares between 0 and 1."""
     height, width = pixels.shape[:2]
     rows = np.linspace(0, height - 1, min(ROWS, height)).astype(int)
-    sampled = pixels[rows].astype(np.int16)
-    step = np.abs(np.diff(sampled, axis=1)).max(2) if width > 1 else np.zeros((len(rows), 1), np.int16)
-    below = pixels[np.minimum(rows + 1, height - 1)].astype(np.int16)
-    down = np.abs(below - sampled).max(2)
-    codes = (sampled >> (8 - BITS)).astype(np.int32)
-    counts = np.bincount((codes[..., 0] << 2 * BITS | codes[..., 1] << BITS | codes[..., 2]).ravel())
+    sampled, below = pixels[rows], pixels[np.minimum(rows + 1, height - 1)]
+    step = _apart(sampled[:, 1:], sampled[:, :-1]) if width > 1 else np.zeros((len(rows), 1), np.uint8)
+    down = _apart(sampled, below)
+    red, green, blue = (sampled[..., channel] for channel in range(3))
+    codes = (red >> (8 - BITS)).astype(np.uint16) << 2 * BITS | (green >> (8 - BITS)).astype(np.uint16) << BITS
+    counts = np.bincount((codes | blue >> (8 - BITS)).ravel())
     shares = np.sort(counts[counts > 0])[::-1] / counts.sum()
-    brightest, darkest = sampled.max(2), sampled.min(2)
-    saturation = (brightest - darkest) / 255
-    grey = sampled.mean(2)
-    paper = (darkest >= 225) & (brightest - darkest <= 20)
+    brightest, darkest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    saturation = brightest - darkest
+    grey = red.astype(np.uint16) + green + blue  # three times the grey
+    paper = (darkest >= 225) & (saturation <= 20)
     blank = paper.mean(1) >= 0.98
     return np.array(
         [
@@ -42,14 +42,20 @@ def features(pixels: np.ndarray) -> np.ndarray:
             paper.mean(),
             shares[0],
             np.log1p(np.searchsorted(np.cumsum(shares), 0.95)) / 8,
-            saturation.mean(),
+            saturation.mean() / 255,
             _long_runs(down >= 12, width),
             blank.mean(),
-            (grey < 128)[~blank].mean() if (~blank).any() else 0.0,
+            (grey < 384)[~blank].mean() if (~blank).any() else 0.0,
             min(height / width, 3.0) / 3,
             ((step >= 1) & (step <= 4)).mean(),
         ]
     )
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The largest difference of a channel, pixel by pixel."""
+    difference = np.maximum(one, other) - np.minimum(one, other)
+    return np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2])
 
 
 def _long_runs(edges: np.ndarray, width: int) -> float:

@@ -17,6 +17,7 @@ import numpy as np
 
 from duogen_core.data.web.classing import class_of
 from duogen_core.data.web.codes import code_share
+from duogen_core.data.web.duplicates import Look, looks_of
 from duogen_core.data.web.page import ImageRef, Verdict
 from duogen_core.data.web.preset import Preset
 
@@ -56,6 +57,10 @@ class Seen:
     @cached_property
     def code(self) -> tuple[float, str]:
         return code_share(self.pixels)
+
+    @cached_property
+    def looks(self) -> tuple[Look, ...]:
+        return looks_of(self.pixels)
 
     @cached_property
     def one_colour(self) -> float:

@@ -13,7 +13,6 @@ from typing import Any
 
 from duogen_core.data.web import picture_rules
 from duogen_core.data.web.decoding import Decoder
-from duogen_core.data.web.duplicates import Look, looks_of
 from duogen_core.data.web.inputs import Found, Input
 from duogen_core.data.web.page import ImageRef, Page, Verdict, Walk
 from duogen_core.data.web.preset import Preset
@@ -32,7 +31,6 @@ class Judged:
     sha256: str = ""
     facts: dict[str, Any] | None = None
     seen: picture_rules.Seen | None = None
-    looks: tuple[Look, ...] = ()
 
     def log(self) -> dict[str, Any]:
         """What the run's log says of it."""
@@ -50,7 +48,7 @@ class Pictures:
     def __init__(self, preset: Preset, decoder: Decoder) -> None:
         self.preset, self.decoder = preset, decoder
         self.refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self.held: OrderedDict[str, tuple[picture_rules.Seen, tuple[Look, ...]]] = OrderedDict()
+        self.held: OrderedDict[str, picture_rules.Seen] = OrderedDict()
         self.held_bytes = 0
 
     def judge(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Judged:
@@ -60,16 +58,15 @@ class Pictures:
         if found.rule:
             return Judged(ref, Verdict(found.rule, False, found.value), found.url)
         sha256 = hashlib.sha256(found.data).hexdigest()
-        facts, seen, looks = self._decode(sha256, found.data)
+        facts, seen = self._decode(sha256, found.data)
         if seen is None:
             # Its size was read before a rule of the decoder refused it, and says more.
             verdict = picture_rules.by_facts(ref, facts, self.preset) if "width" in facts else None
             verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
         else:
             verdict = picture_rules.by_facts(ref, facts, self.preset) or picture_rules.by_pixels(seen, self.preset)
-            looks = looks or (looks_of(seen.pixels) if verdict is None else ())
-            self._hold(sha256, seen, looks)
-        return Judged(ref, verdict, found.url, sha256, facts, seen, looks)
+            self._hold(sha256, seen)
+        return Judged(ref, verdict, found.url, sha256, facts, seen)
 
     def find(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Found:
         """The bytes behind the first address that has any; what was wrong with the last one if none has."""
@@ -82,25 +79,24 @@ class Pictures:
                 found = Found(url=found.url, rule="too_many_bytes", value=len(found.data))
         return found
 
-    def _decode(self, sha256: str, data: bytes) -> tuple[dict[str, Any], picture_rules.Seen | None, tuple[Look, ...]]:
+    def _decode(self, sha256: str, data: bytes) -> tuple[dict[str, Any], picture_rules.Seen | None]:
         if sha256 in self.held:
             self.held.move_to_end(sha256)
-            seen, looks = self.held[sha256]
-            return seen.facts, seen, looks
+            return self.held[sha256].facts, self.held[sha256]
         if sha256 in self.refused:
             self.refused.move_to_end(sha256)
-            return self.refused[sha256], None, ()
+            return self.refused[sha256], None
         facts, pixels = self.decoder.decode(data)
         if pixels is None:
             self.refused[sha256] = facts
             if len(self.refused) > REMEMBERED:
                 self.refused.popitem(last=False)
-            return facts, None, ()
-        return facts, picture_rules.Seen(facts, pixels), ()
+            return facts, None
+        return facts, picture_rules.Seen(facts, pixels)
 
-    def _hold(self, sha256: str, seen: picture_rules.Seen, looks: tuple[Look, ...]) -> None:
+    def _hold(self, sha256: str, seen: picture_rules.Seen) -> None:
         if sha256 not in self.held:
             self.held_bytes += seen.pixels.nbytes
-        self.held[sha256] = seen, looks
+        self.held[sha256] = seen
         while self.held_bytes > HELD_BYTES and len(self.held) > 1:
-            self.held_bytes -= self.held.popitem(last=False)[1][0].pixels.nbytes
+            self.held_bytes -= self.held.popitem(last=False)[1].pixels.nbytes
