@@ -219,7 +219,7 @@ def tiled_vae(folder: Path) -> dict[str, float]:
 
     from duogen_core.document import Picture
 
-    side = 320
+    side = 272  # ComfyUI goes by tiles of 256
     vae = comfy.sd.VAE(sd=load_file(folder / "vae" / "tiny_wan.safetensors"), dtype=torch.float32)
     ramp = torch.linspace(0, 255, side)
     pixels = torch.stack(
@@ -242,14 +242,41 @@ def tiled_vae(folder: Path) -> dict[str, float]:
 
     inner.encode, inner.decode = only_tiles(encode, side - 8), only_tiles(decode, side // 8 - 1)
     again = Picture(picture.pixels.copy(), {"another": True})
+    tiled = stages.reference_latent(vae, again, side)
     return {
-        "encoded": away(stages.reference_latent(vae, again, side), whole),
+        "encoded": float((tiled - whole).abs().mean() / whole.abs().mean()),
         "decoded": float((vae.decode(whole) - image).abs().mean()),
         "refused": len(refused),
     }
 
 
+def estimates(loaded: tuple) -> dict[str, list[float]]:
+    """What ComfyUI is asked to keep free, with no, one and two earlier pictures."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    from pack.nodes import room
+
+    from duogen_core.document import Document, Picture, Text
+
+    mllm, _, model = loaded
+    empty = Document().begin_turn("user", [Text("Draw a house.")])
+    picture = Picture(np.zeros((256, 256, 3), np.uint8))
+    seen = [empty, empty.append(picture), empty.append(picture).append(picture)]
+    config = {"num_attention_heads": 6, "attention_head_dim": 32, "num_layers": 8, "patch_size": (1, 2, 2)}
+    causal = SimpleNamespace(config=SimpleNamespace(attention="frame_causal", **config))
+    return {
+        "drawing": [
+            model.model.memory_required([1, 16, 1, 32, 32], {"ref_latents": [[1, 16, 1024 * n]]}) for n in range(3)
+        ],
+        "writing": [room.of_context(mllm, document, 10) for document in seen],
+        "kept of pictures": [room.of_frame_cache(causal, 1024 * n, 4) for n in range(3)],
+    }
+
+
 def main(folder: Path) -> dict[str, Any]:
+    import torch
+
     from duogen_core.sampling import sigmas
 
     out: dict[str, Any] = {}
@@ -264,9 +291,11 @@ def main(folder: Path) -> dict[str, Any]:
     simple = comfy.samplers.calculate_sigmas(times, "simple", 36)
     out["simple against published"] = float((simple - wanted).abs().max())
     out["short of memory"] = short_of_memory(loaded, drawn(loaded, 4.0))
+    out["estimates"] = estimates(loaded)
     out["writing"] = writing_short_of_memory(loaded)
     del loaded
-    out["tiles"] = tiled_vae(folder)
+    with torch.inference_mode():  # as ComfyUI runs its nodes
+        out["tiles"] = tiled_vae(folder)
     out["fp8"] = fp8(folder)
     return out
 

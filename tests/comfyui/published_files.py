@@ -41,7 +41,7 @@ def write(folder: Path, tokenizer: Path) -> Path:
     dit.save_pretrained(folder / "diffusion_models" / "tiny-cosmos" / "transformer")
     official = {to_official(name): tensor.contiguous() for name, tensor in dit.state_dict().items()}
     save_file(official, folder / "diffusion_models" / "tiny_cosmos.safetensors")
-    save_file(PictureVae(new_vae(8)).to_single_file(), folder / "vae" / "tiny_wan.safetensors")
+    save_file(PictureVae(new_vae(4)).to_single_file(), folder / "vae" / "tiny_wan.safetensors")
     return folder
 
 

@@ -65,4 +65,13 @@ def test_a_text_that_is_written_again_goes_out_once(found: dict[str, Any]):
 def test_a_picture_too_large_for_the_vae_goes_through_it_in_tiles(found: dict[str, Any]):
     tiles = found["tiles"]
     assert tiles["refused"] >= 2
-    assert 0 < tiles["decoded"] < 0.05 and 0 < tiles["encoded"] < 0.3
+    assert 0 < tiles["decoded"] < 0.05 and 0 < tiles["encoded"] < 0.5
+
+
+def test_earlier_pictures_are_in_the_estimates(found: dict[str, Any]):
+    guessed = found["estimates"]
+    none, one, two = guessed["drawing"]
+    assert two - one == pytest.approx(one - none) and one == pytest.approx(2 * none)
+    assert guessed["kept of pictures"] == [n * 256 * 8 * 2 * 192 * 4 for n in range(3)]
+    none, one, two = guessed["writing"]
+    assert two - one == pytest.approx(one - none, rel=0.5) and one > none  # a chunk of a prefill is counted once
