@@ -3,8 +3,8 @@
     python tests/bench/web_pictures.py [--part duplicates|codes|icons]     needs the material of web_material.py
 
 duplicates: 300 pictures each with a planted copy (rescaled, recompressed, framed, or all three), and 200 pairs of
-screenshots that differ in one dialog: a window with and without it, or with another one in its place. Seed 7; the
-thresholds were set on pairs drawn with seed 1.
+screenshots that differ in one dialog: a window with and without it, or with another one in its place. What
+is compared, and the thresholds, were worked out on pairs drawn with other seeds (1, 7, 11 and 23).
 codes: 300 planted QR codes (alone, or on a picture, covering 3 to 60 % of it; rescaled, recompressed, turned a little),
 and 1,000 pictures of the manuals without any.
 icons: 200 pictures labelled by hand in web_icons.json.
@@ -26,7 +26,7 @@ from duogen_core.data.web.codes import code_share
 from duogen_core.data.web.duplicates import are_same, looks_of
 from duogen_core.data.web.preset import load_preset
 
-SEED = 7
+SEED = 29
 PRESET = load_preset()
 LANCZOS = Image.Resampling.LANCZOS
 

@@ -90,6 +90,7 @@ def test_personal_data_goes(text, clean):
         "Version 2.10.34.1 of 2023-11-05, 12:30:45, was 1,234,567.89 long.",
         "The ratio 16:9, f(12) = 345, pages 100-200, 1920x1080, ISBN 978-3-16-148410-0.",
         "Meet me at example dot com",
+        "### 3.12.1.1. Overview of 2.10.34.2",
         "std::vector::size and 10.000.000 people at noon.",
         "Add 1000 2000 3000 ml, then 12345678901234.",
     ],
@@ -99,8 +100,8 @@ def test_what_is_not_personal_stays(text):
 
 
 def test_only_the_kinds_asked_for_go():
-    text, found = remove_personal("a@example.com 8.8.8.8", ["ip"])
-    assert (text, dict(found)) == ("a@example.com [ip]", {"ip": 1})
+    text, found = remove_personal("a@example.com from 8.8.8.8", ["ip"])
+    assert (text, dict(found)) == ("a@example.com from [ip]", {"ip": 1})
 
 
 def test_presets():

@@ -131,6 +131,7 @@ def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any
             box, other_box = find(a, b)
             largest, mean = part_differences(a.part(box, SIDE), b.part(other_box, SIDE))
             least = min(least, largest)
-            if largest <= min(rules["max_part"], rules["part_base"] + rules["part_slope"] * mean):
+            limit = min(rules["max_part"], rules["part_base"] + rules["part_slope"] * mean)
+            if mean <= rules["max_mean"] and largest <= limit:
                 return True, round(largest, 2)
     return False, round(least, 2)

@@ -2,7 +2,8 @@
 
 Phone numbers are what is written like one: with a + and a country, with brackets round the area, or in the groups of
 three, three and four digits. Dates, versions, prices and long numbers stay. Only public IP addresses go: 192.168.0.1 in
-a guide to a router is the guide's content.
+a guide to a router is the guide's content; and four small numbers go only where the words before them are of networks,
+since sections and versions are written like that too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ IPV4 = re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)")
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-f]{0,4}:){3,7}[0-9a-f]{0,4}(?![\w:])", re.IGNORECASE)
 
 VERSION = re.compile(r"(?:version|release|v\.?|ver\.?)\s*$", re.IGNORECASE)
+NETWORK = re.compile(r"\b(?:ip|address|addresses|host|server|dns|ping|ssh|from|gateway|proxy)\b|://", re.IGNORECASE)
 
 
 def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]:
@@ -37,7 +39,7 @@ def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]
 
     def put(kind: str):
         def replace(match: re.Match[str]) -> str:
-            if kind == "ip" and (not _is_public(match.group()) or VERSION.search(match.string[: match.start()][-20:])):
+            if kind == "ip" and not _is_address(match):
                 return match.group()
             found[kind] += 1
             return f"[{kind}]"
@@ -53,8 +55,14 @@ def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]
     return text, found
 
 
-def _is_public(text: str) -> bool:
+def _is_address(match: re.Match[str]) -> bool:
+    """A public address, and not the number of a version or a section (### 3.12.1.1.)."""
+    text, before = match.group(), match.string[max(match.start() - 40, 0) : match.start()]
     try:
-        return ipaddress.ip_address(text).is_global
+        if not ipaddress.ip_address(text).is_global:
+            return False
     except ValueError:
         return False
+    if ":" in text:
+        return True
+    return not VERSION.search(before) and (max(map(int, text.split("."))) >= 100 or bool(NETWORK.search(before)))
