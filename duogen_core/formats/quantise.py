@@ -33,17 +33,23 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Format:
-    """name: ComfyUI's. dtype: of the weights in the file, whose largest number is `largest`. by_row: so are scales."""
+    """name: ComfyUI's. dtype: of the weights in the file, whose largest number is `largest`. by_row: so are scales.
+
+    note: what ComfyUI is told besides the name.
+    """
 
     name: str
     dtype: str
     largest: float
     by_row: bool
+    note: dict[str, bool]
 
 
+# Inputs would be rounded to fp8 too on cards that multiply in it, clipped at 448 where no scale for them was measured.
+WEIGHTS_ALONE = {"full_precision_matrix_mult": True}
 FORMATS = {
-    "fp8": Format("float8_e4m3fn", "F8_E4M3", 448.0, False),
-    "int8": Format("int8_tensorwise", "I8", 127.0, True),
+    "fp8": Format("float8_e4m3fn", "F8_E4M3", 448.0, False, WEIGHTS_ALONE),
+    "int8": Format("int8_tensorwise", "I8", 127.0, True, {}),
 }
 
 
@@ -66,7 +72,7 @@ def quantised_pieces(pieces: Iterable[Piece], kind: str, tensor_of: Callable[[st
 
 def _three(piece: Piece, to: Format, tensor_of: Callable[[str], Tensor]) -> Iterator[Piece]:
     layer = piece.name.removesuffix(".weight")
-    note = json.dumps({"format": to.name}).encode()
+    note = json.dumps({"format": to.name, **to.note}).encode()
     rows = piece.shape[0] if to.by_row else 1
     yield Piece(piece.name, to.dtype, piece.shape, piece.shape[0] * piece.shape[1], _bytes_of(piece, to, tensor_of, 0))
     scale = (rows, 1) if to.by_row else ()

@@ -69,14 +69,14 @@ def test_pictures_of_a_quantised_dit(server: Server, checkpoint: Path, copy_of, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BARS)
-def test_an_answer_of_a_quantised_checkpoint(server: Server, checkpoint: Path, copy_of, kind: str):
+def test_an_answer_of_a_quantised_checkpoint(server: Server, random_model: Path, copy_of, kind: str):
     """MLLM and DiT both."""
-    name = copy_of(checkpoint, kind)
+    name = copy_of(random_model, kind)
     result = server.run(graphs.answer(name, graphs.REQUEST, prefix="quantised/a", max_images=1, steps=2))
     assert result.error is None, result.error
     assert len(result.outputs["6"]["images"]) == 1
     writer = {"writer": node("DuoGenLoadMLLM", checkpoint=name)}
-    latents = [sampled(server, checkpoint.name), sampled(server, checkpoint.name, writer, mllm=["writer", 0])]
+    latents = [sampled(server, random_model.name), sampled(server, random_model.name, writer, mllm=["writer", 0])]
     assert 1e-6 < float((latents[1] - latents[0]).norm() / latents[0].norm()) < 0.2
 
 

@@ -61,6 +61,9 @@ def test_every_weight_of_a_checkpoint_is_there_and_close(tmp_path, checkpoint, k
         blocks = (2 * 7) if "mllm" in file else (2 * 10)  # two layers each: seven, and four twice and two
         assert len(changed) == blocks and all(before[name].ndim == 2 for name in changed)
         assert all(0 < relative(after[name], before[name]) < bar for name in changed)
+    notes = {bytes(t.tolist()) for n, t in load_file(tmp_path / "small" / file).items() if n.endswith("comfy_quant")}
+    (note,) = map(json.loads, notes)
+    assert note["format"] == FORMATS[kind].name and note.get("full_precision_matrix_mult", False) is (kind == "fp8")
     for file in ("connector/model.safetensors", "vae/wan_vae.safetensors", "mllm/tokenizer.json", "model_index.json"):
         assert (tmp_path / "small" / file).read_bytes() == (checkpoint / file).read_bytes()
 
