@@ -96,6 +96,16 @@ def test_kills_at_any_moment_change_nothing(pages, tmp_path):
     assert results(out) == results(tmp_path / "whole")
 
 
+def test_a_kill_before_the_plan_is_whole_changes_nothing(pages, tmp_path):
+    out = tmp_path / "out"
+    for name in ("index", "shards", "logs", "times"):
+        (out / name).mkdir(parents=True)
+    (out / ".plan.jsonl.duogen-tmp").write_text('{"shard": 0, "inp')
+    (out / "index" / ".000.sqlite.duogen-tmp").write_bytes(b"half")
+    assert web(pages, "--out", out, "--workers", 1) == 0
+    assert open_run(out).pages == 8
+
+
 def test_a_full_disk_leaves_whole_shards_and_a_sentence(pages, tmp_path, monkeypatch, capsys):
     from duogen_core.data.web import shards
 
@@ -199,3 +209,19 @@ def test_a_warc_file_that_is_cut_off_gives_what_is_whole(tmp_path, capsys):
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(DuoGenError, match=r"holds no run\.json"):
         open_run(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(pages, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "duogen_core", "data", "web", pages, "--out", out]
+    command += ["--workers", "2", "--shard-pages", "1"]
+    child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and not list(out.glob("logs/*.jsonl")):
+        time.sleep(0.01)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "The same command goes on." in errors and "Traceback" not in errors
+    assert not list(out.rglob("*.jsonl.*"))
+    assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 1) == 0

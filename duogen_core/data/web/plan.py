@@ -94,7 +94,7 @@ def begin(
                 "ones to go on with it."
             )
         return run
-    if folder.exists() and any(entry.name not in ("index", "plan.jsonl") for entry in folder.iterdir()):
+    if folder.exists() and not all(map(_was_begun, folder.iterdir())):
         raise DuoGenError(f"The folder {folder} has something else in it; choose another --out, or empty it first.")
     try:
         for name in ("index", "shards", "logs", "times"):
@@ -108,6 +108,13 @@ def begin(
     value |= {"notes": notes, "digest": _digest(identity)}
     write_atomically(folder / "run.json", (json.dumps(value, indent=2) + "\n").encode())
     return Run(folder, tuple(paths), preset, pages, shards, tuple(notes))
+
+
+def _was_begun(entry: Path) -> bool:
+    """Whether this is what a kill leaves of a run that had no plan yet."""
+    if entry.name in ("shards", "logs", "times"):
+        return entry.is_dir() and next(entry.iterdir(), None) is None
+    return entry.name in ("index", "plan.jsonl") or entry.name.endswith(".duogen-tmp")
 
 
 def open_run(folder: Path) -> Run:
