@@ -85,7 +85,7 @@ def read_adapter(path: str | Path, mllm: Mllm) -> Adapter:
     # Of the parameters: the state of a quantised layer has the shapes of its packed numbers.
     shapes = {name: tuple(weight.shape) for name, weight in mllm.model.named_parameters(remove_duplicate=False)}
     names = check_lora(lora, shapes, str(file), f"this {mllm.model_type}", type(mllm).module_name)
-    tensors = dict(weights.tensors())
+    tensors = {name: tensor.clone() for name, tensor in weights.tensors()}  # not mapped: training writes it anew
     weights.check_unchanged()
     layers = {
         names[layer]: Low(

@@ -226,7 +226,7 @@ def adapter(server: Server, loras: Path) -> Callable[[Path], str]:
 def test_our_loader_gives_the_answer_of_the_merged_mllm(
     server: Server, checkpoint: Path, adapter: Callable, loras: Path
 ):
-    from duogen_core.formats.adapter import CONFIG
+    from safetensors.torch import load_file, save_file
 
     merged_name = adapter(checkpoint)
     plain, merged = sampled(server, checkpoint.name), sampled(server, merged_name)
@@ -235,13 +235,14 @@ def test_our_loader_gives_the_answer_of_the_merged_mllm(
     assert difference(merged, plain) > 2e-3 and difference(found, merged) < 1e-4
     assert difference(sampled(server, checkpoint.name, ours(file, 0.0), mllm=["adapter", 0]), plain) == 0
     assert difference(sampled(server, checkpoint.name), plain) == 0, "the shared weights are as they were"
-    half = loras / checkpoint.name / CONFIG
-    config = json.loads(half.read_text("utf-8"))
-    half.write_text(json.dumps(config | {"lora_alpha": ALPHA / 2}), "utf-8")
+    path = loras / file
+    whole = path.read_bytes()
+    half = {name: tensor / 2 if "lora_B" in name else tensor for name, tensor in load_file(path).items()}
+    save_file(half, path)
     weaker = sampled(server, checkpoint.name, ours(file), mllm=["adapter", 0])
     assert difference(weaker, found) > 5e-4, "the file changed, so it is read again"
     assert difference(sampled(server, checkpoint.name, ours(file, 2.0), mllm=["adapter", 0]), merged) < 1e-4
-    half.write_text(json.dumps(config), "utf-8")
+    path.write_bytes(whole)
 
 
 @pytest.mark.slow
