@@ -15,8 +15,8 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -70,11 +70,13 @@ def descendants(process: int) -> set[int]:
     return found
 
 
-def memory(process: int) -> int:
-    """Bytes that the process and its descendants take together."""
-    total = 0
+def look(process: int, spent: dict[int, float]) -> int:
+    """Bytes that the process and its descendants take together; their processor seconds so far go into `spent`."""
+    total, ticks = 0, os.sysconf("SC_CLK_TCK")
     for each in descendants(process):
         with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            spent[each] = (int(fields[11]) + int(fields[12])) / ticks
             for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines():
                 if line.startswith("Pss:"):
                     total += int(line.split()[1]) * 1024
@@ -84,18 +86,15 @@ def memory(process: int) -> int:
 def speed(file: Path, out: Path, workers: int) -> None:
     figures = out.with_suffix(".json")
     child = subprocess.Popen(command(file, out, workers, "--json", str(figures)))
-    peak = 0
+    peak, spent = 0, {}
     while child.poll() is None:
-        peak = max(peak, memory(child.pid))
+        peak = max(peak, look(child.pid, spent))
         time.sleep(0.5)
-    found = json.loads(figures.read_text())
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = used.ru_utime + used.ru_stime
-    print(
-        f"{found['pages']} pages, {found['kept']} documents, {found['pictures']} pictures in {found['seconds']} s: "
-        f"{found['pages'] / found['seconds']:.1f} pages a second with {workers} workers; {spent:.0f} s of processor "
-        f"time, {found['pages'] / spent:.1f} pages for each; at most {peak / 2**20:.0f} MiB"
-    )
+    found, seconds = json.loads(figures.read_text()), sum(spent.values())
+    print(f"{found['pages']} pages, {found['kept']} documents, {found['pictures']} pictures in {found['seconds']} s")
+    print(f"{found['pages'] / found['seconds']:.1f} pages a second with {workers} workers")
+    print(f"{found['pages'] / seconds:.1f} pages for each of {seconds:.0f} seconds of processor time")
+    print(f"at most {peak / 2**20:.0f} MiB")
 
 
 def digest(out: Path) -> str:

@@ -99,22 +99,21 @@ def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 def fit(one: Look, other: Look) -> tuple[Box, Box]:
     """The boxes of the two that fit best, each of its edges moved inwards in one of the two."""
-    boxes = [[0, 0, BASE, BASE], [0, 0, BASE, BASE]]
-
-    def apart() -> float:
-        a, b = (np.asarray(each.part(box, COARSE), np.int16) for each, box in zip((one, other), boxes))
-        return float(np.abs(a - b).mean())
-
-    best = apart()
-    for _ in range(2):
-        for which, edge in product(range(2), range(4)):
-            kept = boxes[which][edge]
-            for move in MOVES:
-                boxes[which][edge] = move if edge < 2 else BASE - move
-                if (found := apart()) < best:
-                    best, kept = found, boxes[which][edge]
-            boxes[which][edge] = kept
+    looks, boxes = (one, other), [[0, 0, BASE, BASE], [0, 0, BASE, BASE]]
+    shown = [_coarse(look, box) for look, box in zip(looks, boxes)]
+    best = np.abs(shown[0] - shown[1]).mean()
+    for _, which, edge in product(range(2), range(2), range(4)):
+        box = boxes[which]
+        for move in MOVES:
+            tried = [*box[:edge], move if edge < 2 else BASE - move, *box[edge + 1 :]]
+            coarse = _coarse(looks[which], tried)
+            if (found := np.abs(coarse - shown[1 - which]).mean()) < best:
+                best, boxes[which], shown[which] = found, tried, coarse
     return tuple(boxes[0]), tuple(boxes[1])
+
+
+def _coarse(look: Look, box: Sequence[int]) -> np.ndarray:
+    return np.asarray(look.part(tuple(box), COARSE), np.int16)
 
 
 def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any]) -> tuple[bool, float]:
@@ -126,9 +125,11 @@ def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any
     ]
     near = sorted(pair for pair in near if pair[0] <= rules["max_hash_bits"])
     least, whole = 255.0, (0, 0, BASE, BASE)
-    for find in (lambda *_: (whole, whole), fit):  # most copies need no fitting
-        for _, _, a, b in near[: rules["max_fits"]]:
-            box, other_box = find(a, b)
+    for find in (None, fit):  # most copies need no fitting
+        for _, k, a, b in near[: rules["max_fits"]]:
+            if find and k == 0:  # both as they are: there is no frame whose end could be blurred
+                continue
+            box, other_box = find(a, b) if find else (whole, whole)
             largest, mean = part_differences(a.part(box, SIDE), b.part(other_box, SIDE))
             least = min(least, largest)
             limit = min(rules["max_part"], rules["part_base"] + rules["part_slope"] * mean)
