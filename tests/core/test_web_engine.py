@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from duogen_core.data.web.codes import code_share
 from duogen_core.data.web.duplicates import are_same, looks_of
 from duogen_core.data.web.engine import Engine, Outcome
-from duogen_core.data.web.inputs import open_inputs
+from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.preset import load_preset
 from duogen_core.document import Picture, Text
 from tests.core.web_pages import WORDS, document_page, file, page, photo, recipe, screenshot, site

@@ -28,6 +28,8 @@ LEAST = 16  # rows and columns that must be left inside
 HASH_SIDE, HASH_LOW = 32, 8
 _COSINES = np.cos(np.pi / HASH_SIDE * np.outer(np.arange(HASH_LOW), np.arange(HASH_SIDE) + 0.5))
 Box = tuple[int, int, int, int]
+WHOLE = (0, 0, BASE, BASE)
+SHIFTED = 2.0  # mean difference, of 255, below which two pictures lie on each other already
 
 
 @dataclass(frozen=True)
@@ -118,21 +120,18 @@ def _coarse(look: Look, box: Sequence[int]) -> np.ndarray:
 
 def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any]) -> tuple[bool, float]:
     """Whether one is a copy of the other, and the largest part's difference it was decided by."""
-    near = [
-        (hash_distance(a, b), k, a, b)
-        for k, (a, b) in enumerate(product(one, other))
-        if abs(a.aspect / b.aspect - 1) <= rules["max_aspect"]
-    ]
-    near = sorted(pair for pair in near if pair[0] <= rules["max_hash_bits"])
-    least, whole = 255.0, (0, 0, BASE, BASE)
-    for find in (None, fit):  # most copies need no fitting
-        for _, k, a, b in near[: rules["max_fits"]]:
-            if find and k == 0:  # both as they are: there is no frame whose end could be blurred
-                continue
-            box, other_box = find(a, b) if find else (whole, whole)
+    pairs = [(a, b) for a, b in product(one, other) if abs(a.aspect / b.aspect - 1) <= rules["max_aspect"]]
+    near = sorted((hash_distance(a, b), k) for k, (a, b) in enumerate(pairs))
+    chosen = [pairs[k] for distance, k in near if distance <= rules["max_hash_bits"]][: rules["max_fits"]]
+    least, shifted = 255.0, []
+    for fitted in (False, True):  # most copies need no fitting
+        for a, b in list(shifted) if fitted else chosen:
+            box, other_box = fit(a, b) if fitted else (WHOLE, WHOLE)
             largest, mean = part_differences(a.part(box, SIDE), b.part(other_box, SIDE))
             least = min(least, largest)
             limit = min(rules["max_part"], rules["part_base"] + rules["part_slope"] * mean)
             if mean <= rules["max_mean"] and largest <= limit:
                 return True, round(largest, 2)
+            if mean >= SHIFTED:
+                shifted.append((a, b))
     return False, round(least, 2)

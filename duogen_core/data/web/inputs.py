@@ -1,7 +1,6 @@
 """What the engine reads: an Input lists its pages by name, and gives pages and the pictures they show.
 
-`open_inputs(paths)` makes one of every WARC file and of every folder with pages; a folder may hold WARC files too. A
-name means the same page at any time, so a plan made of names can be gone on with.
+A name means the same page at any time, so a plan made of names can be gone on with.
 """
 
 from __future__ import annotations
@@ -9,17 +8,15 @@ from __future__ import annotations
 import base64
 import binascii
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from duogen_core.data.web.page import Page, Walk
-from duogen_core.errors import DuoGenError
 
 PAGES = (".html", ".htm", ".xhtml")
-WARCS = (".warc", ".warc.gz")
 
 
 @dataclass(frozen=True)
@@ -52,36 +49,6 @@ class Input(ABC):
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Small JSON that changes when the input does."""
-
-
-def open_inputs(paths: Sequence[str]) -> list[Input]:
-    """An Input for each WARC file and each folder or file of pages."""
-    from duogen_core.data.web.folder import Folder
-    from duogen_core.data.web.warc import Warc
-
-    inputs: list[Input] = []
-    for given in paths:
-        path = Path(given)
-        if path.is_file() and is_warc(path):
-            inputs.append(Warc(path))
-        elif path.is_file() and path.suffix.lower() in PAGES:
-            inputs.append(Folder(path.parent, [path.name]))
-        elif path.is_dir():
-            inputs += [Warc(file) for file in sorted(path.iterdir()) if is_warc(file) and file.is_file()]
-            folder = Folder(path)
-            if next(folder.names(), None) is not None:
-                inputs.append(folder)
-        elif path.exists():
-            raise DuoGenError(f"{given} is no input; expected a .warc or .warc.gz file, an .html file or a folder.")
-        else:
-            raise DuoGenError(f"{given} does not exist; give WARC files or folders of HTML pages.")
-    if not inputs:
-        raise DuoGenError(f"There is no page in {', '.join(paths)}; expected .html, .htm, .warc or .warc.gz files.")
-    return inputs
-
-
-def is_warc(path: Path) -> bool:
-    return path.name.lower().endswith(WARCS)
 
 
 def embedded(address: str, max_bytes: int) -> Found:

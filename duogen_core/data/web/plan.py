@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.data.web.inputs import Input, open_inputs
+from duogen_core.data.web.inputs import Input
+from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.preset import Preset, preset_from_json
 from duogen_core.data.web.warc import Warc
 from duogen_core.errors import DuoGenError
