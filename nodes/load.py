@@ -94,20 +94,20 @@ class DuoGenLoadCheckpoint(io.ComfyNode):
     def execute(cls, checkpoint: str) -> io.NodeOutput:
         from duogen_core.checkpoint import check_checkpoint, load_checkpoint
 
-        from . import quantised_parts
+        from . import checkpoint_parts
         from .dit_model import make_model
         from .managed import manage_connector, manage_mllm
 
         folder = checkpoint_folder(checkpoint)
         check_checkpoint(folder)
-        quantised = quantised_parts.precisions(folder)
-        parts = load_checkpoint(folder, loaders=quantised_parts.loaders(quantised))
+        precisions = checkpoint_parts.precisions(folder)
+        parts = load_checkpoint(folder, loaders=checkpoint_parts.loaders(precisions))
         vae, latents = load_vae(parts.vae)
         sampling = parts.config.sampling
         model = make_model(
-            parts.dit, shift=sampling.shift, latent_format=latents, sampling=sampling, precision=quantised.get("dit")
+            parts.dit, shift=sampling.shift, latent_format=latents, sampling=sampling, precision=precisions["dit"]
         )
-        mllm = manage_mllm(parts.mllm, quantised.get("mllm"))
+        mllm = manage_mllm(parts.mllm, precisions["mllm"])
         mllm.config = parts.config
         return io.NodeOutput(mllm, manage_connector(parts.connector), model, vae)
 

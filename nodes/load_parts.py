@@ -59,7 +59,7 @@ class DuoGenLoadMLLM(io.ComfyNode):
     def execute(cls, checkpoint: str, tokenizer: str = model_files.OWN_TOKENIZER) -> io.NodeOutput:
         from duogen_core.checkpoint import check_checkpoint
 
-        from . import load_published, quantised_parts
+        from . import checkpoint_parts, load_published
         from .managed import manage_mllm
 
         if not model_files.is_checkpoint(checkpoint):
@@ -67,7 +67,7 @@ class DuoGenLoadMLLM(io.ComfyNode):
             return io.NodeOutput(load_published.load_mllm(path, model_files.tokenizer_folder(tokenizer)))
         folder = checkpoint_folder(checkpoint)
         config = check_checkpoint(folder)
-        mllm = manage_mllm(*quantised_parts.load_part("mllm", folder))
+        mllm = manage_mllm(*checkpoint_parts.load_part("mllm", folder))
         mllm.config = config
         return io.NodeOutput(mllm)
 
@@ -158,7 +158,7 @@ class DuoGenLoadDiT(io.ComfyNode):
         from duogen_core.checkpoint import check_checkpoint, vae_path
         from duogen_core.vae import PictureVae
 
-        from . import load_published, quantised_parts
+        from . import checkpoint_parts, load_published
         from .dit_model import make_model
 
         if not model_files.is_checkpoint(checkpoint):
@@ -168,7 +168,7 @@ class DuoGenLoadDiT(io.ComfyNode):
         sampling = check_checkpoint(folder).sampling
         # What its latents look like, the VAE knows that they were made with; the VAE itself is not kept.
         latents: Any = load_vae(PictureVae.from_pretrained(vae_path(folder)), latents_only=True)[1]
-        dit, precision = quantised_parts.load_part("dit", folder)
+        dit, precision = checkpoint_parts.load_part("dit", folder)
         return io.NodeOutput(
             make_model(dit.eval(), shift=sampling.shift, latent_format=latents, sampling=sampling, precision=precision)
         )

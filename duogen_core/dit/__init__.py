@@ -56,9 +56,10 @@ class DitError(DuoGenError):
 def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
     """The DiT in a diffusers-style folder, of whichever family its config.json names.
 
-    dtype, prepare: for a quantised one, see formats/own_dit.py.
+    prepare: gives layers other classes before their weights come, which are then mapped from the file in its own type,
+    or in dtype (formats/own_dit.py); so are those of a quantised one. Else everything is read into float32.
     """
-    from duogen_core.formats.own_dit import is_quantised, load_quantised
+    from duogen_core.formats.own_dit import is_quantised, load_mapped
 
     path = Path(folder) / "config.json"
     try:
@@ -71,6 +72,6 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
     if name not in FAMILIES:
         raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
     cls = getattr(importlib.import_module(FAMILIES[name][0]), FAMILIES[name][1])
-    if is_quantised(folder):
-        return load_quantised(folder, cls, dtype, prepare)
+    if prepare is not None or is_quantised(folder):
+        return load_mapped(folder, cls, dtype, prepare)
     return cls.from_pretrained(folder)

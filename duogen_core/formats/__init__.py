@@ -3,7 +3,7 @@
     reading.py      weights in one safetensors file or several: headers first, tensors one by one, changes noticed
     quantised.py    which layers of a file are quantised, and how; fp8 layers that run anywhere
     quantise.py     the way there: matrices of eight bits, for `convert --quantise`
-    own_dit.py      the DiT of a quantised DuoGen checkpoint
+    own_dit.py      the DiT of a DuoGen checkpoint, quantised or not, mapped from its file
     cosmos_keys.py  Cosmos-Predict2.5: the names of its tensors in each layout, its configuration from their shapes
     cosmos.py       Cosmos-Predict2.5 -> PackedCosmos, and its crossattn_proj -> Connector
     lora.py         LoRA files: whose naming, for which model, and whether it fits

@@ -1,7 +1,8 @@
-"""The DiT of a DuoGen checkpoint whose layers are quantised (`convert --quantise`) -> its module.
+"""The DiT of a DuoGen checkpoint -> its module, built without memory, with its weights mapped from the file.
 
-In:  a diffusers folder of one of our classes, with the notes and scales of quantised.py. Out: the module in eval mode,
-     its quantised layers as they are in the file. Names and shapes are compared before any weight is read.
+In:  a diffusers folder of one of our classes, with the notes and scales of quantised.py where `convert --quantise`
+     wrote it. Out: the module in eval mode, every weight in the type of the file unless another is named, quantised
+     layers as they are. Names and shapes are compared before any weight is read.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duogen_core.errors import DuoGenError
 from duogen_core.formats.quantised import is_extra, layer_formats, plain_shape, unified, use_scaled_linear
 from duogen_core.formats.reading import WeightFiles, find_weights
-from duogen_core.weights import Entry, check_tensors, shapes_of
+from duogen_core.weights import Entry, WeightError, check_tensors, shapes_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,7 @@ def is_quantised(folder: str | Path) -> bool:
     return bool(layer_formats(weights_in(folder)))
 
 
-def load_quantised(
+def load_mapped(
     folder: str | Path, cls: Any, dtype: torch.dtype | None = None, prepare: Prepare | None = None
 ) -> nn.Module:
     """dtype: of what is not quantised; None keeps the file's. prepare: as in Mllm.from_pretrained."""
@@ -41,8 +43,13 @@ def load_quantised(
     folder = Path(folder)
     weights = weights_in(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    with torch.device("meta"):
-        dit = cls.from_config(config)
+    try:
+        with torch.device("meta"):
+            dit = cls.from_config(config)
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, DuoGenError):
+            raise
+        raise WeightError(f"{folder / 'config.json'} describes no {cls.__name__} ({error}).") from error
     formats = layer_formats(weights)
     check_tensors(plain_entries(weights, formats), shapes_of(dit), folder, "DiT")
     (prepare or use_scaled_linear)(dit, formats)

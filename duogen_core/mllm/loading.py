@@ -83,9 +83,9 @@ def what_is(path: Path) -> tuple[type[Mllm], dict[str, Any]]:
     return guess(WeightFiles([path], WHAT), path)
 
 
-def stored_in(path: str | Path) -> tuple[torch.dtype, int]:
+def stored_in(path: str | Path, what: str = WHAT) -> tuple[torch.dtype, int]:
     """(what most of the weights that are not quantised are stored in, how many weights there are), from headers."""
-    weights = find_weights(path, WHAT)
+    weights = find_weights(path, what)
     counts = {"BF16": 0}
     for name, entry in weights.entries.items():
         if entry.dtype in FLOATS and not is_extra(name):

@@ -1,7 +1,7 @@
-"""MLLM and DiT of a DuoGen checkpoint that `convert --quantise` wrote: loaded onto ComfyUI's own layer classes.
+"""MLLM and DiT of a DuoGen checkpoint, loaded onto ComfyUI's own layer classes.
 
-In: a checkpoint's folder, looked at already. Out: the core's object and the Precision to manage it with, which is None
-where nothing is quantised and everything is as ever.
+In: a checkpoint's folder, looked at already. Out: the core's object and the Precision to manage it with. Weights are
+mapped from the files in the types they have there, quantised ones (`convert --quantise`) included.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ PARTS = ("mllm", "dit")
 
 
 def precisions(folder: Path) -> dict[str, Precision]:
-    """Of the parts that are quantised."""
-    return {part: found for part in PARTS if (found := _precision(folder / part, part)) is not None}
+    return {part: _precision(folder / part, part) for part in PARTS}
 
 
 def loaders(found: dict[str, Precision]) -> dict[str, Callable[[Path], Any]]:
@@ -29,10 +28,9 @@ def loaders(found: dict[str, Precision]) -> dict[str, Callable[[Path], Any]]:
     return {part: partial(_loader(part), dtype=one.kept, prepare=one.prepare) for part, one in found.items()}
 
 
-def load_part(part: str, folder: Path) -> tuple[Any, Precision | None]:
+def load_part(part: str, folder: Path) -> tuple[Any, Precision]:
     found = _precision(folder / part, part)
-    load = _loader(part) if found is None else loaders({part: found})[part]
-    return load(folder / part), found
+    return loaders({part: found})[part](folder / part), found
 
 
 def _loader(part: str) -> Callable[..., Any]:
@@ -42,14 +40,10 @@ def _loader(part: str) -> Callable[..., Any]:
     return Mllm.from_pretrained if part == "mllm" else load_dit
 
 
-def _precision(folder: Path, part: str) -> Precision | None:
-    from duogen_core.formats.quantised import layer_formats
-    from duogen_core.formats.reading import find_weights
+def _precision(folder: Path, part: str) -> Precision:
     from duogen_core.mllm.loading import stored_in
 
     from .managed import Precision
 
-    if not layer_formats(find_weights(folder)):
-        return None
     device = mm.text_encoder_device() if part == "mllm" else mm.get_torch_device()
-    return Precision.of(*stored_in(folder), device)
+    return Precision.of(*stored_in(folder, f"weights of the {'MLLM' if part == 'mllm' else 'DiT'}"), device)
