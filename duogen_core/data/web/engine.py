@@ -88,6 +88,9 @@ class Engine:
             return
         begun = time.perf_counter()
         outcome.verdict = self._judge(outcome, input_, started + rules["max_seconds"])
+        for judged in outcome.judged.values():
+            if judged.seen is not None:
+                judged.seen.forget_looks()
         outcome.seconds["pictures"] = time.perf_counter() - begun
         begun = time.perf_counter()
         kept = {index: judged for index, judged in outcome.judged.items() if judged.verdict is None}

@@ -62,6 +62,10 @@ class Seen:
     def looks(self) -> tuple[Look, ...]:
         return looks_of(self.pixels)
 
+    def forget_looks(self) -> None:
+        """They are only compared within a page, and are larger than many a picture."""
+        self.__dict__.pop("looks", None)
+
     @cached_property
     def one_colour(self) -> float:
         """The share of the picture that is its most frequent colour, in steps of 8."""
