@@ -183,11 +183,10 @@ def write_on(
     return expansion(graph, mllm, following)
 
 
-def expansion(graph: GraphBuilder, mllm: Any, last: Any) -> io.NodeOutput:
+def expansion(graph: GraphBuilder, owner: Any, last: Any, by: str | None = None) -> io.NodeOutput:
     """The graph in the place of the running node, whose three outputs are those of `last`."""
     nodes = graph.finalize()
-    if mllm is not None:
-        kept.PROVIDER.watch(mllm, nodes)
+    kept.PROVIDER.watch(owner, nodes, by)
     return io.NodeOutput(*(last.out(i) for i in range(3)), expand=nodes)
 
 

@@ -7,9 +7,9 @@ own way in (comfy_api.latest Caching): it is asked where the cache has nothing. 
 its inputs, answers for nothing but nodes that DuoGen Interleave or the loop put in (the user's own in the loop among
 them), and keeps plain values only, never a model.
 
-In: `watch(mllm, nodes)` at every expansion. Kept is what the last two runs used, so that going back to the seed before
-is free as well, and as long as the language model it was written with stays in ComfyUI's cache: /free, or a workflow
-that pushes the model out, takes it along. LIMIT bounds its size.
+In: `watch(owner, nodes)` at every expansion. Kept is what the last two runs used, so that going back to the seed before
+is free as well, and as long as the language model it was written with (or the first round of any other writer) stays in
+ComfyUI's cache: /free, or a workflow that pushes it out, takes it along. LIMIT bounds its size.
 The classic cache and --cache-none never ask.
 """
 
@@ -73,9 +73,11 @@ class KeptResults(Caching.CacheProvider):
         self.kept: weakref.WeakKeyDictionary[Any, Kept] = weakref.WeakKeyDictionary()
         self.watched: dict[str, Kept] = {}
 
-    def watch(self, mllm: Any, nodes: Iterable[str]) -> None:
-        """The nodes that were just put into the running graph, on behalf of an answer that `mllm` writes."""
-        self.watched.update(dict.fromkeys(nodes, self.kept.setdefault(mllm, Kept())))
+    def watch(self, owner: Any, nodes: Iterable[str], by: str | None = None) -> None:
+        """The nodes that were just put into the running graph. owner: the `mllm` that writes the answer; any other
+        writer's first round. by: the node that put them in; what it was put in for itself goes on with them."""
+        kept = self.watched.get(by) or self.kept.setdefault(owner, Kept())
+        self.watched.update(dict.fromkeys(nodes, kept))
 
     def should_cache(self, context: Caching.CacheContext, value: Caching.CacheValue | None = None) -> bool:
         kept = self.watched.get(context.node_id)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CATEGORY = "DuoGen/loop"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Round:
     """DUOGEN_LOOP: the answer when its next picture is due, or when it ended."""
 
@@ -280,7 +280,7 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
     again = graph.node("DuoGenLoopNext", "next", max_images=max_images, seeds=seeds)
     for name in ("loop", "image"):
         again.set_input(name, copies(links[name]))
-    return expansion(graph, state.mllm, again)
+    return expansion(graph, state.mllm or state, again, hidden.unique_id)
 
 
 def write_on(graph: GraphBuilder, hidden: Any, opened: str, models: dict, context: list, following: Step) -> Any:

@@ -77,13 +77,13 @@ def small_model_files(server: Server, random_model: Path):
     wan = server.base / "models" / "vae" / "small_wan.safetensors"
     wan.symlink_to(random_model / "vae" / VAE_FILE)
     files = [wan, *map(Path, server.post("/duogen_test/small_models", {}))]
-    yield
+    yield files
     for file in files:
         file.unlink()
 
 
 @pytest.fixture(scope="module")
-def small_models(server: Server, small_model_files: None):
+def small_models(server: Server, small_model_files: list[Path]):
     yield
     server.post("/free", {"unload_models": True, "free_memory": True})
 
