@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -204,6 +205,35 @@ def test_a_warc_file_that_is_cut_off_gives_what_is_whole(tmp_path, capsys):
     assert main(["data", "web", str(path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
     assert "1 documents" in capsys.readouterr().out
     assert open_run(tmp_path / "out").pages in (1, 2)
+
+
+def test_a_damaged_picture_in_a_warc_file_is_a_dropped_picture(tmp_path):
+    path = crawl(tmp_path / "crawl.warc.gz")
+    run = begin(tmp_path / "out", [str(path)], load_preset())
+    with sqlite3.connect(tmp_path / "out" / "index" / "000.sqlite") as base:
+        place = base.execute("select place from others where url like '%/a.png'").fetchone()[0]
+    data = bytearray(path.read_bytes())
+    data[place : place + 400] = bytes(400)
+    path.write_bytes(data)
+    assert [result["kept"] for result in work(run)] == [1]
+    first = json.loads((tmp_path / "out" / "logs" / "00000.jsonl").read_text().split("\n")[0])
+    assert [picture.get("rule") for picture in first["pictures"]][:2] == ["unreadable", None]
+
+
+def test_a_page_that_breaks_the_engine_is_logged_and_the_run_goes_on(pages, tmp_path, monkeypatch):
+    from duogen_core.data.web import engine
+
+    def compose(page, *arguments):
+        if page.name == "p03.html":
+            raise ZeroDivisionError("by nothing")
+        return real(page, *arguments)
+
+    real = engine.compose
+    monkeypatch.setattr(engine, "compose", compose)
+    assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "logs" / "00000.jsonl").open()]
+    assert [line["kept"] for line in lines] == [True, True, True, False, True, True, True, False]
+    assert (lines[3]["rule"], lines[3]["value"]) == ("failed", "ZeroDivisionError: by nothing")
 
 
 def test_a_folder_that_is_no_run(tmp_path):

@@ -70,6 +70,10 @@ class Engine:
             self._through(outcome, input_, started)
         except TooMuch as error:
             outcome.verdict = Verdict(error.rule, False, error.value)
+        except DuoGenError:
+            raise
+        except Exception as error:  # one page in a million must not end the run; the log says which and what
+            outcome.verdict = Verdict("failed", False, f"{type(error).__name__}: {error}"[:300])
         outcome.document = None if outcome.verdict else outcome.document
         return outcome
 

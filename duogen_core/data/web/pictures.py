@@ -16,6 +16,7 @@ from duogen_core.data.web.decoding import Decoder
 from duogen_core.data.web.inputs import Found, Input
 from duogen_core.data.web.page import ImageRef, Page, Verdict, Walk
 from duogen_core.data.web.preset import Preset
+from duogen_core.errors import DuoGenError
 
 REMEMBERED = 2000  # refused pictures
 HELD_BYTES = 48 * 2**20  # of pixels
@@ -72,7 +73,10 @@ class Pictures:
         """The bytes behind the first address that has any; what was wrong with the last one if none has."""
         found = Found(rule="missing", value="no address")
         for source in ref.sources:
-            found = input_.picture(page, walk, source, self.preset.load["max_bytes"])
+            try:
+                found = input_.picture(page, walk, source, self.preset.load["max_bytes"])
+            except DuoGenError as error:  # its place in the input is damaged
+                found = Found(rule="unreadable", value=str(error)[:300])
             if not found.rule:
                 if len(found.data) <= self.preset.load["max_bytes"]:
                     return found

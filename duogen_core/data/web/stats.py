@@ -23,9 +23,9 @@ PAGE_ORDER = (
     "too_long", "linked", "repeated", "language", "too_many_images", "too_slow", "no_picture_left", "too_many_pictures",
 )  # fmt: skip
 PICTURE_ORDER = (
-    "svg", "region", "advert", "refused_link", "missing", "too_many_bytes", "icon", "small", "unknown_format",
-    "too_many_pixels", "animated", "too_much_memory", "too_slow", "crashed", "broken", "blank", "code", "narrow", "low",
-    "aspect", "duplicate",
+    "svg", "region", "advert", "refused_link", "missing", "unreadable", "too_many_bytes", "icon", "small",
+    "unknown_format", "too_many_pixels", "animated", "too_much_memory", "too_slow", "crashed", "broken", "blank",
+    "code", "narrow", "low", "aspect", "duplicate",
 )  # fmt: skip
 UNMEASURED = "of pages that were refused"  # a page's later rules come after its pictures were judged
 
