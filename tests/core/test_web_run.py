@@ -146,7 +146,8 @@ def test_another_run_in_the_same_folder_is_refused(pages, tmp_path, capsys):
         (("gone", "--out", "o"), "gone does not exist"),
         ((".", "--out", "o", "--workers", "0"), "--workers is 0"),
         ((".", "--out", "o", "--preset", "x"), "There is no preset x"),
-        ((".", "--out", "o"), "There is no page in ."),
+        ((".", "--out", "../o"), "There is no page in ."),
+        ((".", "--out", "./o/p"), "lies in the input ."),
     ],
 )
 def test_wrong_commands_get_a_sentence(arguments, words, tmp_path, monkeypatch, capsys):

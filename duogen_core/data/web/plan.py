@@ -80,6 +80,11 @@ def begin(
     """The run in this folder: gone on with if it is there with the same inputs and rules, planned otherwise."""
     if shard_pages < 1:
         raise DuoGenError(f"A shard has {shard_pages} pages; expected at least 1.")
+    for path in map(Path, paths):
+        if path.is_dir() and path.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise DuoGenError(
+                f"{folder} lies in the input {path}, where it would be read as input; choose another --out."
+            )
     inputs = open_inputs(paths)
     identity = {
         "inputs": [{"path": str(each.path), **each.identity()} for each in inputs],
