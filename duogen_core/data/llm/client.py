@@ -1,0 +1,174 @@
+"""The client: messages in, an answer out; checked, counted, paced, tried again and recorded.
+
+    client = Client(Endpoint("http://127.0.0.1:8000/v1", "Qwen3-VL-8B"), Recording("answers.jsonl"))
+    client.ask(messages, schema={"type": "object", ...}).value
+
+Two kinds of second attempt: the same request again when the endpoint failed (with growing pauses), and a longer request
+that shows the model its answer and what is wrong with it when that does not fit the schema. Threads may share a client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from duogen_core.data.llm.completion import Answer, completion_of, failure
+from duogen_core.data.llm.endpoint import EndpointError, Limits, check_address, post_json
+from duogen_core.data.llm.messages import PROMPTS, Message, load_prompt
+from duogen_core.data.llm.pace import Pace
+from duogen_core.data.llm.record import Recording, request_key
+from duogen_core.data.llm.schema import AnswerError, check_schema, parse_answer
+from duogen_core.data.llm.usage import Price, Usage
+from duogen_core.errors import DuoGenError
+
+LONGEST_PAUSE = 60.0
+PICTURE_TOKENS = 1000  # a booking for the rate limit; the endpoint's own count replaces it
+SHOWN_ANSWER = 4000  # characters of a refused answer that the model is shown again
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where and how to ask. `structured`: whether the server is told the schema (transformers serve refuses that)."""
+
+    base_url: str
+    model: str
+    api_key_variable: str = ""
+    structured: Literal["schema", "none"] = "schema"
+    limits: Limits = field(default_factory=Limits)
+    attempts: int = 5
+    answers: int = 3
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    price: Price = field(default_factory=Price)
+
+
+class Client:
+    def __init__(
+        self, endpoint: Endpoint, recording: Recording | None = None, sleep: Callable[[float], None] = time.sleep
+    ):
+        check_address(endpoint.base_url)
+        if min(endpoint.attempts, endpoint.answers) < 1:
+            raise DuoGenError("An endpoint needs at least one attempt and one answer; set both to 1 or more.")
+        self.endpoint, self.recording, self.sleep = endpoint, recording, sleep
+        self.usage = Usage(endpoint.price)
+        self.pace = Pace(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=sleep)
+        self.key = _key(endpoint.api_key_variable) if recording is None or recording.mode != "replay" else ""
+
+    def ask(
+        self,
+        messages: Sequence[Message],
+        schema: Mapping[str, Any] | None = None,
+        max_tokens: int = 1024,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Answer:
+        body: dict[str, Any] = {
+            "model": self.endpoint.model,
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        if schema is None:
+            return self._complete(body)
+        check_schema(schema)
+        rule = f"{load_prompt(PROMPTS / 'json.txt')}\n{json.dumps(schema, ensure_ascii=False)}"
+        body["messages"] = _with_rule(body["messages"], rule)
+        if self.endpoint.structured == "schema":
+            named = {"name": "answer", "strict": True, "schema": dict(schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        asked = body["messages"]
+        for attempt in range(self.endpoint.answers):
+            answer = self._complete(body)
+            try:
+                return answer.with_value(parse_answer(answer.text, schema))
+            except AnswerError as error:
+                self.usage.add(refused_answers=1)
+                reason = str(error)
+                if answer.finish == "length":
+                    reason = f"The answer was cut off after {max_tokens} tokens; answer more briefly."
+            again = f"{reason} {load_prompt(PROMPTS / 'again.txt')}"
+            shown = {"role": "assistant", "content": answer.text[:SHOWN_ANSWER]}
+            body = {**body, "messages": [*asked, shown, {"role": "user", "content": again}], "seed": seed + attempt + 1}
+        raise AnswerError(f"The model {self.endpoint.model} gave no usable answer in {attempt + 1} attempts: {reason}")
+
+    def _complete(self, body: dict[str, Any]) -> Answer:
+        key = request_key(body)
+        if self.recording is not None:
+            kept = self.recording.find(key)
+            if kept is not None:
+                self.usage.add(recorded=1)
+                return Answer.from_json(kept)
+        answer = self._asked(body)
+        if self.recording is not None:
+            answer = Answer.from_json(self.recording.keep(key, answer.to_json()))
+        return answer
+
+    def _asked(self, body: dict[str, Any]) -> Answer:
+        for attempt in range(self.endpoint.attempts):
+            booking = self.pace.wait(_expected_tokens(body))
+            self.usage.add(requests=1, retries=int(attempt > 0))
+            try:
+                answer = self._once(body)
+            except EndpointError as error:
+                if not error.again or attempt + 1 == self.endpoint.attempts:
+                    raise
+                self.sleep(_pause(attempt, error.wait))
+                continue
+            if answer.counted:
+                self.pace.settle(booking, answer.prompt_tokens + answer.completion_tokens)
+            self.usage.add(
+                prompt_tokens=answer.prompt_tokens,
+                completion_tokens=answer.completion_tokens,
+                uncounted=int(not answer.counted),
+            )
+            return answer
+        raise AssertionError("attempts is at least 1")
+
+    def _once(self, body: dict[str, Any]) -> Answer:
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
+        reply = post_json(url, body, headers, self.endpoint.limits)
+        if reply.status != 200:
+            raise failure(reply, self.endpoint.base_url, self.key)
+        return completion_of(reply.body, self.endpoint.base_url)
+
+
+def _key(variable: str) -> str:
+    if not variable:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise DuoGenError(f"The environment variable {variable} must hold the endpoint's API key; set it.")
+    return key
+
+
+def _with_rule(messages: list[Message], rule: str) -> list[Message]:
+    """The rule in the one system message: many chat templates take only one, and only at the start."""
+    if messages and messages[0]["role"] == "system":
+        first = {**messages[0], "content": f"{messages[0]['content']}\n\n{rule}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": rule}, *messages]
+
+
+def _expected_tokens(body: Mapping[str, Any]) -> int:
+    characters = pictures = 0
+    for message in body["messages"]:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            if part["type"] == "text":
+                characters += len(part["text"])
+            else:
+                pictures += 1
+    return characters // 3 + pictures * PICTURE_TOKENS + body["max_tokens"]
+
+
+def _pause(attempt: int, asked: float | None) -> float:
+    if asked is not None:
+        return min(asked, LONGEST_PAUSE)
+    return min(2.0**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)

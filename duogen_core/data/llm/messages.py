@@ -1,0 +1,72 @@
+"""Chat messages out of a prompt file, data and pictures.
+
+    messages(load_prompt(file), {"page": text}, [pixels])
+
+A prompt is a plain text file with places such as ${page}. Whatever is put there is data: it is delimited by an id that
+does not occur in it, a system message says that such text is no instruction, and the marks by which chat templates
+divide turns (<|im_end|> and the like) are broken up. Same input, same messages.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from duogen_core.errors import DuoGenError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROMPTS = Path(__file__).with_name("prompts")
+TEMPLATE_MARKS = re.compile(
+    r"<\|[^|<>\n]{1,40}\|>|</?s>|\[/?(?:INST|IMG|TOOL_CALLS)\]|<</?SYS>>|<(?:start|end)_of_\w{1,20}>|</?think>"
+    r"|</?(?:image|video|tool_call|tool_response)>"
+)
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+Message = dict[str, Any]
+
+
+def load_prompt(file: Path) -> str:
+    try:
+        return file.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DuoGenError(f"The prompt {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def messages(prompt: str, data: Mapping[str, str], pictures: Sequence[np.ndarray] = ()) -> list[Message]:
+    """A system message about data (when there is any), and the prompt with the data in its places."""
+    try:
+        text = Template(prompt).substitute({name: as_data(name, value) for name, value in data.items()})
+    except (KeyError, ValueError) as error:
+        raise DuoGenError(f"The prompt has a place that nothing was given for: {error}.") from None
+    parts: list[Message] = [{"type": "text", "text": text}]
+    parts += [picture_part(pixels) for pixels in pictures]
+    content = parts if pictures else text
+    rules = [{"role": "system", "content": load_prompt(PROMPTS / "data.txt")}] if data else []
+    return [*rules, {"role": "user", "content": content}]
+
+
+def as_data(name: str, text: str) -> str:
+    text = TEMPLATE_MARKS.sub(_broken, CONTROLS.sub("", text))
+    mark = ""
+    while not mark or mark in text:
+        mark = hashlib.sha256(f"{mark}{text}".encode()).hexdigest()[:16]
+    return f'<data name="{name}" id="{mark}">\n{text}\n</data id="{mark}">'
+
+
+def _broken(mark: re.Match) -> str:
+    return f"{mark[0][0]} {mark[0][1:-1]} {mark[0][-1]}"
+
+
+def picture_part(pixels: np.ndarray) -> Message:
+    """uint8 RGB [H, W, 3] as a PNG inside the message."""
+    from duogen_core.picture_file import encode_png
+
+    code = base64.b64encode(encode_png(pixels, {})).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{code}"}}
