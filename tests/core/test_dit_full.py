@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from duogen_core.dit import DitError, load_dit
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
+from duogen_core.weights import WeightError
 
 TINY = {
     "num_attention_heads": 2,
@@ -219,7 +220,7 @@ def test_folders_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(DitError, match="stranger"):
         load_dit(tmp_path)
     weights.unlink()
-    with pytest.raises(DitError, match="cannot be read"):
+    with pytest.raises(WeightError, match="weights of the DiT are missing"):
         load_dit(tmp_path)
     config.write_text(json.dumps({"_class_name": "UNet2DModel"}))
     with pytest.raises(DitError, match="UNet2DModel"):
