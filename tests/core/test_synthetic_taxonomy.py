@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from duogen_core.data.synthetic.taxonomy import FOLDER, load_taxonomy, near_duplicates
+from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates
 from duogen_core.errors import DuoGenError
 
 SEED = "Show me how to tie a bowline, with a picture of every turn of the rope."
@@ -16,6 +16,12 @@ SEED = "Show me how to tie a bowline, with a picture of every turn of the rope."
 @pytest.fixture(scope="module")
 def taxonomy():
     return load_taxonomy()
+
+
+def test_counts(taxonomy):
+    assert len(taxonomy.domains) == 8
+    assert len(taxonomy.subcategories) == 151
+    assert len({one.name.casefold() for one in taxonomy.subcategories}) == 151
 
 
 def test_no_two_seeds_are_alike(taxonomy):
@@ -28,7 +34,6 @@ def test_balance(taxonomy):
         assert 9 <= len(one.seeds) <= 11, one.name
     sizes = [len(found) for found in taxonomy.domains.values()]
     assert max(sizes) - min(sizes) <= 1
-    assert len(taxonomy.domains) == len(list(FOLDER.glob("*.yaml")))
 
 
 def test_the_seeds_vary(taxonomy):
