@@ -247,7 +247,10 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(pages, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "duogen_core", "data", "web", pages, "--out", out]
     command += ["--workers", "2", "--shard-pages", "1"]
-    child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+    )  # fmt: skip
     while child.poll() is None and not list(out.glob("logs/*.jsonl")):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
