@@ -2,9 +2,9 @@
 
     messages(load_prompt(file), {"page": text}, [pixels])
 
-A prompt is a plain text file with places such as ${page}. Whatever is put there is data: it is delimited by an id that
-does not occur in it, a system message says that such text is no instruction, and the marks by which chat templates
-divide turns (<|im_end|> and the like) are broken up. Same input, same messages.
+A prompt is a plain text file with places such as ${page}. Whatever is put there is data: it is delimited by an id made of
+its own hash (which its author cannot write into it), a system message says that such text is no instruction, and the
+marks by which chat templates divide turns (<|im_end|> and the like) are broken up. Same input, same messages.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ def messages(prompt: str, data: Mapping[str, str], pictures: Sequence[np.ndarray
 
 def as_data(name: str, text: str) -> str:
     text = TEMPLATE_MARKS.sub(_broken, CONTROLS.sub("", text))
-    mark = ""
-    while not mark or mark in text:
-        mark = hashlib.sha256(f"{mark}{text}".encode()).hexdigest()[:16]
+    mark = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f'<data name="{name}" id="{mark}">\n{text}\n</data id="{mark}">'
 
 
