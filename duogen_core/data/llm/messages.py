@@ -2,9 +2,9 @@
 
     messages(load_prompt(file), {"page": text}, [pixels])
 
-A prompt is a plain text file with places such as ${page}. Whatever is put there is data: it is delimited by an id made of
-its own hash (which its author cannot write into it), a system message says that such text is no instruction, and the
-marks by which chat templates divide turns (<|im_end|> and the like) are broken up. Same input, same messages.
+A prompt is a plain text file with places such as ${page}. Whatever is put there is data: it is delimited by an id made
+of its own hash (which its author cannot write into it), a system message says that such text is no instruction, and
+the marks by which chat templates divide turns (<|im_end|> and the like) are broken up. Same input, same messages.
 """
 
 from __future__ import annotations
