@@ -120,7 +120,9 @@ def of_graph(workflow: dict[str, Any]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(27)
     headline = note["widgets_values"][0].splitlines()[0].lstrip("# ")
-    pen.text((SIDE / 2, 64), headline, (235, 235, 235), font, anchor="mm")
+    pen.text(
+        (SIDE / 2, 64), "\n".join(wrapped(pen, headline, font)), (235, 235, 235), font, anchor="mm", align="center"
+    )
     boxes = [group["bounding"] for group in workflow["groups"]]
     left, above = min(box[0] for box in boxes), min(box[1] for box in boxes)
     scale = (SIDE - 2 * MARGIN) / (max(box[0] + box[2] for box in boxes) - left)
