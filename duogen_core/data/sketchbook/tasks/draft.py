@@ -1,7 +1,8 @@
 """draft: a question that is easier after drawing -> what is seen and done, the picture of it, the answer read from it.
 
 To list all that is there, in the order of its places, is easier than to find all members of a group at a glance: so
-both pictures are told first, and what is done or counted is chosen from those words.
+both pictures are told first, and what is done or counted is chosen from those words, with the request said again just
+before the choice.
 
 undrafted: the same questions with the request not to draw, answered in the same words without the picture; what the
 picture is worth is the difference between the two.
@@ -58,7 +59,7 @@ def remove(rng: Random, scene: Scene) -> Draft:
     shapes, words = group(rng, scene)
     after = replace(scene, shapes=tuple(shape for shape in scene.shapes if shape not in shapes))
     request = rng.choice(("Remove the {}.", "Take the {} away.", "Delete all {}.")).format(words)
-    return after, request, f"I remove {named(shapes)}."
+    return after, request, f"I remove the {words}: {named(shapes)}."
 
 
 def recolour(rng: Random, scene: Scene) -> Draft:
@@ -70,7 +71,7 @@ def recolour(rng: Random, scene: Scene) -> Draft:
         return recolour(rng, scene)
     after = replace(scene, shapes=tuple(replace(s, colour=colour) if s in shapes else s for s in scene.shapes))
     request = rng.choice(("Paint the {} {}.", "Make the {} {}.", "Paint all {} {}."))
-    return after, request.format(words, colour), f"I paint {named(shapes)} {colour}."
+    return after, request.format(words, colour), f"I paint the {words} {colour}: {named(shapes)}."
 
 
 def move(rng: Random, scene: Scene) -> Draft:
@@ -101,6 +102,7 @@ def ask(rng: Random, scene: Scene, operation: str) -> tuple[str, str, list[Shape
 
 def answer_text(operation: str, after: Scene, words: str, shapes: Sequence[Shape]) -> str:
     number = len(shapes)
+    count = f"I count the {words}: {named(shapes) if shapes else 'none'}."
     if number == 1:
         words = (
             words.replace("shapes", "shape") if "shapes" in words else next(k for k, p in PLURALS.items() if p == words)
@@ -111,8 +113,7 @@ def answer_text(operation: str, after: Scene, words: str, shapes: Sequence[Shape
         "remove": f"{number} {words} {verb} left",
         "recolour": f"There {verb} {number} {words}",
     }[operation]
-    count = f" I count {named(shapes)}." if shapes else ""
-    return f"{describe_scene(after)}{count} {sentence}. Answer: {number}."
+    return f"{describe_scene(after)} {count} {sentence}. Answer: {number}."
 
 
 NO_DRAWING = ("Do not draw.", "Answer without a drawing.", "Answer in words only.")
