@@ -13,11 +13,14 @@ FIRST, NEXT = "First a wall.", "Now the roof"
 pytestmark = pytest.mark.slow
 
 
-def build(frontend: Frontend, checkpoint: str, seed: int, *, preview: bool, steps: int) -> tuple[int, int | None]:
+def build(
+    frontend: Frontend, checkpoint: str, seed: int, *, preview: bool, steps: int, side: int = 0
+) -> tuple[int, int | None]:
     """The shortest graph that answers and saves; returns the ids of the nodes that save and show."""
     load = frontend.add("DuoGenLoadCheckpoint", (50, 50), checkpoint=checkpoint)
     prompt = frontend.add("DuoGenPrompt", (50, 300), text="Reload me.")
-    answer = frontend.add("DuoGenInterleave", (450, 50), max_images=2, seed=seed, steps=steps)
+    settings = {"max_images": 2, "seed": seed, "steps": steps, "width": side, "height": side}
+    answer = frontend.add("DuoGenInterleave", (450, 50), **settings)
     saver = frontend.add("DuoGenSaveDocument", (900, 50))
     for output in ("mllm", "connector", "model", "vae"):
         frontend.connect(load, output, answer, output)
@@ -66,7 +69,8 @@ def wait_for_answer(frontend: Frontend) -> None:
 def test_reload_while_it_runs(frontend: Frontend, random_model: Path, renderer: str):
     """The rest of the run arrives at the new page, and can be cancelled from there."""
     seed = {"canvas": 41, "nodes2": 42}[renderer]
-    _, shower = build(frontend, random_model.name, seed, preview=True, steps=1000)
+    # The first picture has to take longer than the page needs to come back.
+    _, shower = build(frontend, random_model.name, seed, preview=True, steps=1000, side=256)
     start(frontend)
     frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
     frontend.open()
