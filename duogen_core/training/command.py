@@ -6,7 +6,8 @@ python -m duogen_core train stage2 --config my.yaml out=runs/stage2 minutes=90 f
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -73,6 +74,20 @@ def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C]) -> None:
     parser.epilog += "settings and their defaults:\n" + indent(to_yaml(cls()), "  ")
 
 
+@contextmanager
+def full_disk_is_said(out: Path) -> Iterator[None]:
+    """A disk that is full ends a training in one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise TrainingError(
+            f"{out} cannot be written to: {reason(error)}. Free some space and give the same command again; it goes on "
+            "from the last checkpoint."
+        ) from error
+
+
 def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run], *, parallel: bool = False) -> int:
     """parallel: several processes, started by accelerate's launcher, can share the work."""
     file = find_config(args.config, command_of(cls)) if args.config else None
@@ -90,15 +105,8 @@ def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run
         torch.set_num_threads(config.threads)
     if config.bf16:
         torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    try:
+    with full_disk_is_said(config.out):
         done = train(config)
-    except (OSError, SafetensorError) as error:
-        if not is_full(error):
-            raise
-        raise TrainingError(
-            f"{config.out} cannot be written to: {reason(error)}. Free some space and give the same command again; it "
-            "goes on from the last checkpoint."
-        ) from error
     if not done.main:
         return 130 if done.interrupted else 0
     if done.interrupted:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from duogen_core.checkpoint import (
     DEFAULT_MODEL,
@@ -38,10 +37,9 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
 from duogen_core.training import mllm, stage1, stage2
 from duogen_core.training.assemble import RECORD
-from duogen_core.training.checkpoints import is_full, reason, write_text
-from duogen_core.training.command import add_arguments_for
+from duogen_core.training.checkpoints import reason, write_text
+from duogen_core.training.command import add_arguments_for, full_disk_is_said
 from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
-from duogen_core.training.errors import TrainingError
 from duogen_core.training.loop import Run
 from duogen_core.training.recipes import find_config
 
@@ -283,15 +281,8 @@ def run(args: argparse.Namespace) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    try:
+    with full_disk_is_said(config.out):
         done = train(config)
-    except (OSError, SafetensorError) as error:
-        if not is_full(error):
-            raise
-        raise TrainingError(
-            f"{config.out} cannot be written to: {reason(error)}. Free some space and give the same command again; it "
-            "goes on from the last checkpoint."
-        ) from error
     if done.interrupted:
         print(f"Stopped at step {done.step} of {done.folder.name}. The same command continues from there.")
         return 130

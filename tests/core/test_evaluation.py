@@ -1,49 +1,24 @@
-"""The scorers: ideal answers get 1, broken ones lose exactly what they broke; report, overview and command."""
+"""The scorers: ideal answers get 1, broken ones lose exactly what they broke."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import random
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from duogen_core.checkpoint import save_checkpoint
-from duogen_core.cli import main
-from duogen_core.data.sketchbook.cases import Case, scene_from_dict, scene_to_dict
+from duogen_core.data.sketchbook.cases import scene_from_dict, scene_to_dict
 from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import PALETTE, Scene, Shape
-from duogen_core.data.sketchbook.tasks import FAMILIES, evaluation_case
-from duogen_core.document import Document, Picture, Text
-from duogen_core.errors import DuoGenError
+from duogen_core.data.sketchbook.tasks import FAMILIES
+from duogen_core.document import Picture, Text
 from duogen_core.evaluation import report as reports
-from duogen_core.evaluation.answering import ModelAnswer, answers
 from duogen_core.evaluation.pictures import score_pictures, step_agreement, step_right
 from duogen_core.evaluation.scores import CHECKS, described, right_words, score
 from duogen_core.evaluation.sketchbook import GROUPS, cases, evaluate
-from duogen_core.pipeline import Settings
-from tests.core.answerers import die, echo, fail, refuse
-from tests.core.tiny import random_components, request
-
-ISSUE_CHECKS = {
-    "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",
-    "plan.reached", "draft.answer", "draft.gain", "describe.right", "describe.no_picture",
-}  # fmt: skip
-
-
-def case_of(family: str, seed: int = 0, held_out: bool = False) -> Case:
-    return evaluation_case(family, random.Random(f"test-{family}-{seed}"), held_out=held_out)
-
-
-def answered(case: Case, change=lambda parts: parts, stop_reason: str = "end") -> Document:
-    """The ideal answer with its list of parts changed."""
-    parts = change(list(case.document.last_turn.parts))
-    return case.prompt.begin_turn("assistant", parts).replace_generation(stop_reason=stop_reason)
+from tests.core.ideal_answers import PROMISED, answered, case_of
 
 
 def pictures_of(parts: list) -> list[int]:
@@ -78,11 +53,11 @@ def test_ideal_answers_are_right_and_worn_ones_still_are(family):
         assert min(found.values()) >= 0.9, (seed, case.document.text, found)
 
 
-def test_all_checks_of_the_issue_are_measured_in_one_round():
+def test_all_promised_figures_are_measured_in_one_round():
     chosen = cases(len(GROUPS), 5)
     queue = iter(chosen)
     result = evaluate(lambda prompt, seed: answered(next(queue)[1]), chosen)
-    assert set(result["figures"]) >= ISSUE_CHECKS and set(result["figures"]) == {*CHECKS, "draft.gain"}
+    assert set(result["figures"]) >= PROMISED and set(result["figures"]) == {*CHECKS, "draft.gain"}
     assert result["figures"].pop("draft.gain") == 0.0
     assert all(value == 1.0 for value in result["figures"].values())
     assert result["counts"]["guide.structure"] == 1 and result["intervals"]["draw.right"][1] == 1.0
@@ -366,127 +341,3 @@ def test_score_pictures():
         score_pictures(chosen, ideals[:3])
     with pytest.raises(ValueError, match="no picture"):
         score_pictures([case_of("describe")], ideals[:1])
-
-
-# ---------------------------------------------------------------- report and command
-
-
-def test_intervals():
-    low, high = reports.interval(0.5, 100)
-    assert 0.40 < low < 0.41 and 0.59 < high < 0.60
-    assert reports.interval(1.0, 10)[1] == 1.0 and 0.6 < reports.interval(1.0, 10)[0] < 0.8
-    assert reports.interval(0.0, 0) == (0.0, 1.0)
-    with pytest.raises(ValueError, match="not in"):
-        reports.figures([{"draw.right": 1.5}], ["draw.right"])
-
-
-@pytest.fixture
-def model(monkeypatch):
-    """The command with an ideal model in place of a checkpoint; every fourth answer stops too early."""
-    from types import SimpleNamespace
-
-    from duogen_core import checkpoint
-    from duogen_core.evaluation import answering
-
-    truths = {case.prompt: case for seed in (0, 3) for _, case in cases(54, seed)}
-    truths |= {case.prompt: case for _, case in cases(4, 0, ("guide", "continue"), "snow globe")}
-    asked = []
-
-    def generate(components, prompt, settings):
-        asked.append(settings.seed)
-        case = truths[prompt]
-        if len(asked) % 4 == 1:
-            return answered(case, lambda parts: parts[:1], "max_tokens")
-        return answered(case)
-
-    components = SimpleNamespace(name="ideal", config=checkpoint.CheckpointConfig())
-    monkeypatch.setattr(checkpoint, "resolve_model", lambda name: Path(name))
-    monkeypatch.setattr(checkpoint, "check_checkpoint", lambda folder: None)
-    monkeypatch.setattr(answering, "load_checkpoint", lambda folder: components)
-    monkeypatch.setattr(answering, "generate", generate)
-    return asked
-
-
-def test_command_writes_report_documents_and_overview(model, tmp_path, capsys):
-    out, folder = tmp_path / "report.json", tmp_path / "answers"
-    arguments = ["--out", str(out), "--samples", "27", "--seed", "3", "--documents", str(folder)]
-    assert main(["evaluate", "sketchbook", *arguments]) == 0
-    report = json.loads(out.read_text())
-    assert set(report["figures"]) >= ISSUE_CHECKS and all(-1 <= v <= 1 for v in report["figures"].values())
-    assert report["figures"]["guide.structure"] < 1.0 and report["counts"]["draw.right"] == 3
-    assert report["seed"] == 3 and report["samples"] == 27 and report["model"] == "ideal"
-    assert len(set(model)) == 27  # every answer has noise of its own
-    printed, progress = capsys.readouterr()
-    assert "guide.step_right" in printed and printed.strip().endswith("report.json")
-    assert "27/27" in progress and "describe.right" in progress  # figures so far
-    assert len([entry for entry in folder.iterdir() if (entry / "document.json").is_file()]) == 27
-    with Image.open(folder / "overview.png") as sheet:
-        assert sheet.width > 800 and sheet.height > 2000
-
-
-def test_command_with_json_and_one_task(model, tmp_path, capsys):
-    out = tmp_path / "report.json"
-    assert main(["evaluate", "sketchbook", "--out", str(out), "--samples", "4", "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["figures"] == json.loads(out.read_text())["figures"] and "cases" not in printed
-
-
-def test_command_with_a_novel_thing(model, tmp_path, capsys):
-    out = tmp_path / "report.json"
-    assert main(["evaluate", "sketchbook", "--out", str(out), "--samples", "4", "--thing", "snow globe"]) == 0
-    report = json.loads(out.read_text())
-    assert report["thing"] == "snow globe" and report["counts"]["guide.step_right"] == 2
-    assert {name.partition(".")[0] for name in report["figures"]} == {"guide", "continue"}
-    assert all("snow globe" in case["ideal"] for case in report["cases"])
-
-
-def test_processes_answer_as_one_does(tmp_path):
-    folder = save_checkpoint(random_components(), tmp_path / "model")
-    chosen = cases(4, 0, ("edit", "describe"))
-    found = []
-    for jobs in (1, 2):
-        answer = ModelAnswer(folder, Settings(max_images=1, max_new_tokens=12))
-        found.append(evaluate(answer, chosen, jobs=jobs, folder=tmp_path / str(jobs)))
-    one, two = ([{**case, "seconds": 0} for case in report["cases"]] for report in found)
-    assert one == two and found[0]["figures"] == found[1]["figures"]
-    files = [sorted((tmp_path / jobs).rglob("*.*")) for jobs in ("1", "2")]
-    assert len(files[0]) >= 5
-    assert [file.relative_to(tmp_path / "1") for file in files[0]] == [f.relative_to(tmp_path / "2") for f in files[1]]
-    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
-
-
-def test_answers_come_in_order_and_errors_through():
-    questions = [(request(f"Question {k}"), k) for k in range(9)]
-    alone, shared = ([document for document, _ in answers(echo, questions, jobs)] for jobs in (1, 3))
-    assert alone == shared and alone[4].text == "Question 4 4"
-    for answer, error, sentence in (
-        (refuse, DuoGenError, "nothing to say"),
-        (fail, RuntimeError, "ZeroDivisionError: by hand"),
-        (die, DuoGenError, "One of the 2 processes that answer was ended from outside"),
-    ):
-        with pytest.raises(error, match=sentence):
-            list(answers(answer, questions, 2))
-    assert not multiprocessing.active_children()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--out", "nowhere/report.json"], "folder that does not exist"),
-        (["--out", "."], "name of a JSON file"),
-        (["--out", "r.json", "--samples", "0"], "--samples must be at least 1"),
-        (["--out", "r.json", "--thing", "snow glob"], "did you mean 'snow globe'?"),
-        (["--out", "r.json", "--thing", "house", "--only", "draw"], "'draw' is not about one thing"),
-        (["--out", "r.json", "--jobs", "0"], "--jobs must be at least 1"),
-        (["--out", "r.json", "--only", "sing"], "invalid choice"),
-        (["--out", "r.json", "--model", "no-such-model"], "There is no model"),
-        (["--out", "r.json", "--documents", "file"], "name of a folder"),
-    ],
-)
-def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
-    assert main(["evaluate", "sketchbook", *arguments]) == 2
-    errors = capsys.readouterr().err
-    assert sentence in errors and "Traceback" not in errors
-    assert not (tmp_path / "r.json").exists()

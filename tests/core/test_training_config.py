@@ -141,12 +141,21 @@ def test_several_processes_only_where_they_share_the_work(capsys, monkeypatch, t
     assert "train vae runs in one process" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_sentence(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    "command, works",
+    [
+        ("train vae", "duogen_core.training.vae.train"),
+        ("train finetune", "duogen_core.training.finetune.train"),
+        ("ablation", "duogen_core.ablation.command.Ablation.run"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(command, works, capsys, monkeypatch, tmp_path):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("duogen_core.training.vae.train", full)
-    assert main(["train", "vae", "steps=1", f"out={tmp_path / 'run'}"]) == 2
+    monkeypatch.setattr(works, full)
+    settings = [] if command == "train finetune" else ["steps=1"]
+    assert main([*command.split(), *settings, f"out={tmp_path / 'run'}"]) == 2
     error = capsys.readouterr().err
     assert "No space left on device. Free some space" in error and error.count("\n") == 1
 
