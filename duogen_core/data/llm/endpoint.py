@@ -1,6 +1,6 @@
-"""One POST of JSON over HTTP, with limits on every wait and on the size of the answer.
+"""One request over HTTP, with limits on every wait and on the size of the answer; post_json is the one of endpoints.
 
-In: an address, a JSON value, headers. Out: a Reply (status, headers, bytes), or an EndpointError. The standard library
+In: an address, a body, headers. Out: a Reply (status, headers, bytes), or an EndpointError. The standard library
 does it, since huggingface_hub brings httpx in one version and httpx2 in the next. Redirects are not followed (a key in
 the headers goes to the named host alone), and answers are taken uncompressed only.
 """
@@ -57,22 +57,30 @@ def check_address(url: str) -> None:
 
 
 def post_json(url: str, value: Any, headers: Mapping[str, str], limits: Limits) -> Reply:
+    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    return exchange("POST", url, body, {**headers, "Content-Type": "application/json"}, limits)
+
+
+def exchange(
+    method: str, url: str, body: bytes | None, headers: Mapping[str, str], limits: Limits, who: str = "The endpoint"
+) -> Reply:
+    """The reply to one request. `who` is what messages call the server."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname, parts.port, timeout=limits.connect)
-    where = f"{parts.scheme}://{parts.netloc}"
-    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    fields = {**headers, "Content-Type": "application/json", "Accept-Encoding": "identity", "Connection": "close"}
+    where = f"{who} {parts.scheme}://{parts.netloc}"
+    target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}"
+    fields = {**headers, "Accept-Encoding": "identity", "Connection": "close"}
     try:
         connection.connect()
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"
-        raise EndpointError(f"The endpoint {where} cannot be reached ({reason}); start it or check base_url.") from None
+        raise EndpointError(f"{where} cannot be reached ({reason}); start it or check its address.") from None
     try:
         connection.sock.settimeout(limits.read)
         with _until(connection.sock, limits.total) as late:
             try:
-                connection.request("POST", parts.path or "/", body=body, headers=fields)
+                connection.request(method, target, body=body, headers=fields)
                 reply = _read(connection.getresponse(), where, limits.max_bytes)
                 if not late.is_set():  # a socket that was shut reads like an answer that ended
                     return reply
@@ -82,19 +90,18 @@ def post_json(url: str, value: Any, headers: Mapping[str, str], limits: Limits) 
             except TimeoutError:
                 if not late.is_set():
                     raise EndpointError(
-                        f"The endpoint {where} sent nothing for {limits.read:g} seconds; raise the read limit or look "
-                        "at the server."
+                        f"{where} sent nothing for {limits.read:g} seconds; raise the read limit or look at the server."
                     ) from None
             except (OSError, http.client.HTTPException, ValueError) as error:
                 if not late.is_set():
                     name = type(error).__name__
                     raise EndpointError(
-                        f"The endpoint {where} broke off or does not speak HTTP ({name}); look at the server."
+                        f"{where} broke off or does not speak HTTP ({name}); look at the server."
                     ) from None
     finally:
         connection.close()
     raise EndpointError(
-        f"The endpoint {where} had not finished after {limits.total:g} seconds; raise the total limit or ask for less."
+        f"{where} had not finished after {limits.total:g} seconds; raise the total limit or ask for less."
     )
 
 
@@ -121,7 +128,7 @@ def _read(response: http.client.HTTPResponse, where: str, most: int) -> Reply:
     headers = {name.lower(): text for name, text in response.getheaders()}
     coding = headers.get("content-encoding", "identity").lower()
     if coding != "identity":
-        raise EndpointError(f"The endpoint {where} compressed its answer ({coding[:20]}) though asked not to.", False)
+        raise EndpointError(f"{where} compressed its answer ({coding[:20]}) though asked not to.", False)
     declared = headers.get("content-length", "")
     length = int(declared) if declared.isascii() and declared.isdigit() and "transfer-encoding" not in headers else None
     body = bytearray()
@@ -129,7 +136,7 @@ def _read(response: http.client.HTTPResponse, where: str, most: int) -> Reply:
         part = response.read(min(2**16, most + 1 - len(body)))
         if not part:
             if length is not None and len(body) < length:
-                raise EndpointError(f"The endpoint {where} announced {length} bytes and sent {len(body)}.")
+                raise EndpointError(f"{where} announced {length} bytes and sent {len(body)}.")
             return Reply(response.status, headers, bytes(body))
         body += part
-    raise EndpointError(f"The endpoint {where} sent more than {most:,} bytes; ask for less or raise max_bytes.", False)
+    raise EndpointError(f"{where} sent more than {most:,} bytes; ask for less or raise max_bytes.", False)
