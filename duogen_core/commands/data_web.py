@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", default="howto", metavar="NAME", help="howto, obelics, or a YAML file; default: howto")
     add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as page.min_words=50")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core")
+    add("--backend", choices=("local", "ray"), default="local", help="ray: on the cluster of RAY_ADDRESS, or here")
     add("--shard-pages", type=int, default=64, metavar="N", help="pages in a shard; default: 64")
     add("--json", metavar="FILE", help="write the figures as JSON")
     add("--quiet", action="store_true", help="no progress on stderr")
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         progress.line(f"{progress.done:,} of {this.pages:,} pages were done before.")
     found = {"pages": 0, "kept": 0, "pictures": 0}
     try:
-        for result in work(this, min(args.workers, max(this.shards - len(done), 1))):
+        for result in work(this, min(args.workers, max(this.shards - len(done), 1)), args.backend):
             for name in found:
                 found[name] += result[name]
             progress.step(result["pages"], found["kept"])

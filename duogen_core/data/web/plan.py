@@ -52,10 +52,21 @@ class Run:
         return _opened(self.paths, self.folder)
 
     def plan(self) -> Iterator[Shard]:
-        with (self.folder / "plan.jsonl").open(encoding="utf-8") as lines:
+        for _, shard in self.places():
+            yield shard
+
+    def places(self) -> Iterator[tuple[int, Shard]]:
+        """Every shard with the byte at which its line of the plan begins: small enough to be sent anywhere."""
+        with (self.folder / "plan.jsonl").open("rb") as lines:
+            place = 0
             for line in lines:
-                entry = json.loads(line)
-                yield Shard(entry["shard"], entry["input"], entry["first"], tuple(entry["pages"]))
+                yield place, _shard(line)
+                place += len(line)
+
+    def shard_at(self, place: int) -> Shard:
+        with (self.folder / "plan.jsonl").open("rb") as lines:
+            lines.seek(place)
+            return _shard(lines.readline())
 
     def documents(self, shard: int) -> Path:
         return self.folder / "shards" / f"{shard:05d}.tar"
@@ -68,6 +79,11 @@ class Run:
 
     def is_done(self, shard: int) -> bool:
         return self.log(shard).is_file()
+
+
+def _shard(line: bytes) -> Shard:
+    entry = json.loads(line)
+    return Shard(entry["shard"], entry["input"], entry["first"], tuple(entry["pages"]))
 
 
 def begin(

@@ -1,8 +1,9 @@
-"""Does the shards of a run that are not done yet, here or in worker processes.
+"""Does the shards of a run that are not done yet, here, in worker processes, or with Ray (`ray_backend`).
 
     for result in work(run, workers=2): ...   # a mapping a shard, as they are finished
 
-Workers are started afresh (spawn), hold one Engine each, and end when the run stops or when its process is gone.
+Workers are started afresh (spawn), hold one Engine each, and end when the run stops or when its process is gone. A
+shard ends as the same bytes wherever it is done, so a run begun one way may be finished another.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ from duogen_core.errors import DuoGenError
 AHEAD = 2  # shards that wait for each worker
 
 
-def work(run: Run, workers: int = 1) -> Iterator[dict[str, Any]]:
+def work(run: Run, workers: int = 1, backend: str = "local") -> Iterator[dict[str, Any]]:
     """Yields what each finished shard found. Leaving the loop stops the workers."""
     _sweep(run)
+    if backend == "ray":
+        from duogen_core.data.web.ray_backend import work_with_ray
+
+        yield from work_with_ray(run, [place for place, each in run.places() if not run.is_done(each.number)], workers)
+        return
     todo = (shard for shard in run.plan() if not run.is_done(shard.number))
     if workers <= 1:
         with Engine(run.preset) as engine:

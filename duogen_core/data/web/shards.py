@@ -10,7 +10,7 @@ import contextlib
 import errno
 import io
 import json
-import os
+import secrets
 import tarfile
 import time
 from collections import Counter
@@ -75,8 +75,8 @@ def encode(picture: Picture, rules: Any) -> tuple[bytes, str]:
 
 @contextlib.contextmanager
 def _written(file: Path) -> Iterator[Any]:
-    """A stream whose file takes its name when all of it is written. Its own name holds the process's id."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.duogen-tmp")
+    """A stream whose file takes its name when all of it is written. Its own name is no other process's, anywhere."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.duogen-tmp")
     try:
         with temporary.open("wb") as stream:
             yield stream
