@@ -6,16 +6,12 @@ one that was begun twice, or interrupted and begun again, ends as the same bytes
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
 import json
-import secrets
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -23,8 +19,8 @@ from PIL import Image
 from duogen_core.data.web.engine import Engine
 from duogen_core.data.web.inputs import Input
 from duogen_core.data.web.plan import Run, Shard
+from duogen_core.data.whole_file import whole_file
 from duogen_core.document import Document, Picture
-from duogen_core.errors import DuoGenError
 from duogen_core.store import document_json, write_atomically
 
 PNG_LEVEL = 4  # of 9: within a few per cent of the smallest, in a third of the time
@@ -36,7 +32,7 @@ def do_shard(run: Run, shard: Shard, engine: Engine, inputs: Sequence[Input]) ->
     lines: list[str] = []
     seconds: Counter[str] = Counter()
     kept = pictures = 0
-    with _written(run.documents(shard.number)) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+    with whole_file(run.documents(shard.number)) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
         for offset, name in enumerate(shard.pages):
             outcome = engine.page(inputs[shard.input], name)
             lines.append(json.dumps({"number": shard.first + offset, **outcome.log()}, ensure_ascii=False))
@@ -71,23 +67,3 @@ def encode(picture: Picture, rules: Any) -> tuple[bytes, str]:
         return buffer.getvalue(), "jpg"
     image.save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue(), "png"
-
-
-@contextlib.contextmanager
-def _written(file: Path) -> Iterator[Any]:
-    """A stream whose file takes its name when all of it is written. Its own name is no other process's, anywhere."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.duogen-tmp")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-        temporary.replace(file)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DuoGenError(
-                f"The disk is full: {file} could not be written. Finished shards are whole; free some space, then run "
-                "the same command again to go on."
-            ) from None
-        raise DuoGenError(f"{file} could not be written: {error.strerror or error}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
