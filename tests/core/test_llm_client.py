@@ -79,6 +79,22 @@ def test_prose_only():
         client(server).ask(ASK, SCHEMA)
 
 
+def test_what_the_caller_checks_is_asked_again():
+    def no_stirring(value):
+        if "stir" in value["steps"]:
+            raise AnswerError("Nothing is stirred here.")
+
+    heard = []
+    with endpoint_server(GOOD, completion('{"steps": ["cut", "fry"]}')) as server:
+        asking = client(server)
+        assert asking.listening(heard.append).ask(ASK, SCHEMA, check=no_stirring).value["steps"] == ["cut", "fry"]
+        assert server.asked[1][2]["messages"][-1]["content"].startswith("Nothing is stirred here.")
+    assert [answer.prompt_tokens for answer in heard] == [7, 7] and asking.usage.refused_answers == 1
+    with endpoint_server(GOOD) as server, pytest.raises(AnswerError, match="in 3 attempts: Nothing is") as caught:
+        client(server).ask(ASK, SCHEMA, check=no_stirring)
+    assert str(caught.value.__cause__) == "Nothing is stirred here."
+
+
 def test_cut_off_answer_says_so():
     with (
         endpoint_server(completion('{"steps": ["cut', finish_reason="length")) as server,

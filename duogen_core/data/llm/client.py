@@ -4,11 +4,13 @@
     client.ask(messages, schema={"type": "object", ...}).value
 
 Two kinds of second attempt: the same request again when the endpoint failed (with growing pauses), and a longer request
-that shows the model its answer and what is wrong with it when that does not fit the schema. Threads may share a client.
+that shows the model its answer and what is wrong with it when that does not fit the schema, or what the caller checks.
+Another `transport` answers in the endpoint's place (`own_mllm`: the core's own model). Threads may share a client.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -49,15 +51,27 @@ class Endpoint:
 
 class Client:
     def __init__(
-        self, endpoint: Endpoint, recording: Recording | None = None, sleep: Callable[[float], None] = time.sleep
+        self,
+        endpoint: Endpoint,
+        recording: Recording | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        transport: Callable[[Mapping[str, Any]], Answer] | None = None,
     ):
         check_address(endpoint.base_url)
         if min(endpoint.attempts, endpoint.answers) < 1:
             raise DuoGenError("An endpoint needs at least one attempt and one answer; set both to 1 or more.")
         self.endpoint, self.recording, self.sleep = endpoint, recording, sleep
+        self.transport = transport or self._post
+        self.heard: Callable[[Answer], None] = lambda _: None
         self.usage = Usage(endpoint.price)
         self.pace = Pace(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=sleep)
         self.key = _key(endpoint.api_key_variable) if recording is None or recording.mode != "replay" else ""
+
+    def listening(self, heard: Callable[[Answer], None]) -> Client:
+        """This client, which tells `heard` of every answer that comes in, recorded and refused ones too."""
+        other = copy.copy(self)
+        other.heard = heard
+        return other
 
     def ask(
         self,
@@ -66,7 +80,9 @@ class Client:
         max_tokens: int = 1024,
         temperature: float = 0.0,
         seed: int = 0,
+        check: Callable[[Any], None] = lambda _: None,
     ) -> Answer:
+        """check: looks at a value that fits the schema, and raises an AnswerError to have it asked for again."""
         body: dict[str, Any] = {
             "model": self.endpoint.model,
             "messages": list(messages),
@@ -86,16 +102,19 @@ class Client:
         for attempt in range(self.endpoint.answers):
             answer = self._complete(body)
             try:
-                return answer.with_value(parse_answer(answer.text, schema))
+                value = parse_answer(answer.text, schema)
+                check(value)
+                return answer.with_value(value)
             except AnswerError as error:
                 self.usage.add(refused_answers=1)
-                reason = str(error)
+                last, reason = error, str(error)
                 if answer.finish == "length":
                     reason = f"The answer was cut off after {max_tokens} tokens; answer more briefly."
             again = f"{reason} {load_prompt(PROMPTS / 'again.txt')}"
             shown = {"role": "assistant", "content": answer.text[:SHOWN_ANSWER]}
             body = {**body, "messages": [*asked, shown, {"role": "user", "content": again}], "seed": seed + attempt + 1}
-        raise AnswerError(f"The model {self.endpoint.model} gave no usable answer in {attempt + 1} attempts: {reason}")
+        model = self.endpoint.model
+        raise AnswerError(f"The model {model} gave no usable answer in {attempt + 1} attempts: {reason}") from last
 
     def _complete(self, body: dict[str, Any]) -> Answer:
         key = request_key(body)
@@ -103,10 +122,14 @@ class Client:
             kept = self.recording.find(key)
             if kept is not None:
                 self.usage.add(recorded=1)
-                return Answer.from_json(kept)
+                return self._told(Answer.from_json(kept))
         answer = self._asked(body)
         if self.recording is not None:
             answer = Answer.from_json(self.recording.keep(key, answer.to_json()))
+        return self._told(answer)
+
+    def _told(self, answer: Answer) -> Answer:
+        self.heard(answer)
         return answer
 
     def _asked(self, body: dict[str, Any]) -> Answer:
@@ -114,7 +137,7 @@ class Client:
             booking = self.pace.wait(_expected_tokens(body))
             self.usage.add(requests=1, retries=int(attempt > 0))
             try:
-                answer = self._once(body)
+                answer = self.transport(body)
             except EndpointError as error:
                 if not error.again or attempt + 1 == self.endpoint.attempts:
                     raise
@@ -130,7 +153,7 @@ class Client:
             return answer
         raise AssertionError("attempts is at least 1")
 
-    def _once(self, body: dict[str, Any]) -> Answer:
+    def _post(self, body: Mapping[str, Any]) -> Answer:
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
         reply = post_json(url, body, headers, self.endpoint.limits)
