@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple] = {
                 "make documents to train on",
                 {"sketchbook": ("draw them: any task, or guides of one thing", "duogen_core.commands.data_make")},
             ),
+            "export": ("documents as Parquet rows or webdataset tars", "duogen_core.commands.data_export"),
             "web": ("clean documents from web pages", "duogen_core.commands.data_web"),
             "stats": ("what a run of data web kept, and why not the rest", "duogen_core.commands.data_stats"),
             "view": ("a page to look at what a run of data web did", "duogen_core.commands.data_view"),

@@ -26,7 +26,7 @@ MOST_NAMED = 10_000  # bad samples of a source in the report; all of them are co
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    kinds = "documents:DIR, jsonl:FILE, webdataset:FILES, hf:NAME or sketchbook"
+    kinds = "documents:DIR, jsonl:FILE, webdataset:FILES, parquet:FILES, hf:NAME or sketchbook"
     add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; or a JSON object with options, as in a config")
     add("--json", metavar="FILE", help="write everything that was found as JSON")
     add("--tokenizer", metavar="MODEL", help="count tokens as this model does (a model's name or folder)")
@@ -120,7 +120,10 @@ class Bar:
             self.stream.write(("\r\x1b[K" if self.live else "") + text + "\n")
 
     def step(self, bad: int) -> None:
-        self.done += 1
+        self.advance(1, bad)
+
+    def advance(self, samples: int, bad: int) -> None:
+        self.done += samples
         now = time.monotonic()
         self.started = self.started or now  # what is loaded for the first sample is no part of the speed
         if now - self.shown >= (0.1 if self.live else 10):

@@ -7,6 +7,8 @@ import json
 import tarfile
 from pathlib import Path
 
+from duogen_core.data.interleaved.rows import rows_of
+from duogen_core.data.interleaved.writing import write_rows
 from duogen_core.data.sources import Bad, Source
 from duogen_core.document import Document, Text, Turn
 from duogen_core.store import document_json, save_document
@@ -71,13 +73,20 @@ def write_kind(kind: str, root: Path, documents) -> str:
         return f"documents:{write_documents(root / 'set', documents)}"
     if kind == "jsonl":
         return f"jsonl:{write_jsonl(root / 'set' / 'train.jsonl', documents)}"
+    if kind == "parquet":
+        (root / "set").mkdir()
+        half = len(documents) // 2
+        for name, part in (("a.parquet", documents[:half]), ("b.parquet", documents[half:])):
+            with (root / "set" / name).open("wb") as stream:
+                write_rows(stream, (rows_of(d, f"{d.meta['number']:03d}") for d in part))
+        return f"parquet:{root / 'set'}"
     half = len(documents) // 2
     for name, part in (("a-000.tar", documents[:half]), ("a-001.tar", documents[half:])):
         write_tar(root / name, [members(f"x/{d.meta['number']:03d}", d) for d in part])
     return f"webdataset:{root}/a-{{000..001}}.tar"
 
 
-FORMATS = ("documents", "jsonl", "webdataset")
+FORMATS = ("documents", "jsonl", "webdataset", "parquet")
 
 
 def only_bad(source: Source, match: str, index: int = 0) -> Bad:

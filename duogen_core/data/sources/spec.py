@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "documents": ("documents", "DocumentFolders"),
     "jsonl": ("jsonl", "JsonLines"),
     "webdataset": ("tars", "WebDataset"),
+    "parquet": ("parquet", "InterleavedParquet"),
     "hf": ("huggingface", "HuggingFace"),
     "sketchbook": ("sketchbook", "Sketchbook"),
 }

@@ -1,0 +1,134 @@
+"""Any source of documents -> a folder of shards: interleaved Parquet files, or webdataset tars.
+
+    for result in export(source, folder, "parquet"): ...   # a mapping a shard: samples, bad
+
+Shard k holds the samples k * size … in the order of the source, and is written whole or not at all; the same call goes
+on where the last one stopped. Bad samples are left out and named in bad_samples.jsonl. OUT/export.json says what is
+written here, so that nothing else is added to it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from duogen_core.data.interleaved.rows import as_png, rows_of
+from duogen_core.data.interleaved.writing import write_rows
+from duogen_core.data.sources import Bad, BadLog, Sample, Source
+from duogen_core.document import Document, Picture
+from duogen_core.errors import DuoGenError
+from duogen_core.store import document_json, write_atomically
+
+ENDINGS = {"parquet": "parquet", "webdataset": "tar"}
+STATE = "export.json"
+
+
+def begin(source: Source, folder: Path, kind: str, size: int, quality: int | None) -> None:
+    """Make the folder, or see that it holds the beginning of this very export."""
+    if source.endless:
+        raise DuoGenError(f"{source.name} is endless; `data make` writes as many documents of it as you want.")
+    if size < 1 or (quality is not None and not 1 <= quality <= 100):
+        raise DuoGenError(f"A shard of {size} samples with JPEG quality {quality}; expected at least 1, and 1 to 100.")
+    state = {"source": source.identity(), "kind": kind, "shard_samples": size, "photo_quality": quality}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        there = [entry for entry in folder.iterdir() if not entry.name.endswith(".duogen-tmp")]
+        found = json.loads((folder / STATE).read_text("utf-8")) if (folder / STATE).exists() else None
+    except (OSError, ValueError) as error:
+        raise DuoGenError(f"The folder {folder} cannot be used ({error}); choose another --out.") from None
+    if found is not None and found != state:
+        raise DuoGenError(f"{folder} holds an export of something else or with other options; choose another --out.")
+    if found is None and there:
+        raise DuoGenError(f"The folder {folder} has something else in it; choose another --out, or empty it first.")
+    write_atomically(folder / STATE, (json.dumps(state, indent=2) + "\n").encode())
+
+
+def export(
+    source: Source, folder: Path, kind: str = "parquet", size: int = 1000, quality: int | None = None
+) -> Iterator[dict[str, int]]:
+    """Writes the shards that are missing; says of each how many samples it has and how many were bad.
+
+    quality: photographs (meta.class) become JPEG files of it; None keeps every pixel.
+    """
+    begin(source, folder, kind, size, quality)
+    bad_log = BadLog(folder / "bad_samples.jsonl")
+    for file in folder.glob(".*.duogen-tmp"):
+        file.unlink(missing_ok=True)
+    for number, first in enumerate(range(0, len(source), size)):
+        file = folder / f"{number:05d}.{ENDINGS[kind]}"
+        if file.exists():
+            continue
+        bad: list[Bad] = []
+        samples = _good(source, range(first, min(first + size, len(source))), bad)
+        count = _write(file, kind, samples, quality)
+        for each in bad:
+            bad_log(each)
+        yield {"shard": number, "samples": count, "bad": len(bad)}
+
+
+def _good(source: Source, indices: range, bad: list[Bad]) -> Iterator[tuple[str, Document]]:
+    for index in indices:
+        found = source.read(index)
+        if isinstance(found, Sample):
+            yield f"{index:08d}", found.document
+        else:
+            bad.append(found)
+
+
+def _write(file: Path, kind: str, samples: Iterator[tuple[str, Document]], quality: int | None) -> int:
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.duogen-tmp")
+    encode = partial(encoded, quality=quality)
+    try:
+        with temporary.open("wb") as stream:
+            if kind == "parquet":
+                count = write_rows(stream, (rows_of(document, key, encode) for key, document in samples))
+            else:
+                count = _write_tar(stream, samples, encode)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise DuoGenError(
+            f"{file} could not be written: {error.strerror or error}. Finished shards are whole; the same command goes "
+            "on."
+        ) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return count
+
+
+def _write_tar(stream: IO[bytes], samples: Iterator[tuple[str, Document]], encode: Any) -> int:
+    count = 0
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for key, document in samples:
+            files = [encode(picture) for picture in document.pictures]
+            names = [f"{index:03d}.{_ending(kind)}" for index, (_, kind) in enumerate(files)]
+            value = json.dumps(document_json(document, names), ensure_ascii=False, allow_nan=False).encode("utf-8")
+            for name, data in [("json", value), *zip(names, (data for data, _ in files))]:
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+            count += 1
+    return count
+
+
+def _ending(kind: str) -> str:
+    return "jpg" if kind == "image/jpeg" else "png"
+
+
+def encoded(picture: Picture, quality: int | None) -> tuple[bytes, str]:
+    """A picture's file and its type: PNG, or JPEG for a photograph if that is wanted."""
+    if quality is None or picture.meta.get("class") != "photo":
+        return as_png(picture)
+    buffer = io.BytesIO()
+    Image.fromarray(picture.pixels).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue(), "image/jpeg"

@@ -1,0 +1,119 @@
+"""Interleaved Parquet rows (NeMo Curator's layout, see duogen_core.data.interleaved.rows): parquet:FILES.
+
+The rows of a sample stand one after another, as Curator writes them. Opening reads the column sample_id; a sample is
+then one row group that is read, so row groups should be small: `data export` writes some MB each, Curator's writer
+takes write_kwargs={"row_group_size": 500}.
+"""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+from typing import Any
+
+from duogen_core.data.interleaved.references import picture_bytes
+from duogen_core.data.interleaved.rows import NEEDED, document_of
+from duogen_core.data.sources.base import Limits, Source
+from duogen_core.data.sources.files import digest, find_files
+from duogen_core.data.sources.nearest import unknown
+from duogen_core.document import Document
+from duogen_core.errors import DuoGenError
+
+MOST_GROUP_BYTES = 2 * 2**30
+
+
+class InterleavedParquet(Source):
+    """request: a column with what the user says, for rows that have no turns. root: where source_refs may lead."""
+
+    def __init__(
+        self, path: str, request: str | None = None, root: str | None = None, limits: Limits | None = None
+    ) -> None:
+        super().__init__(f"parquet:{path}", limits)
+        self.request = request
+        self.files = find_files(path, (".parquet",), "a .parquet file, a folder of them or a pattern")
+        self.root = Path(root) if root else None
+        self.sizes = [file.stat().st_size for file in self.files]
+        # of every sample: its file, the row group of its first row, that row in the group, and how many rows it has
+        self.shards, self.groups, self.starts, self.counts = array("l"), array("l"), array("q"), array("l")
+        self._held: tuple[tuple[int, int], Any] | None = None
+        for shard in range(len(self.files)):
+            self._index(shard)
+        if not self.shards:
+            raise DuoGenError(f"{path} holds no rows; expected interleaved rows with sample_id, position and modality.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_held": None}
+
+    def _open(self, shard: int) -> Any:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError:
+            raise DuoGenError(
+                "parquet: sources need pyarrow; install it with: pip install 'duogen[parquet]'."
+            ) from None
+        try:
+            return pyarrow.parquet.ParquetFile(self.files[shard])
+        except (OSError, pyarrow.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise DuoGenError(f"{self.files[shard]} cannot be read as Parquet: {reason}.") from None
+
+    def _index(self, shard: int) -> None:
+        """Where the samples begin. A sample may go on in the next row group."""
+        file = self._open(shard)
+        columns = file.schema_arrow.names
+        if missing := [name for name in NEEDED if name not in columns]:
+            raise DuoGenError(
+                f"{self.files[shard]} has no column {missing[0]}; expected interleaved rows (NeMo Curator's layout). "
+                "hf: reads Parquet files with a column of turns."
+            )
+        if self.request is not None and self.request not in columns:
+            raise DuoGenError(unknown(f"{self.name}: the column", self.request, columns))
+        seen: set[str] = set()
+        last = None
+        for group in range(file.num_row_groups):
+            if file.metadata.row_group(group).total_byte_size > MOST_GROUP_BYTES:
+                raise DuoGenError(
+                    f"{self.files[shard]}: row group {group} is larger than {MOST_GROUP_BYTES // 2**30} GB, too much "
+                    "to read for one sample; write it with smaller ones (row_group_size)."
+                )
+            for row, sample in enumerate(file.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()):
+                if sample == last:
+                    self.counts[-1] += 1
+                    continue
+                if sample in seen:
+                    raise DuoGenError(
+                        f"{self.files[shard]}: the rows of the sample {sample!r} do not stand together; sort the rows "
+                        "by sample_id and position."
+                    )
+                seen.add(sample)
+                last = sample
+                for values, value in zip((self.shards, self.groups, self.starts, self.counts), (shard, group, row, 1)):
+                    values.append(value)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def load(self, index: int) -> Document:
+        shard, group, start, count = (each[index] for each in (self.shards, self.groups, self.starts, self.counts))
+        rows: list[dict[str, Any]] = []
+        while len(rows) < count:
+            table = self._group(shard, group)
+            rows += table.slice(start, count - len(rows)).to_pylist()
+            group, start = group + 1, 0
+        root = self.root or self.files[shard].parent
+        where = self.label(index)
+        return document_of(rows, where, lambda row, place: picture_bytes(row, root, place), self.request)
+
+    def _group(self, shard: int, group: int) -> Any:
+        """A row group; the last one is held, since samples are often read in order."""
+        if self._held is None or self._held[0] != (shard, group):
+            self._held = (shard, group), self._open(shard).read_row_group(group)
+        return self._held[1]
+
+    def label(self, index: int) -> str:
+        return f"{self.files[self.shards[index]]}, row group {self.groups[index]}, row {self.starts[index]}"
+
+    def identity(self) -> dict[str, Any]:
+        names = [(file.name, size) for file, size in zip(self.files, self.sizes, strict=True)]
+        return {"kind": "parquet", "samples": len(self), "request": self.request, "digest": digest(names)}

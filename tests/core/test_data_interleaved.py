@@ -1,0 +1,228 @@
+"""Interleaved Parquet rows: exact round trips, rows of others, row groups, damaged rows, and `data export`."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from duogen_core.cli import main
+from duogen_core.data.interleaved import writing
+from duogen_core.data.interleaved.rows import METADATA, RESERVED, rows_of, schema
+from duogen_core.data.interleaved.writing import write_rows
+from duogen_core.data.sources import Sample, open_source
+from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.errors import DuoGenError
+from tests.core.documents import picture, sample
+from tests.core.sample_sets import guide, only_bad, write_documents, write_kind
+
+
+def write(file: Path, rows: list[dict], columns: pa.Schema | None = None) -> str:
+    pq.write_table(pa.Table.from_pylist(rows, schema=columns), file)
+    return f"parquet:{file}"
+
+
+def foreign(position: int, modality: str, sample_id: str = "a", **cells) -> dict:
+    """A row as Curator's reader makes it, with a column of the user's."""
+    row = {**dict.fromkeys(RESERVED), "sample_id": sample_id, "position": position, "modality": modality}
+    return {**row, "url": None, "title": None, **cells}
+
+
+def png(value: int = 0) -> bytes:
+    return picture(value).to_png()
+
+
+STREAM = [
+    foreign(METADATA, "metadata", url="http://a.example.com/", title="Bake bread"),
+    foreign(0, "image", binary_content=png(1), content_type="image/png"),
+    foreign(1, "text", text_content="Mix."),
+    foreign(3, "image", binary_content=png(2), content_type="image/png"),
+    foreign(7, "text", text_content="Bake."),
+]
+
+
+def test_the_columns_are_those_of_curator():
+    """The names and types of nemo_curator.tasks.interleaved.INTERLEAVED_SCHEMA, and ours after them."""
+    types = {"position": "int32", "binary_content": "large_binary", "turn": "int32"}
+    assert [(each.name, str(each.type)) for each in schema()] == [
+        (name, types.get(name, "string")) for name in (*RESERVED, "turn", "role", "meta")
+    ]
+    assert [each.name for each in schema() if not each.nullable] == ["sample_id", "position", "modality"]
+
+
+def test_a_document_survives_with_everything_in_it(tmp_path):
+    documents = [sample(3), guide(1), Document((Turn("user", (Text("Why?"),)), Turn("assistant"))), sample(0)]
+    with (tmp_path / "a.parquet").open("wb") as stream:
+        assert write_rows(stream, (rows_of(d, str(k)) for k, d in enumerate(documents))) == 4
+    source = open_source(f"parquet:{tmp_path / 'a.parquet'}")
+    assert [source.load(index) for index in range(4)] == documents
+    assert [source.load(index).generation for index in range(4)] == [d.generation for d in documents]
+    assert source.load(0).turns[2].parts[0].meta == {"scores": [0.1, 1e-7]}
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert [row["position"] for row in rows if row["sample_id"] == "1"] == [-1, 0, 1, 2, 3, 4]
+
+
+def test_small_row_groups_and_samples_that_go_on_in_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "GROUP_BYTES", 1)
+    with (tmp_path / "a.parquet").open("wb") as stream:
+        write_rows(stream, (rows_of(guide(k), str(k)) for k in range(3)))
+    assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3
+    table = pq.read_table(tmp_path / "a.parquet")
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=4)  # Curator cuts by rows, not by samples
+    for name in ("a", "b"):
+        source = open_source(f"parquet:{tmp_path / name}.parquet")
+        assert [source.load(index) for index in (2, 0, 1)] == [guide(2), guide(0), guide(1)]
+
+
+def test_what_a_filter_dropped_is_gone_and_the_rest_is_whole(tmp_path):
+    rows = rows_of(guide(5), "x")
+    del rows[4]  # the answer's picture
+    without = open_source(write(tmp_path / "a.parquet", rows, schema())).load(0)
+    assert without.meta == {"number": 5}
+    assert [type(part) for part in without.turns[1].parts] == [Text, Text]
+    bare = open_source(write(tmp_path / "b.parquet", rows[1:], schema())).load(0)
+    assert [turn.role for turn in bare.turns] == ["user", "assistant"] and bare.meta == {}
+
+
+def test_rows_of_others(tmp_path):
+    document = open_source(write(tmp_path / "a.parquet", STREAM[::-1])).load(0)
+    assert [[type(part) for part in turn.parts] for turn in document.turns] == [[Picture, Text], [Picture, Text]]
+    assert document.turns[0].text == "Mix." and document.turns[1].pictures[0] == picture(2)
+    assert document.meta == {"sample_id": "a", "url": "http://a.example.com/", "title": "Bake bread"}
+    spec = {"source": f"parquet:{tmp_path / 'a.parquet'}", "request": "title"}
+    document = open_source(spec).load(0)
+    assert document.turns[0].text == "Bake bread" and len(document.turns[1].parts) == 4
+    with pytest.raises(DuoGenError, match="titel"):
+        open_source({**spec, "request": "titel"})
+
+
+def test_pictures_that_a_row_only_points_to(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(1))
+    (tmp_path / "secret.png").write_bytes(png(2))
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "secret.png")
+    with tarfile.open(tmp_path / "in" / "t.tar", "w") as archive:
+        info = tarfile.TarInfo("x.png")
+        info.size = len(png(3))
+        archive.addfile(info, io.BytesIO(png(3)))
+    text = foreign(0, "text", text_content="Look.")
+
+    def load(**reference):
+        rows = [text, foreign(1, "image", source_ref=json.dumps(reference))]
+        return open_source(write(tmp_path / "in" / "a.parquet", rows)).load(0).pictures[0]
+
+    assert load(path="a.png", member=None) == picture(1)
+    assert load(path=str(tmp_path / "in" / "t.tar"), member="x.png") == picture(3)
+    assert load(path="t.tar", member="x.png", byte_offset=512, byte_size=len(png(3))) == picture(3)
+    for path in ("../secret.png", str(tmp_path / "secret.png"), "link.png", "s3://bucket/a.png", "/etc/passwd"):
+        with pytest.raises(DuoGenError, match="outside of"):
+            load(path=path)
+    for reference, words in (
+        ({"path": None}, "without a source_ref"),
+        ({"path": "none.png"}, "does not exist"),
+        ({"path": "t.tar", "member": "y.png"}, "has no member"),
+        ({"path": "a.png", "frame_index": 2}, "a frame of a TIFF"),
+        ({"path": "a.png", "member": "x", "byte_offset": -5, "byte_size": 9}, "no picture that is read"),
+    ):
+        with pytest.raises(DuoGenError, match=words):
+            load(**reference)
+    spec = {"source": f"parquet:{tmp_path / 'in' / 'a.parquet'}", "root": str(tmp_path)}
+    write(tmp_path / "in" / "a.parquet", [text, foreign(1, "image", source_ref=json.dumps({"path": "secret.png"}))])
+    assert open_source(spec).load(0).pictures[0] == picture(2)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (foreign(8, "audio"), "the modality is 'audio'"),
+        (foreign(7, "text", text_content="again"), "the position 7 stands twice"),
+        (foreign(8, "text"), "a text without text_content"),
+        (foreign(8, "image"), "without its bytes"),
+        (foreign(8, "image", binary_content=b"%PDF-"), "not a picture that can be read"),
+        (foreign(8, "image", materialize_error="missing member 'x'"), "missing member 'x'"),
+        (foreign(8, "image", source_ref="{"), "not valid JSON"),
+    ],
+)
+def test_bad_rows_are_bad_samples(tmp_path, row, words):
+    only_bad(open_source(write(tmp_path / "a.parquet", [*STREAM, row])), words)
+
+
+def test_bad_turns_are_bad_samples(tmp_path):
+    rows = rows_of(guide(0), "x")
+    only_bad(open_source(write(tmp_path / "a.parquet", [{**r, "turn": 10**6} for r in rows], schema())), "no turn")
+    rows[0]["meta"] = "[]"
+    only_bad(open_source(write(tmp_path / "b.parquet", rows, schema())), "no document's")
+
+
+def test_files_that_are_no_interleaved_rows(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(DuoGenError, match="cannot be read as Parquet"):
+        open_source(f"parquet:{tmp_path / 'a.parquet'}")
+    with pytest.raises(DuoGenError, match="has no column sample_id"):
+        open_source(write(tmp_path / "b.parquet", [{"text": "x"}]))
+    with pytest.raises(DuoGenError, match="do not stand together"):
+        open_source(write(tmp_path / "c.parquet", [foreign(0, "text"), foreign(0, "text", "b"), foreign(1, "text")]))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_export_gives_the_same_documents_and_goes_on(tmp_path, capsys, kind):
+    documents = [guide(k) for k in range(5)]
+    write_documents(tmp_path / "set", documents)
+    (tmp_path / "set" / "02" / "document.json").write_text("{")
+    out, command = tmp_path / "out", ["data", "export", f"documents:{tmp_path / 'set'}", "--to", kind, "--quiet"]
+    assert main([*command, "--out", str(out), "--shard-samples", "2"]) == 0
+    assert "4 documents written, 1 bad ones" in capsys.readouterr().out
+    assert "02" in (out / "bad_samples.jsonl").read_text()
+    source = open_source(f"{kind}:{out}")
+    assert [source.load(k) for k in range(4)] == [documents[k] for k in (0, 1, 3, 4)]
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    second = sorted(files)[1]
+    (out / second).unlink()
+    (out / f".{second}.0.duogen-tmp").write_bytes(b"half")
+    assert main([*command, "--out", str(out), "--shard-samples", "2"]) == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    assert main([*command, "--out", str(out), "--shard-samples", "3"]) == 2
+    assert "other options" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "set")]) == 2
+    assert "something else in it" in capsys.readouterr().err
+
+
+def test_export_of_photographs_as_jpeg(tmp_path):
+    soft = Image.fromarray(picture(0, (8, 6)).pixels).resize((96, 72), Image.Resampling.BICUBIC)
+    photo = Picture(np.asarray(soft), {"class": "photo"})
+    document = Document((Turn("user", (Text("Show."),)), Turn("assistant", (photo, picture(1)))))
+    write_documents(tmp_path / "set", [document])
+    main(
+        [
+            "data",
+            "export",
+            f"documents:{tmp_path / 'set'}",
+            "--out",
+            str(tmp_path / "o"),
+            "--photo-quality",
+            "90",
+            "--quiet",
+        ]
+    )
+    kinds = pq.read_table(tmp_path / "o" / "00000.parquet")["content_type"].to_pylist()
+    assert kinds == ["application/json", "text/plain", "image/jpeg", "image/png"]
+    read = open_source(f"parquet:{tmp_path / 'o'}").load(0).pictures
+    assert read[1] == picture(1) and np.abs(read[0].pixels.astype(int) - photo.pixels).mean() < 6
+
+
+def test_endless_sources_are_not_exported(tmp_path, capsys):
+    assert main(["data", "export", "sketchbook", "--out", str(tmp_path / "o"), "--quiet"]) == 2
+    assert "is endless" in capsys.readouterr().err
+
+
+def test_parquet_rows_can_be_checked_and_mixed(tmp_path, capsys):
+    spec = write_kind("parquet", tmp_path, [guide(k) for k in range(4)])
+    assert main(["data", "check", spec, "--quiet"]) == 0
+    assert isinstance(open_source(spec).read(3), Sample)
