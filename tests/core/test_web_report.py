@@ -32,8 +32,9 @@ def test_the_figures(run, tmp_path, capsys):
     assert main(["data", "stats", str(run), "--json", str(tmp_path / "s.json")]) == 0
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["pages"] == {"in": 4, "kept": 2, "refused": {"text_only": 1, "no_picture_left": 1}}
-    assert found["pictures"] == {"in": 8, "kept": 3, "refused": {"missing": 2, "icon": 2, "duplicate": 1}}
-    assert found["classes"] == {"photo": 2, "screenshot": 1}
+    refused = {"missing": 2, "icon": 2, "duplicate": 1}
+    classes = {"photo": 2, "screenshot": 1}
+    assert found["pictures"] == {"in": 8, "kept": 3, "refused": refused, "classes": classes}
     assert found["personal_data_removed"] == {"email": 2}
     table = capsys.readouterr().out
     assert re.search(r"^pages +4 +100\.0%$", table, re.MULTILINE)

@@ -16,12 +16,13 @@ from string import Template
 import numpy as np
 from PIL import Image
 
+from duogen_core.data.run_log import open_logs
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.page import Block
 from duogen_core.data.web.pictures import Judged
 from duogen_core.data.web.plan import Run
 from duogen_core.data.web.samples import Chosen, choose
-from duogen_core.data.web.stats import PAGE_ORDER, PICTURE_ORDER, survey, text
+from duogen_core.data.yields import ORDERS, survey, text
 from duogen_core.document import Text
 
 SMALL, LARGE = 160, 320  # longest side of a thumbnail beside a rule, and in a page
@@ -35,13 +36,15 @@ def write_report(
     """Writes the report; step(done, total) is called for every page that is looked at again."""
     from duogen_core.store import write_atomically
 
-    found, chosen = survey(run), choose(run, samples)
+    (log,) = open_logs(run.folder)
+    found, chosen = survey(log), choose(log, samples)
     whole = [number for number, _ in chosen.pages.get("", [])[:pages]]
     tiles = _tiles(run, chosen, whole, step)
     body = [f"<h1>{escape(str(run.folder))}</h1><pre>{escape(text(found))}</pre>"]
     body.append("<h2>Pages before and after</h2>" + "".join(tiles[number, "whole"] for number in whole))
-    for title, group, order in (("Pages", chosen.pages, PAGE_ORDER), ("Pictures", chosen.pictures, PICTURE_ORDER)):
-        body.append(f"<h2>{title} by rule</h2>")
+    for stage, group in (("pages", chosen.pages), ("pictures", chosen.pictures)):
+        order = ORDERS[stage]
+        body.append(f"<h2>{stage.capitalize()} by rule</h2>")
         for rule in ["", *(rule for rule in order if rule in group), *sorted(set(group) - {""} - set(order))]:
             shown = "".join(tiles.get(place, "") for place in group.get(rule, []))
             body.append(f"<details><summary>{escape(rule or 'kept')}: {len(group.get(rule, []))} shown</summary>")

@@ -10,8 +10,7 @@ import heapq
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from duogen_core.data.web.plan import Run
-from duogen_core.data.web.stats import UNMEASURED, log_lines
+from duogen_core.data.run_log import LATER, RunLog, rule_of
 
 Place = tuple[int, int]  # a page's number in the run, and a picture's among those judged; -1 for the page itself
 
@@ -27,15 +26,15 @@ class Chosen:
         return {page for group in (self.pages, self.pictures) for places in group.values() for page, _ in places}
 
 
-def choose(run: Run, most: int) -> Chosen:
+def choose(log: RunLog, most: int) -> Chosen:
     pages: dict[str, list[tuple[int, Place]]] = defaultdict(list)
     pictures: dict[str, list[tuple[int, Place]]] = defaultdict(list)
-    for entry in log_lines(run):
+    for entry in log.lines():
         number = entry["number"]
-        _keep(pages[entry.get("rule", "")], (number, -1), most)
+        _keep(pages[rule_of(entry)], (number, -1), most)
         for index, picture in enumerate(entry["pictures"]):
-            rule = picture.get("rule", "" if entry["kept"] else UNMEASURED)
-            if rule != UNMEASURED:
+            rule = rule_of(picture) or ("" if entry["kept"] else LATER)
+            if rule != LATER:
                 _keep(pictures[rule], (number, index), most)
     return Chosen(
         *({rule: sorted(place for _, place in heap) for rule, heap in each.items()} for each in (pages, pictures))

@@ -1,0 +1,95 @@
+"""Reads the logs of a run, whichever engine made it: DIR/run.json, DIR/logs/*.jsonl and DIR/times/*.json.
+
+A line of a log is an entry: a page, a clip, a request. `kept` says whether it stayed; if not, `rule` is the first rule
+that refused it and `value` what that rule measured. A list of objects in it, such as `pictures`, is a stage below:
+one of them is kept if it has no `rule` (or its `kept` is true), and `class` says what sort it is.
+
+    for log in open_logs(folder): log.name, log.stage, log.lines()
+
+A folder without run.json whose folders have one is a run of several steps, one log each, in the order they were begun.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duogen_core.errors import DuoGenError
+
+STAGES = {"web": "pages", "video": "clips", "editing": "samples", "synthetic": "documents", "dialogues": "documents"}
+LATER = "of those refused as a whole"  # parts of an entry that were judged before a rule refused the entry
+
+
+@dataclass(frozen=True)
+class RunLog:
+    folder: Path
+    kind: str  # the engine: web, video, …
+    planned: int | None  # entries in all, as far as run.json says
+
+    @property
+    def stage(self) -> str:
+        """What its entries are called, unless they say so themselves."""
+        return STAGES.get(self.kind, "entries")
+
+    def files(self) -> list[Path]:
+        return sorted((self.folder / "logs").glob("*.jsonl"))
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Every entry, in the order of the run."""
+        for file in self.files():
+            with file.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        entry = json.loads(line)
+                    except ValueError:
+                        entry = None
+                    if not isinstance(entry, dict):
+                        raise DuoGenError(f"{file}, line {number}: expected a JSON object, an entry of a run's log.")
+                    yield entry
+
+    def seconds(self) -> Iterator[dict[str, float]]:
+        """Of every finished shard, the seconds by stage."""
+        for file in sorted((self.folder / "times").glob("*.json")):
+            stages = json.loads(file.read_text("utf-8")).get("stages")
+            if isinstance(stages, dict):
+                yield {name: value for name, value in stages.items() if isinstance(value, (int, float))}
+
+
+def rule_of(entry: dict[str, Any]) -> str:
+    """The first rule that refused an entry or a part of one; "" for what was kept."""
+    rule = entry.get("rule")
+    if isinstance(rule, str) and rule and entry.get("kept") is not True:
+        return rule
+    return "refused" if entry.get("kept") is False else ""
+
+
+def parts_of(entry: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The lists of objects in an entry, by their names."""
+    return {
+        name: value
+        for name, value in entry.items()
+        if isinstance(value, list) and value and all(isinstance(part, dict) for part in value)
+    }
+
+
+def open_logs(folder: Path) -> list[RunLog]:
+    """The logs of a run, or of every step of one that has several."""
+    if (folder / "run.json").is_file():
+        return [_open(folder)]
+    steps = [file for file in folder.glob("*/run.json") if (file.parent / "logs").is_dir()]
+    if not steps:
+        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `data web` or another engine made.")
+    return [_open(file.parent) for file in sorted(steps, key=lambda file: (file.stat().st_mtime_ns, file))]
+
+
+def _open(folder: Path) -> RunLog:
+    try:
+        value = json.loads((folder / "run.json").read_text("utf-8"))
+        kind = str(value["format"]).removeprefix("duogen-").removesuffix("-run")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DuoGenError(f"{folder / 'run.json'} cannot be read ({error}); was it made by a data engine?") from None
+    planned = next((value[name] for name in ("pages", "items", "entries") if isinstance(value.get(name), int)), None)
+    return RunLog(folder, kind, planned)
