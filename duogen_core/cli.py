@@ -36,6 +36,17 @@ COMMANDS: dict[str, tuple] = {
             ),
             "export": ("documents as Parquet rows or webdataset tars", "duogen_core.commands.data_export"),
             "web": ("clean documents from web pages", "duogen_core.commands.data_web"),
+            "synthetic": (
+                "documents that models write and draw, from requests of 151 everyday subjects",
+                {
+                    "expand": ("more requests like the seeds", "duogen_core.commands.synthetic_expand"),
+                    "balance": ("how evenly requests are spread", "duogen_core.commands.synthetic_balance"),
+                    "plan": ("an answer to each, with a prompt a picture", "duogen_core.commands.synthetic_plan"),
+                    "draw": ("the pictures, and the documents with them", "duogen_core.commands.synthetic_draw"),
+                    "answer": ("a DuoGen model writes and draws by itself", "duogen_core.commands.synthetic_answer"),
+                },
+            ),
+            "dialogues": ("dialogues out of clean pages, by language models", "duogen_core.commands.data_dialogues"),
             "stats": ("what a run of data web kept, and why not the rest", "duogen_core.commands.data_stats"),
             "view": ("a page to look at what a run of data web did", "duogen_core.commands.data_view"),
         },

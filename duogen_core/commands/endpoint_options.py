@@ -1,0 +1,89 @@
+"""Options of the commands that ask a language model behind an OpenAI-compatible endpoint, and the client they make.
+
+In: the parsed options and the file of recorded answers. Out: a Client; `spent` says what it cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duogen_core.errors import DuoGenError
+
+if TYPE_CHECKING:
+    from duogen_core.data.llm.client import Client
+    from duogen_core.data.llm.usage import Usage
+
+
+def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("language model").add_argument
+    add("--endpoint", metavar="URL", help="an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1")
+    add("--llm", metavar="NAME", help="the model's name there")
+    add("--api-key-variable", default="", metavar="VAR", help="the environment variable that holds the API key")
+    add("--no-schema", action="store_true", help="do not send the JSON schema: for servers that refuse it")
+    add("--replay", action="store_true", help="take every answer from the recording; ask nothing")
+    add("--parallel", type=int, default=4, metavar="N", help="requests under way at the same time; default: 4")
+    add("--answers", type=int, default=3, metavar="N", help="times a faulty answer is asked for anew; default: 3")
+    add("--requests-per-minute", type=int, metavar="N", help="no more than these")
+    add("--tokens-per-minute", type=int, metavar="N", help="no more than these, of prompts and answers together")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one answer; default: 600")
+    add("--price", metavar="IN,OUT", help="money for a million tokens of prompts and of answers, such as 0.15,0.6")
+
+
+def client_of(args: argparse.Namespace, recording: Path) -> Client:
+    if not args.llm:
+        raise DuoGenError("--llm is missing; give the name of the model at the endpoint.")
+    if not args.endpoint and not args.replay:
+        raise DuoGenError("--endpoint is missing; give the address of an OpenAI-compatible server, or --replay.")
+    for name in ("parallel", "answers", "requests_per_minute", "tokens_per_minute", "timeout"):
+        value = getattr(args, name)
+        if value is not None and not value >= 1:
+            raise DuoGenError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
+    from duogen_core.data.llm.client import Client, Endpoint
+    from duogen_core.data.llm.endpoint import Limits
+    from duogen_core.data.llm.record import Recording
+
+    endpoint = Endpoint(
+        args.endpoint or "http://127.0.0.1/v1",
+        args.llm,
+        api_key_variable=args.api_key_variable,
+        structured="none" if args.no_schema else "schema",
+        limits=Limits(read=args.timeout, total=args.timeout),
+        answers=args.answers,
+        requests_per_minute=args.requests_per_minute,
+        tokens_per_minute=args.tokens_per_minute,
+        price=_price(args.price),
+    )
+    return Client(endpoint, Recording(recording, "replay" if args.replay else "record"))
+
+
+def spent(usage: Usage) -> str:
+    """What was asked, in one line; answers from the recording cost nothing."""
+    line = f"{usage.requests:,} requests, {usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens"
+    if usage.cost:
+        line += f", {usage.cost:,.2f} money"
+    for count, what in (
+        (usage.recorded, "answers from the recording"),
+        (usage.refused_answers, "answers refused"),
+        (usage.retries, "tried again"),
+        (usage.uncounted, "whose tokens the endpoint did not count"),
+    ):
+        line += f", {count:,} {what}" if count else ""
+    return line
+
+
+def _price(text: str | None):
+    from duogen_core.data.llm.usage import Price
+
+    if text is None:
+        return Price()
+    try:
+        prompt, completion = map(float, text.split(","))
+        if not (0 <= prompt < 1e6 and 0 <= completion < 1e6):
+            raise ValueError
+    except ValueError:
+        raise DuoGenError(
+            f"--price is {text!r}; expected two numbers with a comma between, such as 0.15,0.6."
+        ) from None
+    return Price(prompt, completion)

@@ -1,0 +1,56 @@
+"""What `draw` and `answer` of `data synthetic` share: options of a run of shards, and the loop that makes documents."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from duogen_core.commands.synthetic import Steps, add_run_options, stopping, write_json
+
+if TYPE_CHECKING:
+    from duogen_core.data.synthetic.runs import Outcome, Run
+
+
+def add_make_options(parser: argparse.ArgumentParser, name: str) -> None:
+    add_run_options(parser)
+    add = parser.add_argument
+    add("--out", metavar="DIR", help=f"the run's folder; default: DIR/{name}")
+    add("--shard", type=int, default=16, metavar="N", help="documents in a shard; default: 16")
+    add("--part", default="1/1", metavar="K/N", help="only every Nth shard from the Kth on: one of several machines")
+    add("--size", metavar="WxH", help="size of the pictures; default: the model's or the workflow's own")
+
+
+def make_documents(
+    run: Run,
+    items: Sequence[Any],
+    make: Callable[[Any], Outcome],
+    whole: Callable[[Sequence[Any]], None],
+    part: tuple[int, int],
+    progress: Steps,
+    report: str | None,
+) -> int:
+    from duogen_core.data.synthetic.runs import work
+
+    mine = [len(run.entries(shard)) for shard in range(part[0] - 1, run.shards, part[1])]
+    todo = sum(len(run.entries(shard)) for shard in run.chosen(part))
+    progress.begin(sum(mine), sum(mine) - todo)
+    if progress.done:
+        progress.line(f"{progress.done:,} of {progress.total:,} documents were done before.")
+    rules: Counter[str] = Counter()
+    pictures, begun = 0, time.monotonic()
+    with stopping(progress):
+        for outcome in work(run, items, make, whole, part):
+            rules[outcome.verdict.rule] += 1
+            pictures += len(outcome.document.pictures) if outcome.document else 0
+            progress.step(1, rules[""])
+    seconds = time.monotonic() - begun
+    refused = {rule: count for rule, count in rules.most_common() if rule}
+    figures = {"documents": rules[""], "pictures": pictures, "refused": refused, "seconds": round(seconds, 1)}
+    write_json(report, {**figures, "in_all": progress.total})
+    named = ", ".join(f"{count:,} {rule}" for rule, count in refused.items())
+    print(f"{rules['']:,} documents with {pictures:,} pictures in {seconds:,.0f} s; refused: {named or 'none'}:")
+    print(run.folder / "shards")
+    return 0

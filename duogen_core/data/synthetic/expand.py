@@ -1,0 +1,157 @@
+"""Expansion: from about ten seeds of every subcategory to as many requests as wanted, written by a language model.
+
+In: a folder, the taxonomy, a preset, a client. Out: DIR/requests.jsonl (the seeds and what was kept, in the taxonomy's
+order), DIR/expand/logs (every request that was judged, with the rule that refused it), DIR/expand/answers.jsonl (the
+recording).
+
+It goes in rounds: every subcategory that lacks requests is asked for once, in threads, and then all answers are judged
+in the taxonomy's order. So the outcome depends on nothing but the answers, and a run that was killed and is begun again
+reads those it had from the recording. (DuoGen, arXiv 2602.00508: 1,500 seeds, 15,270 instructions.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from duogen_core.data.llm.client import Client
+from duogen_core.data.llm.messages import Message, load_prompt, messages
+from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.synthetic.in_order import in_order
+from duogen_core.data.synthetic.preset import Preset
+from duogen_core.data.synthetic.request_rules import RequestRules
+from duogen_core.data.synthetic.requests import Request, request_lines, seed_requests
+from duogen_core.data.synthetic.taxonomy import Subcategory, Taxonomy
+from duogen_core.data.synthetic.verdict import Verdict
+from duogen_core.store import write_atomically
+
+PROMPT = Path(__file__).with_name("prompts") / "expand.txt"
+SHOWN_EARLIER = 3  # times as many earlier requests are shown as seeds
+
+
+@dataclass
+class Group:
+    """A subcategory while it grows."""
+
+    subcategory: Subcategory
+    requests: list[Request]
+    dry: int = 0
+
+
+@dataclass
+class Expansion:
+    """count: requests a subcategory is to have, its seeds included."""
+
+    folder: Path
+    taxonomy: Taxonomy
+    preset: Preset
+    client: Client
+    count: int
+    seed: int = 0
+    threads: int = 4
+    groups: list[Group] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        seeds = seed_requests(self.taxonomy)
+        self.rules = RequestRules(self.preset, seeds)
+        self.prompt = load_prompt(PROMPT)
+        of: dict[tuple[str, str], list[Request]] = {}
+        for each in seeds:
+            of.setdefault((each.domain, each.subcategory), []).append(each)
+        self.groups = [Group(one, of[one.domain, one.name]) for one in self.taxonomy.subcategories]
+
+    @property
+    def requests(self) -> list[Request]:
+        return [request for group in self.groups for request in group.requests]
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be gone on with."""
+        seeds = hashlib.sha256(request_lines(seed_requests(self.taxonomy))).hexdigest()[:16]
+        prompt = hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+        model = self.client.endpoint.model
+        return {"seeds": seeds, "prompt": prompt, "model": model, "seed": self.seed,
+                **self.preset.part("expand", "request")}  # fmt: skip
+
+    def run(self) -> Iterator[int]:
+        """How many requests there are, again and again while they grow."""
+        round_ = 0
+        self.write()
+        while wanting := [group for group in self.groups if self._wants(group)]:
+            asked = [(group, self._messages(group, round_)) for group in wanting]
+            for (group, _), found in in_order(lambda job, k=round_: self._ask(job, k), asked, self.threads):
+                self._judge(group, found, round_)
+                yield len(self.requests)
+            self.write()
+            round_ += 1
+
+    @property
+    def refused(self) -> dict[str, int]:
+        return dict(Counter(each["rule"] for each in self.log if not each["kept"]).most_common())
+
+    def write(self) -> None:
+        lines = "".join(f"{json.dumps(each, ensure_ascii=False)}\n" for each in self.log)
+        logs = self.folder / "expand" / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "requests.jsonl", request_lines(self.requests))
+        write_atomically(logs / "00000.jsonl", lines.encode("utf-8", "replace"))
+
+    def _wants(self, group: Group) -> bool:
+        return len(group.requests) < self.count and group.dry < self.preset.expand["max_dry"]
+
+    def _messages(self, group: Group, round_: int) -> list[Message]:
+        rng = Random(f"{self.seed} {group.subcategory.domain} {group.subcategory.name} {round_}")
+        shown = self.preset.expand["examples"]
+        seeds = rng.sample(group.subcategory.seeds, min(shown, len(group.subcategory.seeds)))
+        earlier = [each.text for each in group.requests[len(group.subcategory.seeds) :]]
+        earlier = rng.sample(earlier, min(shown * SHOWN_EARLIER, len(earlier)))
+        data = {"domain": group.subcategory.domain, "subcategory": group.subcategory.name,
+                "examples": "\n".join(seeds), "earlier": "\n".join(earlier) or "(none yet)",
+                "count": str(self.preset.expand["batch"])}  # fmt: skip
+        return messages(self.prompt, data)
+
+    def _ask(self, job: tuple[Group, list[Message]], round_: int) -> list[str] | AnswerError:
+        rules = self.preset.expand
+        try:
+            answer = self.client.ask(
+                job[1], schema(rules["batch"]), rules["max_tokens"], rules["temperature"], seed=self.seed + round_
+            )
+        except AnswerError as error:
+            return error
+        return answer.value["requests"]
+
+    def _judge(self, group: Group, found: list[str] | AnswerError, round_: int) -> None:
+        before = len(group.requests)
+        one = group.subcategory
+        if isinstance(found, AnswerError):
+            self._log(Request(one.domain, one.name, ""), Verdict("no_answer", str(found)[:300]), round_)
+            found = []
+        for text in found:
+            if len(group.requests) >= self.count:
+                break
+            request = Request(one.domain, one.name, " ".join(text.split()), self.client.endpoint.model)
+            verdict = self.rules.judge(request)
+            self._log(request, verdict, round_)
+            if verdict.kept:
+                self.rules.keep(request)
+                group.requests.append(request)
+        group.dry = 0 if len(group.requests) > before else group.dry + 1
+
+    def _log(self, request: Request, verdict: Verdict, round_: int) -> None:
+        self.log.append({"stage": "requests", **asdict(request), "round": round_, **verdict.log()})
+
+
+def schema(batch: int) -> dict[str, Any]:
+    texts = {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2 * batch}
+    return {
+        "type": "object",
+        "properties": {"requests": texts},
+        "required": ["requests"],
+        "additionalProperties": False,
+    }

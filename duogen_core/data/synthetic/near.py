@@ -1,0 +1,82 @@
+"""Near-duplicates among requests and answers, found exactly and in any order of arrival.
+
+    index = NearIndex(0.6);  index.find(text) -> (earlier text, similarity) or None;  index.add(text)
+    subjects = Subjects(seeds);  subjects.similarity(one, other)
+
+NearIndex sees the same wording: the share of word pairs that two texts have in common (Jaccard). A text that shares
+t of its pairs with another has at least one of any (1 - t) of them + 1 in common with it, so only its rarest pairs are
+looked up: exact, and fast without hashing. Subjects sees the same matter in other words: the share of words, where a
+word counts the more, the fewer seeds have it ("picture" little, "sourdough" much).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable
+
+from duogen_core.data.synthetic.taxonomy import WORD, word_pairs
+
+
+class NearIndex:
+    def __init__(self, near: float) -> None:
+        self.near = near
+        self.texts: list[str] = []
+        self.grams: list[frozenset[Hashable]] = []
+        self.places: dict[Hashable, list[int]] = defaultdict(list)
+
+    def find(self, text: str) -> tuple[str, float] | None:
+        """The most similar of the earlier texts, if it is near."""
+        grams = word_pairs(text)
+        rare_first = sorted(grams, key=lambda gram: (len(self.places.get(gram, ())), gram))
+        looked_up = rare_first[: len(grams) - math.ceil(self.near * len(grams)) + 1]
+        candidates = {place for gram in looked_up for place in self.places.get(gram, ())}
+        best = max(candidates, key=lambda place: (_jaccard(grams, self.grams[place]), -place), default=None)
+        if best is None or (similarity := _jaccard(grams, self.grams[best])) < self.near:
+            return None
+        return self.texts[best], similarity
+
+    def add(self, text: str) -> None:
+        grams = word_pairs(text)
+        for gram in grams:
+            self.places[gram].append(len(self.texts))
+        self.texts.append(text)
+        self.grams.append(grams)
+
+
+class Subjects:
+    """How much two texts are about the same, by words weighted with their rarity among the seeds."""
+
+    def __init__(self, seeds: Iterable[str]) -> None:
+        counts: Counter[str] = Counter()
+        total = 0
+        for seed in seeds:
+            counts.update(words(seed))
+            total += 1
+        self.unknown = math.log(max(total, 2))
+        self.weights = {word: math.log(max(total, 2) / count) for word, count in counts.items()}
+
+    def weight(self, found: Iterable[str]) -> float:
+        return sum(self.weights.get(word, self.unknown) for word in found)
+
+    def similarity(self, one: str, other: str) -> float:
+        first, second = words(one), words(other)
+        return self.weight(first & second) / (self.weight(first | second) or 1.0)
+
+    def covered(self, text: str, by: str) -> float:
+        """The share of a text's words, by weight, that another text has too."""
+        found = words(text)
+        return self.weight(found & words(by)) / (self.weight(found) or 1.0)
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text, plurals as their singulars."""
+    return frozenset(_singular(word) for word in WORD.findall(text.casefold()))
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _jaccard(one: frozenset[Hashable], other: frozenset[Hashable]) -> float:
+    return len(one & other) / (len(one | other) or 1)
