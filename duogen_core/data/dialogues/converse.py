@@ -1,0 +1,122 @@
+"""A Draft cut into exchanges: a model writes what the user says, and at which passage each answer ends.
+
+    converse(draft, rules, writer, brings) -> Exchange, Exchange, …     the answers are the Draft's own passages
+
+So no word of an answer changes here. brings: whether the user is to bring a picture; it is taken out of the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import Template
+from typing import Any
+
+from duogen_core.data.dialogues import rules as rule
+from duogen_core.data.dialogues.draft import Draft
+from duogen_core.data.dialogues.prompts import prompt
+from duogen_core.data.dialogues.rewrite import mark, told
+from duogen_core.data.dialogues.rules import Refused, Values
+from duogen_core.data.llm.messages import messages
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "exchanges": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "properties": {
+                    "request": {"type": "string", "minLength": 3, "maxLength": 2000},
+                    "last_passage": {"type": "integer", "minimum": 1},
+                    "request_images": {"type": "array", "items": {"type": "integer"}},
+                },
+                "required": ["request", "last_passage", "request_images"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["exchanges"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What the user says, with which pictures (indexes), and the passages [first, last) that answer."""
+
+    request: str
+    pictures: tuple[int, ...]
+    first: int
+    last: int
+
+
+def plain(draft: Draft) -> tuple[Exchange, ...]:
+    """Without a model: the title asks, everything answers."""
+    return (Exchange(draft.title, (), 0, len(draft.passages)),)
+
+
+def converse(
+    draft: Draft, rules: Mapping[str, Any], writer: Any, values: Values, brings: bool = False
+) -> tuple[Exchange, ...]:
+    order = sorted(range(len(draft.pictures)), key=lambda index: draft.places[index])
+    numbers = dict(enumerate(order, 1))
+    shown = _numbered(draft, numbers)
+    known = "\n".join([shown, draft.title, *map(told, draft.pictures)])
+
+    def check(value: Any) -> None:
+        _check(value["exchanges"], draft, numbers, known, rules, values, brings)
+
+    picture = prompt("with_picture" if brings else "without_picture")
+    ours = {"most": rules["max_exchanges"], "words": rules["max_request_words"], "picture": picture}
+    asked = messages(Template(prompt("dialogue")).safe_substitute(ours), {"answer": shown, "title": draft.title})
+    tokens = 128 + int(rules["max_exchanges"]) * (4 * int(rules["max_request_words"]) + 48)
+    exchanges = []
+    first = 0
+    for entry in writer.ask(asked, SCHEMA, tokens, check=check).value["exchanges"]:
+        pictures = tuple(numbers[number] for number in entry["request_images"])
+        exchanges.append(Exchange(" ".join(entry["request"].split()), pictures, first, entry["last_passage"]))
+        first = entry["last_passage"]
+    return tuple(exchanges)
+
+
+def _check(
+    exchanges: list[dict], draft: Draft, numbers: Mapping[int, int], known: str, rules: Mapping, values: Values, brings
+) -> None:
+    ends = [entry["last_passage"] for entry in exchanges]
+    total = len(draft.passages)
+    if ends[-1] != total or ends != sorted(set(ends)):
+        raise Refused("dialogue.passages", ends, f"last_passage must rise and end with {total}, not be {ends}.")
+    sentence = f"There are {len(ends)} exchanges; at most {rules['max_exchanges']} are allowed."
+    values.ask("dialogue.max_exchanges", len(ends), sentence, high=rules["max_exchanges"])
+    brought = [number for entry in exchanges for number in entry["request_images"]]
+    if len(brought) != int(brings) or any(number not in numbers for number in brought):
+        wanted = "exactly one image that there is" if brings else "no image"
+        raise Refused("dialogue.images", brought, f"request_images must name {wanted} in all, not {brought}.")
+    first = 0
+    for entry in exchanges:
+        request, last = entry["request"], entry["last_passage"]
+        if any(not _within(draft.places[numbers[number]], first, last) for number in entry["request_images"]):
+            sentence = "The image that the user brings must be one of the passages that answer that request."
+            raise Refused("dialogue.images", entry["request_images"], sentence)
+        rule.check_clean("dialogue", request, known)
+        words = len(request.split())
+        sentence = f"A request has {words} words; at most {rules['max_request_words']} are allowed."
+        values.ask("dialogue.max_request_words", words, sentence, high=rules["max_request_words"])
+        sentence = "A request has little to do with the passages that answer it; ask for what they say."
+        values.ask("dialogue.min_overlap", rule.overlap(request, known), sentence, low=rules["min_overlap"])
+        first = last
+
+
+def _within(place: int, first: int, last: int) -> bool:
+    return first < place <= last or (place == 0 and first == 0)
+
+
+def _numbered(draft: Draft, numbers: Mapping[int, int]) -> str:
+    lines = []
+    for k in range(len(draft.passages) + 1):
+        if k:
+            lines.append(f"[{k}] {draft.passages[k - 1]}")
+        lines += [mark(n, draft.pictures[index]) for n, index in numbers.items() if draft.places[index] == k]
+    return "\n\n".join(lines)

@@ -1,0 +1,171 @@
+"""One Document of `data web` through all steps: Engine(rules, writer).document(document) -> Outcome.
+
+With recorded answers the same at any time and on any machine. A model or an endpoint that fails costs this document,
+under the name of the rule, and never the run; `endpoint` in an Outcome says that the fault was not the document's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from duogen_core.data.dialogues.compose import compose, validate
+from duogen_core.data.dialogues.converse import converse, plain
+from duogen_core.data.dialogues.describe import describe
+from duogen_core.data.dialogues.draft import Draft, read_draft
+from duogen_core.data.dialogues.placement import Placement, clue_of, place
+from duogen_core.data.dialogues.placement_model import place_by_model
+from duogen_core.data.dialogues.prompts import prompts_digest
+from duogen_core.data.dialogues.rewrite import rewrite
+from duogen_core.data.dialogues.rules import Refused, Values
+from duogen_core.data.llm.client import Client
+from duogen_core.data.llm.completion import Answer
+from duogen_core.data.llm.endpoint import EndpointError
+from duogen_core.data.llm.schema import AnswerError
+from duogen_core.document import Document
+from duogen_core.errors import DuoGenError
+
+PLACERS = ("words", "model", "none")
+
+
+@dataclass
+class Outcome:
+    """What became of a document. rule and value: what refused it, or nothing; then there is a document."""
+
+    document: Document | None = None
+    rule: str = ""
+    value: Any = None
+    endpoint: bool = False
+    stage: str = "draft"  # the step that was begun last
+    facts: dict[str, Any] = field(default_factory=dict)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    values: Values = field(default_factory=Values)
+    tokens: Counter[str] = field(default_factory=Counter)
+
+    def log(self) -> dict[str, Any]:
+        """The line of the run's log: nothing in it depends on the machine."""
+        refused = {"rule": self.rule, "value": self.value} if self.rule else {}
+        measured = {"values": self.values.found, "tokens": dict(sorted(self.tokens.items()))}
+        return {"kept": self.document is not None, **refused, **self.facts, **measured, "pictures": self.pictures}
+
+
+class Engine:
+    """writer: rewrites, places and converses; eyes: describes pictures, the same one unless given."""
+
+    def __init__(self, preset: Mapping[str, Mapping[str, Any]], writer: Client, eyes: Client | None = None) -> None:
+        if preset["place"]["by"] not in PLACERS:
+            raise DuoGenError(f"place.by is {preset['place']['by']!r}; expected one of: {', '.join(PLACERS)}.")
+        self.preset, self.writer, self.eyes = preset, writer, eyes or writer
+        self.prompts = prompts_digest()
+
+    def document(self, document: Document) -> Outcome:
+        outcome = Outcome()
+
+        def heard(answer: Answer) -> None:
+            outcome.tokens.update(
+                answers=1,
+                prompt=answer.prompt_tokens,
+                completion=answer.completion_tokens,
+                uncounted=not answer.counted,
+            )
+
+        try:
+            self._through(document, outcome, self.writer.listening(heard), self.eyes.listening(heard))
+        except EndpointError as error:
+            outcome.rule, outcome.value, outcome.endpoint = "endpoint", str(error)[:300], True
+        except AnswerError as error:
+            refused = error if isinstance(error, Refused) else error.__cause__
+            if isinstance(refused, Refused):
+                outcome.rule, outcome.value = refused.rule, refused.value
+            else:
+                outcome.rule, outcome.value = f"{outcome.stage}.answer", str(error)[:300]
+        except DuoGenError:
+            raise
+        except Exception as error:  # one page in a million must not end the run; the log says which and what
+            outcome.rule, outcome.value = "failed", f"{type(error).__name__}: {error}"[:300]
+        outcome.document = None if outcome.rule else outcome.document
+        return outcome
+
+    def _through(self, document: Document, outcome: Outcome, writer: Client, eyes: Client) -> None:
+        preset, values = self.preset, outcome.values
+        draft = read_draft(document)
+        if not draft.passages:
+            raise Refused("draft.no_text", 0, "The page has no text.")
+        outcome.stage = "describe"
+        if preset["describe"]["ask"]:
+            draft = replace(draft, pictures=tuple(self._described(picture, draft, eyes) for picture in draft.pictures))
+        outcome.stage = "place"
+        draft, placement = self._placed(draft, writer)
+        outcome.facts |= {"trusted": placement.trusted, "in_order": placement.in_order}
+        outcome.stage = "rewrite"
+        rewritten = rewrite(draft, preset["rewrite"], writer, values) if preset["rewrite"]["ask"] else draft
+        outcome.stage = "dialogue"
+        brings = self.brings(document, draft)
+        asks = preset["dialogue"]["ask"]
+        exchanges = converse(rewritten, preset["dialogue"], writer, values, brings) if asks else plain(rewritten)
+        outcome.stage = "document"
+        outcome.document = compose(rewritten, exchanges, self._meta(document, placement))
+        outcome.pictures = _picture_lines(draft, placement, read_draft(document), outcome.document)
+        validate(outcome.document, document, preset["document"], values)
+        outcome.facts |= {
+            "words": sum(len(turn.text.split()) for turn in outcome.document.turns),
+            "exchanges": len(exchanges),
+            "user_picture": any(exchange.pictures for exchange in exchanges),
+            "removed": {},
+        }
+
+    def _described(self, picture: Any, draft: Draft, eyes: Client) -> Any:
+        try:
+            return describe(picture, draft.title, self.preset["describe"], eyes)
+        except AnswerError:  # its alt text and caption must do; the log says so
+            return picture
+
+    def _placed(self, draft: Draft, writer: Client) -> tuple[Draft, Placement]:
+        rules = self.preset["place"]
+        clues = [clue_of(picture) for picture in draft.pictures]
+        if rules["by"] == "none":
+            found = Placement(draft.places, (0.0,) * len(clues), True, True)
+        elif rules["by"] == "model":
+            found = place_by_model(draft, clues, rules, writer)
+        else:
+            found = place(draft, clues, rules)
+        return replace(draft, places=found.places), found
+
+    def brings(self, document: Document, draft: Draft) -> bool:
+        """Whether the user is to bring a picture: a fixed share of the pages that have two, by their hash."""
+        name = f"{document.meta.get('url', '')}\0{draft.title}\0{draft.text}"
+        drawn = int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+        rules = self.preset["dialogue"]
+        return bool(rules["ask"]) and len(draft.pictures) > 1 and drawn < rules["user_picture"] * 2**64
+
+    def _meta(self, document: Document, placement: Placement) -> dict[str, Any]:
+        made = {
+            "writer": self.writer.endpoint.model,
+            "eyes": self.eyes.endpoint.model if self.preset["describe"]["ask"] else "",
+            "prompts": self.prompts,
+            "in_order": placement.in_order,
+        }
+        return {**document.meta, "dialogue": made}
+
+
+def _picture_lines(draft: Draft, placement: Placement, before: Draft, document: Document) -> list[dict[str, Any]]:
+    brought = {picture.digest for turn in document.turns if turn.role == "user" for picture in turn.pictures}
+    return [
+        {
+            "class": str(picture.meta.get("seen_as") or picture.meta.get("class") or "unknown"),
+            "described": "description" in picture.meta,
+            "from": was,
+            "to": now,
+            "score": score,
+            "brought": picture.digest in brought,
+        }
+        for picture, was, now, score in zip(draft.pictures, before.places, placement.places, placement.scores)
+    ]
+
+
+def unread(sentence: str) -> Outcome:
+    """A sample that could not be read."""
+    return Outcome(rule="unreadable", value=sentence[:300])

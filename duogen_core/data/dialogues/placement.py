@@ -1,0 +1,175 @@
+"""Where pictures belong: each goes to just after the passage it shows, as far as its words say which that is.
+
+    place(draft, clues, rules) -> Placement          by words alone (here)
+    place_by_model(draft, clues, rules, writer)      by a language model (placement_model); the same in and out
+
+A picture's words are its alt text and captions, and what can be read in it. A passage fits them by the rare words they
+share (BM25 over the page's own passages), most of all those in its headings and at its start. Two things are decided by
+evidence, a page at a time: whether the page's places are trusted (then only a picture with a much better place moves),
+and whether the pictures' order is kept (where that costs next to nothing of the fit). mmc4 assigns pictures to
+sentences in this manner with CLIP; DuoGen asks a model.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from duogen_core.data.dialogues.draft import Draft
+from duogen_core.data.dialogues.words import words_of
+from duogen_core.document import Picture
+
+NUMBERED = re.compile(r"^\s*(?:figure|fig\.?|table|image|picture|screenshot)\s*[\d.-]+[.:]?\s*", re.IGNORECASE)
+SENTENCE = re.compile(r"(?<=[.!?])\s")
+SATURATION, LENGTH = 1.2, 0.3  # BM25's k1 and b
+RARITY = 2  # the power of a word's weight: one that stands in one passage counts for many that stand in all
+
+
+@dataclass(frozen=True)
+class Clue:
+    """What a picture says about itself: its name (`core`), all that is written about it, and what is read in it."""
+
+    core: str
+    rest: str = ""
+    seen: str = ""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """places as in Draft; scores: how well each picture fits where it was put; why, for the log."""
+
+    places: tuple[int, ...]
+    scores: tuple[float, ...]
+    trusted: bool
+    in_order: bool
+
+
+def clue_of(picture: Picture) -> Clue:
+    texts = {name: str(picture.meta.get(name) or "") for name in ("alt", "title", "caption", "description")}
+    caption = SENTENCE.split(NUMBERED.sub("", texts["caption"]))[0]
+    core = texts["alt"] or caption or texts["title"] or SENTENCE.split(texts["description"])[0]
+    return Clue(core, ". ".join(texts.values()), str(picture.meta.get("visible_text") or ""))
+
+
+def place(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]) -> Placement:
+    """Pictures without a clue stay where they are, or between their neighbours when the order is kept."""
+    if not draft.passages or not clues:
+        return Placement(draft.places, (0.0,) * len(draft.places), True, True)
+    fits = fit(draft, clues, rules)
+    here = [_beside(row, place) for row, place in zip(fits, draft.places)]
+    best = sum(max(row) for row in fits)
+    trusted = sum(here) >= rules["trust"] * best
+    order = sorted(range(len(clues)), key=lambda index: draft.places[index])
+    rows, now = [fits[index] for index in order], [draft.places[index] for index in order]
+    free, kept = _each_best(rows, now), _best_in_order(rows, now)
+    in_order = _total(rows, kept) >= (1 - rules["order_loss"]) * _total(rows, free)
+    chosen = dict(zip(order, kept if in_order else free))
+    places = tuple(
+        chosen[index] if not trusted or _at(row, chosen[index]) - here[index] >= rules["stay"] else draft.places[index]
+        for index, row in enumerate(fits)
+    )
+    return Placement(places, tuple(round(_at(row, k), 4) for row, k in zip(fits, places)), trusted, in_order)
+
+
+def fit(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]) -> list[list[float]]:
+    """[pictures][passages]: how well they fit; 0 where they share no word."""
+    bags = [Counter(words_of(passage)) for passage in draft.passages]
+    leads, starts, sections = _leads(draft.passages, int(rules["start_words"]))
+    spread = Counter(word for bag in bags for word in bag)
+    lengths = [sum(bag.values()) for bag in bags]
+    mean = sum(lengths) / len(lengths) or 1.0
+    title = set(words_of(draft.title))
+
+    def worth(word: str) -> float:
+        rare = math.log(1 + (len(bags) - spread[word] + 0.5) / (spread[word] + 0.5)) ** RARITY
+        return rare * (rules["title_weight"] if word in title else 1.0)
+
+    fits = []
+    for clue in clues:
+        words = _weighted(clue, rules)
+        whole = sum(weight * worth(word) for word, weight in words.items() if spread[word]) or 1.0
+        row = []
+        for k, bag in enumerate(bags):
+            score = 0.0
+            for word, weight in words.items():
+                times = bag[word]
+                if word in leads[k]:
+                    times += rules["heading_weight"]
+                elif word in starts[k]:
+                    times += rules["start_weight"]
+                if times:
+                    long = SATURATION * (1 - LENGTH + LENGTH * lengths[k] / mean)
+                    score += weight * worth(word) * times * (SATURATION + 1) / (times + long)
+                elif word in sections[k]:
+                    score += weight * worth(word) * rules["section_weight"]
+            row.append(score / whole)
+        most = max(row)
+        fits.append([max(score - 0.05 * most * k / len(row), 0.0) for k, score in enumerate(row)])  # rather early
+    return fits
+
+
+def _weighted(clue: Clue, rules: Mapping[str, Any]) -> dict[str, float]:
+    words = dict.fromkeys(words_of(clue.core), 1.0)
+    for text, weight in ((clue.rest, rules["rest_weight"]), (clue.seen, rules["seen_weight"])):
+        for word in words_of(text):
+            words.setdefault(word, weight)
+    return words
+
+
+def _leads(passages: Sequence[str], most: int) -> tuple[list[set[str]], list[set[str]], list[set[str]]]:
+    """Of each passage: the words of its headings, of its start, and of the heading of the section it stands in."""
+    leads, starts, sections = [], [], []
+    section: set[str] = set()
+    for passage in passages:
+        *headings, body = passage.split("\n\n") if not passage.startswith("```") else [passage]
+        leads.append(set(words_of(" ".join(headings))))
+        starts.append(set(words_of(" ".join(body.split()[:most]))))
+        section = leads[-1] if passage.startswith("#") else section
+        sections.append(section)
+    return leads, starts, sections
+
+
+def _each_best(rows: Sequence[Sequence[float]], now: Sequence[int]) -> list[int]:
+    return [
+        max(range(len(row)), key=lambda k: (row[k], -abs(k + 1 - place))) + 1 if max(row) > 0 else place
+        for row, place in zip(rows, now)
+    ]
+
+
+def _best_in_order(rows: Sequence[Sequence[float]], now: Sequence[int]) -> list[int]:
+    """The places that fit best of all that do not change the order; of equal ones, those nearest to where they are."""
+    length = len(rows[0])
+    totals, steps = [0.0] * length, []
+    for row, place in zip(rows, now):
+        best, before, new = -math.inf, 0, []
+        step = []
+        for k in range(length):
+            if totals[k] > best:
+                best, before = totals[k], k
+            new.append(best + row[k] - 1e-3 * abs(k + 1 - place) / length)
+            step.append(before)
+        totals = new
+        steps.append(step)
+    k = max(range(length), key=lambda k: totals[k])
+    places = []
+    for step in reversed(steps):
+        places.append(k + 1)
+        k = step[k]
+    return places[::-1]
+
+
+def _beside(row: Sequence[float], place: int) -> float:
+    """How well a picture fits the passages before and after its place."""
+    return max(row[max(place - 1, 0) : place + 1], default=0.0)
+
+
+def _at(row: Sequence[float], place: int) -> float:
+    return row[place - 1] if place else 0.0
+
+
+def _total(rows: Sequence[Sequence[float]], places: Sequence[int]) -> float:
+    return sum(_at(row, place) for row, place in zip(rows, places))

@@ -1,0 +1,91 @@
+"""The core's own MLLM in an endpoint's place: the same client, schema checks, second attempts and recordings.
+
+    client = own_client(folder, recording_file)      a DuoGen checkpoint, or a model folder of a family in mllm/
+
+A request of the client (messages with pictures inside) becomes a Document, which the model continues; one at a time.
+It is asked for text alone: where a model would draw, or was never taught to, its answer simply ends there.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from duogen_core.data.llm.client import Client, Endpoint
+from duogen_core.data.llm.completion import Answer
+from duogen_core.data.llm.endpoint import EndpointError
+from duogen_core.data.llm.record import Recording
+from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.errors import DuoGenError
+from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.prompted import Prompted
+
+HERE = "http://localhost/own-model"  # stands where an endpoint's address is asked for; nothing is sent there
+PICTURE_START = "data:image/png;base64,"
+
+
+class Untaught(Prompted):
+    """For models without <BOV>: no lesson about pictures, since only text is asked for."""
+
+    def taught(self, document: Document) -> Document:
+        return document
+
+
+def own_client(folder: Path, recording: Path, replay: bool = False, answers: int = 3) -> Client:
+    endpoint = Endpoint(HERE, folder.resolve().name, structured="none", attempts=1, answers=answers)
+    transport = None if replay else OwnModel(load(folder))
+    return Client(endpoint, Recording(recording, "replay" if replay else "record"), transport=transport)
+
+
+def load(folder: Path) -> Mllm:
+    from duogen_core.checkpoint import resolve_model
+
+    if not (folder / "tokenizer.json").is_file():
+        folder = resolve_model(str(folder)) / "mllm"
+    return Mllm.from_pretrained(folder)
+
+
+class OwnModel:
+    """A transport for the client: the body of a chat request -> Answer."""
+
+    def __init__(self, mllm: Mllm) -> None:
+        self.mllm, self.lock = mllm, threading.Lock()
+        if mllm.prompted is not None:
+            mllm.prompted = Untaught()
+
+    def __call__(self, body: Mapping[str, Any]) -> Answer:
+        document = document_of(body["messages"])
+        with self.lock:
+            try:
+                written = self.mllm.continue_(
+                    document,
+                    max_new_tokens=int(body["max_tokens"]),
+                    temperature=float(body["temperature"]),
+                    seed=int(body["seed"]),
+                )
+            except DuoGenError as error:  # too long for the model: this request's fault, not the run's
+                raise EndpointError(f"The model cannot answer: {error}", again=False) from None
+            prompt = max(self.mllm.cache_tokens() - written.tokens, 0)
+        if not written.text.strip():
+            raise EndpointError("The model wrote nothing; take another model, or raise max_tokens.", again=False)
+        finish = "length" if written.stop == "max_tokens" else "stop"
+        return Answer(written.text, finish, prompt, written.tokens, counted=True)
+
+
+def document_of(messages: list[Mapping[str, Any]]) -> Document:
+    turns = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        turns.append(Turn(message["role"], tuple(map(_part, parts))))
+    return Document(tuple(turns))
+
+
+def _part(part: Mapping[str, Any]) -> Text | Picture:
+    if part["type"] == "text":
+        return Text(part["text"])
+    code = part["image_url"]["url"].removeprefix(PICTURE_START)
+    return Picture.from_bytes(base64.b64decode(code), name="a picture of the request")
