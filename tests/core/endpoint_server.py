@@ -26,8 +26,8 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append((self.path, dict(self.headers), body))
+        self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked.append((self.path, dict(self.headers), self.body))
         reply = self.server.replies[min(len(self.server.asked), len(self.server.replies)) - 1]
         with suppress(OSError):  # the client may have left, as several tests want it to
             reply(self) if callable(reply) else send(self, reply)
