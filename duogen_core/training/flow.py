@@ -1,9 +1,9 @@
 """The flow-matching loss of stage 2 as one module: connector and DiT, from the frozen MLLM's states to the error.
 
-x_t = t noise + (1 - t) x0, v = noise - x0, t logit-normal and shifted. Under `frame_causal` every drawn picture of a
-document is a target in one pass, each with its own noise and t; under `full` attention one random one, as in the paper,
-with the earlier pictures clean. With probability `drop_text` a target does not see what the negative branch of guidance
-will drop: the last text segment (DuoGen), or all text.
+x_t = t noise + (1 - t) x0, v = noise - x0, t logit-normal and shifted, but for a share `unshifted`. Under
+`frame_causal` every drawn picture of a document is a target in one pass, each with its own noise and t; under `full`
+attention one random one, as in the paper, with the earlier pictures clean. With probability `drop_text` a target does
+not see what the negative branch of guidance will drop: the last text segment (DuoGen), or all text.
 In:  prepared documents and a random generator for each -> `Sample`s (`draw`); the loss of a pack of them (`FlowLoss`).
 What chance decides about a document depends on its generator alone, not on how a batch is shared out or packed.
 """
@@ -34,6 +34,7 @@ class Chance:
     drop: Literal["last_segment", "all_text"] = "last_segment"
     drop_text: float = 0.1
     shift: float = 6.0
+    unshifted: float = 0.0  # share of targets whose timestep is not shifted
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,16 @@ def draw(document: Prepared, rng: Random, chance: Chance) -> Sample:
         targets=tuple(document.latents[k] for k in targets),
         noise=tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets),
         places=(*clean, *targets),
-        timestep=shifted(torch.sigmoid(torch.randn(len(targets), generator=generator)), chance.shift),
+        timestep=_timesteps(len(targets), chance, generator),
         states=states,
         sees=sees,
     )
+
+
+def _timesteps(count: int, chance: Chance, generator: torch.Generator) -> Tensor:
+    t = torch.sigmoid(torch.randn(count, generator=generator))
+    low = torch.rand(count, generator=generator) < chance.unshifted
+    return torch.where(low, t, shifted(t, chance.shift))
 
 
 def _text(

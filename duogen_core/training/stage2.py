@@ -71,6 +71,7 @@ class Stage2Config(RunConfig):
     optimizer: Literal["muon", "adamw"] = "muon"  # for the DiT's matrices; AdamW has the rest, and all under FSDP
     weight_decay: float = 0.01
     shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of a picture, so noise teaches the most
+    unshifted: float = 0.35  # share of targets with no shift: at high noise alone, outlines are never learnt sharply
     drop_text: float = 0.1
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
     ema: float = 0.999
@@ -105,7 +106,7 @@ def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCo
 
 
 def chance(config: Stage2Config) -> Chance:
-    return Chance(config.attention, config.references, config.drop, config.drop_text, config.shift)
+    return Chance(config.attention, config.references, config.drop, config.drop_text, config.shift, config.unshifted)
 
 
 def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[Sample]:

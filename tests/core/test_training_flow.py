@@ -160,6 +160,21 @@ def test_timesteps_are_logit_normal_and_shifted(prepared):
     assert abs(float(logits.mean())) < 0.12 and abs(float(logits.std()) - 1) < 0.1
 
 
+def test_a_share_of_the_timesteps_is_not_shifted(prepared):
+    def median(unshifted: float) -> float:
+        chance = Chance(shift=6.0, unshifted=unshifted)
+        return float(torch.cat([draw(prepared, Random(seed), chance).timestep for seed in range(400)]).median())
+
+    assert abs(median(1.0) - 0.5) < 0.05
+    assert abs(median(0.0) - 6 / 7) < 0.03
+    assert median(1.0) < median(0.35) < median(0.0)
+
+
+def test_the_noise_does_not_depend_on_the_share(prepared):
+    one, other = (draw(prepared, Random(3), Chance(unshifted=share)) for share in (0.0, 1.0))
+    assert all(torch.equal(a, b) for a, b in zip(one.noise, other.noise))
+
+
 @pytest.mark.parametrize("attention", ["frame_causal", "full"])
 def test_the_loss_is_the_same_however_a_batch_is_shared_out(prepared, attention):
     torch.manual_seed(0)
