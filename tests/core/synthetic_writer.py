@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from duogen_core.data.llm.client import Client, Endpoint
@@ -61,13 +62,14 @@ def asked_for(body: Mapping[str, Any], name: str) -> str:
 
 def plan_for(request: str, pictures: int = 3) -> dict[str, Any]:
     """A plan that every rule lets pass, and that differs from request to request."""
-    words = request.rstrip(".").split()
-    steps = [
-        {"text": f"Part {k} of it concerns {' '.join(words[k:])} and is done {VERBS[k]} style, number {k * 7}.",
-         "picture": f"A {ADJECTIVES[k]} view of {' '.join(words[k : k + 9])} beside a {NOUNS[k]}, watercolour, {k}."}
-        for k in range(pictures)
-    ]  # fmt: skip
-    return {"steps": steps, "closing": f"That is all about {words[-1]}."}
+
+    def mixed(salt: str) -> str:
+        words = request.rstrip(".").split()
+        Random(f"{request} {salt}").shuffle(words)
+        return " ".join(words)
+
+    steps = [{"text": f"{mixed(f't{k}')}.", "picture": f"{mixed(f'p{k}')}, watercolour."} for k in range(pictures)]
+    return {"steps": steps, "closing": mixed("c")}
 
 
 def writer(body: Mapping[str, Any]) -> str:
