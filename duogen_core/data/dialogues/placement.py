@@ -69,7 +69,9 @@ def place(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]) -> Plac
     in_order = _total(rows, kept) >= (1 - rules["order_loss"]) * _total(rows, free)
     chosen = dict(zip(order, kept if in_order else free))
     places = tuple(
-        chosen[index] if not trusted or _at(row, chosen[index]) - here[index] >= rules["stay"] else draft.places[index]
+        chosen[index]
+        if not trusted or _at(row, chosen[index]) - here[index] >= rules["stay"]
+        else _after(row, draft.places[index])
         for index, row in enumerate(fits)
     )
     return Placement(places, tuple(round(_at(row, k), 4) for row, k in zip(fits, places)), trusted, in_order)
@@ -165,6 +167,11 @@ def _best_in_order(rows: Sequence[Sequence[float]], now: Sequence[int]) -> list[
 def _beside(row: Sequence[float], place: int) -> float:
     """How well a picture fits the passages before and after its place."""
     return max(row[max(place - 1, 0) : place + 1], default=0.0)
+
+
+def _after(row: Sequence[float], place: int) -> int:
+    """The same place, or just after the next passage where the picture stands before the text it shows."""
+    return place + 1 if place < len(row) and row[place] > _at(row, place) else place
 
 
 def _at(row: Sequence[float], place: int) -> float:
