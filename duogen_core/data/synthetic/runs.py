@@ -104,6 +104,7 @@ def work(
     failed = 0
     for shard in run.chosen(part):
         started = time.perf_counter()
+        _sweep(run, shard)
         lines: list[str] = []
         seconds: Counter[str] = Counter()
         with whole_file(run.documents(shard)) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
@@ -123,6 +124,13 @@ def work(
         write_atomically(run.times(shard), json.dumps(times).encode())
         write_atomically(run.log(shard), "".join(lines).encode("utf-8", "replace"))
         whole([items[number] for number in run.entries(shard)])
+
+
+def _sweep(run: Run, shard: int) -> None:
+    """Removes what a killed run left half written of this shard; other ones may be another process's."""
+    for file in (run.documents(shard), run.log(shard), run.times(shard)):
+        for half in file.parent.glob(f".{file.name}*.duogen-tmp"):
+            half.unlink(missing_ok=True)
 
 
 def _add(archive: tarfile.TarFile, key: str, document: Document) -> None:
