@@ -1,7 +1,8 @@
 """data web: pages (WARC files, folders of HTML, saved pages) -> Documents, by the rules of a preset.
 
 Out: a folder with webdataset shards, a log with the rule and the value for every page and picture, and run.json. The
-same command goes on where it stopped, after Ctrl-C or a kill, and ends with the same bytes. Nothing is fetched.
+same command goes on where it stopped, after Ctrl-C or a kill, and ends with the same bytes. Nothing is fetched but
+with --fetch.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ EVERY = 10.0  # seconds between two lines where there is no terminal
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "inputs", nargs="+", metavar="INPUT", help="WARC files (.warc, .warc.gz), folders of HTML pages, or .html files"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="WARC files, folders of pages, .html files; lists of addresses (.txt)",
     )
     add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
     add("--preset", default="howto", metavar="NAME", help="howto, obelics, or a YAML file; default: howto")
     add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as page.min_words=50")
+    add("--fetch", action="store_true", help="fetch listed pages, and pictures that are missing, from the web")
     add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes; default: one a core")
     add("--backend", choices=("local", "ray"), default="local", help="ray: on the cluster of RAY_ADDRESS, or here")
     add("--shard-pages", type=int, default=64, metavar="N", help="pages in a shard; default: 64")
@@ -38,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.workers < 1:
         raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
+    from duogen_core.data.fetch.network import Network
     from duogen_core.data.web.plan import begin
     from duogen_core.data.web.preset import load_preset
     from duogen_core.data.web.run import work
@@ -45,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     preset = load_preset(args.preset, args.set)
     progress = Progress(args.quiet)
-    this = begin(Path(args.out), args.inputs, preset, args.shard_pages, progress.line)
+    network = Network() if args.fetch else None
+    this = begin(Path(args.out), args.inputs, preset, args.shard_pages, progress.line, network, progress.fetched)
     for note in this.notes:
         progress.line(note)
     done = [shard for shard in this.plan() if this.is_done(shard.number)]
@@ -96,6 +103,14 @@ class Progress:
         if self.live or time.monotonic() - self.shown >= EVERY:
             self.shown = time.monotonic()
             self._show()
+
+    def fetched(self, what: str, done: int, total: int, kept: int) -> None:
+        if not (self.live or time.monotonic() - self.shown >= EVERY or done == total):
+            return
+        self.shown = time.monotonic()
+        rate = done / max(self.elapsed(), 1e-6)
+        text = f"fetching {what}: {done:,}/{total:,}, {kept:,} came, {rate:.1f} a second"
+        self._put(f"\r\x1b[K{text}" + ("\n" if done == total else "") if self.live else text + "\n")
 
     def end(self) -> None:
         if self.live:

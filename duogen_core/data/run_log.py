@@ -34,12 +34,10 @@ class RunLog:
         """What its entries are called, unless they say so themselves."""
         return STAGES.get(self.kind, "entries")
 
-    def files(self) -> list[Path]:
-        return sorted((self.folder / "logs").glob("*.jsonl"))
-
-    def lines(self) -> Iterator[dict[str, Any]]:
-        """Every entry, in the order of the run."""
-        for file in self.files():
+    def lines(self, fetched: bool = False) -> Iterator[dict[str, Any]]:
+        """Every entry, in the order of the run; before them, if asked for, those of what was fetched for it."""
+        files = sorted((self.folder / "fetched").glob("*.jsonl")) if fetched else []
+        for file in [*files, *sorted((self.folder / "logs").glob("*.jsonl"))]:
             with file.open(encoding="utf-8") as lines:
                 for number, line in enumerate(lines, 1):
                     try:

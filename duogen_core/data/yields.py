@@ -19,7 +19,7 @@ from duogen_core.errors import DuoGenError
 
 ORDERS = {  # of the rules of each stage; others follow in the order in which they were first met
     "pages": (
-        "robots_txt", "not_fetched", "unreadable", "too_many_bytes", "too_many_nodes", "too_deep", "robots", "garbled",
+        "unreadable", "too_many_bytes", "too_many_nodes", "too_deep", "robots", "garbled",
         "text_only", "too_short", "too_long", "linked", "repeated", "language", "too_many_images", "too_slow",
         "no_picture_left", "too_many_pictures",
     ),
@@ -83,7 +83,7 @@ class Yield:
 def survey(log: RunLog) -> Yield:
     stages: dict[str, Stage] = defaultdict(Stage)
     removed, seconds, words = Counter(), Counter(), 0
-    for entry in log.lines():
+    for entry in log.lines(fetched=True):
         name, rule = str(entry.get("stage") or log.stage), rule_of(entry)
         stages[name].add(entry, rule)
         for part_name, parts in parts_of(entry).items():

@@ -33,6 +33,7 @@ ALL = ("email", "phone", "ip")
         "http://[::1]/x.png",
         "http://[::ffff:10.0.0.1]/x.png",
         "http://[fd00::1]/x.png",
+        "http://[64:ff9b::a00:1]/x.png",
         "http://[fe80::1%25eth0]/x.png",
         "http://0/x.png",
         "http://100.64.0.1/x.png",

@@ -50,12 +50,20 @@ def compose(
         "page": page.name,
         "time": page.time,
         "licence": clean(walk.licence),
-        "robots": {"page": walk.robots, "header": page.headers.get("x-robots-tag", "")},
+        "robots": _robots(page, walk),
         "language": facts["language"],
         "preset": f"{preset.name} {preset.digest}",
         "removed": dict(sorted(removed.items())),
     }
     return Document((Turn("user", (Text(title),)), Turn("assistant", tuple(parts))), meta=meta), removed
+
+
+def _robots(page: Page, walk: Walk) -> dict[str, str]:
+    """What was asked of robots: by the page, by its server, and, where it was fetched here, by robots.txt and when."""
+    said = {"page": walk.robots, "header": page.headers.get("x-robots-tag", "")}
+    if "robots-txt" in page.headers:
+        said["robots_txt"], _, said["robots_time"] = page.headers["robots-txt"].partition(" ")
+    return said
 
 
 def _texts(blocks: Sequence[Block], clean: Any) -> list[Text]:

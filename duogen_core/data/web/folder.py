@@ -1,4 +1,4 @@
-"""A folder of HTML pages, at any depth: saved pages with their pictures beside them, or an unpacked site.
+"""A folder of HTML pages, at any depth: saved pages with their pictures beside or inside them, or an unpacked site.
 
 Pictures are read from the folder and nowhere else: an address that leads out of it, by dots, by a link or by file:, is
 refused, and one on the web is missing. Names are paths relative to the folder.
@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from duogen_core.data.web.inputs import PAGES, Found, Input, embedded
 from duogen_core.data.web.links import absolute, refusal, scheme_of
+from duogen_core.data.web.mhtml import ENDINGS, MAX_BYTES, Saved, read_mhtml
 from duogen_core.data.web.page import Page, Walk
 from duogen_core.errors import DuoGenError
 
@@ -28,26 +29,38 @@ class Folder(Input):
     def __init__(self, path: Path, only: Sequence[str] = ()) -> None:
         self.path, self.only = path, tuple(only)
         self.root = Path(os.path.realpath(path))
+        self.saved: tuple[str, Saved] | None = None  # the last MHTML file that was read
 
     def names(self) -> Iterator[str]:
         yield from self.only or _pages(self.root, "")
 
     def page(self, name: str, max_bytes: int) -> Page:
         file = self.root / name
+        is_mhtml = name.lower().endswith(ENDINGS)
         try:
             with file.open("rb") as stream:
-                body = stream.read(max_bytes + 1)
+                body = stream.read((MAX_BYTES if is_mhtml else max_bytes) + 1)
             changed = datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
         except OSError as error:
             raise DuoGenError(f"The page {file} cannot be read: {error.strerror or error}.") from None
-        saved = SAVED_FROM.search(body[:2000])
-        url = saved.group(1).decode("utf-8", "replace") if saved else name
-        return Page(str(self.path), name, url, body, time=changed.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        time = changed.strftime("%Y-%m-%dT%H:%M:%SZ")
+        if is_mhtml:
+            saved = read_mhtml(body, str(file))
+            self.saved = name, saved
+            return Page(
+                str(self.path), name, saved.url or name, saved.page[: max_bytes + 1], saved.content_type,
+                saved.time or time,
+            )  # fmt: skip
+        found = SAVED_FROM.search(body[:2000])
+        url = found.group(1).decode("utf-8", "replace") if found else name
+        return Page(str(self.path), name, url, body, time=time)
 
     def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
         scheme = scheme_of(source)
         if scheme == "data":
             return embedded(source, max_bytes)
+        if page.name.lower().endswith(ENDINGS):
+            return self._inside(page, walk, source, max_bytes)
         if scheme or source.startswith(("//", "\\\\")):
             address = absolute(source, "http://page.invalid/")
             reason = refusal(address) if address else "not an address"
@@ -60,6 +73,22 @@ class Folder(Input):
         if file != self.root and self.root not in file.parents:
             return Found(rule="refused_link", value="outside the folder")
         return self._read(file, max_bytes)
+
+    def _inside(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
+        """A picture of a page that is one file: from that file and from nowhere else."""
+        if self.saved is None or self.saved[0] != page.name:
+            self.page(page.name, max_bytes)
+        address = source.strip()
+        if scheme_of(address) != "cid":
+            address = absolute(address, absolute(walk.base, page.url) if walk.base else page.url)
+            if reason := refusal(address) if scheme_of(address) else "":
+                return Found(url=address, rule="refused_link", value=reason)
+        data = self.saved[1].part(address)
+        if data is None:
+            return Found(url=address, rule="missing", value=address[:200])
+        if len(data) > max_bytes:
+            return Found(url=address, rule="too_many_bytes", value=len(data))
+        return Found(data, address)
 
     def _read(self, file: Path, max_bytes: int) -> Found:
         url = file.relative_to(self.root).as_posix()

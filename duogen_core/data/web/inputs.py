@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes
 
 from duogen_core.data.web.page import Page, Walk
 
-PAGES = (".html", ".htm", ".xhtml")
+PAGES = (".html", ".htm", ".xhtml", ".mhtml", ".mht")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 LOCAL_NAMES = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "home.arpa")
 MOST_CHARACTERS = 4000  # of an address that is not data:
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address stands in its last part
 SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
 
 
@@ -49,6 +50,8 @@ def is_private(host: str) -> bool:
     host = unquote(host).rstrip(".").lower()
     if (address := _ip_address(host)) is not None:
         inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
+        if address.version == 6 and address in NAT64:
+            inner = ipaddress.ip_address(int(address) & 0xFFFFFFFF)
         return not (address.is_global and inner.is_global) or address.is_multicast
     labels = host.split(".")
     return len(labels) < 2 or labels[-1] in LOCAL_NAMES or host.endswith(".home.arpa")

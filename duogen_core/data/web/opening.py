@@ -28,11 +28,13 @@ def open_inputs(paths: Sequence[str]) -> list[Input]:
             if next(folder.names(), None) is not None:
                 inputs.append(folder)
         elif path.exists():
-            raise DuoGenError(f"{given} is no input; expected a .warc or .warc.gz file, an .html file or a folder.")
+            raise DuoGenError(
+                f"{given} is no input; expected a .warc or .warc.gz file, an .html or .mhtml file, or a folder."
+            )
         else:
             raise DuoGenError(f"{given} does not exist; give WARC files or folders of HTML pages.")
     if not inputs:
-        raise DuoGenError(f"There is no page in {', '.join(paths)}; expected .html, .htm, .warc or .warc.gz files.")
+        raise DuoGenError(f"There is no page in {', '.join(paths)}; expected .html, .mhtml, .warc or .warc.gz files.")
     return inputs
 
 

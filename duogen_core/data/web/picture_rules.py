@@ -45,6 +45,7 @@ class Seen:
 
     facts: dict[str, Any]
     pixels: np.ndarray = field(repr=False)
+    nsfw: float | None = None  # where there is a model for it
 
     @property
     def size(self) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any
 from duogen_core.data.web import picture_rules
 from duogen_core.data.web.decoding import Decoder
 from duogen_core.data.web.inputs import Found, Input
+from duogen_core.data.web.nsfw import Nsfw
 from duogen_core.data.web.page import ImageRef, Page, Verdict, Walk
 from duogen_core.data.web.preset import Preset
 from duogen_core.errors import DuoGenError
@@ -42,6 +43,8 @@ class Judged:
             entry["sha256"] = self.sha256
         if self.seen and "kind" in self.seen.__dict__:  # only if a rule came to ask for it
             entry["class"], entry["certainty"] = self.seen.kind
+        if self.seen and self.seen.nsfw is not None:
+            entry["nsfw"] = self.seen.nsfw
         return {**entry, **({"rule": self.verdict.rule, "value": self.verdict.value} if self.verdict else {})}
 
 
@@ -51,6 +54,7 @@ class Pictures:
         self.refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self.held: OrderedDict[str, picture_rules.Seen] = OrderedDict()
         self.held_bytes = 0
+        self.nsfw = Nsfw(preset.nsfw) if preset.nsfw["model"] else None
 
     def judge(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Judged:
         if (verdict := picture_rules.before_loading(ref, page.url, self.preset)) is not None:
@@ -66,6 +70,7 @@ class Pictures:
             verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
         else:
             verdict = picture_rules.by_facts(ref, facts, self.preset) or picture_rules.by_pixels(seen, self.preset)
+            verdict = verdict or self._by_model(seen)
             self._hold(sha256, seen)
         return Judged(ref, verdict, found.url, sha256, facts, seen)
 
@@ -97,6 +102,14 @@ class Pictures:
                 self.refused.popitem(last=False)
             return facts, None
         return facts, picture_rules.Seen(facts, pixels)
+
+    def _by_model(self, seen: picture_rules.Seen) -> Verdict | None:
+        """The last and dearest rule."""
+        if self.nsfw is None:
+            return None
+        if seen.nsfw is None:
+            seen.nsfw = self.nsfw.score(seen.pixels)
+        return Verdict("nsfw", False, seen.nsfw) if seen.nsfw >= self.preset.nsfw["threshold"] else None
 
     def _hold(self, sha256: str, seen: picture_rules.Seen) -> None:
         if sha256 not in self.held:

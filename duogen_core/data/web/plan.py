@@ -3,6 +3,7 @@
 OUT/run.json        inputs, preset and sizes; written last when a run is begun, so it stands for a whole plan
 OUT/plan.jsonl      a line a shard: its number, its input, its pages' names, the number of its first page
 OUT/index/000.sqlite  of a WARC file (`warc`)
+OUT/fetched/          what --fetch brought, before there was a plan (`fetching`)
 OUT/shards/00000.tar  the Documents of a shard, as webdataset: read them with webdataset:OUT/shards
 OUT/logs/00000.jsonl  a line a page, with the rule and the value for it and for each picture; stands for a done shard
 OUT/times/00000.json  seconds by stage, the only thing that differs between two runs
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
+from duogen_core.data.fetch.network import Network
+from duogen_core.data.web import nsfw
+from duogen_core.data.web.fetching import Report, WithFetched, fetch, is_list, read_list
 from duogen_core.data.web.inputs import Input
 from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.preset import Preset, preset_from_json
@@ -49,7 +53,7 @@ class Run:
     notes: tuple[str, ...] = ()
 
     def inputs(self) -> list[Input]:
-        return _opened(self.paths, self.folder)
+        return _opened(self.paths, self.folder, finished=True)
 
     def plan(self) -> Iterator[Shard]:
         for _, shard in self.places():
@@ -92,8 +96,13 @@ def begin(
     preset: Preset,
     shard_pages: int = SHARD_PAGES,
     say: Callable[[str], None] = lambda _: None,
+    network: Network | None = None,
+    report: Report = lambda *_: None,
 ) -> Run:
-    """The run in this folder: gone on with if it is there with the same inputs and rules, planned otherwise."""
+    """The run in this folder: gone on with if it is there with the same inputs and rules, planned otherwise.
+
+    network: what is missing is fetched through it first; report tells how far that is.
+    """
     if shard_pages < 1:
         raise DuoGenError(f"A shard has {shard_pages} pages; expected at least 1.")
     for path in map(Path, paths):
@@ -101,10 +110,14 @@ def begin(
             raise DuoGenError(
                 f"{folder} lies in the input {path}, where it would be read as input; choose another --out."
             )
-    inputs = open_inputs(paths)
+    lists = [path for path in map(Path, paths) if is_list(path)]
+    if lists and network is None:
+        raise DuoGenError(f"{lists[0]} is a list of pages on the web; they are fetched only with --fetch.")
     identity = {
-        "inputs": [{"path": str(each.path), **each.identity()} for each in inputs],
+        "inputs": [{"path": str(each.path), **each.identity()} for each in _opened(paths, None)],
+        "fetch": None if network is None else [read_list(path) for path in lists],
         "preset": preset.to_json(),
+        "nsfw": nsfw.identity(preset.nsfw),
         "shard_pages": shard_pages,
         "duogen": __version__,
     }
@@ -123,7 +136,11 @@ def begin(
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DuoGenError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
-    inputs = _opened(paths, folder, say)
+    if network is not None:
+        fetch(
+            folder / "fetched", _digest(identity), lists, lambda: _opened(paths, folder, say), preset, network, report
+        )
+    inputs = _opened(paths, folder, say, finished=True)
     pages, shards = _write_plan(folder / "plan.jsonl", inputs, shard_pages)
     notes = [note for each in inputs if isinstance(each, Warc) for note in each.notes()]
     value = {"format": FORMAT, "version": VERSION, **identity, "paths": list(paths), "pages": pages, "shards": shards}
@@ -136,7 +153,7 @@ def _was_begun(entry: Path) -> bool:
     """Whether this is what a kill leaves of a run that had no plan yet."""
     if entry.name in ("shards", "logs", "times"):
         return entry.is_dir() and next(entry.iterdir(), None) is None
-    return entry.name in ("index", "plan.jsonl") or entry.name.endswith(".duogen-tmp")
+    return entry.name in ("index", "fetched", "plan.jsonl") or entry.name.endswith(".duogen-tmp")
 
 
 def open_run(folder: Path) -> Run:
@@ -157,15 +174,31 @@ def _read(folder: Path) -> tuple[Run, str]:
         raise DuoGenError(f"{folder / 'run.json'} cannot be read ({error}); was it made by `data web`?") from None
 
 
-def _opened(paths: Sequence[str], folder: Path, say: Callable[[str], None] = lambda _: None) -> list[Input]:
-    inputs = open_inputs(paths)
+def _opened(
+    paths: Sequence[str], folder: Path | None, say: Callable[[str], None] = lambda _: None, finished: bool = False
+) -> list[Input]:
+    """The inputs, and what was fetched for them; with indices if there is a folder. finished: all was fetched."""
+    given = [path for path in paths if not is_list(Path(path))]
+    inputs = open_inputs(given) if given else []
+    if folder is None:
+        return inputs
+    fetched = folder / "fetched"
+    if (fetched / "pages.warc.gz").exists():
+        inputs.append(Warc(fetched / "pages.warc.gz"))
     for number, each in enumerate(inputs):
         if isinstance(each, Warc):
-            index = folder / "index" / f"{number:03d}.sqlite"
-            if not index.exists():
-                say(f"Indexing {each.path} …")
-            each.use_index(index)
+            _index(each, folder / "index" / f"{number:03d}.sqlite", say)
+    if finished and (fetched / "pictures.warc.gz").exists():
+        pictures = Warc(fetched / "pictures.warc.gz")
+        _index(pictures, folder / "index" / "pictures.sqlite", say)
+        inputs = [WithFetched(each, pictures) for each in inputs]
     return inputs
+
+
+def _index(warc: Warc, index: Path, say: Callable[[str], None]) -> None:
+    if not index.exists():
+        say(f"Indexing {warc.path} …")
+    warc.use_index(index)
 
 
 def _write_plan(file: Path, inputs: Sequence[Input], size: int) -> tuple[int, int]:

@@ -25,8 +25,10 @@ class Preset:
     page: Mapping[str, Any]
     load: Mapping[str, Any]
     picture: Mapping[str, Any]
+    nsfw: Mapping[str, Any]
     duplicate: Mapping[str, Any]
     personal: Mapping[str, Any]
+    fetch: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, **{section: dict(getattr(self, section)) for section in SECTIONS}}
@@ -36,12 +38,14 @@ class Preset:
         return digest({**self.to_json(), "name": ""})
 
 
-SECTIONS = ("page", "load", "picture", "duplicate", "personal")
+SECTIONS = ("page", "load", "picture", "nsfw", "duplicate", "personal", "fetch")
 
 
 def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:
     """A named preset or a YAML file, with settings such as page.min_words=50 on top."""
     values = preset_values(FOLDER, DEFAULT, name, settings)
+    if values["nsfw"]["model"]:
+        values["nsfw"]["model"] = str(Path(values["nsfw"]["model"]).absolute())  # workers may stand elsewhere
     return Preset(name, **values)
 
 

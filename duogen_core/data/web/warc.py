@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.fetch.archive import ROBOTS_HEADER
 from duogen_core.data.web.inputs import Found, Input, embedded
 from duogen_core.data.web.links import absolute, refusal, scheme_of
 from duogen_core.data.web.page import Page, Walk
@@ -50,6 +51,9 @@ class Warc(Input):
     def page(self, name: str, max_bytes: int) -> Page:
         with _record(self.path, int(name)) as record:
             headers = {k.lower(): v for k, v in record.http_headers.headers} if record.http_headers else {}
+            kept = {key: headers[key][:500] for key in KEPT_HEADERS if key in headers}
+            if said := record.rec_headers.get_header(ROBOTS_HEADER):
+                kept["robots-txt"] = said[:100]
             return Page(
                 str(self.path),
                 name,
@@ -57,7 +61,7 @@ class Warc(Input):
                 record.content_stream().read(max_bytes + 1),
                 headers.get("content-type", ""),
                 record.rec_headers.get_header("WARC-Date") or "",
-                {key: headers[key][:500] for key in KEPT_HEADERS if key in headers},
+                kept,
             )
 
     def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:

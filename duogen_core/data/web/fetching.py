@@ -1,0 +1,185 @@
+"""Live fetching for a run, only when asked for (`data web --fetch`): listed pages, and pictures that inputs lack.
+
+    fetch(OUT/fetched, mark, lists, opened, preset, network, report)     goes on where it was stopped
+
+OUT/fetched/pages.warc.gz is then an input of the run, and pictures.warc.gz stands behind every input: a picture that an
+input lacks is looked for there. Pictures that the page's rules, or the page's words about them, refuse are not fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from duogen_core.data.fetch.archive import Archive
+from duogen_core.data.fetch.crawl import crawl
+from duogen_core.data.fetch.fetcher import Fetched, Fetcher
+from duogen_core.data.fetch.network import Network
+from duogen_core.data.web import page_rules, picture_rules
+from duogen_core.data.web.encodings import decode_page, garbled
+from duogen_core.data.web.inputs import Found, Input
+from duogen_core.data.web.links import absolute, refusal
+from duogen_core.data.web.page import ImageRef, Page, Walk
+from duogen_core.data.web.preset import Preset
+from duogen_core.data.web.walker import walk
+from duogen_core.data.web.warc import HTML, Warc
+from duogen_core.errors import DuoGenError
+from duogen_core.store import write_atomically
+
+LISTS = (".txt", ".urls")
+Report = Callable[[str, int, int, int], None]  # what, done, of how many, good ones
+
+
+class WithFetched(Input):
+    """An input, and behind it the pictures that were fetched for its pages."""
+
+    def __init__(self, inner: Input, fetched: Warc) -> None:
+        self.inner, self.fetched, self.path = inner, fetched, inner.path
+
+    def names(self) -> Iterator[str]:
+        return self.inner.names()
+
+    def page(self, name: str, max_bytes: int) -> Page:
+        return self.inner.page(name, max_bytes)
+
+    def identity(self) -> dict[str, Any]:
+        return self.inner.identity()
+
+    def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
+        found = self.inner.picture(page, walk, source, max_bytes)
+        if found.rule != "missing" or not address_of(page, walk, source):
+            return found
+        again = self.fetched.picture(page, walk, source, max_bytes)
+        return found if again.rule == "missing" else again
+
+
+def is_list(path: Path) -> bool:
+    return path.suffix.lower() in LISTS and not path.is_dir()
+
+
+def read_list(path: Path) -> list[str]:
+    """Addresses, one a line; what follows a # at the start of a line is a remark."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DuoGenError(f"The list of pages {path} cannot be read: {error}.") from None
+    addresses = []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if line and not line.startswith("#"):
+            address = absolute(line, line)
+            if reason := refusal(address):
+                raise DuoGenError(f"{path}, line {number}: {line[:200]!r} is not fetched ({reason}); expected http(s).")
+            addresses.append(address)
+    if not addresses:
+        raise DuoGenError(f"{path} holds no address; expected one a line.")
+    return list(dict.fromkeys(addresses))
+
+
+def address_of(page: Page, walk: Walk, source: str) -> str:
+    """Where a picture of a page lies on the web, or nothing."""
+    if not page.url.startswith(("http://", "https://")):
+        return ""
+    address = absolute(source, absolute(walk.base, page.url) if walk.base else page.url)
+    return "" if refusal(address) else address
+
+
+def fetch(
+    folder: Path,
+    mark: str,
+    lists: Sequence[Path],
+    opened: Callable[[], Sequence[Input]],
+    preset: Preset,
+    network: Network,
+    report: Report,
+) -> None:
+    """Pages, then the pictures that these and the other inputs lack. mark: changes with inputs and rules."""
+    begun = folder / "begun.json"
+    if begun.exists() and json.loads(begun.read_text("utf-8")) != mark:
+        raise DuoGenError(f"{folder} was fetched for other inputs or rules; choose another --out, or remove it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(begun, json.dumps(mark).encode())
+    fetch_pages(folder, lists, preset, network, report)
+    fetch_pictures(folder, opened(), preset, network, report)
+
+
+def fetch_pages(folder: Path, lists: Sequence[Path], preset: Preset, network: Network, report: Report) -> None:
+    if not lists:
+        return
+    wanted = dict.fromkeys(address for path in lists for address in read_list(path))
+    _fetch(folder, "pages", [(url,) for url in wanted], preset, network, report, _html, preset.page["max_bytes"])
+
+
+def fetch_pictures(folder: Path, inputs: Sequence[Input], preset: Preset, network: Network, report: Report) -> None:
+    wanted = dict.fromkeys(each for input_ in inputs for each in missing_pictures(input_, preset))
+
+    def check(fetched: Fetched) -> Fetched:
+        if fetched.rule:
+            return fetched
+        answer = fetched.hops[-1].answer
+        wishes = page_rules.wishes_of(answer.header("x-robots-tag"))
+        if refused := [wish for wish in preset.page["refuse_robots"] if wish in wishes]:
+            return Fetched(fetched.url, fetched.hops, "robots", ", ".join(refused))
+        kind = _kind(fetched)
+        return fetched if kind not in HTML else Fetched(fetched.url, fetched.hops, "wrong_type", kind)
+
+    _fetch(folder, "pictures", list(wanted), preset, network, report, check, preset.load["max_bytes"])
+
+
+def _html(fetched: Fetched) -> Fetched:
+    if fetched.rule or _kind(fetched) in HTML:
+        return fetched
+    return Fetched(fetched.url, fetched.hops, "wrong_type", _kind(fetched)[:100])
+
+
+def _kind(fetched: Fetched) -> str:
+    return fetched.hops[-1].answer.header("content-type").partition(";")[0].strip().lower()
+
+
+def _fetch(
+    folder: Path, name: str, wanted: list[tuple[str, ...]], preset: Preset, network: Network, report: Report,
+    check: Callable[[Fetched], Fetched], max_bytes: int,
+) -> None:  # fmt: skip
+    with Archive(folder, name) as archive:
+        todo = [each for each in wanted if not any(archive.done.get(url) for url in each) and
+                any(url not in archive.done for url in each)]  # fmt: skip
+        before = len(wanted) - len(todo)
+        fetcher = Fetcher(preset.fetch, network, threading.Event())
+        done = set()
+        for fetched in crawl(todo, fetcher, preset.fetch["hosts"], max_bytes, check, dict(archive.done)):
+            archive.add(fetched)
+            done.add(fetched.url)
+            report(name, before + min(len(done), len(todo)), len(wanted), archive.kept)
+
+
+def missing_pictures(input_: Input, preset: Preset) -> Iterator[tuple[str, ...]]:
+    """For every picture that the rules would look at and the input lacks: its addresses, best first."""
+    for name in input_.names():
+        try:
+            page = input_.page(name, preset.page["max_bytes"])
+            if len(page.body) > preset.page["max_bytes"]:
+                continue
+            html = decode_page(page.body, page.content_type)
+            seen = walk(html, preset.page["max_nodes"], preset.page["max_depth"])
+            if page_rules.before_pictures(page, seen, garbled(html), preset, {}) is not None:
+                continue
+        except Exception:  # the run itself says what is wrong with the page
+            continue
+        for ref in seen.images[: preset.load["max_images"]]:
+            if addresses := _missing(ref, input_, page, seen, preset):
+                yield addresses
+
+
+def _missing(ref: ImageRef, input_: Input, page: Page, seen: Walk, preset: Preset) -> tuple[str, ...]:
+    if picture_rules.before_loading(ref, page.url, preset) is not None:
+        return ()
+    addresses = []
+    for source in ref.sources:
+        found = input_.picture(page, seen, source, preset.load["max_bytes"])
+        if not found.rule:
+            return ()
+        if found.rule == "missing" and (address := address_of(page, seen, source)):
+            addresses.append(address)
+    return tuple(dict.fromkeys(addresses))

@@ -1,0 +1,143 @@
+"""data web --fetch: listed pages and missing pictures are fetched once, and then read like any other input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from duogen_core.cli import main
+from duogen_core.data.fetch import network
+from duogen_core.data.sources import open_source
+from tests.core.web_hosts import html, image, leads, serving
+from tests.core.web_pages import file, page, photo, recipe, screenshot, site
+
+
+@pytest.fixture
+def web(monkeypatch):
+    with serving() as web:
+        monkeypatch.setattr(network, "Network", web.network)
+        yield web
+
+
+def run(*arguments: object) -> int:
+    quick = ("--set", "fetch.delay=0.01", "--workers", 1, "--quiet")
+    return main(["data", "web", *map(str, (*arguments, *quick))])
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in folder.open()]
+
+
+def documents(out: Path) -> list:
+    source = open_source(f"webdataset:{out / 'shards'}")
+    return [source.load(index) for index in range(len(source))]
+
+
+def bread(web) -> None:
+    web.pages["a.example.com/bread"] = html(
+        recipe("a.png", "http://cdn.example.com:PORT/b.png").replace("PORT", str(web.port))
+    )
+    web.pages["a.example.com/a.png"] = leads("/real/a.png")
+    web.pages["a.example.com/real/a.png"] = image(file(photo(seed=1)))
+    web.pages["cdn.example.com/b.png"] = image(file(screenshot(seed=2)))
+
+
+def test_listed_pages_become_documents_with_their_pictures(web, tmp_path, capsys):
+    bread(web)
+    web.pages["a.example.com/robots.txt"] = html("User-agent: *\nDisallow: /secret")
+    web.pages["a.example.com/doc.pdf"] = (200, {"Content-Type": "application/pdf"}, b"%PDF")
+    places = ("a.example.com/bread", "a.example.com/secret", "a.example.com/doc.pdf", "gone.example.com/")
+    (tmp_path / "list.txt").write_text("# pages\n" + "\n".join(map(web.url, places)) + "\n\n")
+    out = tmp_path / "out"
+    assert run(tmp_path / "list.txt", "--out", out, "--fetch") == 0
+    (document,) = documents(out)
+    assert document.pictures[1].pixels.tolist() == screenshot(seed=2).tolist() and len(document.pictures) == 2
+    assert document.pictures[0].meta["url"] == web.url("a.example.com/real/a.png")
+    assert document.meta["url"] == web.url("a.example.com/bread") and document.meta["time"].endswith("Z")
+    robots = document.meta["robots"]
+    assert robots["robots_txt"] == "allowed" and robots["robots_time"].startswith("20")
+    rules = {line["url"].rpartition("/")[2]: line.get("rule") for line in lines(out / "fetched" / "pages.jsonl")}
+    assert rules == {"bread": None, "secret": "robots_txt", "doc.pdf": "wrong_type", "": "robots_txt"}
+    assert "a.example.com/secret" not in web.paths()
+    assert main(["data", "stats", str(out)]) == 0
+    assert "fetched pages" in capsys.readouterr().out
+
+
+def test_a_finished_run_fetches_nothing_again(web, tmp_path):
+    bread(web)
+    (tmp_path / "list.urls").write_text(web.url("a.example.com/bread"))
+    run(tmp_path / "list.urls", "--out", tmp_path / "out", "--fetch")
+    asked = len(web.asked)
+    (tmp_path / "out" / "logs" / "00000.jsonl").unlink()
+    tar = (tmp_path / "out" / "shards" / "00000.tar").read_bytes()
+    web.pages.clear()
+    assert run(tmp_path / "list.urls", "--out", tmp_path / "out", "--fetch") == 0
+    assert len(web.asked) == asked and (tmp_path / "out" / "shards" / "00000.tar").read_bytes() == tar
+    assert main(["data", "view", str(tmp_path / "out"), "--quiet"]) == 0
+
+
+def test_fetching_that_was_stopped_goes_on(web, tmp_path, monkeypatch):
+    bread(web)
+    web.pages["b.example.com/two"] = html(recipe("http://cdn.example.com:PORT/b.png").replace("PORT", str(web.port)))
+    (tmp_path / "list.txt").write_text("\n".join(map(web.url, ("a.example.com/bread", "b.example.com/two"))))
+    from duogen_core.data.fetch.archive import Archive
+
+    add = Archive.add
+
+    def stopping(self, fetched):
+        add(self, fetched)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Archive, "add", stopping)
+    assert run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch") == 130
+    assert len(lines(tmp_path / "out" / "fetched" / "pages.jsonl")) == 1
+    monkeypatch.setattr(Archive, "add", add)
+    assert run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch") == 0
+    assert len(lines(tmp_path / "out" / "fetched" / "pages.jsonl")) == 2
+    assert len(documents(tmp_path / "out")) == 2
+
+
+def test_pictures_that_a_saved_page_lacks_are_fetched_and_others_are_not(web, tmp_path):
+    address = f"<!-- saved from url=(0030){web.url('a.example.com/p/bread.html')} -->"
+    more = "<nav><img src=nav.png></nav><img src=data:image/png;base64,xx><img src='file:///etc/x.png'>"
+    html_ = address + recipe("a.png", "here.png", "noai.png", "page.png").replace("</body>", more + "</body>")
+    folder = site(tmp_path / "site", {"p.html": html_, "text.html": page("<p>x")}, {"here.png": file(photo(seed=9))})
+    web.pages["a.example.com/p/a.png"] = image(file(photo(seed=1)))
+    web.pages["a.example.com/p/noai.png"] = image(file(photo(seed=5)), X_Robots_Tag="noai")
+    web.pages["a.example.com/p/page.png"] = html("<p>sorry")
+    assert run(folder, "--out", tmp_path / "out", "--fetch") == 0
+    (document,) = documents(tmp_path / "out")
+    assert [each.meta["url"].rpartition("/")[2] for each in document.pictures] == ["a.png", "here.png"]
+    assert sorted(web.paths()) == [f"a.example.com/{x}" for x in ("p/a.png", "p/noai.png", "p/page.png", "robots.txt")]
+    rules = [line.get("rule") for line in lines(tmp_path / "out" / "fetched" / "pictures.jsonl")]
+    assert sorted(map(str, rules)) == ["None", "robots", "wrong_type"]
+
+
+def test_without_fetch_nothing_is_asked_for(web, tmp_path, capsys):
+    bread(web)
+    (tmp_path / "list.txt").write_text(web.url("a.example.com/bread"))
+    assert run(tmp_path / "list.txt", "--out", tmp_path / "out") == 2
+    assert "only with --fetch" in capsys.readouterr().err
+    html_ = f"<!-- saved from url=(0030){web.url('a.example.com/bread')} -->" + recipe("a.png")
+    assert run(site(tmp_path / "site", {"p.html": html_}, {}), "--out", tmp_path / "out") == 0
+    assert web.asked == []
+
+
+@pytest.mark.parametrize(
+    "line", ["file:///etc/passwd", "http://127.0.0.1/", "a.example.com/x", "http://u:p@a.example.com/"]
+)
+def test_lists_with_other_addresses_get_a_sentence(web, tmp_path, capsys, line):
+    (tmp_path / "list.txt").write_text(f"# one\n{line}\n")
+    assert run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch") == 2
+    assert "list.txt, line 2" in capsys.readouterr().err and not web.asked
+
+
+def test_another_list_in_the_same_folder_is_refused(web, tmp_path, capsys):
+    bread(web)
+    (tmp_path / "list.txt").write_text(web.url("a.example.com/bread"))
+    run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch")
+    (tmp_path / "list.txt").write_text(web.url("a.example.com/other"))
+    assert run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch") == 2
+    assert "other inputs" in capsys.readouterr().err
