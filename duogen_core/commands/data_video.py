@@ -1,0 +1,81 @@
+"""data video: videos -> shots -> clips -> first and last frame with the change between them in words, as Documents.
+
+Out: a folder with webdataset shards, a log with the rule and the values of every clip, and run.json. The same command
+goes on where it stopped, after Ctrl-C or a kill, and ends with the same bytes. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
+from duogen_core.commands.synthetic import Steps, stopping, write_json
+from duogen_core.errors import DuoGenError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="video files, or folders of them at any depth")
+    add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
+    add("--undescribed", action="store_true", help="keep pairs without a description, and ask no model for one")
+    add("--preset", default="clips", metavar="NAME", help="clips, or a YAML file; default: clips")
+    add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as clip.seconds=3")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="videos at once; default: one a core")
+    add("--shard-videos", type=int, default=4, metavar="N", help="videos in a shard; default: 4")
+    add("--json", metavar="FILE", help="write the figures as JSON")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    add_endpoint_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.workers < 1:
+        raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
+    asked = bool(args.endpoint or args.replay or args.llm)
+    if args.undescribed == asked:
+        raise DuoGenError(
+            "Give a vision-language model that describes the pairs (--endpoint URL --llm NAME), or --undescribed to "
+            "keep them without descriptions; one of the two."
+        )
+    from duogen_core.data.pairs.sharded import begin, work
+    from duogen_core.data.video.describe import Describer
+    from duogen_core.data.video.engine import Engine, do_shard
+    from duogen_core.data.video.inputs import items, open_inputs
+    from duogen_core.data.video.preset import load_preset
+    from duogen_core.data.video.reading import check_installed
+
+    check_installed()
+    preset, inputs, folder = load_preset(args.preset, args.set), open_inputs(args.inputs), Path(args.out)
+    for each in inputs:
+        if not each.only and each.root.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise DuoGenError(f"{folder} lies in the input {each.root}; choose another --out.")
+    describer = Describer(client_of(args, folder / "answers.jsonl")) if asked else None
+    identity = {
+        "inputs": [each.identity() for each in inputs],
+        "preset": preset,
+        "describer": describer.identity() if describer else None,
+    }
+    details = {"paths": args.inputs, "preset": preset}
+    this = begin(folder, "video", identity, items(inputs), args.shard_videos, details)
+    engine = Engine(preset, describer, max(args.parallel // args.workers, 1) if describer else 1)
+    progress = Steps(args.quiet, "videos")
+    done = sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number))
+    progress.begin(this.items, done)
+    if done:
+        progress.line(f"{done:,} of {this.items:,} videos were done before.")
+    total = {"videos": 0, "clips": 0, "kept": 0, "seconds": 0.0}
+    with stopping(progress):
+        for found in work(this, lambda shard: do_shard(this, shard, engine, inputs), args.workers):
+            for name in total:
+                total[name] += found.get(name, 0)
+            progress.step(found["videos"], total["kept"])
+    elapsed = progress.elapsed()
+    usage = describer.client.usage if describer else None
+    write_json(args.json, {**total, "elapsed": round(elapsed, 2), "usage": usage.to_json() if usage else None})
+    if usage:
+        print(f"{spent(usage)}.")
+    rate = f", {total['seconds'] / max(elapsed, 1e-6):.1f} times real time" if total["seconds"] else ""
+    print(f"{total['kept']:,} pairs of {total['clips']:,} clips, {total['seconds'] / 60:,.1f} minutes of video{rate}:")
+    print(this.folder / "shards")
+    return 0
