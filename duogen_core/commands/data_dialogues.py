@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base-url", dest="endpoint", metavar="URL", help="the same as --endpoint")
     add("--model", dest="llm", metavar="NAME", help="the same as --llm")
     add("--record", metavar="FILE", help="where the answers are kept; default: answers.jsonl in the run's folder")
-    add("--mllm", metavar="FOLDER", help="a DuoGen checkpoint or Qwen-VL folder that writes, in place of an endpoint")
     add("--eyes-base-url", metavar="URL", help="another endpoint, for describing pictures")
     add("--eyes-model", metavar="NAME", help="another model, for describing pictures")
     add("--shard-documents", type=int, default=64, metavar="N", help="documents in a shard; default: 64")
@@ -82,15 +81,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _clients(args: argparse.Namespace, record: Path):
     """The writer, and the model that sees pictures: the same one unless another is named."""
-    if args.mllm:
-        from duogen_core.data.llm.own_mllm import own_client
-
-        writer = own_client(Path(args.mllm), record, replay=args.replay, answers=args.answers)
-    else:
-        writer = client_of(args, record)
+    writer = client_of(args, record)
     if not (args.eyes_base_url or args.eyes_model):
         return writer, writer
     other = argparse.Namespace(**vars(args))
+    other.mllm = None
     other.endpoint, other.llm = args.eyes_base_url or args.endpoint, args.eyes_model or args.llm
     eyes = client_of(other, record)
     eyes.recording = writer.recording  # one file, one lock

@@ -1,4 +1,4 @@
-"""Options of the commands that ask a language model behind an OpenAI-compatible endpoint, and the client they make.
+"""Options of the commands that ask a language model (at an OpenAI-compatible endpoint, or an own one), and the client.
 
 In: the parsed options and the file of recorded answers. Out: a Client; `spent` says what it cost.
 """
@@ -20,6 +20,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("language model").add_argument
     add("--endpoint", metavar="URL", help="an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1")
     add("--llm", metavar="NAME", help="the model's name there")
+    add("--mllm", metavar="FOLDER", help="a DuoGen checkpoint or Qwen-VL folder that writes, in place of an endpoint")
     add("--api-key-variable", default="", metavar="VAR", help="the environment variable that holds the API key")
     add("--no-schema", action="store_true", help="do not send the JSON schema: for servers that refuse it")
     add("--replay", action="store_true", help="take every answer from the recording; ask nothing")
@@ -32,8 +33,12 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
 
 
 def client_of(args: argparse.Namespace, recording: Path) -> Client:
+    if args.mllm:
+        from duogen_core.data.llm.own_mllm import own_client
+
+        return own_client(Path(args.mllm), recording, replay=args.replay, answers=args.answers)
     if not args.llm:
-        raise DuoGenError("--llm is missing; give the name of the model at the endpoint.")
+        raise DuoGenError("--llm is missing; give the name of the model at the endpoint, or --mllm.")
     if not args.endpoint and not args.replay:
         raise DuoGenError("--endpoint is missing; give the address of an OpenAI-compatible server, or --replay.")
     for name in ("parallel", "answers", "requests_per_minute", "tokens_per_minute", "timeout"):
