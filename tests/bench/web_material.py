@@ -25,6 +25,7 @@ PACKAGES = (
     "lomiri-wallpapers-16.04",
     "lomiri-wallpapers-20.04",
     "r-doc-pdf",
+    "webext-ublock-origin-firefox",  # EasyList
 )
 GIMP = "gimp-help-en/usr/share/gimp/2.0/help/en"
 GNUCASH = "gnucash-docs/usr/share/doc/gnucash-docs/gnucash-guide-en"

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.codes import code_share
 from duogen_core.data.web.duplicates import are_same, looks_of
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.preset import load_preset
 from duogen_core.document import Picture, Text
+from duogen_core.errors import DuoGenError
 from tests.core.web_pages import WORDS, document_page, file, page, photo, recipe, screenshot, site
 
 
@@ -99,6 +101,12 @@ def test_picture_rules(run, name, pixels, rule):
         ("<img src='http://ad.doubleclick.net/x.png'>", "advert"),
         ("<img src='/adserver/x.png'>", "advert"),
         ("<a href='http://shop.example.com/'><img src=a.png width=300 height=250></a>", "advert"),
+        ("<a href='http://shop.example.com/'><img src=banner.png></a>", "advert"),
+        ("<a href='/sizes.html'><img src=banner.png></a>", "kept"),
+        ("<a rel='nofollow sponsored' href='/out'><img src=a.png></a>", "advert"),
+        ("<div id='div-gpt-ad-1234-0'><img src=a.png></div>", "advert"),
+        ("<div class='sideBarAd2'><img src=a.png></div>", "advert"),
+        ("<div class='no-ads ad-free adder gradient'><img src=a.png></div>", "kept"),
         ("<img src=a.png width=1 height=1>", "advert"),
         ("<img src=a.png width=32 height=32>", "icon"),
         ("<svg width=400 height=400></svg>", "svg"),
@@ -121,8 +129,25 @@ def test_rules_for_what_a_page_says_of_a_picture(run, tmp_path, image, rule):
     (tmp_path / "secret.png").write_bytes(file(photo()))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "link.png").symlink_to(tmp_path / "secret.png")
-    outcome = run(recipe("b.png").replace("</body>", f"{image}</body>"))
+    pictures = {"a.png": file(photo(seed=1)), "b.png": file(screenshot(seed=2)), "banner.png": file(photo(300, 250))}
+    outcome = run(recipe("b.png").replace("</body>", f"{image}</body>"), pictures)
     assert rules(outcome) == ["kept", rule]
+
+
+@pytest.mark.parametrize("line", ["||adtech.example^$third-party", "0.0.0.0 adtech.example # x", "adtech.example"])
+def test_a_list_of_advertisers_of_one_s_own(run, tmp_path, line):
+    (tmp_path / "hosts.txt").write_text(f"! a remark\n{line}\n||other.example^$script\n")
+    html = recipe("b.png", "http://cdn.adtech.example/x.png", "http://other.example/x.png")
+    assert rules(run(html)) == ["kept", "missing", "missing"]
+    assert rules(run(html, settings=(f"advert.hosts={tmp_path / 'hosts.txt'}",))) == ["kept", "advert", "missing"]
+
+
+@pytest.mark.parametrize(("text", "words"), [(None, "cannot be read"), ("! nothing", "holds no host")])
+def test_a_list_of_advertisers_that_is_none(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "hosts.txt").write_text(text)
+    with pytest.raises(DuoGenError, match=words):
+        read_hosts(str(tmp_path / "hosts.txt"))
 
 
 def test_a_picture_in_the_page_itself(run):

@@ -47,9 +47,8 @@ def image_of(element: Any, region: str = "", link: str = "") -> ImageRef | None:
     if not kept and kind != "svg":
         return None
     width, height = _stated_size(element)
-    return ImageRef(
-        kept, _short(element.get("alt")), _short(element.get("title")), "", width, height, region, link, kind
-    )
+    alt, title = _short(element.get("alt")), _short(element.get("title"))
+    return ImageRef(kept, alt, title, "", width, height, region, link, kind=kind)
 
 
 def _sources(element: Any) -> list[str]:

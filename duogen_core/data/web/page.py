@@ -50,6 +50,7 @@ class ImageRef:
     height: int | None = None
     region: str = ""
     link: str = ""  # where a click on it leads
+    paid: bool = False  # whether the page says that it is paid for that (rel=sponsored)
     kind: Literal["img", "svg", "input", "poster", "object"] = "img"
 
 

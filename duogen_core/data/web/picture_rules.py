@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from duogen_core.data.web.ad_hosts import in_list
 from duogen_core.data.web.classing import class_of
 from duogen_core.data.web.codes import code_share
 from duogen_core.data.web.duplicates import Look, looks_of
@@ -82,22 +83,33 @@ def region(ref: ImageRef, preset: Preset) -> Verdict:
 
 
 def advert(ref: ImageRef, page_url: str, preset: Preset) -> Verdict:
-    """By the hosts and paths of adverts, by the trade's sizes when it leads to another site, by a tracker's size."""
-    here = _host(page_url)
+    """By the hosts and paths of adverts, by what the page says of its links, by stated sizes, by a tracker's size."""
     for address in (*ref.sources, ref.link):
         host = _host(address)
-        if host and (AD_HOSTS.search(host) or AD_HOST_NAMES.search(host)):
+        if host and (AD_HOSTS.search(host) or AD_HOST_NAMES.search(host) or in_list(host, preset.advert["hosts"])):
             return Verdict("advert", False, host)
         if AD_PATHS.search(_path(address)):
             return Verdict("advert", False, _path(address)[:100])
-    size = (ref.width, ref.height)
-    leads_away = bool(_host(ref.link)) and _host(ref.link) != here
-    if leads_away and size in AD_SIZES:
+    if ref.paid:
+        return Verdict("advert", False, "rel=sponsored")
+    if (ref.width, ref.height) in AD_SIZES and leads_away(ref, page_url):
         return Verdict("advert", False, f"{ref.width}x{ref.height} leads to {_host(ref.link)}")
-    stated = [value for value in size if value is not None]
+    stated = [value for value in (ref.width, ref.height) if value is not None]
     if stated and min(stated) <= preset.picture["tracker_side"]:
         return Verdict("advert", False, "tracker")
     return Verdict("advert", True)
+
+
+def advert_size(ref: ImageRef, facts: dict[str, Any], page_url: str) -> Verdict:
+    """By the trade's sizes too, where the page does not state them."""
+    width, height = facts["width"], facts["height"]
+    keep = (width, height) not in AD_SIZES or not leads_away(ref, page_url)
+    return Verdict("advert", keep, f"{width}x{height} leads to {_host(ref.link)}")
+
+
+def leads_away(ref: ImageRef, page_url: str) -> bool:
+    """Whether a click on the picture leads to another site."""
+    return bool(_host(ref.link)) and _host(ref.link) != _host(page_url)
 
 
 def icon(ref: ImageRef, facts: dict[str, Any], preset: Preset) -> Verdict:
@@ -148,8 +160,9 @@ def before_loading(ref: ImageRef, page_url: str, preset: Preset) -> Verdict | No
     return next((v for v in (region(ref, preset), advert(ref, page_url, preset)) if not v.keep), None)
 
 
-def by_facts(ref: ImageRef, facts: dict[str, Any], preset: Preset) -> Verdict | None:
-    return next((v for v in (icon(ref, facts, preset), small(facts, preset)) if not v.keep), None)
+def by_facts(ref: ImageRef, facts: dict[str, Any], page_url: str, preset: Preset) -> Verdict | None:
+    verdicts = (advert_size(ref, facts, page_url), icon(ref, facts, preset), small(facts, preset))
+    return next((verdict for verdict in verdicts if not verdict.keep), None)
 
 
 def by_pixels(seen: Seen, preset: Preset) -> Verdict | None:

@@ -66,11 +66,11 @@ class Pictures:
         facts, seen = self._decode(sha256, found.data)
         if seen is None:
             # Its size was read before a rule of the decoder refused it, and says more.
-            verdict = picture_rules.by_facts(ref, facts, self.preset) if "width" in facts else None
+            verdict = picture_rules.by_facts(ref, facts, page.url, self.preset) if "width" in facts else None
             verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
         else:
-            verdict = picture_rules.by_facts(ref, facts, self.preset) or picture_rules.by_pixels(seen, self.preset)
-            verdict = verdict or self._by_model(seen)
+            verdict = picture_rules.by_facts(ref, facts, page.url, self.preset)
+            verdict = verdict or picture_rules.by_pixels(seen, self.preset) or self._by_model(seen)
             self._hold(sha256, seen)
         return Judged(ref, verdict, found.url, sha256, facts, seen)
 

@@ -21,6 +21,7 @@ from typing import Any
 from duogen_core import __version__
 from duogen_core.data.fetch.network import Network
 from duogen_core.data.web import nsfw
+from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.fetching import Report, WithFetched, fetch, is_list, read_list
 from duogen_core.data.web.inputs import Input
 from duogen_core.data.web.opening import open_inputs
@@ -118,6 +119,7 @@ def begin(
         "fetch": None if network is None else [read_list(path) for path in lists],
         "preset": preset.to_json(),
         "nsfw": nsfw.identity(preset.nsfw),
+        "ad_hosts": len(read_hosts(preset.advert["hosts"])) if preset.advert["hosts"] else None,
         "shard_pages": shard_pages,
         "duogen": __version__,
     }

@@ -25,6 +25,7 @@ class Preset:
     page: Mapping[str, Any]
     load: Mapping[str, Any]
     picture: Mapping[str, Any]
+    advert: Mapping[str, Any]
     nsfw: Mapping[str, Any]
     duplicate: Mapping[str, Any]
     personal: Mapping[str, Any]
@@ -38,14 +39,15 @@ class Preset:
         return digest({**self.to_json(), "name": ""})
 
 
-SECTIONS = ("page", "load", "picture", "nsfw", "duplicate", "personal", "fetch")
+SECTIONS = ("page", "load", "picture", "advert", "nsfw", "duplicate", "personal", "fetch")
 
 
 def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:
     """A named preset or a YAML file, with settings such as page.min_words=50 on top."""
     values = preset_values(FOLDER, DEFAULT, name, settings)
-    if values["nsfw"]["model"]:
-        values["nsfw"]["model"] = str(Path(values["nsfw"]["model"]).absolute())  # workers may stand elsewhere
+    for section, entry in (("nsfw", "model"), ("advert", "hosts")):
+        if path := values[section][entry]:
+            values[section][entry] = str(Path(path).absolute())  # workers may stand elsewhere
     return Preset(name, **values)
 
 

@@ -76,7 +76,7 @@ class _Walker:
         self.items: list[Block | ImageRef] = []
         self.writer = BlockWriter(self.items)
         self.regions: list[str] = []
-        self.links: list[str] = []
+        self.links: list[tuple[str, bool]] = []  # that are open: where they lead, and whether they are paid for
         self.figures: list[int] = []  # how many items there were before each
 
     def run(self, root: Any) -> None:
@@ -132,9 +132,9 @@ class _Walker:
             writer.begin("caption")
             leave.append(writer.end)
         elif tag in SHOWN:
-            self.show(image_of(element, writer.region, self.links[-1] if self.links else ""))
+            self.show(self.image(element))
         elif tag == "a":
-            self.links.append(element.get("href") or "")
+            self.links.append((element.get("href") or "", "sponsored" in (element.get("rel") or "").lower().split()))
             writer.links += 1
             leave.append(self.end_link)
         elif tag in HEADINGS:
@@ -162,6 +162,13 @@ class _Walker:
             leave.append(writer.end_cell)
         return leave
 
+    def image(self, element: Any) -> ImageRef | None:
+        link, paid = self.links[-1] if self.links else ("", False)
+        image = image_of(element, self.writer.region, link)
+        if image is not None:
+            image.paid = paid
+        return image
+
     def show(self, image: ImageRef | None) -> None:
         if image is not None:
             self.writer.picture(image)
@@ -169,7 +176,7 @@ class _Walker:
     def fallback(self, noscript: Any) -> None:
         """A picture for visitors without scripts: most often the real address of the one just before it."""
         for element in noscript.iter("img"):
-            image = image_of(element, self.writer.region, self.links[-1] if self.links else "")
+            image = self.image(element)
             self.writer.flush()
             last = self.items[-1] if self.items else None
             if image and isinstance(last, ImageRef) and last.kind == "img":
