@@ -51,7 +51,7 @@ def read_draft(document: Document) -> Draft:
         before = parts[number - 1] if number else None
         after = parts[number + 1] if number + 1 < len(parts) else None
         for paragraph in _without_captions(paragraphs(part.text), before, after):
-            if _leads(paragraph):
+            if leads(paragraph):
                 open_headings.append(paragraph)
                 continue
             passages.append("\n\n".join([*open_headings, paragraph]))
@@ -88,7 +88,7 @@ def join(passages: Sequence[str]) -> str:
     return text
 
 
-def _leads(paragraph: str) -> bool:
+def leads(paragraph: str) -> bool:
     """Whether this is a heading, or a short line like one: a term, "Note", "Step 2"."""
     if HEADING.match(paragraph):
         return True

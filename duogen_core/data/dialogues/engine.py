@@ -1,7 +1,7 @@
 """One Document of `data web` through all steps: Engine(rules, writer).document(document) -> Outcome.
 
 With recorded answers the same at any time and on any machine. A model or an endpoint that fails costs this document,
-under the name of the rule, and never the run; `endpoint` in an Outcome says that the fault was not the document's.
+under the name of the rule, and never the run; ENDPOINT is the rule where the fault was not the document's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 
 PLACERS = ("words", "model", "none")
+ENDPOINT = "endpoint"  # the rule of documents that failed for the endpoint's sake
 
 
 @dataclass
@@ -38,7 +39,6 @@ class Outcome:
     document: Document | None = None
     rule: str = ""
     value: Any = None
-    endpoint: bool = False
     stage: str = "draft"  # the step that was begun last
     facts: dict[str, Any] = field(default_factory=dict)
     pictures: list[dict[str, Any]] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Engine:
         try:
             self._through(document, outcome, self.writer.listening(heard), self.eyes.listening(heard))
         except EndpointError as error:
-            outcome.rule, outcome.value, outcome.endpoint = "endpoint", str(error)[:300], True
+            outcome.rule, outcome.value = ENDPOINT, str(error)[:300]
         except AnswerError as error:
             refused = error if isinstance(error, Refused) else error.__cause__
             if isinstance(refused, Refused):

@@ -6,7 +6,8 @@ OUT/shards/00000.tar  the Documents of a shard, as webdataset: read them with we
 OUT/logs/00000.jsonl  a line a document, with the rule that refused it; written last, so it stands for a done shard
 OUT/times/00000.json  seconds, the only thing that differs between two runs with the same answers
 
-A killed run loses the answers it was waiting for and no other. `data stats` counts the logs.
+A killed run loses the answers it was waiting for and no other. Shards with documents that failed at the endpoint are
+done again by the same command; their other answers are there already. `data stats` counts the logs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.data.dialogues.engine import Engine, Outcome, unread
+from duogen_core.data.dialogues.engine import ENDPOINT, Engine, Outcome, unread
 from duogen_core.data.presets import digest, preset_values
 from duogen_core.data.sources import Bad, Source, open_source
 from duogen_core.data.synthetic.in_order import in_order
@@ -77,7 +78,12 @@ class Run:
         return self.folder / "times" / f"{shard:05d}.json"
 
     def is_done(self, shard: int) -> bool:
-        return self.log(shard).is_file()
+        """Whether it was written and nothing in it failed for the endpoint's sake, which is worth another attempt."""
+        try:
+            lines = self.log(shard).read_text("utf-8").splitlines()
+        except FileNotFoundError:
+            return False
+        return all(json.loads(line).get("rule") != ENDPOINT for line in lines)
 
 
 def begin(folder: Path, source: Source, engine: Engine, size: int = SHARD_DOCUMENTS) -> Run:
@@ -126,8 +132,7 @@ def _read(file: Path) -> Mapping[str, Any]:
 def work(run: Run, source: Source, engine: Engine, threads: int = 1, give_up: int = 8) -> Iterator[Outcome]:
     """Does what is not done yet; yields what became of each document.
 
-    give_up: how many documents in a row may fail because of the endpoint before the run stops with its sentence; their
-    shard is not written, so that they are tried again.
+    give_up: how many documents in a row may fail because of the endpoint before the run stops with its sentence.
     """
     todo = [shard for shard in range(run.shards) if not run.is_done(shard)]
     numbers = (number for shard in todo for number in run.numbers(shard))
@@ -137,7 +142,7 @@ def work(run: Run, source: Source, engine: Engine, threads: int = 1, give_up: in
         started, lines = time.perf_counter(), []
         with whole_file(run.tar(shard)) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
             for number, (named, outcome) in itertools.islice(results, len(run.numbers(shard))):
-                failed = failed + 1 if outcome.endpoint else 0
+                failed = failed + 1 if outcome.rule == ENDPOINT else 0
                 if failed >= give_up:
                     raise DuoGenError(
                         f"{failed} documents in a row failed at the endpoint, the last with: {outcome.value} Shards "

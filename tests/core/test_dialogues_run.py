@@ -1,0 +1,193 @@
+"""data dialogues from the command line: shards, resume, kills, replay, failing endpoints, and `data check` of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from duogen_core.cli import main
+from duogen_core.data.dialogues.run import begin
+from duogen_core.data.sources import open_source
+from tests.core import scripted_writer
+from tests.core.dialogue_pages import write_pages
+from tests.core.endpoint_server import endpoint_server, hanging, refusing, send
+from tests.core.scripted_writer import Writer
+
+ROOT = Path(__file__).parents[2]
+
+
+def dialogues(pages: Path, out: Path, server, *more: object) -> int:
+    where = ["--base-url", server.url] if server else ["--replay"]
+    common = [*where, "--model", "tiny", "--shard-documents", 2, "--quiet", *more]
+    return main(["data", "dialogues", *map(str, (pages, "--out", out, *common))])
+
+
+def results(out: Path) -> dict[str, bytes]:
+    """All that a run wrote and that may not differ between two runs with the same answers."""
+    return {
+        f"{name}/{path.name}": path.read_bytes()
+        for name in ("shards", "logs")
+        for path in sorted((out / name).iterdir())
+    }
+
+
+def log(out: Path) -> list[dict]:
+    return [json.loads(line) for file in sorted((out / "logs").iterdir()) for line in file.open()]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> Path:
+    return write_pages(tmp_path_factory.mktemp("pages") / "web", 5)
+
+
+@pytest.fixture(scope="module")
+def whole(pages, tmp_path_factory) -> Path:
+    """An undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with endpoint_server(Writer()) as server:
+        assert dialogues(pages, out, server) == 0
+    return out
+
+
+def test_a_run_that_stage_one_can_read(whole, capsys):
+    assert main(["data", "check", f"webdataset:{whole / 'shards'}", "--quiet"]) == 0
+    source = open_source(f"webdataset:{whole / 'shards'}")
+    assert len(source) == 5 and source.load(3).turns[0].text.startswith("How do I do this: Service the water cleaner 3")
+    entries = log(whole)
+    assert [entry["number"] for entry in entries] == list(range(5)) and all(entry["kept"] for entry in entries)
+    assert main(["data", "stats", str(whole)]) == 0
+    shown = capsys.readouterr().out
+    assert "documents        5  100.0%" in shown and "screenshot  20  100.0%" in shown
+    assert len(list((whole / "shards").iterdir())) == 3
+
+
+def test_replay_needs_no_endpoint_and_gives_the_same_bytes(pages, whole, tmp_path, capsys):
+    assert dialogues(pages, tmp_path / "out", None, "--record", whole / "answers.jsonl", "--parallel", 3) == 0
+    assert results(tmp_path / "out") == results(whole)
+    assert "0 requests, 0 + 0 tokens, 30 answers from the recording" in capsys.readouterr().out
+    other = ("--record", whole / "answers.jsonl", "--set", "dialogue.max_request_words=70")
+    assert dialogues(pages, tmp_path / "other", None, *other) == 2
+    assert "has no answer to the request" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on(pages, whole, tmp_path):
+    out = tmp_path / "out"
+    writer = Writer()
+    with endpoint_server(writer) as server:
+        assert dialogues(pages, out, server) == 0
+        for name in ("logs/00001.jsonl", "shards/00002.tar", "logs/00002.jsonl"):
+            (out / name).unlink()
+        (out / "shards" / ".00001.tar.ab12.duogen-tmp").write_bytes(b"half")
+        lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
+        (out / "answers.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:30])
+        before = len(writer.steps)
+        assert dialogues(pages, out, server) == 0
+    assert results(out) == results(whole)
+    assert len(writer.steps) == before + 2, "only the answers that the kill took are asked for again"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
+def test_kills_at_any_moment_change_nothing(pages, whole, tmp_path):
+    out = tmp_path / "killed"
+    with endpoint_server(Writer()) as server:
+        command = [sys.executable, "-m", "duogen_core", "data", "dialogues", pages, "--out", out, "--model", "tiny"]
+        command += ["--base-url", server.url, "--shard-documents", 2, "--quiet", "--parallel", 2]
+        for answers in (3, 17):  # kill it when this many are there
+            child = subprocess.Popen(list(map(str, command)), cwd=ROOT)
+            file = out / "answers.jsonl"
+            while child.poll() is None and (not file.exists() or file.read_bytes().count(b"\n") < answers):
+                time.sleep(0.005)
+            child.kill()
+            assert child.wait() in (-signal.SIGKILL, 0)
+        assert dialogues(pages, out, server) == 0
+    assert results(out) == results(whole)
+
+
+def failing(**by_number):
+    """A writer whose dialogue step does something else for the pages with these numbers."""
+
+    def dialogue(body):
+        number = scripted_writer.data_of(body, "title").rsplit(" ", 1)[1]
+        return by_number.get(f"n{number}") or scripted_writer.dialogue(body)
+
+    return Writer(dialogue=dialogue)
+
+
+def test_failures_are_counted_by_name(pages, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("duogen_core.data.llm.client.time.sleep", lambda _: None)
+    monkeypatch.setattr("duogen_core.data.llm.client._pause", lambda *_: 0.0)
+    lies = lambda handler: send(handler, b'{"choices": [', headers={"Content-Length": "500"})  # noqa: E731
+    with endpoint_server(failing(n0="Prose.", n1=refusing(400), n2=lies, n3=hanging)) as server:
+        assert dialogues(pages, tmp_path / "out", server, "--timeout", 1, "--parallel", 4) == 0
+    assert [entry.get("rule") for entry in log(tmp_path / "out")] == ["dialogue.answer", *["endpoint"] * 3, None]
+    shown = capsys.readouterr().out
+    assert (
+        "1 dialogues with 4 pictures from 5 documents" in shown and "Refused: 3 endpoint, 1 dialogue.answer." in shown
+    )
+    assert main(["data", "stats", str(tmp_path / "out")]) == 0
+    assert "endpoint" in capsys.readouterr().out
+
+
+def test_an_endpoint_that_is_down_stops_the_run_and_costs_nothing(pages, whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    with endpoint_server(refusing(401, "no key")) as server:
+        assert dialogues(pages, out, server, "--give-up", 3) == 2
+    assert "3 documents in a row failed at the endpoint" in capsys.readouterr().err
+    assert [entry["rule"] for entry in log(out)] == ["endpoint"] * 2
+    with endpoint_server(Writer()) as server:
+        assert dialogues(pages, out, server) == 0
+    assert results(out) == results(whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--set", "place.by=none"), "another preset"),
+        (("--shard-documents", 3), "another shard_documents"),
+        (("--llm", "other"), "another writer, eyes"),
+        (("--set", "rewrite.chunk=3"), "which is no rule"),
+        (("--give-up", 0), "--give-up is 0"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused(more, words, pages, whole, capsys):
+    with endpoint_server(Writer()) as server:
+        assert dialogues(pages, whole, server, *more) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_input(tmp_path, capsys):
+    assert main(["data", "dialogues", str(tmp_path), "--out", str(tmp_path / "o"), "--replay", "--llm", "x"]) == 2
+    assert "holds no shards" in capsys.readouterr().err
+
+
+def test_a_damaged_sample_is_one_line(pages, tmp_path):
+    tar = tmp_path / "cut.tar"
+    data = (pages / "shards" / "00000.tar").read_bytes()
+    tar.write_bytes(data[: len(data) // 2])
+    with endpoint_server(Writer()) as server:
+        assert main(["data", "dialogues", f"webdataset:{tar}", "--out", str(tmp_path / "out"), "--quiet",
+                     "--endpoint", server.url, "--llm", "tiny"]) == 0  # fmt: skip
+    entries = log(tmp_path / "out")
+    assert entries[-1]["rule"] == "unreadable" and "damaged" in entries[-1]["value"] and entries[0]["kept"]
+
+
+def test_other_eyes(pages, tmp_path):
+    writer, eyes = Writer(), Writer()
+    with endpoint_server(writer) as server, endpoint_server(eyes) as other:
+        assert dialogues(pages, tmp_path / "out", server, "--eyes-base-url", other.url, "--eyes-model", "see") == 0
+    assert set(eyes.steps) == {"describe"} and "describe" not in writer.steps
+    made = open_source(f"webdataset:{tmp_path / 'out' / 'shards'}").load(0).meta["dialogue"]
+    assert (made["writer"], made["eyes"]) == ("tiny", "see")
+
+
+def test_begin_refuses_a_shard_without_documents():
+    from duogen_core.errors import DuoGenError
+
+    with pytest.raises(DuoGenError, match="A shard has 0 documents"):
+        begin(Path("x"), None, None, 0)

@@ -1,0 +1,88 @@
+"""The core's own MLLM in an endpoint's place: requests become Documents, answers are checked and recorded as others."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from duogen_core.data.llm.client import Client, Endpoint
+from duogen_core.data.llm.endpoint import EndpointError
+from duogen_core.data.llm.messages import messages
+from duogen_core.data.llm.own_mllm import HERE, OwnModel, Untaught, document_of, own_client
+from duogen_core.data.llm.record import Recording
+from duogen_core.data.llm.schema import AnswerError
+from duogen_core.document import Document, Text
+from duogen_core.errors import DuoGenError
+from duogen_core.mllm.base import Continuation
+from duogen_core.mllm.prompted import Prompted
+from tests.core.tiny import random_components
+
+WORDS = {"type": "array", "items": {"type": "string"}}
+SEED = 1  # with which the random model writes something
+PIXELS = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+
+
+def client(mllm, recording=None) -> Client:
+    return Client(Endpoint(HERE, "own", structured="none", attempts=1), recording, transport=OwnModel(mllm))
+
+
+def scripted(*texts: str, stop: str = "end"):
+    """An MLLM that writes these texts; `asked` are the documents it was given."""
+    asked: list[Document] = []
+
+    def continue_(document, *, max_new_tokens, temperature, seed):
+        asked.append(document)
+        return Continuation(texts[len(asked) - 1], stop, 3)
+
+    return SimpleNamespace(continue_=continue_, cache_tokens=lambda: 20, prompted=None, asked=asked)
+
+
+def test_the_real_model_answers_and_repeats(tmp_path):
+    ask = messages("Describe it. ${page}", {"page": "a blue square"}, [PIXELS])
+    how = {"max_tokens": 8, "temperature": 1.0, "seed": SEED}
+    first = client(random_components().mllm, Recording(tmp_path / "a.jsonl")).ask(ask, **how)
+    assert first.text and first.counted and 1 <= first.completion_tokens <= 8 and first.prompt_tokens > 50
+    assert client(random_components().mllm).ask(ask, **how) == first
+    replayed = own_client(tmp_path / "own", tmp_path / "a.jsonl", replay=True)
+    assert replayed.ask(ask, **how) == first
+    with pytest.raises(DuoGenError, match="has no answer"):
+        replayed.ask(ask, **{**how, "max_tokens": 9})
+
+
+def test_a_request_becomes_a_document():
+    document = document_of(messages("Look. ${page}", {"page": "x"}, [PIXELS]))
+    assert [turn.role for turn in document.turns] == ["system", "user"]
+    assert np.array_equal(document.pictures[0].pixels, PIXELS)
+
+
+def test_schema_checks_and_second_attempts_are_the_clients():
+    mllm = scripted("prose", '["a"]')
+    asking = client(mllm)
+    assert asking.ask([{"role": "user", "content": "Words?"}], WORDS).value == ["a"]
+    assert [turn.role for turn in mllm.asked[1].turns] == ["system", "user", "assistant", "user"]
+    assert (asking.usage.requests, asking.usage.refused_answers, asking.usage.prompt_tokens) == (2, 1, 34)
+    with pytest.raises(AnswerError, match="cut off after 9 tokens"):
+        client(scripted(*["["] * 3, stop="max_tokens")).ask(
+            [{"role": "user", "content": "Words?"}], WORDS, max_tokens=9
+        )
+
+
+def test_a_model_without_the_token_gets_no_lesson():
+    mllm = scripted("yes")
+    mllm.prompted = Prompted()
+    client(mllm).ask([{"role": "user", "content": "Yes?"}])
+    assert isinstance(mllm.prompted, Untaught)
+    assert mllm.prompted.taught(mllm.asked[0]) == mllm.asked[0] == Document().begin_turn("user", [Text("Yes?")])
+
+
+def test_what_it_cannot_answer_is_this_requests_fault():
+    def too_long(document, **_):
+        raise DuoGenError("The conversation is 9000 tokens long.")
+
+    for mllm, words in ((scripted("  "), "wrote nothing"), (scripted(), "9000 tokens")):
+        mllm.continue_ = mllm.continue_ if words == "wrote nothing" else too_long
+        with pytest.raises(EndpointError, match=words) as caught:
+            client(mllm).ask([{"role": "user", "content": "x"}])
+        assert not caught.value.again
