@@ -35,7 +35,7 @@ SHOWN_ANSWER = 4000  # characters of a refused answer that the model is shown ag
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask. `structured`: whether the server is told the schema (transformers serve refuses that)."""
+    """Where and how to ask. `structured`: whether the server is told the schema (some refuse or ignore that)."""
 
     base_url: str
     model: str
