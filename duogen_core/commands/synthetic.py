@@ -17,25 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.commands.data_web import EVERY, Progress, left
+from duogen_core.commands.data_web import Progress, left
 from duogen_core.commands.progress import BAR
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
     from duogen_core.data.synthetic.preset import Preset
     from duogen_core.data.synthetic.taxonomy import Taxonomy
-
-__all__ = [
-    "EVERY",
-    "Steps",
-    "add_run_options",
-    "part_of",
-    "preset_of",
-    "size_of",
-    "stopping",
-    "taxonomy_of",
-    "write_json",
-]
 
 
 def add_run_options(parser: argparse.ArgumentParser, preset: bool = True) -> None:

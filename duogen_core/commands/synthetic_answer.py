@@ -47,4 +47,4 @@ def run(args: argparse.Namespace) -> int:
     identity = {"requests": hashlib.sha256(request_lines(requests)).hexdigest()[:16], **answering.identity()}
     out = Path(args.out) if args.out else Path(args.folder) / "answer"
     run = runs.begin(out, len(requests), args.shard, identity)
-    return make_documents(run, requests, answering.document, lambda _: None, part, progress, args.json)
+    return make_documents(run, requests, answering.document, lambda _: None, part, progress, args)

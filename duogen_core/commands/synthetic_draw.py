@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         }
         run = runs.begin(out, len(plans), args.shard, identity)
         drawing = Drawing(painter, preset, out / "drawn")
-        return make_documents(run, plans, drawing.document, drawing.forget, part, progress, args.json)
+        return make_documents(run, plans, drawing.document, drawing.forget, part, progress, args)
 
 
 def _painter(args: argparse.Namespace, preset: Preset, progress: Steps) -> Painter:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     expansion = Expansion(folder, taxonomy, preset, client, args.count, args.seed, args.parallel)
     begin_step(folder / "expand", "duogen-synthetic-expand-run", expansion.identity())
     progress = Steps(args.quiet, "requests")
-    progress.begin(len(taxonomy.subcategories) * args.count, len(expansion.requests))
+    progress.begin(sum(max(args.count, len(one.seeds)) for one in taxonomy.subcategories), len(expansion.requests))
     with stopping(progress):
         for total in expansion.run():
             progress.step(total - progress.done, total)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.commands.synthetic import Steps, add_run_options, stopping, write_json
+from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
     from duogen_core.data.synthetic.runs import Outcome, Run
@@ -20,6 +21,7 @@ def add_make_options(parser: argparse.ArgumentParser, name: str) -> None:
     add("--out", metavar="DIR", help=f"the run's folder; default: DIR/{name}")
     add("--shard", type=int, default=16, metavar="N", help="documents in a shard; default: 16")
     add("--part", default="1/1", metavar="K/N", help="only every Nth shard from the Kth on: one of several machines")
+    add("--give-up", type=int, default=3, metavar="N", help="stop when so many documents in a row fail; default: 3")
     add("--size", metavar="WxH", help="size of the pictures; default: the model's or the workflow's own")
 
 
@@ -30,8 +32,10 @@ def make_documents(
     whole: Callable[[Sequence[Any]], None],
     part: tuple[int, int],
     progress: Steps,
-    report: str | None,
+    args: argparse.Namespace,
 ) -> int:
+    if args.give_up < 1:
+        raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
     from duogen_core.data.synthetic.runs import work
 
     mine = [len(run.entries(shard)) for shard in range(part[0] - 1, run.shards, part[1])]
@@ -42,14 +46,14 @@ def make_documents(
     rules: Counter[str] = Counter()
     pictures, begun = 0, time.monotonic()
     with stopping(progress):
-        for outcome in work(run, items, make, whole, part):
+        for outcome in work(run, items, make, whole, part, args.give_up):
             rules[outcome.verdict.rule] += 1
             pictures += len(outcome.document.pictures) if outcome.document else 0
             progress.step(1, rules[""])
     seconds = time.monotonic() - begun
     refused = {rule: count for rule, count in rules.most_common() if rule}
     figures = {"documents": rules[""], "pictures": pictures, "refused": refused, "seconds": round(seconds, 1)}
-    write_json(report, {**figures, "in_all": progress.total})
+    write_json(args.json, {**figures, "in_all": progress.total})
     named = ", ".join(f"{count:,} {rule}" for rule, count in refused.items())
     print(f"{rules['']:,} documents with {pictures:,} pictures in {seconds:,.0f} s; refused: {named or 'none'}:")
     print(run.folder / "shards")

@@ -1,4 +1,4 @@
-"""Documents of the synthetic engine: shards, resume, kills, painters that fail, the core's painters and answers."""
+"""Documents of the synthetic engine: shards, resume, kills, painters that fail, the commands."""
 
 from __future__ import annotations
 
@@ -12,23 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sources import open_source
-from duogen_core.data.synthetic.answering import Answering
-from duogen_core.data.synthetic.core_painter import ConversationPainter, PromptPainter
 from duogen_core.data.synthetic.drawing import Drawing
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
-from duogen_core.data.synthetic.plans import Entry, plan_from, read_plans
 from duogen_core.data.synthetic.preset import load_preset
-from duogen_core.data.synthetic.requests import Request, request_lines
 from duogen_core.data.synthetic.runs import begin, work
-from duogen_core.document import Picture, Text
+from duogen_core.document import Text
 from duogen_core.errors import DuoGenError
-from duogen_core.pipeline import Settings
 from tests.core.comfyui_server import comfyui_server, drawn
-from tests.core.synthetic_writer import new_request, plan_for
-from tests.core.tiny import random_components, scripted
+from tests.core.synthetic_plans import entries, write_plans
 
 ROOT = Path(__file__).parents[2]
 NODES = {
@@ -37,11 +30,6 @@ NODES = {
     "3": {"class_type": "PreviewImage", "inputs": {}},
 }
 EDIT = {**NODES, "4": {"class_type": "LoadImage", "inputs": {"image": "${earlier_1}"}}}
-
-
-def entries(count: int = 5) -> list[Entry]:
-    requests = [Request("Knots", "Loops", new_request(k), "tiny") for k in range(count)]
-    return [Entry(k, each, plan_from(plan_for(each.text)), 100 * k, "tiny", "ab12") for k, each in enumerate(requests)]
 
 
 class Scribbler(Painter):
@@ -100,12 +88,14 @@ def test_documents_have_texts_and_pictures_in_turn_and_say_where_they_come_from(
     assert said[said.index("documents") + 1] == "5" and said[said.index("pictures", 5) + 1] == "15"
 
 
-def test_a_painter_sees_the_request_and_the_earlier_pictures():
+def test_a_painter_sees_the_request_and_the_earlier_pictures_with_their_prompts(tmp_path):
     painter = Scribbler()
-    outcome = Drawing(painter, load_preset(), Path("/nowhere")).document
-    with pytest.raises(DuoGenError):
-        outcome(entries()[0])  # no folder to keep pictures in
-    assert painter.asked[0].request == entries()[0].request.text and painter.asked[0].earlier == ()
+    (outcome,) = draw(tmp_path / "run", painter, count=1)
+    plan = entries()[0].plan
+    assert [wanted.request for wanted in painter.asked] == [entries()[0].request.text] * 3
+    assert [len(wanted.earlier) for wanted in painter.asked] == [0, 1, 2]
+    assert [each.meta["prompt"] for each in painter.asked[2].earlier] == list(plan.prompts[:2])
+    assert painter.asked[2].earlier == outcome.document.pictures[:2]
 
 
 def test_a_run_that_was_left_paints_nothing_twice_and_ends_the_same(tmp_path):
@@ -205,63 +195,12 @@ def test_a_painter_that_is_gone_stops_the_run_at_once_and_the_run_goes_on(tmp_pa
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
 
-# ---------------------------------------------------------------- the core's own models
-
-
-@pytest.fixture(scope="module")
-def components():
-    return random_components()
-
-
-def test_a_conversation_painter_looks_at_earlier_pictures(components):
-    painter = ConversationPainter(components, Settings(size=(64, 32)), "tiny")
-    earlier = Picture(NOISE[:32, :64], {"prompt": "a square"})
-    one, again, other = (painter.paint(Wanted("Draw.", "a star", 5, pictures)) for pictures in ((), (), (earlier,)))
-    assert one.shape == (32, 64, 3) and np.array_equal(one, again) and not np.array_equal(one, other)
-    assert painter.identity() == {
-        "painter": "duogen", "model": "tiny", "steps": 2, "guidance": 2.0, "shift": 1.0, "size": (64, 32)
-    }  # fmt: skip
-
-
-def test_a_prompt_painter_does_not(components):
-    painter = PromptPainter(components, Settings(), "tiny")
-    earlier = Picture(NOISE[:32, :32], {"prompt": "a square"})
-    one, other = (painter.paint(Wanted("Draw.", "a star", 5, pictures)) for pictures in ((), (earlier,)))
-    assert one.shape == (32, 32, 3) and np.array_equal(one, other)
-    assert not np.array_equal(one, painter.paint(Wanted("Draw.", "a star", 6)))
-
-
-def test_a_model_answers_by_itself(components):
-    scripted(components, ("First a red square. ", "picture"), ("Then a blue one. ", "picture"), ("Done.", "end"))
-    answering = Answering(components, Settings(seed=3), "tiny", load_preset(settings=["picture.min_side=16"]))
-    request = Request("Knots", "Loops", new_request(1), "tiny")
-    outcome = answering.document(request)
-    assert outcome.verdict.kept and len(outcome.document.pictures) == 2
-    assert outcome.document.meta["seed"] == request.drawn_seed(3) == outcome.document.pictures[0].meta["seed"]
-    assert outcome.document.generation["stop_reason"] == "end" and outcome.document.text.endswith("Done.")
-    scripted(components, ("Only words, and nothing to see.", "end"))
-    assert answering.document(request).verdict.rule == "few_pictures"
-    scripted(components, ("Words without an end", "max_tokens"))
-    assert answering.document(request).verdict.rule == "unfinished"
-
-
 # ---------------------------------------------------------------- the commands
 
 
 @pytest.fixture
 def planned(tmp_path) -> Path:
-    """A folder with plans of five requests, as `plan` leaves it."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    lines = [
-        {"number": each.number, "request": vars(each.request), "seed": each.seed, "model": "tiny", "prompt": "ab12",
-         "kept": True, "plan": each.plan.to_json()}
-        for each in entries()
-    ]  # fmt: skip
-    (folder / "plans.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "requests.jsonl").write_bytes(request_lines(each.request for each in entries()))
-    assert list(read_plans(folder / "plans.jsonl")) == entries()
-    return folder
+    return write_plans(tmp_path / "run")
 
 
 def comfyui_arguments(folder: Path, url: str) -> list[str]:
@@ -321,19 +260,6 @@ def test_ctrl_c_is_one_sentence(planned, tmp_path, monkeypatch, capsys):
     assert "Stopped after 0 of 5 documents; the same command goes on." in said and "Traceback" not in said
 
 
-def test_drawing_and_answering_with_a_model_of_a_folder(planned, tmp_path, components, capsys):
-    model = save_checkpoint(components, tmp_path / "model")
-    arguments = [str(planned), "--model", str(model), "--set", "picture.min_side=16", "--quiet"]
-    assert main(["data", "synthetic", "draw", *arguments, "--steps", "1"]) == 0
-    assert "5 documents with 15 pictures" in capsys.readouterr().out
-    document = open_source(f"webdataset:{planned / 'draw' / 'shards'}").read(4).document
-    assert document.meta["painter"]["model"] == "model" and str(tmp_path) not in json.dumps(document.meta)
-    again = [*arguments, "--max-tokens", "3", "--limit", "2"]
-    assert main(["data", "synthetic", "answer", *again]) == 0
-    assert "0 documents with 0 pictures" in (said := capsys.readouterr().out) and "2 " in said
-    assert main(["data", "stats", str(planned)]) == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -341,6 +267,7 @@ def test_drawing_and_answering_with_a_model_of_a_folder(planned, tmp_path, compo
         (["draw", "--part", "3/2"], "--part is '3/2'"),
         (["draw", "--shard", "0"], "plans.jsonl does not exist"),
         (["answer", "--limit", "0"], "--limit is 0"),
+        (["answer", "--part", "x"], "--part is 'x'"),
         (["answer", "--size", "big"], "--size is 'big'"),
         (["answer", "--model", "nowhere"], "nowhere"),
         (["answer", "--dit", "a.safetensors"], "A model is --model, or all of"),

@@ -67,8 +67,9 @@ class Drawing:
     def forget(self, entries: Sequence[Entry]) -> None:
         """Removes the pictures of entries whose shard is whole."""
         for entry in entries:
-            for file in self.drawn.glob(f"{entry.number:08d}-*.png"):
-                file.unlink(missing_ok=True)
+            for pattern in (f"{entry.number:08d}-*.png", f".{entry.number:08d}-*"):
+                for file in self.drawn.glob(pattern):
+                    file.unlink(missing_ok=True)
 
     def _pixels(self, number: int, wanted: Wanted) -> np.ndarray:
         """From what an interrupted run had painted, else from the painter."""

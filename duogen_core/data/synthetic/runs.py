@@ -31,7 +31,7 @@ from duogen_core.store import document_json, write_atomically
 Item = TypeVar("Item")
 FORMAT = "duogen-synthetic-run"
 SHARD = 16  # documents
-MOST_FAILED = 3  # documents in a row that may fail for the same stage before the run stops
+GIVE_UP = 3  # documents in a row that fail before the run stops
 
 
 @dataclass
@@ -96,6 +96,7 @@ def work(
     make: Callable[[Item], Outcome],
     whole: Callable[[Sequence[Item]], None] = lambda _: None,
     part: tuple[int, int] = (1, 1),
+    give_up: int = GIVE_UP,
 ) -> Iterator[Outcome]:
     """Makes the documents of the shards that are not done; `whole` is told the items of each that is.
 
@@ -111,8 +112,8 @@ def work(
             for number in run.entries(shard):
                 outcome = make(items[number])
                 failed = failed + 1 if outcome.failed else 0
-                if failed == MOST_FAILED:
-                    raise DuoGenError(f"{MOST_FAILED} documents in a row failed: {outcome.verdict.value}")
+                if failed == give_up:
+                    raise DuoGenError(f"{give_up} documents in a row failed: {outcome.verdict.value}")
                 lines.append(json.dumps(outcome.log(number), ensure_ascii=False) + "\n")
                 seconds.update(outcome.seconds)
                 if outcome.document is not None:
