@@ -9,7 +9,7 @@ two by a few pixels to where they fit best, since compression blurs where a fram
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -39,9 +39,19 @@ class Look:
     bits: np.ndarray  # 64 truth values
     base: Image.Image  # BASE x BASE
     aspect: float
+    narrowed: dict[tuple[int, int], Image.Image] = field(default_factory=dict, repr=False)
 
     def part(self, box: Box, side: int) -> Image.Image:
         return self.base.resize((side, side), Image.Resampling.BOX, box=box)
+
+    def coarse(self, box: Sequence[int]) -> np.ndarray:
+        """The same at the side COARSE. Columns come before rows in Pillow too, so those of before can be used again."""
+        left, top, right, bottom = box
+        if (left, right) not in self.narrowed:
+            columns = (left, 0, right, BASE)
+            self.narrowed[left, right] = self.base.resize((COARSE, BASE), Image.Resampling.BOX, box=columns)
+        rows = self.narrowed[left, right].resize((COARSE, COARSE), Image.Resampling.BOX, box=(0, top, COARSE, bottom))
+        return np.asarray(rows, np.int16)
 
 
 def looks_of(pixels: np.ndarray) -> tuple[Look, ...]:
@@ -102,20 +112,22 @@ def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
 def fit(one: Look, other: Look) -> tuple[Box, Box]:
     """The boxes of the two that fit best, each of its edges moved inwards in one of the two."""
     looks, boxes = (one, other), [[0, 0, BASE, BASE], [0, 0, BASE, BASE]]
-    shown = [_coarse(look, box) for look, box in zip(looks, boxes)]
-    best = np.abs(shown[0] - shown[1]).mean()
-    for _, which, edge in product(range(2), range(2), range(4)):
-        box = boxes[which]
-        for move in MOVES:
-            tried = [*box[:edge], move if edge < 2 else BASE - move, *box[edge + 1 :]]
-            coarse = _coarse(looks[which], tried)
-            if (found := np.abs(coarse - shown[1 - which]).mean()) < best:
-                best, boxes[which], shown[which] = found, tried, coarse
+    shown = [look.coarse(box) for look, box in zip(looks, boxes)]
+    best = np.abs(shown[0] - shown[1]).sum()
+    for _ in range(2):
+        before = best
+        for which, edge in product(range(2), range(4)):
+            box = boxes[which]
+            for move in MOVES:
+                tried = [*box[:edge], move if edge < 2 else BASE - move, *box[edge + 1 :]]
+                if tried == boxes[which]:
+                    continue
+                coarse = looks[which].coarse(tried)
+                if (found := np.abs(coarse - shown[1 - which]).sum()) < best:
+                    best, boxes[which], shown[which] = found, tried, coarse
+        if best == before:  # a second time would find nothing either
+            break
     return tuple(boxes[0]), tuple(boxes[1])
-
-
-def _coarse(look: Look, box: Sequence[int]) -> np.ndarray:
-    return np.asarray(look.part(tuple(box), COARSE), np.int16)
 
 
 def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any]) -> tuple[bool, float]:
