@@ -24,18 +24,17 @@ PNG_LEVEL = 4  # of 9
 
 @dataclass(frozen=True)
 class Step:
-    """One edit: the pictures the user brings (none when it goes on from the last answer), the words, the result."""
+    """One edit: the pictures and words of the user (no picture when it goes on from the last answer), the result."""
 
-    pictures: Sequence[np.ndarray]
-    text: str
+    asked: Sequence[np.ndarray | str]
     result: np.ndarray
 
 
 def document_of(steps: Sequence[Step], meta: Mapping[str, Any], alignment: bool = True) -> Document:
     turns: list[Turn] = []
     for step in steps:
-        parts: list[Part] = [Picture(pixels) for pixels in step.pictures]
-        turns += [Turn("user", (*parts, Text(step.text))), Turn("assistant", (Picture(step.result),))]
+        parts: list[Part] = [Text(part) if isinstance(part, str) else Picture(part) for part in step.asked]
+        turns += [Turn("user", tuple(parts)), Turn("assistant", (Picture(step.result),))]
     return Document(tuple(turns), meta={**meta, **({"alignment": True} if alignment else {})})
 
 

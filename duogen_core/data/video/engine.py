@@ -165,4 +165,4 @@ def document_from(judged: Judged, name: str, origin: dict[str, str], engine: Eng
         "preset": digest(engine.preset),
         **({"described_by": engine.describer.identity()} if words else {}),
     }
-    return document_of([Step([judged.first], text, judged.last)], meta)
+    return document_of([Step([judged.first, text], judged.last)], meta)

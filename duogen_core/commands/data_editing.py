@@ -1,0 +1,77 @@
+"""data editing: an open set of edits, in the layout it is published in, -> Documents: picture and request, picture.
+
+Out: a folder with webdataset shards, a log with the rule and the value of every sample, and run.json. The same command
+goes on where it stopped and ends with the same bytes. Nothing is downloaded: the set must be on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from duogen_core.commands.synthetic import Steps, stopping, write_json
+from duogen_core.data.editing.layouts import LAYOUTS
+from duogen_core.errors import DuoGenError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("layout", metavar="LAYOUT", choices=sorted(LAYOUTS), help=", ".join(sorted(LAYOUTS)))
+    add("path", metavar="PATH", help="a .parquet, .arrow, .json or .jsonl file, or the set's folder")
+    add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
+    add("--split", default="", metavar="NAME", help="which split of a folder that holds several; may be a pattern")
+    add("--inverse", action="store_true", help="the way back too, where the set says how to ask for it (hq-edit)")
+    add("--both-stages", action="store_true", help="do not mark the documents as alignment data: stage 1 takes them")
+    add("--licence", default="", metavar="TEXT", help="kept with every document; default: what the set's page says")
+    add("--preset", default="edits", metavar="NAME", help="edits, or a YAML file; default: edits")
+    add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as picture.min_side=256")
+    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="shards at once; default: one a core")
+    add("--shard-samples", type=int, default=100, metavar="N", help="samples in a shard; default: 100")
+    add("--json", metavar="FILE", help="write the figures as JSON")
+    add("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.workers < 1:
+        raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
+    if args.inverse and not LAYOUTS[args.layout].inverse:
+        having = ", ".join(name for name, layout in LAYOUTS.items() if layout.inverse)
+        raise DuoGenError(f"--inverse: the layout {args.layout} has no request for the way back; {having} has.")
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise DuoGenError('Sets of edits need pyarrow; install it with: pip install "duogen[hf]".') from None
+    from duogen_core.data.editing.engine import Engine, do_shard
+    from duogen_core.data.editing.layouts import check_columns
+    from duogen_core.data.editing.preset import load_preset
+    from duogen_core.data.editing.rows import open_rows
+    from duogen_core.data.pairs.sharded import begin, work
+
+    preset, folder = load_preset(args.preset, args.set), Path(args.out)
+    rows = open_rows(args.path, args.split, LAYOUTS[args.layout].file)
+    layout = check_columns(args.layout, rows.columns, rows.where)
+    if Path(args.path).is_dir() and Path(args.path).resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise DuoGenError(f"{folder} lies in the set {args.path}; choose another --out.")
+    engine = Engine(args.layout, layout, rows, preset, not args.both_stages, args.licence)
+    options = {"inverse": args.inverse, "both_stages": args.both_stages, "licence": args.licence}
+    identity = {"layout": args.layout, **rows.identity(), "preset": preset, **options}
+    details = {"layout": args.layout, "path": args.path, "split": args.split, "preset": preset, **options}
+    this = begin(folder, "editing", identity, engine.items(args.inverse), args.shard_samples, details)
+    progress = Steps(args.quiet, "samples")
+    done = sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number))
+    progress.begin(this.items, done)
+    if done:
+        progress.line(f"{done:,} of {this.items:,} samples were done before.")
+    total = {"samples": 0, "kept": 0, "turns": 0}
+    with stopping(progress):
+        for found in work(this, lambda shard: do_shard(this, shard, engine), args.workers):
+            for name in total:
+                total[name] += found.get(name, 0)
+            progress.step(found["samples"], total["kept"])
+    elapsed = progress.elapsed()
+    write_json(args.json, {**total, "elapsed": round(elapsed, 2)})
+    rate = f", {total['samples'] / max(elapsed, 1e-6):.0f} a second" if total["samples"] else ""
+    print(f"{total['kept']:,} documents with {total['turns']:,} edits of {total['samples']:,} samples{rate}:")
+    print(this.folder / "shards")
+    return 0

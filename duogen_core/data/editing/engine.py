@@ -1,0 +1,226 @@
+"""One edit, or one conversation of edits, through the rules; and the shards of a run.
+
+    for sample in engine.samples(items): …            in order, each with its Document or the rule that refused it
+    do_shard(run, shard, engine)                      the Documents of a shard, and its log
+
+An item is [start, stop, inverse]: rows of one document, and whether it goes back from the result to the first picture.
+In a conversation the user brings a picture only where it is not the last answer; it ends before a turn that a rule
+refuses.
+"""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from duogen_core.data.editing.layouts import Layout, split_at_markers
+from duogen_core.data.editing.preset import Preset
+from duogen_core.data.editing.rows import Rows
+from duogen_core.data.pairs.documents import Step, add_document, document_of
+from duogen_core.data.pairs.rules import Verdict
+from duogen_core.data.pairs.sharded import Log, Run, Shard, write_shard
+from duogen_core.data.pairs.values import change
+from duogen_core.data.presets import digest
+from duogen_core.data.web.decoding import Decoder
+from duogen_core.document import Document
+from duogen_core.errors import DuoGenError
+
+Item = Sequence[Any]
+LONGEST = 1000  # characters of a value that is kept in meta
+
+
+class Refused(Exception):
+    def __init__(self, rule: str, value: Any) -> None:
+        self.verdict: Verdict = (rule, value)
+
+
+@dataclass
+class Sample:
+    """What became of an item. verdict: what refused it, or what ended its conversation early."""
+
+    item: Item
+    steps: list[Step]
+    changes: list[float]
+    verdict: Verdict | None
+    about: dict[str, Any]
+
+    def log(self) -> dict[str, Any]:
+        start, stop, inverse = self.item
+        place = {"row": start, "rows": stop - start, **({"inverse": True} if inverse else {})}
+        refused = {"rule": self.verdict[0], "value": self.verdict[1]} if self.verdict else {}
+        if self.steps:
+            refused = {"ended_by": refused} if refused else {}
+        return {**place, "turns": len(self.steps), "change": self.changes, "kept": bool(self.steps), **refused}
+
+
+class Engine:
+    """Threads may share one: each call of `samples` has its own process that decodes."""
+
+    def __init__(self, name: str, layout: Layout, rows: Rows, preset: Preset, mark: bool = True, licence: str = ""):
+        self.name, self.layout, self.rows, self.preset = name, layout, rows, preset
+        self.mark, self.licence = mark, licence or layout.licence
+        picked = (self._present(names) for names in (layout.source, layout.instruction, layout.target))
+        self.source, self.instruction, self.target = picked
+        extra = (*layout.more_pictures, layout.inverse, *layout.about)
+        self.more = [name for name in extra if name in rows.columns]
+
+    def _present(self, names: Sequence[str]) -> str:
+        return next(name for name in names if name in self.rows.columns)
+
+    def items(self, inverse: bool = False) -> Iterator[list[Any]]:
+        """Every document there is to be, in the order of the rows."""
+        for start, stop in self._sessions():
+            yield [start, stop, False]
+            if inverse and self.layout.inverse:
+                yield [start, stop, True]
+
+    def _sessions(self) -> Iterator[tuple[int, int]]:
+        layout, most = self.layout, self.preset["session"]["max_turns"]
+        if not layout.session:
+            yield from ((row, row + 1) for row in range(len(self.rows)))
+            return
+        start, last = 0, None
+        for row, values in enumerate(self.rows.read(0, len(self.rows), [layout.session, layout.turn])):
+            here = (values[layout.session], values[layout.turn])
+            follows = last is not None and here[0] == last[0] and _after(last[1], here[1]) and row - start < most
+            if row and not follows:
+                yield start, row
+                start = row
+            last = here
+        yield start, len(self.rows)
+
+    def samples(self, items: Sequence[Item]) -> Iterator[Sample]:
+        store, load = self.preset["store"], self.preset["load"]
+        columns = list(dict.fromkeys([self.source, self.instruction, self.target, *self.more]))
+        with Decoder(SimpleNamespace(load=load, picture={"stored_side": store["side"]})) as decoder:
+            for item in items:
+                yield self._sample(item, columns, decoder)
+
+    def _sample(self, item: Item, columns: list[str], decoder: Decoder) -> Sample:
+        start, stop, inverse = item
+        steps, changes, verdict, about = [], [], None, {}
+        for row in self.rows.read(start, stop, columns):
+            about = about or {name: _plain(row[name]) for name in self.layout.about if row.get(name) is not None}
+            try:
+                step, changed = self._step(row, inverse, decoder, steps[-1].result if steps else None)
+            except Refused as refused:
+                verdict = refused.verdict
+                break
+            steps.append(step)
+            changes.append(changed)
+        return Sample(item, steps, changes, verdict, about)
+
+    def _step(self, row: dict[str, Any], inverse: bool, decoder: Decoder, before: np.ndarray | None):
+        text = self._text(row[self.layout.inverse if inverse else self.instruction])
+        names = (self.target, self.source) if inverse else (self.source, self.target)
+        brought = self._pictures(row, names[0], decoder)
+        if not brought:
+            raise Refused("no_picture", names[0])
+        (result,) = self._pictures(row, names[1], decoder)[-1:] or [None]
+        if result is None:
+            raise Refused("no_picture", names[1])
+        if not inverse:
+            for name in self.layout.more_pictures:
+                brought += self._pictures(row, name, decoder) if name in row else []
+        changed = self._judge(brought[0], result)
+        if before is not None and len(brought) == 1 and np.array_equal(before, brought[0]):
+            return Step([text], result), changed
+        return Step(self._placed(brought, text), result), changed
+
+    def _text(self, value: Any) -> str:
+        rules, text = self.preset["text"], value.strip() if isinstance(value, str) else ""
+        if len(text.split()) < rules["min_words"] or not text:
+            raise Refused("no_instruction", len(text.split()))
+        if len(text) > rules["max_characters"]:
+            raise Refused("long_instruction", len(text))
+        return text
+
+    def _placed(self, pictures: list[np.ndarray], text: str) -> list[np.ndarray | str]:
+        """Pictures before the text, or where its markers are."""
+        if not self.layout.marker:
+            return [*pictures, text]
+        parts = split_at_markers(text, self.layout.marker)
+        numbers = list(dict.fromkeys(part for part in parts if isinstance(part, int)))
+        if not numbers:
+            return [*pictures, text]
+        if sorted(numbers) != list(range(1, len(pictures) + 1)):
+            raise Refused("markers", f"{len(numbers)} of {len(pictures)}")
+        placed: list[np.ndarray | str] = []
+        for part in parts:
+            if isinstance(part, str) or part in numbers:
+                placed.append(part if isinstance(part, str) else pictures[part - 1])
+            else:  # it was shown already
+                placed.append(f"picture {part}")
+            numbers = [number for number in numbers if number != part]
+        return placed
+
+    def _pictures(self, row: dict[str, Any], name: str, decoder: Decoder) -> list[np.ndarray]:
+        value = row[name]
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        return [self._picture(each, name, decoder) for each in values if not _empty(each)]
+
+    def _picture(self, value: Any, name: str, decoder: Decoder) -> np.ndarray:
+        try:
+            data = self.rows.picture(value, name)
+        except DuoGenError as error:
+            raise Refused("missing", str(error)[:200]) from None
+        facts, pixels = decoder.decode(data)
+        if pixels is None:
+            raise Refused(facts["rule"], name)
+        if min(pixels.shape[:2]) < self.preset["picture"]["min_side"]:
+            raise Refused("small", min(pixels.shape[:2]))
+        return pixels
+
+    def _judge(self, first: np.ndarray, result: np.ndarray) -> float:
+        """How much changed; the rules of the pair."""
+        shapes = [pixels.shape[1] / pixels.shape[0] for pixels in (first, result)]
+        apart = round(max(shapes) / min(shapes) - 1, 3)
+        if apart > self.preset["picture"]["max_shape_change"]:
+            raise Refused("shape", apart)
+        changed, _ = change(first, result)
+        if changed < self.preset["pair"]["min_change"]:
+            raise Refused("still", changed)
+        return changed
+
+    def document(self, sample: Sample) -> Document:
+        meta = {"source": self.name, "row": sample.item[0], "licence": self.licence, **sample.about}
+        return document_of(sample.steps, {**meta, "preset": digest(self.preset)}, self.mark)
+
+
+def do_shard(run: Run, shard: Shard, engine: Engine) -> dict[str, int]:
+    """Writes the shard's files; what it found, in figures."""
+    found = Counter(samples=len(shard.items))
+
+    def fill(archive: tarfile.TarFile, log: Log) -> Counter[str]:
+        seconds, begun = Counter(), time.perf_counter()
+        for number, sample in enumerate(engine.samples(shard.items), shard.first):
+            log({"number": number, **sample.log()})
+            written = time.perf_counter()
+            if sample.steps:
+                add_document(archive, f"{number:08d}", engine.document(sample), engine.preset["store"])
+                found.update(kept=1, turns=len(sample.steps))
+            seconds["write"] += time.perf_counter() - written
+        seconds["read"] = time.perf_counter() - begun - seconds["write"]
+        return seconds
+
+    write_shard(run, shard, fill)
+    return dict(found)
+
+
+def _after(one: Any, other: Any) -> bool:
+    return isinstance(one, int) and isinstance(other, int) and other == one + 1
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and value.get("bytes") is None and not value.get("path"))
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, bool)) else str(value)[:LONGEST]

@@ -1,0 +1,207 @@
+"""data video from the command line: Documents, descriptions by a model, resume, and what check and stats say."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from duogen_core.cli import main
+from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.pairs.sharded import begin, open_run, work
+from duogen_core.data.sources import open_source
+from duogen_core.data.sources.base import Sample
+from duogen_core.data.video.describe import check
+from duogen_core.data.video.engine import Engine, do_shard
+from duogen_core.data.video.inputs import about, items, open_inputs
+from duogen_core.data.video.preset import load_preset
+from tests.core.clips import scene, write_video
+from tests.core.endpoint_server import completion, endpoint_server, refusing
+
+SAID = {
+    "object": "a dark square on a coloured ground",
+    "action": "it slides to the right edge",
+    "camera": "the camera stays still",
+    "instruction": "Move the square to the right edge of the picture and leave everything else alone.",
+}
+
+
+def video(*arguments: object) -> int:
+    return main(["data", "video", *map(str, arguments), "--quiet"])
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for name in ("shards", "logs") for path in sorted((out / name).iterdir())}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """Two videos with one good clip each, one in which nothing moves, and a file that is none."""
+    folder = tmp_path_factory.mktemp("clips")
+    write_video(folder / "a.mp4", scene(1, 30), comment="made by somebody at 48.2, 16.3")
+    write_video(folder / "deep" / "b.avi", scene(2, 30))
+    (folder / "deep" / "b.json").write_text(json.dumps({"webpage_url": "https://example.com/b", "license": "CC-BY"}))
+    write_video(folder / "c.mp4", scene(3, 30, 0))
+    (folder / "d.mp4").write_bytes(b"<html>not found</html>")
+    return folder
+
+
+def test_videos_become_documents_that_stage_two_can_read(clips, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert video(clips, "--out", out, "--undescribed", "--json", tmp_path / "figures.json") == 0
+    assert "2 pairs of 3 clips" in capsys.readouterr().out
+    assert json.loads((tmp_path / "figures.json").read_text())["videos"] == 4
+    source = open_source(f"webdataset:{out / 'shards'}")
+    documents = [source.load(index) for index in range(len(source))]
+    assert [document.meta["video"] for document in documents] == ["a.mp4", "deep/b.avi"]
+    for document in documents:
+        user, assistant = document.turns
+        assert (len(user.pictures), user.text) == (1, "Show the same scene 2.7 seconds later.")
+        assert (len(assistant.pictures), assistant.text) == (1, "")
+        assert document.meta["alignment"] is True
+        assert document.meta["description"] == {"object": "", "action": "", "camera": ""}
+    assert (documents[1].meta["url"], documents[1].meta["licence"]) == ("https://example.com/b", "CC-BY")
+    assert isinstance(source.read(0), Sample)
+    log = [json.loads(line) for line in (out / "logs" / "00000.jsonl").open()]
+    assert [(entry["video"], entry.get("rule")) for entry in log] == [
+        ("a.mp4", None),
+        ("c.mp4", "no_clip_left"),
+        ("d.mp4", "unknown_format"),
+        ("deep/b.avi", None),
+    ]
+    still = log[1]["clips"][0]
+    assert (still["rule"], still["kept"], still["value"]) == ("still", False, still["change"])
+    assert main(["data", "check", f"webdataset:{out / 'shards'}", "--quiet"]) == 0
+    assert "2 samples are alignment data" in capsys.readouterr().out
+    assert main(["data", "stats", str(out)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["videos", "4", "100.0%"] in table
+    assert ["still", "-1", "33.3%"] in table
+
+
+def test_nothing_but_pixels_is_stored(clips, tmp_path):
+    video(clips, "--out", tmp_path / "out", "--undescribed")
+    data = (tmp_path / "out" / "shards" / "00000.tar").read_bytes()
+    assert b"somebody" in (clips / "a.mp4").read_bytes()
+    assert b"somebody" not in data
+    start = data.index(b"\xff\xd8\xff")
+    with Image.open(io.BytesIO(data[start:])) as image:
+        assert not image.getexif()
+        assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+
+
+def test_a_run_that_was_left_goes_on_and_ends_the_same(clips, tmp_path):
+    video(clips, "--out", tmp_path / "whole", "--undescribed", "--shard-videos", 1, "--workers", 2)
+    inputs, preset = open_inputs([str(clips)]), load_preset()
+    identity = {"inputs": [each.identity() for each in inputs], "preset": preset, "describer": None}
+    run = begin(tmp_path / "parts", "video", identity, items(inputs), 1, {"paths": [str(clips)], "preset": preset})
+    doing = work(run, lambda shard: do_shard(run, shard, Engine(preset), inputs))
+    next(doing)
+    doing.close()
+    assert [run.is_done(shard) for shard in range(4)] == [True, False, False, False]
+    written = run.file("logs", 0).stat().st_mtime_ns
+    (tmp_path / "parts" / "shards" / ".00001.tar.99.duogen-tmp").write_bytes(b"half")
+    assert video(clips, "--out", tmp_path / "parts", "--undescribed", "--shard-videos", 1) == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+    assert run.file("logs", 0).stat().st_mtime_ns == written
+    assert open_run(tmp_path / "parts", "video").items == 4
+
+
+def test_other_rules_in_the_same_folder_are_refused(clips, tmp_path, capsys):
+    assert video(clips, "--out", tmp_path / "out", "--undescribed") == 0
+    assert video(clips, "--out", tmp_path / "out", "--undescribed", "--set", "pair.min_change=30") == 2
+    assert "holds a run with other inputs, rules or shard sizes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "Give a vision-language model that describes the pairs"),
+        (["--undescribed", "--endpoint", "http://127.0.0.1:9/v1", "--llm", "m"], "one of the two"),
+        (["--endpoint", "http://127.0.0.1:9/v1"], "--llm is missing"),
+        (["--undescribed", "--workers", "0"], "--workers is 0"),
+        (["--undescribed", "--set", "clip.second=3"], "clip.second, which is no rule"),
+        (["--undescribed", "--shard-videos", "0"], "expected at least 1"),
+    ],
+)
+def test_wrong_options_are_one_sentence(clips, tmp_path, capsys, options, words):
+    assert video(clips, "--out", tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_inputs_that_are_none(tmp_path, capsys):
+    assert video(tmp_path / "gone", "--out", tmp_path / "out", "--undescribed") == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert video(tmp_path, "--out", tmp_path / "out", "--undescribed") == 2
+    assert "has no video" in capsys.readouterr().err
+
+
+def described(clips: Path, out: Path, url: str, *more: object) -> int:
+    options = ["--endpoint", url, "--llm", "seer", "--workers", 1, "--parallel", 1, *more]
+    return video(clips / "a.mp4", clips / "deep" / "b.avi", "--out", out, *options)
+
+
+def test_a_model_describes_the_pairs_and_answers_are_asked_for_once(clips, tmp_path, capsys):
+    talks = {**SAID, "instruction": "The last frame of the clip has the square at the right."}
+    with endpoint_server(
+        completion("It moves."), completion(json.dumps(talks)), completion(json.dumps(SAID))
+    ) as server:
+        assert described(clips, tmp_path / "out", server.url) == 0
+        assert len(server.asked) == 4  # prose, talk of frames, a good answer; the second pair's good one
+        content = server.asked[0][2]["messages"][-1]["content"]
+        assert [part["type"] for part in content] == ["text", "image_url", "image_url"]
+        assert "2.7 seconds apart" in content[0]["text"]
+        source = open_source(f"webdataset:{tmp_path / 'out' / 'shards'}")
+        assert [source.load(index).turns[0].text for index in range(2)] == [SAID["instruction"]] * 2
+        meta = source.load(0).meta
+        assert meta["description"] == {name: SAID[name] for name in ("object", "action", "camera")}
+        assert meta["described_by"]["model"] == "seer"
+        whole = results(tmp_path / "out")
+        (tmp_path / "out" / "logs" / "00000.jsonl").unlink()
+        assert described(clips, tmp_path / "out", server.url) == 0
+        assert len(server.asked) == 4
+        assert results(tmp_path / "out") == whole
+
+
+def test_a_pair_without_a_usable_description_is_refused(clips, tmp_path):
+    with endpoint_server(completion("no"), completion("no"), completion(json.dumps(SAID))) as server:
+        assert described(clips, tmp_path / "out", server.url, "--answers", 2) == 0
+    (first, second) = [json.loads(line) for line in (tmp_path / "out" / "logs" / "00000.jsonl").open()]
+    assert (first["clips"][0]["rule"], first["rule"]) == ("undescribed", "no_clip_left")
+    assert "no usable answer in 2 attempts" in first["clips"][0]["value"]
+    assert second["kept"]
+    assert len(open_source(f"webdataset:{tmp_path / 'out' / 'shards'}")) == 1
+
+
+def test_an_endpoint_that_refuses_stops_the_run_with_a_sentence(clips, tmp_path, capsys):
+    with endpoint_server(refusing(401)) as server:
+        assert described(clips, tmp_path / "out", server.url) == 2
+        assert "refused with status 401" in capsys.readouterr().err
+    assert not list((tmp_path / "out" / "logs").iterdir())
+    assert not list((tmp_path / "out" / "shards").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"instruction": "Draw it."}, "too short"),
+        ({"instruction": "Draw the second image with the square at the right."}, "second image"),
+        ({"camera": "see https://example.com"}, "camera has a link"),
+        ({"object": "<script>alert(1)</script>"}, "object has a link or a tag"),
+    ],
+)
+def test_descriptions_are_checked(change, words):
+    check(SAID)
+    with pytest.raises(AnswerError, match=words):
+        check({**SAID, **change})
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"url": {"a": 1}}', "[" * 100_000])
+def test_a_sidecar_that_says_nothing_is_nothing(tmp_path, text):
+    (tmp_path / "v.json").write_text(text)
+    assert about(tmp_path / "v.mp4") == {}
