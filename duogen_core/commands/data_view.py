@@ -1,4 +1,4 @@
-"""data view: one HTML file that shows what a run of `data web` kept and refused, page by page and rule by rule."""
+"""data view: one HTML file that shows what a run of a data engine kept and refused, rule by rule."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from duogen_core.errors import DuoGenError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", metavar="DIR", help="the --out of `data web`")
+    add("folder", metavar="DIR", help="the --out of `data web` or of another engine")
     add("--out", metavar="FILE", help="the HTML file; default: DIR/report.html")
     add("--samples", type=int, default=50, metavar="N", help="kept and refused ones for each rule; default: 50")
-    add("--pages", type=int, default=10, metavar="N", help="pages shown before and after; default: 10")
+    add("--pages", type=int, default=10, metavar="N", help="data web: pages shown before and after; default: 10")
     add("--quiet", action="store_true", help="no progress on stderr")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.samples < 1 or args.pages < 0:
         raise DuoGenError(f"--samples is {args.samples} and --pages {args.pages}; expected at least 1 and 0.")
-    from duogen_core.data.web.plan import open_run
-    from duogen_core.data.web.report import write_report
+    from duogen_core.data import run_report
+    from duogen_core.data.run_log import open_logs
 
     folder = Path(args.folder)
     file = Path(args.out) if args.out else folder / "report.html"
+    if [log.kind for log in open_logs(folder)] != ["web"]:
+        run_report.write_report(folder, file, args.samples)
+        print(file)
+        return 0
+    from duogen_core.data.web.plan import open_run
+    from duogen_core.data.web.report import write_report
+
     live = not args.quiet and sys.stderr.isatty()
 
     def step(done: int, total: int) -> None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from duogen_core.data.synthetic import balance  # noqa: E402
 from duogen_core.data.synthetic.expand import Expansion  # noqa: E402
 from duogen_core.data.synthetic.preset import load_preset  # noqa: E402
-from duogen_core.data.synthetic.taxonomy import load_taxonomy  # noqa: E402
+from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates  # noqa: E402
 from tests.core.comfyui_server import comfyui_server, drawn  # noqa: E402
 from tests.core.synthetic_writer import client_of, writer, writing_server  # noqa: E402
 
@@ -63,15 +63,17 @@ def scale(count: int, folder: Path) -> dict[str, object]:
     started, cpu = time.perf_counter(), time.process_time()
     for _ in expansion.run():
         pass
+    spent = time.process_time() - cpu, time.perf_counter() - started
     found = balance.survey(expansion.requests, taxonomy)
     return {
         "requests": found.total,
         "planted_and_judged": sum(each["text"] in planted for each in expansion.log),
         "planted_and_kept": sum(each.text in planted for each in expansion.requests),
+        "near_duplicates_left": len(near_duplicates([each.text for each in expansion.requests])),
         "refused": expansion.refused,
         "evenness": found.to_json()["evenness_subcategories"],
-        "processor_seconds": round(time.process_time() - cpu, 1),
-        "seconds": round(time.perf_counter() - started, 1),
+        "processor_seconds": round(spent[0], 1),
+        "seconds": round(spent[1], 1),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 

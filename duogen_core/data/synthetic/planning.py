@@ -1,9 +1,9 @@
 """Planning: a language model writes the interleaved answer to every request; rules look at it before anything is drawn.
 
-In: a folder with requests, a client. Out: DIR/plans.jsonl (a line a request, refused ones with the rule), DIR/plan/logs
-(the same without the plans) and DIR/plan/answers.jsonl (the recording). An answer depends on its request alone, and
-answers are compared in the order of the requests, so threads and kills change nothing: what was answered is read from
-the recording.
+In: a folder with requests, a client. Out: DIR/plans.jsonl (a line a request, refused ones with the rule), the same in
+DIR/plan/logs for `data stats` and `data view`, and DIR/plan/answers.jsonl (the recording). An answer depends on its
+request alone, and answers are compared in the order of the requests, so threads and kills change nothing: what was
+answered is read from the recording.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Planning:
 
     def run(self) -> Iterator[bool]:
         """Whether the plan of each request was kept; the file appears when all are done."""
-        lines, log, refused = [], [], 0
+        lines, refused = [], 0
         for number, (request, (plan, verdict)) in enumerate(in_order(self._ask, self.requests, self.threads)):
             verdict = self._alone(plan) if plan is not None and verdict.kept else verdict
             refused = refused + 1 if verdict.rule == REFUSED else 0
@@ -72,9 +72,14 @@ class Planning:
                 raise DuoGenError(f"{MOST_REFUSED} requests in a row were refused: {verdict.value}")
             self.rules[verdict.rule] += 1
             about = {"model": self.client.endpoint.model, "prompt": self.prompt_digest}
-            entry = {"number": number, "request": asdict(request), "seed": request.drawn_seed(self.seed), **about}
+            entry = {
+                "stage": "answers",
+                "number": number,
+                "request": asdict(request),
+                "seed": request.drawn_seed(self.seed),
+                **about,
+            }
             entry |= verdict.log()
-            log.append(json.dumps({"stage": "answers", **entry}, ensure_ascii=False) + "\n")
             if plan is not None:
                 entry["plan"] = plan.to_json()
                 self.pictures += len(plan.prompts) if verdict.kept else 0
@@ -82,8 +87,8 @@ class Planning:
             yield verdict.kept
         logs = self.folder / "plan" / "logs"
         logs.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / "plans.jsonl", "".join(lines).encode("utf-8", "replace"))
-        write_atomically(logs / "00000.jsonl", "".join(log).encode("utf-8", "replace"))
+        for file in (logs / "00000.jsonl", self.folder / "plans.jsonl"):
+            write_atomically(file, "".join(lines).encode("utf-8", "replace"))
 
     def _ask(self, request: Request) -> tuple[Plan | None, Verdict]:
         """Runs in threads: what earlier answers say is not looked at here."""
