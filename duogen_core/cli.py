@@ -49,8 +49,8 @@ COMMANDS: dict[str, tuple] = {
             "dialogues": ("dialogues out of clean pages, by language models", "duogen_core.commands.data_dialogues"),
             "video": ("pairs of frames, and what happens between them", "duogen_core.commands.data_video"),
             "editing": ("open sets of edits, from their published layouts", "duogen_core.commands.data_editing"),
-            "stats": ("what a run of data web kept, and why not the rest", "duogen_core.commands.data_stats"),
-            "view": ("a page to look at what a run of data web did", "duogen_core.commands.data_view"),
+            "stats": ("what a run of an engine kept, and why not the rest", "duogen_core.commands.data_stats"),
+            "view": ("a page to look at what a run of an engine did", "duogen_core.commands.data_view"),
         },
     ),
     "train": (

@@ -19,7 +19,7 @@ from typing import Any
 
 from duogen_core.errors import DuoGenError
 
-STAGES = {"web": "pages", "video": "clips", "editing": "samples", "synthetic": "documents", "dialogues": "documents"}
+STAGES = {"web": "pages", "video": "videos", "editing": "samples", "synthetic": "documents", "dialogues": "documents"}
 LATER = "of those refused as a whole"  # parts of an entry that were judged before a rule refused the entry
 
 

@@ -37,13 +37,13 @@ def figures(folder: Path, file: Path) -> dict:
 def test_stages_are_named_by_the_engine_and_by_the_lists_in_its_log(tmp_path, capsys):
     found = figures(write_run(tmp_path / "run", "video", VIDEO, {"decode": 2.5}, items=9), tmp_path / "s.json")
     assert (found["run"], found["planned"], found["seconds"]) == ("video", 9, {"decode": 2.5})
-    assert found["clips"] == {"in": 3, "kept": 1, "refused": {"too_short": 1, "no_pair_left": 1}}
+    assert found["videos"] == {"in": 3, "kept": 1, "refused": {"too_short": 1, "no_pair_left": 1}}
     assert found["pairs"] == {
         "in": 4, "kept": 1, "refused": {"still": 1, "cut": 1, LATER: 1}, "classes": {"object": 1}
     }  # fmt: skip
     assert "shots" not in found  # no rule looks at them
     table = capsys.readouterr().out
-    assert "clips" in table and "  too_short" in table and "-1" in table and "decode 2.5" in table
+    assert "videos" in table and "  too_short" in table and "-1" in table and "decode 2.5" in table
 
 
 def test_an_entry_may_name_its_stage(tmp_path):
