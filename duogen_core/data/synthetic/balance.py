@@ -144,7 +144,8 @@ def plot(found: Balance, file: Path) -> None:
         axis.axvline(found.mean, color="#c0504d", linewidth=1)
         axis.invert_yaxis()
         axis.set_xlim(0, most * 1.15)
-        axis.set_title(f"{domain}: {found.domains[domain]:,}", fontsize=10)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_title(f"{domain}: {found.domains[domain]:,}", fontsize=10, loc="right")
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[len(domains) :]:
         axis.set_visible(False)
