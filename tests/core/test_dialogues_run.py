@@ -109,6 +109,32 @@ def test_kills_at_any_moment_change_nothing(pages, whole, tmp_path):
     assert results(out) == results(whole)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_does_not_wait_for_an_answer(pages, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "duogen_core",
+        "data",
+        "dialogues",
+        pages,
+        "--out",
+        tmp_path / "o",
+        "--llm",
+        "tiny",
+    ]
+    with endpoint_server(hanging) as server:
+        child = subprocess.Popen(
+            list(map(str, [*command, "--endpoint", server.url])), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job of a shell ignores it
+        )  # fmt: skip
+        while child.poll() is None and not server.asked:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        errors = child.communicate(timeout=15)[1]
+    assert child.returncode == 130 and "the same command goes on" in errors and "Traceback" not in errors
+
+
 def failing(**by_number):
     """A writer whose dialogue step does something else for the pages with these numbers."""
 
