@@ -1,4 +1,4 @@
-"""data export: any source of documents -> interleaved Parquet files (NeMo Curator's rows) or webdataset tars."""
+"""data export: any source of documents -> interleaved Parquet files (NeMo Curator's rows) or tars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SPEC", help="webdataset:FILES, documents:DIR, jsonl:FILES, parquet:FILES or hf:NAME")
     add("--out", required=True, metavar="DIR", help="the folder of the shards: made, or gone on with")
-    add("--to", choices=("parquet", "webdataset"), default="parquet", help="default: parquet")
+    add("--to", choices=("parquet", "webdataset", "mint1t"), default="parquet", help="mint1t: tars that Curator reads")
     add("--shard-samples", type=int, default=1000, metavar="N", help="samples in a shard; default: 1000")
     add("--photo-quality", type=int, metavar="Q", help="photographs as JPEG of this quality; default: PNG, exact")
     add("--quiet", action="store_true", help="no progress on stderr")
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
         bar.advance(result["samples"] + result["bad"], bad)
     bar.end(bad)
     print(f"{written:,} documents written, {bad:,} bad ones left out (bad_samples.jsonl).")
-    print(f"{args.to}:{folder}/*.{ENDINGS[args.to]}")
+    print(f"{'parquet' if args.to == 'parquet' else 'webdataset'}:{folder}/*.{ENDINGS[args.to]}")
     return 0

@@ -171,7 +171,7 @@ def test_files_that_are_no_interleaved_rows(tmp_path):
         open_source(write(tmp_path / "c.parquet", [foreign(0, "text"), foreign(0, "text", "b"), foreign(1, "text")]))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "mint1t"])
 def test_export_gives_the_same_documents_and_goes_on(tmp_path, capsys, kind):
     documents = [guide(k) for k in range(5)]
     write_documents(tmp_path / "set", documents)
@@ -180,7 +180,7 @@ def test_export_gives_the_same_documents_and_goes_on(tmp_path, capsys, kind):
     assert main([*command, "--out", str(out), "--shard-samples", "2"]) == 0
     assert "4 documents written, 1 bad ones" in capsys.readouterr().out
     assert "02" in (out / "bad_samples.jsonl").read_text()
-    source = open_source(f"{kind}:{out}")
+    source = open_source(f"{kind.replace('mint1t', 'webdataset')}:{out}")
     assert [source.load(k) for k in range(4)] == [documents[k] for k in (0, 1, 3, 4)]
     files = {path.name: path.read_bytes() for path in out.iterdir()}
     second = sorted(files)[1]
@@ -226,3 +226,35 @@ def test_parquet_rows_can_be_checked_and_mixed(tmp_path, capsys):
     spec = write_kind("parquet", tmp_path, [guide(k) for k in range(4)])
     assert main(["data", "check", spec, "--quiet"]) == 0
     assert isinstance(open_source(spec).read(3), Sample)
+
+
+def write_lists(file: Path, value: dict, **pictures: bytes) -> str:
+    with tarfile.open(file, "w") as archive:
+        for name, data in [*pictures.items(), ("json", json.dumps(value).encode())]:
+            info = tarfile.TarInfo(f"doc%2F1.{name.replace('_', '.')}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return f"webdataset:{file}"
+
+
+def test_tars_of_mint1t_and_curator(tmp_path):
+    value = {"sample_id": "doc/1", "texts": ["Mix.", None, None, "Bake."], "url": "http://a.example.com/"}
+    value["images"] = [None, "doc%2F1.1.png", None, None]
+    document = open_source(write_lists(tmp_path / "a.tar", value, **{"1_png": png(1)})).load(0)
+    assert document.turns[0].text == "Mix." and document.turns[1].pictures == (picture(1),)
+    assert document.meta == {"sample_id": "doc/1", "url": "http://a.example.com/"}
+    value["images"][1] = "http://a.example.com/x.png"
+    only_bad(open_source(write_lists(tmp_path / "b.tar", value)), "is not allowed")
+    value["images"][1] = "other.png"
+    only_bad(open_source(write_lists(tmp_path / "c.tar", value)), "not among the sample's members")
+
+
+def test_our_rows_in_curator_s_tars_keep_their_turns(tmp_path):
+    """As Curator writes rows with columns of the user: lists for each part, the metadata row's value for the sample."""
+    rows = rows_of(guide(3), "doc/1")
+    parts = rows[1:]
+    value = {"sample_id": "doc/1", "meta": rows[0]["meta"], "texts": [row["text_content"] for row in parts]}
+    value["images"] = [f"doc%2F1.{k}.png" if row["binary_content"] else None for k, row in enumerate(parts)]
+    value |= {name: [row[name] for row in parts] for name in ("turn", "role")}
+    pictures = {f"{k}_png": row["binary_content"] for k, row in enumerate(parts) if row["binary_content"]}
+    assert open_source(write_lists(tmp_path / "a.tar", value, **pictures)).load(0) == guide(3)

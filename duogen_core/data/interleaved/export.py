@@ -1,4 +1,4 @@
-"""Any source of documents -> a folder of shards: interleaved Parquet files, or webdataset tars.
+"""Any source of documents -> a folder of shards: interleaved Parquet files, or webdataset tars, ours or MINT-1T's.
 
     for result in export(source, folder, "parquet"): ...   # a mapping a shard: samples, bad
 
@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from PIL import Image
 
+from duogen_core.data.interleaved.lists import lists_of
 from duogen_core.data.interleaved.rows import as_png, rows_of
 from duogen_core.data.interleaved.writing import write_rows
 from duogen_core.data.sources import Bad, BadLog, Sample, Source
@@ -29,7 +30,7 @@ from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.store import document_json, write_atomically
 
-ENDINGS = {"parquet": "parquet", "webdataset": "tar"}
+ENDINGS = {"parquet": "parquet", "webdataset": "tar", "mint1t": "tar"}
 STATE = "export.json"
 
 
@@ -92,8 +93,10 @@ def _write(file: Path, kind: str, samples: Iterator[tuple[str, Document]], quali
         with temporary.open("wb") as stream:
             if kind == "parquet":
                 count = write_rows(stream, (rows_of(document, key, encode) for key, document in samples))
+            elif kind == "mint1t":
+                count = _write_tar(stream, (lists_of(rows_of(document, key, encode)) for key, document in samples))
             else:
-                count = _write_tar(stream, samples, encode)
+                count = _write_tar(stream, (_members(key, document, encode) for key, document in samples))
         os.replace(temporary, file)
     except OSError as error:
         raise DuoGenError(
@@ -106,19 +109,23 @@ def _write(file: Path, kind: str, samples: Iterator[tuple[str, Document]], quali
     return count
 
 
-def _write_tar(stream: IO[bytes], samples: Iterator[tuple[str, Document]], encode: Any) -> int:
+def _write_tar(stream: IO[bytes], samples: Iterator[list[tuple[str, bytes]]]) -> int:
     count = 0
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for key, document in samples:
-            files = [encode(picture) for picture in document.pictures]
-            names = [f"{index:03d}.{_ending(kind)}" for index, (_, kind) in enumerate(files)]
-            value = json.dumps(document_json(document, names), ensure_ascii=False, allow_nan=False).encode("utf-8")
-            for name, data in [("json", value), *zip(names, (data for data, _ in files))]:
-                info = tarfile.TarInfo(f"{key}.{name}")
+        for members in samples:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))
             count += 1
     return count
+
+
+def _members(key: str, document: Document, encode: Any) -> list[tuple[str, bytes]]:
+    files = [encode(picture) for picture in document.pictures]
+    names = [f"{index:03d}.{_ending(kind)}" for index, (_, kind) in enumerate(files)]
+    value = json.dumps(document_json(document, names), ensure_ascii=False, allow_nan=False).encode("utf-8")
+    return [(f"{key}.json", value), *((f"{key}.{name}", data) for name, (data, _) in zip(names, files))]
 
 
 def _ending(kind: str) -> str:

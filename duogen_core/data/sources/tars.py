@@ -1,6 +1,8 @@
 """webdataset tars: members `key.json`, `key.000.png`, … of one sample stand one after another.
 
 The JSON is that of document.json; an image's `file` is its member's name after "key." ("000.png") or its whole name.
+Tars in the layout of MINT-1T and NeMo Curator, whose JSON has parallel lists of texts and images, are read too
+(duogen_core.data.interleaved.lists).
 Read with tarfile and not with the webdataset package: a tar's headers say where every sample lies, so samples are read
 in any order and a resume costs nothing, where the package streams and would read everything again; and that package
 unpickles members by their ending. Compressed tars cannot be entered in the middle and are refused.
@@ -13,6 +15,8 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.interleaved.lists import FILE, is_lists, rows_of_lists
+from duogen_core.data.interleaved.rows import document_of
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest, find_files
 from duogen_core.document import Document
@@ -151,4 +155,6 @@ def _document(stream: Any, count: int, file: Path) -> Document:
             "one after another and share the name before the first dot."
         )
     value = parse_json(read_member(f"{key}.json", MAX_JSON_BYTES, where), where)
+    if is_lists(value):
+        return document_of(rows_of_lists(value), where, lambda row, place: read(str(row[FILE]), place))
     return document_from_json(value, read, where)
