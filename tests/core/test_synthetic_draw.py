@@ -137,7 +137,7 @@ def test_parts_of_several_machines_are_the_whole(tmp_path):
 
 def test_another_identity_is_refused(tmp_path):
     list(draw(tmp_path / "run"))
-    with pytest.raises(DuoGenError, match="was begun with another shard"):
+    with pytest.raises(DuoGenError, match="was begun with other values of shard"):
         list(draw(tmp_path / "run", size=3))
 
 
@@ -222,7 +222,7 @@ def test_drawing_on_a_comfyui_server_from_the_command_line(planned, tmp_path, ca
     assert document.meta["painter"]["painter"] == "comfyui" and document.pictures[1].size == (96, 64)
     assert main([*comfyui_arguments(planned, "http://127.0.0.1:1"), "--quiet"]) == 0  # all is done
     assert main([*comfyui_arguments(planned, "http://127.0.0.1:1"), "--size", "64x64", "--quiet"]) == 2
-    assert "was begun with another painter" in capsys.readouterr().err
+    assert "was begun with other values of painter" in capsys.readouterr().err
 
 
 def test_a_killed_command_goes_on_to_the_same_bytes(planned, tmp_path):

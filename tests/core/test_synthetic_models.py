@@ -18,7 +18,7 @@ from duogen_core.data.synthetic.requests import Request
 from duogen_core.document import Picture
 from duogen_core.pipeline import Settings
 from tests.core.synthetic_plans import write_plans
-from tests.core.synthetic_writer import new_request
+from tests.core.synthetic_writer import new_request, write_taxonomy
 from tests.core.tiny import random_components, scripted
 
 NOISE = np.random.default_rng(0).integers(0, 256, (70, 70, 3), dtype=np.uint8)
@@ -73,3 +73,13 @@ def test_drawing_and_answering_with_a_model_of_a_folder(tmp_path, components, ca
     assert main(["data", "synthetic", "answer", *again]) == 0
     assert "0 documents with 0 pictures" in (said := capsys.readouterr().out) and "2 " in said
     assert main(["data", "stats", str(planned)]) == 0
+
+
+def test_a_model_of_ones_own_may_write_the_requests(tmp_path, components, capsys):
+    model = save_checkpoint(components, tmp_path / "model")
+    taxonomy, out = write_taxonomy(tmp_path / "taxonomy"), tmp_path / "run"
+    arguments = ["data", "synthetic", "expand", str(out), "--taxonomy", str(taxonomy), "--mllm", str(model)]
+    few = ["--set", "expand.max_tokens=6", "--set", "expand.max_dry=1", "--answers", "1", "--quiet"]
+    assert main([*arguments, *few]) == 0  # it writes nonsense, which is refused
+    said = capsys.readouterr().out
+    assert "3 requests; refused: 3 no_answer." in said and "3 of 3 subcategories have fewer than 100" in said

@@ -202,12 +202,14 @@ def test_the_command_answers_the_seeds_where_nothing_was_expanded(tmp_path, caps
     arguments = ["data", "synthetic", "plan", str(out), "--taxonomy", str(taxonomy), "--llm", "tiny"]
     with writing_server() as server:
         assert main([*arguments, "--endpoint", server.url, "--limit", "2", "--json", str(tmp_path / "r.json")]) == 0
+        assert main([*arguments, "--endpoint", server.url, "--quiet"]) == 0
+        assert len(server.asked) == 3  # the third request; two answers were there
     said = capsys.readouterr()
     assert "2 of 2 answers kept, with 6 pictures; refused: none." in said.out
     assert "the taxonomy's seeds are answered" in said.err
     assert json.loads((tmp_path / "r.json").read_text())["usage"]["requests"] == 2
-    assert main([*arguments, "--replay", "--limit", "3", "--quiet"]) == 2
-    assert "begun with another requests" in capsys.readouterr().err
+    assert main([*arguments, "--replay", "--set", "answer.max_steps=9", "--quiet"]) == 2
+    assert "begun with other values of answer" in capsys.readouterr().err
     assert main(["data", "stats", str(out)]) == 0
     assert "answers" in capsys.readouterr().out
 

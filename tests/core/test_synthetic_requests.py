@@ -202,7 +202,7 @@ def test_the_command_over_http_says_what_it_found_and_cost(tmp_path, capsys):
     assert main([*arguments, "--replay"]) == 0 and (out / "requests.jsonl").read_bytes() == before
     assert "3 answers from the recording" in capsys.readouterr().out
     assert main([*arguments, "--replay", "--seed", "5"]) == 2
-    assert "was begun with another seed" in capsys.readouterr().err
+    assert "was begun with other values of seed" in capsys.readouterr().err
     assert (
         main(["data", "synthetic", "balance", str(out), "--taxonomy", str(taxonomy), "--plot", str(out / "b.png")]) == 0
     )

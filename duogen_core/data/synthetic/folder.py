@@ -24,7 +24,7 @@ def begin_step(folder: Path, kind: str, identity: Mapping[str, Any], more: Mappi
         if digest(found) != digest(whole):
             named = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
             raise DuoGenError(
-                f"{folder} was begun with another {', '.join(named)}; give the same again to go on with it, or choose "
+                f"{folder} was begun with other values of {', '.join(named)}; give the same again to go on with it, or choose "
                 "another folder, or remove this one."
             )
         return

@@ -25,7 +25,7 @@ from duogen_core.data.synthetic.near import NearIndex, Subjects
 from duogen_core.data.synthetic.plan_rules import judge
 from duogen_core.data.synthetic.plans import Plan, plan_from, schema
 from duogen_core.data.synthetic.preset import Preset
-from duogen_core.data.synthetic.requests import Request, request_lines
+from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.synthetic.verdict import KEPT, Verdict
 from duogen_core.errors import DuoGenError
 from duogen_core.store import write_atomically
@@ -53,14 +53,9 @@ class Planning:
         self.answers = NearIndex(self.preset.answer["max_same_answer"])
 
     def identity(self) -> dict[str, Any]:
-        requests = hashlib.sha256(request_lines(self.requests)).hexdigest()[:16]
-        return {
-            "requests": requests,
-            "prompt": self.prompt_digest,
-            "model": self.client.endpoint.model,
-            "seed": self.seed,
-            **self.preset.part("answer"),
-        }
+        """What must be the same for a run to be gone on with. There may be more requests, or fewer."""
+        model = self.client.endpoint.model
+        return {"prompt": self.prompt_digest, "model": model, "seed": self.seed, **self.preset.part("answer")}
 
     def run(self) -> Iterator[bool]:
         """Whether the plan of each request was kept; the file appears when all are done."""
