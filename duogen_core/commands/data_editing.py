@@ -42,21 +42,17 @@ def run(args: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ImportError:
         raise DuoGenError('Sets of edits need pyarrow; install it with: pip install "duogen[hf]".') from None
-    from duogen_core.data.editing.engine import Engine, do_shard
-    from duogen_core.data.editing.layouts import check_columns
+    from duogen_core.data.editing.engine import do_shard, engine_of
     from duogen_core.data.editing.preset import load_preset
-    from duogen_core.data.editing.rows import open_rows
     from duogen_core.data.pairs.sharded import begin, work
 
     preset, folder = load_preset(args.preset, args.set), Path(args.out)
-    rows = open_rows(args.path, args.split, LAYOUTS[args.layout].file)
-    layout = check_columns(args.layout, rows.columns, rows.where)
+    options = {"inverse": args.inverse, "both_stages": args.both_stages, "licence": args.licence}
+    details = {"layout": args.layout, "path": args.path, "split": args.split, "preset": preset, **options}
+    engine = engine_of(details)
     if Path(args.path).is_dir() and Path(args.path).resolve() in (folder.resolve(), *folder.resolve().parents):
         raise DuoGenError(f"{folder} lies in the set {args.path}; choose another --out.")
-    engine = Engine(args.layout, layout, rows, preset, not args.both_stages, args.licence)
-    options = {"inverse": args.inverse, "both_stages": args.both_stages, "licence": args.licence}
-    identity = {"layout": args.layout, **rows.identity(), "preset": preset, **options}
-    details = {"layout": args.layout, "path": args.path, "split": args.split, "preset": preset, **options}
+    identity = {"layout": args.layout, **engine.rows.identity(), "preset": preset, **options}
     this = begin(folder, "editing", identity, engine.items(args.inverse), args.shard_samples, details)
     progress = Steps(args.quiet, "samples")
     done = sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number))

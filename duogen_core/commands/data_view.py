@@ -26,20 +26,24 @@ def run(args: argparse.Namespace) -> int:
 
     folder = Path(args.folder)
     file = Path(args.out) if args.out else folder / "report.html"
-    if [log.kind for log in open_logs(folder)] != ["web"]:
-        run_report.write_report(folder, file, args.samples)
-        print(file)
-        return 0
-    from duogen_core.data.web.plan import open_run
-    from duogen_core.data.web.report import write_report
-
     live = not args.quiet and sys.stderr.isatty()
+    kinds = [log.kind for log in open_logs(folder)]
 
     def step(done: int, total: int) -> None:
         if live:
-            sys.stderr.write(f"\r\x1b[K{done:,}/{total:,} pages" + ("\n" if done == total else ""))
+            sys.stderr.write(f"\r\x1b[K{done:,}/{total:,} looked at again" + ("\n" if done == total else ""))
             sys.stderr.flush()
 
-    write_report(open_run(folder), file, args.samples, args.pages, step)
+    if kinds == ["web"]:
+        from duogen_core.data.web.plan import open_run
+        from duogen_core.data.web.report import write_report
+
+        write_report(open_run(folder), file, args.samples, args.pages, step)
+    elif kinds in (["video"], ["editing"]):
+        from duogen_core.data.pairs import report
+
+        report.write_report(folder, file, args.samples, step)
+    else:
+        run_report.write_report(folder, file, args.samples)
     print(file)
     return 0

@@ -14,6 +14,7 @@ from PIL import Image
 
 from duogen_core.cli import main
 from duogen_core.data.editing.rows import open_rows
+from duogen_core.data.pairs.report import write_report
 from duogen_core.data.sources import open_source
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
@@ -312,3 +313,18 @@ def test_shards_workers_and_a_left_run_change_nothing(tmp_path):
     assert editing("ultraedit", path, tmp_path / "one", "--shard-samples", 2) == 0
     assert [file.read_bytes() for file in sorted((tmp_path / "one").glob("[sl]*/*"))] == written[0]
     assert editing("ultraedit", path, tmp_path / "one") == 2
+
+
+def test_the_report_shows_what_was_kept_and_refused_and_runs_nothing(tmp_path):
+    row = ROWS["instructpix2pix"]
+    rows = [{**row, "edit_prompt": "<script>alert(1)</script>"}, row, {**row, "edited_image": image(BEFORE)}]
+    editing("instructpix2pix", write(tmp_path / "set.parquet", rows), tmp_path / "out")
+    write_report(tmp_path / "out", tmp_path / "report.html", samples=1)
+    html = (tmp_path / "report.html").read_text("utf-8")
+    assert "<summary>kept: 1 shown</summary>" in html
+    assert "<summary>still: 1 shown</summary>" in html
+    assert html.count("<img ") == 4
+    assert "<script" not in html
+    assert "default-src 'none'" in html
+    write_report(tmp_path / "out", tmp_path / "report.html")
+    assert "&lt;script&gt;" in (tmp_path / "report.html").read_text("utf-8")

@@ -205,3 +205,16 @@ def test_descriptions_are_checked(change, words):
 def test_a_sidecar_that_says_nothing_is_nothing(tmp_path, text):
     (tmp_path / "v.json").write_text(text)
     assert about(tmp_path / "v.mp4") == {}
+
+
+def test_the_report_shows_clips_by_rule(clips, tmp_path):
+    video(clips, "--out", tmp_path / "out", "--undescribed")
+    assert main(["data", "view", str(tmp_path / "out"), "--quiet"]) == 0
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    kept, still, *videos = html.split("<details>")[1:]
+    assert kept.startswith("<summary>kept: 2 shown")
+    assert kept.count("<img ") == 4
+    assert kept.count("Show the same scene 2.7 seconds later.") == 2
+    assert still.startswith("<summary>still: 1 shown")
+    assert still.count("<img ") == 2
+    assert any("d.mp4" in each and "unknown_format" in each for each in videos)

@@ -13,16 +13,16 @@ from __future__ import annotations
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from duogen_core.data.editing.layouts import Layout, split_at_markers
+from duogen_core.data.editing.layouts import LAYOUTS, Layout, check_columns, split_at_markers
 from duogen_core.data.editing.preset import Preset
-from duogen_core.data.editing.rows import Rows
+from duogen_core.data.editing.rows import Rows, open_rows
 from duogen_core.data.pairs.documents import Step, add_document, document_of
 from duogen_core.data.pairs.rules import Verdict
 from duogen_core.data.pairs.sharded import Log, Run, Shard, write_shard
@@ -50,6 +50,7 @@ class Sample:
     changes: list[float]
     verdict: Verdict | None
     about: dict[str, Any]
+    looked_at: list[np.ndarray] = field(default_factory=list, repr=False)  # of the last row
 
     def log(self) -> dict[str, Any]:
         start, stop, inverse = self.item
@@ -58,6 +59,20 @@ class Sample:
         if self.steps:
             refused = {"ended_by": refused} if refused else {}
         return {**place, "turns": len(self.steps), "change": self.changes, "kept": bool(self.steps), **refused}
+
+
+class Eyes:
+    """Decodes in a child process, and remembers what it has seen of a row."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder, self.seen = decoder, []
+
+    def look(self, data: bytes, name: str) -> np.ndarray:
+        facts, pixels = self.decoder.decode(data)
+        if pixels is None:
+            raise Refused(facts["rule"], name)
+        self.seen.append(pixels)
+        return pixels
 
 
 class Engine:
@@ -101,34 +116,35 @@ class Engine:
         columns = list(dict.fromkeys([self.source, self.instruction, self.target, *self.more]))
         with Decoder(SimpleNamespace(load=load, picture={"stored_side": store["side"]})) as decoder:
             for item in items:
-                yield self._sample(item, columns, decoder)
+                yield self._sample(item, columns, Eyes(decoder))
 
-    def _sample(self, item: Item, columns: list[str], decoder: Decoder) -> Sample:
+    def _sample(self, item: Item, columns: list[str], eyes: Eyes) -> Sample:
         start, stop, inverse = item
         steps, changes, verdict, about = [], [], None, {}
         for row in self.rows.read(start, stop, columns):
             about = about or {name: _plain(row[name]) for name in self.layout.about if row.get(name) is not None}
+            eyes.seen = []
             try:
-                step, changed = self._step(row, inverse, decoder, steps[-1].result if steps else None)
+                step, changed = self._step(row, inverse, eyes, steps[-1].result if steps else None)
             except Refused as refused:
                 verdict = refused.verdict
                 break
             steps.append(step)
             changes.append(changed)
-        return Sample(item, steps, changes, verdict, about)
+        return Sample(item, steps, changes, verdict, about, eyes.seen)
 
-    def _step(self, row: dict[str, Any], inverse: bool, decoder: Decoder, before: np.ndarray | None):
+    def _step(self, row: dict[str, Any], inverse: bool, eyes: Eyes, before: np.ndarray | None):
         text = self._text(row[self.layout.inverse if inverse else self.instruction])
         names = (self.target, self.source) if inverse else (self.source, self.target)
-        brought = self._pictures(row, names[0], decoder)
+        brought = self._pictures(row, names[0], eyes)
         if not brought:
             raise Refused("no_picture", names[0])
-        (result,) = self._pictures(row, names[1], decoder)[-1:] or [None]
+        (result,) = self._pictures(row, names[1], eyes)[-1:] or [None]
         if result is None:
             raise Refused("no_picture", names[1])
         if not inverse:
             for name in self.layout.more_pictures:
-                brought += self._pictures(row, name, decoder) if name in row else []
+                brought += self._pictures(row, name, eyes) if name in row else []
         changed = self._judge(brought[0], result)
         if before is not None and len(brought) == 1 and np.array_equal(before, brought[0]):
             return Step([text], result), changed
@@ -161,19 +177,17 @@ class Engine:
             numbers = [number for number in numbers if number != part]
         return placed
 
-    def _pictures(self, row: dict[str, Any], name: str, decoder: Decoder) -> list[np.ndarray]:
+    def _pictures(self, row: dict[str, Any], name: str, eyes: Eyes) -> list[np.ndarray]:
         value = row[name]
         values = value if isinstance(value, list) else [] if value is None else [value]
-        return [self._picture(each, name, decoder) for each in values if not _empty(each)]
+        return [self._picture(each, name, eyes) for each in values if not _empty(each)]
 
-    def _picture(self, value: Any, name: str, decoder: Decoder) -> np.ndarray:
+    def _picture(self, value: Any, name: str, eyes: Eyes) -> np.ndarray:
         try:
             data = self.rows.picture(value, name)
         except DuoGenError as error:
             raise Refused("missing", str(error)[:200]) from None
-        facts, pixels = decoder.decode(data)
-        if pixels is None:
-            raise Refused(facts["rule"], name)
+        pixels = eyes.look(data, name)
         if min(pixels.shape[:2]) < self.preset["picture"]["min_side"]:
             raise Refused("small", min(pixels.shape[:2]))
         return pixels
@@ -192,6 +206,14 @@ class Engine:
     def document(self, sample: Sample) -> Document:
         meta = {"source": self.name, "row": sample.item[0], "licence": self.licence, **sample.about}
         return document_of(sample.steps, {**meta, "preset": digest(self.preset)}, self.mark)
+
+
+def engine_of(details: Mapping[str, Any]) -> Engine:
+    """The engine of a run that was begun with these details."""
+    name = details["layout"]
+    rows = open_rows(details["path"], details["split"], LAYOUTS[name].file)
+    layout = check_columns(name, rows.columns, rows.where)
+    return Engine(name, layout, rows, details["preset"], not details["both_stages"], details["licence"])
 
 
 def do_shard(run: Run, shard: Shard, engine: Engine) -> dict[str, int]:
