@@ -5,7 +5,9 @@
 
 Truth is where the page has a picture: just after one of the two passages it stands between (under a heading: the one
 that follows). A clue is a word of the picture (alt text, captions, with --ocr what tesseract reads in it) that stands
-in the passages beside its true place and nowhere else on the page. Pages with fewer than five passages are left out.
+in the passages beside its true place and nowhere else on the page ("named": one of its alt text, or of its caption's
+first sentence where it has none; "word": any word it shares with them). Pages with fewer than five passages are left
+out.
 --ocr: a file of what was read, by the pictures' SHA-256; what is missing in it is read and written down.
 """
 
@@ -30,6 +32,7 @@ from duogen_core.document import Document, Picture, Turn
 
 FEWEST = 5  # passages
 SCENES = ("order lost", "order kept", "untouched")
+KINDS = ("clue", "named", "word", "all")
 METHODS = ("as shuffled", "spread in source order", "words", "words, places never trusted")
 
 
@@ -38,7 +41,7 @@ class Case:
     draft: Draft
     clues: list[Clue]
     truth: list[set[int]]  # of each picture, the places that are right
-    kinds: list[list[str]]  # and what is known of it: "all", "word" (any is shared), "clue"
+    kinds: list[list[str]]  # and what is known of it, of KINDS
 
 
 def main() -> None:
@@ -74,11 +77,12 @@ def case_of(document: Document, read: Reader | None) -> Case | None:
     spread = Counter(word for bag in bags for word in bag)
     kinds = []
     for clue, right in zip(clues, truth):
-        words = {word for text in (clue.core, clue.rest, clue.seen) for word in words_of(text)}
         beside = Counter(word for k in right for word in bags[k - 1])
-        shared = words & beside.keys()
-        own = any(spread[word] == beside[word] for word in shared)
-        kinds.append(["all", *["word"] * bool(shared), *["clue"] * own])
+        shared = {word for text in (clue.core, clue.rest, clue.seen) for word in words_of(text)} & beside.keys()
+        own = {word for word in shared if spread[word] == beside[word]}
+        kinds.append(
+            ["all", *["word"] * bool(shared), *["clue"] * bool(own), *["named"] * bool(own & set(words_of(clue.core)))]
+        )
     return Case(draft, clues, truth, kinds)
 
 
@@ -118,9 +122,9 @@ def measured(cases: list[Case], scene: str, seeds: int) -> Counter:
 
 
 def report(scene: str, counts: Counter) -> None:
-    print(f"  {scene:28}" + "".join(f"{kind} ({counts[kind]:,})".rjust(16) for kind in ("clue", "word", "all")))
+    print(f"  {scene:28}" + "".join(f"{kind} ({counts[kind]:,})".rjust(16) for kind in KINDS))
     for method in METHODS:
-        shares = [counts[kind, method] / max(counts[kind], 1) for kind in ("clue", "word", "all")]
+        shares = [counts[kind, method] / max(counts[kind], 1) for kind in KINDS]
         print(f"    {method:26}" + "".join(f"{share:.3f}".rjust(16) for share in shares))
 
 

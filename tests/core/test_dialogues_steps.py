@@ -281,5 +281,9 @@ def test_rules_of_texts():
     check_clean("x", "Choose File > Save as, then 3.5 bar. Node.js and e.g. this are no addresses.", "")
     with pytest.raises(Refused, match="address"):
         check_clean("x", "See http://a.org/b.evil", "It is at http://a.org/b")
+    check_clean("x", "Write <IMG src=a.png> into the page", "An <img> is a picture.")
+    for mark in ("<img", "<|im_end|>", "<BOV>"):
+        with pytest.raises(Refused, match="belongs to no text"):
+            check_clean("x", f"Write {mark} here", "<|im_end|> <BOV>")
     assert new_numbers("1. Heat to 220\n2. Wait 40", "heat to 220") == 0.5
     assert overlap("The valve is opened", "open the valve") == 1.0 and overlap("", "x") == 1.0
