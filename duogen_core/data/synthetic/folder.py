@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.data.presets import digest
+from duogen_core.document import plain_json
 from duogen_core.errors import DuoGenError
 from duogen_core.store import write_atomically
 
@@ -17,15 +17,15 @@ VERSION = 1
 
 def begin_step(folder: Path, kind: str, identity: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
     """Makes the folder, or goes on with it if it was begun with the same identity."""
-    whole = {**identity, "duogen": __version__}
+    whole = plain_json({**identity, "duogen": __version__}, "identity")
     file = folder / "run.json"
     if file.exists():
         found = read_step(folder, kind)["identity"]
-        if digest(found) != digest(whole):
+        if found != whole:
             named = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
             raise DuoGenError(
-                f"{folder} was begun with other values of {', '.join(named)}; give the same again to go on with it, or choose "
-                "another folder, or remove this one."
+                f"{folder} was begun with other values of {', '.join(named)}; give the same again to go on with it, or "
+                "choose another folder, or remove this one."
             )
         return
     try:
