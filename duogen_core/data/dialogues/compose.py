@@ -43,12 +43,7 @@ def validate(document: Document, original: Document, rules: Mapping[str, Any], v
     have, had = (Counter(picture.digest for picture in each.pictures) for each in (document, original))
     if have != had:
         raise Refused("document.images", have.total(), f"It has {have.total()} pictures, not the {had.total()} it had.")
-    source = "\n".join(
-        [
-            *(turn.text for turn in original.turns),
-            *(str(picture.meta.get("caption", "")) for picture in original.pictures),
-        ]
-    )
+    source = "\n".join(turn.text for turn in original.turns)
     answers = [turn for turn in document.turns if turn.role == "assistant"]
     check_clean("document", "\n".join(turn.text for turn in document.turns), source)
     words = sum(len(turn.text.split()) for turn in answers)

@@ -100,7 +100,7 @@ def _check(
         if any(not _within(draft.places[numbers[number]], first, last) for number in entry["request_images"]):
             sentence = "The image that the user brings must be one of the passages that answer that request."
             raise Refused("dialogue.images", entry["request_images"], sentence)
-        rule.check_clean("dialogue", request, known)
+        rule.check_clean("dialogue", request, f"{draft.text}\n{draft.title}")
         words = len(request.split())
         sentence = f"A request has {words} words; at most {rules['max_request_words']} are allowed."
         values.ask("dialogue.max_request_words", words, sentence, high=rules["max_request_words"])

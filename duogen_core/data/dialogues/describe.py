@@ -37,7 +37,7 @@ def describe(picture: Picture, title: str, rules: Mapping[str, Any], writer: Any
     about = about_picture(picture, title)
 
     def check(value: Any) -> None:
-        check_clean("describe", value["caption"], about)
+        check_clean("describe", value["caption"], title)
 
     asked = messages(prompt("describe"), {"page": about}, [smaller(picture.pixels, int(rules["max_side"]))])
     value = writer.ask(asked, SCHEMA, int(rules["max_tokens"]), check=check).value

@@ -82,7 +82,7 @@ def _piece(
         named = [number for passage in value["passages"] for number in passage["images"]]
         text = "\n\n".join(passage["text"] for passage in value["passages"])
         rule.check_ids("rewrite.images", named, list(numbers))
-        rule.check_clean("rewrite", text, known)
+        rule.check_clean("rewrite", text, f"{source}\n{draft.title}")
         low, high = rules["min_length"], rules["max_length"]
         ratio = rule.length_ratio(text, source)
         sentence = f"The text has {ratio:.0%} of the words of the material; it must have {low:.0%} to {high:.0%}."
