@@ -1,11 +1,13 @@
 """How fast `data web` is, what memory it takes, and whether kills change what it writes.
 
-    python tests/bench/web_speed.py [--pages 10000] [--workers 2] [--kills 20]     needs the material of web_material.py
+    python tests/bench/web_speed.py [--pages 10000] [--workers 2] [--kills 20 | --ray]
+                                                                                needs the material of web_material.py
 
 Writes a WARC file of GIMP help's and the GnuCash guide's pages and pictures, the pages again under other addresses
 until there are enough, and runs the command on it. The memory is the proportional set size of all its processes,
 sampled twice a second. --kills: runs it on one copy of the pages again, with kill -9 of the process at random moments,
-and compares all shards and logs with those of an undisturbed run.
+and compares all shards and logs with those of an undisturbed run. --ray: runs it with Ray, stopped once by Ctrl-C and
+finished by the local back end, and once undisturbed, and compares both with a local run.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import io
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,11 +128,34 @@ def kills(file: Path, place: Path, count: int, workers: int) -> None:
     print(f"killed {done} times, then finished: {same} the undisturbed run; {len(left)} half-written files left")
 
 
+def with_ray(file: Path, place: Path, workers: int) -> None:
+    quiet = ("--quiet", "--shard-pages", "16")
+    subprocess.run(command(file, place / "local", workers, *quiet), check=True)
+    started = time.monotonic()
+    subprocess.run(command(file, place / "ray", workers, "--backend", "ray", *quiet), check=True)
+    print(f"with Ray: {time.monotonic() - started:.0f} s with its start; {said(place, 'ray')}")
+    child = subprocess.Popen(
+        command(file, place / "mixed", workers, "--backend", "ray", *quiet),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while child.poll() is None and len(list((place / "mixed").glob("logs/*.jsonl"))) < 2:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
+    code, done = child.wait(), len(list((place / "mixed").glob("logs/*.jsonl")))
+    subprocess.run(command(file, place / "mixed", workers, *quiet), check=True)
+    print(f"stopped by Ctrl-C (exit code {code}) at {done} shards, finished without Ray; {said(place, 'mixed')}")
+
+
+def said(place: Path, name: str) -> str:
+    return "the same bytes" if digest(place / name) == digest(place / "local") else "OTHER BYTES"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pages", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--ray", action="store_true")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -137,6 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{count} pages, {(place / 'pages.warc.gz').stat().st_size / 2**20:.0f} MiB")
         if args.kills:
             kills(place / "pages.warc.gz", place, args.kills, args.workers)
+        elif args.ray:
+            with_ray(place / "pages.warc.gz", place, args.workers)
         else:
             speed(place / "pages.warc.gz", place / "out", args.workers)
 
