@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from itertools import combinations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from duogen_core.data.synthetic import balance  # noqa: E402
 from duogen_core.data.synthetic.expand import Expansion  # noqa: E402
 from duogen_core.data.synthetic.preset import load_preset  # noqa: E402
-from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates  # noqa: E402
+from duogen_core.data.synthetic.taxonomy import load_taxonomy, word_pairs  # noqa: E402
 from tests.core.comfyui_server import comfyui_server, drawn  # noqa: E402
 from tests.core.synthetic_writer import client_of, writer, writing_server  # noqa: E402
 
@@ -69,13 +70,25 @@ def scale(count: int, folder: Path) -> dict[str, object]:
         "requests": found.total,
         "planted_and_judged": sum(each["text"] in planted for each in expansion.log),
         "planted_and_kept": sum(each.text in planted for each in expansion.requests),
-        "near_duplicates_left": len(near_duplicates([each.text for each in expansion.requests])),
+        "near_duplicates_left": left_over([each.text for each in expansion.requests], preset),
         "refused": expansion.refused,
         "evenness": found.to_json()["evenness_subcategories"],
         "processor_seconds": round(spent[0], 1),
         "seconds": round(spent[1], 1),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
+
+
+def left_over(texts: list[str], preset) -> int:
+    """Pairs that are near after all, found another way: every two texts that share a rare word are compared."""
+    grams = [word_pairs(text) for text in texts]
+    places: dict[object, list[int]] = {}
+    for index, gram in enumerate(grams):
+        for pair in gram:
+            places.setdefault(pair, []).append(index)
+    pairs = {both for found in places.values() if len(found) < 100 for both in combinations(found, 2)}
+    near = preset.request["max_same_wording"]
+    return sum(len(grams[a] & grams[b]) >= near * len(grams[a] | grams[b]) for a, b in pairs)
 
 
 def results(folder: Path) -> dict[str, bytes]:

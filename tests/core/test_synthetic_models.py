@@ -17,6 +17,9 @@ from duogen_core.data.synthetic.preset import load_preset
 from duogen_core.data.synthetic.requests import Request
 from duogen_core.document import Picture
 from duogen_core.pipeline import Settings
+from duogen_core.training import stage1
+from duogen_core.training.stage1 import Stage1Config
+from tests.core.runs import losses
 from tests.core.synthetic_plans import write_plans
 from tests.core.synthetic_writer import new_request, write_taxonomy
 from tests.core.tiny import random_components, scripted
@@ -61,7 +64,7 @@ def test_a_model_answers_by_itself(components):
     assert answering.document(request).verdict.rule == "unfinished"
 
 
-def test_drawing_and_answering_with_a_model_of_a_folder(tmp_path, components, capsys):
+def test_drawing_and_answering_with_a_model_of_a_folder_and_training_on_what_was_drawn(tmp_path, components, capsys):
     planned = write_plans(tmp_path / "run")
     model = save_checkpoint(components, tmp_path / "model")
     arguments = [str(planned), "--model", str(model), "--set", "picture.min_side=16", "--quiet"]
@@ -69,6 +72,10 @@ def test_drawing_and_answering_with_a_model_of_a_folder(tmp_path, components, ca
     assert "5 documents with 15 pictures" in capsys.readouterr().out
     document = open_source(f"webdataset:{planned / 'draw' / 'shards'}").read(4).document
     assert document.meta["painter"]["model"] == "model" and str(tmp_path) not in json.dumps(document.meta)
+    data = [f"webdataset:{planned / 'draw' / 'shards'}"]
+    few = {"batch": 2, "steps": 2, "warmup": 1, "log_every": 1, "eval_cases": 0, "bf16": False}
+    stage1.train(Stage1Config(out=tmp_path / "trained", init=model / "mllm", data=data, **few))
+    assert len(losses(tmp_path / "trained")) == 2 and not (tmp_path / "trained" / "bad_samples.jsonl").exists()
     again = [*arguments, "--max-tokens", "3", "--limit", "2"]
     assert main(["data", "synthetic", "answer", *again]) == 0
     assert "0 documents with 0 pictures" in (said := capsys.readouterr().out) and "2 " in said
