@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 import time
 from itertools import pairwise
 
@@ -120,6 +123,48 @@ def test_hosts_that_are_not_there(web):
     assert rule_of(lambda: web.network().get("http://gone.example.com/", {}, CAP, 2)) == "unresolved"
     assert rule_of(lambda: web.network().get("http://a.example.com:1/", {}, CAP, 2)) == "unreachable"
     assert rule_of(lambda: web.network().get(f"https://a.example.com:{web.port}/", {}, CAP, 2)) == "bad_certificate"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_the_certificate_must_be_that_of_the_name(tmp_path, monkeypatch):
+    """Though the connection goes to an address, it is the name that is checked, by certificates that are trusted."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    made += [
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        "-subj",
+        "/CN=a.example.com",
+        "-addext",
+        "subjectAltName=DNS:a.example.com",
+    ]
+    subprocess.run(list(map(str, made)), check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(certificate, key)
+    with serving(server) as web:
+        web.pages["a.example.com/"] = web.pages["b.example.com/"] = html("secret")
+
+        def get(host: str) -> object:
+            return web.network().get(f"https://{host}:{web.port}/", {}, CAP, 5)
+
+        assert rule_of(lambda: get("a.example.com")) == "bad_certificate"  # by nobody that is trusted
+        real = ssl.create_default_context
+        monkeypatch.setattr(ssl, "create_default_context", lambda: real(cafile=str(certificate)))
+        assert get("a.example.com").body == b"secret"
+        assert rule_of(lambda: get("b.example.com")) == "bad_certificate"
 
 
 # ---------------------------------------------------------------- robots, redirects, patience

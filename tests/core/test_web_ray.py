@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import builtins
+import json
 from pathlib import Path
 
 import pytest
 
 from duogen_core.cli import main
+from duogen_core.data.web import ray_backend
 from duogen_core.data.web.plan import begin
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.run import work
+from duogen_core.errors import DuoGenError
 from tests.core.web_pages import page, recipe, site
 
 
@@ -42,6 +45,23 @@ def test_ray_writes_the_same_bytes_and_goes_on_with_a_local_run(pages, tmp_path,
     assert (with_ray / "logs" / "00000.jsonl").stat().st_mtime_ns == done
     assert results(with_ray) == results(tmp_path / "local") and len(results(with_ray)) == 6
     assert "3 documents with 6 pictures from 4 pages" in capsys.readouterr().out
+
+
+def test_what_goes_wrong_in_a_worker_comes_back_as_a_sentence(pages, tmp_path, monkeypatch):
+    run = begin(tmp_path / "out", [str(pages)], load_preset(), 2)
+    places = [place for place, _ in run.places()]
+    assert [run.shard_at(place) for place in places] == list(run.plan())
+    stage = ray_backend.ShardStage(str(run.folder))
+    try:
+        assert json.loads(stage({"place": places[2]})["found"])["kept"] == 1 and run.is_done(2)
+
+        def fails(*_):
+            raise DuoGenError("The disk is full.")
+
+        monkeypatch.setattr(ray_backend, "do_shard", fails)
+        assert stage({"place": places[0]}) == {"found": "", "error": "The disk is full."}
+    finally:
+        stage.engine.decoder.close()
 
 
 def test_without_ray_there_is_a_sentence(pages, tmp_path, monkeypatch, capsys):

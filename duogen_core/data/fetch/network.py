@@ -24,6 +24,7 @@ from duogen_core.data.web.links import is_private, refusal
 
 CHUNK = 64 * 1024
 TRIED = 3  # addresses of a host
+TO_CONNECT = 10.0  # seconds, to each of them
 QUERY = "/%:@!$&'()*+,;=?~-._[]"  # what may stand in a query as it is
 
 Resolve = Callable[[str, int], Sequence[str]]
@@ -112,9 +113,10 @@ class Network:
             raise NetworkError("private_address" if addresses else "unresolved", host[:100])
         error: Exception | None = None
         for address in addresses[:TRIED]:
-            connection = _Pinned(host, port, address, secure, min(max_seconds, 10.0))
+            connection = _Pinned(host, port, address, secure, min(max_seconds, TO_CONNECT))
             try:
                 connection.connect()
+                connection.sock.settimeout(max_seconds)
                 return address, connection
             except ssl.SSLError as problem:
                 connection.close()
