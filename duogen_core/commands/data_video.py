@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
@@ -65,11 +66,18 @@ def run(args: argparse.Namespace) -> int:
     if done:
         progress.line(f"{done:,} of {this.items:,} videos were done before.")
     total = {"videos": 0, "clips": 0, "kept": 0, "seconds": 0.0}
+    lock, pairs = threading.Lock(), 0
+
+    def tell(kept: int) -> None:
+        nonlocal pairs
+        with lock:
+            pairs += kept
+            progress.step(1, pairs)
+
     with stopping(progress):
-        for found in work(this, lambda shard: do_shard(this, shard, engine, inputs), args.workers):
+        for found in work(this, lambda shard: do_shard(this, shard, engine, inputs, tell), args.workers):
             for name in total:
                 total[name] += found.get(name, 0)
-            progress.step(found["videos"], total["kept"])
     elapsed = progress.elapsed()
     usage = describer.client.usage if describer else None
     write_json(args.json, {**total, "elapsed": round(elapsed, 2), "usage": usage.to_json() if usage else None})

@@ -63,7 +63,8 @@ def shots() -> None:
     compared = True
     for name in names():
         with Reading(videos() / name, PRESET) as reading:
-            starts = [shot.first for shot in reading.shots if shot.first]
+            ends = {shot.first for shot in reading.shots} | {shot.stop for shot in reading.shots}
+            starts = sorted(ends - {0, reading.facts["frames"]})
         found = beside_labels(starts, LABELS[name])
         total += found
         theirs = scenedetect_starts(videos() / name)

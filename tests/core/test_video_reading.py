@@ -158,6 +158,8 @@ def test_the_child_can_open_neither_files_nor_sockets():
         ("print('{\"bytes\": 99999999999}')", "crashed"),
         ("print('{\"bytes\": 50}')", "crashed"),
         ('print(\'{"facts": 3, "shots": [], "clips": [{"evil": 1}], "bytes": 0}\')', "crashed"),
+        ('print(\'{"rule": ["x"], "value": {}, "facts": {"frames": "many"}, "bytes": 0}\')', "crashed"),
+        ('print(\'{"rule": "<b>", "facts": {}, "bytes": 0}\')', "crashed"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGXCPU)", "too_slow"),
     ],
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,14 @@ def _short(waiting: Iterator[Clip], until: Clip | None, verdict: Verdict | None 
         yield Judged(clip, verdict=("short", clip.seconds) if clip.short else verdict)
 
 
-def do_shard(run: Run, shard: Shard, engine: Engine, inputs: Sequence[Folder]) -> dict[str, int]:
-    """Writes the shard's files; what it found, in figures."""
+def do_shard(
+    run: Run,
+    shard: Shard,
+    engine: Engine,
+    inputs: Sequence[Folder],
+    tell: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Writes the shard's files; what it found, in figures. tell(pairs) is called after every video."""
     found = Counter(videos=len(shard.items))
 
     def fill(archive: tarfile.TarFile, log: Log) -> Counter[str]:
@@ -141,11 +147,14 @@ def do_shard(run: Run, shard: Shard, engine: Engine, inputs: Sequence[Folder]) -
                     outcome.seconds["write"] += time.perf_counter() - begun
             kept = sum(entry["kept"] for entry in entries)
             verdict = outcome.verdict or (None if kept else ("no_clip_left", len(entries)))
-            refused = {"rule": verdict[0], "value": verdict[1]} if verdict and not kept else {}
+            refused = {"rule": verdict[0], "value": verdict[1]} if verdict else {}
+            if kept:  # what could not be read any more came after them
+                refused = {"ended_by": refused} if refused else {}
             facts = {"number": shard.first + offset, "stage": "videos", "input": number, "video": name, **outcome.facts}
-            log({**facts, "shot_count": outcome.shots, "kept": not refused, **refused, "clips": entries})
+            log({**facts, "shot_count": outcome.shots, "kept": kept > 0, **refused, "clips": entries})
             found.update(clips=len(entries), kept=kept, seconds=outcome.facts.get("seconds", 0))
             seconds.update(outcome.seconds)
+            tell(kept)
         return seconds
 
     write_shard(run, shard, fill)

@@ -36,6 +36,11 @@ CHILD = Path(__file__).with_name("child.py")
 ROOT = Path(__file__).parents[3]
 HEAD = 512
 MOST_LINE = 2**24  # characters of a message; the list of a long video's clips is one
+FACTS = {"codec": str, "width": int, "height": int, "rate": float, "frames": int, "seconds": float}
+RULES = (
+    "too_many_pixels", "small", "too_long", "hdr", "broken", "no_frames", "no_video", "unknown_codec",
+    "too_much_memory", "too_slow", "crashed",
+)  # fmt: skip
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -87,15 +92,16 @@ class Reading:
             start_new_session=os.name == "posix",  # Ctrl-C is the engine's to take
         )
         message, _ = self._message()
-        self.facts = message.get("facts", {}) if isinstance(message.get("facts"), dict) else {}
         if "rule" in message:
-            self.verdict = (str(message["rule"]), message.get("value"))
-            return
+            self.verdict = _verdict(message)
         try:
-            self.shots = [Shot(int(first), int(stop), float(value)) for first, stop, value, _ in message["shots"]]
-            self.clips = [Clip(**entry) for entry in message["clips"]]
-        except (KeyError, TypeError, ValueError):
-            self.verdict = ("crashed", "message")
+            facts = message.get("facts", {})
+            self.facts = {name: kind(facts[name]) for name, kind in FACTS.items() if name in facts}
+            if self.verdict is None:
+                self.shots = [Shot(int(first), int(stop), float(value)) for first, stop, value, _ in message["shots"]]
+                self.clips = [_clip(entry) for entry in message["clips"]]
+        except (KeyError, TypeError, ValueError, OverflowError):
+            self.facts, self.verdict = {}, self.verdict or ("crashed", "message")
 
     def pairs(self) -> Iterator[tuple[Clip, np.ndarray, np.ndarray, bool]]:
         """Every clip that is long enough, its two frames, and whether they are interlaced, in order.
@@ -110,7 +116,7 @@ class Reading:
                 message, raw = self._message()
                 shape = message.get("shape")
                 if "rule" in message or message.get("frame") != wanted or not self._fits(shape, raw):
-                    self.verdict = (str(message.get("rule", "crashed")), message.get("value"))
+                    self.verdict = _verdict(message)
                     return
                 pixels = np.frombuffer(raw, np.uint8).reshape(shape)
                 frames.append((pixels, bool(message.get("interlaced"))))
@@ -146,7 +152,16 @@ class Reading:
         self.child.kill()
         code = -self.child.wait()
         slow = late.is_set() or (os.name == "posix" and code == signal.SIGXCPU)
-        return {
-            "rule": "too_slow" if slow else "crashed",
-            "value": self.preset["load"]["max_seconds"] if slow else code,
-        }, b""
+        rule, value = ("too_slow", self.preset["load"]["max_seconds"]) if slow else ("crashed", code)
+        return {"rule": rule, "value": value}, b""
+
+
+def _verdict(message: dict[str, Any]) -> Verdict:
+    rule, value = message.get("rule"), message.get("value")
+    plain = value if value is None or isinstance(value, (int, float)) else str(value)[:100]
+    return (rule, plain) if isinstance(rule, str) and rule in RULES else ("crashed", "message")
+
+
+def _clip(entry: dict[str, Any]) -> Clip:
+    whole = (int(entry[name]) for name in ("shot", "first", "last"))
+    return Clip(*whole, float(entry["begin"]), float(entry["end"]), bool(entry["short"]))
