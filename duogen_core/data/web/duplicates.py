@@ -9,7 +9,7 @@ two by a few pixels to where they fit best, since compression blurs where a fram
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -39,19 +39,29 @@ class Look:
     bits: np.ndarray  # 64 truth values
     base: Image.Image  # BASE x BASE
     aspect: float
-    narrowed: dict[tuple[int, int], Image.Image] = field(default_factory=dict, repr=False)
 
     def part(self, box: Box, side: int) -> Image.Image:
         return self.base.resize((side, side), Image.Resampling.BOX, box=box)
 
-    def coarse(self, box: Sequence[int]) -> np.ndarray:
-        """The same at the side COARSE. Columns come before rows in Pillow too, so those of before can be used again."""
-        left, top, right, bottom = box
-        if (left, right) not in self.narrowed:
-            columns = (left, 0, right, BASE)
-            self.narrowed[left, right] = self.base.resize((COARSE, BASE), Image.Resampling.BOX, box=columns)
-        rows = self.narrowed[left, right].resize((COARSE, COARSE), Image.Resampling.BOX, box=(0, top, COARSE, bottom))
-        return np.asarray(rows, np.int16)
+
+class _Coarse:
+    """Parts of one look at the side COARSE, while it is fitted. Each is made once; Pillow, too, does columns first."""
+
+    def __init__(self, look: Look) -> None:
+        self.base = look.base
+        self.narrowed: dict[tuple[int, int], Image.Image] = {}
+        self.parts: dict[Box, np.ndarray] = {}
+
+    def part(self, box: Box) -> np.ndarray:
+        if box not in self.parts:
+            left, top, right, bottom = box
+            if (left, right) not in self.narrowed:
+                columns = (left, 0, right, BASE)
+                self.narrowed[left, right] = self.base.resize((COARSE, BASE), Image.Resampling.BOX, box=columns)
+            rows = (0, top, COARSE, bottom)
+            part = self.narrowed[left, right].resize((COARSE, COARSE), Image.Resampling.BOX, box=rows)
+            self.parts[box] = np.asarray(part, np.int16)
+        return self.parts[box]
 
 
 def looks_of(pixels: np.ndarray) -> tuple[Look, ...]:
@@ -111,23 +121,23 @@ def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 def fit(one: Look, other: Look) -> tuple[Box, Box]:
     """The boxes of the two that fit best, each of its edges moved inwards in one of the two."""
-    looks, boxes = (one, other), [[0, 0, BASE, BASE], [0, 0, BASE, BASE]]
-    shown = [look.coarse(box) for look, box in zip(looks, boxes)]
+    looks, boxes = (_Coarse(one), _Coarse(other)), [WHOLE, WHOLE]
+    shown = [look.part(box) for look, box in zip(looks, boxes)]
     best = np.abs(shown[0] - shown[1]).sum()
     for _ in range(2):
         before = best
         for which, edge in product(range(2), range(4)):
             box = boxes[which]
             for move in MOVES:
-                tried = [*box[:edge], move if edge < 2 else BASE - move, *box[edge + 1 :]]
+                tried = (*box[:edge], move if edge < 2 else BASE - move, *box[edge + 1 :])
                 if tried == boxes[which]:
                     continue
-                coarse = looks[which].coarse(tried)
+                coarse = looks[which].part(tried)
                 if (found := np.abs(coarse - shown[1 - which]).sum()) < best:
                     best, boxes[which], shown[which] = found, tried, coarse
         if best == before:  # a second time would find nothing either
             break
-    return tuple(boxes[0]), tuple(boxes[1])
+    return boxes[0], boxes[1]
 
 
 def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any]) -> tuple[bool, float]:
