@@ -60,6 +60,11 @@ def asked_for(body: Mapping[str, Any], name: str) -> str:
     return found[1] if found else ""
 
 
+def subject_of(body: Mapping[str, Any]) -> str:
+    """The subcategory that requests are asked for."""
+    return re.search(r'The subject is "(.+?)"', body["messages"][1]["content"])[1]
+
+
 def plan_for(request: str, pictures: int = 3) -> dict[str, Any]:
     """A plan that every rule lets pass, and that differs from request to request."""
 
@@ -76,7 +81,7 @@ def writer(body: Mapping[str, Any]) -> str:
     """Writes new requests or a plan, whichever is asked for."""
     if request := asked_for(body, "request"):
         return json.dumps(plan_for(request))
-    start = (sum(map(ord, asked_for(body, "subcategory"))) % 97) * 1000 + body["seed"] * 10
+    start = (sum(map(ord, subject_of(body))) % 97) * 1000 + body["seed"] * 10
     return json.dumps({"requests": [new_request(start + k) for k in range(5)]})
 
 

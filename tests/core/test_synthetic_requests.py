@@ -18,7 +18,15 @@ from duogen_core.data.synthetic.request_rules import RequestRules
 from duogen_core.data.synthetic.requests import Request, read_requests, request_lines, seed_requests, spread
 from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates
 from duogen_core.errors import DuoGenError
-from tests.core.synthetic_writer import asked_for, client_of, new_request, write_taxonomy, writer, writing_server
+from tests.core.synthetic_writer import (
+    asked_for,
+    client_of,
+    new_request,
+    subject_of,
+    write_taxonomy,
+    writer,
+    writing_server,
+)
 
 SEED = "Show me how to tie a bowline, with a picture of every turn of the rope."
 
@@ -169,7 +177,7 @@ def test_what_is_there_already_is_shown_and_copies_of_it_are_refused(small, tmp_
 
 def test_prose_leaves_a_subcategory_after_some_rounds_and_the_others_grow(small, tmp_path):
     def prose(body):
-        return "Sure! Here are some ideas." if asked_for(body, "subcategory") == "Loops" else writer(body)
+        return "Sure! Here are some ideas." if subject_of(body) == "Loops" else writer(body)
 
     grown = done(expansion(tmp_path / "run", small, prose))
     assert [len(group.requests) for group in grown.groups] == [1, 6, 6]
@@ -182,9 +190,10 @@ def test_prose_leaves_a_subcategory_after_some_rounds_and_the_others_grow(small,
 def test_a_prompt_carries_seeds_and_earlier_requests_as_data(small, tmp_path):
     bodies = []
     done(expansion(tmp_path / "run", small, lambda body: bodies.append(body) or writer(body), threads=1))
-    assert asked_for(bodies[0], "examples") == SEED and asked_for(bodies[0], "subcategory") == "Loops"
+    assert asked_for(bodies[0], "examples") == SEED and subject_of(bodies[0]) == "Loops"
     assert bodies[0]["response_format"]["json_schema"]["schema"]["required"] == ["requests"]
     assert "strangers" in bodies[0]["messages"][0]["content"]
+    assert "Write 5 new requests" in bodies[0]["messages"][1]["content"]
 
 
 def test_the_command_over_http_says_what_it_found_and_cost(tmp_path, capsys):

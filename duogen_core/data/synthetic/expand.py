@@ -21,8 +21,9 @@ from random import Random
 from typing import Any
 
 from duogen_core.data.llm.client import Client
-from duogen_core.data.llm.messages import Message, load_prompt, messages
+from duogen_core.data.llm.messages import Message
 from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.synthetic.asking import Asking
 from duogen_core.data.synthetic.in_order import in_order
 from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.request_rules import RequestRules
@@ -31,7 +32,6 @@ from duogen_core.data.synthetic.taxonomy import Subcategory, Taxonomy
 from duogen_core.data.synthetic.verdict import Verdict
 from duogen_core.store import write_atomically
 
-PROMPT = Path(__file__).with_name("prompts") / "expand.txt"
 SHOWN_EARLIER = 3  # times as many earlier requests are shown as seeds
 
 
@@ -61,7 +61,7 @@ class Expansion:
     def __post_init__(self) -> None:
         seeds = seed_requests(self.taxonomy)
         self.rules = RequestRules(self.preset, seeds)
-        self.prompt = load_prompt(PROMPT)
+        self.asking = Asking("expand.txt")
         of: dict[tuple[str, str], list[Request]] = {}
         for each in seeds:
             of.setdefault((each.domain, each.subcategory), []).append(each)
@@ -74,10 +74,8 @@ class Expansion:
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be gone on with."""
         seeds = hashlib.sha256(request_lines(seed_requests(self.taxonomy))).hexdigest()[:16]
-        prompt = hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
-        model = self.client.endpoint.model
-        return {"seeds": seeds, "prompt": prompt, "model": model, "seed": self.seed,
-                **self.preset.part("expand", "request")}  # fmt: skip
+        about = {"seeds": seeds, "prompt": self.asking.digest, "model": self.client.endpoint.model, "seed": self.seed}
+        return {**about, **self.preset.part("expand", "request")}
 
     def run(self) -> Iterator[int]:
         """How many requests there are, again and again while they grow."""
@@ -111,10 +109,10 @@ class Expansion:
         seeds = rng.sample(group.subcategory.seeds, min(shown, len(group.subcategory.seeds)))
         earlier = [each.text for each in group.requests[len(group.subcategory.seeds) :]]
         earlier = rng.sample(earlier, min(shown * SHOWN_EARLIER, len(earlier)))
-        data = {"domain": group.subcategory.domain, "subcategory": group.subcategory.name,
-                "examples": "\n".join(seeds), "earlier": "\n".join(earlier) or "(none yet)",
-                "count": str(self.preset.expand["batch"])}  # fmt: skip
-        return messages(self.prompt, data)
+        one, count = group.subcategory, str(self.preset.expand["batch"])
+        values = {"domain": one.domain, "subcategory": one.name, "count": count}
+        data = {"examples": "\n".join(seeds), "earlier": "\n".join(earlier) or "(none yet)"}
+        return self.asking.messages(values, data)
 
     def _ask(self, job: tuple[Group, list[Message]], round_: int) -> list[str] | AnswerError:
         rules = self.preset.expand

@@ -8,7 +8,6 @@ answered is read from the recording.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,8 @@ from typing import Any
 
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.endpoint import EndpointError
-from duogen_core.data.llm.messages import load_prompt, messages
 from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.synthetic.asking import Asking
 from duogen_core.data.synthetic.in_order import in_order
 from duogen_core.data.synthetic.near import NearIndex, Subjects
 from duogen_core.data.synthetic.plan_rules import judge
@@ -30,7 +29,6 @@ from duogen_core.data.synthetic.verdict import KEPT, Verdict
 from duogen_core.errors import DuoGenError
 from duogen_core.store import write_atomically
 
-PROMPT = Path(__file__).with_name("prompts") / "answer.txt"
 REFUSED = "endpoint_refused"  # one request may offend an endpoint's filter; all of them say that something is wrong
 MOST_REFUSED = 3
 
@@ -47,15 +45,14 @@ class Planning:
     pictures: int = 0
 
     def __post_init__(self) -> None:
-        self.prompt = load_prompt(PROMPT)
-        self.prompt_digest = hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+        self.asking = Asking("answer.txt")
         self.subjects = Subjects(each.text for each in self.requests)
         self.answers = NearIndex(self.preset.answer["max_same_answer"])
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a run to be gone on with. There may be more requests, or fewer."""
         model = self.client.endpoint.model
-        return {"prompt": self.prompt_digest, "model": model, "seed": self.seed, **self.preset.part("answer")}
+        return {"prompt": self.asking.digest, "model": model, "seed": self.seed, **self.preset.part("answer")}
 
     def run(self) -> Iterator[bool]:
         """Whether the plan of each request was kept; the file appears when all are done."""
@@ -66,7 +63,7 @@ class Planning:
             if refused == MOST_REFUSED:
                 raise DuoGenError(f"{MOST_REFUSED} requests in a row were refused: {verdict.value}")
             self.rules[verdict.rule] += 1
-            about = {"model": self.client.endpoint.model, "prompt": self.prompt_digest}
+            about = {"model": self.client.endpoint.model, "prompt": self.asking.digest}
             entry = {
                 "stage": "answers",
                 "number": number,
@@ -88,13 +85,13 @@ class Planning:
     def _ask(self, request: Request) -> tuple[Plan | None, Verdict]:
         """Runs in threads: what earlier answers say is not looked at here."""
         rules = self.preset.answer
-        data = {
+        values = {
             "domain": request.domain,
             "subcategory": request.subcategory,
-            "request": request.text,
             "least": str(rules["min_pictures"]),
             "most": str(rules["max_pictures"]),
         }
+        asked = self.asking.messages(values, {"request": request.text})
         last: list[Plan] = []
 
         def check(value: Any) -> None:
@@ -104,9 +101,9 @@ class Planning:
                 raise Broken(verdict)
 
         seed = request.drawn_seed(self.seed) % 2**31
-        asked = schema(rules["max_steps"]), rules["max_tokens"], rules["temperature"], seed
+        how = schema(rules["max_steps"]), rules["max_tokens"], rules["temperature"], seed
         try:
-            self.client.ask(messages(self.prompt, data), *asked, check=check)
+            self.client.ask(asked, *how, check=check)
         except AnswerError as error:
             broken = error.__cause__
             if isinstance(broken, Broken):
