@@ -45,10 +45,11 @@ class Server:
         """Queues the nodes, waits for their end and gives what they showed."""
         id_ = self._queue(nodes)
         try:
-            return self._outputs(self._wait(id_), nodes)
+            found = self._wait(id_)
         except BaseException:
             self.cancel(id_)
             raise
+        return self._outputs(found)
 
     def upload(self, name: str, png: bytes) -> str:
         """Puts a picture into the server's input folder; the name that LoadImage takes."""
@@ -115,7 +116,7 @@ class Server:
         rows = [*_list(value.get("queue_running")), *_list(value.get("queue_pending"))]
         return any(isinstance(row, list) and len(row) > 1 and row[1] == id_ for row in rows)
 
-    def _outputs(self, found: Mapping[str, Any], nodes: Mapping[str, Any]) -> dict[str, Any]:
+    def _outputs(self, found: Mapping[str, Any]) -> dict[str, Any]:
         status = found.get("status") if isinstance(found.get("status"), dict) else {}
         for kind, about in (row for row in _list(status.get("messages")) if isinstance(row, list) and len(row) == 2):
             if kind == "execution_error" and isinstance(about, dict):

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.presets import digest, preset_values
+from duogen_core.data.presets import preset_values
 
 FOLDER = Path(__file__).with_name("presets")
 DEFAULT = "default"
@@ -26,10 +26,6 @@ class Preset:
     def part(self, *sections: str) -> dict[str, Any]:
         """What a step depends on: its sections alone, so that the others may change."""
         return {name: dict(asdict(self)[name]) for name in sections}
-
-    @property
-    def digest(self) -> str:
-        return digest(asdict(self))
 
 
 def load_preset(name: str | None = None, settings: Sequence[str] = ()) -> Preset:
