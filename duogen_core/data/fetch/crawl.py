@@ -71,13 +71,16 @@ def crawl(
         by_host.setdefault(urlsplit(addresses[0]).netloc.lower(), []).append(addresses)
     for things in sorted(by_host.values(), key=len, reverse=True):  # the longest first
         job.hosts.put(things)
-    threads = [threading.Thread(target=job.work, daemon=True) for _ in range(min(hosts, len(by_host)))]
+    threads = [threading.Thread(target=job.work, daemon=True) for _ in range(min(max(int(hosts), 1), len(by_host)))]
     for thread in threads:
         thread.start()
     running = len(threads)
     try:
         while running:
-            result = job.results.get()
+            try:
+                result = job.results.get(timeout=0.5)  # with a limit, so that Ctrl-C is heard on every system
+            except queue.Empty:
+                continue
             if result is None:
                 running -= 1
             elif isinstance(result, BaseException):

@@ -116,7 +116,7 @@ def begin(
         raise DuoGenError(f"{lists[0]} is a list of pages on the web; they are fetched only with --fetch.")
     identity = {
         "inputs": [{"path": str(each.path), **each.identity()} for each in _opened(paths, None)],
-        "fetch": None if network is None else [read_list(path) for path in lists],
+        "fetch": None if network is None else _digest([read_list(path) for path in lists]),
         "preset": preset.to_json(),
         "nsfw": nsfw.identity(preset.nsfw),
         "ad_hosts": len(read_hosts(preset.advert["hosts"])) if preset.advert["hosts"] else None,
