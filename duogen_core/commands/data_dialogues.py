@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     found, refused = Counter(), Counter()
     with stopping(progress):
         for outcome in work(this, source, engine, args.parallel, args.give_up):
-            found.update(documents=1, kept=outcome.document is not None)
+            found.update(documents=1, kept=int(outcome.document is not None))
             found["pictures"] += len(outcome.document.pictures) if outcome.document else 0
             refused[outcome.rule] += 1
             progress.step(1, found["kept"])

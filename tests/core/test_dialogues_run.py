@@ -150,7 +150,11 @@ def test_failures_are_counted_by_name(pages, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("duogen_core.data.llm.client._pause", lambda *_: 0.0)
     lies = lambda handler: send(handler, b'{"choices": [', headers={"Content-Length": "500"})  # noqa: E731
     with endpoint_server(failing(n0="Prose.", n1=refusing(400), n2=lies, n3=hanging)) as server:
-        assert dialogues(pages, tmp_path / "out", server, "--timeout", 1, "--parallel", 4) == 0
+        figures = tmp_path / "figures.json"
+        assert dialogues(pages, tmp_path / "out", server, "--timeout", 1, "--parallel", 4, "--json", figures) == 0
+    found = json.loads(figures.read_text())
+    assert (found["documents"], found["kept"], found["refused"]) == (5, 1, {"endpoint": 3, "dialogue.answer": 1})
+    assert found["usage"]["writer"]["retries"] > 0 and found["usage"]["writer"]["completion_tokens"] > 0
     assert [entry.get("rule") for entry in log(tmp_path / "out")] == ["dialogue.answer", *["endpoint"] * 3, None]
     shown = capsys.readouterr().out
     assert (

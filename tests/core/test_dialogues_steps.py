@@ -101,6 +101,7 @@ def test_steps_can_be_left_out():
     assert writer.steps == [] and outcome.document.turns[0].text == "Service the water cleaner 0"
     assert outcome.document.text.startswith("## 1. Open the valve\n\nTurn the red valve")
     assert made(page(), writer, [*asked, "place.by=model"]).document and writer.steps == ["place"]
+    assert made(page(), writer, [*asked, "document.min_words=500"]).rule == "document.min_words"
     with pytest.raises(DuoGenError, match=r"place\.by is 'magic'"):
         made(page(), writer, ["place.by=magic"])
 

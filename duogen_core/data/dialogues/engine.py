@@ -69,7 +69,7 @@ class Engine:
                 answers=1,
                 prompt=answer.prompt_tokens,
                 completion=answer.completion_tokens,
-                uncounted=not answer.counted,
+                uncounted=int(not answer.counted),
             )
 
         try:
