@@ -218,3 +218,25 @@ def test_the_report_shows_clips_by_rule(clips, tmp_path):
     assert still.startswith("<summary>still: 1 shown")
     assert still.count("<img ") == 2
     assert any("d.mp4" in each and "unknown_format" in each for each in videos)
+
+
+@pytest.mark.slow
+def test_stage_two_trains_on_them(clips, tmp_path):
+    from duogen_core.training import stage2
+    from tests.core.runs import losses
+    from tests.core.tiny import random_components
+
+    video(clips, "--out", tmp_path / "out", "--undescribed")
+    parts = random_components()
+    parts.mllm.save_pretrained(tmp_path / "mllm")
+    parts.vae.model.save_pretrained(tmp_path / "vae")
+    values = {
+        "out": tmp_path / "run", "vae": tmp_path / "vae", "mllm": tmp_path / "mllm", "steps": 1, "max_side": 64,
+        "data": [f"webdataset:{tmp_path / 'out' / 'shards'}"], "layers": 2, "heads": 2, "cross_width": 32, "shards": 1,
+        "batch": 2, "frames": 6, "log_every": 1, "warmup": 1, "sample_minutes": 0.0, "bf16": False,
+        "precision": "float32",
+    }  # fmt: skip
+    stage2.train(stage2.Stage2Config(**values))
+    assert len(losses(tmp_path / "run")) == 1
+    assert 0 < losses(tmp_path / "run")[0] < 100
+    assert not (tmp_path / "run" / "bad_samples.jsonl").exists()

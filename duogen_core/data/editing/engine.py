@@ -142,9 +142,8 @@ class Engine:
         (result,) = self._pictures(row, names[1], eyes)[-1:] or [None]
         if result is None:
             raise Refused("no_picture", names[1])
-        if not inverse:
-            for name in self.layout.more_pictures:
-                brought += self._pictures(row, name, eyes) if name in row else []
+        for name in self.layout.more_pictures:
+            brought += self._pictures(row, name, eyes) if name in row else []
         changed = self._judge(brought[0], result)
         if before is not None and len(brought) == 1 and np.array_equal(before, brought[0]):
             return Step([text], result), changed
