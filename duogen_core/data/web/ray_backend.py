@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,7 +51,8 @@ def work_with_ray(run: Run, places: list[int], workers: int) -> Iterator[dict[st
             [{"place": place} for place in places], override_num_blocks=min(len(places), MOST_BLOCKS)
         )
         stage = {"fn_constructor_kwargs": {"folder": str(run.folder.absolute())}, "num_cpus": 1}
-        results = rows.map(ShardStage, concurrency=(1, min(workers, len(places))), **stage)
+        actors = ray.data.ActorPoolStrategy(min_size=1, max_size=min(workers, len(places)))
+        results = rows.map(ShardStage, compute=actors, **stage)
         try:
             for row in results.iter_rows():
                 if row["error"]:
@@ -66,11 +68,13 @@ def work_with_ray(run: Run, places: list[int], workers: int) -> Iterator[dict[st
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent that nobody asked for
     os.environ.setdefault("RAY_worker_niceness", "0")  # as the local workers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it complains of Ray Data's own ways
     try:
         import ray
         import ray.data
     except ImportError:
         raise DuoGenError("--backend ray needs Ray Data; install it with: pip install 'duogen[ray]'.") from None
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 
 
