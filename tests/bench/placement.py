@@ -5,9 +5,9 @@
 
 Truth is where the page has a picture: just after one of the two passages it stands between (under a heading: the one
 that follows). A clue is a word of the picture (alt text, captions, with --ocr what tesseract reads in it) that stands
-in the passages beside its true place and nowhere else on the page ("named": one of its alt text, or of its caption's
-first sentence where it has none; "word": any word it shares with them). Pages with fewer than five passages are left
-out.
+in the passages beside its true place and nowhere else on the page. "two clues": two such words or more; "named": one of
+its alt text, or of its caption's first sentence where it has none; "word": any word it shares with them, wherever else
+it stands. Pages with fewer than five passages are left out.
 --ocr: a file of what was read, by the pictures' SHA-256; what is missing in it is read and written down.
 """
 
@@ -32,7 +32,7 @@ from duogen_core.document import Document, Picture, Turn
 
 FEWEST = 5  # passages
 SCENES = ("order lost", "order kept", "untouched")
-KINDS = ("clue", "named", "word", "all")
+KINDS = ("clue", "two clues", "named", "word", "all")
 METHODS = ("as shuffled", "spread in source order", "words", "words, places never trusted")
 
 
@@ -80,9 +80,9 @@ def case_of(document: Document, read: Reader | None) -> Case | None:
         beside = Counter(word for k in right for word in bags[k - 1])
         shared = {word for text in (clue.core, clue.rest, clue.seen) for word in words_of(text)} & beside.keys()
         own = {word for word in shared if spread[word] == beside[word]}
-        kinds.append(
-            ["all", *["word"] * bool(shared), *["clue"] * bool(own), *["named"] * bool(own & set(words_of(clue.core)))]
-        )
+        named = own & set(words_of(clue.core))
+        known = {"clue": own, "two clues": len(own) > 1, "named": named, "word": shared, "all": True}
+        kinds.append([kind for kind in KINDS if known[kind]])
     return Case(draft, clues, truth, kinds)
 
 

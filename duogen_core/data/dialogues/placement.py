@@ -71,7 +71,7 @@ def place(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]) -> Plac
     places = tuple(
         chosen[index]
         if not trusted or _at(row, chosen[index]) - here[index] >= rules["stay"]
-        else _after(row, draft.places[index])
+        else _after(row, draft.places[index], rules["next"])
         for index, row in enumerate(fits)
     )
     return Placement(places, tuple(round(_at(row, k), 4) for row, k in zip(fits, places)), trusted, in_order)
@@ -169,9 +169,9 @@ def _beside(row: Sequence[float], place: int) -> float:
     return max(row[max(place - 1, 0) : place + 1], default=0.0)
 
 
-def _after(row: Sequence[float], place: int) -> int:
+def _after(row: Sequence[float], place: int, need: float) -> int:
     """The same place, or just after the next passage where the picture stands before the text it shows."""
-    return place + 1 if place < len(row) and row[place] > _at(row, place) else place
+    return place + 1 if place < len(row) and row[place] - _at(row, place) >= need else place
 
 
 def _at(row: Sequence[float], place: int) -> float:
