@@ -16,6 +16,7 @@ import random
 import re
 from pathlib import Path
 
+from PIL import Image
 from web_material import GIMP, GNUCASH, folder
 
 from duogen_core.data.web.ad_hosts import read_hosts
@@ -35,6 +36,14 @@ def is_advert(ref: ImageRef, size: tuple[int, int], preset) -> bool:
     if ref.region == "ad" or not advert(ref, PAGE, preset).keep:
         return True
     return not advert_size(ref, {"width": size[0], "height": size[1]}, PAGE).keep
+
+
+def size_of(page: Path, ref: ImageRef) -> tuple[int, int]:
+    try:
+        with Image.open(page.parent / ref.sources[0]) as image:
+            return image.size
+    except (OSError, IndexError):
+        return ref.width or 0, ref.height or 0
 
 
 def names(easylist: Path, pages: list[str]) -> list[str]:
@@ -98,8 +107,8 @@ def main() -> None:
     )
     found_names, found_hosts = names(easylist, pages + extra), hosts(easylist, plain, listed)
     planted([page for page in pages if BLOCK.search(page)], found_names, found_hosts, plain, listed)
-    refs = [ref for page in pages for ref in walk(page, 10**6, 1000).images]
-    claimed = [ref for ref in refs if is_advert(ref, (ref.width or 0, ref.height or 0), listed)]
+    refs = [(file, ref) for file, page in zip(files, pages) for ref in walk(page, 10**6, 1000).images]
+    claimed = [ref for file, ref in refs if is_advert(ref, size_of(file, ref), listed)]
     print(f"pictures of the manuals claimed to be adverts: {len(claimed)} of {len(refs):,}", *claimed[:5])
 
 
