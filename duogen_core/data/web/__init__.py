@@ -1,11 +1,11 @@
 """The web engine: pages in, clean interleaved Documents out (DuoGen, arXiv 2602.00508: the steps before
 the LLM).
 
-    inputs (WARC files, folders of HTML, pages saved as MHTML) -> encodings -> walker -> page_rules -> pictures (loaded by links,
+    inputs (WARC files, folders of HTML, MHTML) -> encodings -> walker -> page_rules -> pictures (loaded by links,
     decoded in a limited child process) -> picture_rules, codes, classing -> duplicates -> personal -> Document
 
 Every rule is a small function with a name, a threshold in a preset (presets/*.yaml) and a value that is logged. A page
 is a pure function of its bytes, its input's pictures and the preset; `run` does many, in shards that are written whole,
-here or with Ray (`ray_backend`).
-`fetching` brings listed pages and missing pictures, only when asked for; otherwise what is not in the input is missing.
+here or with Ray (`ray_backend`). `fetching` brings listed pages and missing pictures, only when asked for; otherwise
+what is not in the input is missing.
 """
