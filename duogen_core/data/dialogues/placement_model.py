@@ -1,7 +1,7 @@
 """Placement by a language model: it reads the numbered passages and the pictures' words, and names a passage for each.
 
 The same in and out as `placement.place`, with a writer beside. What it answers is checked: every picture once, every
-passage one there is. A passage that it names beside the place the page has is taken as that place.
+passage one there is.
 """
 
 from __future__ import annotations
