@@ -33,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.workers < 1:
         raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
-    asked = bool(args.endpoint or args.replay or args.llm)
+    asked = bool(args.endpoint or args.replay or args.llm or args.mllm)
     if args.undescribed == asked:
         raise DuoGenError(
-            "Give a vision-language model that describes the pairs (--endpoint URL --llm NAME), or --undescribed to "
-            "keep them without descriptions; one of the two."
+            "Give a vision-language model that describes the pairs (--endpoint URL --llm NAME, or --mllm FOLDER), or "
+            "--undescribed to keep them without descriptions; one of the two."
         )
     from duogen_core.data.pairs.sharded import begin, work
     from duogen_core.data.video.describe import Describer

@@ -35,17 +35,27 @@ def blend(one: np.ndarray, other: np.ndarray, frames: int) -> list[np.ndarray]:
     return [np.uint8(one * (1 - share) + other * share) for share in shares]
 
 
-def write_video(file: Path, frames: Sequence[np.ndarray], rate: int = RATE, ratio: str = "", **metadata: str) -> Path:
+def write_video(
+    file: Path,
+    frames: Sequence[np.ndarray],
+    rate: int = RATE,
+    ratio: str = "",
+    codec: str = "mpeg4",
+    transfer: int = 0,
+    **metadata: str,
+) -> Path:
     import av
 
     file.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(file), "w") as container:
         container.metadata.update(metadata)
-        stream = container.add_stream("mpeg4", rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         stream.bit_rate = 3_000_000
         stream.height, stream.width = frames[0].shape[:2]
         if ratio:
             stream.codec_context.sample_aspect_ratio = Fraction(ratio)
+        if transfer:
+            stream.codec_context.color_trc = transfer
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())

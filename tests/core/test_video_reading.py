@@ -89,6 +89,11 @@ def test_caps(video, setting, rule):
     assert not pairs
 
 
+def test_a_video_of_high_dynamic_range_is_refused(tmp_path):
+    reading, _ = read(write_video(tmp_path / "hlg.ts", scene(1, 30), codec="mpeg2video", rate=25, transfer=18))
+    assert reading.verdict == ("hdr", 18)
+
+
 @ON_LINUX
 def test_a_video_that_takes_too_much_memory_is_refused(tmp_path):
     file = write_video(tmp_path / "large.mp4", [np.zeros((4000, 6000, 3), np.uint8)] * 2)

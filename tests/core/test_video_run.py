@@ -15,9 +15,10 @@ from duogen_core.data.pairs.sharded import begin, open_run, work
 from duogen_core.data.sources import open_source
 from duogen_core.data.sources.base import Sample
 from duogen_core.data.video.describe import check
-from duogen_core.data.video.engine import Engine, do_shard
+from duogen_core.data.video.engine import Engine, Outcome, do_shard
 from duogen_core.data.video.inputs import about, items, open_inputs
 from duogen_core.data.video.preset import load_preset
+from duogen_core.data.video.reading import Reading
 from tests.core.clips import scene, write_video
 from tests.core.endpoint_server import completion, endpoint_server, refusing
 
@@ -139,6 +140,28 @@ def test_inputs_that_are_none(tmp_path, capsys):
     assert "does not exist" in capsys.readouterr().err
     assert video(tmp_path, "--out", tmp_path / "out", "--undescribed") == 2
     assert "has no video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("setting", "rule"), [("clip.interlaced=false", "interlaced"), ("clip.interlaced=true", None)])
+def test_interlaced_frames_are_refused_unless_they_are_asked_for(clips, monkeypatch, setting, rule):
+    pairs = Reading.pairs
+    monkeypatch.setattr(Reading, "pairs", lambda self: ((*pair[:3], True) for pair in pairs(self)))
+    (judged,) = Engine(load_preset(settings=[setting])).clips(clips / "a.mp4", Outcome())
+    assert (judged.verdict and judged.verdict[0]) == rule
+
+
+def test_a_video_that_ends_too_soon_keeps_what_it_gave(tmp_path, monkeypatch):
+    def pairs(self):
+        yield next(whole(self))
+        self.verdict = ("too_slow", 1)
+
+    whole = Reading.pairs
+    monkeypatch.setattr(Reading, "pairs", pairs)
+    write_video(tmp_path / "in" / "long.mp4", scene(1, 110, 0.5))
+    assert video(tmp_path / "in", "--out", tmp_path / "out", "--undescribed") == 0
+    (entry,) = [json.loads(line) for line in (tmp_path / "out" / "logs" / "00000.jsonl").open()]
+    assert (entry["kept"], entry["ended_by"]) == (True, {"rule": "too_slow", "value": 1})
+    assert [clip.get("rule") for clip in entry["clips"]] == [None, "too_slow", "short"]
 
 
 def described(clips: Path, out: Path, url: str, *more: object) -> int:
