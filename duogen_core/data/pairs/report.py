@@ -11,8 +11,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from duogen_core.data.pairs.again import WHOLE
 from duogen_core.data.pairs.sharded import Run, Shard, open_run
 from duogen_core.data.run_log import RunLog, open_logs, parts_of, rule_of
 from duogen_core.data.yields import survey, text
@@ -31,7 +30,6 @@ from duogen_core.store import write_atomically
 SIDE = 200  # longest side of a thumbnail
 TEMPLATE = Path(__file__).parents[1] / "web" / "report.html"
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")
-WHOLE = -1  # the index of an entry itself, in place of one of its parts
 Place = tuple[int, int]
 Shown = tuple[Sequence[np.ndarray], str]  # pictures and words of a pair
 # (run, shard, {number: {indices}}) -> (place, pictures, words) of what could be read again
@@ -104,17 +102,6 @@ def _look_again(
             shown[place] = [_small(pixels) for pixels in pictures], words
         step(done, len(shards))
     return shown
-
-
-def words_of(run: Run, shard: int, key: str) -> str:
-    """What the user says in a stored Document; "" if it is not there."""
-    try:
-        with tarfile.open(run.file("shards", shard)) as archive:
-            turns = json.loads(archive.extractfile(f"{key}.json").read())["turns"]
-        users = (turn["parts"] for turn in turns if turn["role"] == "user")
-        return " / ".join(" ".join(part["text"] for part in parts if part["type"] == "text") for parts in users)
-    except (OSError, KeyError, ValueError, tarfile.TarError):
-        return ""
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:
