@@ -27,7 +27,7 @@ from duogen_core.data.run_log import RunLog, open_logs, parts_of, rule_of
 from duogen_core.data.yields import survey, text
 from duogen_core.store import write_atomically
 
-SIDE = 200  # longest side of a thumbnail
+SIDE = 170  # longest side of a thumbnail: two stand side by side
 TEMPLATE = Path(__file__).parents[1] / "web" / "report.html"
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")
 Place = tuple[int, int]
