@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +156,40 @@ def test_the_child_can_open_neither_files_nor_sockets():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["refused"] * 3
+
+
+BUSY = f"""
+import importlib.util, sys, time
+sys.argv = ["child", {str(ROOT)!r}, "mov", {json.dumps(PRESET)!r}]
+spec = importlib.util.spec_from_file_location("child", {str(CHILD)!r})
+child = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(child)
+child.Video.facts = lambda self: (print("busy", flush=True), time.sleep(60))
+child.main()
+"""
+ENGINE = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there keeps the id of its parent")
+def test_the_child_does_not_outlive_a_killed_engine():
+    engine = subprocess.Popen([sys.executable, "-c", ENGINE, BUSY], stdout=subprocess.PIPE, text=True)
+    child = int(engine.stdout.readline())
+    engine.kill()
+    engine.wait()
+    for _ in range(200):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("it was still there after 20 seconds")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import os
 import pkgutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -73,6 +75,13 @@ def limit(load: dict) -> None:
             resource.setrlimit(getattr(resource, name), (value, value))
         except (AttributeError, ValueError, OSError):
             continue
+
+
+def leave_with(parent: int) -> None:
+    """Ends this process when the one that started it is gone, killed or not."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def say(message: dict, pixels: np.ndarray | None = None) -> None:
@@ -189,6 +198,7 @@ class Video:
 
 def main() -> None:
     preset = json.loads(PRESET)
+    threading.Thread(target=leave_with, args=(os.getppid(),), daemon=True).start()
     av.logging.set_level(None)
     warm_up(preset)
     limit(preset["load"])
