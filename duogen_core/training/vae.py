@@ -7,11 +7,6 @@ have the scale of Wan 2.1's, because everything downstream, ComfyUI's VAELoader 
 
 Loss: mean absolute and squared error, the absolute error of 8x8 means (near colours drift without it), and a little
 KL, so that latents stay near each other and the decoder forgives a painter's small errors.
-
-    python -m duogen_core train vae init=runs/vae/export noise=0.3 out=runs/decoder minutes=10
-
-trains the decoder on, from latents with noise, and leaves the latents as they are: what learnt to paint in them goes on
-painting, and gets sharper pictures.
 """
 
 from __future__ import annotations
@@ -31,7 +26,7 @@ from duogen_core.training.fast import quick_bf16
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.vae_data import crop_batch
-from duogen_core.vae import WAN21_MEAN, WAN21_STD, PictureVae, decode_frame, encode_frame, new_vae
+from duogen_core.vae import WAN21_MEAN, WAN21_STD, decode_frame, encode_frame, new_vae
 
 TEST_SEED = 999
 
@@ -40,8 +35,6 @@ TEST_SEED = 999
 class VaeConfig(RunConfig):
     out: Path = Path("runs/vae")
     bf16: bool = False  # the bundled one trained in float32
-    init: Path | None = None  # train on the decoder of this VAE; what it encodes to stays the same
-    noise: float = 0.0  # with `init`: deviation up to which latents get noise, in their own deviations
     base_dim: int = 16
     batch: int = 16
     lr: float = 5e-3
@@ -61,18 +54,12 @@ def losses(vae: AutoencoderKLWan, pixels: Tensor, config: VaeConfig) -> dict[str
     """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}."""
     with quick_bf16(pixels.device, config.bf16):
         mean, logvar = (part.float() for part in encode_frame(vae, pixels))
-        latents = noisy(mean, config.noise) if config.init else mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         error = decode_frame(vae, latents, clamp=False).float() - pixels
     absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     loss = absolute + config.squared * squared + config.flat * flat + config.kl * kl
     return {"loss": loss, "mse": squared.detach(), "kl": kl.detach()}
-
-
-def noisy(latents: Tensor, most: float) -> Tensor:
-    """Latents [B, 16, h, w] of Wan's scale with noise of a level that each picture draws for itself, 0 to `most`."""
-    level = most * torch.rand(len(latents), 1, 1, 1) * torch.tensor(WAN21_STD).view(1, -1, 1, 1)
-    return latents + level * torch.randn_like(latents)
 
 
 @torch.no_grad()
@@ -98,18 +85,10 @@ def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
     out.bias[16:] += 2 * gain.log()  # the second half of the output is the log variance
 
 
-def decoder_of(path: Path) -> AutoencoderKLWan:
-    """A VAE of which the decoder alone learns."""
-    vae = PictureVae.from_pretrained(path).model.train()
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
-    return vae
-
-
 def train(config: VaeConfig) -> Run:
     run = config.run()
     torch.manual_seed(run.seed)
-    vae = decoder_of(config.init) if config.init else new_vae(config.base_dim)
+    vae = new_vae(config.base_dim)
     run.attach({"vae": vae}, muon_and_adamw(vae, is_end, lr=config.lr), ema_decay=config.ema)
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)])
     for step in run:
@@ -122,10 +101,9 @@ def train(config: VaeConfig) -> Run:
             run.record(psnr=value)
             run.say(f"step {step + 1}: {value:.2f} dB on pictures it never trained on")
     with run.emas["vae"].applied():
-        if not config.init:
-            match_wan_scale(
-                vae, torch.cat([crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)])
-            )
+        match_wan_scale(
+            vae, torch.cat([crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)])
+        )
         run.record(final_psnr=psnr(vae, test))
         vae.save_pretrained(run.folder / "export")
     return run

@@ -7,7 +7,6 @@ then serves any size.
 
 from __future__ import annotations
 
-import math
 import random
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from duogen_core.data.sketchbook.draw import Mark, Point, draw_scene, ellipse, paint, rectangle, star
-from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, KINDS, PALETTE, SIZES, Scene, Shape
+from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, KINDS, SIZES, Scene, Shape
 
 CROP = 64
 
@@ -23,17 +22,9 @@ CROP = 64
 def crowded_scene(rng: random.Random, canvas: tuple[int, int]) -> np.ndarray:
     background = "cream" if rng.random() < 0.5 else rng.choice(COLOURS)
     colours = [colour for colour in COLOURS if colour != background]
-    sizes = SIZES
-    if rng.random() < 0.25:  # small and faint: a white star on cream is the first to lose its points
-        colours = sorted(colours, key=lambda colour: apart(colour, background))[:3]
-        sizes = ("small",)
     cells = rng.sample(CELLS, rng.randint(2, 9))
-    shapes = tuple(Shape(cell, rng.choice(KINDS), rng.choice(colours), rng.choice(sizes)) for cell in cells)
+    shapes = tuple(Shape(cell, rng.choice(KINDS), rng.choice(colours), rng.choice(SIZES)) for cell in cells)
     return draw_scene(Scene(shapes, background, canvas))
-
-
-def apart(colour: str, other: str) -> float:
-    return math.dist(PALETTE[colour], PALETTE[other])
 
 
 def random_outline(rng: random.Random, canvas: tuple[int, int]) -> tuple[Point, ...]:
