@@ -23,14 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise DuoGenError(f"--count is {args.count}; expected at least 1.")
+    from duogen_core.data.run_folder import begin_run
     from duogen_core.data.synthetic import balance
     from duogen_core.data.synthetic.expand import Expansion
-    from duogen_core.data.synthetic.folder import begin_step
 
     folder, taxonomy, preset = Path(args.folder), taxonomy_of(args), preset_of(args)
     client = client_of(args, folder / "expand" / "answers.jsonl")
     expansion = Expansion(folder, taxonomy, preset, client, args.count, args.seed, args.parallel)
-    begin_step(folder / "expand", "duogen-synthetic-expand-run", expansion.identity())
+    begin_run(folder / "expand", "synthetic-expand", expansion.identity())
     progress = Steps(args.quiet, "requests")
     progress.begin(sum(max(args.count, len(one.seeds)) for one in taxonomy.subcategories), len(expansion.requests))
     with stopping(progress):

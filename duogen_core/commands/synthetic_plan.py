@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise DuoGenError(f"--limit is {args.limit}; expected at least 1.")
-    from duogen_core.data.synthetic.folder import begin_step
+    from duogen_core.data.run_folder import begin_run
     from duogen_core.data.synthetic.planning import Planning
     from duogen_core.data.synthetic.requests import requests_of, spread
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     requests = spread(requests, args.limit)
     client = client_of(args, folder / "plan" / "answers.jsonl")
     planning = Planning(folder, requests, preset, client, args.seed, args.parallel)
-    begin_step(folder / "plan", "duogen-synthetic-plan-run", planning.identity())
+    begin_run(folder / "plan", "synthetic-plan", planning.identity())
     progress = Steps(args.quiet, "requests")
     progress.begin(len(requests), 0)
     if seeds:

@@ -25,6 +25,7 @@ from duogen_core.cli import main as command
 from duogen_core.data.dialogues import run as dialogues
 from duogen_core.data.dialogues.engine import Engine
 from duogen_core.data.llm.client import Client, Endpoint
+from duogen_core.data.shards import add_document, as_png
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sources import open_source
 from duogen_core.data.web.compose import compose
@@ -35,7 +36,6 @@ from duogen_core.data.web.page import Block, Walk
 from duogen_core.data.web.picture_rules import Seen
 from duogen_core.data.web.pictures import Judged, Pictures
 from duogen_core.data.web.preset import load_preset
-from duogen_core.data.web.shards import add_document
 from duogen_core.data.web.walker import walk
 from duogen_core.document import Document, Picture, Turn
 
@@ -111,7 +111,8 @@ def write(folder: Path, made: Iterable[Document]) -> None:
     with tarfile.open(new, "w") as archive:
         for number, document in enumerate(made):
             turns = tuple(replace(turn, parts=tuple(map(_as_large, turn.parts))) for turn in document.turns)
-            add_document(archive, f"{number:08d}", Document(turns, meta={"page": document.meta["page"]}), {})
+            shown = Document(turns, meta={"page": document.meta["page"]})
+            add_document(archive, f"{number:08d}", shown, lambda picture: as_png(picture.pixels))
     new.rename(folder / "00000.tar")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-from duogen_core.data.web.shards import add_document
+from duogen_core.data.shards import add_document, photos_as_jpeg
 from duogen_core.document import Document, Part, Picture, Text, Turn
 from tests.core.web_pages import screenshot
 
@@ -41,5 +41,5 @@ def write_pages(folder: Path, count: int) -> Path:
     (folder / "shards").mkdir(parents=True)
     with tarfile.open(folder / "shards" / "00000.tar", "w") as archive:
         for number in range(count):
-            add_document(archive, f"{number:08d}", page(number), {"photo_quality": 92})
+            add_document(archive, f"{number:08d}", page(number), photos_as_jpeg(92))
     return folder

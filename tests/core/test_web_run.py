@@ -108,7 +108,7 @@ def test_a_kill_before_the_plan_is_whole_changes_nothing(pages, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_shards_and_a_sentence(pages, tmp_path, monkeypatch, capsys):
-    from duogen_core.data.web import shards
+    from duogen_core.data import shards
 
     add, calls = shards.add_document, []
 

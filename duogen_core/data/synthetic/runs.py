@@ -1,19 +1,12 @@
 """A run that makes documents in shards: its folder, its plan, and the loop that goes on where the last one stopped.
 
-DIR/run.json            what it was begun with; another identity is refused
-DIR/shards/00000.tar    the documents of a shard, as webdataset: read them with webdataset:DIR/shards
-DIR/logs/00000.jsonl    a line an entry with the rule that refused it; written last, so it stands for a done shard
-DIR/times/00000.json    seconds by stage, the only thing that differs between two runs
-DIR/drawn/              pictures of shards that are not done yet
+DIR/drawn/     pictures of shards that are not done yet
 
-`data stats` counts the logs.
+The rest of the folder is as `run_folder` says.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from duogen_core.data.synthetic.folder import begin_step
+from duogen_core.data.run_folder import FOLDERS, RunFolder, begin_run, make_folders
+from duogen_core.data.shards import new_shard
 from duogen_core.data.synthetic.verdict import Verdict
-from duogen_core.data.whole_file import whole_file
-from duogen_core.document import Document
+from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
-from duogen_core.store import document_json, write_atomically
 
 Item = TypeVar("Item")
-FORMAT = "duogen-synthetic-run"
 SHARD = 16  # documents
 GIVE_UP = 3  # documents in a row that fail before the run stops
 
@@ -52,23 +43,10 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Run:
-    folder: Path
+class Run(RunFolder):
     count: int  # documents that are to be made
     shards: int
     size: int
-
-    def documents(self, shard: int) -> Path:
-        return self.folder / "shards" / f"{shard:05d}.tar"
-
-    def log(self, shard: int) -> Path:
-        return self.folder / "logs" / f"{shard:05d}.jsonl"
-
-    def times(self, shard: int) -> Path:
-        return self.folder / "times" / f"{shard:05d}.json"
-
-    def is_done(self, shard: int) -> bool:
-        return self.log(shard).is_file()
 
     def entries(self, shard: int) -> range:
         return range(shard * self.size, min((shard + 1) * self.size, self.count))
@@ -84,9 +62,8 @@ def begin(folder: Path, count: int, size: int, identity: Mapping[str, Any]) -> R
     if not count:
         raise DuoGenError("There is nothing to do: no request is there, or no answer was kept.")
     shards = -(-count // size)
-    begin_step(folder, FORMAT, {**identity, "shard": size}, {"entries": count, "shards": shards})
-    for name in ("shards", "logs", "times", "drawn"):
-        (folder / name).mkdir(exist_ok=True)
+    begin_run(folder, "synthetic", {**identity, "shard": size}, {"entries": count, "shards": shards})
+    make_folders(folder, (*FOLDERS, "drawn"))
     return Run(folder, count, shards, size)
 
 
@@ -104,41 +81,22 @@ def work(
     """
     failed = 0
     for shard in run.chosen(part):
-        started = time.perf_counter()
-        _sweep(run, shard)
-        lines: list[str] = []
-        seconds: Counter[str] = Counter()
-        with whole_file(run.documents(shard)) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
+        run.sweep(shard)  # other ones may be another process's
+        with new_shard(run, shard, "pages") as new:
             for number in run.entries(shard):
                 outcome = make(items[number])
                 failed = failed + 1 if outcome.failed else 0
                 if failed == give_up:
                     raise DuoGenError(f"{give_up} documents in a row failed: {outcome.verdict.value}")
-                lines.append(json.dumps(outcome.log(number), ensure_ascii=False) + "\n")
-                seconds.update(outcome.seconds)
+                new.log(outcome.log(number))
+                new.seconds.update(outcome.seconds)
                 if outcome.document is not None:
                     begun = time.perf_counter()
-                    _add(archive, f"{number:08d}", outcome.document)
-                    seconds["write"] += time.perf_counter() - begun
+                    new.add(f"{number:08d}", outcome.document, _png)
+                    new.seconds["write"] += time.perf_counter() - begun
                 yield outcome
-        times = {"pages": len(run.entries(shard)), "seconds": time.perf_counter() - started, "stages": dict(seconds)}
-        write_atomically(run.times(shard), json.dumps(times).encode())
-        write_atomically(run.log(shard), "".join(lines).encode("utf-8", "replace"))
         whole([items[number] for number in run.entries(shard)])
 
 
-def _sweep(run: Run, shard: int) -> None:
-    """Removes what a killed run left half written of this shard; other ones may be another process's."""
-    for file in (run.documents(shard), run.log(shard), run.times(shard)):
-        for half in file.parent.glob(f".{file.name}*.duogen-tmp"):
-            half.unlink(missing_ok=True)
-
-
-def _add(archive: tarfile.TarFile, key: str, document: Document) -> None:
-    """One sample: key.json, key.000.png, …"""
-    names = [f"{index:03d}.png" for index in range(len(document.pictures))]
-    value = json.dumps(document_json(document, names), ensure_ascii=False, allow_nan=False).encode("utf-8")
-    for name, data in [("json", value), *((name, each.to_png()) for name, each in zip(names, document.pictures))]:
-        info = tarfile.TarInfo(f"{key}.{name}")
-        info.size = len(data)
-        archive.addfile(info, io.BytesIO(data))
+def _png(picture: Picture) -> tuple[bytes, str]:
+    return picture.to_png(), "png"

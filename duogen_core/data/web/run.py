@@ -28,7 +28,7 @@ AHEAD = 2  # shards that wait for each worker
 
 def work(run: Run, workers: int = 1, backend: str = "local") -> Iterator[dict[str, Any]]:
     """Yields what each finished shard found. Leaving the loop stops the workers."""
-    _sweep(run)
+    run.sweep()
     if backend == "ray":
         from duogen_core.data.web.ray_backend import work_with_ray
 
@@ -89,10 +89,3 @@ def _leave_with(stop: Any, parent: int) -> None:
 def _do(shard: Shard) -> dict[str, Any]:
     run, engine, inputs = _worker
     return do_shard(run, shard, engine, inputs)
-
-
-def _sweep(run: Run) -> None:
-    """Remove what a killed run left half written."""
-    for folder in ("shards", "logs", "times"):
-        for file in (run.folder / folder).glob(".*.duogen-tmp"):
-            file.unlink(missing_ok=True)

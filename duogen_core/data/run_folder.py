@@ -1,0 +1,142 @@
+"""The folder of a run that makes Documents in shards: the same for every data engine.
+
+DIR/run.json            what it was begun with; another identity is refused
+DIR/plan.jsonl          a line a shard: what it is made of (where that is not a range of numbers)
+DIR/shards/00000.tar    the Documents of a shard, as webdataset: read them with webdataset:DIR/shards
+DIR/logs/00000.jsonl    a line an entry, with the rule that refused it (`run_log`); stands for a done shard
+DIR/times/00000.json    seconds by stage, the only thing that differs between two runs
+
+`shards` writes the last three. What an engine keeps beside them stands at the top of its own room.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from duogen_core import __version__
+from duogen_core.document import plain_json
+from duogen_core.errors import DuoGenError
+from duogen_core.store import write_atomically
+
+Result = TypeVar("Result")
+VERSION = 1  # of every run.json
+FOLDERS = ("shards", "logs", "times")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    folder: Path
+
+    def tar(self, shard: int) -> Path:
+        return self.folder / "shards" / f"{shard:05d}.tar"
+
+    def log(self, shard: int) -> Path:
+        return self.folder / "logs" / f"{shard:05d}.jsonl"
+
+    def times(self, shard: int) -> Path:
+        return self.folder / "times" / f"{shard:05d}.json"
+
+    def is_done(self, shard: int) -> bool:
+        return self.log(shard).is_file()
+
+    def sweep(self, shard: int | None = None) -> None:
+        """Removes what a killed run left half written; of one shard only where others may be another process's."""
+        names = ".*.duogen-tmp" if shard is None else f".{shard:05d}.*.duogen-tmp"
+        for folder in FOLDERS:
+            for file in (self.folder / folder).glob(names):
+                file.unlink(missing_ok=True)
+
+
+def begin_run(folder: Path, kind: str, identity: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
+    """Makes the folder with its run.json, or goes on with it if it was begun with the same identity."""
+    whole = plain_json({**identity, "duogen": __version__}, "identity")
+    if (folder / "run.json").exists():
+        found = read_run(folder, kind, lambda value: dict(value["identity"]))
+        if found != whole:
+            named = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
+            raise DuoGenError(
+                f"{folder} was begun with other values of {', '.join(named)}; give the same again to go on with it, or "
+                "choose another folder, or remove this one."
+            )
+        return
+    make_folders(folder)
+    write_run(folder, kind, {**(more or {}), "identity": whole})
+
+
+def check_unused(folder: Path, left: Sequence[str] = ()) -> None:
+    """Refuses a folder with anything in it but what a kill leaves of a run that had no run.json yet.
+
+    left: names that the engine makes before that, besides folders without files.
+    """
+
+    def is_left(entry: Path) -> bool:
+        if entry.name in FOLDERS:
+            return entry.is_dir() and next(entry.iterdir(), None) is None
+        return entry.name in left or entry.name.endswith(".duogen-tmp")
+
+    if folder.exists() and not all(map(is_left, folder.iterdir())):
+        raise DuoGenError(f"The folder {folder} has something else in it; choose another --out, or empty it first.")
+
+
+def check_same(folder: Path, found: str, digest: str) -> None:
+    if found != digest:
+        raise DuoGenError(
+            f"{folder} holds a run with other inputs, rules or shard sizes; choose another --out, or give the same "
+            "ones to go on with it."
+        )
+
+
+def make_folders(folder: Path, names: Sequence[str] = ()) -> None:
+    try:
+        for name in ("", *names):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DuoGenError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
+
+
+def write_plan(
+    folder: Path, name: str, groups: Iterable[tuple[Mapping[str, Any], Iterable[Any]]], size: int
+) -> tuple[int, int]:
+    """Cuts the items of each group into shards of this size; how many items and shards there are.
+
+    A group is what its lines say of it, and its items: these stand under `name`.
+    """
+    count = shards = 0
+    temporary = folder / ".plan.jsonl.duogen-tmp"
+    with temporary.open("w", encoding="utf-8") as lines:
+        for about, items in groups:
+            rest = iter(items)
+            while here := list(islice(rest, size)):
+                lines.write(json.dumps({"shard": shards, **about, "first": count, name: here}) + "\n")
+                count, shards = count + len(here), shards + 1
+    temporary.replace(folder / "plan.jsonl")
+    return count, shards
+
+
+def write_run(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
+    value = {"format": f"duogen-{kind}-run", "version": VERSION, **values}
+    write_atomically(folder / "run.json", (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_run(folder: Path, kind: str, use: Callable[[dict[str, Any]], Result]) -> Result:
+    """What `use` makes of run.json: a field that it lacks, or that is of another kind, is the file's fault."""
+    try:
+        value = json.loads((folder / "run.json").read_text("utf-8"))
+        if value["format"] != f"duogen-{kind}-run" or value["version"] != VERSION:
+            raise KeyError("format")
+        return use(value)
+    except FileNotFoundError:
+        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `data {_command(kind)}` made.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DuoGenError(
+            f"{folder / 'run.json'} cannot be read ({error}); was it made by `data {_command(kind)}`?"
+        ) from None
+
+
+def _command(kind: str) -> str:
+    return kind.replace("-", " ")
