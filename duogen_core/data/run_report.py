@@ -1,47 +1,35 @@
 """A run of any engine to look at: one HTML file with documents that were kept and entries that each rule refused.
 
-In: the folder of a run, or of its steps (see `run_log`). Documents come from its shards, entries from its logs; which
-are shown is decided by a hash, so they are spread over the run and the same every time. (`data web` has a report of its
-own, with the pages before and after: `web.report`.) What models and pages wrote is escaped text, pictures are
-thumbnails made anew; the file loads nothing and runs nothing.
+In: the folder of a run, or of its steps (see `run_log`). Documents come from its shards, entries from its logs. (The
+reports `web.report` and `pairs.report` show the input too, because they look at it again.)
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import heapq
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from PIL import Image
-
+from duogen_core.data.report_parts import Spread, badge, thumbnail, tiles_of, write_page
 from duogen_core.data.run_log import RunLog, open_logs, rule_of
 from duogen_core.data.yields import survey, text
 from duogen_core.document import Document, Picture, Text
 
 SIDE = 260  # longest side of a thumbnail
 SHOWN = 1200  # characters of a refused entry
-TEMPLATE = Path(__file__).with_name("web") / "report.html"
 CAPTIONS = ("prompt", "caption", "alt")  # of a picture's meta, the first that it has
 
 
 def write_report(folder: Path, file: Path, samples: int = 50) -> None:
-    from duogen_core.store import write_atomically
-
-    body = [f"<h1>{escape(str(folder))}</h1>"]
+    body = []
     for log in open_logs(folder):
         body.append(f"<h2>{escape(log.folder.name)}</h2><pre>{escape(text(survey(log)))}</pre>")
         body += _documents(log, samples)
         body += _entries(log, samples)
-    page = Template(TEMPLATE.read_text("utf-8")).substitute(title=escape(folder.name), body="\n".join(body))
-    write_atomically(file, page.encode("utf-8", "replace"))
+    write_page(file, folder, body)
 
 
 def _documents(log: RunLog, samples: int) -> Iterable[str]:
@@ -51,9 +39,11 @@ def _documents(log: RunLog, samples: int) -> Iterable[str]:
     if not next((log.folder / "shards").glob("*.tar"), None):
         return
     source = open_source(f"webdataset:{log.folder / 'shards'}")
-    chosen = sorted(heapq.nsmallest(samples, range(len(source)), key=_weight))
-    yield f"<h3>Documents: {len(chosen)} of {len(source):,}</h3>"
-    for index in chosen:
+    chosen = Spread(samples)
+    for index in range(len(source)):
+        chosen.add(index)
+    yield f"<h3>Documents: {min(samples, len(source))} of {len(source):,}</h3>"
+    for index, _ in chosen:
         found = source.read(index)
         if isinstance(found, Sample):
             yield _document(found.document)
@@ -71,41 +61,27 @@ def _document(document: Document) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    image, buffer = Image.fromarray(picture.pixels), io.BytesIO()
-    image.thumbnail((SIDE, SIDE))
-    image.save(buffer, "JPEG", quality=78)
-    code = base64.b64encode(buffer.getvalue()).decode()
     caption = escape(next((str(picture.meta[name]) for name in CAPTIONS if picture.meta.get(name)), ""))
     size = f"{picture.size[0]}x{picture.size[1]}"
     below = f"<figcaption><small>{size} {caption}</small></figcaption>"
-    return f'<figure><img alt="" src="data:image/jpeg;base64,{code}">{below}</figure>'
+    return f"<figure>{thumbnail(picture.pixels, SIDE)}{below}</figure>"
 
 
 def _entries(log: RunLog, samples: int) -> Iterable[str]:
     """Entries by the rule that refused them; of the kept ones, those of a step that makes no documents."""
-    groups: dict[str, list[tuple[int, int, dict[str, Any]]]] = defaultdict(list)
+    groups: dict[str, Spread] = defaultdict(lambda: Spread(samples))
     with_shards = (log.folder / "shards").is_dir()
     for index, entry in enumerate(log.lines()):
         rule = rule_of(entry)
-        if not rule and with_shards:
-            continue
-        item = (-_weight(index), index, entry)
-        if len(groups[rule]) < samples:
-            heapq.heappush(groups[rule], item)
-        else:
-            heapq.heappushpop(groups[rule], item)
+        if rule or not with_shards:
+            groups[rule].add(index, entry)
     for rule, found in groups.items():
-        tiles = "".join(_entry(entry, rule) for _, _, entry in sorted(found, key=lambda item: item[1]))
-        title = f"{escape(rule or 'kept')}: {len(found)} shown"
-        yield f"<details><summary>{title}</summary><div class=grid>{tiles}</div></details>"
+        yield tiles_of(rule, [_entry(entry, rule) for _, entry in found])
 
 
 def _entry(entry: Mapping[str, Any], rule: str) -> str:
-    value = "" if entry.get("value") is None else f" {entry['value']}"
-    said = escape(f"{rule or 'kept'}{value}"[:200])
-    badge = f"<span class={'refused' if rule else 'kept'}>{said}</span>"
     rest = {name: item for name, item in entry.items() if name not in ("kept", "rule", "value", "stage")}
-    return f"<div class=page>{badge}<p>{escape(_brief(rest))}</p></div>"
+    return f"<div class=page>{badge(rule, entry.get('value'))}<p>{escape(_brief(rest))}</p></div>"
 
 
 def _brief(value: Mapping[str, Any]) -> str:
@@ -117,7 +93,3 @@ def _brief(value: Mapping[str, Any]) -> str:
     ]
     whole = "\n".join(lines)
     return whole if len(whole) <= SHOWN else f"{whole[:SHOWN]} …"
-
-
-def _weight(index: int) -> int:
-    return int.from_bytes(hashlib.blake2b(str(index).encode(), digest_size=8).digest(), "big")

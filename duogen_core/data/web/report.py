@@ -6,16 +6,11 @@ What comes from pages is escaped text and re-encoded thumbnails; the file loads 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
-from string import Template
 
-import numpy as np
-from PIL import Image
-
+from duogen_core.data.report_parts import badge, thumbnail, tiles_of, write_page
 from duogen_core.data.run_log import open_logs
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.page import Block
@@ -27,30 +22,24 @@ from duogen_core.document import Text
 
 SMALL, LARGE = 160, 320  # longest side of a thumbnail beside a rule, and in a page
 START = 300  # characters of a page beside a rule
-TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(
     run: Run, file: Path, samples: int = 50, pages: int = 10, step: Callable[[int, int], None] = lambda *_: None
 ) -> None:
     """Writes the report; step(done, total) is called for every page that is looked at again."""
-    from duogen_core.store import write_atomically
-
     (log,) = open_logs(run.folder)
     found, chosen = survey(log), choose(log, samples)
     whole = [number for number, _ in chosen.pages.get("", [])[:pages]]
     tiles = _tiles(run, chosen, whole, step)
-    body = [f"<h1>{escape(str(run.folder))}</h1><pre>{escape(text(found))}</pre>"]
+    body = [f"<pre>{escape(text(found))}</pre>"]
     body.append("<h2>Pages before and after</h2>" + "".join(tiles[number, "whole"] for number in whole))
     for stage, group in (("pages", chosen.pages), ("pictures", chosen.pictures)):
         order = ORDERS[stage]
         body.append(f"<h2>{stage.capitalize()} by rule</h2>")
         for rule in ["", *(rule for rule in order if rule in group), *sorted(set(group) - {""} - set(order))]:
-            shown = "".join(tiles.get(place, "") for place in group.get(rule, []))
-            body.append(f"<details><summary>{escape(rule or 'kept')}: {len(group.get(rule, []))} shown</summary>")
-            body.append(f"<div class=grid>{shown}</div></details>")
-    page = Template(TEMPLATE.read_text("utf-8")).substitute(title=escape(run.folder.name), body="\n".join(body))
-    write_atomically(file, page.encode("utf-8", "replace"))
+            body.append(tiles_of(rule, [tiles.get(place, "") for place in group.get(rule, [])]))
+    write_page(file, run.folder, body)
 
 
 def _tiles(run: Run, chosen: Chosen, whole: list[int], step: Callable[[int, int], None]) -> dict:
@@ -85,24 +74,14 @@ def _page_tile(outcome: Outcome) -> str:
 
 
 def _badge(result: Outcome | Judged) -> str:
-    if result.verdict is None:
-        return "<span class=kept>kept</span>"
-    value = "" if result.verdict.value is None else f" {result.verdict.value}"
-    return f"<span class=refused>{escape(result.verdict.rule + str(value))}</span>"
+    return badge(result.verdict.rule, result.verdict.value) if result.verdict else badge("")
 
 
 def _picture(judged: Judged, side: int) -> str:
-    inside = _thumbnail(judged.seen.pixels, side) if judged.seen else "<i>not decoded</i>"
+    inside = thumbnail(judged.seen.pixels, side) if judged.seen else "<i>not decoded</i>"
     about = judged.url[:80] or (judged.ref.sources[0][:80] if judged.ref.sources else judged.ref.kind)
     size = f"{judged.facts['width']}x{judged.facts['height']} " if judged.facts and "width" in judged.facts else ""
     return f"<figure>{inside}<figcaption>{_badge(judged)} {size}<small>{escape(about)}</small></figcaption></figure>"
-
-
-def _thumbnail(pixels: np.ndarray, side: int) -> str:
-    image, buffer = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((side, side))
-    image.save(buffer, "JPEG", quality=75)
-    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _before_and_after(outcome: Outcome) -> str:
@@ -117,7 +96,7 @@ def _before_and_after(outcome: Outcome) -> str:
     for turn in outcome.document.turns if outcome.document else ():
         after.append(f"<h4>{turn.role}</h4>")
         for part in turn.parts:
-            after.append(f"<p>{escape(part.text)}</p>" if isinstance(part, Text) else _thumbnail(part.pixels, LARGE))
+            after.append(f"<p>{escape(part.text)}</p>" if isinstance(part, Text) else thumbnail(part.pixels, LARGE))
     title = escape(outcome.walk.title or outcome.page.name)
     return (
         f"<details><summary>{title} <small>{escape(outcome.page.url)}</small></summary><div class=two>"
