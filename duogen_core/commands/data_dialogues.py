@@ -7,27 +7,22 @@ The same command goes on where it stopped, after Ctrl-C or a kill; --replay repe
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.synthetic import Steps, stopping
+from duogen_core.commands.run_options import add_engine_options, write_json
+from duogen_core.commands.run_progress import RunProgress
 from duogen_core.errors import DuoGenError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("input", metavar="IN", help="the --out of `data web`, or a source such as webdataset:FILES or documents:DIR")
-    add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
-    add("--preset", default="howto", metavar="NAME", help="howto, or a YAML file; default: howto")
-    add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as rewrite.min_overlap=0.6")
-    add("--base-url", dest="endpoint", metavar="URL", help="the same as --endpoint")
-    add("--model", dest="llm", metavar="NAME", help="the same as --llm")
+    add_engine_options(parser, ("howto",), "rewrite.min_overlap=0.6", "documents", 64)
     add("--record", metavar="FILE", help="where the answers are kept; default: answers.jsonl in the run's folder")
     add("--eyes-base-url", metavar="URL", help="another endpoint, for describing pictures")
     add("--eyes-model", metavar="NAME", help="another model, for describing pictures")
-    add("--shard-documents", type=int, default=64, metavar="N", help="documents in a shard; default: 64")
     add(
         "--give-up",
         type=int,
@@ -35,8 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop when so many in a row fail at the endpoint; default: 8",
     )
-    add("--json", metavar="FILE", help="write the figures as JSON")
-    add("--quiet", action="store_true", help="no progress on stderr")
     add_endpoint_options(parser)
 
 
@@ -45,19 +38,16 @@ def run(args: argparse.Namespace) -> int:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
     from duogen_core.data.dialogues.engine import Engine
     from duogen_core.data.dialogues.run import begin, load_preset, open_input, work
-    from duogen_core.store import write_atomically
 
     preset, source, out = load_preset(args.preset, args.set), open_input(args.input), Path(args.out)
     writer, eyes = _clients(args, Path(args.record) if args.record else out / "answers.jsonl")
     engine = Engine(preset, writer, eyes)
     this = begin(out, source, engine, args.shard_documents)
     before = sum(len(this.numbers(shard)) for shard in range(this.shards) if this.is_done(shard))
-    progress = Steps(args.quiet, "documents")
-    progress.begin(this.documents, before)
-    if before:
-        progress.line(f"{before:,} of {this.documents:,} documents were done before.")
+    progress = RunProgress(args.quiet, "documents")
+    progress.go_on(this.documents, before)
     found, refused = Counter(), Counter()
-    with stopping(progress):
+    with progress.stopping():
         for outcome in work(this, source, engine, args.parallel, args.give_up):
             found.update(documents=1, kept=int(outcome.document is not None))
             found["pictures"] += len(outcome.document.pictures) if outcome.document else 0
@@ -66,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
     usage = {"writer": writer.usage.to_json()} | ({"eyes": eyes.usage.to_json()} if eyes is not writer else {})
     rules = {rule: count for rule, count in refused.most_common() if rule}
     figures = {**{name: found[name] for name in ("documents", "kept", "pictures")}, "refused": rules, "usage": usage}
-    if args.json:
-        figures |= {"seconds": round(progress.elapsed(), 2), "documents_in_all": this.documents}
-        write_atomically(Path(args.json), (json.dumps(figures, indent=2) + "\n").encode())
+    write_json(args.json, {**figures, "seconds": round(progress.elapsed(), 2), "documents_in_all": this.documents})
     print(f"{found['kept']:,} dialogues with {found['pictures']:,} pictures from {found['documents']:,} documents.")
     if rules:
         print("Refused: " + ", ".join(f"{count:,} {rule}" for rule, count in rules.items()) + ".")

@@ -7,10 +7,10 @@ goes on where it stopped and ends with the same bytes. Nothing is downloaded: th
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
-from duogen_core.commands.synthetic import Steps, stopping, write_json
+from duogen_core.commands.run_options import add_engine_options, add_workers, check_workers, write_json
+from duogen_core.commands.run_progress import RunProgress
 from duogen_core.data.editing.layouts import LAYOUTS
 from duogen_core.errors import DuoGenError
 
@@ -19,22 +19,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("layout", metavar="LAYOUT", choices=sorted(LAYOUTS), help=", ".join(sorted(LAYOUTS)))
     add("path", metavar="PATH", help="a .parquet, .arrow, .json or .jsonl file, or the set's folder")
-    add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
+    add_engine_options(parser, ("edits",), "picture.min_side=256", "samples", 100)
+    add_workers(parser, "shards at once")
     add("--split", default="", metavar="NAME", help="which split of a folder that holds several; may be a pattern")
     add("--inverse", action="store_true", help="the way back too, where the set says how to ask for it (hq-edit)")
     add("--both-stages", action="store_true", help="do not mark the documents as alignment data: stage 1 takes them")
     add("--licence", default="", metavar="TEXT", help="kept with every document; default: what the set's page says")
-    add("--preset", default="edits", metavar="NAME", help="edits, or a YAML file; default: edits")
-    add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as picture.min_side=256")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="shards at once; default: one a core")
-    add("--shard-samples", type=int, default=100, metavar="N", help="samples in a shard; default: 100")
-    add("--json", metavar="FILE", help="write the figures as JSON")
-    add("--quiet", action="store_true", help="no progress on stderr")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.workers < 1:
-        raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
+    check_workers(args)
     if args.inverse and not LAYOUTS[args.layout].inverse:
         having = ", ".join(name for name, layout in LAYOUTS.items() if layout.inverse)
         raise DuoGenError(f"--inverse: the layout {args.layout} has no request for the way back; {having} has.")
@@ -54,13 +48,10 @@ def run(args: argparse.Namespace) -> int:
         raise DuoGenError(f"{folder} lies in the set {args.path}; choose another --out.")
     identity = {"layout": args.layout, **engine.rows.identity(), "preset": preset, **options}
     this = begin(folder, "editing", identity, engine.items(args.inverse), args.shard_samples, details)
-    progress = Steps(args.quiet, "samples")
-    done = sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number))
-    progress.begin(this.items, done)
-    if done:
-        progress.line(f"{done:,} of {this.items:,} samples were done before.")
+    progress = RunProgress(args.quiet, "samples")
+    progress.go_on(this.items, sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number)))
     total = {"samples": 0, "kept": 0, "turns": 0}
-    with stopping(progress):
+    with progress.stopping():
         for found in work(this, lambda shard: do_shard(this, shard, engine), args.workers):
             for name in total:
                 total[name] += found.get(name, 0)

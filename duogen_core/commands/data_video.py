@@ -7,32 +7,26 @@ goes on where it stopped, after Ctrl-C or a kill, and ends with the same bytes. 
 from __future__ import annotations
 
 import argparse
-import os
 import threading
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.synthetic import Steps, stopping, write_json
+from duogen_core.commands.run_options import add_engine_options, add_workers, check_workers, write_json
+from duogen_core.commands.run_progress import RunProgress
 from duogen_core.errors import DuoGenError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="video files, or folders of them at any depth")
-    add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
+    add_engine_options(parser, ("clips",), "clip.seconds=3", "videos", 4)
+    add_workers(parser, "videos at once")
     add("--undescribed", action="store_true", help="keep pairs without a description, and ask no model for one")
-    add("--preset", default="clips", metavar="NAME", help="clips, or a YAML file; default: clips")
-    add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as clip.seconds=3")
-    add("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="videos at once; default: one a core")
-    add("--shard-videos", type=int, default=4, metavar="N", help="videos in a shard; default: 4")
-    add("--json", metavar="FILE", help="write the figures as JSON")
-    add("--quiet", action="store_true", help="no progress on stderr")
     add_endpoint_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.workers < 1:
-        raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
+    check_workers(args)
     asked = bool(args.endpoint or args.replay or args.llm or args.mllm)
     if args.undescribed == asked:
         raise DuoGenError(
@@ -60,11 +54,8 @@ def run(args: argparse.Namespace) -> int:
     details = {"paths": args.inputs, "preset": preset}
     this = begin(folder, "video", identity, items(inputs), args.shard_videos, details)
     engine = Engine(preset, describer, max(args.parallel // args.workers, 1) if describer else 1)
-    progress = Steps(args.quiet, "videos")
-    done = sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number))
-    progress.begin(this.items, done)
-    if done:
-        progress.line(f"{done:,} of {this.items:,} videos were done before.")
+    progress = RunProgress(args.quiet, "videos")
+    progress.go_on(this.items, sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number)))
     total = {"videos": 0, "clips": 0, "kept": 0, "seconds": 0.0}
     lock, pairs = threading.Lock(), 0
 
@@ -74,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             pairs += kept
             progress.step(1, pairs)
 
-    with stopping(progress):
+    with progress.stopping():
         for found in work(this, lambda shard: do_shard(this, shard, engine, inputs, tell), args.workers):
             for name in total:
                 total[name] += found.get(name, 0)

@@ -18,8 +18,13 @@ if TYPE_CHECKING:
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("language model").add_argument
-    add("--endpoint", metavar="URL", help="an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1")
-    add("--llm", metavar="NAME", help="the model's name there")
+    add(
+        "--endpoint",
+        "--base-url",
+        metavar="URL",
+        help="an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1",
+    )
+    add("--llm", "--model", metavar="NAME", help="the model's name there")
     add("--mllm", metavar="FOLDER", help="a DuoGen checkpoint or Qwen-VL folder that writes, in place of an endpoint")
     add("--api-key-variable", default="", metavar="VAR", help="the environment variable that holds the API key")
     add("--no-schema", action="store_true", help="do not send the JSON schema: for servers that refuse it")

@@ -1,4 +1,4 @@
-"""What the commands of `data synthetic` share: options, the folder's requests, progress.
+"""What the commands of `data synthetic` share: options and what they mean.
 
 expand   seeds -> requests          (a language model)
 balance  how evenly requests are spread
@@ -10,15 +10,10 @@ answer   requests -> documents      (a DuoGen model writes and draws)
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from duogen_core.commands.data_web import Progress, left
-from duogen_core.commands.progress import BAR
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -64,40 +59,3 @@ def part_of(text: str) -> tuple[int, int]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise DuoGenError(f"--part is {text!r}; expected K/N, such as 2/8 for the second of eight machines.")
     return int(match[1]), int(match[2])
-
-
-def write_json(name: str | None, figures: Any) -> None:
-    from duogen_core.store import write_atomically
-
-    if name:
-        write_atomically(Path(name), (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-class Steps(Progress):
-    """Progress in things that may take seconds or minutes each."""
-
-    def __init__(self, quiet: bool, unit: str) -> None:
-        super().__init__(quiet)
-        self.unit = unit
-
-    def _show(self) -> None:
-        rate = (self.done - self.before) / max(self.elapsed(), 1e-6)
-        pace = f"{rate:.1f} a second" if rate >= 1 else f"{rate * 60:.1f} a minute"
-        rest = f"{left(self, rate)} left" if rate else "…"
-        text = f"{self.done:,}/{self.total:,} {self.unit}, {self.kept:,} kept, {pace}, {rest}"
-        filled = int(BAR * self.done / max(self.total, 1))
-        self._put(f"\r\x1b[K{'█' * filled}{'░' * (BAR - filled)} {text}" if self.live else text + "\n")
-
-
-@contextlib.contextmanager
-def stopping(progress: Steps) -> Iterator[None]:
-    """Ends the progress line however the loop ends, and says after Ctrl-C that the command goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        progress.end()
-        progress.line(
-            f"Stopped after {progress.done:,} of {progress.total:,} {progress.unit}; the same command goes on."
-        )
-        raise
-    progress.end()

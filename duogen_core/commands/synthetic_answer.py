@@ -11,7 +11,8 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from duogen_core.commands.synthetic import Steps, part_of, preset_of, taxonomy_of
+from duogen_core.commands.run_progress import RunProgress
+from duogen_core.commands.synthetic import part_of, preset_of, taxonomy_of
 from duogen_core.commands.synthetic_make import add_make_options, make_documents
 from duogen_core.commands.synthetic_model import add_model_options, load_model, model_name, settings_of
 from duogen_core.errors import DuoGenError
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     preset, part = preset_of(args), part_of(args.part)
     requests, seeds = requests_of(Path(args.folder), taxonomy_of(args))
     requests = spread(requests, args.limit)
-    progress = Steps(args.quiet, "documents")
+    progress = RunProgress(args.quiet, "documents")
     if seeds:
         progress.line(f"{args.folder} has no requests.jsonl; the taxonomy's seeds are answered.")
     settings = replace(

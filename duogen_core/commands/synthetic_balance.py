@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from duogen_core.commands.synthetic import add_run_options, taxonomy_of, write_json
+from duogen_core.commands.run_options import write_json
+from duogen_core.commands.synthetic import add_run_options, taxonomy_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duogen_core.commands.synthetic import Steps, part_of, preset_of, size_of
+from duogen_core.commands.run_progress import RunProgress
+from duogen_core.commands.synthetic import part_of, preset_of, size_of
 from duogen_core.commands.synthetic_make import add_make_options, make_documents
 from duogen_core.commands.synthetic_model import add_model_options, load_model, model_name, settings_of
 from duogen_core.errors import DuoGenError
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.folder)
     plans = list(read_plans(folder / "plans.jsonl"))
     out = Path(args.out) if args.out else folder / "draw"
-    progress = Steps(args.quiet, "documents")
+    progress = RunProgress(args.quiet, "documents")
     with _painter(args, preset, progress) as painter:
         identity = {
             "plans": hashlib.sha256((folder / "plans.jsonl").read_bytes()).hexdigest()[:16],
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return make_documents(run, plans, drawing.document, drawing.forget, part, progress, args)
 
 
-def _painter(args: argparse.Namespace, preset: Preset, progress: Steps) -> Painter:
+def _painter(args: argparse.Namespace, preset: Preset, progress: RunProgress) -> Painter:
     if args.painter == "comfyui":
         from duogen_core.data.synthetic.comfyui import Server
         from duogen_core.data.synthetic.comfyui_painter import ComfyPainter

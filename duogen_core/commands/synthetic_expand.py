@@ -9,7 +9,9 @@ import argparse
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.synthetic import Steps, add_run_options, preset_of, stopping, taxonomy_of, write_json
+from duogen_core.commands.run_options import write_json
+from duogen_core.commands.run_progress import RunProgress
+from duogen_core.commands.synthetic import add_run_options, preset_of, taxonomy_of
 from duogen_core.errors import DuoGenError
 
 
@@ -31,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     client = client_of(args, folder / "expand" / "answers.jsonl")
     expansion = Expansion(folder, taxonomy, preset, client, args.count, args.seed, args.parallel)
     begin_run(folder / "expand", "synthetic-expand", expansion.identity())
-    progress = Steps(args.quiet, "requests")
+    progress = RunProgress(args.quiet, "requests")
     progress.begin(sum(max(args.count, len(one.seeds)) for one in taxonomy.subcategories), len(expansion.requests))
-    with stopping(progress):
+    with progress.stopping():
         for total in expansion.run():
             progress.step(total - progress.done, total)
     requests = expansion.requests

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.commands.synthetic import Steps, add_run_options, stopping, write_json
+from duogen_core.commands.run_options import write_json
+from duogen_core.commands.run_progress import RunProgress
+from duogen_core.commands.synthetic import add_run_options
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def make_documents(
     make: Callable[[Any], Outcome],
     whole: Callable[[Sequence[Any]], None],
     part: tuple[int, int],
-    progress: Steps,
+    progress: RunProgress,
     args: argparse.Namespace,
 ) -> int:
     if args.give_up < 1:
@@ -40,12 +42,10 @@ def make_documents(
 
     mine = [len(run.entries(shard)) for shard in range(part[0] - 1, run.shards, part[1])]
     todo = sum(len(run.entries(shard)) for shard in run.chosen(part))
-    progress.begin(sum(mine), sum(mine) - todo)
-    if progress.done:
-        progress.line(f"{progress.done:,} of {progress.total:,} documents were done before.")
+    progress.go_on(sum(mine), sum(mine) - todo)
     rules: Counter[str] = Counter()
     pictures, begun = 0, time.monotonic()
-    with stopping(progress):
+    with progress.stopping():
         for outcome in work(run, items, make, whole, part, args.give_up):
             rules[outcome.verdict.rule] += 1
             pictures += len(outcome.document.pictures) if outcome.document else 0

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duogen_core.commands.synthetic import Steps, size_of
+from duogen_core.commands.run_progress import RunProgress
+from duogen_core.commands.synthetic import size_of
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def model_name(args: argparse.Namespace) -> str:
     return Path(args.model).name if args.model else DEFAULT_MODEL
 
 
-def load_model(args: argparse.Namespace, progress: Steps) -> Components:
+def load_model(args: argparse.Namespace, progress: RunProgress) -> Components:
     given = [name for name in PARTS if getattr(args, name)]
     if given and (args.model or len(given) < len(PARTS)):
         raise DuoGenError("A model is --model, or all of --mllm, --dit and --vae; give one of the two.")

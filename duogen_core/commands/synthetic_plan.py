@@ -9,7 +9,9 @@ import argparse
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.synthetic import Steps, add_run_options, preset_of, stopping, taxonomy_of, write_json
+from duogen_core.commands.run_options import write_json
+from duogen_core.commands.run_progress import RunProgress
+from duogen_core.commands.synthetic import add_run_options, preset_of, taxonomy_of
 from duogen_core.errors import DuoGenError
 
 
@@ -32,11 +34,11 @@ def run(args: argparse.Namespace) -> int:
     client = client_of(args, folder / "plan" / "answers.jsonl")
     planning = Planning(folder, requests, preset, client, args.seed, args.parallel)
     begin_run(folder / "plan", "synthetic-plan", planning.identity())
-    progress = Steps(args.quiet, "requests")
-    progress.begin(len(requests), 0)
+    progress = RunProgress(args.quiet, "requests")
+    progress.begin(len(requests))
     if seeds:
         progress.line(f"{folder} has no requests.jsonl; the taxonomy's seeds are answered.")
-    with stopping(progress):
+    with progress.stopping():
         for _ in planning.run():
             progress.step(1, planning.rules[""])
     kept, refused = planning.rules[""], {rule: n for rule, n in planning.rules.most_common() if rule}

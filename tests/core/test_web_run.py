@@ -256,6 +256,6 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(pages, tmp_path):
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert "The same command goes on." in errors and "Traceback" not in errors
+    assert "the same command goes on." in errors and "Traceback" not in errors
     assert not list(out.rglob("*.jsonl.*"))
     assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 1) == 0

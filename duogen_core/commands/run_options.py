@@ -1,0 +1,42 @@
+"""Options that the commands of all data engines have, and what is written when --json asks for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from duogen_core.errors import DuoGenError
+
+
+def add_engine_options(
+    parser: argparse.ArgumentParser, presets: tuple[str, ...], threshold: str, things: str, size: int
+) -> None:
+    """presets: their names, the default first. threshold: an example. things: what a shard has `size` of."""
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
+    known = ", ".join(presets)
+    add("--preset", default=presets[0], metavar="NAME", help=f"{known}, or a YAML file; default: {presets[0]}")
+    add("--set", action="append", default=[], metavar="RULE=VALUE", help=f"one threshold, as {threshold}")
+    add(f"--shard-{things}", type=int, default=size, metavar="N", help=f"{things} in a shard; default: {size}")
+    add("--json", metavar="FILE", help="write the figures as JSON")
+    add("--quiet", action="store_true", help="no progress on stderr")
+
+
+def add_workers(parser: argparse.ArgumentParser, what: str) -> None:
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"{what}; default: one a core")
+
+
+def check_workers(args: argparse.Namespace) -> None:
+    if args.workers < 1:
+        raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
+
+
+def write_json(name: str | None, figures: Any) -> None:
+    from duogen_core.store import write_atomically
+
+    if name:
+        write_atomically(Path(name), (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode())
