@@ -103,11 +103,11 @@ def test_a_run_that_was_left_goes_on_and_ends_the_same(clips, tmp_path):
     next(doing)
     doing.close()
     assert [run.is_done(shard) for shard in range(4)] == [True, False, False, False]
-    written = run.file("logs", 0).stat().st_mtime_ns
+    written = run.log(0).stat().st_mtime_ns
     (tmp_path / "parts" / "shards" / ".00001.tar.99.duogen-tmp").write_bytes(b"half")
     assert video(clips, "--out", tmp_path / "parts", "--undescribed", "--shard-videos", 1) == 0
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
-    assert run.file("logs", 0).stat().st_mtime_ns == written
+    assert run.log(0).stat().st_mtime_ns == written
     assert open_run(tmp_path / "parts", "video").items == 4
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.dialogues.engine import ENDPOINT, Engine, Outcome, unread
+from duogen_core.data.in_order import in_order
 from duogen_core.data.presets import preset_values
 from duogen_core.data.run_folder import FOLDERS, RunFolder, begin_run, check_unused, make_folders
 from duogen_core.data.shards import new_shard, photos_as_jpeg
 from duogen_core.data.sources import Bad, Source, open_source
-from duogen_core.data.synthetic.in_order import in_order
 from duogen_core.errors import DuoGenError
 
 PRESETS = Path(__file__).with_name("presets")

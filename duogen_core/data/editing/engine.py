@@ -10,7 +10,6 @@ refuses.
 
 from __future__ import annotations
 
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +22,12 @@ import numpy as np
 from duogen_core.data.editing.layouts import LAYOUTS, Layout, check_columns, split_at_markers
 from duogen_core.data.editing.preset import Preset
 from duogen_core.data.editing.rows import Rows, open_rows
-from duogen_core.data.pairs.documents import Step, add_document, document_of
+from duogen_core.data.pairs.documents import Step, document_of, encoding
 from duogen_core.data.pairs.rules import Verdict
-from duogen_core.data.pairs.sharded import Log, Run, Shard, write_shard
+from duogen_core.data.pairs.sharded import Run, Shard
 from duogen_core.data.pairs.values import change
 from duogen_core.data.presets import digest
+from duogen_core.data.shards import new_shard
 from duogen_core.data.web.decoding import Decoder
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
@@ -217,21 +217,17 @@ def engine_of(details: Mapping[str, Any]) -> Engine:
 
 def do_shard(run: Run, shard: Shard, engine: Engine) -> dict[str, int]:
     """Writes the shard's files; what it found, in figures."""
-    found = Counter(samples=len(shard.items))
-
-    def fill(archive: tarfile.TarFile, log: Log) -> Counter[str]:
-        seconds, begun = Counter(), time.perf_counter()
+    found, encode = Counter(samples=len(shard.items)), encoding(engine.preset["store"])
+    with new_shard(run, shard.number, "items") as new:
+        begun = time.perf_counter()
         for number, sample in enumerate(engine.samples(shard.items), shard.first):
-            log({"number": number, **sample.log()})
+            new.log({"number": number, **sample.log()})
             written = time.perf_counter()
             if sample.steps:
-                add_document(archive, f"{number:08d}", engine.document(sample), engine.preset["store"])
+                new.add(f"{number:08d}", engine.document(sample), encode)
                 found.update(kept=1, turns=len(sample.steps))
-            seconds["write"] += time.perf_counter() - written
-        seconds["read"] = time.perf_counter() - begun - seconds["write"]
-        return seconds
-
-    write_shard(run, shard, fill)
+            new.seconds["write"] += time.perf_counter() - written
+        new.seconds["read"] = time.perf_counter() - begun - new.seconds["write"]
     return dict(found)
 
 

@@ -13,7 +13,7 @@ WHOLE = -1  # the index of an entry itself, in place of one of its parts
 def words_of(run: Run, shard: int, key: str) -> str:
     """What the user says in a stored Document; "" if it is not there."""
     try:
-        with tarfile.open(run.file("shards", shard)) as archive:
+        with tarfile.open(run.tar(shard)) as archive:
             turns = json.loads(archive.extractfile(f"{key}.json").read())["turns"]
         users = (turn["parts"] for turn in turns if turn["role"] == "user")
         return " / ".join(" ".join(part["text"] for part in parts if part["type"] == "text") for parts in users)

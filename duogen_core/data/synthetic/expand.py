@@ -20,11 +20,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from duogen_core.data.in_order import in_order
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import Message
 from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.synthetic.asking import Asking
-from duogen_core.data.synthetic.in_order import in_order
 from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.request_rules import RequestRules
 from duogen_core.data.synthetic.requests import Request, request_lines, seed_requests

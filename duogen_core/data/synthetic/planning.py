@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.in_order import in_order
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.synthetic.asking import Asking
-from duogen_core.data.synthetic.in_order import in_order
 from duogen_core.data.synthetic.near import NearIndex, Subjects
 from duogen_core.data.synthetic.plan_rules import judge
 from duogen_core.data.synthetic.plans import Plan, plan_from, schema

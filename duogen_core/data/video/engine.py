@@ -9,7 +9,6 @@ Without a describer the pairs that are kept say only how much later the second p
 
 from __future__ import annotations
 
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from duogen_core.data.in_order import in_order
 from duogen_core.data.llm.schema import AnswerError
-from duogen_core.data.pairs.documents import Step, add_document, document_of
+from duogen_core.data.pairs.documents import Step, document_of, encoding
 from duogen_core.data.pairs.rules import Verdict, judge
-from duogen_core.data.pairs.sharded import Log, Run, Shard, write_shard
+from duogen_core.data.pairs.sharded import Run, Shard
 from duogen_core.data.presets import digest
-from duogen_core.data.synthetic.in_order import in_order
+from duogen_core.data.shards import new_shard
 from duogen_core.data.video.clips import Clip
 from duogen_core.data.video.describe import Describer, undescribed
 from duogen_core.data.video.inputs import Folder, about
@@ -130,34 +130,28 @@ def do_shard(
     tell: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Writes the shard's files; what it found, in figures. tell(pairs) is called after every video."""
-    found = Counter(videos=len(shard.items))
-
-    def fill(archive: tarfile.TarFile, log: Log) -> Counter[str]:
-        seconds: Counter[str] = Counter()
-        for offset, (number, name) in enumerate(shard.items):
+    found, encode = Counter(videos=len(shard.items)), encoding(engine.preset["store"])
+    with new_shard(run, shard.number, "items") as new:
+        for number, (place, name) in enumerate(shard.items, shard.first):
             outcome, entries = Outcome(), []
-            file = inputs[number].root / name
+            file = inputs[place].root / name
             origin = about(file)
             for index, judged in enumerate(engine.clips(file, outcome)):
                 entries.append(judged.log())
                 if judged.verdict is None:
                     begun = time.perf_counter()
-                    document = document_from(judged, name, origin, engine)
-                    add_document(archive, f"{shard.first + offset:08d}-{index:04d}", document, engine.preset["store"])
+                    new.add(f"{number:08d}-{index:04d}", document_from(judged, name, origin, engine), encode)
                     outcome.seconds["write"] += time.perf_counter() - begun
             kept = sum(entry["kept"] for entry in entries)
             verdict = outcome.verdict or (None if kept else ("no_clip_left", len(entries)))
             refused = {"rule": verdict[0], "value": verdict[1]} if verdict else {}
             if kept:  # what could not be read any more came after them
                 refused = {"ended_by": refused} if refused else {}
-            facts = {"number": shard.first + offset, "stage": "videos", "input": number, "video": name, **outcome.facts}
-            log({**facts, "shot_count": outcome.shots, "kept": kept > 0, **refused, "clips": entries})
+            facts = {"number": number, "stage": "videos", "input": place, "video": name, **outcome.facts}
+            new.log({**facts, "shot_count": outcome.shots, "kept": kept > 0, **refused, "clips": entries})
             found.update(clips=len(entries), kept=kept, seconds=outcome.facts.get("seconds", 0))
-            seconds.update(outcome.seconds)
+            new.seconds.update(outcome.seconds)
             tell(kept)
-        return seconds
-
-    write_shard(run, shard, fill)
     return dict(found)
 
 
