@@ -17,7 +17,7 @@ import json
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,18 +59,19 @@ def new_shard(run: RunFolder, number: int, unit: str) -> Iterator[NewShard]:
 
 
 def add_document(archive: tarfile.TarFile, key: str, document: Document, encode: Encode) -> None:
-    for name, data in members(key, document, encode):
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        archive.addfile(info, io.BytesIO(data))
-
-
-def members(key: str, document: Document, encode: Encode) -> list[tuple[str, bytes]]:
-    """The files of a sample, by their names in the tar."""
     files = [encode(picture) for picture in document.pictures]
     names = [f"{index:03d}.{ending}" for index, (_, ending) in enumerate(files)]
     value = json.dumps(document_json(document, names), ensure_ascii=False, allow_nan=False).encode("utf-8")
-    return [(f"{key}.json", value), *((f"{key}.{name}", data) for name, (data, _) in zip(names, files))]
+    pictures = [(f"{key}.{name}", data) for name, (data, _) in zip(names, files)]
+    add_files(archive, [(f"{key}.json", value), *pictures])
+
+
+def add_files(archive: tarfile.TarFile, files: Iterable[tuple[str, bytes]]) -> None:
+    """Names and what is in them."""
+    for name, data in files:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
 
 
 def photos_as_jpeg(quality: int) -> Encode:

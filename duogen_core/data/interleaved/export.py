@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import secrets
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 from PIL import Image
 
 from duogen_core.data.interleaved.lists import lists_of
 from duogen_core.data.interleaved.rows import as_png, rows_of
 from duogen_core.data.interleaved.writing import write_rows
+from duogen_core.data.shards import add_document, add_files
 from duogen_core.data.sources import Bad, BadLog, Sample, Source
+from duogen_core.data.whole_file import whole_file
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
-from duogen_core.store import document_json, write_atomically
+from duogen_core.store import write_atomically
 
 ENDINGS = {"parquet": "parquet", "webdataset": "tar", "mint1t": "tar"}
 STATE = "export.json"
@@ -87,49 +85,24 @@ def _good(source: Source, indices: range, bad: list[Bad]) -> Iterator[tuple[str,
 
 
 def _write(file: Path, kind: str, samples: Iterator[tuple[str, Document]], quality: int | None) -> int:
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.duogen-tmp")
     encode = partial(encoded, quality=quality)
-    try:
-        with temporary.open("wb") as stream:
-            if kind == "parquet":
-                count = write_rows(stream, (rows_of(document, key, encode) for key, document in samples))
-            elif kind == "mint1t":
-                count = _write_tar(stream, (lists_of(rows_of(document, key, encode)) for key, document in samples))
-            else:
-                count = _write_tar(stream, (_members(key, document, encode) for key, document in samples))
-        os.replace(temporary, file)
-    except OSError as error:
-        raise DuoGenError(
-            f"{file} could not be written: {error.strerror or error}. Finished shards are whole; the same command goes "
-            "on."
-        ) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    return count
+    with whole_file(file) as stream:
+        if kind == "parquet":
+            return write_rows(stream, (rows_of(document, key, encode) for key, document in samples))
+        count = 0
+        with tarfile.open(fileobj=stream, mode="w") as archive:
+            for key, document in samples:
+                if kind == "mint1t":
+                    add_files(archive, lists_of(rows_of(document, key, encode)))
+                else:
+                    add_document(archive, key, document, partial(_file, quality=quality))
+                count += 1
+        return count
 
 
-def _write_tar(stream: IO[bytes], samples: Iterator[list[tuple[str, bytes]]]) -> int:
-    count = 0
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for members in samples:
-            for name, data in members:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-            count += 1
-    return count
-
-
-def _members(key: str, document: Document, encode: Any) -> list[tuple[str, bytes]]:
-    files = [encode(picture) for picture in document.pictures]
-    names = [f"{index:03d}.{_ending(kind)}" for index, (_, kind) in enumerate(files)]
-    value = json.dumps(document_json(document, names), ensure_ascii=False, allow_nan=False).encode("utf-8")
-    return [(f"{key}.json", value), *((f"{key}.{name}", data) for name, (data, _) in zip(names, files))]
-
-
-def _ending(kind: str) -> str:
-    return "jpg" if kind == "image/jpeg" else "png"
+def _file(picture: Picture, quality: int | None) -> tuple[bytes, str]:
+    data, kind = encoded(picture, quality)
+    return data, "jpg" if kind == "image/jpeg" else "png"
 
 
 def encoded(picture: Picture, quality: int | None) -> tuple[bytes, str]:

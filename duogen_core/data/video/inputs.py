@@ -6,12 +6,12 @@ Beside a video may lie NAME.json (as video downloaders write it): its address, t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.names_below import names_below
 from duogen_core.data.sources.files import digest
 from duogen_core.errors import DuoGenError
 
@@ -34,7 +34,7 @@ class Folder:
     only: tuple[str, ...] = ()
 
     def names(self) -> Iterator[str]:
-        yield from self.only or _videos(self.root, "")
+        yield from self.only or names_below(self.root, ENDINGS)
 
     def identity(self) -> dict[str, Any]:
         return {"path": str(self.root), "digest": digest((n, (self.root / n).stat().st_size) for n in self.names())}
@@ -47,7 +47,7 @@ def open_inputs(paths: Sequence[str]) -> list[Folder]:
         if path.is_file():
             found.append(Folder(path.parent, (path.name,)))
         elif path.is_dir():
-            if next(_videos(path, ""), None) is None:
+            if next(names_below(path, ENDINGS), None) is None:
                 raise DuoGenError(f"The folder {given} has no video; expected files such as .mp4, .mkv, .webm or .avi.")
             found.append(Folder(path))
         else:
@@ -60,17 +60,6 @@ def items(inputs: Sequence[Folder]) -> Iterator[list[Any]]:
     for number, each in enumerate(inputs):
         for name in each.names():
             yield [number, name]
-
-
-def _videos(folder: Path, inside: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in found:
-        name = f"{inside}/{entry.name}" if inside else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _videos(Path(entry.path), name)
-        elif entry.name.lower().endswith(ENDINGS) and entry.is_file(follow_symlinks=False):
-            yield name
 
 
 def container_of(head: bytes) -> str | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from duogen_core.data.names_below import names_below
 from duogen_core.data.web.inputs import PAGES, Found, Input, embedded
 from duogen_core.data.web.links import absolute, refusal, scheme_of
 from duogen_core.data.web.mhtml import ENDINGS, MAX_BYTES, Saved, read_mhtml
@@ -32,7 +33,7 @@ class Folder(Input):
         self.saved: tuple[str, Saved] | None = None  # the last MHTML file that was read
 
     def names(self) -> Iterator[str]:
-        yield from self.only or _pages(self.root, "")
+        yield from self.only or names_below(self.root, PAGES)
 
     def page(self, name: str, max_bytes: int) -> Page:
         file = self.root / name
@@ -107,14 +108,3 @@ class Folder(Input):
         for name in self.names():
             total.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode("utf-8", "surrogateescape"))
         return {"kind": "folder", "digest": total.hexdigest()[:16]}
-
-
-def _pages(folder: Path, inside: str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in found:
-        name = f"{inside}/{entry.name}" if inside else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _pages(Path(entry.path), name)
-        elif entry.name.lower().endswith(PAGES) and entry.is_file(follow_symlinks=False):
-            yield name
