@@ -1,9 +1,14 @@
 """Pages -> dialogues: what comes after the web engine, with language models (DuoGen, arXiv 2602.00508, web engine).
 
-    Document of `data web` -> Draft (passages, pictures, places) -> pictures described -> each moved to just after the
-    text it shows -> text rewritten -> cut into turns -> checked -> Document
+    draft         Document of `data web` -> Draft: passages, pictures, places
+    describe      each picture described
+    placement     each moved to just after the text it shows (placement_model: a model is asked)
+    rewrite       text written anew
+    converse      cut into turns
+    compose       -> Document, checked as a whole
+    engine, run   all steps for one Document; for all of them, in shards
 
 Each step is a small function of a Draft (or what it became) and a writer: anything with `Client.ask`. Prompts are plain
 files in prompts/; thresholds stand in presets/. What a page, an alt text or a picture says is data, and what a model
-answers is checked here.
+answers is checked here (`rules`).
 """

@@ -1,4 +1,7 @@
 """Pairs of pictures, one made from the other: what the video engine and the converters of editing sets have in common.
 
-values and rules of a pair · its Document · a run cut into shards that is gone on with · its yield · its report
+values, rules  what is measured of a pair, and which pairs stay
+documents      a pair -> its Document
+sharded        a run: planned, cut into shards, gone on with
+report         pairs of a run to look at (again: the words of stored ones)
 """
