@@ -101,7 +101,7 @@ def test_a_video_of_high_dynamic_range_is_refused(tmp_path):
 @ON_LINUX
 def test_a_video_that_takes_too_much_memory_is_refused(tmp_path):
     file = write_video(tmp_path / "large.mp4", [np.zeros((4000, 6000, 3), np.uint8)] * 2)
-    reading, _ = read(file, load_preset(settings=["load.max_memory_mb=280", "load.max_pixels=30000000"]))
+    reading, _ = read(file, load_preset(settings=["load.max_memory_mb=360", "load.max_pixels=30000000"]))
     assert reading.verdict[0] == "too_much_memory"
 
 
