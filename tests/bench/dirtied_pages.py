@@ -1,6 +1,6 @@
 """What cleaning is worth: the same pages raw, and cleaned by the engine, to train on with the same budget.
 
-    python tests/bench/dirtied_pages.py OUT [--pages 600] [--steps 300] [--arms raw,engine,ideal] [--seeds 1]
+    python tests/bench/dirtied_pages.py OUT [--pages 400] [--steps 120] [--arms raw,engine,ideal] [--seeds 1]
 
 1. Guides of Sketchbook become web pages, dirtied on purpose (sketchbook_pages.py), and these the documents of each arm
    (dirtied_arms.py). `data check` reads every arm's.
@@ -53,12 +53,12 @@ STEP = re.compile(r"(?=\bStep \d+:)")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pages", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--pages", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--start-steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--cases", type=int, default=80)
+    parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "duogen-tiny")
     parser.add_argument("--threads", type=int, default=1)
