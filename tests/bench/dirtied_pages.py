@@ -70,7 +70,7 @@ def main() -> None:
     begin(args.out / "start", args)
     held_out = [case for _, case in cases(args.cases, 0, ("guide",))]
     for number, case in enumerate(held_out):
-        save_document(case.document, args.out / "held-out" / f"{number:03d}")
+        save_document(case.document, args.out / "held-out" / f"{number:03d}", overwrite=True)
     for seed in range(args.seeds):
         for arm in args.arms:
             train_and_measure(args, arm, seed, held_out)
@@ -153,7 +153,7 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, held_out: l
     values: dict[str, list[float]] = {name: [] for name in FIGURES}
     for number, case in enumerate(held_out):
         answer = with_ideal_pictures(mllm, case)
-        save_document(answer, folder / "answers" / f"{number:03d}")
+        save_document(answer, folder / "answers" / f"{number:03d}", overwrite=True)
         for name, value in judged(case, answer).items():
             values[name].append(value)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text("utf-8").splitlines()]
@@ -198,7 +198,7 @@ def report(args: argparse.Namespace, made: dict) -> None:
                           for k, one in enumerate(found)]  # fmt: skip
     question = Question("", "", "words", FIGURES, tuple(Arm(arm, arm) for arm in args.arms))
     answer = answer_to("cleaning", question, measured)
-    settings = {name: getattr(args, name.replace(" ", "_")) for name in ("pages", "steps", "batch", "seeds", "cases")}
+    settings = {name: getattr(args, name) for name in ("pages", "steps", "batch", "seeds", "cases")}
     result = {"settings": settings, "made": made, "arms": answer["arms"], "trainings": trainings}
     write_atomically(args.out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
     data = rows([{"arm": arm, **made[arm]} for arm in ARMS if arm in made])
