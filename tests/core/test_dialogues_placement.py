@@ -116,6 +116,28 @@ def test_shuffled_pictures_of_many_pages_go_back():
         assert placed(draft, trust=2.0) == right(draft)
 
 
+def requested(title: str, first: str) -> Draft:
+    alts = ("Drawing a boat: a green flag", "Drawing a boat: a red hull")
+    text = f"{first}\n\nStart with a red hull at the bottom.\n\nNow add a green flag above it all."
+    return draft_of(text, *(Picture(PIXELS, {"alt": alt}) for alt in alts), title=title)
+
+
+def test_an_introduction_that_repeats_the_request_takes_no_pictures():
+    request = "Show me how to draw a boat with a red hull and a green flag."
+    draft = requested(request, "A red hull and a green flag make a boat worth drawing: show me yours.")
+    assert placed(draft, trust=2.0) == (3, 2)
+    assert placed(draft, trust=2.0, restated_weight=1.0) == (1, 1), "its words would be as good a place as the steps'"
+    headed = replace(draft, passages=(f"# {request}\n\nBoats are easy.", *draft.passages[1:]))
+    assert fit(headed, [Clue("a boat")], RULES) == fit(headed, [Clue("a boat")], {**RULES, "restated_weight": 1.0})
+
+
+def test_a_name_is_no_request():
+    draft = requested("Boat: red hull", "A boat with a red hull and a green flag.")
+    clues = [clue_of(picture) for picture in draft.pictures]
+    assert fit(draft, clues, RULES) == fit(draft, clues, {**RULES, "restated_weight": 0.0})
+    assert fit(draft, clues, RULES) != fit(draft, clues, {**RULES, "restated_weight": 0.0, "request_words": 3})
+
+
 @pytest.mark.parametrize("places", [(), (0,)])
 def test_nothing_to_place(places):
     empty = Draft("", (), tuple(page(places=places).pictures), places)

@@ -3,6 +3,7 @@
     draft         Document of `data web` -> Draft: passages, pictures, places
     describe      each picture described
     placement     each moved to just after the text it shows (placement_model: a model is asked)
+    copies        of two that show the same and now stand side by side one is dropped
     rewrite       text written anew
     converse      cut into turns
     compose       -> Document, checked as a whole

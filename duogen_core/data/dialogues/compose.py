@@ -1,4 +1,4 @@
-"""Exchanges -> the Document, and the last look at it: every picture of the page once, no new link, enough left."""
+"""Exchanges -> the Document, and a last look: every picture that no rule took out once, no new link, enough left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from duogen_core.data.dialogues.converse import Exchange
 from duogen_core.data.dialogues.draft import Draft, join
 from duogen_core.data.dialogues.rules import Refused, Values, check_clean
-from duogen_core.document import Document, Part, Text, Turn
+from duogen_core.document import Document, Part, Picture, Text, Turn
 
 
 def compose(draft: Draft, exchanges: Sequence[Exchange], meta: Mapping[str, Any]) -> Document:
@@ -38,11 +38,19 @@ def _answer(draft: Draft, exchange: Exchange, brought: set[int]) -> list[Part]:
     return parts + ([Text(join(run))] if run else [])
 
 
-def validate(document: Document, original: Document, rules: Mapping[str, Any], values: Values) -> None:
-    """Raises Refused. Whatever the steps before did or looked at, this holds for every Document that is written."""
-    have, had = (Counter(picture.digest for picture in each.pictures) for each in (document, original))
-    if have != had:
-        raise Refused("document.images", have.total(), f"It has {have.total()} pictures, not the {had.total()} it had.")
+def validate(
+    document: Document, original: Document, rules: Mapping[str, Any], values: Values, dropped: Sequence[Picture] = ()
+) -> None:
+    """Raises Refused. Whatever the steps before did or looked at, this holds for every Document that is written.
+
+    dropped: pictures of the original that a rule took out.
+    """
+    have, had, out = (
+        Counter(picture.digest for picture in of) for of in (document.pictures, original.pictures, dropped)
+    )
+    if have + out != had:
+        due = had.total() - out.total()
+        raise Refused("document.images", have.total(), f"It has {have.total()} pictures, not the {due} it should have.")
     source = "\n".join(turn.text for turn in original.turns)
     answers = [turn for turn in document.turns if turn.role == "assistant"]
     check_clean("document", "\n".join(turn.text for turn in document.turns), source)

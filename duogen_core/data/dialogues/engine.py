@@ -14,6 +14,7 @@ from typing import Any
 
 from duogen_core.data.dialogues.compose import compose, validate
 from duogen_core.data.dialogues.converse import converse, plain
+from duogen_core.data.dialogues.copies import RULE, copies
 from duogen_core.data.dialogues.describe import describe
 from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.placement import Placement, clue_of, place
@@ -98,8 +99,10 @@ class Engine:
         if preset["describe"]["ask"]:
             draft = replace(draft, pictures=tuple(self._described(picture, draft, eyes) for picture in draft.pictures))
         outcome.stage = "place"
-        draft, placement = self._placed(draft, writer)
+        placed, placement = self._placed(draft, writer)
         outcome.facts |= {"trusted": placement.trusted, "in_order": placement.in_order}
+        dropped = copies(placed, placement.scores, preset["duplicate"])
+        draft = _without(placed, dropped)
         outcome.stage = "rewrite"
         rewritten = rewrite(draft, preset["rewrite"], writer, values) if preset["rewrite"]["ask"] else draft
         outcome.stage = "dialogue"
@@ -108,8 +111,9 @@ class Engine:
         exchanges = converse(rewritten, preset["dialogue"], writer, values, brings) if asks else plain(rewritten)
         outcome.stage = "document"
         outcome.document = compose(rewritten, exchanges, self._meta(document, placement))
-        outcome.pictures = _picture_lines(draft, placement, read_draft(document), outcome.document)
-        validate(outcome.document, document, preset["document"], values)
+        outcome.pictures = _picture_lines(placed, dropped, placement, read_draft(document), outcome.document)
+        dropped_pictures = [placed.pictures[index] for index in dropped]
+        validate(outcome.document, document, preset["document"], values, dropped_pictures)
         outcome.facts |= {
             "words": sum(len(turn.text.split()) for turn in outcome.document.turns),
             "exchanges": len(exchanges),
@@ -151,7 +155,15 @@ class Engine:
         return {**document.meta, "dialogue": made}
 
 
-def _picture_lines(draft: Draft, placement: Placement, before: Draft, document: Document) -> list[dict[str, Any]]:
+def _without(draft: Draft, dropped: Mapping[int, float]) -> Draft:
+    kept = [index for index in range(len(draft.pictures)) if index not in dropped]
+    pictures, places = ([of[index] for index in kept] for of in (draft.pictures, draft.places))
+    return replace(draft, pictures=tuple(pictures), places=tuple(places))
+
+
+def _picture_lines(
+    draft: Draft, dropped: Mapping[int, float], placement: Placement, before: Draft, document: Document
+) -> list[dict[str, Any]]:
     brought = {picture.digest for turn in document.turns if turn.role == "user" for picture in turn.pictures}
     return [
         {
@@ -160,9 +172,12 @@ def _picture_lines(draft: Draft, placement: Placement, before: Draft, document: 
             "from": was,
             "to": now,
             "score": score,
-            "brought": picture.digest in brought,
+            "brought": picture.digest in brought and index not in dropped,
+            **({"rule": RULE, "value": dropped[index]} if index in dropped else {}),
         }
-        for picture, was, now, score in zip(draft.pictures, before.places, placement.places, placement.scores)
+        for index, (picture, was, now, score) in enumerate(
+            zip(draft.pictures, before.places, placement.places, placement.scores)
+        )
     ]
 
 

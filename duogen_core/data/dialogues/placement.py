@@ -4,7 +4,8 @@
     place_by_model(draft, clues, rules, writer)      by a language model (placement_model); the same in and out
 
 A picture's words are its alt text and captions, and what can be read in it. A passage fits them by the rare words they
-share (BM25 over the page's own passages), most of all those in its headings and at its start. Two things are decided by
+share (BM25 over the page's own passages), most of all those in its headings and at its start. The first passage to
+repeat the request announces what others show, so the request's words count little in it. Two things are decided by
 evidence, a page at a time: whether the page's places are trusted (then only a picture with a much better place moves),
 and whether the pictures' order is kept (where that costs next to nothing of the fit). mmc4 assigns pictures to
 sentences in this manner with CLIP; DuoGen asks a model.
@@ -85,6 +86,7 @@ def fit(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]) -> list[l
     lengths = [sum(bag.values()) for bag in bags]
     mean = sum(lengths) / len(lengths) or 1.0
     title = set(words_of(draft.title))
+    restating = next((k for k, passage in enumerate(draft.passages) if _restates(passage, title, rules)), None)
 
     def worth(word: str) -> float:
         rare = math.log(1 + (len(bags) - spread[word] + 0.5) / (spread[word] + 0.5)) ** RARITY
@@ -105,7 +107,8 @@ def fit(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]) -> list[l
                     times += rules["start_weight"]
                 if times:
                     long = SATURATION * (1 - LENGTH + LENGTH * lengths[k] / mean)
-                    score += weight * worth(word) * times * (SATURATION + 1) / (times + long)
+                    told = rules["restated_weight"] if k == restating and word in title else 1.0
+                    score += told * weight * worth(word) * times * (SATURATION + 1) / (times + long)
                 elif word in sections[k]:
                     score += weight * worth(word) * rules["section_weight"]
             row.append(score / whole)
@@ -122,12 +125,25 @@ def _weighted(clue: Clue, rules: Mapping[str, Any]) -> dict[str, float]:
     return words
 
 
+def _restates(passage: str, title: set[str], rules: Mapping[str, Any]) -> bool:
+    """Whether a passage, under its headings, says the title again; a title of few words is a name, not a request."""
+    if len(title) < rules["request_words"]:
+        return False
+    return len(title & set(words_of(_split(passage)[1]))) >= rules["restated_share"] * len(title)
+
+
+def _split(passage: str) -> tuple[list[str], str]:
+    """Its headings, and what stands under them."""
+    *headings, body = passage.split("\n\n") if not passage.startswith("```") else [passage]
+    return headings, body
+
+
 def _leads(passages: Sequence[str], most: int) -> tuple[list[set[str]], list[set[str]], list[set[str]]]:
     """Of each passage: the words of its headings, of its start, and of the heading of the section it stands in."""
     leads, starts, sections = [], [], []
     section: set[str] = set()
     for passage in passages:
-        *headings, body = passage.split("\n\n") if not passage.startswith("```") else [passage]
+        headings, body = _split(passage)
         leads.append(set(words_of(" ".join(headings))))
         starts.append(set(words_of(" ".join(body.split()[:most]))))
         section = leads[-1] if passage.startswith("#") else section
