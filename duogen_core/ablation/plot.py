@@ -20,7 +20,7 @@ def plot(report: Mapping[str, Any], target: Path) -> Path | None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("The plot needs matplotlib: pip install 'duogen[train]'. The table was written.") from error
+        raise MissingExtra("The plot needs matplotlib: pip install -e '.[train]'. The table was written.") from error
     panels = [(answer, shares(answer)) for answer in report["questions"]]
     panels = [(answer, names) for answer, names in panels if names]
     if not panels:

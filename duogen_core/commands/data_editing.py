@@ -12,7 +12,7 @@ from pathlib import Path
 from duogen_core.commands.run_options import add_engine_options, add_workers, check_workers, write_json
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.data.editing.layouts import LAYOUTS
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise DuoGenError('Sets of edits need pyarrow; install it with: pip install "duogen[hf]".') from None
+        raise MissingPackage("Sets of edits", "pyarrow", "hf") from None
     from duogen_core.data.editing.engine import do_shard, engine_of
     from duogen_core.data.editing.preset import load_preset
     from duogen_core.data.pairs.sharded import begin, work

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.run_log import LATER, RunLog, parts_of, rule_of
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 ORDERS = {  # of the rules of each stage; others follow in the order in which they were first met
     "pages": (
@@ -128,7 +128,7 @@ def plot(yields: Sequence[Yield], file: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise DuoGenError("The plot needs matplotlib; install it with: pip install 'duogen[train]'.") from None
+        raise MissingPackage("The plot", "matplotlib", "train") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -17,7 +17,7 @@ class Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise MissingExtra(
-                "There will be no figures for TensorBoard, which is not installed: pip install 'duogen[train]', or set "
+                "There will be no figures for TensorBoard, which is not installed: pip install -e '.[train]', or set "
                 "tensorboard=false."
             ) from error
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)

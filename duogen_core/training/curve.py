@@ -20,7 +20,7 @@ def plot_losses(folder: str | Path) -> Path | None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtra(
-            "The loss curve needs matplotlib: pip install 'duogen[train]'. Everything else was saved."
+            "The loss curve needs matplotlib: pip install -e '.[train]'. Everything else was saved."
         ) from error
     path = Path(folder) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from duogen_core.data.sources.nearest import unknown
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
 from duogen_core.training.config import ConfigError
 
 MLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -147,5 +147,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise DuoGenError('LoRA needs the peft library; install it with pip install "duogen[lora]".') from None
+        raise MissingPackage("LoRA", "peft", "lora") from None
     return peft

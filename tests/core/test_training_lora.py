@@ -148,5 +148,5 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(DuoGenError, match=r"duogen\[lora\]"):
+    with pytest.raises(DuoGenError, match=r"\.\[lora\]"):
         add_lora(random_components().dit, LoraSettings(), within="transformer_blocks", usual=DIT_TARGETS)

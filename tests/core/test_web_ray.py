@@ -74,4 +74,4 @@ def test_without_ray_there_is_a_sentence(pages, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     assert web(pages, "--out", tmp_path / "out", "--backend", "ray") == 2
-    assert "pip install 'duogen[ray]'" in capsys.readouterr().err
+    assert "pip install -e '.[ray]'" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.sources.files import digest
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.store_read import folder_reader
 
 BATCH = 8  # rows that are held with their pictures
@@ -99,9 +99,7 @@ class Arrow(Rows):
         try:
             import datasets
         except ImportError:
-            raise DuoGenError(
-                'Arrow sets need the datasets library; install it with: pip install "duogen[hf]".'
-            ) from None
+            raise MissingPackage("Arrow sets", "datasets", "hf") from None
         self.where = str(path)
         try:
             found = datasets.load_from_disk(str(path)) if path.is_dir() else datasets.Dataset.from_file(str(path))

@@ -18,7 +18,7 @@ from typing import Any
 
 from duogen_core import __version__
 from duogen_core.data.fetch.fetcher import Fetched, Hop
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 ROBOTS_HEADER = "DuoGen-Robots-Txt"  # of a WARC record: what robots.txt said, and when it was asked
 LEFT_OUT = ("transfer-encoding", "content-encoding", "content-length", "connection", "set-cookie", "keep-alive")
@@ -104,7 +104,7 @@ def _writer(stream: Any) -> Any:
     try:
         from warcio.warcwriter import WARCWriter
     except ImportError:
-        raise DuoGenError("--fetch needs warcio; install it with: pip install 'duogen[data]'.") from None
+        raise MissingPackage("--fetch", "warcio", "data") from None
     return WARCWriter(stream, gzip=True)
 
 

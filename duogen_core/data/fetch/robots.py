@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duogen_core.data.fetch.network import NetworkError
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
 
 MAX_BYTES = 500 * 1024  # of a file; the standard asks for at least as many to be read
 Get = Callable[[str], Any]  # an address -> an Answer, redirects followed
@@ -57,7 +57,7 @@ def _parse(text: str) -> Any:
     try:
         from protego import Protego
     except ImportError:
-        raise DuoGenError("--fetch needs protego; install it with: pip install 'duogen[data]'.") from None
+        raise MissingPackage("--fetch", "protego", "data") from None
     return Protego.parse(text)
 
 

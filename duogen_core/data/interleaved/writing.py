@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 from duogen_core.data.interleaved.rows import schema
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
 
 GROUP_BYTES = 4 * 2**20
 TEXTS = ("content_type", "modality", "role", "sample_id")  # few different values
@@ -21,7 +21,7 @@ def write_rows(stream: IO[bytes], samples: Iterable[list[Mapping[str, Any]]]) ->
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DuoGenError("Writing Parquet needs pyarrow; install it with: pip install 'duogen[parquet]'.") from None
+        raise MissingPackage("Writing Parquet", "pyarrow", "parquet") from None
     columns = schema()
     compression = {name: "none" if name == "binary_content" else "snappy" for name in columns.names}
     count = size = 0

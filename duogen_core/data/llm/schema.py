@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
@@ -58,7 +58,7 @@ def _validator(schema: Mapping[str, Any]):
     try:
         from jsonschema import Draft202012Validator
     except ImportError:
-        raise DuoGenError('Checking answers needs jsonschema; install it with pip install "duogen[data]".') from None
+        raise MissingPackage("Checking answers", "jsonschema", "data") from None
     return Draft202012Validator(schema)
 
 

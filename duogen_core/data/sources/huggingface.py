@@ -18,7 +18,7 @@ from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest
 from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.store_read import FORMAT, VERSION, document_from_json, folder_reader, parse_json
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -153,7 +153,7 @@ def _load(path: str, split: str, config: str | None) -> Any:
     try:
         import datasets
     except ImportError:
-        raise DuoGenError('hf: sources need the datasets library; install it with pip install "duogen[hf]".') from None
+        raise MissingPackage("hf: sources", "datasets", "hf") from None
     place = Path(path)
     try:
         if place.is_file() and place.suffix in FILE_KINDS:

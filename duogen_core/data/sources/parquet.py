@@ -17,7 +17,7 @@ from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest, find_files
 from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 MOST_GROUP_BYTES = 2 * 2**30
 
@@ -49,9 +49,7 @@ class InterleavedParquet(Source):
             import pyarrow
             import pyarrow.parquet
         except ImportError:
-            raise DuoGenError(
-                "parquet: sources need pyarrow; install it with: pip install 'duogen[parquet]'."
-            ) from None
+            raise MissingPackage("parquet: sources", "pyarrow", "parquet") from None
         try:
             return pyarrow.parquet.ParquetFile(self.files[shard])
         except (OSError, pyarrow.ArrowException) as error:

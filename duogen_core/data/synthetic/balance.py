@@ -16,7 +16,7 @@ from typing import Any
 
 from duogen_core.data.synthetic.requests import SEED, Request
 from duogen_core.data.synthetic.taxonomy import WORD, Taxonomy
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
 
 NAMED = 5  # subcategories and openings that the table names
 
@@ -124,7 +124,7 @@ def plot(found: Balance, file: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        raise DuoGenError("The plot needs matplotlib; install it with: pip install 'duogen[train]'.") from None
+        raise MissingPackage("The plot", "matplotlib", "train") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -30,7 +30,7 @@ from duogen_core.data.video.clips import Clip
 from duogen_core.data.video.inputs import container_of
 from duogen_core.data.video.preset import Preset
 from duogen_core.data.video.shots import Shot
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
 
 CHILD = Path(__file__).with_name("child.py")
 ROOT = Path(__file__).parents[3]
@@ -46,7 +46,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def check_installed() -> None:
     if find_spec("av") is None:
-        raise DuoGenError('Reading videos needs PyAV; install it with: pip install "duogen[video]".')
+        raise MissingPackage("Reading videos", "PyAV", "video")
 
 
 class Reading:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
 
 LONGEST = 1200  # pixels; a code in a larger picture is found in a smaller copy of it
 
@@ -15,7 +15,7 @@ def code_share(pixels: np.ndarray) -> tuple[float, str]:
     try:
         import zxingcpp
     except ImportError:
-        raise DuoGenError("Finding QR codes needs zxing-cpp; install it with: pip install 'duogen[data]'.") from None
+        raise MissingPackage("Finding QR codes", "zxing-cpp", "data") from None
     image = Image.fromarray(pixels).convert("L")
     image.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR, reducing_gap=2.0)
     best, kind = 0.0, ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
 
 CHARACTERS = 3000  # of the text that are looked at
 
@@ -21,5 +21,5 @@ def _identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
-        raise DuoGenError("Telling languages needs py3langid; install it with: pip install 'duogen[data]'.") from None
+        raise MissingPackage("Telling languages", "py3langid", "data") from None
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

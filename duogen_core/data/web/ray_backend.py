@@ -20,7 +20,7 @@ from typing import Any
 from duogen_core.data.web.engine import Engine
 from duogen_core.data.web.plan import Run, open_run
 from duogen_core.data.web.shards import do_shard
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 STORE_BYTES = 80 * 2**20  # for Ray's own objects, which are small here
 MOST_BLOCKS = 10_000  # of the data set; more only cost Ray time
@@ -73,7 +73,7 @@ def _ray() -> Any:
         import ray
         import ray.data
     except ImportError:
-        raise DuoGenError("--backend ray needs Ray Data; install it with: pip install 'duogen[ray]'.") from None
+        raise MissingPackage("--backend ray", "Ray Data", "ray") from None
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 

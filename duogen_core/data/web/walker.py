@@ -16,7 +16,7 @@ from duogen_core.data.web.images import image_of
 from duogen_core.data.web.page import Block, ImageRef, Walk
 from duogen_core.data.web.regions import UNSEEN, is_hidden, region_of
 from duogen_core.data.web.statements import statements
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _BLOCK_TAGS = (
@@ -58,7 +58,7 @@ def parse(html: str) -> Any:
     try:
         from lxml import etree
     except ImportError:
-        raise DuoGenError("Reading pages needs lxml; install it with: pip install 'duogen[data]'.") from None
+        raise MissingPackage("Reading pages", "lxml", "data") from None
     parser = etree.HTMLParser(
         encoding="utf-8", huge_tree=False, no_network=True, remove_comments=True, remove_pis=True, recover=True
     )

@@ -16,7 +16,7 @@ from duogen_core.data.fetch.archive import ROBOTS_HEADER
 from duogen_core.data.web.inputs import Found, Input, embedded
 from duogen_core.data.web.links import absolute, refusal, scheme_of
 from duogen_core.data.web.page import Page, Walk
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 
 HTML = ("text/html", "application/xhtml+xml")
 REDIRECTS = ("301", "302", "303", "307", "308")
@@ -97,7 +97,7 @@ def _iterator(stream: Any) -> Any:
     try:
         from warcio.archiveiterator import ArchiveIterator
     except ImportError:
-        raise DuoGenError("Reading WARC files needs warcio; install it with: pip install 'duogen[data]'.") from None
+        raise MissingPackage("Reading WARC files", "warcio", "data") from None
     return ArchiveIterator(stream)
 
 
