@@ -156,7 +156,7 @@ def test_a_place_without_a_dataset_and_without_the_library(tmp_path, monkeypatch
     with pytest.raises(DuoGenError, match="cannot be opened"):
         open_source(f"hf:{tmp_path / 'nowhere'}")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DuoGenError, match=r'\.\[hf\]'):
+    with pytest.raises(DuoGenError, match=r"\.\[hf\]"):
         open_source("hf:anything")
 
 
