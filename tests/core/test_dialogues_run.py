@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -221,3 +222,19 @@ def test_begin_refuses_a_shard_without_documents():
 
     with pytest.raises(DuoGenError, match="A shard has 0 documents"):
         begin(Path("x"), None, None, 0)
+
+
+def test_a_machine_that_gives_out_costs_no_document(pages, whole, tmp_path, monkeypatch, capsys):
+    from duogen_core.data.dialogues import engine
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    with endpoint_server(Writer()) as server:
+        monkeypatch.setattr(engine, "compose", full)
+        assert dialogues(pages, out, server) == 2
+        assert "The machine gave out" in capsys.readouterr().err and log(out) == []
+        monkeypatch.undo()
+        assert dialogues(pages, out, server) == 0
+    assert results(out) == results(whole)

@@ -26,6 +26,7 @@ from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.completion import Answer
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.machine import gave_out, is_of_the_machine
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 
@@ -86,6 +87,8 @@ class Engine:
         except DuoGenError:
             raise
         except Exception as error:  # one page in a million must not end the run; the log says which and what
+            if is_of_the_machine(error):
+                raise gave_out(error, f"a document, in the step {outcome.stage}") from None
             outcome.rule, outcome.value = "failed", f"{type(error).__name__}: {error}"[:300]
         outcome.document = None if outcome.rule else outcome.document
         return outcome

@@ -7,6 +7,7 @@ trained for text-to-picture (Cosmos-Predict2.5), as they were published.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,9 @@ class CorePainter(Painter):
         except DuoGenError as error:
             raise PainterError(str(error)) from None
 
+    @abstractmethod
     def _paint(self, wanted: Wanted, settings: Settings) -> np.ndarray:
-        raise NotImplementedError
+        """One picture, drawn with the wish's own seed."""
 
 
 class ConversationPainter(CorePainter):

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from duogen_core.data.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules
 from duogen_core.data.web.compose import compose
 from duogen_core.data.web.decoding import Decoder
@@ -23,8 +23,6 @@ from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import TooMuch, walk
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
-
-MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass
@@ -75,15 +73,9 @@ class Engine:
             outcome.verdict = Verdict(error.rule, False, error.value)
         except DuoGenError:
             raise
-        except (OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno not in MACHINE:
-                outcome.verdict = Verdict("failed", False, f"{type(error).__name__}: {error}"[:300])
-            else:  # nothing the page can be blamed for: it may go well next time
-                raise DuoGenError(
-                    f"The machine gave out at the page {page.name} ({getattr(error, 'strerror', '') or 'no memory'}). "
-                    "Finished shards are whole; free some disk or memory, then run the same command again to go on."
-                ) from None
         except Exception as error:  # one page in a million must not end the run; the log says which and what
+            if is_of_the_machine(error):
+                raise gave_out(error, f"the page {page.name}") from None
             outcome.verdict = Verdict("failed", False, f"{type(error).__name__}: {error}"[:300])
         outcome.document = None if outcome.verdict else outcome.document
         return outcome

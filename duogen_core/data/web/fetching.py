@@ -18,6 +18,7 @@ from duogen_core.data.fetch.archive import Archive
 from duogen_core.data.fetch.crawl import crawl
 from duogen_core.data.fetch.fetcher import Fetched, Fetcher
 from duogen_core.data.fetch.network import Network
+from duogen_core.data.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules, picture_rules
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.inputs import Found, Input
@@ -165,7 +166,9 @@ def missing_pictures(input_: Input, preset: Preset) -> Iterator[tuple[str, ...]]
             seen = walk(html, preset.page["max_nodes"], preset.page["max_depth"])
             if page_rules.before_pictures(page, seen, garbled(html), preset, {}) is not None:
                 continue
-        except Exception:  # the run itself says what is wrong with the page
+        except Exception as error:  # the run itself says what is wrong with the page
+            if is_of_the_machine(error):
+                raise gave_out(error, f"the page {name}") from None
             continue
         for ref in seen.images[: preset.load["max_images"]]:
             if addresses := _missing(ref, input_, page, seen, preset):
