@@ -148,11 +148,11 @@ def meets(shape: Shape, wish: Mapping[str, Any]) -> bool:
 def edit(case: Case, document: Document) -> Score:
     answer = answer_of(case, document)
     before, after = scene_from_dict(case.truth["before"]), scene_from_dict(case.truth["after"])
-    if len(answer.pictures) != 1:
-        return Score({"edit.right": 0.0, "edit.kept": 0.0})
-    picture, was = answer.pictures[0], draw_scene(before)
-    held = kept(was, picture, changed(was, draw_scene(after)))
-    return Score({"edit.right": float(shows(picture, after)), "edit.kept": held})
+    right = held = 0.0
+    if len(answer.pictures) == 1:
+        picture, was = answer.pictures[0], draw_scene(before)
+        right, held = float(shows(picture, after)), kept(was, picture, changed(was, draw_scene(after)))
+    return Score({f"{case.family}.right": right, f"{case.family}.kept": held})
 
 
 # ---------------------------------------------------------------- plan and draft
@@ -269,6 +269,7 @@ SCORERS: dict[str, Callable[[Case, Document], Score]] = {
     "continue": guide,
     "draw": draw,
     "edit": edit,
+    "edit_chain": edit,
     "plan": plan,
     "draft": draft,
     "undrafted": undrafted,
@@ -277,6 +278,7 @@ SCORERS: dict[str, Callable[[Case, Document], Score]] = {
 }
 CHECKS = (
     "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",
+    "edit_chain.right", "edit_chain.kept",
     "continue.structure", "continue.step_right", "continue.kept", "plan.reached", "draft.answer", "draft.picture",
     "undrafted.answer", "undrafted.no_picture", "describe.right", "describe.no_picture",
 )  # fmt: skip

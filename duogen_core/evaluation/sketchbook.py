@@ -1,6 +1,6 @@
 """evaluate sketchbook: the model answers new cases of every task, the exact checker judges, a JSON report is written.
 
-`--samples N` cases in all, spread evenly over nine groups: draw is measured with training's pairs and with held-out
+`--samples N` cases in all, spread evenly over ten groups: draw is measured with training's pairs and with held-out
 ones; the undrafted cases are the draft ones, asked not to draw, and `draft.gain` is what drawing wins. Cases come from
 Random("evaluation-<seed>-<group>-<index>"); training draws from other names, so a case is never a replay of a training
 sample (a simple request may still happen to be worded alike).
@@ -29,7 +29,7 @@ from duogen_core.evaluation import report as reports
 if TYPE_CHECKING:
     from duogen_core.evaluation.answering import Answer
 
-GROUPS = ("guide", "draw", "draw held out", "edit", "continue", "plan", "draft", "undrafted", "describe")
+GROUPS = ("guide", "draw", "draw held out", "edit", "edit_chain", "continue", "plan", "draft", "undrafted", "describe")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

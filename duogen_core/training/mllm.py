@@ -37,10 +37,11 @@ __all__ = ["MllmConfig", "Trainer", "evaluate", "evaluation_cases", "export", "o
 WEIGHTS = {
     "guide": 0.11,
     "draw": 0.06,
-    "edit": 0.14,
+    "edit": 0.12,
+    "edit_chain": 0.06,
     "continue": 0.09,
     "plan": 0.07,
-    "draft": 0.2,
+    "draft": 0.18,
     "undrafted": 0.06,
     "describe": 0.13,
     "quiz": 0.14,
@@ -67,7 +68,7 @@ class MllmConfig(RunConfig):
     max_side: int = 8192  # pixels of a picture in `data`
     max_tokens: int | None = None  # of a sample in `data`; None: as many as the model can look back on
     weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))  # of Sketchbook's task families
-    vision_families: tuple[str, ...] = ("plan", "draft", "undrafted", "edit", "continue")
+    vision_families: tuple[str, ...] = ("plan", "draft", "undrafted", "edit", "edit_chain", "continue")
     eval_cases: int = 16  # a family of Sketchbook, or a source of `eval_data`; 0: no scores
     eval_minutes: float = 3.0
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none

@@ -39,7 +39,15 @@ from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepa
 from duogen_core.vae import PictureVae
 from duogen_core.weights import check_tensors, shapes_of
 
-FAMILY_WEIGHTS = {"guide": 0.16, "draw": 0.21, "edit": 0.23, "continue": 0.09, "plan": 0.11, "draft": 0.20}
+FAMILY_WEIGHTS = {
+    "guide": 0.16,
+    "draw": 0.21,
+    "edit": 0.2,
+    "edit_chain": 0.06,
+    "continue": 0.09,
+    "plan": 0.09,
+    "draft": 0.19,
+}
 
 
 @dataclass(kw_only=True)

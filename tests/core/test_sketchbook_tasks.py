@@ -26,6 +26,7 @@ from duogen_core.data.sketchbook.draw import draw_scene
 from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, HELD_OUT, KINDS, SIZES, Scene, Shape
 from duogen_core.data.sketchbook.tasks import FAMILIES, WEIGHTS, WITH_HELD_OUT, evaluation_case, training_case
 from duogen_core.data.sketchbook.tasks.common import PLACES, PLURALS, cells_of, join, shape_words
+from duogen_core.data.sketchbook.tasks.edit_chain import LENGTHS, MOST_SHAPES
 from duogen_core.data.sketchbook.tasks.plan import parse_move
 from duogen_core.data.sketchbook.tasks.quiz import LONGEST
 from duogen_core.data.sketchbook.things import ideal_picture, parse_step, things
@@ -69,7 +70,7 @@ def test_a_case_is_a_conversation_whose_prompt_ends_with_the_user(family: str) -
         assert json.loads(json.dumps(case.truth)) == case.truth
         rounds = len(case.document.turns) // 2
         assert [turn.role for turn in case.document.turns] == ["user", "assistant"] * rounds
-        assert rounds <= (LONGEST if family == "quiz" else 2)
+        assert rounds <= {"quiz": LONGEST, "edit_chain": len(LENGTHS) + 1}.get(family, 2)
         assert case.prompt.turns == case.document.turns[:-1]
         parts = answer(case)
         assert isinstance(parts[0], Text)
@@ -142,6 +143,25 @@ def test_edit_changes_what_the_sentence_says() -> None:
         if operation == "background":
             assert text.text == f"Done: the background is now {after.background}."
     assert len(seen) == 5 and min(seen.values()) > 20
+
+
+def test_each_edit_of_a_chain_starts_from_the_picture_before_it() -> None:
+    lengths, begun = Counter(), Counter()
+    for case in cases("edit_chain", 300):
+        turns, scenes = case.document.turns, [read_scene(picture.pixels) for picture in case.document.pictures]
+        edits = [turn for turn in turns if turn.role == "assistant" and turn.text.startswith("Done: ")]
+        lengths[len(edits)] += 1
+        begun["drawn" if len(turns) > 2 * len(edits) else "given"] += 1
+        assert len(edits) == case.truth["edits"] == len(scenes) - 1
+        assert [scenes[-2], scenes[-1]] == [scene_from_dict(case.truth[name]) for name in ("before", "after")]
+        assert max(len(scene.shapes) for scene in scenes) <= MOST_SHAPES
+        for (before, after), turn in zip(pairwise(scenes), edits, strict=True):
+            gone, came = set(before.shapes) - set(after.shapes), set(after.shapes) - set(before.shapes)
+            assert len(gone) <= 1 and len(came) <= 1 and before != after
+            named = [*gone, *came][:1]  # the shape as it was, or the new one
+            expected = shape_words(named[0]) if named else f"the background is now {after.background}"
+            assert expected in turn.text
+    assert set(lengths) == {2, 3, 4} and min(*lengths.values(), *begun.values()) > 20
 
 
 def test_plan_moves_lead_to_the_goal() -> None:

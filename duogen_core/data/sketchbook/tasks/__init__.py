@@ -12,7 +12,7 @@ from random import Random
 
 from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.scene import CANVASES
-from duogen_core.data.sketchbook.tasks import continue_, describe, draft, draw, edit, guide, plan, quiz
+from duogen_core.data.sketchbook.tasks import continue_, describe, draft, draw, edit, edit_chain, guide, plan, quiz
 from duogen_core.data.sketchbook.things import thing_named
 from duogen_core.errors import DuoGenError
 
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Callable[..., Case]] = {
     "guide": guide.sample,
     "draw": draw.sample,
     "edit": edit.sample,
+    "edit_chain": edit_chain.sample,
     "continue": continue_.sample,
     "plan": plan.sample,
     "draft": draft.sample,
@@ -30,7 +31,8 @@ FAMILIES: dict[str, Callable[..., Case]] = {
 WEIGHTS: dict[str, float] = {
     "guide": 0.24,
     "draw": 0.2,
-    "edit": 0.16,
+    "edit": 0.12,
+    "edit_chain": 0.06,
     "continue": 0.08,
     "plan": 0.12,
     "draft": 0.08,
