@@ -35,7 +35,7 @@ from duogen_core.data.sources import Sample, Spec, open_source, parse_specs
 from duogen_core.dit import load_dit
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
-from duogen_core.training import mllm, stage1, stage2
+from duogen_core.training import stage1, stage2
 from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
 from duogen_core.training.command import add_arguments_for, full_disk_is_said
@@ -48,6 +48,19 @@ LOOKED_AT = 2000  # documents, before anything is trained
 # Settings of stage 2, and what the configs of a checkpoint's parts call them.
 DIT = {"attention": "attention", "references": "references"}
 CONNECTOR = {"connector_layers": "layers", "drop": "drop"}
+# Of replay from Sketchbook. What the new documents are most like is forgotten first, so guides are half of it.
+REPLAYED = {
+    "guide": 0.34,
+    "continue": 0.16,
+    "draw": 0.1,
+    "edit": 0.12,
+    "edit_chain": 0.04,
+    "plan": 0.06,
+    "draft": 0.08,
+    "undrafted": 0.02,
+    "describe": 0.06,
+    "quiz": 0.02,
+}
 
 
 @dataclass(kw_only=True)
@@ -68,6 +81,8 @@ class Stage2Settings(stage2.Stage2Config):
     ema: float = 0.99
     alone: float = 1.0  # as often as it stands in the mixture, or `share` would not be kept
     shards: int = 3
+    shift: float | None = None  # None: as the checkpoint's own stage 2, or else as it is sampled
+    unshifted: float | None = None  # None: as the checkpoint's own stage 2, or else 0
     sample_minutes: float = 0.0
 
 
@@ -167,6 +182,7 @@ def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
     own = sources_of(config.data, "data")
     replay = sources_of(config.replay, "replay") if config.share else []
     check_out(config, base)
+    times = times_of(base, config.stage2)
     say(f"Fine-tuning {config.model}, {config.share:.0%} of it replay of {', '.join(map(str, replay)) or 'nothing'}.")
     request = look_over(own, say)
     write_recipe(config, base)
@@ -176,7 +192,7 @@ def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
         out=config.out / "stage1",
         init=base / "mllm",
         seed=config.seed,
-        data=mixed(own, replay, config.share, mllm.WEIGHTS),
+        data=mixed(own, replay, config.share, REPLAYED),
     )
     say(f"\nStage 1 of 2: the MLLM learns the words ({words.out}).")
     done = stage1.train(words)
@@ -189,8 +205,9 @@ def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
         vae=vae_path(base),
         mllm=words.out / "export",
         seed=config.seed,
-        data=mixed(own, replay, config.share, stage2.FAMILY_WEIGHTS),
+        data=mixed(own, replay, config.share, {name: REPLAYED[name] for name in stage2.FAMILY_WEIGHTS}),
         **kind_of(base),
+        **times,
     )
     say(f"\nStage 2 of 2: connector and DiT learn the pictures ({pictures.out}).")
     done = stage2.train(pictures)
@@ -263,6 +280,19 @@ def kind_of(base: Path) -> dict[str, Any]:
     found = {"max_side": read_config(base).picture.max_side}
     found |= {name: dit[theirs] for name, theirs in DIT.items() if theirs in dit}
     return found | {name: connector[theirs] for name, theirs in CONNECTOR.items() if theirs in connector}
+
+
+def times_of(base: Path, config: Stage2Settings) -> dict[str, float]:
+    """Which times stage 2 learns at: as set, or as the checkpoint's last stage 2 did, or as it is sampled."""
+    given = {name: value for name in ("shift", "unshifted") if (value := getattr(config, name)) is not None}
+    found = {"shift": read_config(base).sampling.shift, "unshifted": 0.0}
+    for record in sorted((base / "training").glob("*stage2/config.json"))[-1:]:
+        try:
+            before = json.loads(record.read_text("utf-8"))["config"]
+            found |= {name: float(before[name]) for name in found if name in before}
+        except (OSError, ValueError, TypeError, KeyError):
+            raise DuoGenError(f"{record} is not the record of a training; mend or delete it.") from None
+    return found | given
 
 
 # ---------------------------------------------------------------- the command

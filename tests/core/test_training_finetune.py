@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from duogen_core.checkpoint import check_checkpoint, load_checkpoint, save_checkpoint
+from duogen_core.checkpoint import check_checkpoint, load_checkpoint, read_config, save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sketchbook.tasks import evaluation_case
 from duogen_core.document import Document, Text
+from duogen_core.errors import DuoGenError
 from duogen_core.store import load_document, save_document
 from duogen_core.training import finetune, stage2_data
-from duogen_core.training.finetune import FinetuneConfig, entry, mixed, sources_of
+from duogen_core.training.finetune import FinetuneConfig, Stage2Settings, entry, mixed, sources_of, times_of
 from tests.core.runs import stopped_in
 from tests.core.tiny import random_components
 
@@ -84,6 +85,7 @@ def test_one_command_gives_a_checkpoint_that_answers(tuned, base, tmp_path, caps
     assert any("embed_tokens" in name for name in changed)
     recorded = json.loads((out / "model/training/stage2/config.json").read_text())["config"]
     assert Path(recorded["mllm"]) == out / "stage1" / "export"  # the states are those of the fine-tuned MLLM
+    assert recorded["unshifted"] == 0.0 and recorded["shift"] == read_config(base).sampling.shift  # without a record
     assert "3 documents with 12 pictures to draw" in said and "50% of it replay of sketchbook" in said
     assert (
         said.index("Stage 1 of 2") < said.index("Stage 2 of 2") < said.index("Try it: python -m duogen_core generate")
@@ -138,6 +140,23 @@ def test_shares_of_the_mixture():
     assert [each["weight"] for each in mixed(own, [], 0, families)] == [3, 1]
     chosen = sources_of([{"source": "sketchbook", "families": {"plan": 1}}], "replay")[0]
     assert entry(chosen, 1.0, families)["families"] == {"plan": 1}
+
+
+def test_times_are_those_the_model_was_trained_at(base, tmp_path):
+    settings = Stage2Settings()
+    assert times_of(base, settings) == {"shift": read_config(base).sampling.shift, "unshifted": 0.0}
+    model = tmp_path / "model"
+    shutil.copytree(base, model)
+    for part, times in (("19-stage2", {"shift": 9.0}), ("20-stage2", {"shift": 6.0, "unshifted": 0.35})):
+        (model / "training" / part).mkdir(parents=True)
+        (model / "training" / part / "config.json").write_text(json.dumps({"config": times}))
+    assert times_of(model, settings) == {"shift": 6.0, "unshifted": 0.35}
+    assert times_of(model, Stage2Settings(shift=5.0)) == {"shift": 5.0, "unshifted": 0.35}
+    record = model / "training" / "20-stage2" / "config.json"
+    for broken in ("{", "[]", '{"config": {"shift": "six"}}'):
+        record.write_text(broken)
+        with pytest.raises(DuoGenError, match="is not the record of a training"):
+            times_of(model, settings)
 
 
 def test_a_folder_or_a_file_is_a_source(tmp_path):
