@@ -273,9 +273,13 @@ class Draughtsman:
 
         def branch(text: Tensor) -> VelocityFn:
             text = text[None].to(dtype)
-            return lambda x, t: components.dit.forward_packed(
-                [*references, x.to(dtype)], t, text, frame_ends=states.frame_ends, cache=self.cache
-            ).float()
+            here = {"frame_ends": states.frame_ends, "cache": self.cache}
+
+            def velocity(x: Tensor, t: Tensor) -> Tensor:  # the sampler works on the CPU, wherever the model is
+                v = components.dit.forward_packed([*references, x.to(text)], t.to(text.device), text, **here)
+                return v.float().to(x.device)
+
+            return velocity
 
         negative = negative_states(states)
         return branch(states.positive()), None if negative is None else branch(negative)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from duogen_core.training import sharding
 from duogen_core.training.checkpoints import is_full, reason
-from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
+from duogen_core.training.config import ConfigError, check_numbers, load_config, plain, to_yaml
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.loop import Run
 from duogen_core.training.parallel import started
@@ -43,6 +43,10 @@ class RunConfig:
     log_every: int = 20  # steps
     tensorboard: bool = True  # figures for TensorBoard too, in <out>/tensorboard
     bf16: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "threads": 1, "warmup": 0, "checkpoint_minutes": 0, "log_every": 1}
+        check_numbers(self, least=least, above_0=("minutes",))
 
     def run(self, folder: Path | None = None) -> Run:
         return Run(

@@ -137,7 +137,19 @@ def scalar(kind: Any, value: Any, key: str, where: str) -> Any:
         return float(value)
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
+    if dataclasses.is_dataclass(kind):
+        first = dataclasses.fields(kind)[0].name
+        raise ConfigError(f"'{key}' in {where} is {value!r}; expected a section of settings, such as {key}.{first}.")
     raise ConfigError(f"'{key}' in {where} is {value!r}; expected {KINDS.get(kind, kind.__name__)}.")
+
+
+def check_numbers(config: Any, *, least: Mapping[str, int], above_0: Sequence[str] = ()) -> None:
+    """A ConfigError for numbers with which nothing would be trained, or without end. None stands for no number."""
+    for name in (*least, *above_0):
+        value = getattr(config, name)
+        if value is not None and not (value > 0 if name in above_0 else value >= least[name]):
+            expected = "a number above 0" if name in above_0 else f"at least {least[name]}"
+            raise ConfigError(f"'{name}' is {value}; expected {expected}.")
 
 
 def to_yaml(config: Any) -> str:

@@ -18,16 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from duogen_core.data.sketchbook.cases import Case
-from duogen_core.data.sketchbook.tasks import FAMILIES
 from duogen_core.data.sources import Limits
 from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
 from duogen_core.training.command import RunConfig
-from duogen_core.training.config import ConfigError
+from duogen_core.training.config import check_numbers
 from duogen_core.training.fast import recomputing
 from duogen_core.training.loop import Run
 from duogen_core.training.lora import LoraSettings, Trainable, learnt, merged_state, save_adapter
-from duogen_core.training.mllm_data import evaluation_cases, held_out, open_data, token_counter
+from duogen_core.training.mllm_data import check_families, evaluation_cases, held_out, open_data, token_counter
 from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, hidden_states, part_of, predict, see
 from duogen_core.training.recall import Recall
 from duogen_core.training.samples import ideal_answers, write_answers
@@ -74,11 +73,9 @@ class MllmConfig(RunConfig):
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.weights) - set(FAMILIES))
-        if unknown:
-            raise ConfigError(f"Sketchbook has no task family '{unknown[0]}'; it has {', '.join(FAMILIES)}.")
-        if self.batch < 1:
-            raise ConfigError(f"'batch' is {self.batch}; expected at least 1 conversation a step.")
+        super().__post_init__()
+        check_numbers(self, least={"batch": 1, "micro_tokens": 1, "max_side": 1, "max_tokens": 1, "eval_cases": 0})
+        check_families("weights", self.weights)
 
 
 @torch.no_grad()
@@ -169,7 +166,7 @@ class Trainer:
         config, model = self.config, self.mllm.model
         run = config.run()
         limits = self.limits()
-        examples = open_data(run, config, limits)
+        self.examples = examples = open_data(run, config, limits)
         self.cases = held_out(config, limits)
         self.batcher = Batcher(
             self.mllm.tokenizer,
@@ -245,7 +242,7 @@ class Trainer:
                 run.record(eval=scores)
                 run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
             if self.config.sample_minutes and (last or run.elapsed >= self.samples_due):
-                write_answers(mllm, ideal_answers(self.cases), run.folder, run.step)
+                write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
                 self.samples_due = run.elapsed + 60 * self.config.sample_minutes
         with run.processes.gathered(model):
             if run.main:

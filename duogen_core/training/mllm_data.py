@@ -18,22 +18,37 @@ from duogen_core.data.sources import (
     Bad,
     BadLog,
     Limits,
+    Sample,
     Source,
     open_mixture,
     open_source,
     parse_specs,
 )
 from duogen_core.data.sources.mixture import differences
+from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import image_token_counts, layout
 from duogen_core.training.checkpoints import write_text
+from duogen_core.training.config import ConfigError
 from duogen_core.training.loop import Run, rng_for
 
 LOOKED_AT = 16  # samples of each source, before the first step
+TRIES = 1000
 TOLD = 3  # bad samples that the terminal names; the file has all
 
 Specs = Sequence[Any]
+
+
+def check_families(setting: str, weights: Mapping[str, float], known: Sequence[str] = tuple(FAMILIES)) -> None:
+    """A ConfigError for a family that Sketchbook lacks, or for weights that choose none."""
+    for name, weight in weights.items():
+        if name not in known:
+            raise ConfigError(unknown(f"'{setting}': the task family", name, known))
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"'{setting}.{name}' is {weight}; expected a number from 0 on.")
+    if not any(weights.values()):
+        raise ConfigError(f"'{setting}' has no task family with a weight above 0; it can have {', '.join(known)}.")
 
 
 class Example(NamedTuple):
@@ -51,6 +66,9 @@ class SketchbookCases:
         rng = self.run.rng(step)
         cases = [training_case(rng, self.weights) for _ in range(self.batch)]
         return [Example(f"{case.family} ({k})", case) for k, case in enumerate(cases)]
+
+    def some(self) -> dict[str, list[Document | Case]]:
+        return dict(evaluation_cases(1))
 
     def summary(self) -> str:
         return ""
@@ -94,6 +112,11 @@ class Samples:
                 self.run.record(changed_data=changed)
         write_text(file, json.dumps(recipe, indent=2) + "\n")
 
+    def some(self) -> dict[str, list[Document | Case]]:
+        """A document of each source."""
+        found = {source.name: first_of(source) for source in self.mixture.sources}
+        return {name: [document] for name, document in found.items() if document is not None}
+
     def summary(self) -> str:
         if not self.log:
             return ""
@@ -128,6 +151,13 @@ def open_data(run: Run, config: Any, limits: Limits) -> SketchbookCases | Sample
     if config.data:
         return Samples(run, config.data, config.batch, limits)
     return SketchbookCases(run, config.weights, config.batch)
+
+
+def first_of(source: Source) -> Document | None:
+    """A document that can be used, if there is one among the first thousand."""
+    tries = range(TRIES if source.endless else min(TRIES, len(source)))
+    samples = (source.read(source.index_at(0, 0, position)) for position in tries)
+    return next((sample.document for sample in samples if isinstance(sample, Sample)), None)
 
 
 def uses_sketchbook(data: Specs) -> bool:

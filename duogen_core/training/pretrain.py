@@ -13,16 +13,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from duogen_core.data.sources.nearest import unknown
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
 from duogen_core.training.command import add_arguments_for, run_command
+from duogen_core.training.config import ConfigError
 from duogen_core.training.loop import Run
 from duogen_core.training.mllm import MllmConfig, Trainer, export
+from duogen_core.training.mllm_data import evaluation_cases
+from duogen_core.training.samples import ideal_answers, write_answers
 from duogen_core.training.tokenizer import sketchbook_tokenizer
 from duogen_core.training.vision import VisionConfig, warm_up
 
@@ -36,6 +41,13 @@ class PretrainConfig(MllmConfig):
     sizes: Mapping[str, Any] = field(default_factory=dict)  # of new_model
     vision: VisionConfig = field(default_factory=VisionConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = [name for name, each in signature(new_model).parameters.items() if each.kind is each.KEYWORD_ONLY]
+        for name in self.sizes:
+            if name not in known:
+                raise ConfigError(unknown("'sizes': the setting", name, known))
+
 
 def train(config: PretrainConfig) -> Run:
     """Both phases; returns the last run, whose `interrupted` tells whether it got to its end."""
@@ -45,10 +57,24 @@ def train(config: PretrainConfig) -> Run:
         sketchbook_tokenizer(config.seed, config.tokenizer_cases, config.vocab_size).save_pretrained(folder)
     tokenizer, processor = load_tokenizer(folder), small_image_processor(config.sizes.get("patch_size", 16))
     model = new_model(tokenizer, **config.sizes)
-    run = Trainer(Qwen25VL(model, tokenizer, processor), config).run(config.user_weight)
+    mllm = Qwen25VL(model, tokenizer, processor)
+    run = Trainer(mllm, config).run(config.user_weight)
     if run.interrupted:
         return run
-    run = warm_up(model, tokenizer, config.out / "vision", config.vision, seed=config.seed, bf16=config.bf16)
+    ideals = ideal_answers(evaluation_cases(1))
+    run = warm_up(
+        model,
+        tokenizer,
+        config.out / "vision",
+        config.vision,
+        seed=config.seed,
+        bf16=config.bf16,
+        show=lambda run: write_answers(mllm, ideals, run.folder, run.step),
+        show_minutes=config.sample_minutes,
+        log_every=config.log_every,
+        checkpoint_minutes=config.checkpoint_minutes,
+        tensorboard=config.tensorboard,
+    )
     export(model, tokenizer, processor, config.out / "export")
     return run
 

@@ -1,14 +1,17 @@
 """Answers of a model in training, to look at: <run folder>/samples/000500/draw.html and so on.
 
-Stage 2 draws. Stage 1 only writes: where it says <BOV>, the picture of the ideal answer is put in.
+Stage 2 draws. Stage 1 only writes: where it says <BOV>, the picture of the ideal answer is put in. The VAE shows
+pictures before and after it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from duogen_core.checkpoint import Components
@@ -16,25 +19,50 @@ from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sketchbook.tasks import evaluation_case
 from duogen_core.document import Document, Picture, Text
 from duogen_core.mllm.base import Mllm
-from duogen_core.pipeline import Settings, generate
+from duogen_core.pipeline import Settings, fit_area, generate
 from duogen_core.render import render_html
 from duogen_core.store import write_atomically
 from duogen_core.training.loop import rng_for
+from duogen_core.vae import PictureVae
 
 FAMILIES = ("guide", "draw", "edit", "plan")
 WRITTEN = (*FAMILIES, "draft", "describe")
 SETTINGS = Settings(max_images=8, max_new_tokens=300)  # an untrained model may not know where to end
 
 
-def write_samples(components: Components, folder: Path, step: int) -> list[Path]:
-    """One request of each family that draws, always the same ones, answered and written as HTML."""
+def write_samples(components: Components, folder: Path, step: int, ideals: Mapping[str, Document]) -> list[Path]:
+    """The requests of some ideal conversations, always the same ones, answered from the last drawing turn on."""
+    answers = ((name, generate(components, *asked(ideal, components))) for name, ideal in ideals.items())
+    return write_all(answers, folder, step)
+
+
+def asked(ideal: Document, components: Components) -> tuple[Document, Settings]:
+    """What comes before the last turn that draws, and how to answer it: in pictures of that turn's size."""
+    last = max(k for k, turn in enumerate(ideal.turns) if turn.role == "assistant" and turn.pictures)
+    size = fit_area(*ideal.turns[last].pictures[0].size, components.config)
+    return Document(ideal.turns[:last]), replace(SETTINGS, size=size)
+
+
+def sketchbook_ideals(families: Sequence[str] = FAMILIES) -> dict[str, Document]:
+    return {family: evaluation_case(family, rng_for(0, "samples", family)).document for family in families}
+
+
+def write_round_trips(vae: PictureVae, pictures: Sequence[np.ndarray], folder: Path, step: int) -> list[Path]:
+    """Pictures, uint8 [H, W, 3], each with what is left of it after encoding and decoding."""
+    document = Document()
+    for pixels in pictures:
+        document = document.begin_turn("user", [Picture(pixels)])
+        document = document.begin_turn("assistant", [Picture(vae.decode_pixels(vae.encode(pixels)))])
+    return write_all([("pictures", document)], folder, step)
+
+
+def write_all(answers: Iterable[tuple[str, Document]], folder: Path, step: int) -> list[Path]:
     target = folder / "samples" / f"{step:06d}"
     target.mkdir(parents=True, exist_ok=True)
     written = []
-    for family in FAMILIES:
-        request = evaluation_case(family, rng_for(0, "samples", family)).prompt
-        path = target / f"{family}.html"
-        write_atomically(path, render_html(generate(components, request, SETTINGS)).encode("utf-8"))
+    for name, document in answers:
+        path = target / f"{file_name(name)}.html"
+        write_atomically(path, render_html(document).encode("utf-8"))
         written.append(path)
     return written
 
@@ -51,19 +79,13 @@ def ideal_answers(cases: Mapping[str, Sequence[Document | Case]]) -> dict[str, D
 
 def write_answers(mllm: Mllm, ideals: Mapping[str, Document], folder: Path, step: int) -> list[Path]:
     """What the MLLM answers to the requests of some ideal conversations."""
-    target = folder / "samples" / f"{step:06d}"
-    target.mkdir(parents=True, exist_ok=True)
-    written, training = [], mllm.model.training
+    training = mllm.model.training
     mllm.model.eval()
     try:
-        for name, ideal in ideals.items():
-            path = target / f"{file_name(name)}.html"
-            write_atomically(path, render_html(answer(mllm, ideal)).encode("utf-8"))
-            written.append(path)
+        return write_all(((name, answer(mllm, ideal)) for name, ideal in ideals.items()), folder, step)
     finally:
         mllm.model.train(training)
         mllm.clear_cache()
-    return written
 
 
 @torch.no_grad()

@@ -19,21 +19,24 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from duogen_core.checkpoint import CheckpointConfig, Components
+from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
+from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
 from duogen_core.training import stage2_data
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
+from duogen_core.training.config import check_numbers
 from duogen_core.training.dit_lora import save_dit, save_dit_adapter
 from duogen_core.training.fast import recomputing
 from duogen_core.training.flow import Chance, FlowLoss, Sample, draw
 from duogen_core.training.loop import Run
 from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora
+from duogen_core.training.mllm_data import check_families
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.published import start_from
-from duogen_core.training.samples import write_samples
+from duogen_core.training.samples import sketchbook_ideals, write_samples
 from duogen_core.training.stage2_corpus import Corpus, Documents, Stream, packs
 from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepare_shard, shard_path
 from duogen_core.vae import PictureVae
@@ -85,6 +88,12 @@ class Stage2Config(RunConfig):
     ema: float = 0.999
     clip: float = 1.0
     families: dict[str, float] = field(default_factory=lambda: dict(FAMILY_WEIGHTS))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "frames"), 1)
+        check_numbers(self, least=least)
+        check_families("families", self.families, tuple(FAMILY_WEIGHTS))  # a family without a drawing teaches nothing
 
 
 def is_end(name: str) -> bool:
@@ -199,13 +208,16 @@ def learn(
 
 
 def show(run: Run, sample: Callable[[], object]) -> None:
-    """Answers of the averaged weights, by the main process; not under FSDP, nor on a GPU."""
-    if run.main and not run.processes.sharded and run.processes.device.type == "cpu":
+    """Answers of the averaged weights, by the main process; not under FSDP. Whatever fails here, the run goes on."""
+    if run.main and not run.processes.sharded:
         dit = run.modules["dit"]
         training = dit.training
         dit.eval()
-        with averaged(run):
-            sample()
+        try:
+            with averaged(run):
+                sample()
+        except (RuntimeError, DuoGenError) as error:  # no memory left on a GPU, for example
+            run.say(f"The samples of step {run.step} cannot be drawn: {str(error).splitlines()[0]}")
         dit.train(training)
 
 
@@ -237,12 +249,16 @@ def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader
     return [document for path in paths for document in load_shard(path)]
 
 
-def corpus_of(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm) -> Corpus | Stream:
-    """Where the run's documents come from."""
+def documents_of(run: Run, config: Stage2Config, mllm: Mllm) -> Documents:
+    """The documents of a step, or of a shard."""
+    return Documents(run, config, mllm, config.batch if config.states == "on_the_fly" else stage2_data.SHARD)
+
+
+def corpus_of(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm, documents: Documents) -> Corpus | Stream:
+    """Where the run's batches come from."""
     reader = Reader(vae, mllm, config.max_side, getattr(torch, config.precision))
     if config.states == "on_the_fly":
-        return Stream(Documents(run, config, mllm, config.batch), reader)
-    documents = Documents(run, config, mllm, stage2_data.SHARD)
+        return Stream(documents, reader)
     prepared = prepare(run, config, documents, reader)
     if told := documents.summary():
         run.say(told)
@@ -255,11 +271,14 @@ def train(config: Stage2Config) -> Run:
     vae, mllm = PictureVae.from_pretrained(config.vae), family_of(config.mllm).from_pretrained(config.mllm)
     for frozen in (vae.model, mllm.model):
         frozen.to(run.processes.device)
-    corpus = corpus_of(run, config, vae, mllm)
+    documents = documents_of(run, config, mllm)
+    corpus = corpus_of(run, config, vae, mllm, documents)
     torch.manual_seed(run.seed)
     dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)
-    components = Components(mllm, connector, dit, vae, CheckpointConfig("in training"))
-    learn(run, config, corpus, dit, connector, lambda: write_samples(components, run.folder, run.step))
+    asked = CheckpointConfig("in training", picture=PictureSize(max_side=config.max_side))
+    components = Components(mllm, connector, dit, vae, asked)
+    ideals = documents.some() or sketchbook_ideals()
+    learn(run, config, corpus, dit, connector, lambda: write_samples(components, run.folder, run.step, ideals))
     return run
 
 

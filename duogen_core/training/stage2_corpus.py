@@ -78,6 +78,10 @@ class Documents:
         cases = [drawn_case(rng_for(self.run.seed, "stage2", k), self.config.families) for k in numbers]
         return [(f"{case.family} {k}", case.document) for k, case in zip(numbers, cases, strict=True)]
 
+    def some(self) -> dict[str, Document]:
+        """A document of each source of `data`, to look at what is answered to it."""
+        return {} if self.samples is None else {name: some[0] for name, some in self.samples.some().items()}
+
     def summary(self) -> str:
         log = self.samples and self.samples.log
         if not log:

@@ -3,7 +3,8 @@
     python -m duogen_core train vae out=runs/vae minutes=60
 
 In:  random 64-pixel crops (vae_data.py). Out: runs/vae/export, a diffusers folder (averaged weights) whose latents
-have the scale of Wan 2.1's, because everything downstream, ComfyUI's VAELoader included, normalises with its constants.
+have the scale of Wan 2.1's, because everything downstream, ComfyUI's VAELoader included, normalises with its constants;
+in <out>/samples pictures before and after the VAE, to look at.
 
 Loss: mean absolute and squared error, the absolute error of 8x8 means (near colours drift without it), and a little
 KL, so that latents stay near each other and the decoder forgives a painter's small errors.
@@ -21,12 +22,15 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from duogen_core.data.sketchbook.scene import CANVASES
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
+from duogen_core.training.config import check_numbers
 from duogen_core.training.fast import quick_bf16
 from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
-from duogen_core.training.vae_data import crop_batch
-from duogen_core.vae import WAN21_MEAN, WAN21_STD, decode_frame, encode_frame, new_vae
+from duogen_core.training.samples import write_round_trips
+from duogen_core.training.vae_data import crop_batch, whole_picture
+from duogen_core.vae import WAN21_MEAN, WAN21_STD, PictureVae, decode_frame, encode_frame, new_vae
 
 TEST_SEED = 999
 
@@ -44,6 +48,11 @@ class VaeConfig(RunConfig):
     ema: float = 0.998
     clip: float = 1.0
     calibration_crops: int = 512
+    sample_minutes: float = 10.0  # between pictures to look at, in <out>/samples; 0: none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, least={"base_dim": 1, "batch": 1, "calibration_crops": 32})
 
 
 def is_end(name: str) -> bool:
@@ -85,12 +94,21 @@ def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
     out.bias[16:] += 2 * gain.log()  # the second half of the output is the log variance
 
 
+def show(run: Run, vae: AutoencoderKLWan) -> None:
+    """Pictures before and after the averaged weights."""
+    with run.emas["vae"].applied():
+        pictures = [whole_picture(TEST_SEED, canvas) for canvas in CANVASES]
+        write_round_trips(PictureVae(vae), pictures, run.folder, run.step)
+        vae.train()
+
+
 def train(config: VaeConfig) -> Run:
     run = config.run()
     torch.manual_seed(run.seed)
     vae = new_vae(config.base_dim)
     run.attach({"vae": vae}, muon_and_adamw(vae, is_end, lr=config.lr), ema_decay=config.ema)
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)])
+    due = run.elapsed + 60 * config.sample_minutes
     for step in run:
         figures = losses(vae, crop_batch(run.seed, step, config.batch), config)
         run.update(figures["loss"], config.clip)
@@ -100,6 +118,11 @@ def train(config: VaeConfig) -> Run:
                 value = psnr(vae, test)
             run.record(psnr=value)
             run.say(f"step {step + 1}: {value:.2f} dB on pictures it never trained on")
+        if config.sample_minutes and run.elapsed >= due:
+            show(run, vae)
+            due = run.elapsed + 60 * config.sample_minutes
+    if config.sample_minutes and run.finished:
+        show(run, vae)
     with run.emas["vae"].applied():
         match_wan_scale(
             vae, torch.cat([crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)])

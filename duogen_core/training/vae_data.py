@@ -67,6 +67,11 @@ def random_crop(rng: random.Random) -> np.ndarray:
     return crop
 
 
+def whole_picture(seed: int, canvas: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3]: a crowded scene, uncropped, to look at."""
+    return crowded_scene(random.Random(f"vae-whole-{seed}-{canvas}"), canvas)
+
+
 def crop_batch(seed: int, step: int, size: int) -> Tensor:
     """Float [size, 3, 64, 64] in -1..1; a pure function of seed and step, so that a resumed run sees the same."""
     rng = random.Random(f"vae-{seed}-{step}")

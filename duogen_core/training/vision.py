@@ -10,7 +10,7 @@ the palette colours at 16 points of a token's 32x32 pixels too, so that other pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.data.sketchbook.scene import COLOURS
+from duogen_core.training.config import check_numbers
 from duogen_core.training.fast import quick_bf16, tower_features
 from duogen_core.training.loop import Run
 from duogen_core.training.vision_targets import (
@@ -102,11 +103,26 @@ class VisionConfig:
     lr: float = 1.5e-3
     batch: int = 32  # pictures a step
 
+    def __post_init__(self) -> None:
+        check_numbers(self, least={"steps": 1, "batch": 1}, above_0=("minutes",))
+
 
 def warm_up(
-    model: nn.Module, tokenizer: Any, folder: Path, config: VisionConfig, *, seed: int = 0, bf16: bool = False
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    config: VisionConfig,
+    *,
+    seed: int = 0,
+    bf16: bool = False,
+    show: Callable[[Run], object] = lambda run: None,
+    show_minutes: float = 0.0,
+    **of_run: Any,
 ) -> Run:
-    """Train the tower of a Qwen2.5-VL model in place; its language model stays. A finished run is only read."""
+    """Train the tower of a Qwen2.5-VL model in place; its language model stays. A finished run is only read.
+
+    show(run): called every `show_minutes` and at the end, if they are not 0. of_run: further settings of `Run`.
+    """
     tower, embedding = model.model.visual, model.get_input_embeddings().weight
     tower.requires_grad_(True)
     read_out = ReadOut(
@@ -115,8 +131,9 @@ def warm_up(
     parameters = [*tower.parameters(), *read_out.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     record = asdict(config) | {"tower": tower.config.to_dict()}
-    run = Run(folder, record, seed=seed, minutes=config.minutes, steps=config.steps)
+    run = Run(folder, record, seed=seed, minutes=config.minutes, steps=config.steps, **of_run)
     run.attach({"tower": tower, "read_out": read_out}, {"adamw": optimizer})
+    finished, due = run.finished, run.elapsed + 60 * show_minutes
     for step in run:
         pixels, words, kinds = random_pictures(run.rng(step), config.batch)
         points = torch.from_numpy(palette_points(pixels))
@@ -125,4 +142,9 @@ def warm_up(
         loss, figures = read_out(features, torch.from_numpy(words), points, torch.from_numpy(kinds))
         run.update(loss, clip=1.0)
         run.report(loss=loss.detach(), **figures)
+        if show_minutes and run.elapsed >= due:
+            show(run)
+            due = run.elapsed + 60 * show_minutes
+    if show_minutes and run.finished and not finished:
+        show(run)
     return run

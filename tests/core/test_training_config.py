@@ -66,6 +66,7 @@ def test_toml(tmp_path):
         ("stpes: 3", "no setting 'stpes' in .*did you mean 'steps'"),
         ("zzz: 3", "no setting 'zzz' in .*it can have lr, steps"),
         ("inner: {widht: 3}", "no setting 'widht' in 'inner' of .*did you mean 'width'"),
+        ("inner: 3", "'inner' in .* is 3; expected a section of settings, such as inner.width"),
         ("lr: fast", "'lr' in .* is 'fast'; expected a number"),
         ("steps: 1.5", "'steps' in .* is 1.5; expected a whole number"),
         ("steps: true", "expected a whole number"),

@@ -173,8 +173,16 @@ def test_the_vocabulary_reads_every_text_back(tokenizer):
 
 
 def test_a_family_that_is_none_is_named():
-    with pytest.raises(DuoGenError, match="no task family 'poem'"):
-        replace(TINY, weights={"poem": 1.0})
+    for weights, said in (
+        ({"poem": 1.0}, "family 'poem' is not known"),
+        ({"gudie": 1.0}, "'weights': the task family 'gudie' is not known; did you mean 'guide'"),
+        ({"guide": -1.0}, "'weights.guide' is -1.0; expected a number from 0 on"),
+        ({"guide": 0.0}, "has no task family with a weight above 0"),
+    ):
+        with pytest.raises(DuoGenError, match=said):
+            replace(TINY, weights=weights)
+    with pytest.raises(DuoGenError, match="'sizes': the setting 'hiden_size' is not known; did you mean 'hidden_size'"):
+        replace(TINY, sizes={"hiden_size": 8})
 
 
 def read(words):
@@ -317,6 +325,10 @@ def test_pretraining_stopped_in_either_phase_ends_as_unbroken(tmp_path):
         with stopped_in(step):
             assert pretrain.train(broken).interrupted
     pretrain.train(broken)
+    for part in ("", "vision"):
+        assert list((broken.out / part / "tensorboard").iterdir())
+        answers = sorted(path.name for path in (broken.out / part / "samples").glob("*/*.html"))
+        assert {"edit.html", "describe.html"} < set(answers)
     assert losses(broken.out) == losses(tmp_path / "whole") and len(losses(broken.out)) == 4
     assert same(weights_of(tmp_path / "whole" / "export"), weights_of(tmp_path / "broken" / "export"))
 

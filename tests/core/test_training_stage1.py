@@ -40,7 +40,8 @@ def init(tmp_path_factory) -> Path:
 def config(init, tmp_path) -> Stage1Config:
     data = [f"jsonl:{write_jsonl(tmp_path / 'set' / 'train.jsonl', [guide(k) for k in range(7)])}"]
     return Stage1Config(
-        out=tmp_path / "run", init=init, data=data, batch=3, steps=4, warmup=2, log_every=1, eval_cases=0, bf16=False
+        out=tmp_path / "run", init=init, data=data, batch=3, steps=4, warmup=2, log_every=1, eval_cases=0, sample_minutes=0.0,
+        bf16=False,
     )  # fmt: skip
 
 
@@ -316,6 +317,13 @@ def test_scores_and_samples_on_held_out_documents(config, tmp_path):
     assert scores.keys() == {f"documents:{held}"} and 0 <= scores[f"documents:{held}"]["token"] <= 1
     (page,) = (config.out / "samples" / "000004").iterdir()
     assert page.name.endswith("held.html") and "Request 5" in page.read_text()
+
+
+def test_without_held_out_documents_samples_answer_one_of_each_source(config, tmp_path):
+    other = write_documents(tmp_path / "other", [guide(60)])
+    stage1.train(replace(config, data=[*config.data, f"documents:{other}"], steps=1, sample_minutes=1.0))
+    pages = sorted(path.name for path in (config.out / "samples" / "000001").iterdir())
+    assert len(pages) == 2 and pages[0].endswith("other.html") and pages[1].endswith("train.jsonl.html")
 
 
 def test_a_mixture_with_sketchbook_is_scored_on_its_families(config, init):

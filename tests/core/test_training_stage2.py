@@ -78,6 +78,22 @@ def test_family_weights_name_families_that_exist_and_draw():
     assert set(stage2.FAMILY_WEIGHTS) < set(FAMILIES)
 
 
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"families": {"drw": 1.0}}, "'families': the task family 'drw' is not known; did you mean 'draw'"),
+        ({"families": {"describe": 1.0}}, "'families': the task family 'describe' is not known"),
+        ({"frames": 0}, "'frames' is 0; expected at least 1"),
+        ({"steps": -1}, "'steps' is -1; expected at least 1"),
+        ({"minutes": -1.0}, "'minutes' is -1.0; expected a number above 0"),
+        ({"log_every": 0}, "'log_every' is 0; expected at least 1"),
+    ],
+)
+def test_what_would_train_nothing_or_without_end_is_said(settings, said):
+    with pytest.raises(DuoGenError, match=said):
+        replace(CONFIG, **settings)
+
+
 @pytest.mark.slow
 def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
     documents = load_shard(shard)

@@ -16,11 +16,13 @@ from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture, Text
+from duogen_core.pipeline import fit_area
 from duogen_core.store import save_document
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.flow import FlowLoss
 from duogen_core.training.lora import LoraSettings
+from duogen_core.training.samples import asked
 from duogen_core.training.stage2_corpus import Documents, packs
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
@@ -104,8 +106,11 @@ def test_alignment_data_is_learnt_from_and_documents_without_a_drawn_picture_are
 def test_ahead_and_on_the_fly_give_the_same_loss(folder, tmp_path, precision, close):
     config = settings(folder, tmp_path, precision=precision)
     run, parts = config.run(), random_components()
-    ahead = stage2.corpus_of(run, config, parts.vae, parts.mllm)
-    stream = stage2.corpus_of(run, replace(config, states="on_the_fly", precision="float32"), parts.vae, parts.mllm)
+    fly = replace(config, states="on_the_fly", precision="float32")
+    ahead, stream = (
+        stage2.corpus_of(run, each, parts.vae, parts.mllm, stage2.documents_of(run, each, parts.mllm))
+        for each in (config, fly)
+    )
     prepared = {each.name: each for shape in ahead.shapes for each in shape}
     batch = stream.batch(1, Random(0))
     read = stream.read(batch)
@@ -121,6 +126,27 @@ def test_ahead_and_on_the_fly_give_the_same_loss(folder, tmp_path, precision, cl
     for mine, theirs in zip(read, kept, strict=True):
         assert [latent.shape for latent in mine.latents] == [latent.shape for latent in theirs.latents]
         assert max(max(latent.shape[-2:]) for latent in mine.latents) <= 64 // 8
+
+
+def test_samples_answer_the_documents_own_requests_in_their_size(folder, tmp_path):
+    config = settings(folder, tmp_path, steps=1, sample_minutes=10.0)
+    trained(config)
+    (sample,) = (tmp_path / "samples" / "000001").glob("documents*.html")
+    assert "Draw it." in sample.read_text("utf-8")
+    parts, ideal = random_components(), document(1)
+    request, how = asked(ideal, parts)
+    assert request.turns == ideal.turns[:1]
+    assert how.size == fit_area(*ideal.turns[1].pictures[0].size, parts.config)
+
+
+def test_samples_that_cannot_be_drawn_stop_no_training(folder, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise RuntimeError("CUDA out of memory.\nMore of it")
+
+    monkeypatch.setattr(stage2, "write_samples", fails)
+    assert len(trained(settings(folder, tmp_path, sample_minutes=10.0))) == 3
+    assert "The samples of step 3 cannot be drawn: CUDA out of memory.\n" in capsys.readouterr().out
+    assert load_dit(tmp_path / "export" / "dit")
 
 
 def test_a_step_in_passes_is_the_step_in_one(folder, tmp_path):

@@ -73,5 +73,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one_and_exports(tmp_path):
     assert len(losses(broken.out)) == 3
     training.train(broken)
     assert losses(broken.out) == losses(tmp_path / "whole") and len(losses(broken.out)) == 6
+    shown = (tmp_path / "whole" / "samples" / "000006" / "pictures.html").read_text("utf-8")
+    assert shown.count("data:image/png") == 6  # of three sizes, before and after
     exported = PictureVae.from_pretrained(tmp_path / "whole" / "export")
     assert exported.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 16, 8, 8)
