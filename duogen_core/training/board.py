@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from duogen_core.training.curve import MissingExtra
+from duogen_core.training.curve import MissingExtra, scalars
 
 
 class Board:
@@ -26,12 +26,3 @@ class Board:
         for name, value in scalars(values):
             self.writer.add_scalar(name, value, step)
         self.writer.flush()
-
-
-def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """{"eval": {"draw": {"token": 0.5}}} -> ("eval/draw/token", 0.5)."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from duogen_core import __version__
 from duogen_core.training.board import Board
 from duogen_core.training.checkpoints import write_text
 
@@ -88,7 +89,8 @@ def sentence(changed: Mapping[str, list[Any]]) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found = {"duogen": __version__, "python": platform.python_version()}
+    found["machine"] = f"{platform.system()} {platform.machine()}"
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

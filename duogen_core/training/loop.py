@@ -10,7 +10,7 @@
         run.report(loss=loss, norm=norm)            # "loss" goes to the progress line and the curve
     if run.finished: export(...)
 
-Run folder: config.json, metrics.jsonl and tensorboard/ (journal.py), loss.png, STATUS, checkpoint/ (checkpoints.py).
+Run folder: config.json, metrics.jsonl and tensorboard/ (journal.py), loss.png and scores.png, STATUS, checkpoint/ (checkpoints.py).
 
 The learning rate follows the larger of step/steps and time/minutes, so a run always anneals to its end. With `steps`
 only, a killed and resumed run has exactly the losses of an unbroken one; with `minutes` the clock has a say.
@@ -38,7 +38,7 @@ from duogen_core.training.checkpoints import (
     write_checkpoint,
     write_text,
 )
-from duogen_core.training.curve import MissingExtra, plot_losses
+from duogen_core.training.curve import MissingExtra, plot_curves
 from duogen_core.training.ema import Ema
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.journal import Journal, sentence
@@ -272,6 +272,6 @@ class Run:
         write_checkpoint(self.folder, state, self.modules, self.emas, self.optimizers, main=self.main)
         if self.main:
             try:
-                plot_losses(self.folder)
+                plot_curves(self.folder)
             except (MissingExtra, OSError) as error:
                 self.say(str(error))

@@ -22,7 +22,7 @@ from duogen_core.data.sources import Limits
 from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
 from duogen_core.training.command import RunConfig
-from duogen_core.training.config import check_numbers
+from duogen_core.training.config import ConfigError, check_numbers
 from duogen_core.training.fast import recomputing
 from duogen_core.training.loop import Run
 from duogen_core.training.lora import LoraSettings, Trainable, learnt, merged_state, save_adapter
@@ -126,6 +126,10 @@ def optimizers_of(
     ]
     found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=(0.9, 0.98))}
     if muon:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"Muon comes with torch 2.9, and this is {torch.__version__}: update torch, or set optimizer=adamw."
+            )
         found["muon"] = torch.optim.Muon(
             muon, config.muon_lr, config.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"
         )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from duogen_core.training import checkpoints, loop
-from duogen_core.training.board import scalars
-from duogen_core.training.loop import Run, TrainingError, plot_losses, rng_for, warmup_cosine
+from duogen_core.training import checkpoints, curve, loop
+from duogen_core.training.curve import plot_losses, plot_scores, scalars
+from duogen_core.training.loop import Run, TrainingError, rng_for, warmup_cosine
 from tests.core.runs import losses, stopped_in
 
 
@@ -90,7 +90,7 @@ def test_no_pickle_in_the_run_folder(tmp_path):
     suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
     assert suffixes <= {".json", ".jsonl", ".safetensors", ".png", ""}
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["config"] == {"width": 8} and config["seed"] == 3 and "torch" in config["versions"]
+    assert config["config"] == {"width": 8} and config["seed"] == 3 and {"duogen", "torch"} <= config["versions"].keys()
 
 
 def test_another_model_cannot_continue_a_checkpoint(tmp_path):
@@ -142,7 +142,7 @@ def learn_until(folder, bad, steps=6):
 
 @pytest.mark.parametrize("what", ["loss is nan", "norm of the gradients is inf"])
 def test_what_is_not_finite_stops_before_it_spoils_anything(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+    monkeypatch.setattr(loop, "plot_curves", lambda _: None)
     spoilt = {"loss is nan": lambda loss: loss * float("nan"), "norm of the gradients is inf": torch.sqrt}
 
     def bad(step, loss):
@@ -164,7 +164,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, width):
     """A file may have 4 kB: state.json does not fit; with a wide model its weights do not."""
     import resource
 
-    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+    monkeypatch.setattr(loop, "plot_curves", lambda _: None)
     _, losses, _ = train(tmp_path / "whole", width=width)
     train(tmp_path / "run", stop_at=4, width=width)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoint").iterdir()}
@@ -188,7 +188,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
     whole, losses, _ = train(tmp_path / "whole", steps=6)
     names = ("save_tensors", "write_text", "os.replace", "shutil.rmtree")
     calls = []
-    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+    monkeypatch.setattr(loop, "plot_curves", lambda _: None)
 
     def dies_at(name, last):
         module, _, function = f"checkpoints.{name}".rpartition(".")
@@ -225,7 +225,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_kill_9_at_any_moment_costs_nothing_but_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "plot_losses", lambda _: None)
+    monkeypatch.setattr(loop, "plot_curves", lambda _: None)
     whole, _, _ = train(tmp_path / "whole", steps=60)
     start = time.perf_counter()
     train(tmp_path / "timed", steps=60, checkpoint_minutes=0)
@@ -251,6 +251,24 @@ def test_loss_curve(tmp_path):
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "eval": {}}, {"step": 2, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert plot_losses(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_the_scores(tmp_path, monkeypatch):
+    train(tmp_path, steps=2)
+    assert (tmp_path / "loss.png").exists() and not (tmp_path / "scores.png").exists()  # it was not scored
+    lines = [{"step": 1, "loss": 2.0}, {"step": 2, "changed": {"lr": [1, 2]}}]
+    for step in (1, 2):
+        lines += [
+            {"step": step, "seconds": 1.0, "eval": {name: {"token": 0.5, "when": 0.1} for name in ("draw", "b/c")}}
+        ]
+        lines += [{"step": step, "seconds": 2.0, "psnr": 30.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+    monkeypatch.setattr(curve, "_save", lambda figure, target: drawn.append(figure) or target)
+    assert plot_scores(tmp_path) == tmp_path / "scores.png"
+    panels = {axes.get_ylabel(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
+    assert panels["token"] == panels["when"] == ["draw", "b/c"] and len(panels["psnr"]) == 1
+    assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.5]]
 
 
 def test_means_that_a_stop_cut_in_two_are_whole(tmp_path):

@@ -152,6 +152,13 @@ def test_every_weight_has_exactly_one_optimizer(model, name):
     assert len(found) == len({id(p) for p in found}) == len(list(model.parameters()))
 
 
+def test_a_torch_without_muon_is_told(model, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(DuoGenError, match="Muon comes with torch 2.9, and this is .*optimizer=adamw"):
+        optimizers_of(model, TINY)
+    assert optimizers_of(model, replace(TINY, optimizer="adamw"))
+
+
 def test_a_frozen_tower_stays_as_it_is(model, batcher):
     found = [p for o in optimizers_of(model, replace(TINY, tower_lr=0.0)).values() for p in _parameters(o)]
     tower = list(model.model.visual.parameters())
