@@ -10,7 +10,8 @@
         run.report(loss=loss, norm=norm)            # "loss" goes to the progress line and the curve
     if run.finished: export(...)
 
-Run folder: config.json, metrics.jsonl and tensorboard/ (journal.py), loss.png and scores.png, STATUS, checkpoint/ (checkpoints.py).
+Run folder: config.json, metrics.jsonl and tensorboard/ (journal.py), loss.png and scores.png (curve.py), STATUS,
+checkpoint/ (checkpoints.py).
 
 The learning rate follows the larger of step/steps and time/minutes, so a run always anneals to its end. With `steps`
 only, a killed and resumed run has exactly the losses of an unbroken one; with `minutes` the clock has a say.

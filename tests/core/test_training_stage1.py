@@ -40,8 +40,8 @@ def init(tmp_path_factory) -> Path:
 def config(init, tmp_path) -> Stage1Config:
     data = [f"jsonl:{write_jsonl(tmp_path / 'set' / 'train.jsonl', [guide(k) for k in range(7)])}"]
     return Stage1Config(
-        out=tmp_path / "run", init=init, data=data, batch=3, steps=4, warmup=2, log_every=1, eval_cases=0, sample_minutes=0.0,
-        bf16=False,
+        out=tmp_path / "run", init=init, data=data, batch=3, steps=4, warmup=2, log_every=1, eval_cases=0,
+        sample_minutes=0.0, bf16=False,
     )  # fmt: skip
 
 
