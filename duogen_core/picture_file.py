@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,7 +72,10 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     if format_ is None:
         raise DuoGenError(f"{name} is not a picture that can be read; expected a PNG, JPEG, WebP or GIF file.")
     try:
-        with Image.open(io.BytesIO(data), formats=[format_]) as image:
+        with warnings.catch_warnings():  # of very large pictures; what is too large gets a sentence of ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(io.BytesIO(data), formats=[format_])
+        with opened as image:
             _check_size(image.size, name)  # the header is read, no pixel is decoded yet
             # A JPEG with several frames is a phone's photo with a depth or brightness map: the first is the photo.
             if format_ != "JPEG" and getattr(image, "n_frames", 1) > 1:
@@ -84,7 +88,7 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
             pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except DuoGenError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise DuoGenError(f"The picture {name} is far too large; at most {MAX_PIXELS:,} pixels are read.") from None
     except MemoryError:
         raise DuoGenError(f"The picture {name} does not fit into memory; make it smaller.") from None

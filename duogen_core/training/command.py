@@ -36,7 +36,7 @@ class RunConfig:
     minutes: float | None = None
     steps: int | None = None
     seed: int = 0
-    device: str = "cpu"  # of stages 1 and 2 in one process; with accelerate's launcher its own
+    device: str = "cpu"  # or cuda; with accelerate's launcher its own
     threads: int | None = None  # CPU threads; None: torch's own choice
     warmup: int = 100  # steps of rising learning rate
     checkpoint_minutes: float = 4.0

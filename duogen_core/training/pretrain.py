@@ -71,6 +71,7 @@ def train(config: PretrainConfig) -> Run:
         bf16=config.bf16,
         show=lambda run: write_answers(mllm, ideals, run.folder, run.step),
         show_minutes=config.sample_minutes,
+        device=config.device,
         log_every=config.log_every,
         checkpoint_minutes=config.checkpoint_minutes,
         tensorboard=config.tensorboard,

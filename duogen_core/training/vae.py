@@ -84,8 +84,8 @@ def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
     Both quant convolutions are 1x1, so an affine map of the latents folds into the one and its inverse into the other.
     """
     means = torch.cat([encode_frame(vae, chunk)[0] for chunk in pixels.split(64)]).transpose(0, 1).flatten(1)
-    gain = torch.tensor(WAN21_STD) / means.std(1)
-    shift = torch.tensor(WAN21_MEAN) - gain * means.mean(1)
+    gain = means.new_tensor(WAN21_STD) / means.std(1)
+    shift = means.new_tensor(WAN21_MEAN) - gain * means.mean(1)
     out, back = vae.quant_conv, vae.post_quant_conv
     back.bias += -back.weight[:, :, 0, 0, 0] @ (shift / gain)
     back.weight /= gain.view(1, -1, 1, 1, 1)
@@ -105,12 +105,13 @@ def show(run: Run, vae: AutoencoderKLWan) -> None:
 def train(config: VaeConfig) -> Run:
     run = config.run()
     torch.manual_seed(run.seed)
-    vae = new_vae(config.base_dim)
+    device = run.processes.device
+    vae = new_vae(config.base_dim).to(device)
     run.attach({"vae": vae}, muon_and_adamw(vae, is_end, lr=config.lr), ema_decay=config.ema)
-    test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)])
+    test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)]).to(device)
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:
-        figures = losses(vae, crop_batch(run.seed, step, config.batch), config)
+        figures = losses(vae, crop_batch(run.seed, step, config.batch).to(device), config)
         run.update(figures["loss"], config.clip)
         run.report(**figures)
         if step % 400 == 399:
@@ -124,9 +125,8 @@ def train(config: VaeConfig) -> Run:
     if config.sample_minutes and run.finished:
         show(run, vae)
     with run.emas["vae"].applied():
-        match_wan_scale(
-            vae, torch.cat([crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)])
-        )
+        crops = [crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)]
+        match_wan_scale(vae, torch.cat(crops).to(device))
         run.record(final_psnr=psnr(vae, test))
         vae.save_pretrained(run.folder / "export")
     return run

@@ -77,7 +77,7 @@ class ReadOut(nn.Module):
         unit = F.normalize(features.float(), dim=-1)
         # The language model adds to what it is given, so the length matters too: that of a few words together.
         loss = (features.float().norm(dim=-1) / self.length).log().square().mean()
-        right = torch.ones(words.shape[:2], dtype=torch.bool)
+        right = torch.ones(words.shape[:2], dtype=torch.bool, device=words.device)
         for directions, target in zip(self.directions.values(), words.unbind(-1), strict=True):
             logits = F.pad(SHARPNESS * unit @ directions.T, (0, 1), value=SILENCE)
             wanted = target.where(target != NONE, len(directions))
@@ -123,23 +123,25 @@ def warm_up(
 
     show(run): called every `show_minutes` and at the end, if they are not 0. of_run: further settings of `Run`.
     """
+    record = asdict(config) | {"tower": model.model.visual.config.to_dict()}
+    run = Run(folder, record, seed=seed, minutes=config.minutes, steps=config.steps, **of_run)
+    device = run.processes.device
+    model.to(device)
     tower, embedding = model.model.visual, model.get_input_embeddings().weight
     tower.requires_grad_(True)
     read_out = ReadOut(
         word_directions(embedding, tokenizer), length=2 * float(embedding.detach().norm(dim=-1).median())
-    )
+    ).to(device)
     parameters = [*tower.parameters(), *read_out.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    record = asdict(config) | {"tower": tower.config.to_dict()}
-    run = Run(folder, record, seed=seed, minutes=config.minutes, steps=config.steps, **of_run)
     run.attach({"tower": tower, "read_out": read_out}, {"adamw": optimizer})
     finished, due = run.finished, run.elapsed + 60 * show_minutes
     for step in run:
         pixels, words, kinds = random_pictures(run.rng(step), config.batch)
-        points = torch.from_numpy(palette_points(pixels))
-        with quick_bf16(tower.device, bf16):
-            features = tower_features(tower, torch.from_numpy(pixels))
-        loss, figures = read_out(features, torch.from_numpy(words), points, torch.from_numpy(kinds))
+        seen = [torch.from_numpy(each).to(device) for each in (pixels, words, palette_points(pixels), kinds)]
+        with quick_bf16(device, bf16):
+            features = tower_features(tower, seen[0])
+        loss, figures = read_out(features, *seen[1:])
         run.update(loss, clip=1.0)
         run.report(loss=loss.detach(), **figures)
         if show_minutes and run.elapsed >= due:
