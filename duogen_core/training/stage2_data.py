@@ -25,12 +25,14 @@ from torch import Tensor, nn
 
 from duogen_core.checkpoint import CheckpointConfig, PictureSize
 from duogen_core.connector import normalise
+from duogen_core.data.sources.mixture import differences
 from duogen_core.document import Document, Picture
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import reference_pixels
 from duogen_core.training.errors import TrainingError
+from duogen_core.training.journal import changes, sentence
 from duogen_core.vae import PictureVae, pixels_to_tensor
 
 SHARD = 256  # documents
@@ -175,10 +177,22 @@ def check_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
     now = json.loads(json.dumps(recipe))
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed:
+        what = " and another ".join(f"{name}{difference(name, before[name], now[name])}" for name in changed)
         raise TrainingError(
-            f"The documents in {path.parent} were prepared with another {' and another '.join(changed)}; delete that "
-            "folder, or give documents=FOLDER for a new one."
+            f"The documents in {path.parent} were prepared with another {what}; delete that folder, or give "
+            "documents=FOLDER for a new one."
         )
+
+
+def difference(name: str, was: Any, now: Any) -> str:
+    """ " (families.guide: 1.0 -> 2.0)"; nothing for VAE and MLLM, of which only fingerprints are known."""
+    if name in ("vae", "mllm"):
+        return ""
+    if name == "data":
+        told = differences({"seed": None, "sources": was}, {"seed": None, "sources": now})
+    else:
+        told = [sentence(changes({name: was}, {name: now}))]
+    return f" ({'; '.join(told)})"
 
 
 def load_shard(path: Path) -> list[Prepared]:

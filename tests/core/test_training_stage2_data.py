@@ -172,8 +172,10 @@ def test_documents_prepared_from_others_are_refused(folder, tmp_path):
     again = replace(config, out=tmp_path / "again", documents=tmp_path / "documents")
     trained(again)  # the same: taken as they are
     assert not (again.out / "documents").exists()
-    with pytest.raises(TrainingError, match="prepared with another data"):
+    with pytest.raises(TrainingError, match=r"prepared with another data \(.*source 1.*was documents, is sketchbook"):
         stage2.train(replace(again, data=["sketchbook"]))
+    with pytest.raises(TrainingError, match=r"prepared with another max_side \(max_side: 64 -> 32\);"):
+        stage2.train(replace(again, max_side=32))
     other = random_components(seed=1)
     other.mllm.save_pretrained(tmp_path / "mllm")
     with pytest.raises(TrainingError, match="another mllm"):
