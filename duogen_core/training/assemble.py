@@ -3,8 +3,8 @@
     python -m duogen_core train assemble --vae runs/vae --stage1 runs/stage1 --stage2 runs/stage2 --out models/my-model
 
 In:  the run folders of vae.py, stage1.py and stage2.py (their export/ folders hold the weights).
-Out: the checkpoint folder, plus training/<part>/{config.json, metrics.jsonl, loss.png}; of pretrain.py's run too, where
-it is found.
+Out: the checkpoint folder, plus the record in training/<part>: settings, metrics, curves; of pretrain.py's run too,
+where it is found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
 from duogen_core.vae import PictureVae
 
-RECORD = ("config.json", "metrics.jsonl", "loss.png")
+RECORD = ("config.json", "metrics.jsonl", "loss.png", "scores.png")
 
 
 def assemble(

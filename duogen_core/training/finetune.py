@@ -70,7 +70,7 @@ class Stage1Settings(stage1.Stage1Config):
     lr: float = 3e-4
     muon_lr: float = 5e-4
     eval_cases: int = 0
-    sample_minutes: float = 0.0
+    sample_minutes: float = 3.0
 
 
 @dataclass(kw_only=True)
@@ -83,7 +83,7 @@ class Stage2Settings(stage2.Stage2Config):
     shards: int = 3
     shift: float | None = None  # None: as the checkpoint's own stage 2, or else as it is sampled
     unshifted: float | None = None  # None: as the checkpoint's own stage 2, or else 0
-    sample_minutes: float = 0.0
+    sample_minutes: float = 3.0
 
 
 @dataclass(kw_only=True)

@@ -22,6 +22,7 @@ from tests.core.runs import stopped_in
 from tests.core.tiny import random_components
 
 SMALL = ["stage1.steps=2", "stage1.batch=2", "stage2.steps=2", "stage2.shards=1", "stage2.frames=6", "threads=1"]
+SILENT = ["stage1.sample_minutes=0", "stage2.sample_minutes=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def words_only(tmp_path_factory) -> Path:
 
 
 def tune(base: Path, guides: Path, out: Path, *settings: str) -> int:
-    return main(["train", "finetune", f"data={guides}", f"model={base}", f"out={out}", *SMALL, *settings])
+    return main(["train", "finetune", f"data={guides}", f"model={base}", f"out={out}", *SMALL, *SILENT, *settings])
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
@@ -71,7 +72,7 @@ def tuned(base, guides, tmp_path_factory) -> tuple[Path, str]:
     out, said = tmp_path_factory.mktemp("finetune") / "globe", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setattr(stage2_data, "SHARD", 6)
-        assert tune(base, guides, out) == 0
+        assert tune(base, guides, out, "stage1.sample_minutes=3", "stage2.sample_minutes=3") == 0
     return out, said.getvalue()
 
 
@@ -86,6 +87,7 @@ def test_one_command_gives_a_checkpoint_that_answers(tuned, base, tmp_path, caps
     recorded = json.loads((out / "model/training/stage2/config.json").read_text())["config"]
     assert Path(recorded["mllm"]) == out / "stage1" / "export"  # the states are those of the fine-tuned MLLM
     assert recorded["unshifted"] == 0.0 and recorded["shift"] == read_config(base).sampling.shift  # without a record
+    assert all(list((out / stage / "samples").rglob("*.html")) for stage in ("stage1", "stage2"))  # answers to look at
     assert "3 documents with 12 pictures to draw" in said and "50% of it replay of sketchbook" in said
     assert (
         said.index("Stage 1 of 2") < said.index("Stage 2 of 2") < said.index("Try it: python -m duogen_core generate")
