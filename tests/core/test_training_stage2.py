@@ -47,12 +47,13 @@ def test_prepared_documents_hold_the_states_and_places_that_inference_sees(compo
         document = drawn_case(rng_for(0, "stage2", number), CONFIG.families).document
         assert len(prepared.latents) == len(document.pictures)
         *earlier, turn = document.turns
-        drawn = [k for k, part in enumerate(turn.parts) if part in document.pictures]
-        until = Document((*earlier, type(turn)(turn.role, turn.parts[: drawn[-1]])))
+        last = max(k for k, part in enumerate(turn.parts) if part in document.pictures)
+        until = Document((*earlier, type(turn)(turn.role, turn.parts[:last])))
         with torch.inference_mode():
             seen = components.mllm.encode(until, connector)
             states = torch.nn.functional.gelu(connector.proj(prepared.states.float()))
-        assert prepared.drawn == tuple(range(len(document.pictures) - len(drawn), len(document.pictures)))
+        roles = [turn.role for turn in document.turns for _ in turn.pictures]
+        assert prepared.drawn == tuple(k for k, role in enumerate(roles) if role == "assistant")
         assert prepared.ends[-1] == len(seen.states) == len(states)
         assert prepared.ends[:-1] == tuple(seen.frame_ends)
         assert tuple(prepared.segments[-1]) == tuple(seen.last_segment)
