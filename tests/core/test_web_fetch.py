@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from duogen_core.cli import main
 from duogen_core.data.fetch import network
 from duogen_core.data.sources import open_source
+from duogen_core.data.web import engine, fetching
+from duogen_core.data.web.walker import walk
 from tests.core.web_hosts import html, image, leads, serving
 from tests.core.web_pages import file, page, photo, recipe, screenshot, site
 
@@ -113,6 +116,39 @@ def test_pictures_that_a_saved_page_lacks_are_fetched_and_others_are_not(web, tm
     assert sorted(web.paths()) == [f"a.example.com/{x}" for x in ("p/a.png", "p/noai.png", "p/page.png", "robots.txt")]
     rules = [line.get("rule") for line in lines(tmp_path / "out" / "fetched" / "pictures.jsonl")]
     assert sorted(map(str, rules)) == ["None", "robots", "wrong_type"]
+
+
+def failing_at(address: str, error: Exception, monkeypatch) -> None:
+    """The walker fails on every page in which the address stands, when fetching looks at it and when the run does."""
+
+    def walked(html: str, *limits: int):
+        if address in html:
+            raise error
+        return walk(html, *limits)
+
+    monkeypatch.setattr(fetching, "walk", walked)
+    monkeypatch.setattr(engine, "walk", walked)
+
+
+def two_pages(web, tmp_path) -> Path:
+    saved = f"<!-- saved from url=(0030){web.url('a.example.com/p/x.html')} -->"
+    web.pages["a.example.com/p/a.png"] = image(file(photo(seed=1)))
+    return site(tmp_path / "site", {"bad.html": saved + recipe("b.png"), "good.html": saved + recipe("a.png")}, {})
+
+
+def test_a_page_that_fails_while_fetching_is_named_by_the_run_and_the_others_are_fetched(web, tmp_path, monkeypatch):
+    failing_at("b.png", RuntimeError("a fault in the walker"), monkeypatch)
+    assert run(two_pages(web, tmp_path), "--out", tmp_path / "out", "--fetch") == 0
+    assert sorted(web.paths()) == ["a.example.com/p/a.png", "a.example.com/robots.txt"]
+    logged = "".join(path.read_text("utf-8") for path in (tmp_path / "out" / "logs").iterdir())
+    assert "RuntimeError: a fault in the walker" in logged and len(documents(tmp_path / "out")) == 1
+
+
+def test_a_machine_that_gives_out_while_fetching_stops_the_run(web, tmp_path, monkeypatch, capsys):
+    failing_at("b.png", OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
+    assert run(two_pages(web, tmp_path), "--out", tmp_path / "out", "--fetch") == 2
+    assert "The machine gave out at the page bad.html (No space left on device)" in capsys.readouterr().err
+    assert web.asked == []
 
 
 def test_without_fetch_nothing_is_asked_for(web, tmp_path, capsys):
