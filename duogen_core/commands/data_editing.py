@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("layout", metavar="LAYOUT", choices=sorted(LAYOUTS), help=", ".join(sorted(LAYOUTS)))
     add("path", metavar="PATH", help="a .parquet, .arrow, .json or .jsonl file, or the set's folder")
     add_engine_options(parser, ("edits",), "picture.min_side=256", "samples", 100)
-    add_workers(parser, "shards at once")
+    add_workers(parser, "samples at once")
     add("--split", default="", metavar="NAME", help="which split of a folder that holds several; may be a pattern")
     add("--inverse", action="store_true", help="the way back too, where the set says how to ask for it (hq-edit)")
     add("--both-stages", action="store_true", help="do not mark the documents as alignment data: stage 1 takes them")
@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ImportError:
         raise MissingPackage("Sets of edits", "pyarrow", "hf") from None
-    from duogen_core.data.editing.engine import do_shard, engine_of
+    from duogen_core.data.editing.engine import engine_of, work
     from duogen_core.data.editing.preset import load_preset
-    from duogen_core.data.pairs.sharded import begin, work
+    from duogen_core.data.pairs.sharded import begin
 
     preset, folder = load_preset(args.preset, args.set), Path(args.out)
     options = {"inverse": args.inverse, "both_stages": args.both_stages, "licence": args.licence}
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     progress.go_on(this.items, sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number)))
     total = {"samples": 0, "kept": 0, "turns": 0}
     with progress.stopping():
-        for found in work(this, lambda shard: do_shard(this, shard, engine), args.workers):
+        for found in work(this, engine, args.workers):
             for name in total:
                 total[name] += found.get(name, 0)
             progress.step(found["samples"], total["kept"])

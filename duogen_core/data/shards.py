@@ -40,6 +40,10 @@ class NewShard:
     def add(self, key: str, document: Document, encode: Encode) -> None:
         add_document(self.archive, key, document, encode)
 
+    def add_files(self, files: Iterable[tuple[str, bytes]]) -> None:
+        """A document whose files `document_files` has made already, in a thread of its own perhaps."""
+        add_files(self.archive, files)
+
     def log(self, entry: Mapping[str, Any]) -> None:
         self.lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
 
@@ -59,11 +63,16 @@ def new_shard(run: RunFolder, number: int, unit: str) -> Iterator[NewShard]:
 
 
 def add_document(archive: tarfile.TarFile, key: str, document: Document, encode: Encode) -> None:
+    add_files(archive, document_files(key, document, encode))
+
+
+def document_files(key: str, document: Document, encode: Encode) -> list[tuple[str, bytes]]:
+    """Names and bytes of the members of a sample: its JSON, then its pictures."""
     files = [encode(picture) for picture in document.pictures]
     names = [f"{index:03d}.{ending}" for index, (_, ending) in enumerate(files)]
     value = json.dumps(document_json(document, names), ensure_ascii=False, allow_nan=False).encode("utf-8")
     pictures = [(f"{key}.{name}", data) for name, (data, _) in zip(names, files)]
-    add_files(archive, [(f"{key}.json", value), *pictures])
+    return [(f"{key}.json", value), *pictures]
 
 
 def add_files(archive: tarfile.TarFile, files: Iterable[tuple[str, bytes]]) -> None:

@@ -328,3 +328,81 @@ def test_the_report_shows_what_was_kept_and_refused_and_runs_nothing(tmp_path):
     assert "default-src 'none'" in html
     write_report(tmp_path / "out", tmp_path / "report.html")
     assert "&lt;script&gt;" in (tmp_path / "report.html").read_text("utf-8")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many rows with pictures were decoded from Parquet files."""
+    counts = {"rows": 0}
+    plain = parquet.ParquetFile.iter_batches
+
+    def counted(self, *args, **kwargs):
+        pictures = any("image" in name for name in kwargs["columns"])
+        for batch in plain(self, *args, **kwargs):
+            counts["rows"] += len(batch) * pictures
+            yield batch
+
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counted)
+    return counts
+
+
+def tiny_set(file: Path, count: int, group: int, layout: str = "ultraedit") -> Path:
+    changed = {name: image(BEFORE[:16, :16] if "in" in name or "source" in name else AFTER[-16:, -16:])
+               for name in ROWS[layout] if "image" in name and name != "image_id"}  # fmt: skip
+    return write(file, [{**ROWS[layout], **changed} for _ in range(count)], group)
+
+
+TINY = ("--set", "picture.min_side=8", "--set", "pair.min_change=0")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("count", [20, 80])
+def test_every_row_of_a_row_group_is_decoded_once(tmp_path, decoded, count, workers):
+    path = tiny_set(tmp_path / "set.parquet", count, group=1000)  # one row group, several shards
+    assert editing("ultraedit", path, tmp_path / "out", *TINY, "--shard-samples", 7, "--workers", workers) == 0
+    assert [entry["kept"] for entry in log(tmp_path / "out")] == [True] * count
+    assert decoded["rows"] == count
+    write_report(tmp_path / "out", tmp_path / "report.html")
+    assert decoded["rows"] <= 2 * count
+
+
+def test_the_way_back_decodes_no_row_again(tmp_path, decoded):
+    path = tiny_set(tmp_path / "set.parquet", 24, group=1000, layout="hq-edit")
+    assert editing("hq-edit", path, tmp_path / "out", "--inverse", *TINY, "--shard-samples", 5) == 0
+    assert len(log(tmp_path / "out")) == 48 and decoded["rows"] == 24
+
+
+def test_going_on_decodes_only_the_row_groups_that_are_needed(tmp_path, decoded):
+    path = tiny_set(tmp_path / "set.parquet", 40, group=8)
+    assert editing("ultraedit", path, tmp_path / "out", *TINY, "--shard-samples", 4) == 0
+    assert decoded["rows"] == 40
+    for number in (3, 8):  # half of row group 1, half of row group 4
+        (tmp_path / "out" / "logs" / f"{number:05d}.jsonl").unlink()
+    decoded.update(rows=0)
+    assert editing("ultraedit", path, tmp_path / "out", *TINY, "--shard-samples", 4) == 0
+    assert decoded["rows"] == 16
+
+
+def test_a_damaged_row_group_is_one_sentence_and_keeps_what_was_done(tmp_path, capsys):
+    path = tiny_set(tmp_path / "set.parquet", 12, group=6)
+    where = parquet.ParquetFile(path).metadata.row_group(1).column(5).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[where : where + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    assert editing("ultraedit", path, tmp_path / "out", *TINY, "--shard-samples", 3, "--workers", 1) == 2
+    error = capsys.readouterr().err
+    assert "row group 1 is damaged" in error and error.count("\n") == 1
+    assert len(log(tmp_path / "out")) == 6
+
+
+def test_only_real_line_ends_end_a_line_of_json(tmp_path, capsys):
+    files(tmp_path / "set")
+    row = {"task_type": "edit", "input_images": ["image/a.png"], "output_image": "image/b.png"}
+    lines = [json.dumps({**row, "instruction": text}, ensure_ascii=False) for text in ("one\u2028two\x85", "three")]
+    file = tmp_path / "set" / "mix.jsonl"
+    file.write_text(f"{lines[0]}\r\n\n{lines[1]}", "utf-8", newline="")
+    assert editing("x2i", file, tmp_path / "out") == 0
+    assert [shape(document)[0] for document in documents(tmp_path / "out")] == ["P one\u2028two", "P three"]
+    file.write_text(lines[1] + "\n\n[1]\n")
+    assert editing("x2i", file, tmp_path / "other") == 2
+    assert "mix.jsonl, line 3 is no object" in capsys.readouterr().err

@@ -1,7 +1,10 @@
 """One edit, or one conversation of edits, through the rules; and the shards of a run.
 
-    for sample in engine.samples(items): …            in order, each with its Document or the rule that refused it
-    do_shard(run, shard, engine)                      the Documents of a shard, and its log
+    engine.sample(item, rows, decoder)            its pictures, or the rule that refused it
+    for found in work(run, engine, workers): …    writes the shards that are not done: Documents and logs
+
+One thread reads the rows of all shards in their order, so that each row group of a Parquet file is decoded once.
+Threads judge the samples and encode their pictures, and the shards are written one after another.
 
 An item is [start, stop, inverse]: rows of one document, and whether it goes back from the result to the first picture.
 In a conversation the user brings a picture only where it is not the last answer; it ends before a turn that a rule
@@ -10,9 +13,12 @@ refuses.
 
 from __future__ import annotations
 
+import itertools
+import queue
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +27,14 @@ import numpy as np
 
 from duogen_core.data.editing.layouts import LAYOUTS, Layout, check_columns, split_at_markers
 from duogen_core.data.editing.preset import Preset
-from duogen_core.data.editing.rows import Rows, open_rows
+from duogen_core.data.editing.rows import RowReader, Rows, open_rows
+from duogen_core.data.in_order import in_order
 from duogen_core.data.pairs.documents import Step, document_of, encoding
 from duogen_core.data.pairs.rules import Verdict
-from duogen_core.data.pairs.sharded import Run, Shard
+from duogen_core.data.pairs.sharded import Run
 from duogen_core.data.pairs.values import change
 from duogen_core.data.presets import digest
-from duogen_core.data.shards import new_shard
+from duogen_core.data.shards import document_files, new_shard
 from duogen_core.data.web.decoding import Decoder
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
@@ -76,7 +83,7 @@ class Eyes:
 
 
 class Engine:
-    """Threads may share one: each call of `samples` has its own process that decodes."""
+    """Threads may share one: each has its own process that decodes."""
 
     def __init__(self, name: str, layout: Layout, rows: Rows, preset: Preset, mark: bool = True, licence: str = ""):
         self.name, self.layout, self.rows, self.preset = name, layout, rows, preset
@@ -84,7 +91,8 @@ class Engine:
         picked = (self._present(names) for names in (layout.source, layout.instruction, layout.target))
         self.source, self.instruction, self.target = picked
         extra = (*layout.more_pictures, layout.inverse, *layout.about)
-        self.more = [name for name in extra if name in rows.columns]
+        more = [name for name in extra if name in rows.columns]
+        self.columns = list(dict.fromkeys([self.source, self.instruction, self.target, *more]))
 
     def _present(self, names: Sequence[str]) -> str:
         return next(name for name in names if name in self.rows.columns)
@@ -111,17 +119,19 @@ class Engine:
             last = here
         yield start, len(self.rows)
 
-    def samples(self, items: Sequence[Item]) -> Iterator[Sample]:
-        store, load = self.preset["store"], self.preset["load"]
-        columns = list(dict.fromkeys([self.source, self.instruction, self.target, *self.more]))
-        with Decoder(SimpleNamespace(load=load, picture={"stored_side": store["side"]})) as decoder:
-            for item in items:
-                yield self._sample(item, columns, Eyes(decoder))
+    def decoder(self) -> Decoder:
+        return Decoder(SimpleNamespace(load=self.preset["load"], picture={"stored_side": self.preset["store"]["side"]}))
 
-    def _sample(self, item: Item, columns: list[str], eyes: Eyes) -> Sample:
-        start, stop, inverse = item
+    def spans(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
+        """Each item with its rows. One thread reads them; items in ascending order cost one pass over the set."""
+        reader = RowReader(self.rows, self.columns)
+        for item in items:
+            yield item, reader.read(item[0], item[1])
+
+    def sample(self, item: Item, rows: Sequence[dict[str, Any]], decoder: Decoder) -> Sample:
+        eyes, inverse = Eyes(decoder), item[2]
         steps, changes, verdict, about = [], [], None, {}
-        for row in self.rows.read(start, stop, columns):
+        for row in rows:
             about = about or {name: _plain(row[name]) for name in self.layout.about if row.get(name) is not None}
             eyes.seen = []
             try:
@@ -215,20 +225,53 @@ def engine_of(details: Mapping[str, Any]) -> Engine:
     return Engine(name, layout, rows, details["preset"], not details["both_stages"], details["licence"])
 
 
-def do_shard(run: Run, shard: Shard, engine: Engine) -> dict[str, int]:
-    """Writes the shard's files; what it found, in figures."""
-    found, encode = Counter(samples=len(shard.items)), encoding(engine.preset["store"])
-    with new_shard(run, shard.number, "items") as new:
-        begun = time.perf_counter()
-        for number, sample in enumerate(engine.samples(shard.items), shard.first):
-            new.log({"number": number, **sample.log()})
-            written = time.perf_counter()
-            if sample.steps:
-                new.add(f"{number:08d}", engine.document(sample), encode)
-                found.update(kept=1, turns=len(sample.steps))
-            new.seconds["write"] += time.perf_counter() - written
-        new.seconds["read"] = time.perf_counter() - begun - new.seconds["write"]
-    return dict(found)
+@dataclass
+class Made:
+    """A sample as it is written: its line of the log, the files of its Document (none if it is refused), seconds."""
+
+    log: dict[str, Any]
+    files: list[tuple[str, bytes]]
+    seconds: Counter[str]
+
+
+def work(run: Run, engine: Engine, workers: int = 1) -> Iterator[dict[str, int]]:
+    """Writes the shards that are not done yet; yields of each what it found, in figures."""
+    run.sweep()
+    ahead, todo = itertools.tee(shard for shard in run.plan() if not run.is_done(shard.number))
+    encode = encoding(engine.preset["store"])
+    with ExitStack() as stack:
+        decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
+        for _ in range(max(workers, 1)):
+            decoders.put(stack.enter_context(engine.decoder()))
+
+        def make(job: tuple[int, tuple[Item, list[dict[str, Any]]]]) -> Made:
+            number, (item, rows) = job
+            decoder, begun = decoders.get(), time.perf_counter()
+            try:
+                sample = engine.sample(item, rows, decoder)
+            finally:
+                decoders.put(decoder)
+            read = time.perf_counter()
+            files = document_files(f"{number:08d}", engine.document(sample), encode) if sample.steps else []
+            seconds = Counter(read=read - begun, write=time.perf_counter() - read)
+            return Made({"number": number, **sample.log()}, files, seconds)
+
+        numbers, items = itertools.tee(ahead)
+        of_item = (shard.first + k for shard in numbers for k in range(len(shard.items)))
+        spans = engine.spans(item for shard in items for item in shard.items)
+        made = stack.enter_context(closing(in_order(make, zip(of_item, spans), workers)))
+        for shard in todo:
+            found = Counter(samples=len(shard.items))
+            with new_shard(run, shard.number, "items") as new:
+                for _, (_, each) in zip(shard.items, made):
+                    new.log(each.log)
+                    new.seconds.update(each.seconds)
+                    if each.files:
+                        begun = time.perf_counter()
+                        new.add_files(each.files)
+                        new.seconds["write"] += time.perf_counter() - begun
+                        found.update(kept=1, turns=each.log["turns"])
+            yield dict(found)
 
 
 def _after(one: Any, other: Any) -> bool:

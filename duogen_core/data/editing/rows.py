@@ -1,10 +1,13 @@
 """Rows of a set on this machine: Parquet files, what `datasets` saved (Arrow), JSON lists and JSON lines.
 
     rows = open_rows(paths, split, file)
-    rows.columns, len(rows), rows.column("img_id"), rows.read(start, stop)
+    rows.columns, len(rows)
+    reader = RowReader(rows, columns)
+    reader.read(start, stop)         a list of dicts; spans in ascending order cost one pass over the set
 
-Parquet is read group by group and Arrow is mapped, so nothing is copied and a set may be larger than the memory. A JSON
-list is held whole. No picture is decoded here, and a path in a row is followed only inside the set's own folder.
+A set may be larger than the memory: Parquet is read group by group, Arrow is mapped, and of JSON lines only their
+places are kept. A JSON list is held whole. No picture is decoded here, and a path in a row is followed only inside the
+set's own folder.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import fnmatch
 import json
 from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +26,8 @@ from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.store_read import folder_reader
 
 BATCH = 8  # rows that are held with their pictures
-MAX_JSON = 4 * 2**30
+MAX_JSON = 2**29  # bytes of a JSON list, which takes several times as much memory
+MAX_LINE = 2**26  # bytes of one line of JSON
 
 
 class Rows(ABC):
@@ -33,8 +39,21 @@ class Rows(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
+    def batches(self, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        """(number of its first row, rows) to the end of the set; the first batch holds row `start` or lies before it.
+
+        The rows are a list of dicts, or a table of pyarrow. Several threads may read at once.
+        """
+
+    def reopens(self, position: int, start: int) -> bool:
+        """Whether a reader that stands at `position` comes to the later row `start` sooner through new batches."""
+        return start > position
+
     def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Rows start … stop - 1, only with these columns. Several threads may read at once."""
+        """Rows start … stop - 1, only with these columns."""
+        reader = RowReader(self, columns)
+        for first in range(start, stop, BATCH):
+            yield from reader.read(first, min(first + BATCH, stop))
 
     def identity(self) -> dict[str, Any]:
         return {"rows": len(self), "digest": digest((file.name, file.stat().st_size) for file in self.files)}
@@ -49,6 +68,38 @@ class Rows(ABC):
         if not isinstance(path, str) or not path:
             raise DuoGenError(f"{name} holds no picture.")
         return folder_reader(self.files[0].parent.resolve())(path, name)
+
+
+class RowReader:
+    """Reads spans of rows for one thread. It stays where the last span ended, because Parquet can be entered only at
+    the beginning of a row group: whoever opens the file anew for each row decodes the rows before it every time."""
+
+    def __init__(self, rows: Rows, columns: Sequence[str]) -> None:
+        self.rows, self.columns = rows, list(columns)
+        self.batches: Iterator[tuple[int, Any]] | None = None
+        self.first = self.end = 0  # of the batch at hand
+        self.batch: Any = ()
+
+    def read(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """Rows start … stop - 1."""
+        if self.batches is None or start < self.first or self.rows.reopens(self.end, start):
+            self.batches, self.first, self.end, self.batch = self.rows.batches(start, self.columns), start, start, ()
+        found: list[dict[str, Any]] = []
+        while (row := start + len(found)) < stop:
+            while row >= self.end:
+                self.first, self.batch = next(self.batches)
+                self.end = self.first + len(self.batch)
+            begin, count = row - self.first, min(stop, self.end) - row
+            if isinstance(self.batch, list):
+                found += self.batch[begin : begin + count]
+                continue
+            try:
+                found += self.batch.slice(begin, count).to_pylist()
+            except UnicodeDecodeError:
+                raise DuoGenError(
+                    f"{self.rows.where}, row {row}: a text is not valid UTF-8; the file is damaged."
+                ) from None
+        return found
 
 
 class Parquet(Rows):
@@ -71,25 +122,33 @@ class Parquet(Rows):
             for group in range(opened.metadata.num_row_groups):
                 self.groups.append((file, group, self.count))
                 self.count += opened.metadata.row_group(group).num_rows
+        self.firsts = [first for _, _, first in self.groups]
 
     def __len__(self) -> int:
         return self.count
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def batches(self, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
         import pyarrow.parquet as parquet
 
-        ends = [first for _, _, first in self.groups[1:]] + [self.count]
-        for (file, group, first), end in zip(self.groups, ends):
-            if first >= stop or end <= start:
-                continue
-            row = first
-            with parquet.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(BATCH, row_groups=[group], columns=list(columns), use_threads=False):
-                    if row + len(batch) > start:
-                        yield from batch.slice(max(start - row, 0), stop - max(row, start)).to_pylist()
-                    row += len(batch)
-                    if row >= stop:
-                        break
+        for file, group, row in self.groups[self._group(start) :]:
+            try:
+                # a row group may be larger than the memory, so its pages are read as they are needed
+                with parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as opened:
+                    names = list(columns)
+                    for batch in opened.iter_batches(BATCH, row_groups=[group], columns=names, use_threads=False):
+                        yield row, batch
+                        row += len(batch)
+            except (OSError, ValueError) as error:  # pyarrow's own errors are among them
+                raise DuoGenError(
+                    f"{file}: row group {group} is damaged ({_short(error)}); copy the file again from its source."
+                ) from None
+
+    def reopens(self, position: int, start: int) -> bool:
+        return self._group(start) > self._group(position)
+
+    def _group(self, row: int) -> int:
+        """The place in self.groups of the row group that holds a row."""
+        return bisect_right(self.firsts, row) - 1
 
 
 class Arrow(Rows):
@@ -114,22 +173,27 @@ class Arrow(Rows):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    def batches(self, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
         rows = self.rows.select_columns(list(columns))
-        for first in range(start, stop, BATCH):
-            yield from rows[first : min(first + BATCH, stop)].to_pylist()
+        for first in range(start, len(rows), BATCH):
+            yield first, rows[first : first + BATCH]
 
 
 class Json(Rows):
+    """A list of objects, held whole."""
+
     def __init__(self, file: Path) -> None:
         self.files, self.where = [file], str(file)
         try:
             if file.stat().st_size > MAX_JSON:
-                raise DuoGenError(f"{file} is larger than {MAX_JSON / 2**30:g} GB, the most that is read; split it.")
-            text = file.read_text("utf-8")
-            lines = file.suffix.lower() == ".jsonl"
-            self.rows = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+                raise DuoGenError(
+                    f"{file} is larger than {MAX_JSON / 2**20:g} MB, the most that is read of a JSON list; write it as "
+                    "JSON lines (.jsonl), which may have any size."
+                )
+            self.rows = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
+            if isinstance(error, DuoGenError):
+                raise
             raise DuoGenError(f"{file} cannot be read as JSON ({_short(error)}).") from None
         if not isinstance(self.rows, list) or not all(isinstance(row, dict) for row in self.rows):
             raise DuoGenError(f"{file} is no list of objects; expected one object for each edit.")
@@ -138,9 +202,51 @@ class Json(Rows):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        for row in self.rows[start:stop]:
-            yield {name: row.get(name) for name in columns}
+    def batches(self, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        for first in range(start, len(self.rows), BATCH):
+            yield first, [{name: row.get(name) for name in columns} for row in self.rows[first : first + BATCH]]
+
+
+class JsonLines(Rows):
+    """An object a line. Every line is looked at once, then only its place in the file is kept."""
+
+    def __init__(self, file: Path) -> None:
+        self.files, self.where, self.columns = [file], str(file), []
+        self.starts, self.numbers = array("q"), array("q")
+        try:
+            with file.open("rb") as stream:
+                place = 0
+                for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
+                    if line.strip():
+                        row = self._row(line, number)
+                        self.columns = self.columns or list(row)
+                        self.starts.append(place)
+                        self.numbers.append(number)
+                    place += len(line)
+        except OSError as error:
+            raise DuoGenError(f"{file} cannot be read ({error.strerror or error}).") from None
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        where = f"{self.files[0]}, line {number}"
+        if len(line) > MAX_LINE:
+            raise DuoGenError(f"{where} is longer than {MAX_LINE / 2**20:g} MB, the most that is read; is it a list?")
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DuoGenError(f"{where} cannot be read as JSON ({_short(error)}).") from None
+        if not isinstance(row, dict):
+            raise DuoGenError(f"{where} is no object; expected one object for each edit.")
+        return row
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batches(self, start: int, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        with self.files[0].open("rb") as stream:
+            for row in range(start, len(self)):
+                stream.seek(self.starts[row])
+                values = self._row(stream.readline(MAX_LINE + 1), self.numbers[row])
+                yield row, [{name: values.get(name) for name in columns}]
 
 
 def open_rows(path: str, split: str = "", file: str = "") -> Rows:
@@ -152,7 +258,9 @@ def open_rows(path: str, split: str = "", file: str = "") -> Rows:
             rows: Rows = Parquet([place], path)
         elif kind == ".arrow":
             rows = Arrow(place, split)
-        elif kind in (".json", ".jsonl"):
+        elif kind == ".jsonl":
+            rows = JsonLines(place)
+        elif kind == ".json":
             rows = Json(place)
         else:
             raise DuoGenError(f"{path} is no set; expected a .parquet, .arrow, .json or .jsonl file, or a folder.")
@@ -175,7 +283,7 @@ def _folder(place: Path, split: str, file: str) -> Rows:
         return Parquet(wanted, str(place))
     lists = [place / file] if file and (place / file).is_file() else sorted(place.glob("*.json*"))
     if len(lists) == 1:
-        return Json(lists[0])
+        return JsonLines(lists[0]) if lists[0].suffix.lower() == ".jsonl" else Json(lists[0])
     what = ", ".join(each.name for each in lists[:8]) or "none"
     raise DuoGenError(
         f"{place} holds no Parquet or Arrow files and not one JSON list but {what}; give the file itself."

@@ -7,18 +7,27 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from duogen_core.data.editing.engine import engine_of
+from duogen_core.data.editing.rows import RowReader
 from duogen_core.data.pairs.again import WHOLE, words_of
 from duogen_core.data.pairs.sharded import Run, Shard
 
 
-def show(
-    run: Run, shard: Shard, wanted: Mapping[int, set[int]]
-) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
-    engine = engine_of(run.details)
-    numbers = sorted(wanted)
-    for number, sample in zip(numbers, engine.samples([shard.items[number - shard.first] for number in numbers])):
-        pictures = [
-            part for step in sample.steps for part in (*step.asked, step.result) if isinstance(part, np.ndarray)
-        ]
-        words = words_of(run, shard.number, f"{number:08d}")
-        yield (number, WHOLE), pictures or sample.looked_at, words
+class Showing:
+    """One engine and one reader for all shards of a report, which come in order, so that the set is read once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.engine = run, engine_of(run.details)
+        self.reader = RowReader(self.engine.rows, self.engine.columns)
+
+    def __call__(
+        self, shard: Shard, wanted: Mapping[int, set[int]]
+    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
+        with self.engine.decoder() as decoder:
+            for number in sorted(wanted):
+                item = shard.items[number - shard.first]
+                sample = self.engine.sample(item, self.reader.read(item[0], item[1]), decoder)
+                pictures = [
+                    part for step in sample.steps for part in (*step.asked, step.result) if isinstance(part, np.ndarray)
+                ]
+                words = words_of(self.run, shard.number, f"{number:08d}")
+                yield (number, WHOLE), pictures or sample.looked_at, words

@@ -25,8 +25,8 @@ SIDE = 170  # longest side of a thumbnail: two stand side by side
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")
 Place = tuple[int, int]
 Shown = tuple[Sequence[str], str]  # thumbnails and words of a pair
-# (run, shard, {number: {indices}}) -> (place, pictures, words) of what could be read again
-Show = Callable[[Run, Shard, Mapping[int, set[int]]], Iterator[tuple[Place, Sequence[np.ndarray], str]]]
+# (shard, {number: {indices}}) -> (place, pictures, words) of what could be read again; the shards come in order
+Show = Callable[[Shard, Mapping[int, set[int]]], Iterator[tuple[Place, Sequence[np.ndarray], str]]]
 
 
 def write_report(
@@ -35,11 +35,11 @@ def write_report(
     """step(done, total) is called for every shard that is looked at again."""
     (log,) = open_logs(folder)
     if log.kind == "video":
-        from duogen_core.data.video.showing import show
+        from duogen_core.data.video.showing import Showing
     else:
-        from duogen_core.data.editing.showing import show
+        from duogen_core.data.editing.showing import Showing
     run, chosen = open_run(folder, log.kind), _choose(log, samples)
-    shown = _look_again(run, chosen, show, step)
+    shown = _look_again(run, chosen, Showing(run), step)
     body = [f"<pre>{escape(text(survey(log)))}</pre>"]
     for stage, rules in chosen.items():
         body.append(f"<h2>{escape(stage)} by rule</h2>")
@@ -73,7 +73,7 @@ def _look_again(
     shown: dict[Place, Shown] = {}
     for done, shard in enumerate(shards, 1):
         here = {shard.first + k: wanted[shard.first + k] for k in range(len(shard.items)) if shard.first + k in wanted}
-        for place, pictures, words in show(run, shard, here):
+        for place, pictures, words in show(shard, here):
             shown[place] = [thumbnail(pixels, SIDE) for pixels in pictures], words
         step(done, len(shards))
     return shown

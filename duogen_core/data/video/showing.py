@@ -12,15 +12,19 @@ from duogen_core.data.video.engine import Engine, Outcome
 from duogen_core.data.video.inputs import open_inputs
 
 
-def show(
-    run: Run, shard: Shard, wanted: Mapping[int, set[int]]
-) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
-    inputs, engine = open_inputs(run.details["paths"]), Engine(run.details["preset"])
-    for number, (place, name) in enumerate(shard.items, shard.first):
-        indices = wanted.get(number, set()) - {WHOLE}
-        if not indices:
-            continue
-        for index, judged in enumerate(engine.clips(inputs[place].root / name, Outcome())):
-            if index in indices and judged.first is not None:
-                words = words_of(run, shard.number, f"{number:08d}-{index:04d}")
-                yield (number, index), (judged.first, judged.last), words
+class Showing:
+    def __init__(self, run: Run) -> None:
+        self.run, self.inputs = run, open_inputs(run.details["paths"])
+        self.engine = Engine(run.details["preset"])
+
+    def __call__(
+        self, shard: Shard, wanted: Mapping[int, set[int]]
+    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
+        for number, (place, name) in enumerate(shard.items, shard.first):
+            indices = wanted.get(number, set()) - {WHOLE}
+            if not indices:
+                continue
+            for index, judged in enumerate(self.engine.clips(self.inputs[place].root / name, Outcome())):
+                if index in indices and judged.first is not None:
+                    words = words_of(self.run, shard.number, f"{number:08d}-{index:04d}")
+                    yield (number, index), (judged.first, judged.last), words
