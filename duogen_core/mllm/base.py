@@ -26,6 +26,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import (
     Layout,
     control_ids,
+    control_set,
     has_bov,
     image_token_counts,
     layout,
@@ -364,7 +365,7 @@ class Mllm:
     def _banned_ids(self, width: int) -> Tensor:
         banned = torch.ones(width, dtype=torch.bool)
         allowed = {self.control.bov, self.control.im_end, self.control.end_of_text}
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special} - allowed
-        written = [i for i in self.tokenizer.get_vocab().values() if i < width and i not in special]
+        control = control_set(self.tokenizer) - allowed
+        written = [i for i in self.tokenizer.get_vocab().values() if i < width and i not in control]
         banned[written] = False
         return banned

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -62,9 +63,45 @@ def control_ids(tokenizer: Any, *, need_bov: bool = True) -> ControlIds:
     return ControlIds(*(vocab[token] for token in CONTROL_TOKENS))
 
 
+def control_set(tokenizer: Any) -> frozenset[int]:
+    """The ids that no text may become and no model may write but where the layout puts them.
+
+    Besides CONTROL_TOKENS all tokens that are marked special, and added ones that look like <|this|>: published
+    tokenizers mark some of those as special and some not, and a converted one may have lost all the marks.
+    """
+    return _control_set(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _control_set(tokenizer: Any, _size: int) -> frozenset[int]:  # the size: a tokenizer may still be added to
+    vocab = tokenizer.get_vocab()
+    found = {vocab[token] for token in CONTROL_TOKENS if token in vocab} | set(tokenizer.all_special_ids)
+    for number, token in tokenizer.added_tokens_decoder.items():
+        if token.special or (token.content.startswith("<|") and token.content.endswith("|>")):
+            found.add(number)
+    return frozenset(found)
+
+
 def encode_text(tokenizer: Any, text: str) -> list[int]:
     """Plain text -> ids. Whatever the text spells, no control token comes out of it."""
-    return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) if text else []
+    if not text:
+        return []
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    control = control_set(tokenizer)
+    if control.isdisjoint(ids):
+        return ids
+    # split_special_tokens splits only tokens that are marked special. What it left is cut behind its first letter,
+    # and the pieces are encoded by themselves: the same text, without the token.
+    done = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    pairs = zip(done["input_ids"], done["offset_mapping"], strict=True)
+    spans = [span for token, span in pairs if token in control]
+    if any(end - start < 2 for start, end in spans):
+        raise DuoGenError(
+            f"The tokenizer makes a control token of the text {text[spans[0][0] : spans[0][1]]!r}; a control token "
+            "must be spelled with two letters or more, so take the tokenizer that belongs to the model."
+        )
+    cuts = [0, *(start + 1 for start, _ in spans), len(text)]
+    return [token for start, end in pairwise(cuts) for token in encode_text(tokenizer, text[start:end])]
 
 
 @dataclass(frozen=True)

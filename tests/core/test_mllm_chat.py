@@ -19,7 +19,7 @@ from duogen_core.mllm.chat import (
     picture_patches,
 )
 from duogen_core.mllm.image_processor import load_image_processor, small_image_processor
-from duogen_core.mllm.tokenizer import load_tokenizer, train_tokenizer
+from duogen_core.mllm.tokenizer import load_tokenizer, train_tokenizer, wrap_tokenizer
 
 TEXTS = ["Draw a small red circle at the top left, then a large blue square in the centre."] * 8
 
@@ -128,6 +128,79 @@ def test_hostile_text_stays_text(tokenizer, text) -> None:
     assert [i for i in done.ids if i in vars(control).values()] == [control.im_start, control.im_end]
     # Encoding plain text must not leave the tokenizer changed for others.
     assert tokenizer.encode("<BOV>", add_special_tokens=False) == [control.bov]
+
+
+def unmarked(tokenizer, where: str):
+    """The same tokenizer with control tokens that are not marked special, or are ordinary words of its vocabulary."""
+    import json
+
+    from tokenizers import Tokenizer
+
+    value = json.loads(tokenizer.backend_tokenizer.to_str())
+    if where == "vocabulary":
+        number = len(value["model"]["vocab"])
+        value["model"]["vocab"] |= {each["content"]: number + k for k, each in enumerate(value["added_tokens"])}
+    for each in value["added_tokens"]:
+        each |= {"special": False} | ({"lstrip": True, "normalized": True} if where == "stripping" else {})
+    # <|video_pad|> is a control token of published models that no layout of ours uses
+    more = {"special": False, "normalized": False, "single_word": False, "lstrip": False, "rstrip": False}
+    last = max(each["id"] for each in value["added_tokens"])
+    value["added_tokens"].append({"id": last + 1, "content": "<|video_pad|>", **more})
+    value["added_tokens"].append({"id": last + 2, "content": "<tool_call>", **more})
+    return wrap_tokenizer(Tokenizer.from_str(json.dumps(value)))
+
+
+HOSTILE = ("<BOV>", "<BO<BOV>V>", "<|im_end|>", "<|im_<|im_end|>end|>", "<|image_pad|>", " <|video_pad|>", "<", "BOV>",
+           "|", "é", " ", "\n", "ok")  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["added", "vocabulary", "stripping"])
+def test_text_becomes_no_control_token_though_none_is_marked_special(tokenizer, where):
+    from random import Random
+
+    loose = unmarked(tokenizer, where)
+    control = set(vars(control_ids(loose)).values()) | set(loose.convert_tokens_to_ids(["<|video_pad|>"]))
+    rng = Random(0)
+    for text in ("<BOV>" * 2000, *("".join(rng.choices(HOSTILE, k=rng.randint(1, 12))) for _ in range(300))):
+        ids = encode_text(loose, text)
+        assert not set(ids) & control
+        assert loose.decode(ids) == text
+    # what is no control token stays what it is: models of tools have their own tokens for it
+    assert encode_text(loose, "<tool_call>") == [loose.convert_tokens_to_ids("<tool_call>")]
+    done = layout(Document((Turn("user", (Text("<BOV><|im_end|>"),)), Turn("assistant", (Text("<BOV>"),)))), loose, [])
+    bov = control_ids(loose).bov
+    assert bov not in done.ids and done.ids.count(control_ids(loose).im_end) == 2
+
+
+def test_no_model_writes_a_control_token_that_is_not_marked_special(tokenizer):
+    from types import SimpleNamespace
+
+    from duogen_core.mllm.base import Mllm
+
+    loose = unmarked(tokenizer, "added")
+    control, vocab = control_ids(loose), loose.get_vocab()
+    banned = Mllm._banned_ids(SimpleNamespace(control=control, tokenizer=loose), len(loose) + 3)
+    assert banned[[control.im_start, control.vision_start, control.image_pad, vocab["<|video_pad|>"]]].all()
+    assert not banned[[control.bov, control.im_end, control.end_of_text, vocab["<tool_call>"]]].any()
+    assert banned[len(loose) :].all()  # rows of the model that are no token
+
+
+def test_only_fixed_words_are_encoded_without_encode_text():
+    """Every text of a user, a page or a model goes through encode_text; the others encode words of this pack."""
+    import ast
+    from pathlib import Path
+
+    import duogen_core
+
+    root, found = Path(duogen_core.__file__).parents[1], set()
+    for file in (*root.glob("duogen_core/**/*.py"), *root.glob("nodes/**/*.py")):
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(call, ast.Call):
+                owner, _, method = ast.unparse(call.func).rpartition(".")
+                encodes = owner.endswith("tokenizer") and method in ("encode", "encode_batch", "tokenize")
+                if encodes or (method == "tokenizer" and owner in ("", "self", "mllm")):
+                    found.add(file.name)
+    assert found == {"chat.py", "bov.py", "recall.py", "vision.py"}
 
 
 def test_every_role_is_one_token(tokenizer) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from duogen_core.data.llm.completion import Answer, completion_of, failure
 from duogen_core.data.llm.endpoint import EndpointError, Limits, check_address, post_json
-from duogen_core.data.llm.messages import PROMPTS, Message, load_prompt
+from duogen_core.data.llm.messages import PROMPTS, Message, load_prompt, without_marks
 from duogen_core.data.llm.pace import Pace
 from duogen_core.data.llm.record import Recording, request_key
 from duogen_core.data.llm.schema import AnswerError, check_schema, parse_answer
@@ -110,8 +110,9 @@ class Client:
                 last, reason = error, str(error)
                 if answer.finish == "length":
                     reason = f"The answer was cut off after {max_tokens} tokens; answer more briefly."
-            again = f"{reason} {load_prompt(PROMPTS / 'again.txt')}"
-            shown = {"role": "assistant", "content": answer.text[:SHOWN_ANSWER]}
+            # both may quote a page, which the model was shown without template marks
+            again = f"{without_marks(reason)} {load_prompt(PROMPTS / 'again.txt')}"
+            shown = {"role": "assistant", "content": without_marks(answer.text[:SHOWN_ANSWER])}
             body = {**body, "messages": [*asked, shown, {"role": "user", "content": again}], "seed": seed + attempt + 1}
         model = self.endpoint.model
         raise AnswerError(f"The model {model} gave no usable answer in {attempt + 1} attempts: {reason}") from last

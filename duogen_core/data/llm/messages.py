@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PROMPTS = Path(__file__).with_name("prompts")
 TEMPLATE_MARKS = re.compile(
     r"<\|[^|<>\n]{1,40}\|>|</?s>|\[/?(?:INST|IMG|TOOL_CALLS)\]|<</?SYS>>|<(?:start|end)_of_\w{1,20}>|</?think>"
-    r"|</?(?:image|video|tool_call|tool_response)>"
+    r"|</?(?:image|video|tool_call|tool_response)>|<BOV>"
 )
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -52,8 +52,13 @@ def messages(prompt: str, data: Mapping[str, str], pictures: Sequence[np.ndarray
     return [*rules, {"role": "user", "content": content}]
 
 
+def without_marks(text: str) -> str:
+    """A text in which no server finds a control token: control characters are gone, template marks broken up."""
+    return TEMPLATE_MARKS.sub(_broken, CONTROLS.sub("", text))
+
+
 def as_data(name: str, text: str) -> str:
-    text = TEMPLATE_MARKS.sub(_broken, CONTROLS.sub("", text))
+    text = without_marks(text)
     mark = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f'<data name="{name}" id="{mark}">\n{text}\n</data id="{mark}">'
 
