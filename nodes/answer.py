@@ -69,17 +69,21 @@ class Step:
             return stop
         return "max_images" if self.drawn >= self.max_images else None
 
+    def record(self, name: str | None, stop: str) -> dict[str, Any]:
+        """`generation` of the answer, without what nobody here knows."""
+        settings = pipeline.Settings(
+            seed=self.seed, steps=self.steps, guidance=self.cfg, shift=self.shift, temperature=self.temperature
+        )
+        record = pipeline.generation_record(name, settings, stop)
+        return {key: value for key, value in record.items() if value is not None}
+
     def finished(self, context: Document, name: str | None, stop: str) -> Document:
         """The context with how its answer was made; of a plan, what was drawn of it."""
         if plan.pending_index(context) is not None:
             context = plan.before_next_picture(context)
         if context.last_turn.role == "assistant":
             context = pipeline.with_caption(plan.with_planned_stop(context, None), "")
-        settings = pipeline.Settings(
-            seed=self.seed, steps=self.steps, guidance=self.cfg, shift=self.shift, temperature=self.temperature
-        )
-        record = pipeline.generation_record(name, settings, stop)
-        return context.replace_generation(**{key: value for key, value in record.items() if value is not None})
+        return context.replace_generation(**self.record(name, stop))
 
     def written(self, context: Document) -> str:
         return context.text[self.first_text :]

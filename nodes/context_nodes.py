@@ -111,13 +111,15 @@ class DuoGenAppendImage(io.ComfyNode):
                 ),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The context with the picture.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
     def execute(cls, context: Document, image: Any, seed: int | None = None) -> io.NodeOutput:
-        from . import stages
+        from . import stages, unfinished
 
-        return io.NodeOutput(stages.append(context, image, seed))
+        context = stages.append(context, image, seed)
+        return io.NodeOutput(context, ui=unfinished.show(cls.hidden, context))
 
 
 REPLACE_AND_CUT, REPLACE, CUT = "replace it, cut what follows", "replace it, keep what follows", "cut from it on"

@@ -204,6 +204,7 @@ class DuoGenSaveDocument(io.ComfyNode):
     def execute(cls, context: Document, filename_prefix: str, pdf: bool = False, zip: bool = False) -> io.NodeOutput:
         from duogen_core.store import image_name
 
+        from . import unfinished
         from .preview import document_ui
 
         parent, name, counter, subfolder, _ = folder_paths.get_save_image_path(
@@ -211,6 +212,7 @@ class DuoGenSaveDocument(io.ComfyNode):
         )
         folder = Path(parent) / f"{name}_{counter:05}_"
         files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
+        unfinished.saved(context)
         inside = os.path.join(subfolder, folder.name)
         names = [Path(image_name(index)) for index in range(len(context.pictures))]
         places = [{"filename": file.name, "subfolder": os.path.join(inside, file.parent)} for file in names]

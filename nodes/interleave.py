@@ -242,7 +242,7 @@ class DuoGenInterleaveStep(io.ComfyNode):
                 io.String.Output("text", tooltip="The text of the answer."),
                 io.Image.Output("images", tooltip="The pictures of the answer, as one list."),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             enable_expand=True,
             is_dev_only=True,
         )
@@ -259,7 +259,7 @@ class DuoGenInterleaveStep(io.ComfyNode):
         tokens: int,
         duogen_step: str,
     ) -> io.NodeOutput:
-        from . import answer, live
+        from . import answer, live, unfinished
 
         before = answer.Step.from_text(duogen_step).after_text(tokens)
         ending = before.ending(stop)
@@ -267,7 +267,10 @@ class DuoGenInterleaveStep(io.ComfyNode):
             context = before.finished(context, mllm.config.name, ending)
             live.say(cls.hidden, live.LIMITS.get(ending, ""), live.whole_answer(context))
             drawn = sockets.image_list(context.pictures[before.first_picture :])
-            return io.NodeOutput(context, before.written(context), drawn)
+            ui = unfinished.show_end(cls.hidden, context, drawn=before.drawn)
+            return io.NodeOutput(context, before.written(context), drawn, ui=ui)
+        if before.drawn:  # what was written since the last picture; pictures that come from a cache
+            unfinished.keep(cls.hidden, context, before.record(mllm.config.name, "interrupted"))
         graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.")
         links = given.put_in(graph, "given", mllm=mllm, connector=connector, model=model, vae=vae, context=context)
         return write_on(graph, mllm, links, draw_next(graph, links, before), before.after_picture())

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from comfy_api.latest import Caching
 
-from . import given
+from . import given, unfinished
 
 LIMIT = min(2**30, mm.total_ram * 2**20 / 16)  # bytes for one language model
 # These give out models, or cost less to run than to keep.
@@ -100,6 +100,7 @@ class KeptResults(Caching.CacheProvider):
             kept.end_run()
         self.watched.clear()
         given.forget()
+        unfinished.end_run(prompt_id)
 
 
 PROVIDER = KeptResults()

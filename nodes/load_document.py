@@ -25,6 +25,8 @@ def saved_documents() -> dict[str, Path]:
         base = Path(root)
         for level in range(1, DEPTH + 1):
             for file in base.glob("/".join(["*"] * level + [INDEX])):
+                if any(part.startswith(".") for part in file.parent.relative_to(base).parts):
+                    continue  # a folder that is being written, or that a killed process left half written
                 name = f"{file.parent.relative_to(base).as_posix()} [{kind}]"
                 found[name] = (file.stat().st_mtime, file.parent)
         if kind == "input":
@@ -67,7 +69,10 @@ class DuoGenLoadDocument(io.ComfyNode):
         from duogen_core.errors import DuoGenError
         from duogen_core.store import load_document
 
+        from . import unfinished
+
         path = saved_documents().get(document)
         if path is None:
             raise DuoGenError(f"The document {document!r} is no longer in ComfyUI's output or input folder.")
+        unfinished.opened(path)
         return io.NodeOutput(load_document(path))

@@ -179,7 +179,7 @@ def _close_schema(**kwargs: Any) -> io.Schema:
             io.String.Output("text", tooltip="The text of the answer, without its pictures."),
             images,
         ],
-        hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         enable_expand=True,
         **kwargs,
     )
@@ -242,18 +242,22 @@ def ending(state: Round, max_images: int) -> str | None:
 def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) -> io.NodeOutput:
     from duogen_core.errors import DuoGenError
 
-    from . import answer, live
+    from . import answer, live, unfinished
     from .writer_loop import ask_again, asked, read_again
 
     own, step = answer.parse_seeds(seeds), state.step
     if 1 in own:
         where = "Loop Open" if state.mllm else "Read Writer"
         raise DuoGenError(f"The first picture of a loop has the seed of DuoGen {where}; change it there.")
-    why = ending(state, max_images)
+    why, name = ending(state, max_images), state.mllm.config.name if state.mllm else None
     if why is not None:
-        context = step.finished(state.context, state.mllm.config.name if state.mllm else None, why)
+        context = step.finished(state.context, name, why)
         live.say(hidden, live.LIMITS.get(why, ""), live.whole_answer(context))
-        return io.NodeOutput(context, step.written(context), sockets.image_list(context.pictures[step.first_picture :]))
+        images = sockets.image_list(context.pictures[step.first_picture :])
+        ui = unfinished.show_end(hidden, context, drawn=step.drawn)
+        return io.NodeOutput(context, step.written(context), images, ui=ui)
+    if step.drawn:  # what was written since the last picture; pictures that come from a cache
+        unfinished.keep(hidden, state.context, step.record(name, "interrupted"))
 
     links = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
     opened = links["loop"][0]

@@ -7,11 +7,13 @@ In: a context. Out: the same context, and `ui`, which the viewer in web/ draws (
             {"type": "text", "text": "…"},
             {"type": "image", "filename": "…", "subfolder": "…", "folder": "temp" | "output",
              "width": 128, "height": 128, "seed": 7, "text": "…", "pending": true}, …]}, …],
-        "generation": {"model": "…", "seed": 7, "stop_reason": "end", …}}]}
+        "generation": {"model": "…", "seed": 7, "stop_reason": "end", …},
+        "running": true, "unfinished": "duogen/unfinished/… [output]"}]}
 
 filename, subfolder and folder are /view's `filename`, `subfolder` and `type`. seed, text (the paragraph it shows)
 and pending (its place is planned, it is not drawn yet) are there only where a picture has them. All texts are plain
-text of a model or a user: never markup.
+text of a model or a user: never markup. running: the answer so far, of a run that goes on; unfinished: what DuoGen Load
+Document calls the copy of it that lies on disk (unfinished.py). A finished answer has neither.
 """
 
 from __future__ import annotations

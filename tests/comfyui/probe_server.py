@@ -1,5 +1,7 @@
 """A custom node file for test servers: GET /duogen_test/memory says what lies in the server's memory.
 
+POST /duogen_test/fail {"drawing": k} makes the drawing of the k-th picture from now on fail, once.
+
 Out: {"rss": bytes, "files": open files of ours, "loaded": class names of the models under ComfyUI's memory management,
 "alive": {class name: number of objects}} after a garbage collection. What the C library holds back for later use is
 returned to the system first: it is nobody's.
@@ -12,6 +14,7 @@ import gc
 import sys
 
 import comfy.model_management as mm
+import comfy.sample
 import psutil
 from aiohttp import web
 from server import PromptServer
@@ -45,3 +48,19 @@ async def memory(request: web.Request) -> web.Response:
             "alive": alive,
         }
     )
+
+
+@PromptServer.instance.routes.post("/duogen_test/fail")
+async def fail(request: web.Request) -> web.Response:
+    left, sample = (await request.json())["drawing"], comfy.sample.sample
+
+    def counted(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left:
+            return sample(*args, **kwargs)
+        comfy.sample.sample = sample
+        raise RuntimeError("The drawing failed, as the test wanted.")
+
+    comfy.sample.sample = counted
+    return web.json_response(left)

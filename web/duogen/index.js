@@ -4,13 +4,14 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { listenForDrops } from "./drop.js";
-import { documentOf, listen, nodesOnPath } from "./live.js";
+import { documentOf, isDownstream, listen, nodesOnPath, run } from "./live.js";
 import { stringsFor } from "./strings.js";
 import { AnswerViewer } from "./viewer.js";
 
 const OURS = "DuoGen";
 const PREVIEW = "DuoGenPreview";
 const SAVE = "DuoGenSaveDocument";
+const WHOLE = ["DuoGenInterleave", "DuoGenLoopClose"]; // what they show is the answer that Save gets
 const PREVIEW_SIZE = [460, 520];
 const MIN_HEIGHT = 160;
 const JOBS = 8; // finished jobs among which a reloaded page looks for its own
@@ -51,17 +52,21 @@ function viewerOf(node) {
   return viewer;
 }
 
-// Where a node is there to show the answer, the one that saves it need not.
-function hasPreview(graph) {
-  return [...viewers.keys()].some((node) => node.comfyClass === PREVIEW && node.graph === graph);
+// An answer is shown once. Where a node is there to show it, those that make it and the one that saves it need not.
+function isShownElsewhere(node) {
+  const others = [...viewers.keys()].filter((other) => other.graph === node.graph && other !== node);
+  if (node.comfyClass !== SAVE) return others.some((other) => isDownstream(other, [node]));
+  return others.some(
+    (other) => other.comfyClass === PREVIEW || (WHOLE.includes(other.comfyClass) && isDownstream(node, [other])),
+  );
 }
 
 function showOutput(node, output) {
   const doc = documentOf(output);
-  if (!doc || (node.comfyClass === SAVE && hasPreview(node.graph))) return;
+  if (!doc || (!viewers.has(node) && isShownElsewhere(node))) return;
   const viewer = viewerOf(node);
   viewer.endWork();
-  viewer.show(doc);
+  viewer.show(doc, run.active && doc.running === true);
 }
 
 function nodeAt(locator) {
@@ -73,9 +78,19 @@ function nodeAt(locator) {
 async function showLastAnswer() {
   const jobs = await (await api.fetchApi(`/history?max_items=${JOBS}`)).json();
   const ours = (job) => job.prompt?.[3]?.extra_pnginfo?.workflow?.id === root().id;
-  for (const [id, output] of Object.entries(Object.values(jobs).reverse().find(ours)?.outputs ?? {})) {
+  const job = Object.values(jobs).reverse().find(ours);
+  const before = new Set([...viewers].filter(([, viewer]) => viewer.document).map(([node]) => node));
+  // In the order in which they came, so that of an answer that grew the last is what stays.
+  for (const [id, output] of Object.entries(job?.outputs ?? {})) {
     const node = nodesOnPath(root(), id).at(-1);
-    if (node?.comfyClass?.startsWith(OURS) && !viewers.get(node)?.document) showOutput(node, output);
+    if (node?.comfyClass?.startsWith(OURS) && !before.has(node)) showOutput(node, output);
+  }
+  const end = { execution_interrupted: strings().interrupted, execution_error: strings().failed };
+  const note = job?.status?.messages?.map(([kind]) => end[kind]).find(Boolean);
+  for (const [node, viewer] of viewers) {
+    if (!note || before.has(node) || !viewer.document?.running) continue;
+    viewer.show(viewer.document, true);
+    viewer.endLive(note);
   }
 }
 

@@ -1,6 +1,6 @@
 // Messages of a running workflow -> the viewers downstream of the node that sent them.
 // In: `api` (progress_text, b_preview_with_metadata, executed, the three ends of a run), and the viewers by node.
-// Out: calls of AnswerViewer.live, show and endLive. Nodes are read, never changed.
+// Out: calls of AnswerViewer.live, show and endLive; `run.active` while a workflow runs. Nodes are read, never changed.
 
 const KEY = "duogen_document";
 
@@ -40,32 +40,43 @@ export function isDownstream(node, sources) {
   return false;
 }
 
+// Whether a workflow runs, as far as this page knows: one that was reloaded meanwhile learns it from the next message.
+export const run = { active: false };
+
 // `viewers` is a Map of node -> AnswerViewer; `root()` returns the graph of the workflow in front.
 export function listen(api, viewers, root, strings) {
+  // The viewers of the nodes after the one that sent something, and its own.
   const reached = function* (executionId) {
     if (executionId == null || !viewers.size) return;
     const sources = nodesOnPath(root(), executionId);
     if (!sources.length) return;
     for (const [node, viewer] of viewers) {
-      if (node.graph && isDownstream(node, sources)) yield viewer;
+      if (node.graph && (sources.includes(node) || isDownstream(node, sources))) yield [node, viewer];
     }
   };
+  api.addEventListener("execution_start", () => (run.active = true));
   api.addEventListener("progress_text", ({ detail }) => {
     if (typeof detail?.text !== "string") return;
-    for (const viewer of reached(detail.nodeId)) viewer.live({ text: detail.text });
+    run.active = true;
+    for (const [, viewer] of reached(detail.nodeId)) viewer.live({ text: detail.text });
   });
   api.addEventListener("b_preview_with_metadata", ({ detail }) => {
-    for (const viewer of reached(detail?.displayNodeId ?? detail?.nodeId)) viewer.live({ preview: detail.blob });
+    run.active = true;
+    for (const [, viewer] of reached(detail?.displayNodeId ?? detail?.nodeId)) viewer.live({ preview: detail.blob });
   });
   api.addEventListener("executed", ({ detail }) => {
     const doc = documentOf(detail?.output);
     if (!doc) return;
-    for (const viewer of reached(detail.display_node ?? detail.node)) {
+    const id = detail.display_node ?? detail.node;
+    const sources = nodesOnPath(root(), id);
+    for (const [node, viewer] of reached(id)) {
+      if (sources.includes(node)) continue; // the front end calls its onExecuted
       viewer.endWork();
       viewer.show(doc, true);
     }
   });
   const end = (note) => () => {
+    run.active = false;
     for (const viewer of viewers.values()) viewer.endLive(note);
   };
   api.addEventListener("execution_success", end());

@@ -16,6 +16,7 @@ const ENGLISH = {
   running: "Running …",
   failed: "The run failed; what was finished stays here.",
   interrupted: "Cancelled; what was finished stays here.",
+  unfinished: (name) => `DuoGen Load Document opens it as ${name}.`,
   stop: {
     max_images: "Stopped at the limit of pictures.",
     max_tokens: "Stopped at the limit of tokens.",
@@ -46,6 +47,7 @@ const CHINESE = {
   running: "运行中……",
   failed: "运行失败；已完成的部分保留在这里。",
   interrupted: "已取消；已完成的部分保留在这里。",
+  unfinished: (name) => `可用“DuoGen 加载文档”打开：${name}。`,
   stop: {
     max_images: "已达到图片数量上限，回答到此为止。",
     max_tokens: "已达到词元数量上限，回答到此为止。",

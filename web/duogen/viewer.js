@@ -54,7 +54,7 @@ export class AnswerViewer {
     this.answer.replaceChildren(...(nodes.length ? nodes : [element("p", "duogen-note", this.strings.empty)]));
     this.copyButton.disabled = !answerText(doc);
     const stop = this.strings.stop;
-    const reason = doc?.generation?.stop_reason;
+    const reason = doc?.running ? "" : doc?.generation?.stop_reason; // a part of an answer has no end
     this.status.textContent = Object.hasOwn(stop, reason) ? stop[reason] : "";
     if (this.running) {
       this.status.textContent = this.strings.running;
@@ -116,7 +116,9 @@ export class AnswerViewer {
     }
     this.running = false;
     this.status.setAttribute("aria-live", "polite");
-    if (note) this.status.textContent = note;
+    const folder = this.document?.running && this.document.unfinished;
+    const where = typeof folder === "string" ? ` ${this.strings.unfinished(folder)}` : "";
+    if (note) this.status.textContent = note + where;
   }
 
   async copy() {
