@@ -24,38 +24,74 @@ Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
+# Lists and mappings in one another in a `meta`. Fewer than a JSON file may have (`files.MAX_DEPTH`), so that every
+# document that can be made can also be read again.
+MAX_DEPTH = 150
+
+# Where a value stands: the place it is in, and its name there. A string is made of it only for an error: names may be
+# long, and with every level there would be a longer string.
+_Place = tuple[Any, str]
+
+
 def plain_json(value: Any, where: str = "meta") -> Any:
     """A deep copy of `value` made of JSON types only, so that what is saved is exactly what is loaded again."""
+    return _plain(value, (None, where), 1)
+
+
+def _plain(value: Any, place: _Place, depth: int) -> Any:
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, str):
-        return _checked_text(value, where)
+        return _checked_text(value, place)
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise DuoGenError(f"{where} is {value}, which JSON cannot hold; use a finite number or null.")
+            raise DuoGenError(f"{_said(place)} is {value}, which JSON cannot hold; use a finite number or null.")
         return float(value)
+    if isinstance(value, (Mapping, list, tuple)) and depth > MAX_DEPTH:
+        raise DuoGenError(
+            f"{_said(place)[:200]} is nested too deeply; at most {MAX_DEPTH} lists and mappings may stand in one "
+            "another."
+        )
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise DuoGenError(f"{where} has the key {key!r}, but JSON keys are strings.")
-            _checked_text(key, where)
-        return {key: plain_json(item, f"{where}.{key}") for key, item in value.items()}
+                raise DuoGenError(f"{_said(place)} has the key {key!r}, but JSON keys are strings.")
+            _checked_text(key, place)
+        return {key: _plain(item, (place, f".{key}"), depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain_json(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, np.generic):
-        return plain_json(value.item(), where)
+        return [_plain(item, (place, f"[{i}]"), depth + 1) for i, item in enumerate(value)]
+    if isinstance(value, np.generic) and not isinstance(plain := value.item(), np.generic):
+        return _plain(plain, place, depth)
     if isinstance(value, os.PathLike):
-        return _checked_text(os.fspath(value), where)
-    raise DuoGenError(f"{where} is a {type(value).__name__}, which JSON cannot hold; use strings, numbers and lists.")
+        return _checked_text(os.fspath(value), place)
+    raise DuoGenError(
+        f"{_said(place)} is a {type(value).__name__}, which JSON cannot hold; use strings, numbers and lists."
+    )
 
 
-def _checked_text(text: Any, where: str) -> str:
-    if not isinstance(text, str):
-        raise DuoGenError(f"{where} must be a string, not {type(text).__name__}.")
+def _said(place: _Place | str) -> str:
+    names: list[str] = []
+    while not isinstance(place, str):
+        above, name = place
+        names.append(name)
+        place = "" if above is None else above
+    return "".join(reversed(names)) or place
+
+
+def is_text(text: str) -> bool:
+    """Whether a string is Unicode: files and JSON may hold half a character pair, which nothing can be written as."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise DuoGenError(f"{where} is not valid Unicode (it holds half a character pair); enter it again.") from None
+        return False
+    return True
+
+
+def _checked_text(text: Any, place: _Place | str) -> str:
+    if not isinstance(text, str):
+        raise DuoGenError(f"{_said(place)} must be a string, not {type(text).__name__}.")
+    if not is_text(text):
+        raise DuoGenError(f"{_said(place)} is not valid Unicode (it holds half a character pair); enter it again.")
     return str(text)
 
 

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+MOST = 2000  # characters of a message; what it quotes may be of any length
+
 
 class DuoGenError(ValueError):
-    """Something the user can put right. The command line prints it and exits 2, ComfyUI shows it on the node."""
+    """Something the user can put right. The command line prints it and exits 2, ComfyUI shows it on the node.
+
+    A message may quote a file or a model. Whatever would steer a terminal or turn the direction of writing is shown
+    escaped, and of a very long message the middle is left out: the beginning says where, the end what to do.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(shown(str(message)))
+
+
+def shown(text: str) -> str:
+    """Foreign text as it may stand in a message: one line of printable characters, and not too many of them."""
+    text = shortened(text)
+    if text.isprintable():
+        return text
+    # repr() escapes control characters, marks of direction and half pairs; every kind of space may stand as it is.
+    visible = (c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in text)
+    return shortened("".join(visible))
+
+
+def shortened(text: str) -> str:
+    if len(text) <= MOST:
+        return text
+    note = f" … ({len(text) - MOST:,} characters are left out here) … "
+    left = MOST - len(note)
+    return text[: left * 2 // 3] + note + text[-(left - left * 2 // 3) :]
 
 
 class Cancelled(Exception):

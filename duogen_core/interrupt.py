@@ -16,6 +16,8 @@ import os
 import signal
 from collections.abc import Callable
 
+from duogen_core.folder_lock import unlock_all
+
 EXIT_CODE = 130  # 128 + SIGINT, as shells expect
 
 _asked = False
@@ -23,6 +25,7 @@ _asked = False
 
 def at_once(message: str = "Stopped; nothing was written.") -> None:
     def leave(_signal, _frame) -> None:
+        unlock_all()
         os.write(2, f"\n{message}\n".encode())
         os._exit(EXIT_CODE)
 

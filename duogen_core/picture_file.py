@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_limited
 from duogen_core.picture_end import has_end
 
 MAX_BYTES = 64 * 2**20
@@ -34,27 +33,6 @@ def format_of(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return None
-
-
-def read_limited(path: str | os.PathLike[str], limit: int, name: str, what: str = "picture") -> bytes:
-    """The bytes of a regular file, never more than `limit`."""
-    path = Path(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
-            raise DuoGenError(f"{name} is not a file; expected a {what}.")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DuoGenError(f"The {what} {name} does not exist; check the path.") from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, DuoGenError):
-            raise
-        raise DuoGenError(f"The {what} {name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if len(data) > limit:
-        raise DuoGenError(
-            f"The {what} {name} is larger than {limit / 2**20:g} MB, the most that is read; make it smaller."
-        )
-    return data
 
 
 def read_picture_bytes(path: str | os.PathLike[str]) -> tuple[bytes, str]:

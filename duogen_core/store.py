@@ -7,12 +7,10 @@ it stops, what was finished can be read. Reading: `duogen_core.store_read` (stri
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
 import secrets
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
+from duogen_core.files import TEMPORARY, discard, replace_file, write_atomically, write_errors
+from duogen_core.folder_lock import lock_folder
 from duogen_core.store_read import FORMAT, JSON_NAME, VERSION, load_document
 
 __all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document", "write_atomically"]
@@ -64,10 +64,19 @@ def save_document(document: Document, path: str | os.PathLike[str], *, overwrite
     """Write a document to a folder, or to a file when the name ends in .zip. Returns the path written.
 
     With `overwrite`, a document that stands there is replaced in one rename; other files in its folder are kept.
+    Links inside that folder are kept or replaced as links: what they lead to is never touched.
     """
     target = _checked_target(path, overwrite)
-    with _sentences(target), _parents(target):
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.duogen-tmp")
+    if not overwrite:
+        return _save(document, target)
+    with lock_folder(target):
+        finish_swap(target)
+        return _save(document, _checked_target(path, overwrite))
+
+
+def _save(document: Document, target: Path) -> Path:
+    with write_errors(target), _parents(target):
+        temporary = _temporary(target, ".new")
         try:
             if _is_zip(target):
                 _write_zip(document, temporary)
@@ -76,9 +85,13 @@ def save_document(document: Document, path: str | os.PathLike[str], *, overwrite
                 _write_folder(document, temporary)
                 _swap_folder(temporary, target)
         except BaseException:
-            _discard(temporary)
+            discard(temporary)
             raise
     return target
+
+
+def _temporary(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}{kind}{TEMPORARY}")
 
 
 class DocumentWriter:
@@ -97,15 +110,16 @@ class DocumentWriter:
         """Make the folder (or .zip) hold exactly this document."""
         pictures = document.pictures
         written = self._written
-        if written is None or pictures[: len(written)] != written or _is_zip(self.path):
+        images = self.path / "images"
+        if written is None or pictures[: len(written)] != written or _is_zip(self.path) or images.is_symlink():
             save_document(document, self.path, overwrite=self._overwrite or written is not None)
         else:
-            with _sentences(self.path):
+            with write_errors(self.path):
                 if pictures:
-                    (self.path / "images").mkdir(exist_ok=True)
+                    images.mkdir(exist_ok=True)
                 for index in range(len(written), len(pictures)):
-                    _replace_file(self.path / image_name(index), pictures[index].to_png())
-                _replace_file(self.path / JSON_NAME, _json_bytes(document))
+                    replace_file(self.path / image_name(index), pictures[index].to_png())
+                replace_file(self.path / JSON_NAME, _json_bytes(document))
         self._written = pictures
 
 
@@ -164,45 +178,45 @@ def _swap_folder(new: Path, target: Path) -> None:
     if not target.exists():
         os.rename(new, target)
         return
-    old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.duogen-tmp")
-    os.rename(target, old)
+    old = _temporary(target, ".old")
+    os.rename(target, old)  # killed after this: `finish_swap` of the next run goes on
     try:
         os.rename(new, target)
     except BaseException:
         os.rename(old, target)
         raise
+    _move_others(old, target)
+    discard(old)
+
+
+def _move_others(old: Path, target: Path) -> None:
+    """Move what is not the document's from the folder `old` to `target`, links as links."""
     for directory in (old, old / "images"):
-        for entry in list(directory.iterdir()) if directory.is_dir() else ():
+        # `images` may be a link to a folder of the user's: what lies there is no part of the answer.
+        for entry in list(directory.iterdir()) if directory.is_dir() and not directory.is_symlink() else ():
             name = entry.relative_to(old).as_posix()
-            if not OWN_NAMES.fullmatch(name):
+            if not OWN_NAMES.fullmatch(name) and not os.path.lexists(target / name):
                 (target / name).parent.mkdir(exist_ok=True)
                 os.rename(entry, target / name)
-    _discard(old)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write one file whole or not at all; errors are sentences."""
-    with _sentences(path):
-        _replace_file(path, data)
+def finish_swap(path: str | os.PathLike[str]) -> None:
+    """Put right what a kill in the middle of replacing a document left beside it; only under the folder's lock.
 
-
-def _replace_file(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.duogen-tmp")  # one fixed name: what a kill leaves, the next write reuses
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except BaseException:
-        _discard(temporary)
-        raise
-
-
-def _discard(path: Path) -> None:
-    """Remove a temporary file or folder; failing at that must not hide the error that led here."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
+    An old document that has no new one in its place yet gets its name back; one that was replaced hands over the
+    user's files in its folder; what was half written goes.
+    """
+    target = Path(os.path.realpath(path))
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(old|new){re.escape(TEMPORARY)}")
+    with write_errors(target):
+        left = target.parent.iterdir() if target.name and target.parent.is_dir() else ()
+        for entry, kind in [(entry, match[1]) for entry in left if (match := ours.fullmatch(entry.name))]:
+            if kind == "old" and entry.is_dir() and not entry.is_symlink():
+                if not target.exists():
+                    os.rename(entry, target)
+                    continue
+                _move_others(entry, target)
+            discard(entry)
 
 
 @contextlib.contextmanager
@@ -220,20 +234,3 @@ def _parents(target: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 parent.rmdir()
         raise
-
-
-@contextlib.contextmanager
-def _sentences(target: Path) -> Iterator[None]:
-    """Turn the system's errors into sentences."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DuoGenError(
-                f"The disk is full: {target} could not be written. What was there before is unchanged; free some space."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise DuoGenError(
-                f"{target} cannot be written ({error.strerror}); choose a folder that you may write to."
-            ) from error
-        raise DuoGenError(f"{target} could not be written: {error.strerror or error}.") from error

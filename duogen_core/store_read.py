@@ -6,7 +6,6 @@ that no picture's path leaves the document's folder. Errors name the file and th
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -15,16 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from duogen_core.document import ROLES, Document, Part, Picture, Text, Turn
+from duogen_core.document import ROLES, Document, Part, Picture, Text, Turn, is_text
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import MAX_BYTES, read_limited
+from duogen_core.files import MAX_JSON_BYTES, parse_json, read_json, read_limited
+from duogen_core.picture_file import MAX_BYTES
 
 FORMAT = "duogen-document"
 VERSION = 1
 JSON_NAME = "document.json"
-MAX_JSON_BYTES = 16 * 2**20
 MAX_TOTAL_PIXELS = 512 * 10**6
-_DRIVE_OR_CONTROL = re.compile(r"[\x00-\x1f\x7f:\\]")
+_DRIVE_OR_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f:\\]")
 
 ReadBytes = Callable[[str, str], bytes]
 
@@ -32,14 +31,21 @@ ReadBytes = Callable[[str, str], bytes]
 def load_document(path: str | os.PathLike[str]) -> Document:
     """Read a document folder, its document.json, or a .zip of such a folder."""
     place = Path(path)
-    if place.is_dir():
+    if is_folder(place):
         json_file, folder = place / JSON_NAME, place
     elif place.suffix.lower() == ".zip":
         return _load_zip(place)
     else:
         json_file, folder = place, place.parent
-    value = parse_json(read_limited(json_file, MAX_JSON_BYTES, str(json_file), what="document"), str(json_file))
-    return document_from_json(value, folder_reader(folder), str(json_file))
+    return document_from_json(read_json(json_file, "document"), folder_reader(folder), str(json_file))
+
+
+def is_folder(path: Path) -> bool:
+    """`Path.is_dir`, False also for names that this system cannot have; older Pythons raise the system's error."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def folder_reader(folder: Path) -> ReadBytes:
@@ -50,7 +56,7 @@ def folder_reader(folder: Path) -> ReadBytes:
         check_relative(name, where)
         try:
             file = (root / name).resolve()
-        except (OSError, RuntimeError):  # a symlink that leads to itself
+        except (OSError, RuntimeError, ValueError):  # a link that leads to itself, a name that is too long
             raise DuoGenError(f"{where}: the path {name!r} cannot be followed.") from None
         if not file.is_relative_to(root):
             raise DuoGenError(f"{where}: the path {name!r} leaves the document's folder, which is not allowed.")
@@ -62,37 +68,11 @@ def folder_reader(folder: Path) -> ReadBytes:
 def check_relative(name: str, where: str) -> None:
     """Refuse every path that could mean another place than one inside the folder, on any system."""
     bad = _DRIVE_OR_CONTROL.search(name) or any(piece in ("", ".", "..") for piece in name.split("/"))
-    if bad:
+    if bad or not is_text(name):
         raise DuoGenError(
             f"{where}: the path {name!r} is not allowed; expected a plain relative path such as 'images/000.png' "
             "that stays in the document's folder."
         )
-
-
-def parse_json(data: bytes, where: str) -> Any:
-    """JSON without its loopholes: no duplicate names, no NaN, valid UTF-8, no bottomless nesting."""
-
-    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DuoGenError(f"{where}: the name {twice!r} stands twice in one object; keep one of them.")
-        return value
-
-    def no_constant(name: str) -> Any:
-        raise DuoGenError(f"{where}: {name} is not a JSON number.")
-
-    try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=no_duplicates, parse_constant=no_constant)
-    except DuoGenError:
-        raise
-    except UnicodeDecodeError:
-        raise DuoGenError(f"{where} is not UTF-8 text; expected a JSON file.") from None
-    except RecursionError:
-        raise DuoGenError(f"{where} is nested too deeply; expected a document.") from None
-    except ValueError as error:
-        raise DuoGenError(f"{where} is not valid JSON: {error}.") from None
 
 
 def document_from_json(value: Any, read: ReadBytes, where: str) -> Document:

@@ -55,6 +55,18 @@ def test_meta_is_copied_and_becomes_plain_json():
     assert part.meta == {"scores": [0.5, [1, 2]], "nested": {"a": None}}
 
 
+def nested(value, levels: int):
+    for _ in range(levels):
+        value = {"a": [value]}
+    return value
+
+
+def endless() -> dict:
+    value: dict = {}
+    value["itself"] = value
+    return value
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -70,6 +82,9 @@ def test_meta_is_copied_and_becomes_plain_json():
         lambda: Text("x", {1: "a"}),
         lambda: Text("x", {"a": {1, 2}}),
         lambda: Text("x", "meta"),
+        lambda: Text("x", nested({}, 2000)),
+        lambda: Text("x", endless()),
+        lambda: Text("x", {"a": np.longdouble(1)}),
         lambda: Picture(np.zeros((4, 4, 4), np.uint8)),
         lambda: Picture(np.zeros((4, 4, 3), np.float32)),
         lambda: Picture(np.zeros((0, 4, 3), np.uint8)),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from duogen_core import store
-from duogen_core.document import Document, Picture
+from duogen_core import folder_lock, store
+from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
+from duogen_core.render import write_rendered
 from duogen_core.store import DocumentWriter, load_document, save_document
 from tests.core.documents import files, picture, sample
 
@@ -236,7 +239,8 @@ def test_killed_at_any_moment_the_finished_pictures_are_readable(tmp_path, monke
         patch.setattr(Path, "mkdir", dying(Path.mkdir))
         patch.setattr(os, "replace", dying(os.replace))
         patch.setattr(os, "rename", dying(os.rename))
-        patch.setattr(store, "_discard", dying(store._discard))
+        patch.setattr(store, "discard", dying(store.discard))
+        patch.setattr("duogen_core.files.discard", dying(store.discard))
         try:
             writer = DocumentWriter(tmp_path / "a")
             for document in documents:
@@ -250,6 +254,88 @@ def test_killed_at_any_moment_the_finished_pictures_are_readable(tmp_path, monke
     assert load_document(tmp_path / "a") in (done, documents[min(documents.index(done) + 1, 4)])
     DocumentWriter(tmp_path / "a", overwrite=True).update(documents[-1])
     assert list(files(tmp_path / "a")) == list(files(save_document(documents[-1], tmp_path / "fresh")))
+
+
+@pytest.mark.parametrize("moment", range(1, 16))
+def test_killed_while_an_earlier_answer_is_replaced_nothing_is_lost(tmp_path, monkeypatch, moment):
+    """Neither the earlier answer, before the new one stands there, nor what the user put beside it."""
+    mine = {"notes.txt": b"mine", "images/sketch.jpg": b"mine too", "images/more/deep.txt": b"mine as well"}
+    save_document(sample(2), tmp_path / "a")
+    for name, data in mine.items():
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(data)
+    calls = 0
+
+    def dying(function):
+        def wrapper(*args, **kw):
+            nonlocal calls
+            calls += 1
+            if calls >= moment:
+                raise Killed
+            return function(*args, **kw)
+
+        return wrapper
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        for owner, name in [(Path, "write_bytes"), (Path, "mkdir"), (os, "replace"), (os, "rename"), (os, "unlink")]:
+            patch.setattr(owner, name, dying(getattr(owner, name)))
+        patch.setattr(store, "discard", dying(store.discard))
+        save_document(sample(1), tmp_path / "a", overwrite=True)
+    folder_lock.unlock_all()  # the process is gone
+    if (tmp_path / "a").exists():
+        assert load_document(tmp_path / "a") in (sample(1), sample(2))
+    store.finish_swap(tmp_path / "a")
+    assert load_document(tmp_path / "a") in (sample(1), sample(2))
+    save_document(sample(3), tmp_path / "a", overwrite=True)
+    assert load_document(tmp_path / "a") == sample(3) and [path.name for path in tmp_path.iterdir()] == ["a"]
+    found = files(tmp_path / "a")
+    assert {name: found.get(name) for name in mine} == mine
+
+
+def a_link(at: Path, to: Path) -> None:
+    try:
+        at.symlink_to(to, target_is_directory=to.is_dir())
+    except OSError:
+        pytest.skip("this system lets us make no symbolic links")
+
+
+def test_links_inside_an_answer_are_never_followed(tmp_path):
+    """An answer that somebody sent may hold links to folders and files of the user's."""
+    home = tmp_path / "home"
+    (home / "keys").mkdir(parents=True)
+    for name in ("keys/id_rsa", "keys/000.png", "thesis.txt"):
+        (home / name).write_text("the user's own")
+    state = files(home)
+    folder = save_document(Document().begin_turn("user", [Text("hi")]), tmp_path / "got")
+    a_link(folder / "images", home / "keys")
+    a_link(folder / "other", home / "keys")
+    for name in ("document.html", "document.md"):
+        a_link(folder / name, home / "thesis.txt")
+        a_link(folder / f".{name}.duogen-tmp", home / "thesis.txt")
+    a_link(folder / ".document.json.duogen-tmp", home / "thesis.txt")
+    write_rendered(load_document(folder), folder)
+    writer = DocumentWriter(folder, overwrite=True)
+    for document in growing(2):
+        writer.update(document)
+        write_rendered(document, folder)
+        assert files(home) == state
+        assert load_document(folder) == document and not (folder / "images").is_symlink()
+    assert (folder / "other").is_symlink()  # one that is in nobody's way stays
+    shutil.rmtree(folder / "images")
+    a_link(folder / "images", home / "keys")
+    writer.update(sample(4))
+    assert files(home) == state and load_document(folder) == sample(4)
+
+
+def test_a_link_instead_of_the_document_is_replaced_not_followed(tmp_path):
+    (tmp_path / "home").mkdir()
+    kept = save_document(sample(1), tmp_path / "home/kept")
+    state = files(kept)
+    folder = tmp_path / "got"
+    folder.mkdir()
+    a_link(folder / "document.json", kept / "document.json")
+    save_document(sample(2), folder, overwrite=True)
+    assert files(kept) == state and load_document(folder) == sample(2)
 
 
 @pytest.mark.parametrize("room", range(2, 10))

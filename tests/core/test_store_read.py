@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import stat
+import time
 
 import pytest
 from PIL import Image
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
+from duogen_core.files import parse_json
 from duogen_core.store import load_document, save_document
+from duogen_core.training.errors import TrainingError
 from tests.core.documents import base, files, put, sample, zipped
 
 
@@ -21,6 +25,11 @@ def test_foreign_picture_formats_and_a_shared_file(tmp_path):
     document = load_document(put(tmp_path, value, "images/photo.jpg"))
     assert [p.meta for p in document.pictures] == [{}, {"again": True}]
     assert document.pictures[0].pixels is document.pictures[1].pixels
+
+
+def deep_meta(levels: int) -> str:
+    inner = '{"a":' * levels + "1" + "}" * levels
+    return json.dumps(base(meta="HERE")).replace('"HERE"', inner)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +57,12 @@ def test_foreign_picture_formats_and_a_shared_file(tmp_path):
         ('{"format": "duogen-document", "format": "x"}', "'format' stands twice"),
         ('{"version": NaN}', "NaN"),
         ("[" * 100_000, "nested too deeply"),
+        (deep_meta(500), "nested too deeply"),
+        (deep_meta(199), "nested too deeply"),
+        (deep_meta(151), "nested too deeply"),
+        (json.dumps(base("\ud800.png")), "not allowed"),
+        (json.dumps(base("a" * 5000 + ".png")), "does not exist|cannot be"),
+        (json.dumps(base(meta={"a\x1b[2J": float(1), "\ud800": 1})), "Unicode"),
         ('{"version": ' + "9" * 5000 + "}", "document.json"),
         (b"\xff\xfe{}", "UTF-8"),
         (json.dumps(base(meta={"x": "\ud800"})), "Unicode"),
@@ -60,6 +75,54 @@ def test_broken_documents_are_named(tmp_path, value, expected):
     with pytest.raises(DuoGenError, match=expected) as error:
         load_document(put(tmp_path, value))
     assert "document.json" in str(error.value)
+
+
+def test_meta_as_deep_as_it_may_be_is_kept(tmp_path):
+    document = load_document(put(tmp_path / "a", deep_meta(150)))
+    assert load_document(save_document(document, tmp_path / "b")) == document
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    for name in ("a" * 5000, "a\0b", "a" * 5000 + ".zip", "\ud800"):
+        with pytest.raises(DuoGenError, match=r"does not exist|cannot be read") as error:
+            load_document(name)
+        assert len(str(error.value)) < 2100 and str(error.value).isprintable()
+
+
+def test_many_names_are_checked_in_one_pass():
+    """Time grows with the number of names, not with its square: 4 times the names may not take 16 times as long."""
+
+    def seconds(names: int) -> float:
+        text = "{" + ",".join(f'"{i:x}":0' for i in range(names)) + f',"{names - 1:x}":0}}'
+        best = float("inf")
+        for _ in range(3):
+            started = time.process_time()
+            with pytest.raises(DuoGenError, match="stands twice"):
+                parse_json(text, "x")
+            best = min(best, time.process_time() - started)
+        return best
+
+    assert seconds(20_000) < 9 * seconds(5_000)
+
+
+def test_foreign_text_in_messages_steers_no_terminal(tmp_path):
+    """Names with escape characters, marks of direction, line ends, and of any length are quoted in our messages."""
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202egnp.\x9b31m\r\nError: all is well"
+    values = [
+        base(meta={hostile: {"a": float(2), hostile * 3000: {"deep": "\ud800"}}}),
+        base(format=hostile),
+        base(turns=[{"role": hostile * 9999, "parts": []}]),
+        base(file=hostile),
+        {**base(), hostile: 1},
+    ]
+    for value in values:
+        with pytest.raises(DuoGenError) as error:
+            load_document(put(tmp_path, json.dumps(value)))
+        message = str(error.value)
+        assert message.isprintable() and len(message) <= 2000
+        assert message.startswith(str(tmp_path)[:20]) and message.endswith(".")
+    for make in (DuoGenError, TrainingError, lambda text: MissingPackage(text, "x", "y")):
+        assert str(make(hostile)).isprintable() and str(pickle.loads(pickle.dumps(DuoGenError(hostile)))).isprintable()
 
 
 ESCAPES = ["../secret.png", "images/../../secret.png", "/etc/passwd", "..\\secret.png", "C:\\x.png", "C:x.png", "a//b"]

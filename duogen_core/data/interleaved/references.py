@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import MAX_BYTES, read_limited
-from duogen_core.store_read import parse_json
+from duogen_core.files import parse_json, read_limited
+from duogen_core.picture_file import MAX_BYTES
 
 
 def picture_bytes(row: Mapping[str, Any], root: Path, where: str) -> bytes:
