@@ -42,6 +42,7 @@ INDEX = "model_index.json"
 DEFAULT_MODEL = "duogen-tiny"
 VAE_FILE = "wan_vae.safetensors"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
+HUGGING_FACE_FILES = ("config.json", "tokenizer.json", "vocab.json")  # one of them makes a folder a model's
 MLLM_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
 
 
@@ -129,6 +130,26 @@ def resolve_model(name_or_path: str | os.PathLike = DEFAULT_MODEL) -> Path:
         raise CheckpointError(f"{path} is not a DuoGen model: it has no {INDEX}.")
     refuse_pickle(path)
     raise CheckpointError(f"There is no model {given!r}; give the path of a model folder, or one of: {_available()}.")
+
+
+def resolve_mllm(name_or_path: str | os.PathLike) -> Path:
+    """Where the MLLM lies that somebody names: every option that takes one asks here.
+
+    A DuoGen model (its name or folder) has it in mllm/; a folder with a configuration, a tokenizer or weights is a
+    Hugging Face folder; a file holds weights alone.
+    """
+    path = Path(os.fspath(name_or_path)).expanduser()
+    if path.is_dir() and not (path / INDEX).is_file():
+        if any((path / name).is_file() for name in HUGGING_FACE_FILES) or any(path.glob("*.safetensors")):
+            return path
+        raise CheckpointError(
+            f"{path} is no model's folder: it has neither {INDEX}, as a DuoGen model has, nor "
+            f"{HUGGING_FACE_FILES[0]}, as a Hugging Face folder has."
+        )
+    if path.is_file() and path.name != INDEX:
+        refuse_pickle(path)
+        return path
+    return resolve_model(name_or_path) / "mllm"
 
 
 def _available() -> str:

@@ -90,12 +90,9 @@ class TokenCounter:
     """How many tokens a document has for a model; the tokenizer is loaded in the process that counts."""
 
     def __init__(self, model: str) -> None:
-        from duogen_core.checkpoint import resolve_model
+        from duogen_core.checkpoint import resolve_mllm
 
-        folder = Path(model)
-        if not (folder / "tokenizer.json").is_file():
-            folder = resolve_model(model) / "mllm"
-        self.folder, self._loaded = folder, None
+        self.folder, self._loaded = resolve_mllm(model), None
 
     def __call__(self, document: Document) -> int:
         from duogen_core.mllm.chat import image_token_counts, layout

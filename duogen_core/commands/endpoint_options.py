@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError
 
@@ -25,9 +25,22 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         help="an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1",
     )
     add("--llm", "--model", metavar="NAME", help="the model's name there")
-    add("--mllm", metavar="FOLDER", help="a DuoGen checkpoint or Qwen-VL folder that writes, in place of an endpoint")
+    add(
+        "--mllm", metavar="PATH", help="a DuoGen model or Qwen-VL (folder or file) that writes, in place of an endpoint"
+    )
+    add("--tokenizer", metavar="DIR", help="for an --mllm that is a single file: the folder with its tokenizer")
     add("--api-key-variable", default="", metavar="VAR", help="the environment variable that holds the API key")
     add("--no-schema", action="store_true", help="do not send the JSON schema: for servers that refuse it")
+    add(
+        "--reasoning-effort",
+        metavar="LEVEL",
+        help="sent as reasoning_effort: how long a model that thinks may do so, such as none, low, high",
+    )
+    add(
+        "--think",
+        choices=("true", "false"),
+        help="sent as think and as chat_template_kwargs.enable_thinking: whether the model thinks first",
+    )
     add("--replay", action="store_true", help="take every answer from the recording; ask nothing")
     add("--parallel", type=int, default=4, metavar="N", help="requests under way at the same time; default: 4")
     add("--answers", type=int, default=3, metavar="N", help="times a faulty answer is asked for anew; default: 3")
@@ -41,7 +54,9 @@ def client_of(args: argparse.Namespace, recording: Path) -> Client:
     if args.mllm:
         from duogen_core.data.llm.own_mllm import own_client
 
-        return own_client(Path(args.mllm), recording, replay=args.replay, answers=args.answers)
+        return own_client(args.mllm, recording, args.replay, args.answers, args.tokenizer)
+    if args.tokenizer:
+        raise DuoGenError("--tokenizer belongs to an --mllm that is a single file; an endpoint has its own.")
     if not args.llm:
         raise DuoGenError("--llm is missing; give the name of the model at the endpoint, or --mllm.")
     if not args.endpoint and not args.replay:
@@ -64,8 +79,20 @@ def client_of(args: argparse.Namespace, recording: Path) -> Client:
         requests_per_minute=args.requests_per_minute,
         tokens_per_minute=args.tokens_per_minute,
         price=_price(args.price),
+        options=_options(args),
     )
     return Client(endpoint, Recording(recording, "replay" if args.replay else "record"))
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Ollama reads `think`, vLLM, SGLang and llama.cpp what the chat template is told, OpenAI the effort."""
+    options: dict[str, Any] = {}
+    if args.reasoning_effort:
+        options["reasoning_effort"] = args.reasoning_effort
+    if args.think:
+        thinks = args.think == "true"
+        options |= {"think": thinks, "chat_template_kwargs": {"enable_thinking": thinks}}
+    return options
 
 
 def spent(usage: Usage) -> str:

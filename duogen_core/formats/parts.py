@@ -7,9 +7,8 @@ belong together is looked at before any weights are loaded.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, check_fit
+from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, check_fit, resolve_mllm
 from duogen_core.formats.cosmos import open_cosmos
 from duogen_core.formats.cosmos_keys import model_name
 
@@ -29,8 +28,8 @@ def load_parts(
     from duogen_core.mllm.loading import what_is
     from duogen_core.vae import PictureVae
 
-    file = open_cosmos(dit, convention)
-    text = what_is(Path(mllm))[1]
+    file, mllm = open_cosmos(dit, convention), resolve_mllm(mllm)
+    text = what_is(mllm)[1]
     text = text.get("text_config") or text
     shape = text["num_hidden_layers"], text["hidden_size"]
     connector = file.load_connector(shape)

@@ -12,7 +12,8 @@ from typing import Any
 
 from duogen_core.data.llm.endpoint import Limits
 
-QUICK = Limits(connect=5, read=0.5, total=2, max_bytes=50_000)
+QUICK = Limits(connect=5, read=20, total=60, max_bytes=50_000)  # a busy machine may keep a test's server waiting
+HASTY = Limits(connect=5, read=0.5, total=20, max_bytes=50_000)  # for servers that never answer
 
 
 def completion(text: Any, **more: Any) -> bytes:
@@ -55,7 +56,8 @@ def raw(data: bytes) -> Callable[[Handler], None]:
 
 
 def hanging(handler: Handler) -> None:
-    handler.server.leaving.wait(20)
+    """Sends nothing until the test is over."""
+    handler.server.leaving.wait(120)
 
 
 def dripping(data: bytes) -> Callable[[Handler], None]:
@@ -63,7 +65,7 @@ def dripping(data: bytes) -> Callable[[Handler], None]:
 
     def drip(handler: Handler) -> None:
         handler.wfile.write(data)
-        for _ in range(400):
+        for _ in range(2400):
             handler.wfile.write(b"a")
             handler.wfile.flush()
             if handler.server.leaving.wait(0.05):

@@ -20,16 +20,18 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
 from tests.core import scripted_writer
 from tests.core.dialogue_pages import STEPS, page
-from tests.core.endpoint_server import QUICK, Clock, endpoint_server, hanging, refusing
+from tests.core.endpoint_server import HASTY, QUICK, Clock, endpoint_server, hanging, refusing
 from tests.core.scripted_writer import Writer
 
 FEW = ["dialogue.user_picture=0.0"]
 
 
-def made(document: Document, writer: Writer | None = None, settings: list[str] = FEW, answers: int = 2) -> Outcome:
+def made(
+    document: Document, writer: Writer | None = None, settings: list[str] = FEW, answers: int = 2, limits=QUICK
+) -> Outcome:
     writer = writer or Writer()
     with endpoint_server(writer) as server:
-        endpoint = Endpoint(server.url, "tiny", limits=replace(QUICK, max_bytes=10**6), attempts=2, answers=answers)
+        endpoint = Endpoint(server.url, "tiny", limits=replace(limits, max_bytes=10**6), attempts=2, answers=answers)
         return Engine(load_preset("howto", settings), Client(endpoint, sleep=Clock().sleep)).document(document)
 
 
@@ -241,7 +243,7 @@ def test_a_picture_that_no_model_can_describe_keeps_its_alt_text():
     [hanging, refusing(503), lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")],
 )
 def test_an_endpoint_that_fails_is_named(reply):
-    outcome = made(page(), Writer(rewrite=lambda _: reply))
+    outcome = made(page(), Writer(rewrite=lambda _: reply), limits=HASTY if reply is hanging else QUICK)
     assert outcome.rule == "endpoint" and outcome.value.startswith("The endpoint http://")
 
 

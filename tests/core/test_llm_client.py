@@ -17,7 +17,7 @@ from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.llm.usage import Price
 from duogen_core.errors import DuoGenError
 from duogen_core.picture_file import decode_picture
-from tests.core.endpoint_server import QUICK, Clock, completion, endpoint_server, hanging, refusing
+from tests.core.endpoint_server import HASTY, QUICK, Clock, completion, endpoint_server, hanging, refusing
 
 SCHEMA = {
     "type": "object",
@@ -217,4 +217,4 @@ def test_recording_after_a_kill(tmp_path):
 
 def test_hanging_server_is_tried_again():
     with endpoint_server(hanging, completion("late")) as server:
-        assert client(server).ask(ASK).text == "late"
+        assert client(server, limits=HASTY).ask(ASK).text == "late"

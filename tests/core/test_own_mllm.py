@@ -86,3 +86,44 @@ def test_what_it_cannot_answer_is_this_requests_fault():
         with pytest.raises(EndpointError, match=words) as caught:
             client(mllm).ask([{"role": "user", "content": "x"}])
         assert not caught.value.again
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder as Qwen publishes it, but with vocab.json and merges.txt in place of tokenizer.json."""
+    import json
+
+    mllm, folder = random_components().mllm, tmp_path_factory.mktemp("Qwen-VL")
+    mllm.save_pretrained(folder)
+    value = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    (folder / "vocab.json").write_text(json.dumps(value["model"]["vocab"]), "utf-8")
+    merges = [each if isinstance(each, str) else " ".join(each) for each in value["model"]["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    added = {str(each["id"]): {"content": each["content"], "special": True} for each in value["added_tokens"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}), "utf-8")
+    (folder / "tokenizer.json").unlink()
+    return folder
+
+
+def test_a_folder_with_the_older_tokenizer_files_writes(published, tmp_path):
+    how = {"max_tokens": 4, "temperature": 1.0, "seed": SEED}
+    ask = [{"role": "user", "content": "Describe it."}]
+    expected = client(random_components().mllm).ask(ask, **how)
+    assert own_client(published, tmp_path / "a.jsonl").ask(ask, **how) == expected
+    with pytest.raises(DuoGenError, match="name a folder with their tokenizer"):
+        own_client(published / "model.safetensors", tmp_path / "b.jsonl")
+
+
+def test_one_function_says_what_a_folder_is_wherever_a_model_is_named(published, tmp_path):
+    from duogen_core.checkpoint import models_folder, resolve_mllm
+    from duogen_core.commands.data import TokenCounter
+
+    tiny = models_folder() / "duogen-tiny"
+    assert resolve_mllm("duogen-tiny") == resolve_mllm(tiny) == resolve_mllm(tiny / "model_index.json") == tiny / "mllm"
+    assert resolve_mllm(published) == published and TokenCounter(str(published)).folder == published
+    assert TokenCounter(str(published))(Document().begin_turn("user", [Text("Hello there")])) > 4
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    for wrong, words in (("none", "There is no model 'none'"), (tmp_path, "neither model_index.json"),
+                         (tmp_path / "weights.bin", "safetensors")):  # fmt: skip
+        with pytest.raises(DuoGenError, match=words):
+            resolve_mllm(wrong)

@@ -35,7 +35,11 @@ SHOWN_ANSWER = 4000  # characters of a refused answer that the model is shown ag
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask. `structured`: whether the server is told the schema (some refuse or ignore that)."""
+    """Where and how to ask.
+
+    structured: whether the server is told the schema (some refuse or ignore that). options: further fields of every
+    request, such as {"reasoning_effort": "none"}.
+    """
 
     base_url: str
     model: str
@@ -47,6 +51,7 @@ class Endpoint:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     price: Price = field(default_factory=Price)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Client:
@@ -89,6 +94,7 @@ class Client:
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
+            **self.endpoint.options,
         }
         if schema is None:
             return self._complete(body)

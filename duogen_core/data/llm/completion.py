@@ -14,6 +14,7 @@ from duogen_core.data.llm.endpoint import EndpointError, Reply
 
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
 MOST_TOKENS = 10**8
+THOUGHTS = ("reasoning", "reasoning_content")  # where Ollama and vLLM, and where llama.cpp and DeepSeek put them
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,20 @@ def completion_of(body: bytes, where: str) -> Answer:
         raise EndpointError(f"The endpoint {where} answered with something that is not JSON; check base_url.") from None
     try:
         choice = value["choices"][0]
-        text = choice["message"]["content"]
+        message = choice["message"]
+        text = message["content"]
     except (KeyError, IndexError, TypeError):
         raise EndpointError(f"The endpoint {where} sent JSON that is no chat completion; check base_url.") from None
     if not isinstance(text, str) or not text.strip():
+        thought = next((message[name] for name in THOUGHTS if isinstance(message.get(name), str)), "").strip()
+        if thought:
+            ended = " until max_tokens was reached" if choice.get("finish_reason") == "length" else ""
+            raise EndpointError(
+                f"The endpoint {where} sent only the model's thoughts{ended} ({len(thought):,} characters of "
+                "reasoning) and no answer; turn thinking off with --think false or --reasoning-effort none, or raise "
+                "max_tokens.",
+                again=False,
+            )
         raise EndpointError(f"The endpoint {where} sent an answer without text; raise max_tokens or ask otherwise.")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise EndpointError(f"The endpoint {where} sent an answer that is not valid Unicode.")

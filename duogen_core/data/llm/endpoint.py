@@ -50,10 +50,11 @@ def check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        (parts.hostname or "").encode("idna")  # an empty label, or one of more than 63 letters, is no name of a host
     except ValueError:
         good = False
     if not good or parts.query or parts.fragment or parts.username or not url.isascii() or " " in url:
-        raise DuoGenError(f"{url} is not an endpoint's address; write it like http://127.0.0.1:8000/v1.")
+        raise DuoGenError(f"{url[:200]} is not an endpoint's address; write it like http://127.0.0.1:8000/v1.")
 
 
 def post_json(url: str, value: Any, headers: Mapping[str, str], limits: Limits) -> Reply:
@@ -73,6 +74,8 @@ def exchange(
     fields = {**headers, "Accept-Encoding": "identity", "Connection": "close"}
     try:
         connection.connect()
+    except UnicodeError:  # of http.client's idna; check_address refuses such names where people write them
+        raise EndpointError(f"{where[:200]} has no host's name; check its address.", again=False) from None
     except OSError as error:
         reason = error.strerror or str(error) or "no answer"
         raise EndpointError(f"{where} cannot be reached ({reason}); start it or check its address.") from None

@@ -1,6 +1,6 @@
 """The core's own MLLM in an endpoint's place: the same client, schema checks, second attempts and recordings.
 
-    client = own_client(folder, recording_file)      a DuoGen checkpoint, or a model folder of a family in mllm/
+    client = own_client(model, recording_file)      whatever duogen_core.checkpoint.resolve_mllm knows
 
 A request of the client (messages with pictures inside) becomes a Document, which the model continues; one at a time.
 It is asked for text alone: where a model would draw, or was never taught to, its answer simply ends there.
@@ -9,6 +9,7 @@ It is asked for text alone: where a model would draw, or was never taught to, it
 from __future__ import annotations
 
 import base64
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,18 +35,21 @@ class Untaught(Prompted):
         return document
 
 
-def own_client(folder: Path, recording: Path, replay: bool = False, answers: int = 3) -> Client:
-    endpoint = Endpoint(HERE, folder.resolve().name, structured="none", attempts=1, answers=answers)
-    transport = None if replay else OwnModel(load(folder))
+def own_client(
+    model: str | os.PathLike[str],
+    recording: Path,
+    replay: bool = False,
+    answers: int = 3,
+    tokenizer: str | os.PathLike[str] | None = None,
+) -> Client:
+    """tokenizer: the folder with it, for a model that is a single file of weights."""
+    endpoint = Endpoint(HERE, Path(model).resolve().name, structured="none", attempts=1, answers=answers)
+    transport = None
+    if not replay:
+        from duogen_core.checkpoint import resolve_mllm
+
+        transport = OwnModel(Mllm.from_pretrained(resolve_mllm(model), tokenizer=tokenizer))
     return Client(endpoint, Recording(recording, "replay" if replay else "record"), transport=transport)
-
-
-def load(folder: Path) -> Mllm:
-    from duogen_core.checkpoint import resolve_model
-
-    if not (folder / "tokenizer.json").is_file():
-        folder = resolve_model(str(folder)) / "mllm"
-    return Mllm.from_pretrained(folder)
 
 
 class OwnModel:
