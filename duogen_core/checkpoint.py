@@ -26,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_out_of_memory
 from duogen_core.weights import check_tensors, read_folder, read_header, refuse_pickle, shapes_of
 
 if TYPE_CHECKING:
@@ -286,6 +286,8 @@ def _loading(load: Callable[[Path], Any], path: Path, what: str) -> Any:
     except DuoGenError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"The {what} in {path} cannot be loaded: {first}") from error
 

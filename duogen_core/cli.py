@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from duogen_core import __version__, interrupt
-from duogen_core.errors import Cancelled, DuoGenError
+from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory
 
 # name: (help, module) or (help, {name: (help, module)})
 COMMANDS: dict[str, tuple] = {
@@ -123,6 +123,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return _leave(
+            "Error: There is not enough memory for this. What was finished stays; close other programs, or take a "
+            "smaller model, smaller pictures or fewer workers, and give the same command again.",
+            2,
+        )
     finally:
         interrupt.restore(before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import unicodedata
 
 MOST = 2000  # characters of a message; what it quotes may be of any length
@@ -38,6 +39,24 @@ def shortened(text: str) -> str:
 
 class Cancelled(Exception):
     """The user stopped the run. Not a failure: whatever was finished before stays."""
+
+
+# What libraries say in errors of their own when the system gives no memory (or no thread, which takes some).
+_NO_MEMORY = (
+    "can't allocate memory",  # torch on the CPU
+    "Cannot allocate memory",  # mmap of a file of weights
+    "not enough memory",  # torch on Windows
+    "out of memory",  # CUDA, MPS
+    "could not create a primitive",  # oneDNN
+    "can't start new thread",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that this machine has no memory left, which is no fault of what was being read."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return not isinstance(error, DuoGenError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 class MissingPackage(DuoGenError):

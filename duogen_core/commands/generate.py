@@ -214,6 +214,8 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
         if saved:
             raise DuoGenError(f"{error} What was finished before is in {out}.") from error
         raise
+    finally:
+        progress.end_line()  # what the model has written so far may end in the middle of one
     pictures = len(document.pictures) - before
     stop = document.generation["stop_reason"]
     progress.line(f"{_count(pictures, 'picture')} in {progress.elapsed():.1f} s, {REASONS[stop]}.")

@@ -26,6 +26,10 @@ class Progress:
         """One whole line, on a line of its own."""
         self._put(("" if self.at_line_start else "\n") + text + "\n")
 
+    def end_line(self) -> None:
+        if not self.at_line_start:
+            self._put("\n")
+
     def token(self, text: str) -> None:
         self._put(harmless(text))
         self.picture_started = self.clock()

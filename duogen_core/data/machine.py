@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_out_of_memory
 
 ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def is_of_the_machine(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in ERRNOS)
+    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in ERRNOS)
 
 
 def gave_out(error: Exception, where: str) -> DuoGenError:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_out_of_memory
 from duogen_core.formats.quantised import (
     FP8,
     Prepare,
@@ -125,6 +125,8 @@ def build(family: type[Mllm], config: dict[str, Any], path: Path) -> nn.Module:
     except ImportError:
         raise DuoGenError(f"{path} is a {family.model_type} model, which needs transformers 4.57 or newer.") from None
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
+        if is_out_of_memory(error):
+            raise
         where = path / "config.json" if path.is_dir() else path
         raise DuoGenError(f"{where} does not describe a {family.model_type} model: {error}") from error
 

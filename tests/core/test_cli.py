@@ -20,6 +20,7 @@ from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import COMMANDS, main
 from duogen_core.commands.progress import Progress, harmless
 from duogen_core.document import Document, Text
+from duogen_core.errors import DuoGenError
 from duogen_core.store import load_document, save_document
 from tests.core.tiny import random_components, request, scripted
 
@@ -360,3 +361,44 @@ def test_a_document_of_a_user_is_never_changed(scene, capsys):
     before = Path("mine/document.json").read_bytes()
     refused(capsys, ["generate", "y", "--document", "mine", "--out", "mine"], "not an earlier answer")
     assert Path("mine/document.json").read_bytes() == before
+
+
+def test_an_error_in_the_middle_of_the_text_has_a_line_of_its_own(scene, capsys, monkeypatch):
+    """The text that is being written has no line end yet; scripts look for lines that begin with "Error: "."""
+
+    def full(*_):
+        raise DuoGenError("The disk is full.")
+
+    monkeypatch.setattr("duogen_core.store.DocumentWriter.update", full)
+    assert main(["generate", "A house?", "--out", "got"]) == 2
+    assert "\nError: The disk is full.\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
+        RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("could not create a primitive"),
+    ],
+)
+def test_no_memory_is_one_sentence(tmp_path, monkeypatch, capsys, error):
+    def run(_):
+        raise error
+
+    monkeypatch.setattr("duogen_core.commands.inspect.run", run)
+    assert main(["inspect", str(tmp_path)]) == 2
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == 1 and found[0].startswith("Error: There is not enough memory")
+
+
+def test_a_mistake_of_ours_is_no_lack_of_memory(tmp_path, monkeypatch):
+    def run(_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("duogen_core.commands.inspect.run", run)
+    with pytest.raises(RuntimeError, match="something else"):
+        main(["inspect", str(tmp_path)])

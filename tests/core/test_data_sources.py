@@ -331,3 +331,16 @@ def test_compressed_tars_and_other_files(tmp_path):
     with pytest.raises(DuoGenError, match="e-001.tar does not exist"):
         write_tar(tmp_path / "e-000.tar", [members("a", guide(0))])
         open_source(f"webdataset:{tmp_path}/e-{{000..001}}.tar")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_no_memory_is_no_fault_of_the_sample(tmp_path, monkeypatch, error):
+    """It would be left out for good, by an export that ends well."""
+    source = open_source(write_kind("jsonl", tmp_path, [guide(0)]))
+
+    def load(_):
+        raise error
+
+    monkeypatch.setattr(source, "load", load)
+    with pytest.raises(DuoGenError, match="The machine gave out at .*line 1"):
+        source.read(0)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from duogen_core.data.machine import gave_out
 from duogen_core.data.sources.order import mix, shuffled
 from duogen_core.document import Document, Picture, Text
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_out_of_memory
 
 MOST_CHARACTERS = 1000  # of a sentence
 
@@ -145,6 +146,8 @@ class Source(ABC):
             document = self.load(index)
             self.limits.check(document)
         except Exception as error:  # a damaged file may upset a decoder in ways nobody has listed
+            if is_out_of_memory(error):
+                raise gave_out(error, label) from None
             sentence = str(error) if isinstance(error, DuoGenError) else f"{type(error).__name__}: {error}"
             sentence = sentence if label in sentence else f"{label}: {sentence}"
             if len(sentence) > MOST_CHARACTERS:  # it may quote what it found, and that may be a whole file
