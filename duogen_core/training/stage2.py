@@ -75,7 +75,7 @@ class Stage2Config(RunConfig):
     precision: Literal["float16", "float32"] = "float16"  # of what is prepared
     batch: int = 16  # documents a step, on the fly
     packing: bool | None = None  # batches of documents of any sizes and counts; None: where there is `data`
-    frames: int = 48  # of a batch of documents prepared ahead, and of a pass
+    frames: int = 48  # of a batch of documents prepared ahead (`full`: on average), and at most of a pass on the fly
     gradient_checkpointing: bool = False  # keep no states inside the blocks: less memory, a third more time
     alone: float = 6.0  # how much more often documents of a single picture come up
     lr: float = 3e-3
@@ -263,7 +263,7 @@ def corpus_of(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm, docum
     if told := documents.summary():
         run.say(told)
     packing = bool(config.data) if config.packing is None else config.packing
-    return Corpus(prepared, config.frames, config.alone, packing)
+    return Corpus(prepared, config.frames, config.alone, packing, config.attention)
 
 
 def train(config: Stage2Config) -> Run:

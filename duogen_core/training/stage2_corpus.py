@@ -99,8 +99,16 @@ class Corpus:
     and that is learnt last.
     """
 
-    def __init__(self, documents: Sequence[Prepared], frames: int, alone: float = 1.0, packing: bool = False) -> None:
-        self.frames, self.packing = frames, packing  # clean and noisy frames together
+    def __init__(
+        self,
+        documents: Sequence[Prepared],
+        frames: int,
+        alone: float = 1.0,
+        packing: bool = False,
+        attention: str = "frame_causal",
+    ) -> None:
+        """frames: clean and noisy ones together, as `attention` has them in a pass over a document."""
+        self.frames, self.packing, self.attention = frames, packing, attention
         shapes: dict[tuple, list[Prepared]] = defaultdict(list)
         for document in documents:
             shapes[document.shape].append(document)
@@ -112,12 +120,12 @@ class Corpus:
         """rng: of this step."""
         like = self._shape(rng)
         if not self.packing:
-            return [rng.choice(like) for _ in range(max(1, round(self.frames / like[0].frames)))]
+            return [rng.choice(like) for _ in range(max(1, round(self.frames / like[0].frames(self.attention))))]
         found = [rng.choice(like)]
-        frames = found[0].frames
+        frames = found[0].frames(self.attention)
         while True:
             another = rng.choice(self._shape(rng))
-            frames += another.frames
+            frames += another.frames(self.attention)
             if frames > self.frames:
                 return found
             found.append(another)

@@ -57,10 +57,14 @@ class Prepared:
         """Documents of one shape make a batch in which every operation is one."""
         return tuple(tuple(latent.shape[-2:]) for latent in self.latents), self.drawn
 
-    @property
-    def frames(self) -> int:
-        """Of a frame-causal sequence: the pictures before the last one, and a noisy frame for every one drawn."""
-        return self.drawn[-1] + len(self.drawn)
+    def frames(self, attention: str = "frame_causal") -> float:
+        """Clean and noisy frames of one pass over this document; under `full`, the mean over its possible targets.
+
+        Earlier pictures count where `references` is off too, so that such a run has as many targets.
+        """
+        if attention == "full":  # one random target, and every picture before it
+            return 1 + sum(self.drawn) / len(self.drawn)
+        return self.drawn[-1] + len(self.drawn)  # a noisy frame for every picture drawn
 
 
 def prepared_of(latents: Iterable[Tensor], states: Tensor, spots: Mapping[str, Any], name: str) -> Prepared:

@@ -19,7 +19,7 @@ from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
 from duogen_core.training.loop import rng_for
 from duogen_core.training.stage2_corpus import Corpus, Documents, drawn_case
-from duogen_core.training.stage2_data import Reader, load_shard, prepare_shard
+from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -65,14 +65,39 @@ def test_batches_are_of_one_shape_and_about_the_asked_frames(shard):
     for seed in range(20):
         batch = corpus.batch(0, Random(seed))
         assert all(document.shape == batch[0].shape for document in batch)
-        assert len(batch) == max(1, round(8 / batch[0].frames))
+        assert len(batch) == max(1, round(8 / batch[0].frames()))
 
 
 def test_packed_batches_are_of_any_shape_and_within_the_frames(shard):
     corpus = Corpus(load_shard(shard), frames=20, packing=True)
     batches = [corpus.batch(0, Random(seed)) for seed in range(20)]
-    assert all(sum(document.frames for document in batch) <= 20 for batch in batches)
+    assert all(sum(document.frames() for document in batch) <= 20 for batch in batches)
     assert sum(len({document.shape for document in batch}) > 1 for batch in batches) > 10
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("pictures", [(6,), (3,), (1, 2, 6)])
+def test_full_and_frame_causal_attention_get_as_many_frames_a_step(tmp_path, pictures, packing):
+    """Those that a step computes with, as the loss gets them; the first picture is the user's."""
+    documents = [
+        Prepared(
+            latents=(torch.zeros(16, 2, 2),) * count,
+            states=torch.zeros(count, 2),
+            ends=tuple(range(1, count + 1)),
+            segments=tuple((k, k + 1) for k in range(count)),
+            drawn=tuple(range(1, count)) or (0,),
+        )
+        for count in pictures
+    ]
+    found = {}
+    for attention in ("frame_causal", "full"):
+        config = replace(CONFIG, attention=attention, out=tmp_path, steps=1)
+        run = config.run()
+        corpus = Corpus(documents, frames=60, packing=packing, attention=attention)
+        steps = [stage2.samples(run, k, enumerate(corpus.batch(k, run.rng(k))), config) for k in range(100)]
+        found[attention] = sum(sample.frames for step in steps for sample in step) / len(steps)
+    assert all(50 < frames < 65 for frames in found.values()), found
+    assert 0.9 < found["full"] / found["frame_causal"] < 1.1, found
 
 
 def test_family_weights_name_families_that_exist_and_draw():
