@@ -52,9 +52,9 @@ class LivePicture:
         self.progress: Any = None
         self.new_progress = comfy.utils.ProgressBar
         latents = model.model.latent_format
-        # The user's preview method; where none is set, colours straight from the latent, which cost next to nothing.
+        # The user's preview method; who chose none gets colours straight from the latent, which cost next to nothing.
         self.previewer = latent_preview.get_previewer(model.load_device, latents)
-        if self.previewer is None and latents.latent_rgb_factors is not None:
+        if self.previewer is None and latents.latent_rgb_factors is not None and not previews_unwanted():
             self.previewer = latent_preview.Latent2RGBPreviewer(
                 latents.latent_rgb_factors, latents.latent_rgb_factors_bias
             )
@@ -66,6 +66,29 @@ class LivePicture:
             self.progress = self.new_progress(steps)
         preview = self.previewer.decode_latent_to_preview_image("JPEG", denoised) if self.previewer else None
         self.progress.update_absolute(step + 1, steps, preview)
+
+
+def previews_unwanted() -> bool:
+    """Whether the user chose "none": in ComfyUI's settings, which come with each prompt, or as --preview-method.
+
+    "none" is also ComfyUI's default, so the method in force does not tell whether somebody wants it.
+    """
+    from argparse import Namespace
+
+    import comfy.options
+    from comfy.cli_args import parser
+    from comfy_execution.utils import get_executing_context
+    from server import PromptServer
+
+    context = get_executing_context()
+    running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile() if PromptServer.instance else ((), ())
+    for _, prompt_id, _, extra_data, *_ in running:
+        if context and prompt_id == context.prompt_id and extra_data.get("preview_method", "default") != "default":
+            return extra_data["preview_method"] == "none"
+    # argparse gives no default to what is set already, so this stays None unless the option is on the command line.
+    words = None if comfy.options.args_parsing else []
+    given, _ = parser.parse_known_args(words, Namespace(preview_method=None))
+    return given.preview_method is not None and given.preview_method.value == "none"
 
 
 def picture_title(hidden: Any) -> str:

@@ -22,7 +22,7 @@ class DuoGenSampler(io.ComfyNode):
             display_name="DuoGen Sampler",
             category=CATEGORY,
             description="Draws the picture, as KSampler does, with the steps and the cfg that the checkpoint was made "
-            "for. Always shows a preview, and which picture of how many it is.",
+            "for. Shows which picture of how many it is, and a preview unless ComfyUI's preview method is set to none.",
             search_aliases=["ksampler", "draw", "sample picture"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer; LoRAs and model patches apply."),
