@@ -65,3 +65,19 @@ def test_no_picture_is_drawn_that_is_not_due(server: Server, random_model: Path)
     assert not document.pictures and document.text == "First a wall."
     assert not [node for node in result.ran if "sample" in node]
     assert "6" not in result.outputs
+
+
+@pytest.mark.slow
+def test_previews_that_lead_nowhere(server: Server, random_model: Path):
+    """One beside the way to Loop Close runs for each picture and for none beyond the limit; one that nothing is
+    connected to stops nobody; with a limit of 0 a preview asks for the first picture itself, as its help page says."""
+    graph = graphs.loop(random_model.name, "Beside the way.", prefix="loop/beside", max_images=2)
+    graph["shown"] = {"class_type": "ImageInvert", "inputs": {"image": ["p.decode", 0]}}
+    graph["beside"] = {"class_type": "PreviewImage", "inputs": {"images": ["shown", 0]}}
+    graph["loose"] = {"class_type": "PreviewImage", "inputs": {}}
+    result = server.run(graph)
+    assert len(saved_document(server, result).pictures) == 2
+    assert sum(name.endswith("beside") for name in result.outputs) == 2 and "loose" not in result.outputs
+    graph["9"]["inputs"]["max_images"] = 0
+    result = server.run(graph)
+    assert not saved_document(server, result).pictures and list(result.outputs["beside"]["images"])
