@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,23 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(_decode(state["torch"]))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([_decode(s) for s in state["cuda"]])
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """For scores and samples in the middle of a run: the model in eval mode (LoRA has dropout), random generators that
+    nothing in the run draws from. Afterwards both are as before, so a look at the model changes nothing it learns."""
+    modes = {module: module.training for module in model.modules()}
+    before = rng_state()
+    model.eval()
+    torch.manual_seed(0)
+    random.seed(0)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        set_rng_state(before)
 
 
 def _encode(tensor: torch.Tensor) -> str:

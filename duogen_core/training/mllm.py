@@ -21,6 +21,7 @@ from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sources import Limits
 from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
+from duogen_core.training.checkpoints import evaluation_mode
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError, check_numbers
 from duogen_core.training.fast import recomputing
@@ -242,7 +243,8 @@ class Trainer:
         model, mllm = self.mllm.model, self.mllm
         if run.main and not run.processes.sharded:
             if self.cases:
-                scores = evaluate(model, self.batcher, self.cases)
+                with evaluation_mode(model):
+                    scores = evaluate(model, self.batcher, self.cases)
                 run.record(eval=scores)
                 run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
             if self.config.sample_minutes and (last or run.elapsed >= self.samples_due):

@@ -22,6 +22,7 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.pipeline import Settings, fit_area, generate
 from duogen_core.render import render_html
 from duogen_core.store import write_atomically
+from duogen_core.training.checkpoints import evaluation_mode
 from duogen_core.training.loop import rng_for
 from duogen_core.vae import PictureVae
 
@@ -79,12 +80,10 @@ def ideal_answers(cases: Mapping[str, Sequence[Document | Case]]) -> dict[str, D
 
 def write_answers(mllm: Mllm, ideals: Mapping[str, Document], folder: Path, step: int) -> list[Path]:
     """What the MLLM answers to the requests of some ideal conversations."""
-    training = mllm.model.training
-    mllm.model.eval()
     try:
-        return write_all(((name, answer(mllm, ideal)) for name, ideal in ideals.items()), folder, step)
+        with evaluation_mode(mllm.model):
+            return write_all(((name, answer(mllm, ideal)) for name, ideal in ideals.items()), folder, step)
     finally:
-        mllm.model.train(training)
         mllm.clear_cache()
 
 

@@ -26,6 +26,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
 from duogen_core.training import stage2_data
+from duogen_core.training.checkpoints import evaluation_mode
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import check_numbers
 from duogen_core.training.dit_lora import save_dit, save_dit_adapter
@@ -210,15 +211,11 @@ def learn(
 def show(run: Run, sample: Callable[[], object]) -> None:
     """Answers of the averaged weights, by the main process; not under FSDP. Whatever fails here, the run goes on."""
     if run.main and not run.processes.sharded:
-        dit = run.modules["dit"]
-        training = dit.training
-        dit.eval()
         try:
-            with averaged(run):
+            with evaluation_mode(run.modules["dit"]), averaged(run):
                 sample()
         except (RuntimeError, DuoGenError) as error:  # no memory left on a GPU, for example
             run.say(f"The samples of step {run.step} cannot be drawn: {str(error).splitlines()[0]}")
-        dit.train(training)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from duogen_core.data.sketchbook.scene import CANVASES
+from duogen_core.training.checkpoints import evaluation_mode
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import check_numbers
 from duogen_core.training.fast import quick_bf16
@@ -96,10 +97,9 @@ def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
 
 def show(run: Run, vae: AutoencoderKLWan) -> None:
     """Pictures before and after the averaged weights."""
-    with run.emas["vae"].applied():
+    with evaluation_mode(vae), run.emas["vae"].applied():
         pictures = [whole_picture(TEST_SEED, canvas) for canvas in CANVASES]
         write_round_trips(PictureVae(vae), pictures, run.folder, run.step)
-        vae.train()
 
 
 def train(config: VaeConfig) -> Run:
@@ -115,7 +115,7 @@ def train(config: VaeConfig) -> Run:
         run.update(figures["loss"], config.clip)
         run.report(**figures)
         if step % 400 == 399:
-            with run.emas["vae"].applied():
+            with evaluation_mode(vae), run.emas["vae"].applied():
                 value = psnr(vae, test)
             run.record(psnr=value)
             run.say(f"step {step + 1}: {value:.2f} dB on pictures it never trained on")
@@ -124,7 +124,7 @@ def train(config: VaeConfig) -> Run:
             due = run.elapsed + 60 * config.sample_minutes
     if config.sample_minutes and run.finished:
         show(run, vae)
-    with run.emas["vae"].applied():
+    with evaluation_mode(vae), run.emas["vae"].applied():
         crops = [crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)]
         match_wan_scale(vae, torch.cat(crops).to(device))
         run.record(final_psnr=psnr(vae, test))

@@ -18,8 +18,10 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.store import document_json
 from duogen_core.training import stage1
 from duogen_core.training.config import load_config
+from duogen_core.training.journal import read_lines
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.mllm import checkpoint_layers, evaluate
+from duogen_core.training.mllm_data import held_out
 from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.samples import answer, write_answers
 from duogen_core.training.stage1 import Stage1Config
@@ -319,6 +321,19 @@ def test_scores_and_samples_on_held_out_documents(config, tmp_path):
     assert page.name.endswith("held.html") and "Request 5" in page.read_text()
 
 
+def test_scores_under_lora_are_those_of_the_exported_model(config):
+    """Dropout is for learning only."""
+    pytest.importorskip("peft")
+    config = replace(config, steps=2, lr=0.05, eval_data=config.data, eval_cases=4, bf16=False)
+    run = stage1.train(replace(config, lora=LoraSettings(rank=4, dropout=0.5)))
+    (told,) = [line["eval"] for line in read_lines(run.folder / "metrics.jsonl") if "eval" in line]
+    mllm = Qwen25VL.from_pretrained(run.folder / "export")
+    mllm.model.eval()
+    batcher = Batcher(mllm.tokenizer, mllm.image_processor)
+    assert evaluate(mllm.model, batcher, held_out(config, Limits())) == told
+    assert run.modules["model"].model.training
+
+
 def test_without_held_out_documents_samples_answer_one_of_each_source(config, tmp_path):
     other = write_documents(tmp_path / "other", [guide(60)])
     stage1.train(replace(config, data=[*config.data, f"documents:{other}"], steps=1, sample_minutes=1.0))
@@ -329,8 +344,6 @@ def test_without_held_out_documents_samples_answer_one_of_each_source(config, tm
 def test_a_mixture_with_sketchbook_is_scored_on_its_families(config, init):
     mllm = Qwen25VL.from_pretrained(init)
     config = replace(config, data=[*config.data, "sketchbook"], eval_cases=1)
-    from duogen_core.training.mllm_data import held_out
-
     cases = held_out(config, Limits())
     assert {"guide", "describe"} <= cases.keys()
     scores = evaluate(mllm.model, Batcher(mllm.tokenizer, mllm.image_processor), {"draw": cases["draw"]})
@@ -354,8 +367,10 @@ def test_samples_show_the_ideal_pictures_where_the_model_would_draw(tmp_path):
     assert "<script>" not in page.read_text().split("<body", 1)[1] and components.mllm.model.training
 
 
-def test_samples_leave_the_losses_alone(config):
-    plain = replace(config, eval_data=config.data, eval_cases=1, steps=2)
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, dropout=0.5)], ids=["full", "lora"])
+def test_scores_and_samples_leave_the_losses_alone(config, lora):
+    """Whenever the clock has them taken: LoRA's dropout draws as it would have."""
+    plain = replace(config, eval_data=config.data, eval_cases=1, steps=2, lora=lora)
     stage1.train(plain)
     often = replace(plain, out=config.out / "often", eval_minutes=0.0, sample_minutes=1e-9)
     stage1.train(often)

@@ -234,3 +234,22 @@ def test_lora_learns_beside_a_frozen_dit_and_is_written_for_every_reader(folder,
         trained(broken)
     assert sum(t.numel() for t in load_file(broken.out / "checkpoint" / "dit.safetensors").values()) < 30_000
     assert trained(broken) == whole
+
+
+@pytest.mark.parametrize("states", ["ahead", "on_the_fly"])
+def test_lora_with_dropout_resumes_exactly_whenever_samples_are_drawn(folder, tmp_path, states):
+    """Samples are due by the clock; what dropout hides must not depend on it."""
+    pytest.importorskip("peft")
+    lora = LoraSettings(rank=4, dropout=0.5)
+    start = settings(folder, tmp_path / "start", steps=2, lr=0.02)
+    trained(start)  # a new DiT answers 0, whatever its layers say
+    changes = {"steps": 4, "lr": 0.02, "lora": lora, "init": start.out / "export"}
+    config = settings(folder, tmp_path / "whole", states=states, **changes)
+    whole = trained(config)
+    broken = replace(config, out=tmp_path / "broken", sample_minutes=1e-9)
+    with stopped_in(1):
+        trained(broken)
+    assert trained(broken) == whole
+    assert len(list((broken.out / "samples").iterdir())) > 2
+    undropped = replace(config, out=tmp_path / "undropped", lora=replace(lora, dropout=0.0))
+    assert trained(undropped) != whole
