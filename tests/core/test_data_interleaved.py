@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -130,6 +131,7 @@ def test_pictures_that_a_row_only_points_to(tmp_path):
         ({"path": "t.tar", "member": "y.png"}, "has no member"),
         ({"path": "a.png", "frame_index": 2}, "a frame of a TIFF"),
         ({"path": "a.png", "member": "x", "byte_offset": -5, "byte_size": 9}, "no picture that is read"),
+        ({"path": "a.png", "member": "x", "byte_offset": 2**70, "byte_size": 9}, "cannot be read"),
     ):
         with pytest.raises(DuoGenError, match=words):
             load(**reference)
@@ -159,6 +161,81 @@ def test_bad_turns_are_bad_samples(tmp_path):
     only_bad(open_source(write(tmp_path / "a.parquet", [{**r, "turn": 10**6} for r in rows], schema())), "no turn")
     rows[0]["meta"] = "[]"
     only_bad(open_source(write(tmp_path / "b.parquet", rows, schema())), "no document's")
+
+
+@pytest.mark.parametrize("position", [None, 1.5, "1", "x", float("nan"), float("inf"), [1], {"a": 1}, True])
+def test_a_position_that_is_no_whole_number_is_named(tmp_path, position):
+    rows = [foreign(position, "text", text_content="Hm."), foreign(position, "text", text_content="Oh.")]
+    for row in rows:
+        row["sample_id"] = "b"
+    (bad,) = [open_source(write(tmp_path / "a.parquet", rows)).read(0)]
+    assert "a position is" in bad.sentence and "expected a whole number" in bad.sentence
+
+
+def test_whole_numbers_may_be_floats(tmp_path):
+    """As pandas writes whole numbers beside missing ones."""
+    rows = [{**row, "position": float(row["position"])} for row in STREAM]
+    assert open_source(write(tmp_path / "a.parquet", rows)).load(0).pictures == (picture(1), picture(2))
+
+
+@pytest.mark.parametrize("turn", ["0", 0.5, [0]])
+def test_a_turn_that_is_no_whole_number_is_named(tmp_path, turn):
+    rows = [{**row, "turn": turn} for row in rows_of(guide(0), "x")]
+    only_bad(open_source(write(tmp_path / "a.parquet", rows)), "a turn is")
+
+
+@pytest.mark.parametrize("sample_id", [None, ["a"], {"a": 1}, True, 1.5, b"a"])
+def test_a_sample_id_that_is_no_name_is_one_sentence(tmp_path, sample_id):
+    with pytest.raises(DuoGenError, match="row group 0, row 0: the sample_id is"):
+        open_source(write(tmp_path / "a.parquet", [{**foreign(0, "text"), "sample_id": sample_id}]))
+    with pytest.raises(DuoGenError, match="row 1: the sample_id is 'None'"):
+        open_source(write(tmp_path / "b.parquet", [foreign(0, "text"), {**foreign(1, "text"), "sample_id": None}]))
+
+
+def test_damaged_parquet_is_sentences(tmp_path):
+    """Bytes changed anywhere: in pages, in the footer, in texts."""
+    from random import Random
+
+    whole = (Path(write(tmp_path / "a.parquet", STREAM * 1).removeprefix("parquet:"))).read_bytes()
+    rng, bad = Random(0), 0
+    for _ in range(250):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 8)):
+            data[rng.randrange(len(data))] = rng.choice((0, 0xFF, 0x80, rng.randrange(256)))
+        (tmp_path / "a.parquet").write_bytes(data)
+        try:
+            found = open_source(f"parquet:{tmp_path / 'a.parquet'}").read(0)
+        except DuoGenError:
+            bad += 1
+            continue
+        if not isinstance(found, Sample):
+            bad += 1
+            assert not re.search(r"row 0: [A-Z]\w*: ", found.sentence), found.sentence
+    assert bad > 50
+
+
+def test_row_groups_that_fit_are_decoded_once_in_a_shuffled_epoch(tmp_path, monkeypatch):
+    documents = [guide(i) for i in range(24)]
+    with (tmp_path / "a.parquet").open("wb") as stream:
+        pq.write_table(
+            pa.Table.from_pylist([r for i, d in enumerate(documents) for r in rows_of(d, str(i))], schema=schema()),
+            stream,
+            row_group_size=24,
+        )
+    decoded = []
+    plain = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "read_row_group",
+        lambda self, group, **k: decoded.append((group, *k)) or plain(self, group, **k),
+    )
+    source = open_source(f"parquet:{tmp_path / 'a.parquet'}")
+    decoded.clear()
+    assert len(list(source.epoch(0, 0))) == 24
+    assert len(decoded) == len(set(decoded)) == 6
+    monkeypatch.setattr("duogen_core.data.sources.parquet.HELD_BYTES", 1)  # then the last one alone is held
+    source = open_source(f"parquet:{tmp_path / 'a.parquet'}")
+    assert len(list(source.epoch(0, 1))) == 24 and len(source._held) == 1
 
 
 def test_files_that_are_no_interleaved_rows(tmp_path):

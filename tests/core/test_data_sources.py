@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import re
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duogen_core.data.sources import Limits, Sample, Source, open_source
+from duogen_core.data.sources import Bad, Limits, Sample, Source, open_source
 from duogen_core.document import Document, Text, Turn
 from duogen_core.errors import DuoGenError
 from duogen_core.store import document_json, save_document
@@ -344,3 +346,109 @@ def test_no_memory_is_no_fault_of_the_sample(tmp_path, monkeypatch, error):
     monkeypatch.setattr(source, "load", load)
     with pytest.raises(DuoGenError, match="The machine gave out at .*line 1"):
         source.read(0)
+
+
+# ---------------------------------------------------------------- tars that state what cannot be
+
+
+def read_whole(spec: str) -> list[Sample | Bad]:
+    """Every sample or its sentence; a source that cannot be opened is none. Anything else is raised."""
+    try:
+        source = open_source(spec)
+    except DuoGenError:
+        return []
+    found = [source.read(index) for index in range(len(source))]
+    for each in found:
+        # `read` turns any exception into a Bad; one that nobody foresaw is named by its class
+        assert isinstance(each, Sample) or not re.search(r"\b[A-Z]\w*(Error|Exception): ", each.sentence), each.sentence
+    return found
+
+
+def with_checksum(header: bytearray) -> bytes:
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def base_256(number: int) -> bytes:
+    return (0x80 << 88 | number & ((1 << 88) - 1)).to_bytes(12, "big")
+
+
+SIZES = (2**33, 2**63 - 1, 2**63, 2**80, 2**88 - 1, -1, -512, -(2**62))
+
+
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"g", b"S", b"5"], ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_tar_whose_header_states_an_absurd_size(tmp_path, kind, size):
+    file = write_tar(tmp_path / "a.tar", [members(key, guide(i)) for i, key in enumerate("abc")])
+    at = open_source(f"webdataset:{file}").offsets[1]
+    data = bytearray(file.read_bytes())
+    header = data[at : at + 512]
+    header[124:136] = base_256(size)
+    header[156:157] = kind
+    data[at : at + 512] = with_checksum(header)
+    file.write_bytes(data)
+    found = read_whole(f"webdataset:{file}")
+    assert isinstance(found[0], Sample) and any(isinstance(each, Bad) for each in found)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"GNU.sparse.map": "0,x", "GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": "x"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.json", "GNU.sparse.realsize": "-9"},
+        {"GNU.sparse.size": "1" * 5000},
+        {"size": "8589934592"},
+        {"size": "x"},
+        {"mtime": "1e999", "uid": "9" * 400},
+        {"path": "../b.json"},
+    ],
+)
+def test_a_tar_with_a_broken_pax_header(tmp_path, records):
+    file = tmp_path / "a.tar"
+    with tarfile.open(file, "w", format=tarfile.PAX_FORMAT) as archive:
+        for key in "ab":
+            for name, data in members(key, guide(0)):
+                info = tarfile.TarInfo(name)
+                info.size, info.pax_headers = len(data), records if name == "b.json" else {}
+                archive.addfile(info, io.BytesIO(data))
+    found = read_whole(f"webdataset:{file}")
+    assert isinstance(found[0], Sample)
+
+
+def test_mutated_tars_are_sentences(tmp_path):
+    from random import Random
+
+    whole = write_tar(tmp_path / "a.tar", [members(key, guide(i)) for i, key in enumerate("ab")]).read_bytes()
+    heads = [at for at in range(0, len(whole), 512) if whole[at + 257 : at + 262] == b"ustar"]
+    rng = Random(0)
+    for _ in range(300):
+        data, at = bytearray(whole), rng.choice(heads)
+        header = data[at : at + 512]
+        for _ in range(rng.randint(1, 4)):
+            place = rng.choice((rng.randrange(512), rng.randrange(100, 160)))
+            header[place] = rng.choice((0, 0x20, 0x2D, 0x30, 0x37, 0x53, 0x78, 0x80, 0xFF, rng.randrange(256)))
+        data[at : at + 512] = with_checksum(header)
+        (tmp_path / "a.tar").write_bytes(data)
+        read_whole(f"webdataset:{tmp_path / 'a.tar'}")
+
+
+# ---------------------------------------------------------------- keys of webdataset
+
+
+def test_samples_that_would_share_a_key_are_named(tmp_path):
+    source = tar_of(tmp_path, members("22.05", guide(0)), members("22.06", guide(1)), members("b", guide(2)))
+    only_bad(source, "22.05.json and 22.06.json would share the key '22'")
+    assert numbers([source.read(1)]) == [2]
+    only_bad(tar_of(tmp_path, members("22.05", guide(0)), members("b", guide(1))), "would have the key '22'")
+
+
+def test_members_that_stand_apart_and_keys_that_come_twice_are_named(tmp_path):
+    one, two = members("a", guide(0)), members("b", guide(1))
+    source = tar_of(tmp_path, one[:1], two, one[1:])
+    only_bad(source, "is not among the sample's members", 0)
+    assert numbers([source.read(1)]) == [1]
+    only_bad(source, "its key stands at byte 0 of the same tar already", 2)
+    source = tar_of(tmp_path, one, two, members("a", guide(2)))  # a tar that was written on
+    assert numbers(source.read(i) for i in range(2)) == [0, 1]
+    only_bad(source, "two samples have two keys", 2)

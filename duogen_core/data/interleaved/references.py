@@ -6,11 +6,14 @@ folder are read, whatever a row says, and nothing from the network: such rows mu
 
 from __future__ import annotations
 
+import lzma
 import tarfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.sources.tars import TAR_ERRORS, Capped
 from duogen_core.errors import DuoGenError
 from duogen_core.files import parse_json, read_limited
 from duogen_core.picture_file import MAX_BYTES
@@ -55,13 +58,13 @@ def _range(file: Path, start: int, size: int, name: str) -> bytes:
         with file.open("rb") as stream:
             stream.seek(start)
             return stream.read(size)
-    except OSError as error:
-        raise DuoGenError(f"{name} cannot be read: {error.strerror or error}.") from None
+    except (OSError, OverflowError, ValueError) as error:  # the last two: an offset that no file has
+        raise DuoGenError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def _member(file: Path, member: str, name: str) -> bytes:
     try:
-        with tarfile.open(file) as archive:
+        with file.open("rb") as opened, tarfile.open(fileobj=Capped(opened)) as archive:
             found = archive.getmember(member)
             stream = archive.extractfile(found) if found.isreg() and found.size <= MAX_BYTES else None
             if stream is None:
@@ -69,5 +72,7 @@ def _member(file: Path, member: str, name: str) -> bytes:
             return stream.read()
     except KeyError:
         raise DuoGenError(f"{name} has no member {member!r}.") from None
-    except (OSError, tarfile.TarError) as error:
-        raise DuoGenError(f"{name} cannot be read: {error}.") from None
+    except DuoGenError:
+        raise
+    except (OSError, lzma.LZMAError, zlib.error, *TAR_ERRORS) as error:
+        raise DuoGenError(f"{name} cannot be read: {error or type(error).__name__}.") from None

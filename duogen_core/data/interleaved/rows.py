@@ -74,6 +74,7 @@ def document_of(
     rows: Sequence[Row], where: str, read: Callable[[Row, str], bytes], request: str | None = None
 ) -> Document:
     """The rows of one sample, in any order -> its Document. `read` gives the bytes of a picture's row."""
+    rows = [{**row, "position": _whole(row["position"], "position", where)} for row in rows]
     about = [row for row in rows if row["modality"] == "metadata" or row["position"] < 0]
     parts = [row for row in rows if row["modality"] != "metadata" and row["position"] >= 0]
     parts.sort(key=lambda row: row["position"])
@@ -109,7 +110,7 @@ def _with_turns(about: Sequence[Row], parts: Sequence[Row], values: list[dict], 
         raise DuoGenError(f"{where}: the meta of its metadata row is no document's.")
     turns = value["turns"]
     for row, part in zip(parts, values):
-        number = row["turn"]
+        number = _whole(row["turn"], "turn", f"{where}, position {row['position']}")
         if not 0 <= number <= len(parts) + len(turns):
             raise DuoGenError(f"{where}, position {row['position']}: there is no turn {number}.")
         turns += [{} for _ in range(number + 1 - len(turns))]
@@ -134,6 +135,15 @@ def _without_turns(
         said, answer = values[:first], values[first:]
     turns = [{"role": "user", "parts": said}, {"role": "assistant", "parts": answer}]
     return {"format": FORMAT, "version": VERSION, "turns": turns, "meta": own}
+
+
+def _whole(value: Any, name: str, where: str) -> int:
+    """A whole number; as pandas writes whole numbers beside missing ones, 3.0 is one too."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DuoGenError(f"{where}: a {name} is {str(value)[:80]!r}; expected a whole number in every row.")
+    return value
 
 
 def _plain(cell: Any) -> Any:

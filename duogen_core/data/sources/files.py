@@ -19,6 +19,8 @@ def find_files(pattern: str, suffixes: Sequence[str], what: str) -> list[Path]:
     place = Path(pattern)
     if (span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)) and not place.exists():
         first, last = span.groups()
+        if len(last) > 7:
+            raise DuoGenError(f"{pattern} names more than ten million files; is the range right?")
         names = [
             f"{n:0{len(first)}d}".join((pattern[: span.start()], pattern[span.end() :]))
             for n in range(int(first), int(last) + 1)

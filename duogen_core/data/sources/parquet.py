@@ -7,7 +7,11 @@ takes write_kwargs={"row_group_size": 500}.
 
 from __future__ import annotations
 
+import re
 from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, MissingPackage
 
 MOST_GROUP_BYTES = 2 * 2**30
+HELD_BYTES = 256 * 2**20  # of decoded row groups that are held, the ones used last
 
 
 class InterleavedParquet(Source):
@@ -35,14 +40,14 @@ class InterleavedParquet(Source):
         self.sizes = [file.stat().st_size for file in self.files]
         # of every sample: its file, the row group of its first row, that row in the group, and how many rows it has
         self.shards, self.groups, self.starts, self.counts = array("l"), array("l"), array("q"), array("l")
-        self._held: tuple[tuple[int, int], Any] | None = None
+        self._held: OrderedDict[tuple[int, int], Any] = OrderedDict()
         for shard in range(len(self.files)):
             self._index(shard)
         if not self.shards:
             raise DuoGenError(f"{path} holds no rows; expected interleaved rows with sample_id, position and modality.")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": None}
+        return {**self.__dict__, "_held": OrderedDict()}
 
     def _open(self, shard: int) -> Any:
         try:
@@ -50,11 +55,22 @@ class InterleavedParquet(Source):
             import pyarrow.parquet
         except ImportError:
             raise MissingPackage("parquet: sources", "pyarrow", "parquet") from None
-        try:
+        with self._named(str(self.files[shard])):
             return pyarrow.parquet.ParquetFile(self.files[shard])
-        except (OSError, pyarrow.ArrowException) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise DuoGenError(f"{self.files[shard]} cannot be read as Parquet: {reason}.") from None
+
+    @contextmanager
+    def _named(self, what: str) -> Iterator[None]:
+        """What pyarrow raises for a damaged file, as one sentence: its own errors, and those of the values inside."""
+        try:
+            yield
+        except DuoGenError:
+            raise
+        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+            stated = re.search(r"size (\d+)", str(error))  # malloc of size 123 failed
+            if isinstance(error, MemoryError) and not (stated and int(stated[1]) > MOST_GROUP_BYTES):
+                raise  # the machine's fault, not the file's
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise DuoGenError(f"{what} cannot be read as Parquet: {reason}; is it whole?") from None
 
     def _index(self, shard: int) -> None:
         """Where the samples begin. A sample may go on in the next row group."""
@@ -75,7 +91,14 @@ class InterleavedParquet(Source):
                     f"{self.files[shard]}: row group {group} is larger than {MOST_GROUP_BYTES // 2**30} GB, too much "
                     "to read for one sample; write it with smaller ones (row_group_size)."
                 )
-            for row, sample in enumerate(file.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()):
+            with self._named(f"{self.files[shard]}, row group {group}"):
+                samples = file.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
+            for row, sample in enumerate(samples):
+                if isinstance(sample, bool) or not isinstance(sample, (str, int)):
+                    raise DuoGenError(
+                        f"{self.files[shard]}, row group {group}, row {row}: the sample_id is {str(sample)[:80]!r}; "
+                        "expected a text, the same for all rows of a sample."
+                    )
                 if sample == last:
                     self.counts[-1] += 1
                     continue
@@ -96,18 +119,22 @@ class InterleavedParquet(Source):
         shard, group, start, count = (each[index] for each in (self.shards, self.groups, self.starts, self.counts))
         rows: list[dict[str, Any]] = []
         while len(rows) < count:
-            table = self._group(shard, group)
-            rows += table.slice(start, count - len(rows)).to_pylist()
+            with self._named(f"{self.files[shard]}, row group {group}"):
+                rows += self._group(shard, group).slice(start, count - len(rows)).to_pylist()
             group, start = group + 1, 0
         root = self.root or self.files[shard].parent
         where = self.label(index)
         return document_of(rows, where, lambda row, place: picture_bytes(row, root, place), self.request)
 
     def _group(self, shard: int, group: int) -> Any:
-        """A row group; the last one is held, since samples are often read in order."""
-        if self._held is None or self._held[0] != (shard, group):
-            self._held = (shard, group), self._open(shard).read_row_group(group)
-        return self._held[1]
+        """A row group. The last ones are held: samples of one stand together, or come back in a shuffled epoch."""
+        key = shard, group
+        if key not in self._held:
+            self._held[key] = self._open(shard).read_row_group(group)
+            while len(self._held) > 1 and sum(table.nbytes for table in self._held.values()) > HELD_BYTES:
+                self._held.popitem(last=False)
+        self._held.move_to_end(key)
+        return self._held[key]
 
     def label(self, index: int) -> str:
         return f"{self.files[self.shards[index]]}, row group {self.groups[index]}, row {self.starts[index]}"

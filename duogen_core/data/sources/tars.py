@@ -10,10 +10,11 @@ unpickles members by their ending. Compressed tars cannot be entered in the midd
 
 from __future__ import annotations
 
+import os
 import tarfile
 from array import array
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from duogen_core.data.interleaved.lists import FILE, is_lists, rows_of_lists
 from duogen_core.data.interleaved.rows import document_of
@@ -27,6 +28,23 @@ from duogen_core.store_read import MAX_JSON_BYTES, check_relative, document_from
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 DAMAGED = 0  # members of an entry that stands for the part of a tar that cannot be read
+MOST_READ = max(MAX_BYTES, MAX_JSON_BYTES) + BLOCK  # bytes at once: headers state sizes of their own
+# tarfile documents its own errors only. A size that no file has makes it raise the other ones, from seek, read or int.
+TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)
+
+
+class Capped:
+    """A file for tarfile, which asks for as many bytes as a header states; what is not there is not read."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.seek, self.tell = stream, stream.seek, stream.tell
+        self.end = os.fstat(stream.fileno()).st_size
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self.end - self.tell(), 0)
+        if (left if size < 0 else size) > MOST_READ:
+            raise tarfile.ReadError(f"a header states {size:,} bytes")
+        return self.stream.read(left if size < 0 else min(size, left))
 
 
 class WebDataset(Source):
@@ -35,6 +53,7 @@ class WebDataset(Source):
         self.files = find_files(path, (".tar",), "a .tar file, a folder of them or a pattern")
         self.sizes = [file.stat().st_size for file in self.files]
         self.shards, self.offsets, self.members = array("l"), array("q"), array("l")
+        self.earlier: dict[int, int] = {}  # of samples whose key an earlier sample of the same tar has, where that is
         for shard in range(len(self.files)):
             self._index(shard)
         if not self.shards:
@@ -55,9 +74,13 @@ class WebDataset(Source):
 
     def _index_members(self, shard: int, stream: Any) -> None:
         key, end = None, 0
+        first_of: dict[str, int] = {}
         try:
-            archive = tarfile.TarFile(fileobj=stream)
+            archive = tarfile.TarFile(fileobj=Capped(stream))
             while (member := archive.next()) is not None:
+                # a negative size would lead around in a circle, and the others to a place that no file has
+                if not member.offset < archive.offset < 2**63:
+                    raise tarfile.ReadError(f"{member.name} has the size {member.size}")
                 end = archive.offset
                 archive.members.clear()  # tarfile would keep all of them
                 if member.isdir():
@@ -66,10 +89,13 @@ class WebDataset(Source):
                     self.members[-1] += 1
                 else:
                     key = sample_key(member.name)
+                    if key in first_of:
+                        self.earlier[len(self)] = first_of[key]
+                    first_of.setdefault(key, member.offset)
                     self._add(shard, member.offset, 1)
             stream.seek(end)
             whole = stream.read(BLOCK) == bytes(BLOCK)  # without its end mark a tar is cut off, or damaged in a header
-        except tarfile.TarError:
+        except TAR_ERRORS:
             whole = False
         if not whole:
             self._add(shard, end, DAMAGED)
@@ -89,12 +115,19 @@ class WebDataset(Source):
             raise DuoGenError(
                 f"{where}: the tar is damaged or cut off here; what follows in it is lost. Write it again."
             )
+        if index in self.earlier:
+            raise DuoGenError(
+                f"{where}: its key stands at byte {self.earlier[index]} of the same tar already; members of a sample "
+                "stand one after another, and two samples have two keys. Write the tar again."
+            )
         try:
             with file.open("rb") as stream:
                 stream.seek(offset)
-                return _document(stream, count, file)
-        except tarfile.TarError as error:
-            raise DuoGenError(f"{where}: the sample is damaged ({error}).") from None
+                return _document(Capped(stream), count, file)
+        except DuoGenError:
+            raise
+        except TAR_ERRORS as error:
+            raise DuoGenError(f"{where}: the sample is damaged ({error or type(error).__name__}).") from None
         except OSError as error:
             raise DuoGenError(f"{where} cannot be read: {error.strerror or error}.") from None
 
@@ -150,9 +183,16 @@ def _document(stream: Any, count: int, file: Path) -> Document:
 
     where = f"{file}/{key}.json"
     if f"{key}.json" not in found:
+        names = ", ".join(found) or "nothing"
+        if dotted := [name for name in found if name.endswith(".json")]:
+            raise DuoGenError(
+                f"{file}: {' and '.join(dotted)[:400]} would {'share' if len(dotted) > 1 else 'have'} the key {key!r}, "
+                "which is the name before the first dot; write the members with another character in place of the dots "
+                "in their keys."
+            )
         raise DuoGenError(
-            f"{where} is missing: the sample has only {', '.join(found) or 'nothing'}. The members of a sample stand "
-            "one after another and share the name before the first dot."
+            f"{where} is missing: the sample has only {names[:400]}. The members of a sample stand one after another "
+            "and share the name before the first dot."
         )
     value = parse_json(read_member(f"{key}.json", MAX_JSON_BYTES, where), where)
     if is_lists(value):
