@@ -3,7 +3,8 @@
 Decoders do not say so: what is missing after the last pixel they do not notice, and programs that share a process with
 us (ComfyUI and its packs) switch Pillow to fill the rest of a cut-off picture with grey. So the structure is walked, no
 pixel decoded. What follows the end mark, such as a phone's second frame, does not matter.
-Sources: PNG (W3C, section 5), JPEG (ITU T.81, annex B), GIF89a, WebP container (RFC 9649).
+Sources: PNG (W3C, section 5), JPEG (ITU T.81, annex B), GIF89a, WebP container (RFC 9649), ISO base media
+file format (ISO/IEC 14496-12, section 4.2).
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
 
 def has_end(data: bytes, format_: str) -> bool:
-    """Whether a PNG, JPEG, WEBP or GIF is there to its end."""
-    return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp, "GIF": _gif}[format_](data)
+    """Whether a PNG, JPEG, WEBP, GIF or AVIF is there to its end."""
+    return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp, "GIF": _gif, "AVIF": _avif}[format_](data)
 
 
 def _png(data: bytes) -> bool:
@@ -60,6 +61,20 @@ def _gif(data: bytes) -> bool:
             place += 1 + data[place]
         place += 1
     return False
+
+
+def _avif(data: bytes) -> bool:
+    place = 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        if size == 1:  # the size follows the kind, in 64 bits
+            size = int.from_bytes(data[place + 8 : place + 16], "big")
+        elif size == 0:  # the box ends where the file does
+            return True
+        if size < 8:  # not a box: for the decoder to judge
+            return True
+        place += size
+    return place == len(data)
 
 
 def _colours(flags: bytes) -> int:

@@ -34,7 +34,7 @@ from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.page import Block, Walk
 from duogen_core.data.web.picture_rules import Seen
-from duogen_core.data.web.pictures import Judged, Pictures
+from duogen_core.data.web.pictures import Judged
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import walk
 from duogen_core.document import Document, Picture, Turn
@@ -55,7 +55,6 @@ def ideal(cases: Sequence[Case]) -> Iterator[Document]:
 def raw(site: Path) -> Iterator[Document]:
     preset, (pages,) = load_preset(), open_inputs([str(site)])
     with Decoder(preset) as decoder:
-        pictures = Pictures(preset, decoder)
         for name in pages.names():
             page = pages.page(name, preset.page["max_bytes"])
             seen = walk(decode_page(page.body, page.content_type))
@@ -63,7 +62,7 @@ def raw(site: Path) -> Iterator[Document]:
             for index, item in enumerate(seen.items):
                 if isinstance(item, Block):
                     continue
-                found = pictures.find(item, page, seen, pages)
+                found = pages.picture(page, seen, item.sources[0], preset.load["max_bytes"])
                 facts, pixels = decoder.decode(found.data)
                 if pixels is not None:
                     shown[index] = Judged(item, None, found.url, seen=Seen(facts, pixels))

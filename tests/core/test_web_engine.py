@@ -63,6 +63,33 @@ def test_a_page_becomes_a_document_in_source_order(run):
     assert answer.pictures[0].meta["sha256"] and answer.pictures[0].meta["url"] == "a.png"
 
 
+@pytest.mark.parametrize(
+    ("first", "kept"),
+    [
+        (file(photo(seed=7), "AVIF"), "a.avif"),
+        (file(photo(seed=7), "AVIF")[:-300], "b.jpg"),
+        (b"\xff\x0a a JPEG XL file, which nothing here reads", "b.jpg"),
+        (file(photo(4, 4)), "b.jpg"),
+        (None, "b.jpg"),
+    ],
+)
+def test_a_picture_is_not_lost_while_one_of_its_addresses_can_be_read(run, first, kept):
+    shown = "<picture><source type=image/avif srcset='a.avif 2x, gone.avif 1x'><img src=b.jpg></picture>"
+    html = recipe("x.png").replace("<img src='x.png'>", shown)
+    pictures = {"b.jpg": file(photo(seed=7), "JPEG"), **({"a.avif": first} if first else {})}
+    outcome = run(html, pictures)
+    assert rules(outcome) == ["kept"]
+    (picture,) = outcome.document.pictures
+    assert picture.meta["url"] == kept and np.abs(picture.pixels.astype(int) - photo(seed=7)).mean() < 8
+
+
+def test_of_a_picture_that_cannot_be_read_the_log_says_what_is_wrong_with_the_file(run):
+    outcome = run(
+        recipe("x.png").replace("src='x.png'", "srcset='gone.png 2x, bad.png' src=far.png"), {"bad.png": b"x"}
+    )
+    assert rules(outcome) == ["unknown_format"]
+
+
 def test_a_sentence_that_a_dropped_picture_cut_is_whole_again(run):
     html = recipe("a.png").replace("</body>", "<p>Press the <img src=icon.png> button.</p></body>")
     pictures = {"a.png": file(photo()), "icon.png": file(photo(24, 24))}

@@ -118,6 +118,18 @@ def test_pictures_that_a_saved_page_lacks_are_fetched_and_others_are_not(web, tm
     assert sorted(map(str, rules)) == ["None", "robots", "wrong_type"]
 
 
+def test_a_placeholder_that_is_there_does_not_stand_for_the_picture(web, tmp_path):
+    saved = f"<!-- saved from url=(0030){web.url('a.example.com/p/bread.html')} -->"
+    late = "<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src=a.png><img src=spacer.gif data-big=b.png>"
+    html_ = saved + recipe("x").replace("<img src='x'>", late)
+    folder = site(tmp_path / "site", {"p.html": html_}, {"spacer.gif": file(photo(2, 2), "GIF")})
+    web.pages["a.example.com/p/a.png"] = image(file(photo(seed=1)))
+    web.pages["a.example.com/p/b.png"] = image(file(photo(seed=2)))
+    assert run(folder, "--out", tmp_path / "out", "--fetch") == 0
+    (document,) = documents(tmp_path / "out")
+    assert [each.meta["url"].rpartition("/")[2] for each in document.pictures] == ["a.png", "b.png"]
+
+
 def failing_at(address: str, error: Exception, monkeypatch) -> None:
     """The walker fails on every page in which the address stands, when fetching looks at it and when the run does."""
 

@@ -95,8 +95,18 @@ def test_regions_are_marked_and_kept():
     [
         ("<img src=p.gif data-src=real.png>", ("real.png", "p.gif")),
         ("<img src=s.png srcset='s.png 1x, l.png 2x'>", ("l.png", "s.png")),
-        ("<img srcset='s.png 320w, l.png 1280w, m.png 640w'>", ("l.png",)),
+        ("<img srcset='s.png 320w, l.png 1280w, m.png 640w'>", ("l.png", "m.png", "s.png")),
+        ("<img srcset='a.jpg 1024w 768h, b.jpg 2048w 1536h'>", ("b.jpg", "a.jpg")),
         ("<picture><source srcset='w.webp 800w'><img src=j.jpg></picture>", ("w.webp", "j.jpg")),
+        ("<picture><source data-srcset='a.avif 2x, b.avif'><img data-src=c.jpg src=data:,></picture>",
+         ("c.jpg", "a.avif", "b.avif", "data:,")),
+        ("<img data-baseurl='p.jpg' data-c-nd='1130x635'>", ("p.jpg",)),
+        ("<img data-thumb-src='/i/12345' data-page='/p/1' data-x='1.5'>", ("/i/12345",)),
+        ("<img src='/img/placeholder.png' data-big='https://a.example/p.webp?x=1'>",
+         ("https://a.example/p.webp?x=1", "/img/placeholder.png")),
+        ("<img src=spacer.gif data-sizes-set='s.jpg 1x, l.jpg 2x' data-json='{\"src\": \"j.jpg\"}'>",
+         ("l.jpg", "s.jpg", "spacer.gif")),
+        ("<img src=real.jpg data-share='other.jpg' data-original=true>", ("real.jpg",)),
         ("<img src=p.gif><noscript><img src=real.png></noscript>", ("real.png", "p.gif")),
         ("<noscript><img src=only.png></noscript>", ("only.png",)),
         ("<object data=o.png></object>", ("o.png",)),
@@ -104,7 +114,7 @@ def test_regions_are_marked_and_kept():
         ("<video poster=v.jpg><p>no video</p></video>", ("v.jpg",)),
         ("<svg><text>drawn</text></svg>", ()),
     ],
-)
+)  # fmt: skip
 def test_addresses_of_a_picture_best_first(html, sources):
     result = walk(page(html))
     assert [image.sources for image in result.images] == [sources]

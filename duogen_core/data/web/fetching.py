@@ -21,6 +21,7 @@ from duogen_core.data.fetch.network import Network
 from duogen_core.data.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules, picture_rules
 from duogen_core.data.web.encodings import decode_page, garbled
+from duogen_core.data.web.images import PLACEHOLDER
 from duogen_core.data.web.inputs import Found, Input
 from duogen_core.data.web.links import absolute, refusal
 from duogen_core.data.web.page import ImageRef, Page, Walk
@@ -181,7 +182,7 @@ def _missing(ref: ImageRef, input_: Input, page: Page, seen: Walk, preset: Prese
     addresses = []
     for source in ref.sources:
         found = input_.picture(page, seen, source, preset.load["max_bytes"])
-        if not found.rule:
+        if not found.rule and not (addresses and PLACEHOLDER.search(source[:1000])):
             return ()
         if found.rule == "missing" and (address := address_of(page, seen, source)):
             addresses.append(address)

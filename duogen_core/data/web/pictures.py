@@ -1,7 +1,7 @@
 """Finds, decodes and judges the pictures of a page: ImageRef -> Judged.
 
-Each address of a picture is tried until one gives bytes. Pictures that stand on many pages, as icons do, are decoded
-once: what is known of the last ones is kept, by the hash of their bytes.
+Each address of a picture is tried until one gives a picture that can be read. Pictures that stand on many pages, as
+icons do, are decoded once: what is known of the last ones is kept, by the hash of their bytes.
 """
 
 from __future__ import annotations
@@ -59,33 +59,34 @@ class Pictures:
     def judge(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Judged:
         if (verdict := picture_rules.before_loading(ref, page.url, self.preset)) is not None:
             return Judged(ref, verdict)
-        found = self.find(ref, page, walk, input_)
-        if found.rule:
-            return Judged(ref, Verdict(found.rule, False, found.value), found.url)
-        sha256 = hashlib.sha256(found.data).hexdigest()
-        facts, seen = self._decode(sha256, found.data)
-        if seen is None:
-            # Its size was read before a rule of the decoder refused it, and says more.
-            verdict = picture_rules.by_facts(ref, facts, page.url, self.preset) if "width" in facts else None
-            verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
-        else:
-            verdict = picture_rules.by_facts(ref, facts, page.url, self.preset)
-            verdict = verdict or picture_rules.by_pixels(seen, self.preset) or self._by_model(seen)
-            self._hold(sha256, seen)
-        return Judged(ref, verdict, found.url, sha256, facts, seen)
-
-    def find(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Found:
-        """The bytes behind the first address that has any; what was wrong with the last one if none has."""
-        found = Found(rule="missing", value="no address")
+        refused: Judged | None = None
         for source in ref.sources:
-            try:
-                found = input_.picture(page, walk, source, self.preset.load["max_bytes"])
-            except DuoGenError as error:  # its place in the input is damaged
-                found = Found(rule="unreadable", value=str(error)[:300])
-            if not found.rule:
-                if len(found.data) <= self.preset.load["max_bytes"]:
-                    return found
-                found = Found(url=found.url, rule="too_many_bytes", value=len(found.data))
+            found = self._bytes(source, page, walk, input_)
+            if found.rule:
+                if refused is None or not refused.sha256:  # what is there and cannot be read says more
+                    refused = Judged(ref, Verdict(found.rule, False, found.value), found.url)
+                continue
+            sha256 = hashlib.sha256(found.data).hexdigest()
+            facts, seen = self._decode(sha256, found.data)
+            if seen is not None:
+                verdict = picture_rules.by_facts(ref, facts, page.url, self.preset)
+                verdict = verdict or picture_rules.by_pixels(seen, self.preset) or self._by_model(seen)
+                self._hold(sha256, seen)
+                return Judged(ref, verdict, found.url, sha256, facts, seen)
+            if refused is None or not refused.sha256:
+                # Its size was read before a rule of the decoder refused it, and says more.
+                verdict = picture_rules.by_facts(ref, facts, page.url, self.preset) if "width" in facts else None
+                verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
+                refused = Judged(ref, verdict, found.url, sha256, facts)
+        return refused or Judged(ref, Verdict("missing", False, "no address"))
+
+    def _bytes(self, source: str, page: Page, walk: Walk, input_: Input) -> Found:
+        try:
+            found = input_.picture(page, walk, source, self.preset.load["max_bytes"])
+        except DuoGenError as error:  # its place in the input is damaged
+            return Found(rule="unreadable", value=str(error)[:300])
+        if not found.rule and len(found.data) > self.preset.load["max_bytes"]:
+            return Found(url=found.url, rule="too_many_bytes", value=len(found.data))
         return found
 
     def _decode(self, sha256: str, data: bytes) -> tuple[dict[str, Any], picture_rules.Seen | None]:
