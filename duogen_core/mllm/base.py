@@ -139,13 +139,14 @@ class Mllm:
     ) -> Mllm:
         """Read a Hugging Face folder or one of ComfyUI's text encoder files. Never touches the network.
 
+        Mllm itself takes every family; a family's own class refuses a model of another with a DuoGenError.
         dtype: None keeps the file's. prepare(module, formats) comes before the weights, to give layers other classes;
         formats names the quantised ones (see formats/quantised.py).
         tokenizer: for a single file, a folder that holds one.
         """
         from duogen_core.mllm.loading import load
 
-        return load(path, dtype, prepare, tokenizer=tokenizer)
+        return load(path, dtype, prepare, tokenizer=tokenizer, wanted=cls)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)

@@ -48,13 +48,19 @@ def load(
     prepare: Prepare | None = None,
     *,
     tokenizer: str | Path | None = None,
+    wanted: type[Mllm] | None = None,
 ) -> Mllm:
-    """See Mllm.from_pretrained."""
+    """See Mllm.from_pretrained; `wanted` is the class it was called on."""
     from duogen_core.mllm.image_processor import load_image_processor
     from duogen_core.mllm.tokenizer import load_tokenizer
 
     path = Path(path)
     family, config = what_is(path)
+    if wanted is not None and not issubclass(family, wanted):
+        raise DuoGenError(
+            f"{path} is a {family.model_type} model, and {wanted.__name__} reads {wanted.model_type} alone; "
+            f"load it with {family.__name__}, or with Mllm, which takes every family."
+        )
     if path.is_dir():
         words, eyes = load_tokenizer(path), load_image_processor(path)
     else:

@@ -8,8 +8,10 @@ goes on at max(rows, columns). Same rule as transformers' get_rope_index, agains
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,10 +59,11 @@ class QwenVL(Mllm):
         on_layer: Callable[[int, Tensor], None] | None,
         **extra: Any,
     ) -> Tensor:
+        language_model = self.model.model.language_model
+        # transformers renamed past_key_values to cache in 5.24 and drops the old name in 5.40.
+        extra[_cache_argument(type(language_model))] = cache
         with layer_outputs(self.model, on_layer):
-            out = self.model.model.language_model(
-                inputs_embeds=embeds, position_ids=positions, past_key_values=cache, use_cache=True, **extra
-            )
+            out = language_model(inputs_embeds=embeds, position_ids=positions, use_cache=True, **extra)
         return out.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -74,6 +77,11 @@ class QwenVL(Mllm):
         if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
             return f"model.language_model.{name.removeprefix('model.')}"
         return name
+
+
+@lru_cache
+def _cache_argument(language_model: type[nn.Module]) -> str:
+    return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
 
 
 def both_spellings(config: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -59,6 +61,15 @@ def test_a_conversation_that_grows_is_what_transformers_makes_of_the_whole(mllm,
     assert growing.cache_tokens() > 0
     torch.testing.assert_close(growing.encode(last, keeps).states, reported(mllm, last), atol=3e-5, rtol=1e-4)
     assert written(growing, last, max_new_tokens=16) == generated(mllm, last, 16)
+
+
+def test_no_library_warns_while_it_answers(mllm) -> None:
+    """transformers says in FutureWarnings what it is going to take away: every one is an answer that will break."""
+    fresh = another(mllm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        written(fresh, CONTEXTS["ends with a picture"], max_new_tokens=2)
+        fresh.encode(CONTEXTS["ends with a picture"], AllStates(mllm))
 
 
 def test_positions_are_those_of_transformers(mllm) -> None:

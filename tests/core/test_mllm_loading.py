@@ -181,6 +181,17 @@ def test_a_tokenizer_in_the_older_form(words) -> None:
         load_tokenizer(words)
 
 
+def test_a_family_reads_no_model_of_another(family, mllm, tmp_path) -> None:
+    mllm.save_pretrained(tmp_path)
+    assert type(type(mllm).from_pretrained(tmp_path)) is type(mllm)
+    for other in CREATE:
+        if other != family:
+            with pytest.raises(
+                DuoGenError, match=f"is a {family} model, and {family_class(other).__name__} reads {other}"
+            ):
+                family_class(other).from_pretrained(tmp_path)
+
+
 def test_a_single_file(published, words, tmp_path) -> None:
     file = tmp_path / "qwen_vl.safetensors"
     save_file(flat(published), file)
