@@ -1,20 +1,28 @@
 """The command line: which commands there are, and how errors and Ctrl-C leave it.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; it is imported only when it is the one
-that was asked for, so `--help` and a wrong option answer at once.
+that was asked for, so `--help` and a wrong option answer at once. A command that writes to a folder names it by
+`parser.set_defaults(locks=lambda args: args.out)`: one process at a time does.
 Exit codes: 0 done; 2 bad input, with one sentence on stderr; 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
+import difflib
+import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from importlib import import_module
+from pathlib import Path
 
 from duogen_core import __version__, interrupt
-from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory
+from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
+from duogen_core.folder_lock import lock_folder
 
 # name: (help, module) or (help, {name: (help, module)})
 COMMANDS: dict[str, tuple] = {
@@ -23,7 +31,12 @@ COMMANDS: dict[str, tuple] = {
     "convert": ("a published model file into another layout", "duogen_core.commands.convert"),
     "evaluate": (
         "measure a model",
-        {"sketchbook": ("the seven tasks of the Sketchbook world", "duogen_core.evaluation.sketchbook")},
+        {
+            "sketchbook": (
+                "all tasks of the Sketchbook world",
+                "duogen_core.evaluation.sketchbook",
+            )
+        },
     ),
     "ablation": ("what each of DuoGen's choices is worth: train and compare", "duogen_core.ablation.command"),
     "data": (
@@ -54,7 +67,7 @@ COMMANDS: dict[str, tuple] = {
         },
     ),
     "train": (
-        "train a part of the bundled model",
+        "train a model of your own: all of it, or one part",
         {
             "vae": ("the picture VAE", "duogen_core.training.vae"),
             "pretrain": ("a small MLLM from nothing: language, then vision", "duogen_core.training.pretrain"),
@@ -83,10 +96,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise DuoGenError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
 
+    def refuse(self, unknown: Sequence[str]):
+        """Names an argument that nobody knows, and the option that was probably meant."""
+        wrong = next((one for one in unknown if one.startswith("-")), unknown[0])
+        if not wrong.startswith("-"):
+            self.error(f"{wrong!r} is one argument too many; put a request of several words in quotes")
+        options = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(wrong.partition("=")[0], options, 1, 0.75)
+        self.error(f"there is no option {wrong}" + (f", but {near[0]}" if near else ""))
+
 
 def build_parser(argv: Sequence[str]) -> Parser:
     """The parser; only the command named in argv is imported and knows its options."""
-    parser = Parser(prog="python -m duogen_core", description="DuoGen: answers made of text and pictures in turn.")
+    script = Path(sys.argv[0]).stem  # of the package, if it is installed
+    prog = script if script == "duogen" else "python -m duogen_core"
+    parser = Parser(prog=prog, description="DuoGen: answers made of text and pictures in turn.")
     parser.add_argument("--version", action="version", version=f"DuoGen {__version__}")
     _add(parser, COMMANDS, argv, "command")
     return parser
@@ -103,7 +127,7 @@ def _add(parser: Parser, commands: dict[str, tuple], argv: Sequence[str], kind: 
         else:
             module = import_module(target)
             module.add_arguments(child)
-            child.set_defaults(run=module.run)
+            child.set_defaults(run=module.run, parser=child)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,30 +135,70 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = interrupt.current()
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
+    _print_anything()
     try:
         interrupt.at_once()
-        args = build_parser(argv).parse_args(argv)
+        args, unknown = build_parser(argv).parse_known_args(argv)
+        if unknown:
+            args.parser.refuse(unknown)
         interrupt.raising()
-        return args.run(args) or 0
+        folder = args.locks(args) if "locks" in args else None
+        with lock_folder(folder) if folder else nullcontext():
+            code = args.run(args) or 0
+            sys.stdout.flush()  # now, while it can still be told
+        return code
     except DuoGenError as error:
         return _leave(f"Error: {error}", 2)
     except (KeyboardInterrupt, Cancelled):
         return _leave("Stopped.", interrupt.EXIT_CODE)
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 0
+    except OSError as error:
+        if is_out_of_memory(error):
+            return _leave(NO_MEMORY, 2)
+        if error.errno not in NO_SPACE:
+            raise
+        # What the commands write to files has a sentence of its own; without a name it is what they print.
+        _drop_stdout()
+        what = f"{error.filename} could not be written" if error.filename else "The output could not be printed"
+        return _leave(f"Error: {shown(what)}: {error.strerror}.", 2)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        return _leave(
-            "Error: There is not enough memory for this. What was finished stays; close other programs, or take a "
-            "smaller model, smaller pictures or fewer workers, and give the same command again.",
-            2,
-        )
+        return _leave(NO_MEMORY, 2)
     finally:
         interrupt.restore(before)
 
 
+NO_MEMORY = (
+    "Error: There is not enough memory for this. What was finished stays; close other programs, or take a smaller "
+    "model, smaller pictures or fewer workers, and give the same command again."
+)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _print_anything() -> None:
+    """Lets stdout take every text: the bytes of a file name as they are, what the encoding lacks as \\uXXXX."""
+    codecs.register_error("duogen", _unprintable)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="duogen")
+
+
+def _unprintable(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+def _drop_stdout() -> None:
+    """Nothing more is printed, not even what still waits to be: Python would complain about it at the end."""
+    with suppress(OSError, ValueError):  # ValueError: a stand-in without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _leave(message: str, code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    with suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
     return code

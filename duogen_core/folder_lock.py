@@ -40,7 +40,11 @@ def lock_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     It need not exist yet. Where no lock can be had at all (a read-only disk, a network disk without locks), there is
     none: whoever writes there finds out by itself.
     """
-    place = Path(os.path.realpath(folder))
+    try:
+        place = Path(os.path.realpath(folder))
+    except (OSError, ValueError):  # no name that a folder can have: for its writer to say
+        yield
+        return
     with _guard:
         if place not in _held:
             _held[place] = _lock(place, folder)

@@ -28,7 +28,7 @@ from duogen_core.ablation.trainings import START, AblationConfig, components, ne
 from duogen_core.checkpoint import Components, load_checkpoint
 from duogen_core.pipeline import Settings
 from duogen_core.training.checkpoints import write_text
-from duogen_core.training.command import add_arguments_for, full_disk_is_said
+from duogen_core.training.command import add_arguments_for, output_folder
 from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
 from duogen_core.training.curve import MissingExtra
 from duogen_core.training.journal import versions
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(config.threads)
     if config.bf16:
         torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    with full_disk_is_said(config.out):
+    with output_folder(config.out):
         return Ablation(config).run()
 
 

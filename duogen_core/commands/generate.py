@@ -19,6 +19,8 @@ from duogen_core import interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.commands.progress import Progress
 from duogen_core.errors import DuoGenError
+from duogen_core.files import TEMPORARY, read_json
+from duogen_core.folder_lock import lock_folder
 
 CONVENTIONS = ("post-trained", "pre-trained")
 
@@ -30,7 +32,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("prompt", nargs="?", help='the request, for example "How do I draw a house with a red roof?"')
+    add(
+        "prompt",
+        nargs="?",
+        help='the request, for example "How do I draw a house with a red roof?"; may be left out '
+        "with a --document that waits for an answer, or whose answer was stopped",
+    )
     add("--out", required=True, metavar="DIR", help="the folder to write; an earlier answer there is replaced")
     add("--image", action="append", default=[], metavar="FILE", help="a picture of yours; may be given several times")
     add("--document", metavar="DIR", help="a document (folder or .zip) whose conversation goes on")
@@ -40,11 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vae", metavar="PATH", help="… and the Wan 2.1 VAE")
     add("--tokenizer", metavar="DIR", help="for an --mllm that is a single file: the folder with its tokenizer")
     add("--convention", choices=CONVENTIONS, help="how --dit was trained; default: as the file or its name says")
-    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes; default: %(default)s")
+    add("--seed", type=int, metavar="N", help="the same seed gives the same bytes; default: 0")
     add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
     add("--guidance", type=float, metavar="G", help="how closely a picture follows its text; default: the model's own")
     add("--shift", type=float, metavar="S", help="shift of the sampling schedule; default: the model's own")
-    add("--size", metavar="WxH", help="size of the pictures; default: that of the last picture, else the model's own")
+    add(
+        "--size",
+        metavar="WxH",
+        help="size of the pictures, in multiples of 16; default: that of the last picture, else the model's own",
+    )
     add("--max-images", type=int, default=8, metavar="N", help="most pictures in the answer; default: %(default)s")
     add("--max-tokens", type=int, default=1024, metavar="N", help="most tokens of text; default: %(default)s")
     add(
@@ -58,11 +69,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
     out = _checked_out(args.out)
-    document, settings = _request(args)
-    parts = _parts(args)
-    progress = Progress(args.quiet)
-    components = _load_parts(parts, progress) if parts else _load(_model(args), progress)
-    return _answer(components, document, settings, out, progress, args.json)
+    with lock_folder(out):
+        from duogen_core.store import finish_swap
+
+        finish_swap(out)  # of a run that was killed
+        document, settings = _request(args)
+        parts = _parts(args)
+        progress = Progress(args.quiet)
+        components = _load_parts(parts, progress) if parts else _load(_model(args), progress)
+        return _answer(components, document, settings, out, progress, args.json)
 
 
 def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
@@ -73,8 +88,25 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
     from duogen_core.document import Document, Picture, Text
     from duogen_core.pipeline import Settings, check_request
 
+    document = Document()
+    if args.document:
+        from duogen_core.store import load_document
+
+        document = load_document(args.document)
+    seed = args.seed
+    if prompt.strip():
+        pictures = [Picture.from_file(path) for path in args.image]
+        document = document.begin_turn("user", [*pictures, Text(prompt)])
+    elif document.turns and document.last_turn.role == "assistant":
+        if document.generation.get("stop_reason") == "end":
+            raise DuoGenError(
+                f"The answer in {args.document} is complete; write a request to go on with the conversation, for "
+                'example "Make the roof blue."'
+            )
+        known = document.generation.get("seed")  # it goes on as it began
+        seed = known if seed is None and isinstance(known, int) and not isinstance(known, bool) else seed
     settings = Settings(
-        seed=args.seed,
+        seed=0 if seed is None else seed,
         steps=args.steps,
         guidance=args.guidance,
         shift=args.shift,
@@ -84,14 +116,6 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
         temperature=args.temperature,
         top_p=args.top_p,
     )
-    document = Document()
-    if args.document:
-        from duogen_core.store import load_document
-
-        document = load_document(args.document)
-    if prompt.strip():
-        pictures = [Picture.from_file(path) for path in args.image]
-        document = document.begin_turn("user", [*pictures, Text(prompt)])
     check_request(document)
     return document, settings
 
@@ -112,6 +136,8 @@ def _checked_out(name: str) -> Path:
     out = Path(name)
     if out.suffix.lower() == ".zip":
         raise DuoGenError(f"--out {name} names a .zip; generate writes a folder, so give it another name.")
+    if "\0" in name:
+        raise DuoGenError(f"--out {name!r} is no name that a folder can have; choose another one.")
     if os.path.lexists(out):
         if not out.is_dir():
             raise DuoGenError(f"--out {name} is a file; it must be a folder.")
@@ -125,10 +151,11 @@ def _checked_out(name: str) -> Path:
             raise DuoGenError(f"The folder {name} cannot be read ({error.strerror}); choose another --out.") from None
     # The document is written beside its final name first, so it is the folder above that must let us write.
     parent = out.absolute().parent
-    while not parent.exists() and parent != parent.parent:
+    while not os.path.lexists(parent) and parent != parent.parent:
         parent = parent.parent
     try:
-        os.rmdir(tempfile.mkdtemp(prefix=".duogen-", dir=parent))
+        # With the longest name that will be needed: what is written stands beside the folder first.
+        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=f".new{TEMPORARY}", dir=parent))
     except OSError as error:
         raise DuoGenError(
             f"--out {name} cannot be written ({error.strerror}); choose a folder that you may write to."
@@ -138,8 +165,8 @@ def _checked_out(name: str) -> Path:
 
 def _is_answer(folder: Path) -> bool:
     try:
-        value = json.loads((folder / "document.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = read_json(folder / "document.json")
+    except DuoGenError:
         return False
     return isinstance(value, dict) and value.get("format") == "duogen-document" and bool(value.get("generation"))
 
@@ -186,6 +213,12 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
     from duogen_core.store import DocumentWriter
 
     progress.max_images = settings.max_images
+    if settings.size:
+        from duogen_core.vae import fit_size
+
+        if (size := fit_size(*settings.size)) != settings.size:
+            wanted, drawn = ("x".join(map(str, one)) for one in (settings.size, size))
+            progress.line(f"Pictures are drawn in {drawn}: of the sizes in multiples of 16 the nearest to {wanted}.")
     writer = DocumentWriter(out, overwrite=True)
     saved: list[Document] = []
 

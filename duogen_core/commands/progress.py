@@ -61,8 +61,11 @@ class Progress:
     def _put(self, text: str) -> None:
         if self.quiet or not text:
             return
-        self.stream.write(text)
-        self.stream.flush()
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:  # a full disk, a terminal that was closed: no reason to give up the answer
+            self.quiet = True
         self.at_line_start = text.endswith("\n")
 
 

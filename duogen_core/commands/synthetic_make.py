@@ -6,6 +6,7 @@ import argparse
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.commands.run_options import write_json
@@ -25,6 +26,12 @@ def add_make_options(parser: argparse.ArgumentParser, name: str) -> None:
     add("--part", default="1/1", metavar="K/N", help="only every Nth shard from the Kth on: one of several machines")
     add("--give-up", type=int, default=3, metavar="N", help="stop when so many documents in a row fail; default: 3")
     add("--size", metavar="WxH", help="size of the pictures; default: the model's or the workflow's own")
+    parser.set_defaults(locks=lambda args: _own_part(Path(args.out or Path(args.folder, name)), args.part))
+
+
+def _own_part(out: Path, part: str) -> Path:
+    """What a process has for itself: the run's folder, or its part where several share the folder."""
+    return out if part == "1/1" else out / f"part {part.replace('/', ' of ')}"
 
 
 def make_documents(

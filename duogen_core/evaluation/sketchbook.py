@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of each process; default: 1")
     add("--documents", metavar="DIR", help="save every answer there, and an overview as overview.png")
     add("--json", action="store_true", help="print the report's figures as JSON instead of a table")
+    parser.set_defaults(locks=lambda args: args.documents)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,8 +6,9 @@ python -m duogen_core train stage2 --config my.yaml out=runs/stage2 minutes=90 f
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
@@ -16,6 +17,7 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError
 
+from duogen_core.folder_lock import lock_folder
 from duogen_core.training import sharding
 from duogen_core.training.checkpoints import is_full, reason
 from duogen_core.training.config import ConfigError, check_numbers, load_config, plain, to_yaml
@@ -79,10 +81,12 @@ def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C]) -> None:
 
 
 @contextmanager
-def full_disk_is_said(out: Path) -> Iterator[None]:
-    """A disk that is full ends a training in one sentence."""
+def output_folder(out: Path) -> Iterator[None]:
+    """The folder of a run is this run's alone, and a disk that is full ends it in one sentence."""
+    main = os.environ.get("RANK", "0") == "0"  # the launcher's other processes write nothing
     try:
-        yield
+        with lock_folder(out) if main else nullcontext():
+            yield
     except (OSError, SafetensorError) as error:
         if not is_full(error):
             raise
@@ -109,7 +113,7 @@ def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run
         torch.set_num_threads(config.threads)
     if config.bf16:
         torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    with full_disk_is_said(config.out):
+    with output_folder(config.out):
         done = train(config)
     if not done.main:
         return 130 if done.interrupted else 0

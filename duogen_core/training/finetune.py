@@ -38,7 +38,7 @@ from duogen_core.mllm import family_of
 from duogen_core.training import stage1, stage2
 from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
-from duogen_core.training.command import add_arguments_for, full_disk_is_said
+from duogen_core.training.command import add_arguments_for, output_folder
 from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
 from duogen_core.training.loop import Run
 from duogen_core.training.recipes import find_config
@@ -311,7 +311,7 @@ def run(args: argparse.Namespace) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    with full_disk_is_said(config.out):
+    with output_folder(config.out):
         done = train(config)
     if done.interrupted:
         print(f"Stopped at step {done.step} of {done.folder.name}. The same command continues from there.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -193,7 +194,12 @@ def test_models_that_cannot_be_used(scene, capsys):
         (["--size", "big"], "The size 'big' is not WIDTHxHEIGHT"),
         (["--max-images", "-3"], "The limit of pictures must be between"),
         (["--document", "nowhere"], "nowhere"),
-        (["--colour"], "Unrecognized arguments: --colour"),
+        (["--colour"], "There is no option --colour; see python -m duogen_core generate --help."),
+        (["--imge", "a.png"], "no option --imge, but --image; see python -m duogen_core generate --help."),
+        (["a door"], "'a door' is one argument too many"),
+        (["--out", "a\0b"], "is no name"),
+        (["--out", "a" * 250], "File name too long"),
+        (["--out", "a" * 5000], "File name too long"),
     ],
 )
 def test_options_out_of_range(scene, capsys, args, match):
@@ -225,6 +231,130 @@ def test_help_and_errors_load_no_model_code():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
 
 
+def test_a_size_that_is_drawn_otherwise_is_said(scene, capsys):
+    assert scene("--size", "100x100", "--max-images", "1") == 0
+    assert "drawn in 96x96" in capsys.readouterr().err
+    assert load_document("answer").pictures[0].size == (96, 96)
+    assert scene("--size", "96x96", "--max-images", "1") == 0
+    assert "drawn in" not in capsys.readouterr().err
+
+
+def test_a_complete_answer_without_a_request_is_told_and_not_copied(scene, capsys, model):
+    assert scene("--seed", "7", "--quiet") == 0
+    capsys.readouterr()
+    args = ["generate", "--document", "answer", "--model", model]
+    refused(capsys, [*args, "--out", "other"], "The answer in answer is complete; write a request")
+    assert not Path("other").exists()
+    refused(capsys, [*args, "--out", "answer"], "is complete")
+    assert load_document("answer").generation["seed"] == 7
+
+
+def test_an_answer_that_was_stopped_goes_on_with_its_own_seed(scene, capsys, model, monkeypatch):
+    assert scene("--seed", "7", "--max-images", "1", "--quiet") == 0
+    args = ["generate", "--document", "answer", "--out", "more", "--model", model, "--quiet"]
+    assert main(args) == 0 and load_document("more").generation["seed"] == 7
+    assert main([*args, "--seed", "3"]) == 0 and load_document("more").generation["seed"] == 3
+
+
+def test_deep_json_in_an_output_folder(scene, capsys):
+    Path("deep").mkdir()
+    Path("deep/document.json").write_text("[" * 100_000)
+    refused(capsys, ["generate", "x", "--out", "deep"], "not an earlier answer")
+    refused(capsys, ["generate", "x", "--out", "answer", "--document", "deep"], "nested too deeply")
+
+
+ENDPOINT = ["--base-url", "http://127.0.0.1:9/v1", "--model", "none"]
+
+
+def test_the_second_run_on_one_folder_is_told(scene, capsys):
+    Path("answer").mkdir()
+    commands = [
+        ["generate", "x", "--out", "answer"],
+        ["data", "web", "nothing.html", "--out", "answer"],
+        ["data", "video", "nothing.mp4", "--out", "answer"],
+        ["data", "editing", "magicbrush", "nothing", "--out", "answer"],
+        ["data", "dialogues", "nothing", "--out", "answer", *ENDPOINT],
+        ["data", "export", "documents:nothing", "--out", "answer"],
+        ["data", "make", "sketchbook", "--out", "answer"],
+        ["data", "synthetic", "draw", "nothing", "--out", "answer"],
+        ["data", "synthetic", "answer", "nothing", "--out", "answer"],
+        ["data", "synthetic", "answer", "nothing", "--out", "answer"],
+        ["train", "vae", "out=answer", "steps=1"],
+        ["train", "stage1", "out=answer", "steps=1"],
+        ["train", "stage2", "out=answer", "steps=1"],
+        ["train", "pretrain", "out=answer", "steps=1"],
+        ["train", "finetune", "out=answer", "data=nothing"],
+        ["train", "assemble", "--out", "answer"],
+        ["ablation", "out=answer", "steps=1"],
+        ["evaluate", "sketchbook", "--out", "report.json", "--documents", "answer"],
+    ]
+    with lock_elsewhere("answer"):
+        for command in commands:
+            refused(capsys, command, "answer is in use by another run of DuoGen")
+    for step in ("expand", "plan"):
+        with lock_elsewhere(Path("work", step)):
+            refused(capsys, ["data", "synthetic", step, "work", *ENDPOINT], "is in use by another run")
+    assert not list(Path("answer").iterdir())
+
+
+@contextlib.contextmanager
+def lock_elsewhere(folder):
+    code = "import sys; from duogen_core.folder_lock import lock_folder\n"
+    code += "with lock_folder(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    holder = start("-c", code, str(folder), cwd=".", stdin=subprocess.PIPE)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        yield
+    finally:
+        holder.communicate("")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+@pytest.mark.parametrize("args", [["inspect", "models/duogen-tiny"], ["inspect", "models/duogen-tiny", "--json"]])
+def test_output_that_cannot_be_printed_is_a_sentence(args):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "duogen_core", *args], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "Error: The output could not be printed: No space left on device.\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_progress_that_cannot_be_shown_stops_nothing():
+    with open("/dev/full", "w") as full:
+        progress = Progress(stream=full)
+        progress.line("Loading")
+        progress.token("text")
+        progress.picture(0, (32, 32))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # what waits in the buffer
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict", "latin-1"])
+@pytest.mark.parametrize("name", [b"b\xff", "\u5bb6".encode(), b"a\x1b[2J"])
+def test_every_name_can_be_printed(tmp_path, encoding, name):
+    """File names are bytes on Linux; stdout may be of any encoding, and strict."""
+    folder = os.fsencode(tmp_path) + b"/" + name
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("this system takes no such name")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding}
+    for code in ("print(sys.argv[1])", "raise DuoGenError(f'The folder {sys.argv[1]} is wrong.')"):
+        driver = "import sys\nfrom duogen_core import cli\nfrom duogen_core.errors import DuoGenError\n"
+        driver += f"class One:\n    def run(args):\n        {code}\n    def add_arguments(parser):\n        pass\n"
+        driver += "sys.modules['one'] = One\ncli.COMMANDS = {'one': ('x', 'one')}\nsys.exit(cli.main(['one']))"
+        done = subprocess.run([sys.executable, "-c", driver, folder], env=environment, capture_output=True)
+        assert b"Traceback" not in done.stderr and done.returncode == (2 if "raise" in code else 0)
+        assert b"\x1b" not in done.stderr
+
+
+def test_help_counts_and_lists_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    assert "seven" not in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- Ctrl-C
 
 DRIVER = """
@@ -242,12 +372,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def start(*args, cwd):
+def start(*args, cwd, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     # A suite started in the background has SIGINT ignored, and children inherit that.
     return subprocess.Popen(
         [sys.executable, *args], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **more,
     )  # fmt: skip
 
 
