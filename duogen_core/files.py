@@ -79,8 +79,6 @@ def parse_json(data: bytes | str, where: str, *, depth: int = MAX_DEPTH) -> Any:
         raise DuoGenError(f"{where} is not UTF-8 text; expected JSON.") from None
     except RecursionError:
         raise DuoGenError(too_deep) from None
-    except MemoryError:
-        raise DuoGenError(f"{where} does not fit into memory.") from None
     except ValueError as error:  # also a whole number with more digits than Python reads
         raise DuoGenError(f"{where} is not valid JSON: {error}.") from None
     # The parser goes much deeper than what walks through its value afterwards. Level by level: this must not recurse.
