@@ -30,20 +30,30 @@ WEIGHTS_NAME = "model.safetensors"
 @dataclass(frozen=True)
 class ConnectorConfig:
     """layers: which of the MLLM's num_layers are read. drop: what the negative branch of guidance does not see, as the
-    weights were trained: the last text segment, or all text."""
+    weights were trained: the last text segment, or all text.
+
+    segment: which text is the last segment where the assistant wrote none since its last picture (text to picture, an
+    edit, two pictures in a row). "user": the last text of the user. "none": there is no segment, so that guidance does
+    nothing; so weights were trained whose config.json says nothing about it.
+    """
 
     num_layers: int
     hidden_size: int
     cross_width: int
     layers: Literal["all", "last"] = "all"
     drop: Literal["last_segment", "all_text"] = "last_segment"
+    segment: Literal["user", "none"] = "user"
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "cross_width"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise DuoGenError(f"The connector's {name} must be a positive whole number, not {value!r}.")
-        for name, known in (("layers", ("all", "last")), ("drop", ("last_segment", "all_text"))):
+        for name, known in (
+            ("layers", ("all", "last")),
+            ("drop", ("last_segment", "all_text")),
+            ("segment", ("user", "none")),
+        ):
             if getattr(self, name) not in known:
                 raise DuoGenError(f"The connector's {name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
 
@@ -111,7 +121,7 @@ class Connector(nn.Module):
             known = {
                 f.name: values[f.name] for f in fields(ConnectorConfig) if f.default is MISSING or f.name in values
             }
-            config = ConnectorConfig(**known)
+            config = ConnectorConfig(**{"segment": "none", **known})
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DuoGenError):
                 raise

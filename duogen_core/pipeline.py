@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from duogen_core.mllm.base import ContextStates
     from duogen_core.sampling import VelocityFn
 
 MIN_SIDE = 32  # two DiT patches, one MLLM token
@@ -171,20 +170,6 @@ def reference_pixels(picture: Picture, config: CheckpointConfig) -> np.ndarray:
     return np.asarray(Image.fromarray(picture.pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def negative_states(states: ContextStates) -> Tensor | None:
-    """The text states of the negative branch, without the last text segment. None: it equals the positive branch.
-
-    That is so when no text was written since the last picture: there is no segment of this picture to drop. Weights
-    that were trained for a branch without any text get that.
-    """
-    if states.drop == "all_text":
-        return states.negative()
-    start, end = states.last_segment
-    if end <= start or (states.frame_ends and start < states.frame_ends[-1]):
-        return None
-    return states.negative()
-
-
 def generation_record(name: str, settings: Settings, stop_reason: str) -> dict[str, Any]:
     """`generation` of the Document; settings are the resolved ones."""
     return {
@@ -271,9 +256,9 @@ class Draughtsman:
         dtype = working_dtype(components.dit)
         references = [self.latent(picture).to(dtype) for picture in document.pictures]
 
-        def branch(text: Tensor) -> VelocityFn:
+        def branch(text: Tensor, hidden: tuple[int, int] | None = None) -> VelocityFn:
             text = text[None].to(dtype)
-            here = {"frame_ends": states.frame_ends, "cache": self.cache}
+            here = {"frame_ends": states.frame_ends, "hidden": hidden, "cache": self.cache}
 
             def velocity(x: Tensor, t: Tensor) -> Tensor:  # the sampler works on the CPU, wherever the model is
                 v = components.dit.forward_packed([*references, x.to(text)], t.to(text.device), text, **here)
@@ -281,8 +266,8 @@ class Draughtsman:
 
             return velocity
 
-        negative = negative_states(states)
-        return branch(states.positive()), None if negative is None else branch(negative)
+        negative = states.negative()
+        return branch(states.positive()), None if negative is None else branch(*negative)
 
 
 # ---------------------------------------------------------------- the loop

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of text tokens before it
 PICTURE_ENDS = "duogen_picture_ends"  # the same for every picture of the context, whether referred to or not
 PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees a picture
+HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier pictures see
 STEP_TEXT = "duogen_text"  # the paragraph that the picture shows
 COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
 
@@ -105,6 +106,9 @@ class DuoGenModel(comfy.model_base.QwenImage):
         ends = kwargs.get(FRAME_ENDS)
         if ends is not None:
             out["frame_ends"] = comfy.conds.CONDConstant(tuple(ends))
+        hidden = kwargs.get(HIDDEN_TEXT)
+        if hidden is not None:
+            out["hidden_text"] = comfy.conds.CONDConstant(tuple(hidden))
         return out
 
     def _check_references(self, latents: Sequence[torch.Tensor]) -> None:
@@ -152,6 +156,7 @@ class PackedForward:
         context: torch.Tensor,
         ref_latents: list[torch.Tensor] | None = None,
         frame_ends: tuple[int, ...] | None = None,
+        hidden_text: tuple[int, int] | None = None,
         control: Any = None,
         transformer_options: dict[str, Any] | None = None,
         **unused: Any,
@@ -171,7 +176,9 @@ class PackedForward:
             )
         # A reference that a stock node added has no place in the text: it stands beside the last one that has.
         ends += (ends[-1:] or [0]) * (len(frames) - 1 - len(ends))
-        velocity = self.forward_packed(frames, timesteps, context, frame_ends=ends, cache=self.frame_cache)
+        velocity = self.forward_packed(
+            frames, timesteps, context, frame_ends=ends, hidden=hidden_text, cache=self.frame_cache
+        )
         return velocity[..., :height, :width].unsqueeze(2)
 
     def _frame(self, latent: torch.Tensor) -> torch.Tensor:

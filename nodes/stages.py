@@ -22,7 +22,7 @@ from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
 
 from . import fit, leaner, plan, room
-from .dit_model import FRAME_ENDS, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
+from .dit_model import FRAME_ENDS, HIDDEN_TEXT, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
 from .managed import Managed, load_models
 from .sockets import pictures_from_image
 
@@ -147,7 +147,7 @@ def encode(mllm: Managed, connector: Managed, context: Document) -> States:
 
 
 def connect(encoded: States) -> tuple[list, list]:
-    """(positive, negative) CONDITIONING: the negative lacks the last text segment and keeps every picture.
+    """(positive, negative) CONDITIONING: the negative hides the last text segment and keeps every picture.
 
     Where the pictures stand in the text travels along; which of them the DiT sees is decided by `refer`.
     """
@@ -158,12 +158,16 @@ def connect(encoded: States) -> tuple[list, list]:
         STEP_TEXT: encoded.text,
     }
     device = mm.intermediate_device()
-    negative = pipeline.negative_states(states)
+
+    def conditioning(text: torch.Tensor, hidden: tuple[int, int] | None = None) -> list:
+        if hidden and hidden[0] >= max(states.frame_ends, default=0):
+            # No earlier picture saw this text, so that it can simply be left out.
+            text, hidden = torch.cat([text[: hidden[0]], text[hidden[1] :]]), None
+        own = {HIDDEN_TEXT: hidden} if hidden else {}
+        return [[text[None].float().to(device), {**values, **own}]]
+
     positive = states.positive()
-    return tuple(
-        [[text[None].float().to(device), dict(values)]]
-        for text in (positive, positive if negative is None else negative)
-    )
+    return conditioning(positive), conditioning(*(states.negative() or (positive,)))
 
 
 def refer(

@@ -10,12 +10,15 @@ A family is a class with
     config.text_embed_dim   width of the text condition: the connector's output width
     from_pretrained(folder), save_pretrained(folder)      config.json + diffusion_pytorch_model.safetensors
 
-    forward_packed(frames, timestep, text, *, frame_ends=None, cache=None) -> v
+    forward_packed(frames, timestep, text, *, frame_ends=None, hidden=None, cache=None) -> v
         frames      list of normalised latents [B, 16, h_i, w_i], each its own size, in order of appearance; the last
                     one is the noisy target, the others are finished pictures (their batch may be 1: it is repeated)
         timestep    [B], the target's t in 0..1 of x_t = t * noise + (1 - t) * x0
         text        [B, N, text_embed_dim]; N may be 0: then no frame sees any text
         frame_ends  frame_causal only: for every finished picture, how many text tokens stand before it
+        hidden      (start, end): text tokens that the target does not see, guidance's negative branch. Under
+                    frame_causal the finished pictures still see them, if they stand before their own places, so that
+                    both branches share what is kept of those
         cache       frame_causal only: a FrameCache that outlives the call; nothing in the result depends on it
         v           [B, 16, h, w], the target's velocity noise - x0
 

@@ -182,6 +182,7 @@ class PackedCosmos(CosmosTransformer3DModel):
         text: Tensor,
         *,
         frame_ends: Sequence[int] | None = None,
+        hidden: tuple[int, int] | None = None,
         cache: FrameCache | None = None,
     ) -> Tensor:
         """The target's velocity [B, 16, h, w]; arguments as in duogen_core/dit/__init__.py.
@@ -196,17 +197,22 @@ class PackedCosmos(CosmosTransformer3DModel):
                 f"expected ({batch},) and ({batch}, tokens, {self.config.text_embed_dim})."
             )
         frames = [frame.expand(batch, -1, -1, -1) if frame.shape[0] == 1 else frame for frame in frames]
+        start, end = hidden or (0, 0)
+        if not 0 <= start <= end <= text.shape[1]:
+            raise DitError(f"hidden {hidden} must lie within the {text.shape[1]} text tokens, start before end.")
         text = self.project_text(text)
         if not self.config.references:
             frames, frame_ends = frames[-1:], None
         elif not text.shape[1]:
             frame_ends = [0] * (len(frames) - 1)
         if self.config.attention == "full":
-            out = self._forward_full(frames, timestep, text)
+            seen = torch.cat([text[:, :start], text[:, end:]], dim=1) if end > start else text
+            out = self._forward_full(frames, timestep, seen)
         else:
             ends = _check_ends(frame_ends, len(frames) - 1, text.shape[1])
             with nullcontext() if cache is None else torch.no_grad():
-                out = forward_frame_causal(self, frames, timestep, text, ends, FrameCache() if cache is None else cache)
+                kept = FrameCache() if cache is None else cache
+                out = forward_frame_causal(self, frames, timestep, text, ends, (start, end), kept)
         return self.unpatch(out, self.grid(frames[-1]))
 
     def _forward_full(self, frames: list[Tensor], timestep: Tensor, text: Tensor) -> Tensor:

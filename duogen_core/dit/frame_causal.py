@@ -54,7 +54,13 @@ def run_frame(
 
 
 def forward_frame_causal(
-    model: PackedCosmos, frames: list[Tensor], timestep: Tensor, text: Tensor, ends: tuple[int, ...], cache: FrameCache
+    model: PackedCosmos,
+    frames: list[Tensor],
+    timestep: Tensor,
+    text: Tensor,
+    ends: tuple[int, ...],
+    hidden: tuple[int, int],
+    cache: FrameCache,
 ) -> Tensor:
     """See `forward_packed` in this folder's __init__: output patches of the target, [B, S, patch]."""
     kv = cache.text(text, lambda t: [keys_values(block.attn2, t) for block in model.transformer_blocks])
@@ -66,7 +72,9 @@ def forward_frame_causal(
             return run_frame(model, latent, index, clean_time, clean=True, before=node, text=kv, text_end=end)[1]
 
         node = cache.frame(node, latent, text, end, compute)
-    out, _ = run_frame(
-        model, frames[-1], len(frames) - 1, timestep, clean=False, before=node, text=kv, text_end=text.shape[1]
-    )
+    start, end = hidden
+    if end > start:  # for the target alone: a finished picture saw this text when it was drawn
+        kv = [tuple(torch.cat([t[:, :, :start], t[:, :, end:]], dim=2) for t in pair) for pair in kv]
+    seen = text.shape[1] - (end - start)
+    out, _ = run_frame(model, frames[-1], len(frames) - 1, timestep, clean=False, before=node, text=kv, text_end=seen)
     return out[:, 0]

@@ -71,12 +71,16 @@ class ContextStates:
     def positive(self) -> Tensor:
         return self.states
 
-    def negative(self) -> Tensor:
-        """The states without the last text segment, or none at all: guidance's other branch, no MLLM work."""
+    def negative(self) -> tuple[Tensor, tuple[int, int] | None] | None:
+        """Guidance's other branch, no MLLM work: its text states, and the (start, end) of them that its target does
+        not see (`hidden` of the DiT): the last text segment, or no states at all for weights trained so.
+
+        None: there is no segment to drop, so the branch would equal the positive one.
+        """
         if self.drop == "all_text":
-            return self.states[:0]
+            return self.states[:0], None
         start, end = self.last_segment
-        return torch.cat([self.states[:start], self.states[end:]])
+        return (self.states, self.last_segment) if end > start else None
 
 
 @dataclass
@@ -234,7 +238,7 @@ class Mllm:
             total = torch.cat(cache.sums)
             cache.sums = [total]
             states = connector.finish(total[: len(context.ids)])
-        where = context.context_of()
+        where = context.context_of(segment=connector.config.segment)
         return ContextStates(states.clone(), where.last_segment, where.frame_ends, connector.config.drop)
 
     # -- how ----------------------------------------------------------------------------------------------------------

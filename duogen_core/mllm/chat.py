@@ -124,7 +124,7 @@ class PartSpan:
 class PictureContext:
     """What the picture to be drawn may look at: the tokens [0, end) before its <BOV>.
 
-    last_segment: token range of the last text of the same assistant turn (empty if there is none); guidance drops it.
+    last_segment: token range of the text that the picture illustrates; guidance drops it. Empty where there is none.
     frame_ends: for every picture already there, in order, the number of tokens before its own block.
     """
 
@@ -144,8 +144,13 @@ class Layout:
     def pictures(self) -> list[PartSpan]:
         return [span for span in self.parts if span.kind == "picture"]
 
-    def context_of(self, picture: int | None = None) -> PictureContext:
-        """The context of the k-th picture of the document (all turns counted); None: of the one drawn next."""
+    def context_of(self, picture: int | None = None, *, segment: Literal["user", "none"] = "user") -> PictureContext:
+        """The context of the k-th picture of the document (all turns counted); None: of the one drawn next.
+
+        The last segment is the assistant's text since its last picture. Where it wrote none, the connector's config
+        says what counts (`segment`): "user", the last text of the user (all tokens, if the user wrote none either), or
+        "none", nothing.
+        """
         pictures = self.pictures
         if picture is None:
             end, before, turn = len(self.ids), self.parts, self.open_turn
@@ -154,16 +159,21 @@ class Layout:
             target = pictures[picture]
             end, before, turn = target.start, self.parts[: self.parts.index(target)], target.turn
             known = pictures[:picture]
-        texts = [span for span in before if span.kind == "text" and span.turn == turn]
-        segment = (end, end)
-        if texts:
-            first = last = texts[-1]
-            for span in reversed(texts[:-1]):  # texts without a picture between them are one segment
+        since = known[-1].end if known else 0
+        texts = [span for span in before if span.kind == "text" and span.end > span.start]
+        own = [span for span in texts if span.turn == turn and span.start >= since]
+        if not own and segment == "user":
+            asked = [span for span in texts if span.role == "user"]
+            own = [span for span in asked if span.turn == asked[-1].turn]
+        last = (0, end) if segment == "user" else (end, end)  # nobody wrote a word: all that was read is the request
+        if own:
+            first = own[-1]
+            for span in reversed(own[:-1]):  # texts without a picture between them are one segment
                 if span.end != first.start:
                     break
                 first = span
-            segment = (first.start, last.end)
-        return PictureContext(end, segment, tuple(span.start for span in known))
+            last = (first.start, own[-1].end)
+        return PictureContext(end, last, tuple(span.start for span in known))
 
 
 def layout(

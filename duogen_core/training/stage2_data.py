@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -36,6 +36,7 @@ from duogen_core.training.journal import changes, sentence
 from duogen_core.vae import PictureVae, pixels_to_tensor
 
 SHARD = 256  # documents
+SEGMENT = "user"  # the rule that is trained (ConnectorConfig.segment); shards of before it was recorded have "none"
 CHUNK = 16  # pictures, or documents, that run together
 
 Named = Callable[[int], Sequence[tuple[str, Document]]]  # number -> names and documents
@@ -72,17 +73,17 @@ def prepared_of(latents: Iterable[Tensor], states: Tensor, spots: Mapping[str, A
     return Prepared(tuple(latents), states, tuple(spots["ends"]), segments, tuple(spots["drawn"]), name)
 
 
-def places(layout: Layout) -> dict[str, Any]:
+def places(layout: Layout, segment: Literal["user", "none"] = SEGMENT) -> dict[str, Any]:
     """Token places of the pictures up to the last drawn one: {"ends": [n], "segments": [[a, b]], "drawn": [k]}.
 
-    A segment is empty where no text was written since the picture before: there is nothing for guidance to drop.
+    segments: what guidance drops, by the rule of the connector's config (`Layout.context_of`); empty for pictures that
+    are not drawn.
     """
     drawn = [k for k, span in enumerate(layout.pictures) if span.drawn]
-    contexts = [layout.context_of(k) for k in range(drawn[-1] + 1)]
-    segments = []
-    for k, context in enumerate(contexts):
-        old = context.frame_ends and context.last_segment[0] < context.frame_ends[-1]
-        segments.append((context.end, context.end) if k not in drawn or old else context.last_segment)
+    contexts = [layout.context_of(k, segment=segment) for k in range(drawn[-1] + 1)]
+    segments = [
+        context.last_segment if k in drawn else (context.end, context.end) for k, context in enumerate(contexts)
+    ]
     return {"ends": [context.end for context in contexts], "segments": segments, "drawn": drawn}
 
 
@@ -159,7 +160,12 @@ def prepare_shard(folder: Path, number: int, named: Named, reader: Reader, recip
     named(number): names and documents of the shard. recipe: what they, and the states, depend on.
     """
     path = shard_path(folder, number)
-    recipe = {**recipe, "vae": fingerprint(reader.vae.model), "mllm": fingerprint(reader.mllm.model)}
+    recipe = {
+        **recipe,
+        "segment": SEGMENT,
+        "vae": fingerprint(reader.vae.model),
+        "mllm": fingerprint(reader.mllm.model),
+    }
     if path.exists():
         check_recipe(path, recipe)
         return path
@@ -177,7 +183,7 @@ def prepare_shard(folder: Path, number: int, named: Named, reader: Reader, recip
 
 def check_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
     with safe_open(path, "pt") as file:
-        before = json.loads(file.metadata().get("recipe", "{}"))
+        before = {"segment": "none", **json.loads(file.metadata().get("recipe", "{}"))}
     now = json.loads(json.dumps(recipe))
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed:

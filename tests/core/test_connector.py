@@ -109,9 +109,10 @@ def test_the_last_layer_alone(tmp_path) -> None:
 def test_a_config_from_before_the_switches_reads_as_it_was_meant(tmp_path) -> None:
     connector = make(drop="all_text")
     connector.save_pretrained(tmp_path)
-    assert Connector.from_pretrained(tmp_path).config.drop == "all_text"
+    assert Connector.from_pretrained(tmp_path).config == connector.config
     (tmp_path / "config.json").write_text(json.dumps({"num_layers": 3, "hidden_size": 16, "cross_width": 8}))
     config = Connector.from_pretrained(tmp_path).config
-    assert (config.layers, config.drop) == ("all", "last_segment")
+    assert (config.layers, config.drop, config.segment) == ("all", "last_segment", "none")
+    assert make().config.segment == "user", "what is trained from now on"
     with pytest.raises(DuoGenError, match="layers is 'first'"):
         ConnectorConfig(3, 16, 8, layers="first")

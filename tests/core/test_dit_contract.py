@@ -141,6 +141,27 @@ def test_nothing_depends_on_the_cache(model, inputs):
             torch.testing.assert_close(cached, model.forward_packed(*args, **ends), **CLOSE)
 
 
+def test_the_target_alone_does_not_see_hidden_text(model, inputs, attention):
+    """Guidance's negative branch: under frame_causal the finished pictures still see that text, in front of them."""
+    (frames, timestep, text), ends = inputs
+    sees = torch.ones(len(frames), text.shape[1], dtype=torch.bool)
+    if attention == "frame_causal":
+        sees[:-1] = torch.arange(text.shape[1])[None] < torch.tensor(ENDS)[:, None]
+        sees[-1, 1:3] = False
+    else:
+        sees[:, 1:3] = False
+    with torch.no_grad():
+        out = model.forward_packed(frames, timestep, text, hidden=(1, 3), **ends)
+        for row in range(len(text)):
+            one = [frame[row % len(frame)] for frame in frames]
+            places = tuple(range(len(frames)))
+            sequence = Sequence(tuple(one[:-1]), (one[-1],), places, timestep[row : row + 1], text[row], sees)
+            torch.testing.assert_close(out[row], model.forward_train([sequence])[0][0], **CLOSE)
+        assert not torch.allclose(out, model.forward_packed(frames, timestep, text, **ends), **CLOSE)
+        with pytest.raises(DitError, match="hidden"):
+            model.forward_packed(frames, timestep, text, hidden=(3, text.shape[1] + 1), **ends)
+
+
 def test_frame_ends_rule_under_frame_causal_only(model, inputs, attention):
     (frames, timestep, text), _ = inputs
 

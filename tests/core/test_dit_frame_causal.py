@@ -151,7 +151,7 @@ def test_a_finished_picture_never_depends_on_what_comes_later(model):
     # and by gradient: nothing of the first two pictures' keys and values reaches back to the later text
     text.requires_grad_()
     cache = FrameCache()
-    forward_frame_causal(model, frames, torch.tensor([0.5]), text, (3, 5), cache)
+    forward_frame_causal(model, frames, torch.tensor([0.5]), text, (3, 5), (0, 0), cache)
     loss = sum(k.sum() + v.sum() for frame in cache._frames for k, v in frame.kv)
     (gradient,) = torch.autograd.grad(loss, text)
     assert gradient[:, :5].abs().sum() > 0 and not gradient[:, 5:].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,9 +201,19 @@ def test_the_negative_drops_the_last_text_only(mllm, connector) -> None:
     start, end = states.last_segment
     ids = mllm._layout(context).ids
     assert mllm.tokenizer.decode(ids[start:end]) == " now" and end == len(ids)
-    assert torch.equal(states.negative(), states.positive()[:start]) and len(states.positive()) == end
-    picture_first = mllm.encode(CONTEXTS["two drawn pictures and no text"], connector)
-    assert torch.equal(picture_first.negative(), picture_first.positive())
+    assert states.negative() == (states.positive(), (start, end)) and len(states.positive()) == end
+
+
+def test_without_text_of_its_own_the_negative_drops_the_request(mllm, connector) -> None:
+    """Nothing written since the last picture: the user's last text; weights trained before that rule drop nothing."""
+    context = CONTEXTS["two drawn pictures and no text"]
+    states = mllm.encode(context, connector)
+    ids = mllm._layout(context).ids
+    asked = next(turn for turn in reversed(context.turns) if turn.role == "user").text
+    assert mllm.tokenizer.decode(ids[slice(*states.negative()[1])]) == asked
+    before = Connector(replace(connector.config, segment="none"))
+    before.load_state_dict(connector.state_dict())
+    assert mllm.encode(context, before).negative() is None
 
 
 def test_other_layer_classes_and_a_named_device(family, connector) -> None:

@@ -127,7 +127,7 @@ def test_encode_after_continue_runs_nothing(tokenizer) -> None:
     torch.testing.assert_close(states.states, expected)
     start, end = states.last_segment
     assert end == len(states.states) and end - start == out.tokens
-    assert torch.equal(states.negative(), states.states[:start])
+    assert states.negative() == (states.states, (start, end))
     assert not states.states.is_inference()
 
 

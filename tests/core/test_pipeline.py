@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from duogen_core import pipeline, store
+from duogen_core.connector import Connector
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.pipeline import Callbacks, Draughtsman, Settings, generate
@@ -34,11 +36,13 @@ def components():
 
 @pytest.fixture
 def calls(components, monkeypatch):
-    """Every call of the DiT: (sizes of its frames, number of text tokens, frame_ends)."""
+    """Every call of the DiT: (sizes of its frames, number of text tokens that the target sees, frame_ends)."""
     seen, forward = [], components.dit.forward_packed
 
     def spy(frames, timestep, text, **options):
-        seen.append(([tuple(frame.shape[-2:]) for frame in frames], text.shape[1], tuple(options["frame_ends"])))
+        start, end = options["hidden"] or (0, 0)
+        sizes = [tuple(frame.shape[-2:]) for frame in frames]
+        seen.append((sizes, text.shape[1] - (end - start), tuple(options["frame_ends"])))
         return forward(frames, timestep, text, **options)
 
     monkeypatch.setattr(components.dit, "forward_packed", spy)
@@ -191,13 +195,31 @@ def test_guidance_drops_the_last_text_and_keeps_the_pictures(components, calls):
     assert positive - negative == len(components.mllm.tokenizer.encode("Step 2. A roof.", add_special_tokens=False))
 
 
-def test_guidance_has_an_effect_only_where_there_is_text_to_drop(components, calls):
+WORDLESS = {
+    "text to picture": Document().begin_turn("user", [Text("A red star.")]),
+    "an edit": Document().begin_turn("user", [Text("Make it blue."), noise_picture(32, 32)]),
+    "a picture alone": Document().begin_turn("user", [noise_picture(32, 32)]),
+}
+
+
+@pytest.mark.parametrize("name", WORDLESS)
+def test_guidance_has_an_effect_where_the_assistant_writes_nothing(components, calls, name):
+    """Its negative branch lacks what the user asked then, for both of two pictures in a row."""
     drawn = []
     for guidance in (1.0, 3.0):
-        scripted(components, ("A wall.", "picture"), ("", "picture"), ("", "end"))
-        drawn.append(generate(components, request(), Settings(steps=1, guidance=guidance)).pictures)
-    assert len(calls) == 2 + 3  # the second picture has no text of its own: one branch is enough
-    assert drawn[0][0] != drawn[1][0]
+        scripted(components, ("", "picture"), ("", "picture"), ("", "end"))
+        drawn.append(generate(components, WORDLESS[name], Settings(steps=1, guidance=guidance)).pictures[-2:])
+    assert len(calls) == 2 + 4
+    for (_, positive, ends), (_, negative, same_ends) in (calls[2:4], calls[4:6]):
+        assert positive > negative and ends == same_ends
+    assert all(plain != guided for plain, guided in zip(*drawn, strict=True))
+
+
+def test_weights_trained_before_that_rule_keep_theirs(components, calls):
+    components = replace(components, connector=Connector(replace(components.connector.config, segment="none")))
+    scripted(components, ("A wall.", "picture"), ("", "picture"), ("", "end"))
+    generate(components, request(), Settings(steps=1, guidance=3.0))
+    assert len(calls) == 2 + 1  # the second picture has no text of its own: one branch is enough
 
 
 def test_the_frame_cache_saves_work_and_changes_nothing(components, monkeypatch):

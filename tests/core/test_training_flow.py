@@ -15,7 +15,7 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
-from duogen_core.pipeline import Draughtsman, Settings, negative_states
+from duogen_core.pipeline import Draughtsman, Settings
 from duogen_core.training import flow, stage2
 from duogen_core.training.flow import Chance, FlowLoss, draw
 from duogen_core.training.loop import rng_for
@@ -26,15 +26,16 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 SIZES = ((32, 48), (32, 32), (48, 32))  # of the pictures, height and width
 
 
-def conversation() -> Document:
-    """The user's picture, then two drawn ones, each of another size."""
+def conversation(wordless: bool = False) -> Document:
+    """The user's picture, then two drawn ones, each of another size; wordless: of which the assistant says nothing."""
     generator = torch.Generator().manual_seed(3)
     pixels = [torch.randint(0, 256, (*size, 3), generator=generator, dtype=torch.uint8).numpy() for size in SIZES]
     mine, *drawn = (Picture(each) for each in pixels)
+    answer = [Text("The walls."), drawn[0], Text("The red roof."), drawn[1], Text("Done.")]
     return (
         Document()
         .begin_turn("user", [Text("Add a house."), mine])
-        .begin_turn("assistant", [Text("The walls."), drawn[0], Text("The red roof."), drawn[1], Text("Done.")])
+        .begin_turn("assistant", drawn if wordless else answer)
     )
 
 
@@ -45,7 +46,15 @@ def parts():
 
 @pytest.fixture(scope="module")
 def prepared(parts) -> Prepared:
-    document = conversation()
+    return prepare(parts, conversation())
+
+
+@pytest.fixture(scope="module")
+def wordless(parts) -> Prepared:
+    return prepare(parts, conversation(wordless=True))
+
+
+def prepare(parts: Components, document: Document) -> Prepared:
     with torch.inference_mode():
         batch = build_inputs([document], parts.mllm.tokenizer, parts.mllm.image_processor)
         layers = hidden_states_for(parts.mllm.model, batch)[0]
@@ -55,10 +64,10 @@ def prepared(parts) -> Prepared:
     return Prepared(latents, states, tuple(spots["ends"]), tuple(spots["segments"]), tuple(spots["drawn"]))
 
 
-def context(k: int) -> Document:
+def context(document: Document, k: int) -> Document:
     """The conversation up to its drawn picture k (1 or 2)."""
-    user, assistant = conversation().turns
-    return Document((user, replace(assistant, parts=assistant.parts[: 2 * k - 1])))
+    user, assistant = document.turns
+    return Document((user, replace(assistant, parts=assistant.parts[: assistant.parts.index(document.pictures[k])])))
 
 
 def sample_of(prepared: Prepared, chance: Chance, wanted=lambda sample: True):
@@ -66,7 +75,9 @@ def sample_of(prepared: Prepared, chance: Chance, wanted=lambda sample: True):
     return next(s for s in (draw(prepared, Random(seed), chance) for seed in range(200)) if wanted(s))
 
 
-def trained_and_drawn(parts: Components, prepared: Prepared, config: stage2.Stage2Config, dropped: bool):
+def trained_and_drawn(
+    parts: Components, prepared: Prepared, config: stage2.Stage2Config, dropped: bool, said: Document | None = None
+):
     """(velocity in training, velocity in sampling) of every target of a sample; dropped: of the negative branch."""
     torch.manual_seed(0)
     dit, connector = stage2.new_models(config, 2, 64)
@@ -81,12 +92,12 @@ def trained_and_drawn(parts: Components, prepared: Prepared, config: stage2.Stag
         trained = dit.forward_train([flow._noised(sample, text)])[0]
         drawn = []
         for k, t, noise, x0 in zip(sample.places[len(sample.clean) :], sample.timestep, sample.noise, sample.targets):
-            document = context(k)
+            document = context(said or conversation(), k)
             states = parts.mllm.encode(document, connector)
-            chosen = negative_states(states) if dropped else states.positive()
+            chosen, hidden = states.negative() if dropped else (states.positive(), None)
             frames = [*(draughtsman.latent(p) for p in document.pictures), (t * noise + (1 - t) * x0)[None]]
-            ends = states.frame_ends
-            drawn.append(dit.forward_packed(frames, t[None], chosen[None], frame_ends=ends)[0])
+            places = {"frame_ends": states.frame_ends, "hidden": hidden}
+            drawn.append(dit.forward_packed(frames, t[None], chosen[None], **places)[0])
     return list(zip(trained, drawn, strict=True))
 
 
@@ -105,6 +116,20 @@ def test_what_is_trained_is_what_is_sampled(parts, prepared, attention, referenc
     assert len(pairs) == (1 if attention == "full" else 2)
     for trained, drawn in pairs:
         torch.testing.assert_close(trained, drawn, **CLOSE)
+
+
+@pytest.mark.parametrize("attention", ["frame_causal", "full"])
+def test_wordless_pictures_are_trained_and_sampled_without_the_request(parts, wordless, attention):
+    """An edit, or text to picture: the assistant writes nothing, so the negative branch hides what the user asked.
+
+    Under frame_causal the earlier pictures keep seeing the request: in the negative branch too, as in training.
+    """
+    assert all(last > first for first, last in wordless.segments[1:])
+    config, said = replace(TINY, attention=attention), conversation(wordless=True)
+    both = [trained_and_drawn(parts, wordless, config, dropped, said) for dropped in (False, True)]
+    for trained, drawn in [*both[0], *both[1]]:
+        torch.testing.assert_close(trained, drawn, **CLOSE)
+    assert not torch.allclose(both[0][-1][1], both[1][-1][1], **CLOSE)
 
 
 def test_every_switch_changes_what_is_sampled(parts, prepared):
@@ -204,19 +229,23 @@ def test_the_loss_is_the_mean_over_targets_of_the_velocitys_squared_error(prepar
     torch.testing.assert_close(FlowLoss(dit, connector)([sample]), expected, **CLOSE)
 
 
-def test_without_a_new_text_there_is_nothing_to_drop():
-    """Two pictures with no word between them: the second has no negative branch, so training drops nothing of it."""
+def test_without_a_new_text_the_request_is_dropped():
+    """Two pictures with no word between them: of the second, training drops the user's text, as guidance will."""
     parts = random_components()
     document = conversation()
     user, assistant = document.turns
     one, two = assistant.parts[1], assistant.parts[3]
     twice = Document((user, replace(assistant, parts=(Text("The walls."), one, two, one))))
-    spots = places(build_inputs([twice], parts.mllm.tokenizer, parts.mllm.image_processor)["layouts"][0])
-    lengths = [last - first for first, last in spots["segments"]]
-    assert spots["drawn"] == [1, 2, 3] and lengths[0] == lengths[2] == lengths[3] == 0 and lengths[1] > 0
+    layout = build_inputs([twice], parts.mllm.tokenizer, parts.mllm.image_processor)["layouts"][0]
+    asked, _, walls, *_ = layout.parts
+    spots = places(layout)
+    assert spots["drawn"] == [1, 2, 3] and spots["segments"][0] == (spots["ends"][0],) * 2
+    assert spots["segments"][1:] == [(walls.start, walls.end), *[(asked.start, asked.end)] * 2]
+    before = places(layout, "none")["segments"]  # weights trained without the rule: nothing is dropped of these
+    assert before[1] == (walls.start, walls.end) and before[2:] == [(end, end) for end in spots["ends"][2:]]
 
 
 def test_a_branch_without_any_text_is_there_even_when_nothing_new_was_written():
     states = ContextStates(torch.randn(9, 4), (2, 5), (5,), "all_text")  # the last text stands before the last picture
-    assert len(negative_states(states)) == 0
-    assert negative_states(replace(states, drop="last_segment")) is None
+    text, hidden = states.negative()
+    assert len(text) == 0 and hidden is None
