@@ -1,9 +1,9 @@
-"""Figures of a running ComfyUI that a quick test cannot give: 50 runs in one server, and the time of a reroll.
+"""The time of a reroll in a running ComfyUI. Many runs in one server: tests/hardening/comfyui_runs.py.
 
-    python tests/bench/server_runs.py [--runs 50] [--checkpoint FOLDER] [--cache ram|classic|none]
+    python tests/bench/server_runs.py [--steps 20] [--checkpoint FOLDER] [--cache ram|classic|none]
 
-Out: JSON lines. Memory: resident set after the fifth and after the last run, open files. Time: a full answer of 6
-pictures, then a reroll of picture k as a share of it (the bar is (7 - k) / 6 plus 20 %).
+Out: a JSON line. Time: a full answer of 6 pictures, then a reroll of picture k as a share of it (the bar is (7 - k) / 6
+plus 20 %).
 """
 
 from __future__ import annotations
@@ -24,19 +24,6 @@ from server import Server, find_comfyui  # noqa: E402
 
 PICTURES = 6
 CACHES = {"ram": ("--cache-ram", "1", "100000"), "classic": ("--cache-classic",), "none": ("--cache-none",)}
-
-
-def many_runs(server: Server, checkpoint: str, runs: int) -> dict[str, object]:
-    """Every run another request and seed, so that nothing comes from a cache; pictures, previews and files included."""
-    resident = []
-    for run in range(runs):
-        graph = graphs.answer(checkpoint, f"Request number {run}.", prefix="runs/answer", seed=run, max_images=2)
-        result = server.run(graph)
-        assert result.error is None, result.error
-        resident.append(server.memory()["rss"])
-    state = server.memory()
-    grown = (resident[-1] - resident[4]) / 2**20
-    return {"runs": runs, "grown after the fifth, MiB": round(grown, 1), "open files": state["files"]}
 
 
 def reroll_times(server: Server, checkpoint: str, steps: int) -> dict[str, object]:
@@ -60,7 +47,6 @@ def reroll_times(server: Server, checkpoint: str, steps: int) -> dict[str, objec
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--checkpoint", type=Path, help="folder of a checkpoint; else one with random weights")
     parser.add_argument("--cache", choices=CACHES, default="ram")
@@ -74,7 +60,6 @@ def main() -> None:
         server = Server(find_comfyui(), Path(scratch), *CACHES[options.cache])
         try:
             server.wait()
-            print(json.dumps({"cache": options.cache, **many_runs(server, name, options.runs)}), flush=True)
             print(json.dumps({"cache": options.cache, **reroll_times(server, name, options.steps)}), flush=True)
         finally:
             server.stop()

@@ -2,7 +2,8 @@
 
 POST /duogen_test/fail {"drawing": k} makes the drawing of the k-th picture from now on fail, once.
 
-Out: {"rss": bytes, "files": open files of ours, "loaded": class names of the models under ComfyUI's memory management,
+Out: {"rss": bytes, "descriptors": number of open descriptors (Windows: handles), "files": open files of ours,
+"loaded": class names of the models under ComfyUI's memory management,
 "alive": {class name: number of objects}} after a garbage collection. What the C library holds back for later use is
 returned to the system first: it is nobody's.
 """
@@ -43,6 +44,7 @@ async def memory(request: web.Request) -> web.Response:
     return web.json_response(
         {
             "rss": process.memory_info().rss,
+            "descriptors": process.num_handles() if sys.platform == "win32" else process.num_fds(),
             "files": [file.path for file in process.open_files() if file.path.endswith(ENDINGS)],
             "loaded": sorted(type(patcher.model).__name__ for patcher in patchers if patcher is not None),
             "alive": alive,

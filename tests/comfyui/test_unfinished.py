@@ -254,6 +254,7 @@ def test_a_planned_answer_is_continued(server: Server, random_model: Path):
     continued = saved_document(server, server.run(graph))
     drawn = [picture for picture in stopped.pictures if not picture.meta.get("pending")]
     assert len(continued.pictures) == 3 and continued.pictures[:2] == tuple(drawn)
+    assert unfinished(server) == before | {name: stopped}, "what was opened is the user's, in the same server too"
 
 
 def test_two_answers_of_one_prompt_have_their_own(server: Server, random_model: Path):
