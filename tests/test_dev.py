@@ -135,4 +135,4 @@ def test_both_lists_of_requirements_agree_and_pin_nothing():
     required = {line for line in lines if line and not line.startswith("#")}
     project = (ROOT / "pyproject.toml").read_text("utf-8").split("dependencies = [")[1].split("]")[0]
     assert {line.strip(' ",') for line in project.splitlines() if line.strip()} == required
-    assert all(re.fullmatch(r"[a-z0-9-]+>=[0-9.]+", line) for line in required)
+    assert all(re.fullmatch(r"[a-z0-9-]+>=[0-9.]+(; python_version < '[0-9.]+')?", line) for line in required)

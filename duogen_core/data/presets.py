@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from duogen_core.config_text import ConfigTextError, read_yaml, shorten
 from duogen_core.errors import DuoGenError
 
 
@@ -25,7 +24,7 @@ def preset_values(folder: Path, default: str, name: str, settings: Sequence[str]
     if name != default:
         merge(values, _read(_file(folder, name)), f"the preset {name}")
     for setting in settings:
-        merge(values, _parse(setting), f"--set {setting}")
+        merge(values, _parse(setting), f"--set {shorten(setting)}")
     return values
 
 
@@ -38,12 +37,16 @@ def merge(values: dict[str, Any], more: Mapping[str, Any], where: str, path: str
     for name, new in more.items():
         full = f"{path}{name}"
         if name not in values:
-            raise DuoGenError(f"{where} has {full}, which is no rule; the names are {', '.join(map(str, values))}.")
+            raise DuoGenError(
+                f"{where} has {shorten(full)}, which is no rule; the names are {', '.join(map(str, values))}."
+            )
         old = values[name]
         if isinstance(old, dict) and isinstance(new, Mapping):
             merge(old, new, where, f"{full}.")
         elif _kind(old) is not _kind(new):
-            raise DuoGenError(f"{where} sets {full} to {new!r}; expected {_kind(old).__name__}, such as {old!r}.")
+            raise DuoGenError(
+                f"{where} sets {full} to {shorten(repr(new))}; expected {_kind(old).__name__}, such as {old!r}."
+            )
         else:
             values[name] = new
 
@@ -59,8 +62,8 @@ def _file(folder: Path, name: str) -> Path:
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     try:
-        values = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        values = read_yaml(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigTextError) as error:
         raise DuoGenError(f"The preset {file} cannot be read: {error}.") from None
     if not isinstance(values, dict):
         raise DuoGenError(f"The preset {file} must hold sections such as page: and picture:.")
@@ -70,11 +73,11 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 def _parse(setting: str) -> dict[str, Any]:
     names, equals, text = setting.partition("=")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        equals = ""
+        value = read_yaml(text)
+    except ConfigTextError as error:
+        raise DuoGenError(f"The value in --set {shorten(setting)} cannot be read: {error}.") from None
     if not equals or "." not in names:
-        raise DuoGenError(f"--set {setting} cannot be read; write it like page.min_words=50.")
+        raise DuoGenError(f"--set {shorten(setting)} cannot be read; write it like page.min_words=50.")
     for name in reversed(names.strip().split(".")):
         value = {name: value}
     return value

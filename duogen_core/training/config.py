@@ -2,8 +2,12 @@
 
     config = load_config(Stage2Config, Path("my.yaml"), ["lr=1e-3", "families.guide=0.5"])
 
-A misspelt key is named with the nearest right one; a value of the wrong kind with what was expected. Nested dataclasses
-and mappings are sections of the file. `to_yaml(config)` is the file that would give the same config.
+A misspelt key is named with the nearest right one; a value of the wrong kind with what was expected; both with the file
+or the command line, whichever it came from. Nested dataclasses and mappings are sections of the file.
+`to_yaml(config)` is the file that would give the same config.
+
+A dataclass may have `fixed`, {name: where its value comes from}: fields that its user does not set, since the command
+does. They are refused with that sentence, and neither `to_yaml` nor --help lists them.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from duogen_core.config_text import ConfigTextError, read_toml, read_yaml, shorten
 from duogen_core.errors import DuoGenError
 
 T = TypeVar("T")
@@ -28,18 +34,41 @@ class ConfigError(DuoGenError):
     """A training configuration that cannot be used."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a setting was given, for errors: "my.yaml", or "'lora' of the settings given on the command line"."""
+
+    file: str | None
+    overrides: frozenset[tuple[str, ...]]  # the paths of all settings of the command line
+    path: tuple[str, ...] = ()  # of the section
+    key: str | None = None  # of the setting itself
+
+    def section(self, name: str) -> Place:
+        return replace(self, path=(*self.path, name), key=None)
+
+    def at(self, key: object) -> Place:
+        return replace(self, key=str(key))
+
+    def __str__(self) -> str:
+        full = self.path if self.key is None else (*self.path, *self.key.split("."))
+        # An override gives what lies at its own path and below, and is a part of what lies above.
+        given = any(full[: len(each)] == each or each[: len(full)] == full for each in self.overrides)
+        where = "the settings given on the command line" if given or self.file is None else self.file
+        return f"'{'.'.join(self.path)}' of {where}" if self.path else where
+
+
 def load_config(cls: type[T], file: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
     """Defaults of the dataclass, then the file, then the overrides "key=value" (values read as YAML)."""
-    values: dict[str, Any] = {}
-    where = "the settings given on the command line"
-    if file is not None:
-        values, where = read_file(Path(file)), str(file)
+    values = {} if file is None else read_file(Path(file))
+    paths = set()
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"'{override}' is not a setting; expected name=value, such as lr=0.001.")
-        put(values, key.strip().split("."), read_value(text, override))
-    return build(cls, values, where)
+        keys = tuple(part.strip() for part in key.split("."))
+        if not equals or not all(keys):
+            raise ConfigError(f"'{shorten(override)}' is not a setting; expected name=value, such as lr=0.001.")
+        put(values, keys, read_value(text, override))
+        paths.add(keys)
+    return build(cls, values, Place(None if file is None else str(file), frozenset(paths)))
 
 
 def read_file(file: Path) -> dict[str, Any]:
@@ -48,70 +77,69 @@ def read_file(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The configuration {file} cannot be read: {error}.") from error
     try:
-        values = toml_values(text) if file.suffix.lower() == ".toml" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"The configuration {file} is not valid: {' '.join(str(error).split())}.") from error
+        values = read_toml(text) if file.suffix.lower() == ".toml" else read_yaml(text)
+    except ConfigTextError as error:
+        raise ConfigError(f"The configuration {file} is not valid: {error}.") from error
     if not isinstance(values or {}, dict):
         raise ConfigError(f"The configuration {file} must be a list of settings such as 'lr: 0.001'.")
     return values or {}
 
 
-def toml_values(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError as error:  # Python 3.10
-        raise ConfigError("Python 3.10 reads no TOML; write the configuration as YAML (.yaml).") from error
-    return tomllib.loads(text)
-
-
 def read_value(text: str, override: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The value in '{override}' cannot be read.") from error
+        return read_yaml(text)
+    except ConfigTextError as error:
+        raise ConfigError(f"The value in '{shorten(override)}' cannot be read: {error}.") from error
 
 
 def put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
     for key in keys[:-1]:
-        values = values.setdefault(key, {})
+        if values.get(key) is None:  # "lora: null" of a printed configuration
+            values[key] = {}
+        values = values[key]
         if not isinstance(values, dict):
             raise ConfigError(f"'{'.'.join(keys)}' goes into '{key}', which is a single value.")
     values[keys[-1]] = value
 
 
-def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+def build(cls: type[T], values: Mapping[str, Any], where: Place) -> T:
     """A dataclass from plain values; unknown keys and wrong kinds raise a ConfigError that names them."""
     hints = typing.get_type_hints(cls)
+    fixed = getattr(cls, "fixed", {})
     known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
+        if key in fixed:
+            raise ConfigError(f"'{key}' in {where.at(key)} is not yours to set: {fixed[key]}.")
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            meant = f"did you mean '{near[0]}'?" if near else f"it can have {', '.join(known)}."
-            raise ConfigError(f"There is no setting '{key}' in {where}; {meant}")
+            settings = [name for name in known if name not in fixed]
+            near = difflib.get_close_matches(str(key), settings, n=1, cutoff=0.5)
+            meant = f"did you mean '{near[0]}'?" if near else f"it can have {', '.join(settings)}."
+            raise ConfigError(f"There is no setting '{shorten(str(key))}' in {where.at(key)}; {meant}")
     for name, field in known.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"The setting '{name}' is missing in {where}; it has no default.")
+            raise ConfigError(f"The setting '{name}' is missing in {where.at(name)}; it has no default.")
     return cls(**{key: fitting(hints[key], value, key, where) for key, value in values.items()})
 
 
-def fitting(kind: Any, value: Any, key: str, where: str) -> Any:
-    """`value` as the type that the dataclass declares."""
+def fitting(kind: Any, value: Any, key: str, where: Place) -> Any:
+    """`value` as the type that the dataclass declares. key: its name, "families.guide" for a part of a mapping."""
+    said = f"'{key}' in {where.at(key)} is {shorten(repr(value))}"
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in inner:
             return None
         return fitting(next(each for each in inner if each is not type(None)), value, key, where)
     if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
-        return build(kind, value, f"'{key}' of {where}")
+        return build(kind, value, where.section(key))
     if origin is typing.Literal:
         if value in inner:
             return value
-        raise ConfigError(f"'{key}' in {where} is {value!r}; expected one of {', '.join(map(str, inner))}.")
+        raise ConfigError(f"{said}; expected one of {', '.join(map(str, inner))}.")
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if isinstance(value, Mapping):
             of = inner[1] if len(inner) == 2 else Any
             return {str(name): fitting(of, each, f"{key}.{name}", where) for name, each in value.items()}
-        raise ConfigError(f"'{key}' in {where} is {value!r}; expected a section of names and values.")
+        raise ConfigError(f"{said}; expected a section of names and values.")
     if origin in (list, tuple) or (isinstance(origin, type) and issubclass(origin, Sequence)):
         if inner[:1] == (Any,) and isinstance(value, (str, Mapping)):  # one source for a list of them
             value = [value]
@@ -119,11 +147,7 @@ def fitting(kind: Any, value: Any, key: str, where: str) -> Any:
             of = inner[0] if inner else Any
             found = [fitting(of, each, key, where) for each in value]
             return tuple(found) if origin is tuple else found
-        raise ConfigError(f"'{key}' in {where} is {value!r}; expected a list.")
-    return scalar(kind, value, key, where)
-
-
-def scalar(kind: Any, value: Any, key: str, where: str) -> Any:
+        raise ConfigError(f"{said}; expected a list.")
     if kind is Any:
         return value
     if kind is Path and isinstance(value, str):
@@ -138,9 +162,10 @@ def scalar(kind: Any, value: Any, key: str, where: str) -> Any:
     if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     if dataclasses.is_dataclass(kind):
-        first = dataclasses.fields(kind)[0].name
-        raise ConfigError(f"'{key}' in {where} is {value!r}; expected a section of settings, such as {key}.{first}.")
-    raise ConfigError(f"'{key}' in {where} is {value!r}; expected {KINDS.get(kind, kind.__name__)}.")
+        fixed = getattr(kind, "fixed", {})
+        first = next(field.name for field in dataclasses.fields(kind) if field.name not in fixed)
+        raise ConfigError(f"{said}; expected a section of settings, such as {key}.{first}.")
+    raise ConfigError(f"{said}; expected {KINDS.get(kind, kind.__name__)}.")
 
 
 def check_numbers(config: Any, *, least: Mapping[str, int], above_0: Sequence[str] = ()) -> None:
@@ -154,14 +179,17 @@ def check_numbers(config: Any, *, least: Mapping[str, int], above_0: Sequence[st
 
 def to_yaml(config: Any) -> str:
     """The configuration as a file that `load_config` reads back."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(config, fixed=False), sort_keys=False, allow_unicode=True)
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, fixed: bool = True) -> Any:
+    """As values of YAML and JSON. fixed: with the fields that the command itself sets."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        left_out = () if fixed else getattr(value, "fixed", ())
+        names = [field.name for field in dataclasses.fields(value) if field.name not in left_out]
+        return {name: plain(getattr(value, name), fixed) for name in names}
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain(each, fixed) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(each) for each in value]
+        return [plain(each, fixed) for each in value]
     return str(value) if isinstance(value, Path) else value

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -54,7 +53,6 @@ def test_what_is_written_reads_back(tmp_path):
     assert load_config(Settings, write(tmp_path, to_yaml(config))) == config
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
 def test_toml(tmp_path):
     file = write(tmp_path, 'lr = 0.01\nsteps = 3\nnames = ["q"]\n[inner]\nwidth = 2\n', "c.toml")
     assert load_config(Settings, file) == Settings(lr=0.01, steps=3, names=("q",), inner=Inner(width=2))
@@ -83,6 +81,29 @@ def test_bad_files_are_named(tmp_path, text, expected):
     with pytest.raises(ConfigError, match=expected) as caught:
         load_config(Settings, write(tmp_path, text))
     assert "c.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file, override, said",
+    [
+        ("lr: 0.1", "lrr=1", "'lrr' in the settings given on the command line"),
+        ("lr: 0.1", "lr=fast", "'lr' in the settings given on the command line is 'fast'"),
+        ("lr: 0.1", "inner.widht=3", "'widht' in 'inner' of the settings given on the command line"),
+        ("inner: {name: b}", "inner.width=x", "'width' in 'inner' of the settings given on the command line"),
+        ("weights: {guide: 2}", "weights.draw=x", "'weights.draw' in the settings given on the command line"),
+        ("lrr: 1", "lr=0.1", r"'lrr' in \S*c.yaml"),
+        ("inner: {widht: 3}", "inner.name=b", r"'widht' in 'inner' of \S*c.yaml"),
+        ("weights: {guide: x}", "weights.draw=2", r"'weights.guide' in \S*c.yaml"),
+    ],
+)
+def test_an_error_names_the_file_or_the_command_line_whichever_it_was(tmp_path, file, override, said):
+    with pytest.raises(ConfigError, match=said):
+        load_config(Settings, write(tmp_path, file), [override])
+
+
+def test_a_section_that_is_null_in_the_file_can_be_given_on_the_command_line(tmp_path):
+    """As in a printed configuration: lora: null."""
+    assert load_config(Settings, write(tmp_path, "anything: null"), ["anything.rank=3"]).anything == {"rank": 3}
 
 
 def test_a_setting_without_default_is_asked_for():

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import yaml
-
+from duogen_core.config_text import ConfigTextError, read_yaml
 from duogen_core.errors import DuoGenError
 
 FOLDER = Path(__file__).with_name("taxonomy")
@@ -60,8 +59,8 @@ def load_taxonomy(folder: Path = FOLDER) -> Taxonomy:
 
 def _read(file: Path) -> list[Subcategory]:
     try:
-        value = yaml.safe_load(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        value = read_yaml(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigTextError) as error:
         raise DuoGenError(f"The taxonomy {file} cannot be read: {error}.") from None
     if not isinstance(value, dict) or set(value) != {"domain", "subcategories"}:
         raise DuoGenError(f"The taxonomy {file} must hold domain and subcategories, and nothing else.")
