@@ -7,13 +7,13 @@ samples are bad, 2 a source cannot be opened. Endless sources are checked on the
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from duogen_core.commands.progress import BAR, harmless
+from duogen_core.commands.run_options import STDOUT, add_json, write_json
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     kinds = "documents:DIR, jsonl:FILE, webdataset:FILES, parquet:FILES, hf:NAME or sketchbook"
     add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; or a JSON object with options, as in a config")
-    add("--json", metavar="FILE", help="write everything that was found as JSON")
+    add_json(parser)
     add("--tokenizer", metavar="MODEL", help="count tokens as this model does (a model's name or folder)")
     add("--max-side", type=int, metavar="PIXELS", help="longest side of a picture; default: 8192")
     add("--max-pictures", type=int, metavar="N", help="most pictures in a sample; default: 64")
@@ -58,12 +58,12 @@ def run(args: argparse.Namespace) -> int:
     results = [_check(source, args, count_tokens) for source in sources]
     for spec, (totals, _) in zip(specs, results, strict=True):
         totals.alignment = totals.good if spec.alignment else totals.alignment
-    print(_table([(source.name, totals) for source, (totals, _) in zip(sources, results)], count_tokens is not None))
     bad = sum(totals.bad for totals, _ in results)
+    if write_json(report, _figures(sources, results)):
+        return 1 if bad else 0
+    print(_table([(source.name, totals) for source, (totals, _) in zip(sources, results)], count_tokens is not None))
     if alignment := sum(totals.alignment for totals, _ in results):
         print(f"{alignment:,} samples are alignment data, which stage 1 leaves out.")
-    if report:
-        _write(report, sources, results)
     if bad:
         print(f"{bad:,} of {sum(t.good + t.bad for t, _ in results):,} samples cannot be used.")
     return 1 if bad else 0
@@ -110,7 +110,7 @@ class Bar:
     def __init__(self, name: str, total: int, quiet: bool, stream: TextIO | None = None) -> None:
         self.name, self.total, self.quiet, self.stream = name, total, quiet, stream or sys.stderr
         self.live = not quiet and self.stream.isatty()
-        self.done, self.started, self.shown = 0, 0.0, time.monotonic()
+        self.done, self.started, self.first, self.shown = 0, 0.0, 0, time.monotonic()
 
     def line(self, text: str) -> None:
         if not self.quiet:
@@ -122,7 +122,8 @@ class Bar:
     def advance(self, samples: int, bad: int) -> None:
         self.done += samples
         now = time.monotonic()
-        self.started = self.started or now  # what is loaded for the first sample is no part of the speed
+        if not self.started:  # what came first, with all that is loaded for it, is no part of the speed
+            self.started, self.first = now, self.done
         if now - self.shown >= (0.1 if self.live else 10):
             self.shown = now
             self._show(bad)
@@ -138,8 +139,8 @@ class Bar:
         share = self.done / max(self.total, 1)
         filled = int(BAR * share)
         text = f"{self.name} {self.done:,}/{self.total:,}, {bad:,} bad"
-        if self.done > 1:
-            text += f", {(self.done - 1) / max(time.monotonic() - self.started, 1e-6):,.0f} a second"
+        if self.done > self.first:
+            text += f", {(self.done - self.first) / max(time.monotonic() - self.started, 1e-6):,.0f} a second"
         if self.live:
             self.stream.write(f"\r\x1b[K{'█' * filled}{'░' * (BAR - filled)} {text}")
         else:
@@ -173,18 +174,16 @@ def _sizes(totals: Totals) -> str:
     return (", ".join(common) + (f" and {more:,} more, longest side {totals.largest_side:,}" if more else "")) or "-"
 
 
-def _checked_report(name: str | None) -> Path | None:
-    if name is None:
-        return None
+def _checked_report(name: str | None) -> str | None:
+    if name in (None, STDOUT):
+        return name
     file = Path(name)
     if file.is_dir() or not file.absolute().parent.is_dir():
         raise DuoGenError(f"--json {name} cannot be written; give a file in a folder that exists.")
-    return file
+    return name
 
 
-def _write(file: Path, sources: list[Source], results: list[tuple[Totals, list[Bad]]]) -> None:
-    from duogen_core.store import write_atomically
-
+def _figures(sources: list[Source], results: list[tuple[Totals, list[Bad]]]) -> dict[str, Any]:
     entries = []
     for source, (totals, named) in zip(sources, results, strict=True):
         bad = [{"index": each.index, "sample": each.label, "sentence": each.sentence} for each in named]
@@ -193,5 +192,4 @@ def _write(file: Path, sources: list[Source], results: list[tuple[Totals, list[B
     totals_of = {
         name: sum(entry[name] for entry in entries) for name in ("samples", "good", "bad", "turns", "pictures")
     }
-    text = json.dumps({"sources": entries, "totals": totals_of}, indent=2, ensure_ascii=True) + "\n"
-    write_atomically(file, text.encode("utf-8"))
+    return {"sources": entries, "totals": totals_of}

@@ -36,11 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.give_up < 1:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
-    from duogen_core.data.dialogues.engine import Engine
+    from duogen_core.data.dialogues.engine import Engine, asks_a_model, no_model
     from duogen_core.data.dialogues.run import begin, load_preset, open_input, work
 
     preset, source, out = load_preset(args.preset, args.set), open_input(args.input), Path(args.out)
-    writer, eyes = _clients(args, Path(args.record) if args.record else out / "answers.jsonl")
+    if asks_a_model(preset) or args.llm or args.mllm:
+        writer, eyes = _clients(args, Path(args.record) if args.record else out / "answers.jsonl")
+    else:
+        writer = eyes = no_model()
     engine = Engine(preset, writer, eyes)
     this = begin(out, source, engine, args.shard_documents)
     before = sum(len(this.numbers(shard)) for shard in range(this.shards) if this.is_done(shard))
@@ -56,11 +59,12 @@ def run(args: argparse.Namespace) -> int:
     usage = {"writer": writer.usage.to_json()} | ({"eyes": eyes.usage.to_json()} if eyes is not writer else {})
     rules = {rule: count for rule, count in refused.most_common() if rule}
     figures = {**{name: found[name] for name in ("documents", "kept", "pictures")}, "refused": rules, "usage": usage}
-    write_json(args.json, {**figures, "seconds": round(progress.elapsed(), 2), "documents_in_all": this.documents})
+    if write_json(args.json, {**figures, "seconds": round(progress.elapsed(), 2), "documents_in_all": this.documents}):
+        return 0
     print(f"{found['kept']:,} dialogues with {found['pictures']:,} pictures from {found['documents']:,} documents.")
     if rules:
         print("Refused: " + ", ".join(f"{count:,} {rule}" for rule, count in rules.items()) + ".")
-    print(f"Asked: {spent(writer.usage)}.")
+    print(f"Asked: {spent(writer.usage)}." if writer.endpoint.model else "No model was asked.")
     if eyes is not writer:
         print(f"Asked for descriptions: {spent(eyes.usage)}.")
     print(this.folder / "shards")

@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
                 total[name] += found.get(name, 0)
             progress.step(found["samples"], total["kept"])
     elapsed = progress.elapsed()
-    write_json(args.json, {**total, "elapsed": round(elapsed, 2)})
+    if write_json(args.json, {**total, "elapsed": round(elapsed, 2)}):
+        return 0
     rate = f", {total['samples'] / max(elapsed, 1e-6):.0f} a second" if total["samples"] else ""
     print(f"{total['kept']:,} documents with {total['turns']:,} edits of {total['samples']:,} samples{rate}:")
     print(this.folder / "shards")

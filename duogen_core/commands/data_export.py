@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
         written, bad = written + result["samples"], bad + result["bad"]
         bar.advance(result["samples"] + result["bad"], bad)
     bar.end(bad)
-    print(f"{written:,} documents written, {bad:,} bad ones left out (bad_samples.jsonl).")
+    left_out = f", {bad:,} bad ones left out and named in {folder / 'bad_samples.jsonl'}" if bad else ""
+    there = len(source) - written - bad
+    print(f"{written:,} documents written{left_out}{f'; {there:,} were done before' if there else ''}.")
     print(f"{'parquet' if args.to == 'parquet' else 'webdataset'}:{folder}/*.{ENDINGS[args.to]}")
     return 0

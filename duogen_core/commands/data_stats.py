@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+
+from duogen_core.commands.run_options import add_json, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="DIR", help="the --out of `data web` or of another engine")
     add("--plot", metavar="FILE", help="write a plot of what is left after each rule (PNG)")
-    add("--json", metavar="FILE", help="write the figures as JSON")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from duogen_core.data import yields
     from duogen_core.data.run_log import open_logs
-    from duogen_core.store import write_atomically
 
     logs = open_logs(Path(args.folder))
-    found = [yields.survey(log) for log in logs]
-    for each in found:
-        print((f"{each.log.folder}\n" if len(found) > 1 else "") + yields.text(each))
-    if args.json:
-        figures = {each.log.folder.name: each.to_json() for each in found} if len(found) > 1 else found[0].to_json()
-        write_atomically(Path(args.json), (json.dumps(figures, indent=2) + "\n").encode())
+    found, empty = yields.surveys(logs)
+    figures = {each.log.folder.name: each.to_json() for each in found} if len(logs) > 1 else found[0].to_json()
     if args.plot:
         yields.plot(found, Path(args.plot))
+    if write_json(args.json, figures):
+        return 0
+    for each in found:
+        print((f"{each.log.folder}\n" if len(logs) > 1 else "") + yields.text(each))
+    for log in empty:
+        print(f"{log.folder}\nbegun, and nothing is finished yet")
+    if args.plot:
         print(args.plot)
     return 0

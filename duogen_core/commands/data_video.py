@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
                 total[name] += found.get(name, 0)
     elapsed = progress.elapsed()
     usage = describer.client.usage if describer else None
-    write_json(args.json, {**total, "elapsed": round(elapsed, 2), "usage": usage.to_json() if usage else None})
+    if write_json(args.json, {**total, "elapsed": round(elapsed, 2), "usage": usage.to_json() if usage else None}):
+        return 0
     if usage:
         print(f"{spent(usage)}.")
     rate = f", {total['seconds'] / max(elapsed, 1e-6):.1f} times real time" if total["seconds"] else ""

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
             for name in found:
                 found[name] += result[name]
             progress.step(result["pages"], found["kept"])
-    write_json(args.json, {**found, "seconds": round(progress.elapsed(), 2), "pages_in_all": this.pages})
+    if write_json(args.json, {**found, "seconds": round(progress.elapsed(), 2), "pages_in_all": this.pages}):
+        return 0
     rate = f", {found['pages'] / max(progress.elapsed(), 1e-6):,.0f} pages a second" if found["pages"] else ""
     print(f"{found['kept']:,} documents with {found['pictures']:,} pictures from {found['pages']:,} pages{rate}:")
     print(this.folder / "shards")

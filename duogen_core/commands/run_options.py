@@ -22,7 +22,7 @@ def add_engine_options(
     add("--preset", default=presets[0], metavar="NAME", help=f"{known}, or a YAML file; default: {presets[0]}")
     add("--set", action="append", default=[], metavar="RULE=VALUE", help=f"one threshold, as {threshold}")
     add(f"--shard-{things}", type=int, default=size, metavar="N", help=f"{things} in a shard; default: {size}")
-    add("--json", metavar="FILE", help="write the figures as JSON")
+    add_json(parser)
     add("--quiet", action="store_true", help="no progress on stderr")
 
 
@@ -36,8 +36,22 @@ def check_workers(args: argparse.Namespace) -> None:
         raise DuoGenError(f"--workers is {args.workers}; expected at least 1.")
 
 
-def write_json(name: str | None, figures: Any) -> None:
+STDOUT = "-"  # the value of --json without a file
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json means the same in every command: figures as JSON on stdout. Commands of `data` take a file as well."""
+    about = "the figures as JSON on stdout in place of the text, or with a name in a file beside it"
+    parser.add_argument("--json", nargs="?", const=STDOUT, metavar="FILE", help=about)
+
+
+def write_json(name: str | None, figures: Any) -> bool:
+    """Writes the figures where --json says, if it was given; whether that was stdout, where no text may follow."""
     from duogen_core.store import write_atomically
 
-    if name:
-        write_atomically(Path(name), (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(figures, indent=2, ensure_ascii=name == STDOUT) + "\n"
+    if name == STDOUT:
+        print(text, end="")
+    elif name:
+        write_atomically(Path(name), text.encode("utf-8", "replace"))
+    return name == STDOUT

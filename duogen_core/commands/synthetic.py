@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duogen_core.commands.run_options import add_json
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def add_run_options(parser: argparse.ArgumentParser, preset: bool = True) -> Non
         add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as answer.max_pictures=5")
         add("--seed", type=int, default=0, metavar="N", help="other examples, answers and pictures; default: 0")
         add("--quiet", action="store_true", help="no progress on stderr")
-    add("--json", metavar="FILE", help="write the figures as JSON")
+    add_json(parser)
 
 
 def taxonomy_of(args: argparse.Namespace) -> Taxonomy:

@@ -20,12 +20,14 @@ def run(args: argparse.Namespace) -> int:
 
     taxonomy = taxonomy_of(args)
     requests, seeds = requests_of(Path(args.folder), taxonomy)
-    if seeds:
-        print(f"{args.folder} has no requests.jsonl yet; these are the taxonomy's seeds.")
     found = balance.survey(requests, taxonomy)
-    print(balance.text(found))
-    write_json(args.json, found.to_json())
     if args.plot:
         balance.plot(found, Path(args.plot))
+    if write_json(args.json, found.to_json()):
+        return 0
+    if seeds:
+        print(f"{args.folder} has no requests.jsonl yet; these are the taxonomy's seeds.")
+    print(balance.text(found))
+    if args.plot:
         print(args.plot)
     return 0

@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
             progress.step(total - progress.done, total)
     requests = expansion.requests
     found = balance.survey(requests, taxonomy)
-    write_json(args.json, {**found.to_json(), "refused": expansion.refused, "usage": client.usage.to_json()})
+    if write_json(args.json, {**found.to_json(), "refused": expansion.refused, "usage": client.usage.to_json()}):
+        return 0
     refused = ", ".join(f"{count:,} {rule}" for rule, count in expansion.refused.items())
     print(f"{len(requests):,} requests; refused: {refused or 'none'}.")
     print(f"{spent(client.usage)}.")

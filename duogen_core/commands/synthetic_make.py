@@ -60,7 +60,8 @@ def make_documents(
     seconds = time.monotonic() - begun
     refused = {rule: count for rule, count in rules.most_common() if rule}
     figures = {"documents": rules[""], "pictures": pictures, "refused": refused, "seconds": round(seconds, 1)}
-    write_json(args.json, {**figures, "in_all": progress.total})
+    if write_json(args.json, {**figures, "in_all": progress.total}):
+        return 0
     named = ", ".join(f"{count:,} {rule}" for rule, count in refused.items())
     print(f"{rules['']:,} documents with {pictures:,} pictures in {seconds:,.0f} s; refused: {named or 'none'}:")
     print(run.folder / "shards")

@@ -43,11 +43,9 @@ def run(args: argparse.Namespace) -> int:
         for _ in planning.run():
             progress.step(1, planning.rules[""])
     kept, refused = planning.rules[""], {rule: n for rule, n in planning.rules.most_common() if rule}
-    write_json(
-        args.json,
-        {"requests": len(requests), "kept": kept, "pictures": planning.pictures, "refused": refused,
-         "usage": client.usage.to_json()},
-    )  # fmt: skip
+    figures = {"requests": len(requests), "kept": kept, "pictures": planning.pictures, "refused": refused}
+    if write_json(args.json, {**figures, "usage": client.usage.to_json()}):
+        return 0
     named = ", ".join(f"{count:,} {rule}" for rule, count in refused.items())
     print(
         f"{kept:,} of {len(requests):,} answers kept, with {planning.pictures:,} pictures; refused: {named or 'none'}."

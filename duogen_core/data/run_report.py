@@ -15,7 +15,7 @@ from typing import Any
 
 from duogen_core.data.report_parts import Spread, badge, thumbnail, tiles_of, write_page
 from duogen_core.data.run_log import RunLog, open_logs, rule_of
-from duogen_core.data.yields import survey, text
+from duogen_core.data.yields import surveys, text
 from duogen_core.document import Document, Picture, Text
 
 SIDE = 260  # longest side of a thumbnail
@@ -24,11 +24,14 @@ CAPTIONS = ("prompt", "caption", "alt")  # of a picture's meta, the first that i
 
 
 def write_report(folder: Path, file: Path, samples: int = 50) -> None:
+    found, empty = surveys(open_logs(folder))
     body = []
-    for log in open_logs(folder):
-        body.append(f"<h2>{escape(log.folder.name)}</h2><pre>{escape(text(survey(log)))}</pre>")
-        body += _documents(log, samples)
-        body += _entries(log, samples)
+    for each in found:
+        body.append(f"<h2>{escape(each.log.folder.name)}</h2><pre>{escape(text(each))}</pre>")
+        body += _documents(each.log, samples)
+        body += _entries(each.log, samples)
+    for log in empty:
+        body.append(f"<h2>{escape(log.folder.name)}</h2><p>begun, and nothing is finished yet</p>")
     write_page(file, folder, body)
 
 
@@ -37,6 +40,9 @@ def _documents(log: RunLog, samples: int) -> Iterable[str]:
     from duogen_core.data.sources import Sample, open_source
 
     if not next((log.folder / "shards").glob("*.tar"), None):
+        return
+    if all(map(rule_of, log.lines())):  # the shards hold no sample, which a source refuses
+        yield "<h3>Documents: none was kept</h3>"
         return
     source = open_source(f"webdataset:{log.folder / 'shards'}")
     chosen = Spread(samples)

@@ -31,6 +31,10 @@ ORDERS = {  # of the rules of each stage; others follow in the order in which th
 }  # fmt: skip
 
 
+class NothingYet(DuoGenError):
+    """A run, or a step of one, that was begun and has finished nothing."""
+
+
 @dataclass
 class Stage:
     """One kind of thing that rules look at. rules: how many each refused; "" are the kept ones."""
@@ -80,6 +84,22 @@ class Yield:
         }
 
 
+def surveys(logs: Sequence[RunLog]) -> tuple[list[Yield], list[RunLog]]:
+    """Of the steps of a run those that finished something, and those that did not: one of them must have."""
+    found, empty = [], []
+    for log in logs:
+        try:
+            found.append(survey(log))
+        except NothingYet:
+            if len(logs) == 1:
+                raise
+            empty.append(log)
+    if not found:
+        names = ", ".join(log.folder.name for log in empty)
+        raise NothingYet(f"No step of {logs[0].folder.parent} has finished anything yet ({names}); run one again.")
+    return found, empty
+
+
 def survey(log: RunLog) -> Yield:
     stages: dict[str, Stage] = defaultdict(Stage)
     removed, seconds, words = Counter(), Counter(), 0
@@ -95,7 +115,7 @@ def survey(log: RunLog) -> Yield:
     for each in log.seconds():
         seconds.update(each)
     if not stages:
-        raise DuoGenError(f"{log.folder} has no finished shard yet; run the command that made it with the same --out.")
+        raise NothingYet(f"{log.folder} has no finished shard yet; run the command that made it again.")
     return Yield(log, {name: stage for name, stage in stages.items() if stage.judged}, removed, words, seconds)
 
 

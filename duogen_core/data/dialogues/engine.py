@@ -22,7 +22,7 @@ from duogen_core.data.dialogues.placement_model import place_by_model
 from duogen_core.data.dialogues.prompts import prompts_digest
 from duogen_core.data.dialogues.rewrite import rewrite
 from duogen_core.data.dialogues.rules import Refused, Values
-from duogen_core.data.llm.client import Client
+from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.llm.completion import Answer
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.schema import AnswerError
@@ -31,6 +31,7 @@ from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 
 PLACERS = ("words", "model", "none")
+NOBODY = "http://localhost/no-model"  # stands where an endpoint's address is asked for; nothing is sent there
 ENDPOINT = "endpoint"  # the rule of documents that failed for the endpoint's sake
 
 
@@ -52,6 +53,20 @@ class Outcome:
         refused = {"rule": self.rule, "value": self.value} if self.rule else {}
         measured = {"values": self.values.found, "tokens": dict(sorted(self.tokens.items()))}
         return {"kept": self.document is not None, **refused, **self.facts, **measured, "pictures": self.pictures}
+
+
+def asks_a_model(preset: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether any step asks one: with all of them left out, documents go through the rules alone."""
+    return any(preset[step]["ask"] for step in ("describe", "rewrite", "dialogue")) or preset["place"]["by"] == "model"
+
+
+def no_model() -> Client:
+    """The writer of an engine whose preset asks none; what is made says so with an empty name."""
+
+    def refuse(_: Mapping[str, Any]) -> Answer:
+        raise DuoGenError("There is no language model, though a step asks one; name one, or leave the step out.")
+
+    return Client(Endpoint(NOBODY, "", attempts=1), transport=refuse)
 
 
 class Engine:

@@ -61,10 +61,10 @@ class Run(RunFolder):
     def is_done(self, shard: int) -> bool:
         """Whether it was written and nothing in it failed for the endpoint's sake, which is worth another attempt."""
         try:
-            lines = self.log(shard).read_text("utf-8").splitlines()
-        except FileNotFoundError:
+            with self.log(shard).open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
+                return all(json.loads(line).get("rule") != ENDPOINT for line in lines)
+        except (FileNotFoundError, ValueError, AttributeError):  # a line that is no entry: half of it was written
             return False
-        return all(json.loads(line).get("rule") != ENDPOINT for line in lines)
 
 
 def begin(folder: Path, source: Source, engine: Engine, size: int = SHARD_DOCUMENTS) -> Run:

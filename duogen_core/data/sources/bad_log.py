@@ -28,7 +28,7 @@ class BadLog:
         except (OSError, UnicodeDecodeError) as error:
             raise DuoGenError(f"The list of bad samples {self.path} cannot be read: {error}.") from None
         self._torn = bool(text) and not text.endswith("\n")
-        for line in text.splitlines():
+        for line in text.split("\n"):  # str.splitlines would also split at U+2028
             try:
                 entry = json.loads(line)
                 self._seen.add((str(entry["source"]), int(entry["index"])))

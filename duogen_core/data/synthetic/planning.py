@@ -26,8 +26,8 @@ from duogen_core.data.synthetic.plans import Plan, plan_from, schema
 from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.synthetic.verdict import KEPT, Verdict
+from duogen_core.data.whole_file import whole_file
 from duogen_core.errors import DuoGenError
-from duogen_core.store import write_atomically
 
 REFUSED = "endpoint_refused"  # one request may offend an endpoint's filter; all of them say that something is wrong
 MOST_REFUSED = 3
@@ -56,7 +56,18 @@ class Planning:
 
     def run(self) -> Iterator[bool]:
         """Whether the plan of each request was kept; the file appears when all are done."""
-        lines, refused = [], 0
+        logs = self.folder / "plan" / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        for left in (*logs.glob(".*.duogen-tmp"), *self.folder.glob(".plans.jsonl.*.duogen-tmp")):
+            left.unlink(missing_ok=True)  # of a run that was killed
+        with whole_file(logs / "00000.jsonl") as log, whole_file(self.folder / "plans.jsonl") as plans:
+            for line, kept in self._lines():
+                for stream in (log, plans):
+                    stream.write(line)
+                yield kept
+
+    def _lines(self) -> Iterator[tuple[bytes, bool]]:
+        refused = 0
         for number, (request, (plan, verdict)) in enumerate(in_order(self._ask, self.requests, self.threads)):
             verdict = self._alone(plan) if plan is not None and verdict.kept else verdict
             refused = refused + 1 if verdict.rule == REFUSED else 0
@@ -75,12 +86,7 @@ class Planning:
             if plan is not None:
                 entry["plan"] = plan.to_json()
                 self.pictures += len(plan.prompts) if verdict.kept else 0
-            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
-            yield verdict.kept
-        logs = self.folder / "plan" / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        for file in (logs / "00000.jsonl", self.folder / "plans.jsonl"):
-            write_atomically(file, "".join(lines).encode("utf-8", "replace"))
+            yield (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace"), verdict.kept
 
     def _ask(self, request: Request) -> tuple[Plan | None, Verdict]:
         """Runs in threads: what earlier answers say is not looked at here."""

@@ -43,11 +43,14 @@ def read_requests(file: Path) -> list[Request]:
     """All lines of the file; a DuoGenError names the first that is none."""
     found: list[Request] = []
     try:
-        lines = file.read_text("utf-8").splitlines()
+        lines = file.read_text("utf-8").split(
+            "\n"
+        )  # str.splitlines also splits at U+2028, which JSON may hold as it is
     except (OSError, UnicodeDecodeError) as error:
         raise DuoGenError(f"The requests {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     for number, line in enumerate(lines, 1):
-        found.append(request_from(line, f"Line {number} of {file}"))
+        if line.strip():
+            found.append(request_from(line, f"Line {number} of {file}"))
     if not found:
         raise DuoGenError(f"{file} holds no request; run `data synthetic expand` again, or remove it to use the seeds.")
     return found

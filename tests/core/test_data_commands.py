@@ -1,0 +1,158 @@
+"""Every command of `data`: its options are documented, and --json means the same in all of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from duogen_core.cli import COMMANDS, main
+from tests.core.sample_sets import guide, write_documents
+from tests.core.synthetic_writer import write_taxonomy, writing_server
+
+ROOT = Path(__file__).parents[2]
+DOCS = "\n".join(file.read_text("utf-8") for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+
+
+def modules(commands: dict, name: str = "data"):
+    for each, (_, inside) in commands.items():
+        if isinstance(inside, dict):
+            yield from modules(inside, f"{name} {each}")
+        else:
+            yield f"{name} {each}", inside
+
+
+DATA = dict(modules(COMMANDS["data"][1]))
+
+
+def parser_of(module: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser()
+    import_module(module).add_arguments(parser)
+    return parser
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_option_stands_in_the_documentation(name):
+    for action in parser_of(DATA[name])._actions:
+        if action.option_strings:
+            found = [re.search(re.escape(one) + r"(?![\w-])", DOCS) for one in action.option_strings]
+            assert any(found), f"{action.option_strings} of `{name}` is in no document"
+
+
+def test_json_is_one_option(tmp_path, capsys):
+    """Without a file it prints figures and nothing else; with one, as it ever was, the text is printed too."""
+    options = [a for m in DATA.values() for a in parser_of(m)._actions if "--json" in a.option_strings]
+    assert len(options) >= 11 and {(each.nargs, each.const) for each in options} == {("?", "-")}
+    source = f"documents:{write_documents(tmp_path / 'set', [guide(0), guide(1)])}"
+    assert main(["data", "check", source, "--json", "--quiet"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["totals"]["good"] == 2
+    assert main(["data", "check", source, "--json", str(tmp_path / "report.json"), "--quiet"]) == 0
+    assert "samples" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text()) == printed
+    assert main(["data", "check", "--json"]) == 2  # with nothing to look at
+
+
+def test_a_resumed_export_says_what_is_there(tmp_path, capsys):
+    source = f"documents:{write_documents(tmp_path / 'set', [guide(i) for i in range(5)])}"
+    command = ["data", "export", source, "--out", str(tmp_path / "out"), "--shard-samples", "2", "--to", "webdataset"]
+    assert main(command) == 0
+    first = capsys.readouterr()
+    assert "5 documents written." in first.out and "bad_samples" not in first.out
+    assert not (tmp_path / "out" / "bad_samples.jsonl").exists()
+    rates = [int(found.replace(",", "")) for found in re.findall(r"([\d,]+) a second", first.err)]
+    assert all(rate < 100_000 for rate in rates)
+    assert main(command) == 0
+    assert "0 documents written; 5 were done before." in capsys.readouterr().out
+
+
+@pytest.fixture
+def begun(tmp_path, capsys):
+    """A folder of steps whose `expand` found its endpoint down and whose `plan` went well."""
+    folder, model = tmp_path / "run", ["--llm", "tiny", "--quiet"]
+    taxonomy = ["--taxonomy", str(write_taxonomy(tmp_path / "taxonomy"))]
+    with writing_server() as server:
+        pass  # it is gone again
+    down = ["--endpoint", server.url, *taxonomy]
+    import duogen_core.data.llm.client as client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "_pause", lambda *_: 0.0)
+        assert main(["data", "synthetic", "expand", str(folder), *down, *model]) == 2
+    with writing_server() as server:
+        plan = ["data", "synthetic", "plan", str(folder), "--limit", "1", "--endpoint", server.url, *taxonomy, *model]
+        assert main(plan) == 0
+    capsys.readouterr()
+    return folder
+
+
+def test_a_step_that_finished_nothing_hides_no_other(begun, capsys):
+    assert main(["data", "stats", str(begun)]) == 0
+    shown = capsys.readouterr().out
+    assert "answers" in shown and f"{begun / 'expand'}\nbegun, and nothing is finished yet" in shown
+    assert main(["data", "stats", str(begun), "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)) == ["plan"]
+    assert main(["data", "view", str(begun), "--quiet"]) == 0
+    assert "nothing is finished yet" in (begun / "report.html").read_text("utf-8")
+    assert main(["data", "stats", str(begun / "expand")]) == 2
+    error = capsys.readouterr().err
+    assert "no finished shard yet; run the command that made it again" in error and "--out" not in error
+
+
+def test_a_run_that_refused_everything_can_be_looked_at(tmp_path, capsys, monkeypatch):
+    from duogen_core.data.synthetic import answering
+    from duogen_core.data.synthetic.runs import Outcome
+    from duogen_core.data.synthetic.verdict import Verdict
+
+    monkeypatch.setattr(answering.Answering, "document", lambda *_: Outcome(Verdict("few_pictures", "0")))
+    assert main(["data", "synthetic", "answer", str(tmp_path / "run"), "--limit", "1", "--quiet"]) == 0
+    assert main(["data", "view", str(tmp_path / "run"), "--quiet"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "Documents: none was kept" in page and "few_pictures" in page
+    capsys.readouterr()
+
+
+def test_dialogues_without_a_model(tmp_path, capsys):
+    from tests.core.dialogue_pages import write_pages
+
+    pages = write_pages(tmp_path / "web", 3)
+    off = [word for step in ("describe", "rewrite", "dialogue") for word in ("--set", f"{step}.ask=false")]
+    command = ["data", "dialogues", str(pages), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*command, *off]) == 0
+    shown = capsys.readouterr().out
+    assert "3 dialogues" in shown and "No model was asked." in shown
+    assert main([*command, *off]) == 0  # goes on: nothing is left to do
+    (tmp_path / "other").mkdir()
+    command[4] = str(tmp_path / "other" / "out")
+    assert main([*command, *off[:-2]]) == 2  # one step still asks
+    assert "--llm is missing" in capsys.readouterr().err
+    assert main([*command, *off, "--set", "place.by=model"]) == 2
+    assert "--llm is missing" in capsys.readouterr().err
+
+
+def test_only_real_line_ends_end_a_line(tmp_path):
+    """JSON may hold U+2028, U+0085 and the like as they are; str.splitlines takes them for line ends."""
+    from duogen_core.data.dialogues.run import Run
+    from duogen_core.data.sources import Bad, BadLog
+    from duogen_core.data.synthetic.requests import Request, read_requests, request_lines
+
+    odd = "one\u2028two\x85three\x0bfour"
+    requests = [Request("home", "paint", odd), Request("home", "paint", "five")]
+    file = tmp_path / "requests.jsonl"
+    file.write_bytes(request_lines(requests).replace(b"\n", b"\r\n") + b"\n")
+    assert [each.text.split()[-1] for each in read_requests(file)] == ["four", "five"]
+    (tmp_path / "logs").mkdir()
+    run, log = Run(tmp_path, 2, 2), tmp_path / "logs" / "00000.jsonl"
+    log.write_text(json.dumps({"rule": "", "title": odd}, ensure_ascii=False) + "\n", "utf-8")
+    assert run.is_done(0)
+    log.write_text(json.dumps({"rule": "endpoint", "title": odd}, ensure_ascii=False) + "\n", "utf-8")
+    assert not run.is_done(0)
+    log.write_text('{"rule": "", "ti', "utf-8")  # half a line is no finished shard
+    assert not run.is_done(0)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(json.dumps({"source": f"a{odd}", "index": 3}, ensure_ascii=False) + "\n", "utf-8")
+    assert len(BadLog(bad)) == 1 and not BadLog(bad)(Bad(f"a{odd}", 3, "", ""))
