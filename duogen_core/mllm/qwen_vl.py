@@ -143,7 +143,8 @@ def hidden_states_for(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     Entries beyond a row's attention mask mean nothing. Gradients flow unless the caller turns them off.
     """
     states: list[Tensor] = []
-    with layer_outputs(model, lambda _l, h: states.append(h)):
+    # A copy: transformers 4 adds Qwen3-VL's deepstack features to a layer's output in place, after it was handed out.
+    with layer_outputs(model, lambda _l, h: states.append(h.clone())):
         model.model(**model_inputs(batch, labels=False), use_cache=False)
     return torch.stack(states, dim=1)
 

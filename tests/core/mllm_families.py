@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -157,10 +158,33 @@ class AllStates(nn.Module):
         return total
 
 
+TRANSFORMERS_4 = transformers.__version__.startswith("4.")
+
+
+@contextmanager
+def unchanged_states(mllm: Mllm):
+    """transformers 4 adds deepstack features to the states it has already reported; 5 reports them without."""
+    text = type(mllm.model.model.language_model)
+    add = getattr(text, "_deepstack_process", None)
+    if add is None or not TRANSFORMERS_4:
+        yield
+        return
+    text._deepstack_process = lambda self, states, *rest: add(self, states.clone(), *rest)
+    try:
+        yield
+    finally:
+        text._deepstack_process = add
+
+
+def all_states(mllm: Mllm, batch: dict) -> tuple[torch.Tensor, ...]:
+    """transformers' output_hidden_states of the decoder layers, [B, N, hidden] each, the last after the final norm."""
+    with torch.no_grad(), unchanged_states(mllm):
+        out = mllm.model.model(**batch, output_hidden_states=True)
+    return (*out.hidden_states[1:-1], out.last_hidden_state)  # transformers 4 reports Qwen3-VL's before that norm
+
+
 def reported(mllm: Mllm, context: Document) -> torch.Tensor:
     """transformers' output_hidden_states of the whole context in one pass, [N, layers * width]."""
     batch = build_inputs([context], mllm.tokenizer, mllm.image_processor, open_turn=True)
     mllm.model.model.rope_deltas = None
-    with torch.no_grad():
-        states = mllm.model(**for_generate(batch), output_hidden_states=True).hidden_states[1:]
-    return torch.cat([each[0] for each in states], dim=-1)
+    return torch.cat([each[0] for each in all_states(mllm, for_generate(batch))], dim=-1)

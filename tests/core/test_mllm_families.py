@@ -17,7 +17,9 @@ from tests.core.mllm_families import (
     CONTEXTS,
     CREATE,
     SIZES,
+    TRANSFORMERS_4,
     AllStates,
+    all_states,
     another,
     for_generate,
     generated,
@@ -102,7 +104,7 @@ def test_all_states_are_those_transformers_reports(mllm) -> None:
     batch = build_inputs(list(CONTEXTS.values()), mllm.tokenizer, mllm.image_processor)
     with torch.no_grad():
         ours = hidden_states_for(mllm.model, batch)
-        theirs = mllm.model(**model_inputs(batch), output_hidden_states=True).hidden_states[1:]
+    theirs = all_states(mllm, model_inputs(batch, labels=False))
     assert ours.shape == (len(CONTEXTS), 3, batch["input_ids"].shape[1], 64)
     torch.testing.assert_close(ours, torch.stack(theirs, dim=1))
     # A row of a padded batch has the states it has alone.
@@ -218,6 +220,8 @@ def test_without_text_of_its_own_the_negative_drops_the_request(mllm, connector)
 
 def test_other_layer_classes_and_a_named_device(family, connector) -> None:
     """As ComfyUI does it: the weights lie elsewhere and are fetched when a layer runs."""
+    if TRANSFORMERS_4 and family == "qwen3_vl":
+        pytest.skip("transformers 4 makes positions of Qwen3-VL's tower on the device where its weights lie")
     mllm = lively(family)
     context = CONTEXTS["drawn pictures, then text"]
     expected, states = written(mllm, context, max_new_tokens=8), mllm.encode(context, connector).states
