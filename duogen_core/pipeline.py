@@ -121,8 +121,9 @@ def pending_caption(document: Document) -> str:
 
 
 def picture_prompt(document: Document) -> str:
-    """What the picture that is due is to show: its caption, else the text since the last picture."""
-    return pending_caption(document) or step_text(document)
+    """What the picture that is due shows: its caption, else the text since the last picture, else what was asked."""
+    asked = (turn.text.strip() for turn in reversed(document.turns) if turn.role == "user")
+    return pending_caption(document) or step_text(document) or next(filter(None, asked), "")
 
 
 def with_picture(document: Document, pixels: np.ndarray, seed: int, caption: str = "") -> Document:
@@ -251,8 +252,10 @@ class Draughtsman:
 
     def branches(self, document: Document) -> tuple[VelocityFn, VelocityFn | None]:
         """Guidance's two velocities of the picture that comes next; None where the negative one is the positive."""
+        from duogen_core.text_to_picture import picture_states
+
         components = self.components
-        states = components.mllm.encode(document, components.connector)
+        states = picture_states(components.mllm, components.connector, document)
         dtype = working_dtype(components.dit)
         references = [self.latent(picture).to(dtype) for picture in document.pictures]
 
@@ -313,7 +316,7 @@ def generate(
                 cancelled=cancelled,
             )
             tokens_left -= written.tokens
-            document = keep(with_text(document, written.text))
+            document = keep(with_caption(with_text(document, written.text), written.caption))
             if written.stop != "picture":
                 stop = written.stop
             elif drawn >= settings.max_images:
@@ -325,10 +328,10 @@ def generate(
                 except Cancelled:
                     stop = "interrupted"
                     continue
-                document = keep(with_picture(document, pixels, seed, written.caption))
+                document = keep(with_picture(with_caption(document, ""), pixels, seed, written.caption))
                 watch.on_picture(drawn, document.pictures[-1])
                 drawn += 1
-    document = marked(document, stop)
+    document = marked(with_caption(document, ""), stop)
     watch.on_document(document)
     return document
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.pipeline import Settings, working_dtype
+from duogen_core.pipeline import Settings, picture_prompt, working_dtype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from duogen_core.checkpoint import Components
     from duogen_core.connector import Connector
-    from duogen_core.mllm.base import Mllm
+    from duogen_core.mllm.base import ContextStates, Mllm
 
 SYSTEM = "You are a helpful assistant who will provide prompts to an image generator."
 PADDED = 512
@@ -53,6 +53,24 @@ def prompt_states(mllm: Mllm, connector: Connector, prompt: str, pad_to: int | N
         embeds = mllm.embed(torch.tensor([ids], device=mllm.device), None, None)
         mllm.run_layers(embeds, mllm.positions(ids, [])[:, None].to(mllm.device), mllm.new_cache(), add)
         return connector.finish(total[0])
+
+
+def picture_states(mllm: Mllm, connector: Connector, document: Document) -> ContextStates:
+    """The DiT's text condition for the picture that is due in the document's open answer.
+
+    A model that was taught <BOV> gives the states of the whole conversation. One that is only prompted for its markers
+    was never trained with a DiT: conversations mean nothing to that. So what it wants drawn (`picture_prompt`) goes in
+    as published weights read it, a prompt by itself, with the published negative prompt for guidance's other branch.
+    """
+    from duogen_core.mllm.base import ContextStates
+
+    if mllm.prompted is None:
+        return mllm.encode(document, connector)
+    prompts = picture_prompt(document), default_negative_prompt()
+    pad_to = None if mllm.tokenizer.pad_token_id is None else PADDED
+    positive, negative = (prompt_states(mllm, connector, prompt, pad_to) for prompt in prompts)
+    no_text = (0,) * len(document.pictures)  # the prompt tells of the new picture alone, not of the earlier ones
+    return ContextStates(positive, (0, len(positive)), no_text, negative_prompt=negative)
 
 
 def default_negative_prompt() -> str:

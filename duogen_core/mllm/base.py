@@ -61,12 +61,15 @@ class ContextStates:
     """The DiT's text condition: states float32 [N, cross_width] of all tokens before <BOV>, after GELU.
 
     drop: what guidance's other branch does not see, as the connector was trained.
+    negative_prompt: the other branch's own states [M, cross_width], where the condition is a prompt
+    (`duogen_core.text_to_picture`), not a conversation.
     """
 
     states: Tensor
     last_segment: tuple[int, int]
     frame_ends: tuple[int, ...]
     drop: Literal["last_segment", "all_text"] = "last_segment"
+    negative_prompt: Tensor | None = None
 
     def positive(self) -> Tensor:
         return self.states
@@ -77,6 +80,8 @@ class ContextStates:
 
         None: there is no segment to drop, so the branch would equal the positive one.
         """
+        if self.negative_prompt is not None:
+            return self.negative_prompt, None
         if self.drop == "all_text":
             return self.states[:0], None
         start, end = self.last_segment

@@ -17,8 +17,10 @@ from duogen_core.errors import DuoGenError
 from duogen_core.formats.cosmos import CONVENTIONS, open_cosmos
 from duogen_core.formats.cosmos_keys import to_official
 from duogen_core.formats.parts import load_parts
+from duogen_core.mllm.base import Continuation
+from duogen_core.mllm.prompted import Prompted
 from duogen_core.mllm.qwen2_5_vl import create_tiny
-from duogen_core.pipeline import Settings
+from duogen_core.pipeline import Callbacks, Settings, generate, pending_caption
 from duogen_core.sampling import initial_noise, sigmas
 from duogen_core.text_to_picture import SYSTEM, draw_prompt, prompt_latent, prompt_states
 from duogen_core.vae import PictureVae, new_vae
@@ -109,6 +111,48 @@ def test_streamed_states_of_a_conversation_begin_with_the_pipelines(pipe, compon
     states = components.mllm.encode(chat.begin_turn("assistant"), components.connector).positive()
     length = len(prompt_states(components.mllm, components.connector, PROMPT, None))
     assert torch.allclose(states[:length], theirs(pipe, length), atol=1e-4) and len(states) > length
+
+
+class Writer:
+    """Stands for the MLLM in the loop: writes what it is told, with captions; all else is the MLLM's own."""
+
+    def __init__(self, mllm, *script: tuple[str, str, str]) -> None:
+        self.mllm, self.prompted, self.script = mllm, Prompted(), iter(script)
+
+    def __getattr__(self, name):
+        return getattr(self.mllm, name)
+
+    def continue_(self, document, **_) -> Continuation:
+        text, stop, caption = next(self.script)
+        return Continuation(text, stop, 1, caption)
+
+
+def test_a_prompted_models_caption_is_what_is_drawn(components):
+    """The first picture of the loop is text to picture of its caption; without one, of the text, or of the request."""
+    asked = Document().begin_turn("user", [Text("Paint me a house.")])
+    for text, caption, prompt in (
+        ("Here it is.", PROMPT, PROMPT),
+        ("A yellow house.", "", "A yellow house."),
+        ("", "", "Paint me a house."),
+    ):
+        settings = Settings(seed=3, steps=2, size=(48, 32))
+        kept = []
+        writer = Writer(components.mllm, (text, "picture", caption), ("Done.", "end", ""))
+        callbacks = Callbacks(on_document=kept.append)
+        answer = generate(replace(components, mllm=writer), asked, settings, callbacks)
+        expected = draw_prompt(components, prompt, settings)
+        assert (answer.pictures[0].pixels == expected).all() and expected.std() > 1
+        assert answer.pictures[0].meta.get("caption", "") == caption
+        assert pending_caption(kept[0]) == caption and pending_caption(answer) == ""
+
+
+def test_a_later_picture_is_drawn_with_the_earlier_ones_in_view(components):
+    asked = Document().begin_turn("user", [Text("Paint me a house.")])
+    settings, drawn = Settings(seed=3, steps=2, size=(48, 32)), []
+    for first in (PROMPT, "A black square."):
+        script = (("", "picture", first), ("", "picture", "The same at night."), ("", "end", ""))
+        drawn.append(generate(replace(components, mllm=Writer(components.mllm, *script)), asked, settings).pictures)
+    assert drawn[0][0] != drawn[1][0] and drawn[0][1] != drawn[1][1]
 
 
 @pytest.mark.parametrize("guidance", [1.0, 8.0])
