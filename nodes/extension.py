@@ -13,6 +13,7 @@ from .bridge_nodes import (
 )
 from .context_nodes import DuoGenAppendImage, DuoGenEditContext, DuoGenWrite
 from .document_nodes import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
+from .expansion import DuoGenListEntry
 from .given import DuoGenGiven
 from .interleave import DuoGenInterleave, DuoGenInterleaveStep
 from .kept import PROVIDER
@@ -37,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenInterleave,
     DuoGenInterleaveStep,
     DuoGenGiven,
+    DuoGenListEntry,
     DuoGenLoopOpen,
     DuoGenLoopClose,
     DuoGenLoopRound,

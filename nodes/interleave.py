@@ -16,13 +16,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import GraphBuilder
 
-from . import given, inputs, kept, sockets
+from . import given, inputs, sockets
 from .bridge_nodes import FIXED, LIKE_LAST, LIKE_NUMBER
+from .expansion import expand, new_graph
 from .inputs import AS_IT_GOES
 
 if TYPE_CHECKING:
+    from comfy_execution.graph_utils import GraphBuilder
+
     from duogen_core.document import Document
 
     from .answer import Step
@@ -160,8 +162,7 @@ class DuoGenInterleave(io.ComfyNode):
             cfg=settings.guidance, shift=settings.shift, sampler_name=sampler_name, scheduler=scheduler, width=width,
             height=height, size_like=size_like, temperature=temperature, references=references, seeds=seeds,
         )  # fmt: skip
-        # A list on a socket calls this once for each entry; the nodes of one call are not those of another.
-        graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.{GraphBuilder._default_prefix_call_index}.")
+        graph = new_graph(cls.hidden)
         links = given.put_in(
             graph, "given", mllm=mllm, connector=connector, model=model, vae=vae, context=context
         )  # fmt: skip
@@ -180,14 +181,7 @@ def write_on(
         "DuoGenInterleaveStep", "step", **{**links, "context": write.out(0)}, stop=write.out(3), tokens=write.out(4),
         duogen_step=step.to_text(),
     )  # fmt: skip
-    return expansion(graph, mllm, following)
-
-
-def expansion(graph: GraphBuilder, owner: Any, last: Any, by: str | None = None) -> io.NodeOutput:
-    """The graph in the place of the running node, whose three outputs are those of `last`."""
-    nodes = graph.finalize()
-    kept.PROVIDER.watch(owner, nodes, by)
-    return io.NodeOutput(*(last.out(i) for i in range(3)), expand=nodes)
+    return expand(graph, mllm, following)
 
 
 def draw_next(graph: GraphBuilder, links: dict[str, list], step: Step) -> list:
@@ -271,6 +265,6 @@ class DuoGenInterleaveStep(io.ComfyNode):
             return io.NodeOutput(context, before.written(context), drawn, ui=ui)
         if before.drawn:  # what was written since the last picture; pictures that come from a cache
             unfinished.keep(cls.hidden, context, before.record(mllm.config.name, "interrupted"))
-        graph = GraphBuilder(prefix=f"{cls.hidden.unique_id}.")
+        graph = new_graph(cls.hidden)
         links = given.put_in(graph, "given", mllm=mllm, connector=connector, model=model, vae=vae, context=context)
         return write_on(graph, mllm, links, draw_next(graph, links, before), before.after_picture())

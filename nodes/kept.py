@@ -29,7 +29,7 @@ from . import given, unfinished
 
 LIMIT = min(2**30, mm.total_ram * 2**20 / 16)  # bytes for one language model
 # These give out models, or cost less to run than to keep.
-NEVER = {"DuoGenGiven", "DuoGenInterleaveStep", "DuoGenLoopRound", "DuoGenLoopNext"}
+NEVER = {"DuoGenGiven", "DuoGenListEntry", "DuoGenInterleaveStep", "DuoGenLoopRound", "DuoGenLoopNext"}
 
 
 class Kept:

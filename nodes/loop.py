@@ -15,14 +15,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker, GraphBuilder
+from comfy_execution.graph_utils import ExecutionBlocker
+from comfy_execution.utils import get_executing_context
 
 from . import given, inputs, sockets
+from .expansion import expand, list_index, new_graph
 from .inputs import AS_IT_GOES, PLAN_FIRST
-from .interleave import expansion
 from .loop_body import copy_body, sampling_between
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from comfy_execution.graph_utils import GraphBuilder
+
     from duogen_core.document import Document
 
     from .answer import Step
@@ -39,6 +44,22 @@ class Round:
     step: Step
     mllm: Any = None  # nothing where any writer writes (writer_nodes.py)
     connector: Any = None
+    # Of a list of requests: whether a picture is due, entry by entry. All rounds of the list have the same one.
+    due: Sequence[bool] = ()
+
+
+_list_now: tuple[Any, list[bool]] = (None, [])
+
+
+def due_in_list(stop: str) -> list[bool]:
+    """Round.due. ComfyUI calls a node for one entry after the other, so it grows with every call."""
+    global _list_now
+    context, index = get_executing_context(), list_index()
+    node = context and (context.prompt_id, context.node_id)
+    if index == 0 or _list_now[0] != node:
+        _list_now = (node, [])
+    _list_now[1].append(stop == "picture")
+    return _list_now[1]
 
 
 def round_outputs() -> list[io.Output]:
@@ -115,7 +136,8 @@ class DuoGenLoopOpen(io.ComfyNode):
             on_token=paragraph.on_token,
         )  # fmt: skip
         live.say(cls.hidden, "Picture 1" if written.stop == "picture" else "", written.text.strip())
-        state = Round(written.context, written.stop, step.after_text(written.tokens), mllm, connector)
+        step = step.after_text(written.tokens)
+        state = Round(written.context, written.stop, step, mllm, connector, due_in_list(written.stop))
         return io.NodeOutput(*given_out(state))
 
 
@@ -225,11 +247,20 @@ class DuoGenLoopNext(io.ComfyNode):
 
     @classmethod
     def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
+        from duogen_core.errors import DuoGenError
+
+        if list_index():
+            raise DuoGenError(
+                "One picture is due in each round of the loop, but what lies between DuoGen Loop Open and Loop Close "
+                "gives a list of several; choose one of them first."
+            )
         return close(cls.hidden, loop, max_images, seeds, image)
 
 
 def missing_image(state: Round, max_images: int, image: Any) -> list[str]:
-    return ["image"] if image is None and ending(state, max_images) is None else []
+    """Asked for is the picture that is drawn in the user's own nodes: for all requests of a list, or for none. Where
+    one answer needs no picture, ComfyUI would block its Close along with the nodes that draw."""
+    return ["image"] if image is None and ending(state, max_images) is None and all(state.due) else []
 
 
 def ending(state: Round, max_images: int) -> str | None:
@@ -264,39 +295,54 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
     start = opened if state.mllm else asked(hidden, opened)
     if hidden.dynprompt.get_node(start)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound", "DuoGenAskWriter"):
         raise DuoGenError("The loop input must come straight from DuoGen Loop Open; remove what lies between them.")
-    following = answer.for_next_picture(step.after_picture(), own, max_images)
+    graph = new_graph(hidden)
+    following = answer.for_next_picture(step if image is None else step.after_picture(), own, max_images)
     if not step.drawn:
         sampling = state.mllm.config.sampling if state.mllm else None
         following = replace(following, **sampling_between(hidden, start, sampling))
-    graph = GraphBuilder(prefix=f"{hidden.unique_id}.")
     models = given.put_in(
         graph, "given", mllm=state.mllm, connector=state.connector, context=state.context, image=image
     )  # fmt: skip
-    append = graph.node(
-        "DuoGenAppendImage", "append", context=models.pop("context"), image=models.pop("image"), seed=step.picture_seed
-    )
+    context = models.pop("context")
+    if image is not None:
+        append = graph.node(
+            "DuoGenAppendImage", "append", context=context, image=models.pop("image"), seed=step.picture_seed
+        )
+        context = append.out(0)
+    # Without an image, the first one is drawn in a copy of the user's nodes (see missing_image). What the user hung on
+    # the nodes themselves, a preview for example, has asked for it there too, and shows it twice.
     if state.mllm:
-        round_ = write_on(graph, hidden, opened, models, append.out(0), following)
+        round_ = write_on(graph, hidden, opened, models, context, following, write=image is not None)
         copies = copy_body(graph, hidden, opened, round_.id)
     else:
-        round_ = ask_again(graph, hidden, start, append.out(0))
-        copies = copy_body(graph, hidden, start, round_.id, read_again(hidden, opened, following))
+        round_ = ask_again(graph, hidden, start, None if image is None else context)
+        changed = read_again(hidden, opened, following)
+        copies = copy_body(graph, hidden, start, round_.id, changed)
     again = graph.node("DuoGenLoopNext", "next", max_images=max_images, seeds=seeds)
     for name in ("loop", "image"):
         again.set_input(name, copies(links[name]))
-    return expansion(graph, state.mllm or state, again, hidden.unique_id)
+    return expand(graph, state.mllm or state, again, hidden.unique_id)
 
 
-def write_on(graph: GraphBuilder, hidden: Any, opened: str, models: dict, context: list, following: Step) -> Any:
-    """Our language model writes up to the next picture: the Round that stands for Open in the next round."""
-    write = graph.node(
-        "DuoGenWrite", "write", **models, context=context, max_tokens=following.tokens_left, seed=following.write_seed,
-        temperature=following.temperature, top_p=1.0, mode=AS_IT_GOES,
-    )  # fmt: skip
+def write_on(
+    graph: GraphBuilder, hidden: Any, opened: str, models: dict, context: list, following: Step, *, write: bool
+) -> Any:
+    """The Round that stands for Open in the next round. write: our language model writes up to the next picture first;
+    otherwise a picture is due now."""
+    stop: Any = "picture"
+    tokens: Any = 0
+    shown = []
+    if write:
+        written = graph.node(
+            "DuoGenWrite", "write", **models, context=context, max_tokens=following.tokens_left,
+            seed=following.write_seed, temperature=following.temperature, top_p=1.0, mode=AS_IT_GOES,
+        )  # fmt: skip
+        context, stop, tokens = written.out(0), written.out(3), written.out(4)
+        shown.append(written)
     round_ = graph.node(
-        "DuoGenLoopRound", "round", **models, context=write.out(0), stop=write.out(3), tokens=write.out(4),
+        "DuoGenLoopRound", "round", **models, context=context, stop=stop, tokens=tokens,
         duogen_step=following.to_text(),
     )  # fmt: skip
-    for node in (write, round_):
+    for node in (*shown, round_):
         node.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
     return round_

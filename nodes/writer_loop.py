@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_execution.graph_utils import is_link
 
-from .loop_body import Node
+from .expansion import entry_of
+from .loop_body import READERS, Node
 
 if TYPE_CHECKING:
     from comfy_execution.graph_utils import GraphBuilder
 
     from .answer import Step
-
-READERS = ("DuoGenReadWriter", "DuoGenReadWriterNext")
 
 
 def asked(hidden: Any, reader: str) -> str:
@@ -35,10 +34,17 @@ def asked(hidden: Any, reader: str) -> str:
     return context[0]
 
 
-def ask_again(graph: GraphBuilder, hidden: Any, ask: str, context: list) -> Any:
-    """The same Ask Writer with the longer context."""
-    again = graph.node("DuoGenAskWriter", "ask", **{**hidden.dynprompt.get_node(ask)["inputs"], "context": context})
-    again.set_override_display_id(hidden.dynprompt.get_display_node_id(ask))
+def ask_again(graph: GraphBuilder, hidden: Any, ask: str, context: list | None) -> Any:
+    """The same Ask Writer with the longer context; None: with the context it had, of a list this call's entry."""
+    nodes = hidden.dynprompt
+    inputs = dict(nodes.get_node(ask)["inputs"])
+    if context is not None:
+        inputs["context"] = context
+    for name, value in inputs.items():
+        if is_link(value) and value is not context:
+            inputs[name] = entry_of(graph, nodes, value)
+    again = graph.node("DuoGenAskWriter", "ask", **inputs)
+    again.set_override_display_id(nodes.get_display_node_id(ask))
     return again
 
 

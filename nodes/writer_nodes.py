@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from . import inputs, sockets
-from .loop import CATEGORY, Round, given_out, round_outputs
+from .loop import CATEGORY, Round, due_in_list, given_out, round_outputs
 
 if TYPE_CHECKING:
     from duogen_core.document import Document
@@ -150,7 +150,7 @@ def read(hidden: Any, context: Document, text: str, step: Step, *, first: bool) 
 
     written = writer.read(context, text)
     stop = written.stop if first else step.ending(written.stop) or "picture"
-    state = Round(written.document, stop, step)
+    state = Round(written.document, stop, step, due=due_in_list(stop) if first else ())
     title = f"Picture {step.drawn + 1}" if stop == "picture" else ""
     caption = pipeline.pending_caption(written.document) if title else ""
     live.say(hidden, title, written.text.strip(), caption)
