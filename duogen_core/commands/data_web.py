@@ -8,10 +8,16 @@ with --fetch.
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from duogen_core.commands.run_options import add_engine_options, add_workers, check_workers, write_json
 from duogen_core.commands.run_progress import RunProgress
+from duogen_core.errors import DuoGenError
+
+if TYPE_CHECKING:
+    from duogen_core.data.web.plan import Run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_options(parser, ("howto", "obelics"), "page.min_words=50", "pages", 64)
     add("--fetch", action="store_true", help="fetch listed pages, and pictures that are missing, from the web")
+    add(
+        "--max-unreachable",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="with --fetch: the share of addresses that may be left because the network or a host failed; with more "
+        "the run stops before its plan, and the same command asks for them again; default: 0.1",
+    )
     add_workers(parser, "processes")
     add("--backend", choices=("local", "ray"), default="local", help="ray: on the cluster of RAY_ADDRESS, or here")
 
@@ -35,23 +49,49 @@ def run(args: argparse.Namespace) -> int:
     from duogen_core.data.web.preset import load_preset
     from duogen_core.data.web.run import work
 
+    if not 0 <= args.max_unreachable <= 1:
+        raise DuoGenError(f"--max-unreachable is {args.max_unreachable:g}; expected a share from 0 to 1.")
     preset = load_preset(args.preset, args.set)
     progress = RunProgress(args.quiet, "pages")
     network = Network() if args.fetch else None
-    this = begin(Path(args.out), args.inputs, preset, args.shard_pages, progress.line, network, progress.fetched)
-    for note in this.notes:
-        progress.line(note)
+    folder = Path(args.out)
+    this = begin(
+        folder, args.inputs, preset, args.shard_pages, progress.line, network, progress.fetched, args.max_unreachable
+    )
     done = [shard for shard in this.plan() if this.is_done(shard.number)]
-    progress.go_on(this.pages, sum(len(shard.pages) for shard in done))
-    found = {"pages": 0, "kept": 0, "pictures": 0}
+    found = Counter(pages=0, kept=0, pictures=0)
+    for shard in done:
+        found.update(this.found(shard.number))
+    before = found["pages"]
+    progress.go_on(this.pages, before)
     with progress.stopping():
         for result in work(this, min(args.workers, max(this.shards - len(done), 1)), args.backend):
-            for name in found:
-                found[name] += result[name]
+            found.update({name: result[name] for name in found})
             progress.step(result["pages"], found["kept"])
-    if write_json(args.json, {**found, "seconds": round(progress.elapsed(), 2), "pages_in_all": this.pages}):
+    now, seconds = found["pages"] - before, progress.elapsed()
+    figures = {**found, "pages_now": now, "seconds": round(seconds, 2), "pages_in_all": this.pages, "notes": this.notes}
+    if write_json(args.json, figures):
         return 0
-    rate = f", {found['pages'] / max(progress.elapsed(), 1e-6):,.0f} pages a second" if found["pages"] else ""
-    print(f"{found['kept']:,} documents with {found['pictures']:,} pictures from {found['pages']:,} pages{rate}:")
+    some = f" ({'all' if not now else f'{before:,}'} done before)" if before else ""
+    rate = f", {now / max(seconds, 1e-6):,.0f} pages a second" if now else ""
+    print(f"{found['kept']:,} documents with {found['pictures']:,} pictures from {found['pages']:,} pages{some}{rate}:")
+    for note in this.notes:
+        print(note)
+    if not found["kept"]:
+        print(_nothing_kept(this))
     print(this.folder / "shards")
     return 0
+
+
+def _nothing_kept(run: Run) -> str:
+    """Why a run has no documents, and how to look."""
+    from duogen_core.data.run_log import open_logs
+    from duogen_core.data.yields import refused_most, survey
+
+    if not run.pages:
+        return "The inputs hold no page: expected HTML answers with status 200 in WARC files, or .html or .mhtml files."
+    most = refused_most(survey(*open_logs(run.folder)))
+    return (
+        f"Nothing was kept: {most}. `data stats {run.folder}` counts every rule, `data view {run.folder}` shows what "
+        "each refused, and --set RULE=VALUE changes a threshold."
+    )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from duogen_core import __version__
+from duogen_core.data.run_log import is_whole
 from duogen_core.document import plain_json
 from duogen_core.errors import DuoGenError
 from duogen_core.store import write_atomically
@@ -42,7 +43,8 @@ class RunFolder:
         return self.folder / "times" / f"{shard:05d}.json"
 
     def is_done(self, shard: int) -> bool:
-        return self.log(shard).is_file()
+        """Whether its log stands there to the end; a loss of power may leave one that does not."""
+        return is_whole(self.log(shard))
 
     def sweep(self, shard: int | None = None) -> None:
         """Removes what a killed run left half written; of one shard only where others may be another process's."""

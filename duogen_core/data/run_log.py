@@ -23,11 +23,41 @@ STAGES = {"web": "pages", "video": "videos", "editing": "samples", "synthetic": 
 LATER = "of those refused as a whole"  # parts of an entry that were judged before a rule refused the entry
 
 
+def json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The entries of a log. Only a line feed ends a line: U+2028 and its like may stand in a title.
+
+    A last line that is cut off is left out: the log is being written, or a kill or a loss of power left it so, and the
+    engine makes it anew (see `is_whole`).
+    """
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = None
+            if isinstance(entry, dict):
+                yield entry
+            elif line.endswith(b"\n") and line.strip(b"\0\n"):
+                raise DuoGenError(f"{file}, line {number}: expected a JSON object, an entry of a run's log.")
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a log is there to the end of its last line."""
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(size - 1, 0))
+            return stream.read() == b"\n"
+    except FileNotFoundError:
+        return False
+
+
 @dataclass(frozen=True)
 class RunLog:
     folder: Path
     kind: str  # the engine: web, video, …
     planned: int | None  # entries in all, as far as run.json says
+    notes: tuple[str, ...] = ()  # what the engine said of its inputs
 
     @property
     def stage(self) -> str:
@@ -35,18 +65,11 @@ class RunLog:
         return STAGES.get(self.kind, "entries")
 
     def lines(self, fetched: bool = False) -> Iterator[dict[str, Any]]:
-        """Every entry, in the order of the run; before them, if asked for, those of what was fetched for it."""
-        files = sorted((self.folder / "fetched").glob("*.jsonl")) if fetched else []
-        for file in [*files, *sorted((self.folder / "logs").glob("*.jsonl"))]:
-            with file.open(encoding="utf-8") as lines:
-                for number, line in enumerate(lines, 1):
-                    try:
-                        entry = json.loads(line)
-                    except ValueError:
-                        entry = None
-                    if not isinstance(entry, dict):
-                        raise DuoGenError(f"{file}, line {number}: expected a JSON object, an entry of a run's log.")
-                    yield entry
+        """Every entry, in the order of the run; before them, if asked for, those of its inputs and what was fetched."""
+        inputs = [file for file in (self.folder / "inputs.jsonl",) if file.is_file()]
+        before = [*inputs, *sorted((self.folder / "fetched").glob("*.jsonl"))] if fetched else []
+        for file in [*before, *sorted((self.folder / "logs").glob("*.jsonl"))]:
+            yield from json_lines(file)
 
     def seconds(self) -> Iterator[dict[str, float]]:
         """Of every finished shard, the seconds by stage."""
@@ -90,4 +113,5 @@ def _open(folder: Path) -> RunLog:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DuoGenError(f"{folder / 'run.json'} cannot be read ({error}); was it made by a data engine?") from None
     planned = next((value[name] for name in ("pages", "items", "entries") if isinstance(value.get(name), int)), None)
-    return RunLog(folder, kind, planned)
+    notes = value.get("notes")
+    return RunLog(folder, kind, planned, tuple(map(str, notes)) if isinstance(notes, list) else ())

@@ -80,6 +80,7 @@ class Yield:
             **{name: figures(name, stage) for name, stage in self.stages.items()},
             "personal_data_removed": dict(sorted(self.removed.items())),
             "words": self.words,
+            **({"notes": list(self.log.notes)} if self.log.notes else {}),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
         }
 
@@ -119,6 +120,17 @@ def survey(log: RunLog) -> Yield:
     return Yield(log, {name: stage for name, stage in stages.items() if stage.judged}, removed, words, seconds)
 
 
+def refused_most(found: Yield) -> str:
+    """Which rule refused most at every stage, where nothing was kept."""
+    told = []
+    for name, stage in found.stages.items():
+        rules = [(count, rule) for rule, count in stage.rules.items() if rule and rule != LATER]
+        if rules:
+            count, rule = max(rules)
+            told.append(f"of {stage.total:,} {name} {rule} refused {count:,}")
+    return "; ".join(told)
+
+
 def text(found: Yield) -> str:
     """The table, to be printed."""
     rows: list[tuple[str, str, str]] = []
@@ -129,6 +141,7 @@ def text(found: Yield) -> str:
         rows += [(f"    {k}", f"{n:,}", _share(n, stage.rules[""])) for k, n in sorted(stage.classes.items())]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"{a.ljust(widths[0])}  {b.rjust(widths[1])}  {c.rjust(widths[2])}" for a, b, c in rows]
+    lines += found.log.notes
     if found.removed:
         lines.append(
             "personal data removed: " + ", ".join(f"{n:,} {kind}" for kind, n in sorted(found.removed.items()))

@@ -10,6 +10,7 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.data.fetch import network
+from duogen_core.data.fetch.network import Network
 from duogen_core.data.sources import open_source
 from duogen_core.data.web import engine, fetching
 from duogen_core.data.web.walker import walk
@@ -54,7 +55,8 @@ def test_listed_pages_become_documents_with_their_pictures(web, tmp_path, capsys
     places = ("a.example.com/bread", "a.example.com/secret", "a.example.com/doc.pdf", "gone.example.com/")
     (tmp_path / "list.txt").write_text("# pages\n" + "\n".join(map(web.url, places)) + "\n\n")
     out = tmp_path / "out"
-    assert run(tmp_path / "list.txt", "--out", out, "--fetch") == 0
+    assert run(tmp_path / "list.txt", "--out", out, "--fetch", "--max-unreachable", 0.5) == 0
+    assert "1 of 4 pages could not be fetched" in capsys.readouterr().out
     (document,) = documents(out)
     assert document.pictures[1].pixels.tolist() == screenshot(seed=2).tolist() and len(document.pictures) == 2
     assert document.pictures[0].meta["url"] == web.url("a.example.com/real/a.png")
@@ -128,6 +130,124 @@ def test_a_placeholder_that_is_there_does_not_stand_for_the_picture(web, tmp_pat
     assert run(folder, "--out", tmp_path / "out", "--fetch") == 0
     (document,) = documents(tmp_path / "out")
     assert [each.meta["url"].rpartition("/")[2] for each in document.pictures] == ["a.png", "b.png"]
+
+
+def once(web, place: str, first) -> None:
+    """The first answer at a place, and its own from then on."""
+    then = web.pages[place]
+
+    def answer(handler) -> None:
+        web.pages[place] = then
+        status, headers, body = first
+        handler.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    web.pages[place] = answer
+
+
+def test_without_a_resolver_nothing_is_done_and_later_all_of_it(web, tmp_path, capsys, monkeypatch):
+    bread(web)
+    (tmp_path / "list.txt").write_text(web.url("a.example.com/bread"))
+    working = web.network
+
+    def down(host: str, port: int) -> list[str]:
+        raise OSError("Temporary failure in name resolution")
+
+    monkeypatch.setattr(network, "Network", lambda: Network(down, lambda address: True))
+    out = tmp_path / "out"
+    assert run(tmp_path / "list.txt", "--out", out, "--fetch") == 2
+    told = capsys.readouterr().err
+    assert "1 of 1 pages could not be fetched because the network or a host failed (robots_txt unreachable 1" in told
+    assert not (out / "run.json").exists() and not (out / "plan.jsonl").exists()
+    (line,) = lines(out / "fetched" / "pages.jsonl")
+    assert (line["kept"], line["rule"], line["may_pass"]) == (False, "robots_txt", True)
+    monkeypatch.setattr(network, "Network", working)
+    assert run(tmp_path / "list.txt", "--out", out, "--fetch") == 0
+    assert len(documents(out)) == 1 and len(lines(out / "fetched" / "pages.jsonl")) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        (500, {}, b""),
+        (503, {"Retry-After": "0"}, b""),
+        (429, {"Retry-After": "0"}, b""),
+        (200, {"Content-Length": "99", "Content-Type": "text/html"}, b"cut"),
+        "unresolved",
+        "unreachable",
+        "too_slow",
+        "reset",
+        "robots",
+    ],
+)
+def test_faults_that_pass_are_asked_for_again(web, tmp_path, monkeypatch, fault):
+    bread(web)
+    (tmp_path / "list.txt").write_text(web.url("a.example.com/bread"))
+    good = web.pages["a.example.com/bread"]
+    failing = [True]
+    if fault == "robots":
+        web.pages["a.example.com/robots.txt"] = (500, {}, b"")
+    elif isinstance(fault, tuple):
+        web.pages["a.example.com/bread"] = fault
+    else:
+        web.pages["a.example.com/robots.txt"] = (404, {}, b"")
+        working = web.network
+
+        def made() -> Network:
+            made = working()
+            get = made.get
+
+            def answer(url, *rest):
+                if failing[0] and "bread" in url:
+                    raise network.NetworkError({"reset": "unreachable"}.get(fault, fault), "a fault")
+                return get(url, *rest)
+
+            made.get = answer
+            return made
+
+        monkeypatch.setattr(network, "Network", made)
+    command = (tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch", "--set", "fetch.max_delay=0.01")
+    assert run(*command) == 2
+    asked = len(web.asked)
+    assert run(*command) == 2 and (len(web.asked) > asked or not isinstance(fault, tuple))
+    failing[0], web.pages["a.example.com/bread"] = False, good
+    web.pages.pop("a.example.com/robots.txt", None)
+    assert run(*command) == 0 and len(documents(tmp_path / "out")) == 1
+
+
+def test_a_host_that_failed_once_is_asked_again_before_the_run_is_planned(web, tmp_path):
+    bread(web)
+    once(web, "a.example.com/bread", (500, {}, b""))
+    once(web, "cdn.example.com/b.png", (502, {}, b""))
+    (tmp_path / "list.txt").write_text(web.url("a.example.com/bread"))
+    assert run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch") == 0
+    (document,) = documents(tmp_path / "out")
+    assert len(document.pictures) == 2
+
+
+def test_pages_that_came_later_are_in_the_run(web, tmp_path):
+    """The pages of the first start are indexed when its pictures fail; that of the second must be there too."""
+    bread(web)
+    there = dict(web.pages)
+    for place in ("a.example.com/real/a.png", "cdn.example.com/b.png", "b.example.com/two"):
+        web.pages[place] = (503, {}, b"")
+    (tmp_path / "list.txt").write_text("\n".join(map(web.url, ("a.example.com/bread", "b.example.com/two"))))
+    command = (tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch", "--max-unreachable", 0.5)
+    assert run(*command) == 2
+    assert (tmp_path / "out" / "index" / "000.sqlite").exists()
+    web.pages.update(there)
+    web.pages["b.example.com/two"] = html(recipe("http://cdn.example.com:PORT/b.png").replace("PORT", str(web.port)))
+    assert run(*command) == 0
+    assert [len(document.pictures) for document in documents(tmp_path / "out")] == [2, 1]
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.1", "nan"])
+def test_a_share_is_from_0_to_1(tmp_path, share, capsys):
+    assert run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch", "--max-unreachable", share) == 2
+    assert "expected a share from 0 to 1" in capsys.readouterr().err
 
 
 def failing_at(address: str, error: Exception, monkeypatch) -> None:

@@ -44,7 +44,7 @@ def test_ray_writes_the_same_bytes_and_goes_on_with_a_local_run(pages, tmp_path,
     assert not ray.is_initialized()
     assert (with_ray / "logs" / "00000.jsonl").stat().st_mtime_ns == done
     assert results(with_ray) == results(tmp_path / "local") and len(results(with_ray)) == 6
-    assert "3 documents with 6 pictures from 4 pages" in capsys.readouterr().out
+    assert "5 documents with 10 pictures from 6 pages (2 done before)" in capsys.readouterr().out
 
 
 def test_what_goes_wrong_in_a_worker_comes_back_as_a_sentence(pages, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import signal
 import sqlite3
 import subprocess
@@ -18,6 +19,7 @@ from warcio.warcwriter import WARCWriter
 
 from duogen_core.cli import main
 from duogen_core.data.sources import open_source
+from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.plan import begin, open_run
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.run import work
@@ -259,3 +261,115 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(pages, tmp_path):
     assert "the same command goes on." in errors and "Traceback" not in errors
     assert not list(out.rglob("*.jsonl.*"))
     assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 1) == 0
+
+
+# ---------------------------------------------------------------- going on
+
+
+def summary(text: str) -> str:
+    return text.splitlines()[0]
+
+
+def test_a_finished_run_that_is_started_again_reports_what_it_holds(pages, tmp_path, capsys):
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    web(pages, "--out", out, "--workers", 1, "--shard-pages", 3)
+    assert summary(capsys.readouterr().out).startswith("7 documents with 14 pictures from 8 pages, ")
+    web(pages, "--out", out, "--workers", 1, "--shard-pages", 3, "--json", figures)
+    assert summary(capsys.readouterr().out) == "7 documents with 14 pictures from 8 pages (all done before):"
+    found = json.loads(figures.read_text())
+    assert [found[name] for name in ("pages", "kept", "pictures", "pages_now", "pages_in_all")] == [8, 7, 14, 0, 8]
+    (out / "logs" / "00001.jsonl").unlink()
+    web(pages, "--out", out, "--workers", 1, "--shard-pages", 3)
+    assert summary(capsys.readouterr().out).startswith("7 documents with 14 pictures from 8 pages (5 done before), ")
+
+
+def test_a_run_that_keeps_nothing_says_which_rule_refused_most(pages, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert web(pages, "--out", out, "--workers", 1, "--set", "page.min_words=5000") == 0
+    told = capsys.readouterr().out
+    assert "Nothing was kept: of 8 pages too_short refused 7." in told and f"data view {out}" in told
+    assert web(pages, "--out", out, "--workers", 1, "--set", "page.min_words=5000") == 0
+    assert "too_short refused 7" in capsys.readouterr().out
+    assert web(pages, "--out", tmp_path / "o2", "--workers", 1, "--set", "picture.icon_side=9999") == 0
+    assert "of 14 pictures icon refused 14" in capsys.readouterr().out
+
+
+def edited(path: Path) -> None:
+    """Other contents of the same length, and the same time as far as a program can set it."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("changed", ["p03.html", "b.png", "crawl.warc.gz"])
+def test_an_input_that_was_edited_is_another_one(pages, tmp_path, capsys, changed, old):
+    crawl(pages / "crawl.warc.gz")
+    if old:  # so old that its digest is remembered
+        for path in pages.iterdir():
+            os.utime(path, (1_600_000_000, 1_600_000_000))
+    assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 0
+    assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 0
+    edited(pages / changed)
+    assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 2
+    assert "holds a run with other inputs" in capsys.readouterr().err
+    edited(pages / changed)
+    assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 0
+
+
+@pytest.mark.parametrize("changed", ["p03.html", "a.png"])
+def test_of_a_single_page_what_it_shows_counts_too(pages, tmp_path, changed):
+    command = (pages / "p03.html", "--out", tmp_path / "out", "--workers", 1)
+    assert web(*command) == 0
+    edited(pages / "p04.html")
+    edited(pages / "c.png")
+    assert web(*command) == 0
+    edited(pages / changed)
+    assert web(*command) == 2
+
+
+def test_lists_of_adverts_are_known_by_their_hosts(pages, tmp_path):
+    (tmp_path / "hosts").write_text("||ads.example.com^\n")
+    command = (pages, "--out", tmp_path / "out", "--workers", 1, "--set", f"advert.hosts={tmp_path / 'hosts'}")
+    assert web(*command) == 0
+    (tmp_path / "hosts").write_text("||ad2.example.com^\n")
+    read_hosts.cache_clear()  # the next start is another process
+    assert web(*command) == 2
+
+
+def test_digests_are_not_taken_again_of_what_is_old_and_unchanged(tmp_path, monkeypatch):
+    from duogen_core.data import file_digests
+    from duogen_core.data.file_digests import FileDigests
+
+    read = []
+    real = file_digests.hashlib.sha256
+    monkeypatch.setattr(file_digests.hashlib, "sha256", lambda: read.append(1) or real())
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(name)
+    os.utime(tmp_path / "old", (1_600_000_000, 1_600_000_000))
+    for _ in range(3):
+        digests = FileDigests(tmp_path / "digests.json")
+        assert digests.of(tmp_path / "old") != digests.of(tmp_path / "new")
+        digests.save()
+    assert len(read) == 1 + 3  # what was written just now may be written again within the same time
+    (tmp_path / "digests.json").write_text("[")
+    assert FileDigests(tmp_path / "digests.json").of(tmp_path / "old")
+
+
+@pytest.mark.parametrize("torn", [lambda data: data[:-20], lambda data: b"", lambda data: data[:-9] + bytes(9)])
+def test_a_log_that_lost_its_end_is_made_again(pages, tmp_path, torn):
+    out = tmp_path / "out"
+    for name in ("p01.html", "p04.html"):
+        (pages / name).rename(pages / name.replace("p0", "p0\u2028\u0085"))
+    web(pages, "--out", out, "--workers", 1, "--shard-pages", 3)
+    whole = results(out)
+    assert any("\u2028" in data.decode() for name, data in whole.items() if name.endswith("jsonl"))
+    log = out / "logs" / "00001.jsonl"
+    log.write_bytes(torn(log.read_bytes()))
+    assert main(["data", "stats", str(out)]) == 0  # of what is there
+    assert [open_run(out).is_done(shard) for shard in range(3)] == [True, False, True]
+    assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 3) == 0
+    assert results(out) == whole
+    log.write_bytes(b"{\n" + log.read_bytes())
+    assert main(["data", "stats", str(out)]) == 2  # that is no kill's work

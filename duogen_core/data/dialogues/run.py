@@ -9,7 +9,6 @@ with documents that failed at the endpoint are done again by the same command; t
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from duogen_core.data.dialogues.engine import ENDPOINT, Engine, Outcome, unread
 from duogen_core.data.in_order import in_order
 from duogen_core.data.presets import preset_values
 from duogen_core.data.run_folder import FOLDERS, RunFolder, begin_run, check_unused, make_folders
+from duogen_core.data.run_log import json_lines
 from duogen_core.data.shards import new_shard, photos_as_jpeg
 from duogen_core.data.sources import Bad, Source, open_source
 from duogen_core.errors import DuoGenError
@@ -60,10 +60,11 @@ class Run(RunFolder):
 
     def is_done(self, shard: int) -> bool:
         """Whether it was written and nothing in it failed for the endpoint's sake, which is worth another attempt."""
+        if not super().is_done(shard):
+            return False
         try:
-            with self.log(shard).open(encoding="utf-8") as lines:  # str.splitlines would also split at U+2028
-                return all(json.loads(line).get("rule") != ENDPOINT for line in lines)
-        except (FileNotFoundError, ValueError, AttributeError):  # a line that is no entry: half of it was written
+            return all(entry.get("rule") != ENDPOINT for entry in json_lines(self.log(shard)))
+        except DuoGenError:  # a line that is no entry
             return False
 
 

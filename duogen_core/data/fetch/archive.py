@@ -1,15 +1,17 @@
 """What was fetched -> a WARC file and a log, one line an address; both are gone on with after a kill.
 
     with Archive(folder, "pages") as archive:      archive.done: address -> whether it gave something good
-        archive.add(fetched)
+        archive.add(fetched)                       archive.passing: address -> what failed and may work later
 
 A line of the log holds the rule that kept something from being fetched, what robots.txt said and when, and how long the
 WARC file is after it. What a kill left beyond the last whole line is cut off when the archive is opened again. Of what
-was refused the redirects on the way are kept, never the body.
+was refused the redirects on the way are kept, never the body. What failed for a reason that may pass is not done: its
+lines stand at the end of the log and are cut off too, so that the next start asks for it again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -29,6 +31,7 @@ class Archive:
         self.file, self.log = folder / f"{name}.warc.gz", folder / f"{name}.jsonl"
         self.name = name
         self.done: dict[str, bool] = {}
+        self.passing: dict[str, Fetched] = {}
         self.kept = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,23 +52,28 @@ class Archive:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.lines.close()
+        with contextlib.suppress(OSError):  # a full disk was told of before, and nothing depends on these lines
+            for each in self.passing.values():
+                self.lines.write(json.dumps(self._line(each), ensure_ascii=False) + "\n")
+            self.lines.flush()
+        with contextlib.suppress(OSError):
+            self.lines.close()
         self.stream.close()
 
     def _read_log(self) -> int:
-        """How long the WARC file is by the last whole line; a torn line is cut off."""
+        """How long the WARC file is by the last whole line that counts; what follows it is cut off."""
         if not self.log.exists():
             return 0
         data, whole, size = self.log.read_bytes(), 0, 0
-        for line in data.splitlines(keepends=True):
+        for line in io.BytesIO(data):
             try:
                 entry = json.loads(line)
-                size, url, kept = int(entry["end"]), str(entry["url"]), bool(entry["kept"])
+                end, url, kept = int(entry["end"]), str(entry["url"]), bool(entry["kept"])
             except (ValueError, KeyError, TypeError):
                 break
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") or entry.get("may_pass"):
                 break
-            whole += len(line)
+            whole, size = whole + len(line), end
             self.done[url] = kept
             self.kept += kept
         if whole < len(data):
@@ -75,7 +83,11 @@ class Archive:
         return size
 
     def add(self, fetched: Fetched) -> None:
-        """Write the answers and then the line."""
+        """Write the answers and then the line; of what may work later nothing yet."""
+        if fetched.may_pass:
+            self.passing[fetched.url] = fetched
+            return
+        self.passing.pop(fetched.url, None)
         try:
             for hop in fetched.hops[:-1] if fetched.rule else fetched.hops:
                 self.writer.write_record(_record(self.writer, hop))
@@ -94,6 +106,8 @@ class Archive:
         last = fetched.hops[-1] if fetched.hops else None
         found = {"rule": fetched.rule, "value": fetched.value} if fetched.rule else {}
         line = {"stage": f"fetched {self.name}", "url": fetched.url, "kept": not fetched.rule, **found}
+        if fetched.may_pass:
+            line["may_pass"] = True
         if last is not None:
             line |= {"from": last.url, "time": last.time, "address": last.answer.address, "status": last.answer.status}
             line |= {"bytes": len(last.answer.body), "robots_txt": last.robots, "robots_time": last.robots_time}

@@ -25,6 +25,8 @@ from duogen_core.errors import DuoGenError
 
 REDIRECTS = (301, 302, 303, 307, 308)
 LATER = (429, 503)  # the host asks for patience
+PASSING = ("unreachable", "too_slow", "unresolved", "host_down", "cut_off")  # rules for faults that pass
+PASSING_STATUS = (408, 425, 429, *range(500, 600))  # and what a host answers that is not well, or busy
 DOWN = 5  # requests in a row that failed before a host is left alone
 
 
@@ -47,6 +49,13 @@ class Fetched:
     hops: tuple[Hop, ...] = ()
     rule: str = ""
     value: str | int | float = ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may have an answer later: the network or the host failed, nothing was refused."""
+        if self.rule == "robots_txt":
+            return self.value == "unreachable"
+        return self.rule in PASSING or (self.rule == "status" and self.value in PASSING_STATUS)
 
 
 @dataclass

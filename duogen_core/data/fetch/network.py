@@ -98,6 +98,8 @@ class Network:
                 raise
             if late.is_set() or isinstance(error, TimeoutError):
                 raise NetworkError("too_slow", max_seconds) from None
+            if isinstance(error, ConnectionError):  # reset, or ended before an answer
+                raise NetworkError("unreachable", f"{type(error).__name__}: {error}"[:200]) from None
             raise NetworkError("bad_answer", f"{type(error).__name__}: {error}"[:200]) from None
         finally:
             clock.cancel()

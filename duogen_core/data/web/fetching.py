@@ -2,6 +2,9 @@
 
     fetch(OUT/fetched, mark, lists, opened, preset, network, report)     goes on where it was stopped
 
+Faults that pass (the network, a busy host) are asked for again at the end, once, and by every later start. Where more
+than a share of the addresses is left with one, the run has no plan yet: an error says so.
+
 OUT/fetched/pages.warc.gz is then an input of the run, and pictures.warc.gz stands behind every input: a picture that an
 input lacks is looked for there. Pictures that the page's rules, or the page's words about them, refuse are not fetched.
 """
@@ -10,7 +13,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ from duogen_core.data.fetch.archive import Archive
 from duogen_core.data.fetch.crawl import crawl
 from duogen_core.data.fetch.fetcher import Fetched, Fetcher
 from duogen_core.data.fetch.network import Network
+from duogen_core.data.file_digests import FileDigests
 from duogen_core.data.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules, picture_rules
 from duogen_core.data.web.encodings import decode_page, garbled
@@ -32,6 +39,9 @@ from duogen_core.errors import DuoGenError
 from duogen_core.store import write_atomically
 
 LISTS = (".txt", ".urls")
+MAX_UNREACHABLE = 0.1  # of the addresses: the share that may be left without an answer
+NAMED = ("status", "robots_txt")  # rules whose value says why
+ROUNDS = 2  # in one start
 Report = Callable[[str, int, int, int], None]  # what, done, of how many, good ones
 
 
@@ -47,8 +57,8 @@ class WithFetched(Input):
     def page(self, name: str, max_bytes: int) -> Page:
         return self.inner.page(name, max_bytes)
 
-    def identity(self) -> dict[str, Any]:
-        return self.inner.identity()
+    def identity(self, digests: FileDigests) -> dict[str, Any]:
+        return self.inner.identity(digests)
 
     def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
         found = self.inner.picture(page, walk, source, max_bytes)
@@ -96,25 +106,39 @@ def fetch(
     preset: Preset,
     network: Network,
     report: Report,
-) -> None:
-    """Pages, then the pictures that these and the other inputs lack. mark: changes with inputs and rules."""
+    max_unreachable: float = MAX_UNREACHABLE,
+) -> list[str]:
+    """Pages, then the pictures that these and the other inputs lack; sentences about what was left without an answer.
+
+    mark: changes with inputs and rules. max_unreachable: the share of addresses, 0 … 1, that may be left so.
+    """
     begun = folder / "begun.json"
     if begun.exists() and json.loads(begun.read_text("utf-8")) != mark:
         raise DuoGenError(f"{folder} was fetched for other inputs or rules; choose another --out, or remove it.")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(begun, json.dumps(mark).encode())
-    fetch_pages(folder, lists, preset, network, report)
-    fetch_pictures(folder, opened(), preset, network, report)
+    job = _Job(folder, preset, network, report, max_unreachable)
+    return [note for note in (_fetch_pages(job, lists), _fetch_pictures(job, opened())) if note]
 
 
-def fetch_pages(folder: Path, lists: Sequence[Path], preset: Preset, network: Network, report: Report) -> None:
+@dataclass(frozen=True)
+class _Job:
+    folder: Path
+    preset: Preset
+    network: Network
+    report: Report
+    max_unreachable: float
+
+
+def _fetch_pages(job: _Job, lists: Sequence[Path]) -> str:
     if not lists:
-        return
+        return ""
     wanted = dict.fromkeys(address for path in lists for address in read_list(path))
-    _fetch(folder, "pages", [(url,) for url in wanted], preset, network, report, _html, preset.page["max_bytes"])
+    return _fetch(job, "pages", [(url,) for url in wanted], _html, job.preset.page["max_bytes"])
 
 
-def fetch_pictures(folder: Path, inputs: Sequence[Input], preset: Preset, network: Network, report: Report) -> None:
+def _fetch_pictures(job: _Job, inputs: Sequence[Input]) -> str:
+    preset = job.preset
     wanted = dict.fromkeys(each for input_ in inputs for each in missing_pictures(input_, preset))
 
     def check(fetched: Fetched) -> Fetched:
@@ -127,7 +151,7 @@ def fetch_pictures(folder: Path, inputs: Sequence[Input], preset: Preset, networ
         kind = _kind(fetched)
         return fetched if kind not in HTML else Fetched(fetched.url, fetched.hops, "wrong_type", kind)
 
-    _fetch(folder, "pictures", list(wanted), preset, network, report, check, preset.load["max_bytes"])
+    return _fetch(job, "pictures", list(wanted), check, preset.load["max_bytes"])
 
 
 def _html(fetched: Fetched) -> Fetched:
@@ -141,19 +165,42 @@ def _kind(fetched: Fetched) -> str:
 
 
 def _fetch(
-    folder: Path, name: str, wanted: list[tuple[str, ...]], preset: Preset, network: Network, report: Report,
-    check: Callable[[Fetched], Fetched], max_bytes: int,
-) -> None:  # fmt: skip
-    with Archive(folder, name) as archive:
-        todo = [each for each in wanted if not any(archive.done.get(url) for url in each) and
-                any(url not in archive.done for url in each)]  # fmt: skip
-        before = len(wanted) - len(todo)
-        fetcher = Fetcher(preset.fetch, network, threading.Event())
-        done = set()
-        for fetched in crawl(todo, fetcher, preset.fetch["hosts"], max_bytes, check, dict(archive.done)):
-            archive.add(fetched)
-            done.add(fetched.url)
-            report(name, before + min(len(done), len(todo)), len(wanted), archive.kept)
+    job: _Job, name: str, wanted: list[tuple[str, ...]], check: Callable[[Fetched], Fetched], max_bytes: int
+) -> str:
+    """Fetches what is not done; a sentence about what was left for reasons that may pass, or nothing."""
+    with Archive(job.folder, name) as archive:
+
+        def open_ones() -> list[tuple[str, ...]]:
+            """What has nothing good yet, and an address that was not answered for good."""
+            return [each for each in wanted if not any(archive.done.get(url) for url in each) and
+                    any(url not in archive.done for url in each)]  # fmt: skip
+
+        for number in range(ROUNDS):
+            todo = open_ones()
+            if number and todo:
+                time.sleep(job.preset.fetch["delay"])  # between two requests to a host, whatever the round
+            before, done = len(wanted) - len(todo), set()
+            fetcher = Fetcher(job.preset.fetch, job.network, threading.Event())
+            for fetched in crawl(todo, fetcher, job.preset.fetch["hosts"], max_bytes, check, dict(archive.done)):
+                archive.add(fetched)
+                done.add(fetched.url)
+                job.report(name, before + min(len(done), len(todo)), len(wanted), archive.kept)
+        failed = ([archive.passing[url] for url in each if url in archive.passing] for each in open_ones())
+        left = [each[0] for each in failed if each]
+    if not left:
+        return ""
+    reasons = Counter(f"{each.rule} {each.value}" if each.rule in NAMED else each.rule for each in left)
+    told = (
+        f"{len(left):,} of {len(wanted):,} {name} could not be fetched because the network or a host failed "
+        f"({', '.join(f'{reason} {count:,}' for reason, count in reasons.most_common())}; the first is "
+        f"{left[0].url[:200]})"
+    )
+    if len(left) > job.max_unreachable * len(wanted):
+        raise DuoGenError(
+            f"{told}, which is more than {job.max_unreachable:.0%}. What came is kept. Run the same command again to "
+            "ask for them again, or go on without them with --max-unreachable 1."
+        )
+    return f"{told}; the run goes on without them."
 
 
 def missing_pictures(input_: Input, preset: Preset) -> Iterator[tuple[str, ...]]:

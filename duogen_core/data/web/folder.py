@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from duogen_core.data.file_digests import FileDigests
 from duogen_core.data.names_below import names_below
+from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.inputs import PAGES, Found, Input, embedded
 from duogen_core.data.web.links import absolute, refusal, scheme_of
 from duogen_core.data.web.mhtml import ENDINGS, MAX_BYTES, Saved, read_mhtml
 from duogen_core.data.web.page import Page, Walk
+from duogen_core.data.web.walker import walk
 from duogen_core.errors import DuoGenError
 
 SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")
@@ -57,13 +60,17 @@ class Folder(Input):
         return Page(str(self.path), name, url, body, time=time)
 
     def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
-        scheme = scheme_of(source)
-        if scheme == "data":
+        if scheme_of(source) == "data":
             return embedded(source, max_bytes)
         if page.name.lower().endswith(ENDINGS):
             return self._inside(page, walk, source, max_bytes)
-        if scheme or source.startswith(("//", "\\\\")):
-            address = absolute(source, "http://page.invalid/")
+        file = self._file_of(page, source)
+        return self._read(file, max_bytes) if isinstance(file, Path) else file
+
+    def _file_of(self, page: Page, source: str) -> Path | Found:
+        """The file of a picture of a page, or why there is none."""
+        if (scheme := scheme_of(source)) or source.startswith(("//", "\\\\")):
+            address = absolute(source, "http://page.invalid/") if scheme != "data" else ""
             reason = refusal(address) if address else "not an address"
             return Found(url=address, rule="refused_link" if reason else "missing", value=reason or address[:200])
         path = unquote(re.split(r"[?#]", source, maxsplit=1)[0]).replace("\\", "/")
@@ -73,7 +80,7 @@ class Folder(Input):
         file = Path(os.path.realpath(self.root / folder / path.lstrip("/")))
         if file != self.root and self.root not in file.parents:
             return Found(rule="refused_link", value="outside the folder")
-        return self._read(file, max_bytes)
+        return file
 
     def _inside(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
         """A picture of a page that is one file: from that file and from nowhere else."""
@@ -103,8 +110,22 @@ class Folder(Input):
         except (OSError, ValueError):
             return Found(url=url, rule="missing", value=url[:200])
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self, digests: FileDigests) -> dict[str, Any]:
+        """By the contents of the pages and of all that lies beside them; of single pages, of what they show."""
         total = hashlib.sha256()
-        for name in self.names():
-            total.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode("utf-8", "surrogateescape"))
-        return {"kind": "folder", "digest": total.hexdigest()[:16]}
+        for name in sorted(self._shown()) if self.only else names_below(self.root, ("",)):
+            total.update(f"{name}\0{digests.of_small(self.root / name)}\n".encode("utf-8", "surrogateescape"))
+        return {"kind": "folder", "digest": total.hexdigest()[:32]}
+
+    def _shown(self) -> set[str]:
+        """The names of the pages in `only`, and of the pictures that they show."""
+        found = set(self.only)
+        for name in self.only:
+            try:
+                page = self.page(name, MAX_BYTES)
+                images = walk(decode_page(page.body, page.content_type)).images
+            except DuoGenError:  # the run itself says what is wrong with it
+                continue
+            files = (self._file_of(page, source) for image in images for source in image.sources)
+            found |= {file.relative_to(self.root).as_posix() for file in files if isinstance(file, Path)}
+        return found

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+from duogen_core.data.file_digests import FileDigests
 from duogen_core.data.web.page import Page, Walk
 
 PAGES = (".html", ".htm", ".xhtml", ".mhtml", ".mht")
@@ -47,8 +48,8 @@ class Input(ABC):
         """The bytes behind one address of a picture of a page."""
 
     @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """Small JSON that changes when the input does."""
+    def identity(self, digests: FileDigests) -> dict[str, Any]:
+        """Small JSON that changes when anything in the input does."""
 
 
 def embedded(address: str, max_bytes: int) -> Found:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from duogen_core.data.file_digests import FileDigests
 from duogen_core.errors import DuoGenError
 
 
@@ -27,12 +28,12 @@ def folder_of(rules: Mapping[str, Any]) -> Path | None:
     return folder
 
 
-def identity(rules: Mapping[str, Any]) -> list[list[Any]] | None:
+def identity(rules: Mapping[str, Any], digests: FileDigests) -> list[list[Any]] | None:
     """Changes when another model lies there."""
     folder = folder_of(rules)
     if folder is None:
         return None
-    return [[file.name, file.stat().st_size] for file in sorted(folder.iterdir()) if file.is_file()]
+    return [[file.name, digests.of(file)] for file in sorted(folder.iterdir()) if file.is_file()]
 
 
 class Nsfw:
@@ -41,9 +42,11 @@ class Nsfw:
         try:
             from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-            local = {"local_files_only": True}
-            self.processor = AutoImageProcessor.from_pretrained(folder, **local)
-            self.model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, **local).eval()
+            # With auto_map in its config a folder may bring code of its own, which is never run.
+            self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self.model = AutoModelForImageClassification.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            ).eval()
         except Exception as error:  # the library has no error of its own
             reason = " ".join(str(error).split())[:300]
             raise DuoGenError(f"nsfw.model={folder} cannot be loaded as an image classifier: {reason}.") from None

@@ -1,6 +1,7 @@
 """A run's folder and its plan: which pages make which shard, fixed when the run begins.
 
-OUT/index/000.sqlite  of a WARC file (`warc`)
+OUT/index/000.sqlite  of a WARC file (`warc`); digests.json, of what stood in the inputs (`file_digests`)
+OUT/inputs.jsonl      a line an input, if a WARC file among them is damaged: where, and how
 OUT/fetched/          what --fetch brought, before there was a plan (`fetching`)
 
 The rest of the folder is as `run_folder` says.
@@ -16,6 +17,7 @@ from typing import Any
 
 from duogen_core import __version__
 from duogen_core.data.fetch.network import Network
+from duogen_core.data.file_digests import FileDigests
 from duogen_core.data.presets import digest
 from duogen_core.data.run_folder import (
     FOLDERS,
@@ -27,13 +29,14 @@ from duogen_core.data.run_folder import (
     write_plan,
     write_run,
 )
+from duogen_core.data.run_log import json_lines, rule_of
 from duogen_core.data.web import nsfw
 from duogen_core.data.web.ad_hosts import read_hosts
-from duogen_core.data.web.fetching import Report, WithFetched, fetch, is_list, read_list
+from duogen_core.data.web.fetching import MAX_UNREACHABLE, Report, WithFetched, fetch, is_list, read_list
 from duogen_core.data.web.inputs import Input
 from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.preset import Preset, preset_from_json
-from duogen_core.data.web.warc import Warc
+from duogen_core.data.web.warc import Warc, log_damage
 from duogen_core.errors import DuoGenError
 
 KIND = "web"
@@ -59,7 +62,7 @@ class Run(RunFolder):
     notes: tuple[str, ...] = ()
 
     def inputs(self) -> list[Input]:
-        return _opened(self.paths, self.folder, finished=True)
+        return _opened(self.paths, self.folder, finished=True, planned=True)
 
     def plan(self) -> Iterator[Shard]:
         for _, shard in self.places():
@@ -72,6 +75,13 @@ class Run(RunFolder):
             for line in lines:
                 yield place, _shard(line)
                 place += len(line)
+
+    def found(self, shard: int) -> dict[str, int]:
+        """What a finished shard holds, in the figures of `shards.do_shard`."""
+        entries = list(json_lines(self.log(shard)))
+        kept = [entry for entry in entries if entry["kept"]]
+        pictures = sum(not rule_of(picture) for entry in kept for picture in entry["pictures"])
+        return {"pages": len(entries), "kept": len(kept), "pictures": pictures}
 
     def shard_at(self, place: int) -> Shard:
         with (self.folder / "plan.jsonl").open("rb") as lines:
@@ -92,10 +102,12 @@ def begin(
     say: Callable[[str], None] = lambda _: None,
     network: Network | None = None,
     report: Report = lambda *_: None,
+    max_unreachable: float = MAX_UNREACHABLE,
 ) -> Run:
     """The run in this folder: gone on with if it is there with the same inputs and rules, planned otherwise.
 
-    network: what is missing is fetched through it first; report tells how far that is.
+    network: what is missing is fetched through it first; report tells how far that is. max_unreachable: the share of
+    addresses that may be left because the network or a host failed; beyond it there is no plan and an error.
     """
     if shard_pages < 1:
         raise DuoGenError(f"A shard has {shard_pages} pages; expected at least 1.")
@@ -107,12 +119,14 @@ def begin(
     lists = [path for path in map(Path, paths) if is_list(path)]
     if lists and network is None:
         raise DuoGenError(f"{lists[0]} is a list of pages on the web; they are fetched only with --fetch.")
+    digests = FileDigests(folder / "index" / "digests.json")
+    hosts = preset.advert["hosts"]
     identity = {
-        "inputs": [{"path": str(each.path), **each.identity()} for each in _opened(paths, None)],
+        "inputs": [{"path": str(each.path), **each.identity(digests)} for each in _opened(paths, None)],
         "fetch": None if network is None else digest([read_list(path) for path in lists]),
         "preset": preset.to_json(),
-        "nsfw": nsfw.identity(preset.nsfw),
-        "ad_hosts": len(read_hosts(preset.advert["hosts"])) if preset.advert["hosts"] else None,
+        "nsfw": nsfw.identity(preset.nsfw, digests),
+        "ad_hosts": digest(sorted(read_hosts(hosts))) if hosts else None,
         "shard_pages": shard_pages,
         "duogen": __version__,
     }
@@ -121,14 +135,19 @@ def begin(
         run, found = _read(folder)
         check_same(folder, found, mark)
         return run
-    check_unused(folder, ("index", "fetched", "plan.jsonl"))
+    check_unused(folder, ("index", "fetched", "inputs.jsonl", "plan.jsonl"))
     make_folders(folder, (*FOLDERS, "index"))
+    digests.save()
+    notes: list[str] = []
     if network is not None:
-        fetch(folder / "fetched", mark, lists, lambda: _opened(paths, folder, say), preset, network, report)
+        notes += fetch(
+            folder / "fetched", mark, lists, lambda: _opened(paths, folder, say), preset, network, report,
+            max_unreachable,
+        )  # fmt: skip
     inputs = _opened(paths, folder, say, finished=True)
     groups = (({"input": number}, each.names()) for number, each in enumerate(inputs))
     pages, shards = write_plan(folder, "pages", groups, shard_pages)
-    notes = [note for each in inputs if isinstance(each, Warc) for note in each.notes()]
+    notes += log_damage(folder / "inputs.jsonl", inputs)
     counts = {"pages": pages, "shards": shards}
     write_run(folder, KIND, {**identity, "paths": list(paths), **counts, "notes": notes, "digest": mark})
     return Run(folder, tuple(paths), preset, pages, shards, tuple(notes))
@@ -148,9 +167,16 @@ def _read(folder: Path) -> tuple[Run, str]:
 
 
 def _opened(
-    paths: Sequence[str], folder: Path | None, say: Callable[[str], None] = lambda _: None, finished: bool = False
+    paths: Sequence[str],
+    folder: Path | None,
+    say: Callable[[str], None] = lambda _: None,
+    finished: bool = False,
+    planned: bool = False,
 ) -> list[Input]:
-    """The inputs, and what was fetched for them; with indices if there is a folder. finished: all was fetched."""
+    """The inputs, and what was fetched for them; with indices if there is a folder.
+
+    finished: all was fetched. planned: there is a plan, whose pages stand at the places that the indices say.
+    """
     given = [path for path in paths if not is_list(Path(path))]
     inputs = open_inputs(given) if given else []
     if folder is None:
@@ -160,15 +186,17 @@ def _opened(
         inputs.append(Warc(fetched / "pages.warc.gz"))
     for number, each in enumerate(inputs):
         if isinstance(each, Warc):
-            _index(each, folder / "index" / f"{number:03d}.sqlite", say)
+            _index(each, folder / "index" / f"{number:03d}.sqlite", say, planned)
     if finished and (fetched / "pictures.warc.gz").exists():
         pictures = Warc(fetched / "pictures.warc.gz")
-        _index(pictures, folder / "index" / "pictures.sqlite", say)
+        _index(pictures, folder / "index" / "pictures.sqlite", say, planned)
         inputs = [WithFetched(each, pictures) for each in inputs]
     return inputs
 
 
-def _index(warc: Warc, index: Path, say: Callable[[str], None]) -> None:
+def _index(warc: Warc, index: Path, say: Callable[[str], None], planned: bool) -> None:
+    if planned and index.exists():
+        return warc.use_finished_index(index)
     if not index.exists():
         say(f"Indexing {warc.path} …")
     warc.use_index(index)

@@ -1,31 +1,39 @@
 """A WARC file (.warc, .warc.gz): the pages in it, and the pictures that were captured with them.
 
-One pass writes an index beside the run's other files: where each page begins, and where the answer for each other
-address does, redirects included. Pages and pictures are then read by their place. Names are places in the file.
+One pass writes an index beside the run's other files: where each page begins, where the answer for each other address
+does, redirects included, and where records are damaged. Pages and pictures are then read by their place. Names are
+places in the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from duogen_core.data.fetch.archive import ROBOTS_HEADER
+from duogen_core.data.file_digests import FileDigests
+from duogen_core.data.web.content_encodings import check_packages, decoded
 from duogen_core.data.web.inputs import Found, Input, embedded
 from duogen_core.data.web.links import absolute, refusal, scheme_of
 from duogen_core.data.web.page import Page, Walk
+from duogen_core.data.web.warc_records import Damage, Record, records
 from duogen_core.errors import DuoGenError, MissingPackage
+from duogen_core.store import write_atomically
 
 HTML = ("text/html", "application/xhtml+xml")
 REDIRECTS = ("301", "302", "303", "307", "308")
 HOPS = 5
+MOST_NOTES = 20  # sentences about damaged places; the log has them all
 KEPT_HEADERS = ("x-robots-tag", "last-modified", "content-language", "link")
 TABLES = """
 create table pages (place integer primary key, url text);
 create table others (url text primary key, place integer, leads text) without rowid;
-create table notes (text text);
+create table damage (place integer primary key, rule text, next integer);
+create table made_of (path text, bytes integer, changed integer);
 """
 
 
@@ -36,17 +44,24 @@ class Warc(Input):
         self._base: sqlite3.Connection | None = None
 
     def use_index(self, index: Path) -> None:
-        """Make the index, unless it is there already; it appears when it is whole."""
+        """Make the index, unless there is one of this very file; it appears when it is whole."""
         self.index = index
-        if not index.exists():
+        if _made_of(index) != _marks(self.path):
             _write_index(self.path, index)
+
+    def use_finished_index(self, index: Path) -> None:
+        """The index that the run was planned with, wherever both have been copied to."""
+        self.index = index
+        if _made_of(index)[1:2] != _marks(self.path)[1:2]:
+            raise DuoGenError(f"{self.path} was changed since the run began; choose another --out.")
 
     def names(self) -> Iterator[str]:
         for (place,) in self._database().execute("select place from pages order by place"):
             yield str(place)
 
-    def notes(self) -> list[str]:
-        return [text for (text,) in self._database().execute("select text from notes")]
+    def damage(self) -> list[Damage]:
+        """The places at which no whole record is."""
+        return [Damage(*row) for row in self._database().execute("select place, rule, next from damage order by place")]
 
     def page(self, name: str, max_bytes: int) -> Page:
         with _record(self.path, int(name)) as record:
@@ -58,7 +73,7 @@ class Warc(Input):
                 str(self.path),
                 name,
                 record.rec_headers.get_header("WARC-Target-URI") or "",
-                record.content_stream().read(max_bytes + 1),
+                _body(record, max_bytes),
                 headers.get("content-type", ""),
                 record.rec_headers.get_header("WARC-Date") or "",
                 kept,
@@ -77,13 +92,16 @@ class Warc(Input):
                 return Found(url=address, rule="missing", value=address[:200])
             if not leads:
                 with _record(self.path, place) as record:
-                    data = record.content_stream().read(max_bytes + 1)
+                    data = _body(record, max_bytes)
                 return Found(data, address)
             address = absolute(leads, address)
         return Found(url=address, rule="refused_link", value="too many redirects")
 
-    def identity(self) -> dict[str, Any]:
-        return {"kind": "warc", "bytes": self.path.stat().st_size}
+    def identity(self, digests: FileDigests) -> dict[str, Any]:
+        try:
+            return {"kind": "warc", "digest": digests.of(self.path)}
+        except OSError as error:
+            raise DuoGenError(f"{self.path} cannot be read: {error.strerror or error}.") from None
 
     def _database(self) -> sqlite3.Connection:
         if self._base is None:
@@ -116,14 +134,72 @@ def _record(path: Path, place: int) -> Iterator[Any]:
         raise DuoGenError(f"{path}, byte {place}: the record cannot be read ({error}).") from None
 
 
+def _body(record: Any, max_bytes: int) -> bytes:
+    """The body of an answer as it is meant, at most one byte more than max_bytes of it."""
+    if not record.http_headers:
+        return record.raw_stream.read(max_bytes + 1)
+    from warcio.bufferedreaders import ChunkedDataReader
+
+    headers, stream = record.http_headers, record.raw_stream
+    if (headers.get_header("Transfer-Encoding") or "").strip().lower() == "chunked":
+        stream = ChunkedDataReader(stream)
+    return decoded(stream.read(max_bytes + 1), headers.get_header("Content-Encoding") or "", max_bytes)
+
+
+def log_damage(file: Path, inputs: Sequence[Input]) -> list[str]:
+    """Writes a line an input to the log, if any of them is damaged; sentences about the first damaged places."""
+    lines, notes, places = [], [], 0
+    for each in inputs:
+        damage = each.damage() if isinstance(each := getattr(each, "inner", each), Warc) else []
+        refused = {"rule": damage[0].rule, "value": damage[0].place} if damage else {}
+        parts = [{"rule": part.rule, "place": part.place, "next": part.next} for part in damage]
+        lines.append({"stage": "inputs", "input": str(each.path), "kept": not damage, **refused, "damage": parts})
+        notes += [_sentence(each.path, part) for part in damage[: MOST_NOTES - len(notes)]]
+        places += len(damage)
+    file.unlink(missing_ok=True)
+    if places:
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        write_atomically(file, text.encode("utf-8", "replace"))
+    return notes if places <= len(notes) else [*notes, f"{places - len(notes):,} more damaged places are in {file}."]
+
+
+def _sentence(path: Path, damage: Damage) -> str:
+    if damage.rule == "cut_off":
+        return f"{path} is cut off in the record at byte {damage.place:,}; what stands before it was read."
+    if damage.next is None:
+        return f"{path} is damaged at byte {damage.place:,}, and no record was found behind it."
+    return f"{path} is damaged at byte {damage.place:,}; reading went on at byte {damage.next:,}."
+
+
+def _marks(path: Path) -> tuple[str, int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise DuoGenError(f"{path} cannot be read: {error.strerror or error}.") from None
+    return str(path), stat.st_size, stat.st_mtime_ns
+
+
+def _made_of(index: Path) -> tuple[Any, ...]:
+    """The marks of the file that an index was made of; nothing if there is none, or one of another kind."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True)) as base:
+            return base.execute("select path, bytes, changed from made_of").fetchone() or ()
+    except sqlite3.Error:
+        return ()
+
+
 def _write_index(path: Path, index: Path) -> None:
     temporary = index.with_name(f".{index.name}.duogen-tmp")
     temporary.unlink(missing_ok=True)
     base = sqlite3.connect(temporary)
     try:
         base.executescript("pragma journal_mode = off; pragma synchronous = off;" + TABLES)
-        with path.open("rb") as stream:
-            _index_records(stream, base, path)
+        base.execute("insert into made_of values (?, ?, ?)", _marks(path))
+        for found in records(path):
+            if isinstance(found, Damage):
+                base.execute("insert into damage values (?, ?, ?)", (found.place, found.rule, found.next))
+            elif found.kind in ("response", "resource"):
+                _index_record(found, base)
         base.commit()
     except OSError as error:
         raise DuoGenError(f"{path} cannot be read: {error.strerror or error}.") from None
@@ -134,26 +210,19 @@ def _write_index(path: Path, index: Path) -> None:
     temporary.replace(index)
 
 
-def _index_records(stream: Any, base: sqlite3.Connection, path: Path) -> None:
-    records, place = _iterator(stream), 0
-    try:
-        for record in records:
-            place = records.get_record_offset()
-            if record.rec_type not in ("response", "resource"):
-                continue
-            url = record.rec_headers.get_header("WARC-Target-URI") or ""
-            http = record.http_headers
-            kind = (http or record.rec_headers).get_header("Content-Type") or ""
-            status = http.get_statuscode() if http else "200"
-            if status in REDIRECTS and http.get_header("Location"):
-                row = (absolute(url, url), place, http.get_header("Location")[:4000])
-                base.execute("insert or ignore into others values (?, ?, ?)", row)
-            elif status == "200" and kind.partition(";")[0].strip().lower() in HTML:
-                base.execute("insert into pages values (?, ?)", (place, url))
-            elif status == "200":
-                base.execute("insert or ignore into others values (?, ?, '')", (absolute(url, url), place))
-    except DuoGenError:
-        raise
-    except Exception as error:  # cut off or damaged: what stands before is good
-        note = f"{path} is damaged or cut off after byte {place} ({error}); what follows is lost."
-        base.execute("insert into notes values (?)", (note,))
+def _index_record(record: Record, base: sqlite3.Connection) -> None:
+    url, http = record.headers.get_header("WARC-Target-URI") or "", record.http
+    kind = (http or record.headers).get_header("Content-Type") or ""
+    status = http.get_statuscode() if http else "200"
+    if status in REDIRECTS and http.get_header("Location"):
+        row = (absolute(url, url), record.place, http.get_header("Location")[:4000])
+        base.execute("insert or ignore into others values (?, ?, ?)", row)
+        return
+    if status != "200":
+        return
+    if http:
+        check_packages(http.get_header("Content-Encoding") or "")
+    if kind.partition(";")[0].strip().lower() in HTML:
+        base.execute("insert into pages values (?, ?)", (record.place, url))
+    else:
+        base.execute("insert or ignore into others values (?, ?, '')", (absolute(url, url), record.place))
