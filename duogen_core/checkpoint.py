@@ -22,12 +22,12 @@ import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError, is_out_of_memory
-from duogen_core.weights import check_tensors, read_folder, read_header, refuse_pickle, shapes_of
+from duogen_core.files import read_json
+from duogen_core.weights import refuse_pickle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ DEFAULT_MODEL = "duogen-tiny"
 VAE_FILE = "wan_vae.safetensors"
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 HUGGING_FACE_FILES = ("config.json", "tokenizer.json", "vocab.json")  # one of them makes a folder a model's
-MLLM_FILES = ("config.json", "tokenizer.json", "preprocessor_config.json")
+MLLM_FILES = ("config.json", "preprocessor_config.json")
 
 
 class CheckpointError(DuoGenError):
@@ -162,7 +162,7 @@ def _available() -> str:
 def read_config(folder: str | os.PathLike) -> CheckpointConfig:
     """model_index.json of a checkpoint folder."""
     path = Path(folder) / INDEX
-    value = _read_json(path)
+    value = _read_object(path)
     if value.get("format") != FORMAT:
         raise CheckpointError(f"{path} has the format {value.get('format')!r}; expected {FORMAT!r}.")
     if value.get("version") != VERSION:
@@ -182,23 +182,28 @@ def read_config(folder: str | os.PathLike) -> CheckpointConfig:
 
 def check_checkpoint(folder: str | os.PathLike) -> CheckpointConfig:
     """Looks at every file without loading a weight: a fault is found in a moment, not after minutes of loading."""
+    from duogen_core.formats.reading import WeightFiles, folder_weights
+    from duogen_core.mllm.tokenizer import has_tokenizer
+
     folder = Path(folder)
     config = read_config(folder)
     for part in ("mllm", "connector", "dit", "vae"):
         if not (folder / part).is_dir():
             raise CheckpointError(f"The model {config.name} is incomplete: expected the folder {folder / part}.")
     for name in MLLM_FILES:
-        _read_json(folder / "mllm" / name)
-    _read_json(folder / "connector" / "config.json")
-    _read_json(folder / "dit" / "config.json")
-    read_folder(folder / "mllm", "model", "weights of the MLLM")
-    read_header(folder / "connector" / "model.safetensors", "weights of the connector")
-    read_folder(folder / "dit", DIFFUSERS_STEM, "weights of the DiT")
+        _read_object(folder / "mllm" / name)
+    if not has_tokenizer(folder / "mllm"):
+        raise CheckpointError(f"The model is incomplete: expected the file {folder / 'mllm' / 'tokenizer.json'}.")
+    _read_object(folder / "connector" / "config.json")
+    _read_object(folder / "dit" / "config.json")
+    folder_weights(folder / "mllm", "model", "weights of the MLLM")
+    folder_weights(folder / "connector", "model", "weights of the connector")
+    folder_weights(folder / "dit", DIFFUSERS_STEM, "weights of the DiT")
     vae = vae_path(folder)
     if vae.is_dir():
-        read_folder(vae, DIFFUSERS_STEM, "weights of the VAE")
+        folder_weights(vae, DIFFUSERS_STEM, "weights of the VAE")
     else:
-        read_header(vae, "weights of the VAE")
+        WeightFiles([vae], "weights of the VAE")
     return config
 
 
@@ -223,9 +228,10 @@ def load_checkpoint(
     tell = on_part or (lambda part: None)
 
     tell("mllm")
+    from duogen_core.dit import load_dit
     from duogen_core.mllm.base import Mllm
 
-    load = {"mllm": Mllm.from_pretrained, "dit": _load_dit, **(loaders or {})}
+    load = {"mllm": Mllm.from_pretrained, "dit": load_dit, **(loaders or {})}
     mllm = _loading(load["mllm"], folder / "mllm", "MLLM")
     tell("connector")
     from duogen_core.connector import Connector
@@ -237,9 +243,6 @@ def load_checkpoint(
     from duogen_core.vae import PictureVae
 
     vae = _loading(PictureVae.from_pretrained, vae_path(folder), "VAE")
-    if vae_path(folder).is_file():
-        expected = {name: tuple(tensor.shape) for name, tensor in vae.to_single_file().items()}
-        check_tensors(read_header(vae_path(folder)), expected, vae_path(folder), "VAE")
     components = Components(mllm, connector, dit, vae, config)
     check_fit(components)
     return components
@@ -261,31 +264,13 @@ def check_fit(components: Components) -> None:
         )
 
 
-def _load_dit(folder: Path) -> nn.Module:
-    from duogen_core.dit import FAMILIES, load_dit
-    from duogen_core.formats.own_dit import is_quantised
-
-    config = _read_json(folder / "config.json")
-    if config.get("_class_name") in FAMILIES and not is_quantised(
-        folder
-    ):  # load_dit says what is wrong with any other name
-        import torch
-
-        module, name = FAMILIES[config["_class_name"]]
-        with torch.device("meta"):
-            expected = shapes_of(getattr(import_module(module), name).from_config(config))
-        found = read_folder(folder, DIFFUSERS_STEM)
-        check_tensors(found, expected, folder / f"{DIFFUSERS_STEM}.safetensors", "DiT")
-    return load_dit(folder).eval()
-
-
 def _loading(load: Callable[[Path], Any], path: Path, what: str) -> Any:
     """Errors of other libraries become one sentence that names the part; ours are sentences already."""
     try:
         return load(path)
     except DuoGenError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # a wrong value raises whatever the layer that meets it raises
         if is_out_of_memory(error):
             raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -352,13 +337,10 @@ def _swap(new: Path, folder: Path) -> None:
 # ---------------------------------------------------------------- small readers
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"The model is incomplete: expected the file {path}.") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a readable JSON file ({error}).") from None
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"The model is incomplete: expected the file {path}.")
+    value = read_json(path, "file")
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
     return value

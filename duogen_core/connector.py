@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from duogen_core.errors import DuoGenError
-from duogen_core.weights import check_tensors, read_header, shapes_of
+from duogen_core.files import read_json
+from duogen_core.formats.reading import folder_weights
+from duogen_core.weights import check_sizes, check_tensors, shapes_of
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -67,6 +69,10 @@ def normalise(h: Tensor) -> Tensor:
     h = h.float()
     std, mean = torch.std_mean(h, dim=-1, keepdim=True)  # unbiased, as Cosmos-Predict2.5 does it
     return (h - mean) / (std + 1e-8)
+
+
+def _required() -> set[str]:
+    return {f.name for f in fields(ConnectorConfig) if f.default is MISSING}
 
 
 class Connector(nn.Module):
@@ -116,22 +122,24 @@ class Connector(nn.Module):
         config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
         if not config_file.is_file():
             raise DuoGenError(f"The connector folder {folder} lacks {CONFIG_NAME}; expected that and {WEIGHTS_NAME}.")
+        values, required = read_json(config_file, "configuration of a connector"), _required()
+        if not isinstance(values, dict) or not required <= values.keys():
+            names = ", ".join(sorted(required))
+            raise DuoGenError(f"{config_file} is not a connector configuration; expected JSON with {names}.")
+        known = {f.name: values[f.name] for f in fields(ConnectorConfig) if f.name in values}
         try:
-            values = json.loads(config_file.read_text("utf-8"))
-            known = {
-                f.name: values[f.name] for f in fields(ConnectorConfig) if f.default is MISSING or f.name in values
-            }
             config = ConnectorConfig(**{"segment": "none", **known})
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DuoGenError):
-                raise
-            names = ", ".join(f.name for f in fields(ConnectorConfig) if f.default is MISSING)
-            raise DuoGenError(f"{config_file} is not a connector configuration; expected JSON with {names}.") from error
-        from safetensors.torch import load_file
-
-        connector = cls(config)
-        check_tensors(read_header(weights_file, "connector"), shapes_of(connector), weights_file, "connector")
-        connector.load_state_dict(load_file(weights_file))
+        except DuoGenError as error:
+            raise DuoGenError(f"{config_file}: {error}") from None
+        weights = folder_weights(folder, what="weights of the connector")
+        check_sizes(values, weights.entries, config_file)
+        with torch.device("meta"):
+            connector = cls(config)
+        check_tensors(weights.entries, shapes_of(connector), weights_file, "connector")
+        # Not mapped, as training writes the file anew; in one type, whatever the file's is.
+        state = {name: tensor.float().clone() for name, tensor in weights.tensors()}
+        weights.check_unchanged()
+        connector.load_state_dict(state, assign=True)
         return connector.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

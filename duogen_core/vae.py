@@ -16,6 +16,7 @@ dim_mult 1-2-4-4, two residual blocks, 16 channels, and normalises with the fixe
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.reading import WeightFiles, find_weights
-from duogen_core.weights import check_tensors, shapes_of
+from duogen_core.files import read_json
+from duogen_core.formats.reading import WeightFiles, folder_weights
+from duogen_core.weights import Entry, check_sizes, check_tensors, shapes_of
 
 SPATIAL = 8  # pixels per latent cell
 SIZE_STEP = 16  # latent cell times the DiT's patch of two
@@ -239,6 +241,35 @@ def _residual_name(match: re.Match) -> str:
     return f".{_RESIDUAL[match[1]]}." if inside else match[0]
 
 
+# ---------------------------------------------------------------- other VAEs
+
+
+def refuse_other_vaes(entries: Mapping[str, Entry], where: str | Path) -> None:
+    """A VaeError that names what the weights are, where they are another VAE than Wan 2.1's; shapes alone decide.
+
+    FLUX and SD3 have 16 channels as Wan 2.1 has, but of other meaning: pictures would come out as noise.
+    """
+    prefix = next(
+        (p for p in ("", "first_stage_model.", "vae.") if any(n.startswith(f"{p}decoder.") for n in entries)), ""
+    )
+    found = {name.removeprefix(prefix): entry.shape for name, entry in entries.items() if name.startswith(prefix)}
+    flat = found.get("decoder.conv_in.weight", ())
+    if len(flat) == 4:  # kernels of two dimensions: no time
+        channels = flat[1]
+        known = {4: "Stable Diffusion's or SDXL's", 16: "FLUX's or SD3's", 32: "FLUX.2's"}.get(
+            channels, "another model's"
+        )
+        raise VaeError(
+            f"{where} is a VAE of still images with {channels} latent channels, {known}; "
+            "its latents mean other things to this DiT. Give the Wan 2.1 VAE (wan_2.1_vae.safetensors)."
+        )
+    out = found.get("conv2.weight") or found.get("post_quant_conv.weight") or ()
+    if len(out) == 5 and out[0] != 16:
+        raise VaeError(
+            f"{where} is a video VAE with {out[0]} latent channels, as Wan 2.2's; give the Wan 2.1 VAE, which has 16."
+        )
+
+
 # ---------------------------------------------------------------- what the pipeline uses
 
 
@@ -259,16 +290,7 @@ class PictureVae:
                 f"No VAE in {path}: expected a folder with config.json and diffusion_pytorch_model.safetensors, "
                 "or one .safetensors file in the Wan 2.1 format."
             )
-        try:
-            with torch.device("meta"):
-                expected = shapes_of(AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(str(path))))
-            check_tensors(find_weights(path, "weights of the VAE").entries, expected, path, "VAE")
-            model = AutoencoderKLWan.from_pretrained(str(path), local_files_only=True, use_safetensors=True)
-        except DuoGenError:
-            raise
-        except Exception as error:  # diffusers raises whatever meets the fault
-            raise VaeError(f"The VAE in {path} cannot be read ({error}); expected an AutoencoderKLWan.") from error
-        return cls(model)
+        return cls(_load_folder(path))
 
     @property
     def device(self) -> torch.device:
@@ -313,8 +335,35 @@ class PictureVae:
         return {original_key(key): tensor.contiguous() for key, tensor in self.model.state_dict().items()}
 
 
+def _load_folder(folder: Path) -> AutoencoderKLWan:
+    """In float32, as diffusers loads it."""
+    config = read_json(folder / "config.json", "configuration of a VAE")
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    weights = folder_weights(folder, "diffusion_pytorch_model", "weights of the VAE")
+    refuse_other_vaes(weights.entries, folder)
+    if name != "AutoencoderKLWan":
+        raise VaeError(f"{folder / 'config.json'} names the model {name!r}; expected an AutoencoderKLWan.")
+    check_sizes(config, weights.entries, folder / "config.json")
+    try:
+        with torch.device("meta"):
+            vae = AutoencoderKLWan.from_config(config)
+        expected = shapes_of(vae)
+        statistics = [torch.tensor(vae.config[name], dtype=torch.float32) for name in ("latents_mean", "latents_std")]
+    except Exception as error:  # a wrong value raises whatever the layer that meets it raises
+        raise VaeError(f"{folder / 'config.json'} describes no AutoencoderKLWan ({error}).") from error
+    check_tensors(weights.entries, expected, folder, "VAE")
+    for values in statistics:
+        if values.shape != (16,) or not values.isfinite().all() or (values is statistics[1] and not (values > 0).all()):
+            raise VaeError(f"{folder / 'config.json'}: latents_mean and latents_std must be 16 numbers, those above 0.")
+    state = {name: tensor.float().clone() for name, tensor in weights.tensors()}
+    weights.check_unchanged()
+    vae.load_state_dict(state, assign=True)
+    return vae
+
+
 def _load_single_file(path: Path) -> AutoencoderKLWan:
     weights = WeightFiles([path], "weights of the VAE")
+    refuse_other_vaes(weights.entries, path)
     mark = weights.entries.get("decoder.head.0.gamma")
     if mark is None or not mark.shape or not mark.shape[0]:
         raise VaeError(f"{path} is not a Wan 2.1 VAE: it has no tensor decoder.head.0.gamma.")

@@ -1,26 +1,31 @@
 """Weight files, looked at before anything is loaded: safetensors only, and every fault named.
 
-In: the path of one weight file, or a folder that holds `model.safetensors` (or its shards with an index).
+In: the path of one weight file (folders and shards: formats/reading.py).
 Out: a table {tensor name: Entry(dtype, shape)} read from the header alone, or a WeightError whose sentence names the
 file, what is wrong with it and what was expected.
 A safetensors file is 8 bytes (header length, little endian), a JSON header, and the tensors' bytes; the header says
-where each tensor ends, so a cut-off file is known from its length, without reading the data.
+where each tensor ends, so a cut-off file is known from its length, without reading the data. A file that goes on behind
+its last tensor is read, with a warning.
 Nothing here unpickles: `.pt`, `.pth`, `.bin`, `.ckpt` and `.pkl` files are refused by name and by content.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import parse_json
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library itself
+HEADER_DEPTH = 5  # of lists and objects in one another: a header has three
 SHOWN = 4  # of a long list of faults, how many a message names
 
 _ITEM_BITS = {
@@ -41,11 +46,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """tensors: what the file holds. spans: where each lies, in bytes of the file. metadata: its author's own notes."""
+    """tensors: what the file holds. spans: where each lies, in bytes of the file. metadata: its author's own notes.
+
+    rest: how many bytes follow the last tensor; none in a file as the safetensors library writes it.
+    """
 
     tensors: dict[str, Entry]
     spans: dict[str, tuple[int, int]]
     metadata: dict[str, str]
+    rest: int = 0
 
 
 def refuse_pickle(path: str | os.PathLike) -> None:
@@ -71,19 +80,26 @@ def refuse_pickle(path: str | os.PathLike) -> None:
 
 
 def read_header(path: str | os.PathLike, what: str = "weights") -> dict[str, Entry]:
-    """The tensors of one safetensors file, from its header; the file's length must be exactly what the header says."""
+    """The tensors of one safetensors file, from its header, if the file is not shorter than that says."""
     return read_whole_header(path, what).tensors
 
 
 def read_whole_header(path: str | os.PathLike, what: str = "weights") -> Header:
-    """Like read_header, with the places of the tensors and the metadata."""
+    """Like read_header, with the places of the tensors and the metadata.
+
+    Bytes behind the last tensor are no fault, as ComfyUI reads such files too; a warning is logged, once a file.
+    """
     path = Path(path)
-    if not path.exists():
-        raise WeightError(f"The {what} are missing: expected the file {path}.{_pickle_beside(path)}")
-    if not path.is_file():
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightError(f"The {what} are missing: expected the file {path}.{_pickle_beside(path)}") from None
+    except (OSError, ValueError) as error:  # a name that no file can have, a link that leads to itself
+        raise WeightError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if not stat.S_ISREG(status.st_mode):
         raise WeightError(f"{path} is not a file; expected the {what} as a .safetensors file there.")
     refuse_pickle(path)
-    size = path.stat().st_size
+    size = status.st_size
     with open(path, "rb") as file:
         start = file.read(8)
         if len(start) < 8:
@@ -100,16 +116,14 @@ def read_whole_header(path: str | os.PathLike, what: str = "weights") -> Header:
             f"Copy or download it again."
         )
     try:
-        header = json.loads(raw.decode("utf-8"))
+        header = parse_json(raw, "it", depth=HEADER_DEPTH)
         notes = header.pop("__metadata__", None) or {}
         metadata = {str(key): str(value) for key, value in notes.items()}
-        tensors = {name: Entry(item["dtype"], tuple(int(n) for n in item["shape"])) for name, item in header.items()}
-        spans = {name: tuple(int(n) for n in item["data_offsets"]) for name, item in header.items()}
-        for name, entry in tensors.items():
-            if not isinstance(entry.dtype, str) or any(n < 0 for n in entry.shape):
-                raise ValueError(f"{name[:80]!r} has no possible type and shape")
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        found = {name: _entry(name, item) for name, item in header.items()}
+    except (ValueError, AttributeError) as error:
         raise WeightError(f"{path} is not a readable safetensors file: its header is broken ({error}).") from None
+    tensors = {name: entry for name, (entry, _) in found.items()}
+    spans = {name: span for name, (_, span) in found.items()}
     end = 0
     for name, (start_at, stop_at) in sorted(spans.items(), key=lambda item: item[1]):
         bits = _ITEM_BITS.get(tensors[name].dtype)
@@ -118,35 +132,40 @@ def read_whole_header(path: str | os.PathLike, what: str = "weights") -> Header:
                 f"{path} is not a sound safetensors file: the header's place for {name!r} does not fit it."
             )
         end = stop_at
-    if size < 8 + length + end:
+    end += 8 + length
+    if size < end:
         raise WeightError(
-            f"{path} is cut off: it has {size} bytes of the {8 + length + end} its header promises. "
-            f"Copy or download it again."
+            f"{path} is cut off: it has {size} bytes of the {end} its header promises. Copy or download it again."
         )
-    if size > 8 + length + end:
-        raise WeightError(
-            f"{path} is not a sound safetensors file: {size - 8 - length - end} bytes follow its last tensor."
-        )
+    if size > end:
+        _warn_of_rest(str(path), size - end)
     first = 8 + length
-    return Header(tensors, {name: (first + a, first + b) for name, (a, b) in spans.items()}, metadata)
+    return Header(tensors, {name: (first + a, first + b) for name, (a, b) in spans.items()}, metadata, size - end)
 
 
-def read_folder(folder: str | os.PathLike, stem: str = "model", what: str = "weights") -> dict[str, Entry]:
-    """Like read_header, for `stem`.safetensors or the shards named in `stem`.safetensors.index.json."""
-    folder = Path(folder)
-    index = folder / f"{stem}.safetensors.index.json"
-    if not index.is_file():
-        return read_header(folder / f"{stem}.safetensors", what)
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightError(f"{index} is not a readable index of weight files ({error}).") from None
-    tensors: dict[str, Entry] = {}
-    for shard in shards:
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise WeightError(f"{index} names {shard!r}, which is not a file in its own folder.")
-        tensors.update(read_header(folder / shard, what))
-    return tensors
+def _entry(name: str, item: object) -> tuple[Entry, tuple[int, int]]:
+    """A tensor's type and shape, and where it lies behind the header."""
+    if not isinstance(item, dict):
+        raise ValueError(f"{name[:80]!r} is {type(item).__name__}, not an object")
+    dtype, shape, span = (item.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not _whole_numbers(shape):
+        raise ValueError(f"{name[:80]!r} has no possible type and shape")
+    if not _whole_numbers(span) or len(span) != 2:
+        raise ValueError(f"{name[:80]!r} has no possible data_offsets; expected two whole numbers")
+    return Entry(dtype, tuple(shape)), tuple(span)
+
+
+def _whole_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+
+
+@lru_cache(maxsize=256)  # several readers look at the same file: one warning is enough
+def _warn_of_rest(path: str, count: int) -> None:
+    logging.getLogger(__name__).warning(
+        "%s: %d bytes follow its last tensor and are left alone; if it does not work as it should, download it again.",
+        path,
+        count,
+    )
 
 
 def check_tensors(
@@ -174,6 +193,35 @@ def check_tensors(
         faults.append(f"{len(shapes)} have another shape ({_some(shapes)})")
     if faults:
         raise WeightError(f"{path} does not hold the {what} that its configuration describes: {'; '.join(faults)}.")
+
+
+# Names in configurations that say how often something is built, and how wide it is.
+COUNTS = ("num_layers", "num_hidden_layers", "depth", "num_res_blocks", "layers_per_block")
+WIDTHS = (
+    "hidden_size", "intermediate_size", "head_dim", "attention_head_dim", "num_attention_heads", "num_key_value_heads",
+    "num_heads", "out_hidden_size", "vocab_size", "num_position_embeddings", "in_channels", "out_channels",
+    "text_embed_dim", "adaln_lora_dim", "base_dim", "decoder_base_dim", "z_dim", "patch_size", "cross_width",
+)  # fmt: skip
+
+
+def check_sizes(config: Mapping[str, object], found: Mapping[str, Entry], where: str | os.PathLike) -> None:
+    """Refuses a configuration of more layers, or wider ones, than the weights beside it can be of.
+
+    Called before anything is built: a billion layers would be built for hours, on the meta device too. Every layer has
+    a tensor of its own, and every width is at most a side of one (of twice that: two numbers may be packed into one).
+    """
+    longest = max((side for entry in found.values() for side in entry.shape), default=0)
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            check_sizes(value, found, where)
+        # What is built in a moment is left to check_tensors, which says more exactly what does not fit.
+        limit = max(len(found), 200) if name in COUNTS else max(2 * longest, 2**20) if name in WIDTHS else None
+        for number in value if isinstance(value, (list, tuple)) else [value]:
+            if limit is not None and isinstance(number, (int, float)) and not number <= limit:
+                raise WeightError(
+                    f"{where} says {name} {number:,}, but the weights beside it are {len(found):,} tensors whose "
+                    f"longest side is {longest:,}; they belong to two models, or the number is wrong."
+                )
 
 
 def shapes_of(module) -> dict[str, tuple[int, ...]]:

@@ -121,7 +121,7 @@ def _convert_mllm(weights: Any, source: Path, target: Path, kind: str | None, pr
             f"{source} is an MLLM, which is written as one file; give {target}.safetensors as the output."
         )
     family, config = what_is(source)
-    check(family, build(family, config, source), weights, source)
+    check(family, build(family, config, source, weights.entries), weights, source)
     pieces = [weights.piece(name, name) for name in weights.entries]
     if kind:
         pieces = quantised_pieces(pieces, kind, weights.tensor, str(source))

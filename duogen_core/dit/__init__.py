@@ -33,11 +33,11 @@ tests all of the above.
 from __future__ import annotations
 
 import importlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ class DitError(DuoGenError):
 
 
 def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
-    """The DiT in a diffusers-style folder, of whichever family its config.json names.
+    """The DiT in a diffusers-style folder, of whichever family its config.json names, in eval mode.
 
     prepare: gives layers other classes before their weights come, which are then mapped from the file in its own type,
     or in dtype (formats/own_dit.py); so are those of a quantised one. Else everything is read into float32.
@@ -65,13 +65,12 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
     from duogen_core.formats.own_dit import is_quantised, load_mapped
 
     path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        name = config["_class_name"]
-    except FileNotFoundError as error:
-        raise DitError(f"No DiT in {folder}: config.json is missing.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DitError(f"{path} is not a diffusers config: expected JSON with the field _class_name.") from error
+    if not path.is_file():
+        raise DitError(f"No DiT in {folder}: config.json is missing.")
+    config = read_json(path, "configuration of a DiT")
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(name, str):
+        raise DitError(f"{path} is not a diffusers config: expected JSON with the field _class_name.")
     if name not in FAMILIES:
         raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
     cls = getattr(importlib.import_module(FAMILIES[name][0]), FAMILIES[name][1])

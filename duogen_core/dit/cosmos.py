@@ -10,7 +10,7 @@ mask. `attention="full"` runs diffusers' blocks as they are and equals diffusers
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,6 +27,54 @@ from duogen_core.dit.packing import Sequence as TrainingSequence
 from duogen_core.dit.packing import forward_train
 
 ATTENTION = ("full", "frame_causal")
+
+
+WHOLE = (
+    "in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "num_layers", "text_embed_dim",
+    "adaln_lora_dim", "crossattn_proj_in_channels", "encoder_hidden_states_channels", "img_context_num_tokens",
+    "img_context_dim_out",
+)  # fmt: skip
+YES_OR_NO = ("concat_padding_mask", "use_crossattn_projection", "references")
+
+
+def check_config(config: Mapping[str, object]) -> None:
+    """Every value is of its kind and range, or a DitError names it: some would fail only while a picture is drawn."""
+
+    def number(value: object, low: float, high: float) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+    def whole(value: object) -> bool:
+        return isinstance(value, int) and number(value, 1, 2**31)
+
+    def three(value: object, kind: Callable[[object], bool]) -> bool:
+        return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(kind, value))
+
+    for name, value in config.items():
+        if name in WHOLE:
+            right, wanted = whole(value), "a whole number of at least 1"
+        elif name in YES_OR_NO:
+            right, wanted = isinstance(value, bool), "true or false"
+        elif name in ("max_size", "patch_size"):
+            right, wanted = three(value, whole), "three whole numbers of at least 1"
+        elif name == "rope_scale":
+            right, wanted = three(value, lambda n: number(n, 1e-3, 1e3)), "three numbers of 0.001 to 1000"
+        elif name == "mlp_ratio":
+            right, wanted = number(value, 1e-3, 1e3), "a number of 0.001 to 1000"
+        elif name == "clean_timestep":
+            right, wanted = number(value, -1, 1), "a number of -1 to 1"
+        elif name in ("controlnet_block_every_n", "img_context_dim_in", "extra_pos_embed_type"):
+            right, wanted = value is None, "none, as this pack draws without it"
+        else:
+            continue
+        if not right:
+            raise DitError(f"The DiT's config has {name} {value!r}; expected {wanted}.")
+    heads = config["attention_head_dim"]
+    if heads % 2 or heads < 6:  # an even share of each head turns by time, by row and by column
+        raise DitError(f"The DiT's config has attention_head_dim {heads}; expected an even number of at least 6.")
+    if config["patch_size"][0] != 1:
+        raise DitError(
+            f"The DiT's config has patch_size {config['patch_size']}; one picture is one frame, so expected 1 first."
+        )
 
 
 class PackedCosmos(CosmosTransformer3DModel):
@@ -59,6 +107,7 @@ class PackedCosmos(CosmosTransformer3DModel):
         clean_timestep: float = 1e-4,
         references: bool = True,
     ) -> None:
+        check_config({name: value for name, value in locals().items() if name not in ("self", "__class__")})
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -83,13 +132,9 @@ class PackedCosmos(CosmosTransformer3DModel):
         )
         if attention not in ATTENTION:
             raise DitError(f"The DiT's config has attention {attention!r}; expected one of {', '.join(ATTENTION)}.")
-        wants = {"in_channels": out_channels + 1, "extra_pos_embed_type": None, "img_context_dim_in": None}
-        for name, value in wants.items():
-            if self.config[name] != value:
-                raise DitError(f"The DiT's config has {name} {self.config[name]!r}; packing pictures needs {value!r}.")
-        if patch_size[0] != 1:
+        if in_channels != out_channels + 1:
             raise DitError(
-                f"The DiT's config has patch_size {patch_size}; one picture is one frame, so expected 1 first."
+                f"The DiT's config has in_channels {in_channels}; packing pictures needs {out_channels + 1}."
             )
         if attention == "frame_causal" and clean_timestep < 0:
             raise DitError("A frame_causal DiT needs a clean_timestep of its own; its config has a negative one.")
@@ -97,22 +142,19 @@ class PackedCosmos(CosmosTransformer3DModel):
             block.__class__ = PackedCosmosBlock  # same weights, one more way to be called
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **kwargs) -> PackedCosmos:
-        """A folder with config.json and diffusion_pytorch_model.safetensors (or its shards); strict."""
+    def from_pretrained(cls, folder: str | Path, **settings) -> PackedCosmos:
+        """A folder with config.json and diffusion_pytorch_model.safetensors (or its shards); strict. In float32.
+
+        settings: values that take the place of the configuration's.
+        """
+        from duogen_core.formats.own_dit import load_mapped
+
         if not (Path(folder) / "config.json").is_file():
             raise DitError(f"No DiT in {folder}: expected config.json and diffusion_pytorch_model.safetensors.")
-        kwargs = {"local_files_only": True, "use_safetensors": True, **kwargs, "output_loading_info": True}
-        try:
-            model, report = super().from_pretrained(str(folder), **kwargs)
-        except DitError:
-            raise
-        except Exception as error:
-            raise DitError(f"The DiT in {folder} cannot be read ({error}); expected Cosmos safetensors.") from error
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[kind]:
-                name = next(iter(report[kind]))
-                raise DitError(f"The DiT in {folder} does not match its config.json, for example at {name}.")
-        return model
+        dit = load_mapped(folder, cls, torch.float32, settings=settings)
+        for parameter in dit.parameters():  # not mapped: training writes the file anew
+            parameter.data = parameter.data.clone()
+        return dit
 
     # -------------------------------------------------------- pieces that both kinds of attention use
 

@@ -13,7 +13,6 @@ pre-trained one nvidia-cosmos/cosmos-predict2.5.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from duogen_core.checkpoint import Sampling
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 from duogen_core.formats import cosmos_keys as keys
 from duogen_core.formats.reading import WeightFiles, find_weights
 from duogen_core.weights import WeightError, check_tensors, shapes_of
@@ -235,10 +235,7 @@ def _written_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightError(f"{file} is not readable JSON ({error}).") from None
+    value = read_json(file, "configuration of a DiT")
     if not isinstance(value, dict):
         raise WeightError(f"{file} holds a {type(value).__name__}; expected a JSON object.")
     return value
@@ -276,7 +273,7 @@ def _on_meta(cls: type, config: dict[str, Any]) -> Any:
             return cls(**config)
     except DuoGenError:
         raise
-    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # a wrong value raises whatever the layer that meets it raises
         raise WeightError(f"This configuration is none of a Cosmos-Predict2.5 transformer ({error}).") from error
 
 

@@ -6,7 +6,6 @@ whose sentence says what the file is instead (a pickle, GGUF, a download that fa
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 from duogen_core.formats import cosmos_keys, quantised
 from duogen_core.formats.lora import is_lora, read_lora
 from duogen_core.formats.reading import WeightFiles, find_weights
@@ -261,14 +261,18 @@ def _found(weights: WeightFiles, path: Path, formats: dict[str, str], **rest: An
     kinds: dict[str, int] = {}
     for format_ in formats.values():
         kinds[format_] = kinds.get(format_, 0) + 1
-    return Found(str(path), parameters=parameters, bytes=weights.bytes, dtypes=dtypes, quantised=kinds, **rest)
+    notes = [*rest.pop("notes", [])]
+    notes += [
+        f"{count:,} bytes follow the last tensor of {file.name}; it may have been damaged"
+        for file, count in weights.rest.items()
+    ]
+    return Found(
+        str(path), parameters=parameters, bytes=weights.bytes, dtypes=dtypes, quantised=kinds, notes=notes, **rest
+    )
 
 
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise WeightError(f"{file} is not readable JSON ({error}).") from None
+    value = read_json(file, "configuration")
     return value if isinstance(value, dict) else {}

@@ -7,16 +7,18 @@ In:  a diffusers folder of one of our classes, with the notes and scales of quan
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 from duogen_core.formats.quantised import is_extra, layer_formats, plain_shape, unified, use_scaled_linear
-from duogen_core.formats.reading import WeightFiles, find_weights
-from duogen_core.weights import Entry, WeightError, check_tensors, shapes_of
+from duogen_core.formats.reading import STEMS, WeightFiles, find_weights, folder_weights
+from duogen_core.weights import Entry, WeightError, check_sizes, check_tensors, shapes_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from torch import nn
 
@@ -26,8 +28,11 @@ WHAT = "weights of the DiT"
 
 
 def weights_in(folder: str | Path) -> WeightFiles:
-    file = Path(folder) / "diffusion_pytorch_model.safetensors"
-    return WeightFiles([file], WHAT) if file.is_file() else find_weights(folder, WHAT)
+    """Those under diffusers' name, in one file or in shards, else the one set that the folder holds."""
+    for end in ("", ".index.json"):
+        if (Path(folder) / f"{STEMS[0]}.safetensors{end}").is_file():
+            return folder_weights(folder, STEMS[0], WHAT)
+    return find_weights(folder, WHAT)
 
 
 def is_quantised(folder: str | Path) -> bool:
@@ -35,20 +40,31 @@ def is_quantised(folder: str | Path) -> bool:
 
 
 def load_mapped(
-    folder: str | Path, cls: Any, dtype: torch.dtype | None = None, prepare: Prepare | None = None
+    folder: str | Path,
+    cls: Any,
+    dtype: torch.dtype | None = None,
+    prepare: Prepare | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """dtype: of what is not quantised; None keeps the file's. prepare: as in Mllm.from_pretrained."""
+    """dtype: of what is not quantised; None keeps the file's. prepare: as in Mllm.from_pretrained.
+
+    settings: values that take the place of those of config.json.
+    """
     import torch
 
     folder = Path(folder)
     weights = weights_in(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json", "configuration of a DiT")
+    if not isinstance(config, dict):
+        raise WeightError(f"{folder / 'config.json'} holds a {type(config).__name__}; expected a JSON object.")
+    config |= settings or {}
+    check_sizes(config, weights.entries, folder / "config.json")
     try:
         with torch.device("meta"):
             dit = cls.from_config(config)
-    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, DuoGenError):
-            raise
+    except DuoGenError as error:
+        raise type(error)(f"{folder / 'config.json'}: {error}") from None
+    except Exception as error:  # a wrong value raises whatever the layer that meets it raises
         raise WeightError(f"{folder / 'config.json'} describes no {cls.__name__} ({error}).") from error
     formats = layer_formats(weights)
     check_tensors(plain_entries(weights, formats), shapes_of(dit), folder, "DiT")

@@ -27,12 +27,12 @@ runs every family, and tests/core/test_mllm_loop.py (a mock family with fixed lo
 
 from __future__ import annotations
 
-import json
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 
 if TYPE_CHECKING:
     from duogen_core.mllm.base import Mllm
@@ -51,12 +51,12 @@ def family_class(model_type: str) -> type[Mllm]:
 def family_of(folder: str | Path) -> type[Mllm]:
     """The class for a model folder, by the "model_type" of its config.json."""
     file = Path(folder) / "config.json"
-    try:
-        model_type = json.loads(file.read_text("utf-8")).get("model_type")
-    except FileNotFoundError:
-        raise DuoGenError(f"{folder} is not a Hugging Face model folder: it has no config.json.") from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise DuoGenError(f"{file} is not readable JSON ({error}).") from None
+    if not file.is_file():
+        raise DuoGenError(f"{folder} is not a Hugging Face model folder: it has no config.json.")
+    config = read_json(file, "configuration of an MLLM")
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(model_type, str):
+        raise DuoGenError(f"{file} has no model_type; expected one of: {', '.join(FAMILIES)}.")
     if model_type not in FAMILIES:
         raise DuoGenError(f"{file} says model_type {model_type!r}; expected one of: {', '.join(FAMILIES)}.")
     return family_class(model_type)

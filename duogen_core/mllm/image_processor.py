@@ -5,11 +5,11 @@ In: preprocessor_config.json of a model folder, or the patch size of a small mod
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 
 
 def picture_processing() -> tuple[type, Any]:
@@ -26,12 +26,9 @@ def picture_processing() -> tuple[type, Any]:
 def load_image_processor(folder: str | Path) -> Any:
     """Read preprocessor_config.json into the PIL processor, whatever is installed: same pixels on every machine."""
     file = Path(folder) / "preprocessor_config.json"
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DuoGenError(f"The model folder {folder} has no preprocessor_config.json.") from None
-    except (OSError, ValueError) as error:
-        raise DuoGenError(f"{file} is not readable JSON ({error}).") from None
+    if not file.is_file():
+        raise DuoGenError(f"The model folder {folder} has no preprocessor_config.json.")
+    config = read_json(file, "settings for pictures")
     kind = config.get("image_processor_type") if isinstance(config, dict) else None
     if not isinstance(kind, str) or not kind.startswith("Qwen2VLImageProcessor"):
         raise DuoGenError(f"{file} describes {kind!r}; expected a Qwen2VLImageProcessor.")

@@ -10,9 +10,8 @@ Layers in fp8 stay in fp8 (formats/quantised.py); other formats need layer class
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError, is_out_of_memory
+from duogen_core.files import read_json
 from duogen_core.formats.quantised import (
     FP8,
     Prepare,
@@ -31,7 +31,7 @@ from duogen_core.formats.quantised import (
     use_scaled_linear,
 )
 from duogen_core.formats.reading import WeightFiles, find_weights
-from duogen_core.weights import Entry, check_tensors, shapes_of
+from duogen_core.weights import Entry, check_sizes, check_tensors, shapes_of
 
 if TYPE_CHECKING:
     from duogen_core.mllm.base import Mllm
@@ -65,9 +65,9 @@ def load(
         words, eyes = load_tokenizer(path), load_image_processor(path)
     else:
         words, eyes = _tokenizer_of_file(path, tokenizer), _picture_settings(family, tokenizer)
-    module = build(family, config, path)
-    _check_tokenizer(words, module, path)
     weights = find_weights(path, WHAT)
+    module = build(family, config, path, weights.entries)
+    _check_tokenizer(words, module, path)
     formats = check(family, module, weights, path)
     if prepare is not None:
         prepare(module, formats)
@@ -85,7 +85,7 @@ def what_is(path: Path) -> tuple[type[Mllm], dict[str, Any]]:
         if not (path / "config.json").is_file() and (files := sorted(path.glob("*.safetensors"))):
             names = ", ".join(file.name for file in files[:4])
             raise DuoGenError(f"{path} has no config.json, only weights ({names}); give the path of one of those.")
-        return family_of(path), json.loads((path / "config.json").read_text("utf-8"))
+        return family_of(path), read_json(path / "config.json", "configuration of an MLLM")
     return guess(WeightFiles([path], WHAT), path)
 
 
@@ -121,10 +121,15 @@ def guess(weights: WeightFiles, path: Path) -> tuple[type[Mllm], dict[str, Any]]
     )
 
 
-def build(family: type[Mllm], config: dict[str, Any], path: Path) -> nn.Module:
-    """The module without memory for its weights."""
+def build(
+    family: type[Mllm], config: dict[str, Any], path: Path, entries: Mapping[str, Entry] | None = None
+) -> nn.Module:
+    """The module without memory for its weights. entries: the weights, which say how many layers there can be."""
     from accelerate import init_empty_weights
 
+    where = path / "config.json" if path.is_dir() else path
+    if entries is not None:
+        check_sizes(config, entries, where)
     try:
         with init_empty_weights(include_buffers=False):  # the rotary tables are in no file: they are made here
             return family.build(config)
@@ -133,7 +138,6 @@ def build(family: type[Mllm], config: dict[str, Any], path: Path) -> nn.Module:
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
         if is_out_of_memory(error):
             raise
-        where = path / "config.json" if path.is_dir() else path
         raise DuoGenError(f"{where} does not describe a {family.model_type} model: {error}") from error
 
 
@@ -202,6 +206,10 @@ def fill(
         put(module, f"{layer}.weight", dequantised(state["weight"], state.get("weight_scale"), dtype or torch.bfloat16))
     weights.check_unchanged()
     module.tie_weights()
+    empty = [name for name, weight in module.named_parameters() if weight.is_meta]
+    empty = [name for name in empty if name.rpartition(".")[0] not in formats]  # those layers' classes are others'
+    if empty:
+        raise DuoGenError(f"{weights.files[0]}: no weights came for {empty[0]} and {len(empty) - 1} more.")
     module.eval()
 
 

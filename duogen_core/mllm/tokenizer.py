@@ -75,6 +75,12 @@ def wrap_tokenizer(tokenizer: Any) -> Any:
     )
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder has the files that `load_tokenizer` reads, in either form."""
+    folder = Path(folder)
+    return (folder / "tokenizer.json").is_file() or all((folder / name).is_file() for name in OLDER_FILES)
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """Read tokenizer.json exactly as it is (AutoTokenizer may rebuild the rules of a known family), or the older form:
     vocab.json, merges.txt and tokenizer_config.json, as ComfyUI ships it."""
@@ -85,7 +91,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     try:
         if file.is_file():
             return wrap_tokenizer(Tokenizer.from_file(str(file)))
-        if all((folder / name).is_file() for name in OLDER_FILES):
+        if has_tokenizer(folder):
             return _load_older(folder)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise DuoGenError(f"{folder} holds no tokenizer this pack can read: {error}") from error

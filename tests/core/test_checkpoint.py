@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from duogen_core import checkpoint
-from duogen_core.checkpoint import CheckpointError, check_checkpoint, load_checkpoint, resolve_model, save_checkpoint
+from duogen_core import checkpoint, cli
+from duogen_core.checkpoint import (
+    VAE_FILE,
+    CheckpointError,
+    check_checkpoint,
+    load_checkpoint,
+    resolve_model,
+    save_checkpoint,
+)
 from duogen_core.errors import DuoGenError
+from duogen_core.vae import PictureVae
 from tests.core.tiny import random_components, request
 
 
@@ -39,6 +49,20 @@ def edit_weights(path, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+
+
+@contextlib.contextmanager
+def time_limit(seconds):
+    def stop(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def fails(folder, match, load=load_checkpoint):
@@ -108,6 +132,52 @@ def test_a_folder_of_something_else_is_not_replaced(components, tmp_path):
 def test_a_missing_weight_file_is_named(folder, file):
     (folder / file).unlink()
     fails(folder, f"expected the file .*{file}", check_checkpoint)
+
+
+def test_bytes_behind_the_weights_of_any_part_are_left_alone(components, folder, capsys):
+    components.vae.save_pretrained(folder / "diffusers-vae")
+    files = [folder / file for file in (*WEIGHTS.values(), "diffusers-vae/diffusion_pytorch_model.safetensors")]
+    for file in files:
+        with open(file, "ab") as opened:
+            opened.write(b"\0" * 13)
+    back = load_checkpoint(folder)
+    assert torch.equal(back.mllm.model.lm_head.weight, components.mllm.model.lm_head.weight)
+    for part in ("connector", "dit"):
+        mine, theirs = (getattr(c, part).state_dict() for c in (back, components))
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for vae in (back.vae, PictureVae.from_pretrained(folder / "diffusers-vae")):
+        mine, theirs = vae.model.state_dict(), components.vae.model.state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert cli.main(["inspect", str(folder)]) == 0
+    assert capsys.readouterr().out.count("13 bytes follow the last tensor") == 4
+
+
+TOO_MANY = {
+    "dit/config.json": [["num_layers"], ["attention_head_dim"]],
+    "connector/config.json": [["num_layers"], ["hidden_size"], ["cross_width"]],
+    "mllm/config.json": [
+        ["text_config", "num_hidden_layers"], ["vision_config", "depth"], ["text_config", "hidden_size"],
+        ["vision_config", "num_heads"], ["text_config", "vocab_size"], ["vision_config", "fullatt_block_indexes"],
+    ],
+    "vae/config.json": [["num_res_blocks"], ["base_dim"], ["z_dim"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [10**9, 2**63 + 1])
+@pytest.mark.parametrize("file, keys", [(file, keys) for file in TOO_MANY for keys in TOO_MANY[file]], ids=str)
+def test_sizes_that_the_weights_cannot_have_are_refused_before_anything_is_built(components, folder, file, keys, value):
+    """They were built for hours; the time here only ends a test that would hang."""
+    if file == "vae/config.json":
+        (folder / "vae" / VAE_FILE).unlink()
+        components.vae.save_pretrained(folder / "vae")
+    config = json.loads((folder / file).read_text())
+    place = config
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (folder / file).write_text(json.dumps(config))
+    with time_limit(120):
+        fails(folder, keys[-1] if keys[-1] != "fullatt_block_indexes" else "mllm")
 
 
 @pytest.mark.parametrize("file", WEIGHTS.values())
@@ -187,7 +257,7 @@ def test_a_wrong_model_index_is_named(folder, values, match):
 
 def test_a_broken_model_index_is_named(folder):
     (folder / "model_index.json").write_text('{"format": ')
-    fails(folder, "model_index.json is not a readable JSON file", check_checkpoint)
+    fails(folder, "model_index.json is not valid JSON", check_checkpoint)
 
 
 def test_parts_of_two_models_do_not_mix(folder, tmp_path):

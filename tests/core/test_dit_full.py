@@ -214,10 +214,10 @@ def test_folders_that_do_not_fit_are_named(tmp_path):
     weights, config = tmp_path / "diffusion_pytorch_model.safetensors", tmp_path / "config.json"
     good = {name: tensor.clone() for name, tensor in load_file(weights).items()}  # not mapped: the file is overwritten
     save_file({name: tensor for name, tensor in good.items() if name != "proj_out.weight"}, weights)
-    with pytest.raises(DitError, match=r"proj_out\.weight"):
+    with pytest.raises(WeightError, match=r"proj_out\.weight"):
         load_dit(tmp_path)
     save_file({**good, "stranger": torch.zeros(1)}, weights)
-    with pytest.raises(DitError, match="stranger"):
+    with pytest.raises(WeightError, match="stranger"):
         load_dit(tmp_path)
     weights.unlink()
     with pytest.raises(WeightError, match="weights of the DiT are missing"):

@@ -36,7 +36,8 @@ def test_layers_are_prepared_before_their_weights_come(folder):
 
 
 @pytest.mark.parametrize(
-    "change, match", [({"num_layers": 3}, "tensors are missing"), ({"num_layers": "many"}, "describes no")]
+    "change, match",
+    [({"num_layers": 3}, "tensors are missing"), ({"num_layers": "many"}, "num_layers 'many'; expected a whole")],
 )
 def test_a_configuration_that_does_not_fit(folder, change, match):
     file = folder / "config.json"

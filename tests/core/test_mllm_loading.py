@@ -101,6 +101,8 @@ def test_wrong_folders_are_named(tmp_path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(DuoGenError, match=r"pickle"):
         Mllm.from_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    save_file(whole, weights, metadata={"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": "wide", "text_config": 3}))
     with pytest.raises(DuoGenError, match="does not describe"):

@@ -90,5 +90,5 @@ def test_another_model_is_refused(tmp_path, other):
 def test_the_vae_of_wan_2_2_is_refused(tmp_path):
     """48 channels and other depths under the same first names."""
     changed = {**OFFICIAL, "conv1.weight": (96, 96, 1, 1, 1), "conv2.weight": (48, 48, 1, 1, 1)}
-    with pytest.raises(DuoGenError, match="does not hold the Wan 2.1 VAE"):
+    with pytest.raises(DuoGenError, match="a video VAE with 48 latent channels, as Wan 2.2's; give the Wan 2.1 VAE"):
         PictureVae.from_pretrained(hollow(tmp_path / "wan2.2_vae.safetensors", changed))
