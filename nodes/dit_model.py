@@ -42,21 +42,33 @@ COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 wa
 
 
 class PictureLatent(comfy.latent_formats.Wan21):
-    """Wan 2.1's latents; statistics and preview colours may be a checkpoint's own."""
+    """Wan 2.1's latents; statistics and preview colours may be a checkpoint's own.
+
+    vae_width: of the checkpoint's own VAE; None: Wan 2.1's, as published."""
 
     def __init__(
         self,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         rgb: tuple[list[list[float]], list[float]] | None = None,
+        vae_width: int | None = None,
     ) -> None:
         super().__init__()
+        self.vae_width = vae_width
         if mean is not None and std is not None:
             self.latents_mean = torch.tensor(mean).view(1, -1, 1, 1, 1)
             self.latents_std = torch.tensor(std).view(1, -1, 1, 1, 1)
         if rgb is not None:
             self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb
             self.taesd_decoder_name = None  # made for Wan's own latents
+
+    def same_as(self, other: PictureLatent) -> bool:
+        """Whether both are of the same VAE, as far as its width and its statistics tell."""
+        return (
+            self.vae_width == other.vae_width
+            and torch.equal(self.latents_mean, other.latents_mean)
+            and torch.equal(self.latents_std, other.latents_std)
+        )
 
 
 class DuoGenConfig(comfy.supported_models_base.BASE):
@@ -120,6 +132,13 @@ class DuoGenModel(comfy.model_base.QwenImage):
             raise DuoGenError(
                 f"A reference latent has {other} channels, but this MODEL draws in {channels}; encode the pictures "
                 "with the VAE of the same checkpoint."
+            )
+        if any(latent.ndim == 4 for latent in latents):
+            from duogen_core.errors import DuoGenError
+
+            raise DuoGenError(
+                "A reference latent was made by a VAE for still images, such as those of FLUX.1 and SD3, whose latents "
+                "this MODEL cannot read; encode the pictures with the VAE of the same checkpoint."
             )
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:

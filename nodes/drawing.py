@@ -44,6 +44,7 @@ def draw(
     """LATENT of the next picture. on_step is ComfyUI's sampler callback (step, x0, x, steps)."""
     if positive and PICTURE_ENDS in positive[0][1]:
         fit.check_model(model)
+    fit.check_latent(latent["samples"], model)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     common = {

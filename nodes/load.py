@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FOLDER = "duogen"
 INDEX = "model_index.json"
+WAN_WIDTH = 96  # of Wan 2.1's VAE as published
 
 
 def register_model_folder() -> None:
@@ -123,11 +124,13 @@ def load_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, Pictu
     small = sum(p.numel() for p in vae.model.parameters()) < SMALL_MODEL // 10
     statistics = vae.model.config
     colours = preview_colours(vae) if small else None
-    latents = PictureLatent(statistics.latents_mean, statistics.latents_std, colours)
+    own_width = None if statistics.base_dim == WAN_WIDTH else statistics.base_dim
+    latents = PictureLatent(statistics.latents_mean, statistics.latents_std, colours, own_width)
     if latents_only:
         return None, latents
     loaded = comfy.sd.VAE(sd=vae.to_single_file(), dtype=torch.float32 if small else None)
     loaded.throw_exception_if_invalid()
+    loaded.duogen_latents = latents  # for fit.check_vae
     return loaded, latents
 
 

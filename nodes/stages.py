@@ -185,6 +185,8 @@ def refer(
     if not chosen:
         return list(conditionings)
     values = next((entries[0][1] for entries in conditionings if entries), {})
+    if PICTURE_ENDS in values:  # of our connector, so a MODEL of ours will draw
+        fit.check_vae(vae)
     limit = values.get(PICTURE_LIMIT, UNLIMITED)
     sides = [min(limit, side_for(pictures[i], megapixels)) for i in chosen]
     latents = [reference_latent(vae, pictures[i], side) for i, side in zip(chosen, sides, strict=True)]

@@ -19,6 +19,7 @@ import painter_checkpoint
 import pytest
 import random_checkpoint
 from answers import saved_document
+from conftest import BUNDLED
 from PIL import Image
 from server import Server
 from test_trouble import sentence
@@ -91,6 +92,46 @@ def test_references_of_a_foreign_vae(server: Server, random_model: Path, foreign
     graph["p1.refer"]["inputs"]["vae"] = ["foreign", 2]
     message = sentence(server.run(graph))
     assert "4 channels" in message and "draws in 16" in message
+
+
+@pytest.fixture
+def flux_vae(server: Server, small_models: None) -> dict[str, Any]:
+    """16 channels, as the VAE of the checkpoint has, but for still images."""
+    return {"class_type": "VAELoader", "inputs": {"vae_name": "small_flux.safetensors"}}
+
+
+def test_a_vae_for_still_images(server: Server, graph: dict[str, Any], flux_vae: dict[str, Any]):
+    graph["foreign"] = flux_vae
+    graph["3"]["inputs"]["vae"] = ["foreign", 0]
+    assert "for still images, such as those of FLUX.1" in sentence(server.run(graph))
+
+
+@pytest.mark.parametrize("place", ["refer", "reference", "start"])
+def test_a_vae_for_still_images_in_the_stages(server: Server, random_model: Path, flux_vae: dict[str, Any], place: str):
+    """In our own node, in a stock node that adds a reference, and for the latent to start from."""
+    graph = graphs.staged(random_model.name, prefix="bad/staged", pictures=2)
+    graph["foreign"] = flux_vae
+    graph["drawn"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["p0.decode", 0], "vae": ["foreign", 0]}}
+    sample = graph["p1.sample"]
+    if place == "refer":
+        graph["p1.refer"]["inputs"]["vae"] = ["foreign", 0]
+    elif place == "reference":
+        inputs = {"conditioning": sample["inputs"]["positive"], "latent": ["drawn", 0]}
+        graph["more"] = {"class_type": "ReferenceLatent", "inputs": inputs}
+        sample["inputs"]["positive"] = ["more", 0]
+    else:
+        sample["class_type"] = "DuoGenSampler"
+        sample["inputs"] |= {"latent_image": ["drawn", 0], "denoise": 0.5}
+    assert "for still images, such as those of FLUX.1" in sentence(server.run(graph))
+
+
+def test_the_vae_of_another_checkpoint(server: Server, graph: dict[str, Any]):
+    """Wan 2.1's architecture with other weights: as wide as it is told apart by."""
+    if not (BUNDLED / "model_index.json").is_file():
+        pytest.skip("The bundled model models/duogen-tiny is not here.")
+    graph["other"] = {"class_type": "DuoGenLoadCheckpoint", "inputs": {"checkpoint": BUNDLED.name}}
+    graph["3"]["inputs"]["vae"] = ["other", 3]
+    assert "the one whose latents the MODEL was trained on" in sentence(server.run(graph))
 
 
 def test_a_foreign_clip_is_not_a_language_model(server: Server, graph: dict[str, Any], foreign: dict[str, Any]):
