@@ -6,7 +6,7 @@ and seed give the same Document, byte for byte. Between two pictures everything 
 so the small functions below are also what the ComfyUI nodes are made of.
 
 Every picture of the conversation is a clean latent frame for the next one, the user's included; `reference_pixels`
-says at which size. Picture k of an answer is drawn from the noise of seed + k.
+says at which size. Every picture of an answer has a seed of its own (`picture_seed`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,7 +137,14 @@ def with_picture(document: Document, pixels: np.ndarray, seed: int, caption: str
 
 
 def picture_seed(seed: int, k: int) -> int:
-    return (seed + k) % (MAX_SEED + 1)
+    """The seed of picture k (from 0) of an answer with this seed: the answer's own for the first, then unlike numbers.
+
+    seed + k would give neighbouring seeds, which people try one after another, the same noise one picture later.
+    Below 2^53, so that every program that reads it from a picture's file or a document reads it exactly.
+    """
+    if k == 0:
+        return seed
+    return int.from_bytes(blake2b(f"{seed}:{k}".encode(), digest_size=8).digest(), "big") >> 11
 
 
 def fit_area(width: int, height: int, config: CheckpointConfig) -> tuple[int, int]:

@@ -48,7 +48,7 @@ class Step:
 
     @property
     def picture_seed(self) -> int:
-        """Of the picture that is due: the user's own, else seed + k."""
+        """Of the picture that is due: the user's own, else one made of the answer's seed."""
         own = parse_seeds(self.seeds)
         return own.get(self.drawn + 1, pipeline.picture_seed(self.seed, self.drawn))
 

@@ -56,8 +56,8 @@ class DuoGenInterleave(io.ComfyNode):
                     "context", tooltip="The request, from DuoGen Prompt, or an answer to go on with."
                 ),
                 inputs.seed(
-                    "The seed of the first picture; the next one takes seed + 1, and so on. The same seed "
-                    "gives the same answer."
+                    "The seed of the answer and of its first picture; later ones get seeds of their own, "
+                    "made of it. The same seed gives the same answer."
                 ),
                 inputs.steps(),
                 inputs.cfg(),

@@ -71,7 +71,9 @@ def round_outputs() -> list[io.Output]:
             tooltip="What the picture is to show: the paragraph before it, or the caption of a language model that "
             "was asked for one. A prompt for any other model.",
         ),
-        io.Int.Output("seed", tooltip="The seed of this picture: seed + k, or its own from DuoGen Loop Close."),
+        io.Int.Output(
+            "seed", tooltip="The seed of this picture, made of the answer's, or its own from DuoGen Loop Close."
+        ),
         io.Int.Output("number", tooltip="Which picture of the answer is due, counted from 1."),
     ]
 
@@ -106,7 +108,9 @@ class DuoGenLoopOpen(io.ComfyNode):
                     optional=True,
                     tooltip="The connector that the pictures are made with. Not needed when another model draws.",
                 ),
-                inputs.seed("The seed of the first picture; the next one takes seed + 1, and so on."),
+                inputs.seed(
+                    "The seed of the answer and of its first picture; later ones get seeds of their own, made of it."
+                ),
                 inputs.max_tokens(),
                 inputs.mode(),
                 inputs.temperature(advanced=True),

@@ -106,7 +106,9 @@ class DuoGenReadWriter(io.ComfyNode):
             search_aliases=["llm answer", "parse text", "any writer", "begin loop"],
             inputs=[
                 *_read_inputs(),
-                inputs.seed("The seed of the first picture; the next one takes seed + 1, and so on."),
+                inputs.seed(
+                    "The seed of the answer and of its first picture; later ones get seeds of their own, made of it."
+                ),
             ],
             outputs=_read_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],

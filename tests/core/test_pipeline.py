@@ -13,7 +13,7 @@ from duogen_core import pipeline, store
 from duogen_core.connector import Connector
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.pipeline import Callbacks, Draughtsman, Settings, generate
+from duogen_core.pipeline import Callbacks, Draughtsman, Settings, generate, picture_seed
 from duogen_core.store import DocumentWriter, load_document
 from tests.core.tiny import random_components, request, scripted
 
@@ -62,13 +62,25 @@ def test_texts_and_pictures_come_in_turn(components):
     ]  # fmt: skip
     assert [part.meta for part in parts if isinstance(part, Picture)] == [
         {"seed": 7, "text": "Step 1. A wall."},
-        {"seed": 8, "text": "Step 2. A roof."},
-        {"seed": 9, "text": "Step 3. A door."},
+        {"seed": picture_seed(7, 1), "text": "Step 2. A roof."},
+        {"seed": picture_seed(7, 2), "text": "Step 3. A door."},
     ]
     assert answer.generation == {
         "model": "tiny", "seed": 7, "steps": 2, "guidance": 2.0, "shift": 1.0, "temperature": 0.0, "stop_reason": "end",
     }  # fmt: skip
     assert [len(document.pictures) for document in asked] == [0, 1, 2, 3]
+
+
+def test_pictures_of_neighbouring_seeds_share_no_noise(components):
+    """Two seeds that a user tries one after another: no picture of one answer has the noise of one of the other."""
+    used = [picture_seed(seed, k) for seed in range(50) for k in range(20)]
+    assert len(set(used)) == len(used) and max(used) < 2**53
+    drawn = []
+    for seed in (7, 8):
+        scripted(components, ("A wall.", "picture"), ("A wall.", "picture"), ("", "end"))
+        drawn.append(generate(components, request(), Settings(seed=seed)).pictures)
+    assert drawn[0][0].meta["seed"] == 7, "one picture: the seed of the answer, as any other program takes it"
+    assert {picture.meta["seed"] for picture in drawn[0]}.isdisjoint(picture.meta["seed"] for picture in drawn[1])
 
 
 def test_an_assistant_turn_is_continued(components):

@@ -20,6 +20,7 @@ from duogen_core.data.synthetic.preset import load_preset
 from duogen_core.data.synthetic.runs import begin, work
 from duogen_core.document import Text
 from duogen_core.errors import DuoGenError
+from duogen_core.pipeline import picture_seed
 from tests.core.comfyui_server import comfyui_server, drawn
 from tests.core.synthetic_plans import entries, write_plans
 
@@ -80,7 +81,7 @@ def test_documents_have_texts_and_pictures_in_turn_and_say_where_they_come_from(
     assert (meta["source"], meta["domain"], meta["subcategory"], meta["seed"]) == ("synthetic", "Knots", "Loops", 100)
     assert meta["request"]["by"] == "tiny" and meta["request"]["digest"] == entry.request.digest
     assert meta["writer"] == {"model": "tiny", "prompt": "ab12"} and meta["painter"] == {"painter": "scribbler"}
-    assert [each.meta["seed"] for each in document.pictures] == [100, 101, 102]
+    assert [each.meta["seed"] for each in document.pictures] == [picture_seed(100, k) for k in range(3)]
     assert document.pictures[2].meta["prompt"] == entry.plan.steps[2].picture
     assert main(["data", "check", f"webdataset:{tmp_path / 'run' / 'shards'}", "--quiet"]) == 0
     assert main(["data", "stats", str(tmp_path / "run")]) == 0
@@ -186,7 +187,7 @@ def test_a_painter_that_is_gone_stops_the_run_at_once_and_the_run_goes_on(tmp_pa
     list(draw(tmp_path / "whole"))
 
     def gone(wanted):
-        if wanted.seed == 201:
+        if wanted.seed == picture_seed(200, 1):
             raise PainterError("The server cannot be reached.", stop=True)
 
     with pytest.raises(PainterError, match="cannot be reached"):
