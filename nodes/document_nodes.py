@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import folder_paths
 from comfy_api.latest import io
 
 from . import sockets
@@ -178,8 +177,8 @@ class DuoGenSaveDocument(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="duogen/answer",
-                    tooltip="Name of the new folder inside ComfyUI's output folder; a number is added, and words like "
-                    "%date:yyyy-MM-dd% are filled in.",
+                    tooltip="Name of the new folder inside ComfyUI's output folder; a number is added. Filled in are "
+                    "%date:yyyy-MM-dd%, %width%, and values of other nodes, such as %DuoGen Interleave.seed%.",
                 ),
                 io.Boolean.Input(
                     "pdf",
@@ -201,16 +200,28 @@ class DuoGenSaveDocument(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Refuses a name that no file can have. None: it comes from another node, and is looked at when it is there."""
+        from duogen_core.errors import DuoGenError
+
+        from . import file_prefix
+
+        try:
+            file_prefix.check_template(filename_prefix or "")
+        except DuoGenError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def execute(cls, context: Document, filename_prefix: str, pdf: bool = False, zip: bool = False) -> io.NodeOutput:
         from duogen_core.store import image_name
 
-        from . import unfinished
+        from . import file_prefix, unfinished
         from .preview import document_ui
 
-        parent, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        folder = Path(parent) / f"{name}_{counter:05}_"
+        size = next((picture.size for picture in context.last_turn.pictures), (0, 0)) if context.turns else (0, 0)
+        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
+        folder, subfolder = file_prefix.new_folder(filename_prefix, cls.hidden.prompt or {}, workflow, size)
         files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
         unfinished.saved(context)
         inside = os.path.join(subfolder, folder.name)
