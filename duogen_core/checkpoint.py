@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from duogen_core.errors import DuoGenError, is_out_of_memory
+from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
 from duogen_core.weights import refuse_pickle
 
@@ -273,8 +273,7 @@ def _loading(load: Callable[[Path], Any], path: Path, what: str) -> Any:
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
         if is_out_of_memory(error):
             raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"The {what} in {path} cannot be loaded: {first}") from error
+        raise CheckpointError(f"The {what} in {path} cannot be loaded: {first_line(error)}.") from error
 
 
 # ---------------------------------------------------------------- writing

@@ -37,6 +37,11 @@ def shortened(text: str) -> str:
     return text[: left * 2 // 3] + note + text[-(left - left * 2 // 3) :]
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without what follows its first line (a C++ stack, often), for use in a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 class Cancelled(Exception):
     """The user stopped the run. Not a failure: whatever was finished before stays."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.checkpoint import Sampling
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, first_line
 from duogen_core.files import read_json
 from duogen_core.formats import cosmos_keys as keys
 from duogen_core.formats.reading import WeightFiles, find_weights
@@ -274,7 +274,9 @@ def _on_meta(cls: type, config: dict[str, Any]) -> Any:
     except DuoGenError:
         raise
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
-        raise WeightError(f"This configuration is none of a Cosmos-Predict2.5 transformer ({error}).") from error
+        raise WeightError(
+            f"This configuration is none of a Cosmos-Predict2.5 transformer ({first_line(error)})."
+        ) from error
 
 
 def _torch_dtype(name: str) -> torch.dtype:

@@ -15,6 +15,7 @@ Adding a family = one file here with a subclass of `base.Mllm`, and one line in 
     module_name(name)               classmethod: a tensor's name in any file -> in the module
     guess_config(shapes)            classmethod: the config.json of a file that has none, from the shapes of its tensors
                                     (named as in the module); None where it is not of this family
+    check_parts(module, p, path)    classmethod: refuses a module and picture settings that do not go together
     picture_settings                preprocessor_config.json of the published models, for such a file
 
 What `embed` gives may be wider than hidden_size where a family needs more of a picture than that (Qwen3-VL): any slice

@@ -157,6 +157,10 @@ class Mllm:
 
         return load(path, dtype, prepare, tokenizer=tokenizer, wanted=cls)
 
+    @classmethod
+    def check_parts(cls, module: nn.Module, image_processor: Any, path: Path) -> None:
+        """Raises a DuoGenError where values of the configuration do not go together; a family may have such."""
+
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

@@ -32,11 +32,45 @@ def load_image_processor(folder: str | Path) -> Any:
     kind = config.get("image_processor_type") if isinstance(config, dict) else None
     if not isinstance(kind, str) or not kind.startswith("Qwen2VLImageProcessor"):
         raise DuoGenError(f"{file} describes {kind!r}; expected a Qwen2VLImageProcessor.")
-    size = config.pop("size", None) or {}
+    config = {name: value for name, value in config.items() if value is not None}  # those have their usual value
+    size = config.pop("size", {})
     for old, new in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):  # both versions know the old
-        if new in size and config.get(old) is None:
-            config[old] = size[new]
+        if isinstance(size, dict) and size.get(new) is not None:
+            config.setdefault(old, size[new])
+    _check_values(config, file)
     return picture_processing()[0].from_dict(config)
+
+
+def _check_values(config: dict[str, Any], file: Path) -> None:
+    """The values that decide what the model sees are of their kind and range: most would fail at the first picture."""
+
+    def number(value: object, low: float, high: float) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+
+    def whole(value: object, high: int) -> bool:
+        return isinstance(value, int) and number(value, 1, high)
+
+    for name, value in config.items():
+        if name in ("patch_size", "merge_size", "temporal_patch_size"):
+            right, wanted = whole(value, 1024), "a whole number of 1 to 1024"
+        elif name in ("min_pixels", "max_pixels"):
+            right, wanted = whole(value, 10**9), "a whole number of 1 to 1,000,000,000"
+        elif name in ("image_mean", "image_std"):
+            low = 1e-6 if name == "image_std" else -1e6
+            right = isinstance(value, list) and len(value) == 3 and all(number(n, low, 1e6) for n in value)
+            wanted = "three numbers" + (" above 0" if name == "image_std" else "")
+        elif name == "rescale_factor":
+            right, wanted = number(value, 1e-9, 1e9), "a number above 0"
+        elif name == "resample":
+            right, wanted = isinstance(value, int) and number(value, 0, 5), "a whole number of 0 to 5"
+        elif name.startswith("do_"):
+            right, wanted = isinstance(value, bool), "true or false"
+        else:
+            continue
+        if not right:
+            raise DuoGenError(f"{file} has {name} {value!r}; expected {wanted}.")
+    if config.get("min_pixels", 1) > config.get("max_pixels", 10**9):
+        raise DuoGenError(f"{file} has min_pixels {config['min_pixels']} above max_pixels {config['max_pixels']}.")
 
 
 def small_image_processor(patch_size: int = 16, max_pixels: int = 1024 * 1024) -> Any:

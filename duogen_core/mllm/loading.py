@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from duogen_core.errors import DuoGenError, is_out_of_memory
+from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
 from duogen_core.formats.quantised import (
     FP8,
@@ -68,6 +68,7 @@ def load(
     weights = find_weights(path, WHAT)
     module = build(family, config, path, weights.entries)
     _check_tokenizer(words, module, path)
+    family.check_parts(module, eyes, path)
     formats = check(family, module, weights, path)
     if prepare is not None:
         prepare(module, formats)
@@ -138,7 +139,7 @@ def build(
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
         if is_out_of_memory(error):
             raise
-        raise DuoGenError(f"{where} does not describe a {family.model_type} model: {error}") from error
+        raise DuoGenError(f"{where} does not describe a {family.model_type} model: {first_line(error)}.") from error
 
 
 def found_tensors(family: type[Mllm], weights: WeightFiles, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

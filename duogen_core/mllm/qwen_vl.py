@@ -12,11 +12,13 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import model_inputs
 
@@ -68,6 +70,33 @@ class QwenVL(Mllm):
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(hidden)
+
+    @classmethod
+    def check_parts(cls, module: nn.Module, image_processor: Any, path: Path) -> None:
+        where = path / "config.json" if path.is_dir() else path
+        text, vision = module.config.text_config, module.config.vision_config
+        # transformers 5 has rope_parameters, 4 rope_scaling
+        rope = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None)
+        section = rope.get("mrope_section") if isinstance(rope, dict) else None
+        half = (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads) // 2
+        whole = isinstance(section, (list, tuple)) and all(type(n) is int and n > 0 for n in section)
+        if not whole or len(section) != 3 or sum(section) != half:
+            raise DuoGenError(
+                f"{where} has mrope_section {section!r}; expected three whole numbers whose sum is {half}, half a head."
+            )
+        sizes = {"patch_size": "patch_size", "merge_size": "spatial_merge_size", "temporal_patch_size": None}
+        for ours, theirs in sizes.items():
+            mine, other = getattr(image_processor, ours), getattr(vision, theirs or ours)
+            if mine != other:
+                raise DuoGenError(
+                    f"{where} has a {theirs or ours} of {other!r}, but the settings for pictures beside it one of "
+                    f"{mine!r}; they belong to two models."
+                )
+        window = getattr(vision, "window_size", None)  # in pixels; Qwen3-VL has none
+        if window is not None and not (type(window) is int and window >= vision.patch_size * vision.spatial_merge_size):
+            raise DuoGenError(
+                f"{where} has window_size {window!r}; expected a whole number of pixels, one token or more."
+            )
 
     @classmethod
     def module_name(cls, name: str) -> str:
