@@ -17,10 +17,10 @@ FIRST, NEXT = "First a wall.", " Now the roof"
 
 def write(
     folder: Path, *, attention: str = "frame_causal", heads: int = 2, layers: int = 2, hidden: int = 64,
-    width: int = 48, draws: bool = True,
+    width: int = 48, draws: bool = True, words: bool = True,
 ) -> Path:  # fmt: skip
     """heads, layers: of the DiT; hidden: width of the MLLM; width: of the DiT's text input. A model that does not draw
-    writes its first words over and over."""
+    writes its first words over and over; one without words draws picture after picture."""
     import torch
 
     from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, Sampling, save_checkpoint
@@ -36,7 +36,7 @@ def write(
         tokenizer, hidden_size=hidden, layers=2, heads=hidden // 32, kv_heads=1, intermediate_size=64,
         vision_hidden_size=64, vision_layers=1, vision_heads=2, vision_intermediate_size=64,
     )  # fmt: skip
-    _lead(mllm, draws)
+    _lead(mllm, draws, words)
     connector = Connector(ConnectorConfig(num_layers=2, hidden_size=hidden, cross_width=width))
     dit = PackedCosmos(
         num_attention_heads=heads, attention_head_dim=32, num_layers=layers, mlp_ratio=2.0, text_embed_dim=width,
@@ -48,12 +48,14 @@ def write(
     return save_checkpoint(Components(mllm, connector, dit.eval(), PictureVae(new_vae(8)), config), folder)
 
 
-def _lead(mllm, draws: bool) -> None:
+def _lead(mllm, draws: bool, words: bool) -> None:
     import torch
 
     model, tokenizer, control = mllm.model, mllm.tokenizer, mllm.control
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     chain = [(encode("assistant\n")[-1], *encode(FIRST), control.bov), (control.vision_end, *encode(NEXT), control.bov)]
+    if not words:
+        chain = [(before, after) for before, *_, after in chain]
     if not draws:
         chain = [(*chain[0][:-1], chain[0][1])]
     embedding = model.get_input_embeddings().weight

@@ -9,6 +9,7 @@ from typing import Any
 import graphs
 import numpy as np
 import pytest
+import random_checkpoint
 from answers import assert_same_answer, command_line, saved_document
 from PIL import Image
 from server import PACK, Server
@@ -25,12 +26,10 @@ def test_answer_equals_the_command_line(server: Server, checkpoint: Path, tmp_pa
     assert_same_answer(ours, command_line(tmp_path / "answer", checkpoint, "--max-images", str(LIMIT)))
 
 
-@pytest.mark.slow
-def test_with_pictures_of_the_user(server: Server, random_model: Path, tmp_path: Path):
-    """Two pictures of unlike, odd sizes; one of them has to be fitted to the grid of the DiT."""
+def bring_pictures(server: Server, graph: dict[str, Any]) -> list[str]:
+    """Two pictures of unlike, odd sizes into the graph's prompt; returns the same for the command line."""
     noise = np.random.default_rng(1)
     options = []
-    graph = graphs.answer(random_model.name, "Remove the star.", prefix="cli/pictures", max_images=2)
     for index, (width, height) in enumerate(((96, 64), (150, 71))):
         pixels = noise.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
         name = f"user{index}.png"
@@ -39,10 +38,37 @@ def test_with_pictures_of_the_user(server: Server, random_model: Path, tmp_path:
         options += ["--image", str(server.base / "input" / name)]
         graph[f"9{index}"] = {"class_type": "LoadImage", "inputs": {"image": name}}
         graph["2"]["inputs"][f"images.image{index + 1}"] = [f"9{index}", 0]
+    return options
+
+
+@pytest.mark.slow
+def test_with_pictures_of_the_user(server: Server, random_model: Path, tmp_path: Path):
+    """Two of unlike, odd sizes; one of them has to be fitted to the grid of the DiT."""
+    graph = graphs.answer(random_model.name, "Remove the star.", prefix="cli/pictures", max_images=2)
+    options = bring_pictures(server, graph)
     ours = saved_document(server, server.run(graph))
     assert [picture.size for picture in ours.pictures[:2]] == [(96, 64), (150, 71)]
     theirs = command_line(tmp_path / "answer", random_model, "--max-images", "2", *options, prompt="Remove the star.")
     assert_same_answer(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention", ["frame_causal", "full"])
+def test_edits_without_a_word_are_guided(server: Server, tmp_path: Path, attention: str):
+    """The assistant writes nothing: the negative side hides the request, which stands before the earlier pictures."""
+    model = random_checkpoint.write(tmp_path / f"wordless-{attention}", attention=attention, words=False)
+    (server.base / "models" / "duogen" / model.name).symlink_to(model, target_is_directory=True)
+    drawn = {}
+    for cfg in (1.0, 7.0):
+        how = {"prefix": f"cli/{model.name}-{cfg:g}", "max_images": 2, "cfg": cfg}
+        graph = graphs.answer(model.name, "Remove the star.", **how)
+        options = [*bring_pictures(server, graph), "--max-images", "2", "--guidance", f"{cfg:g}"]
+        drawn[cfg] = saved_document(server, server.run(graph))
+        theirs = command_line(tmp_path / f"answer{cfg:g}", model, *options, prompt="Remove the star.")
+        assert_same_answer(drawn[cfg], theirs)
+        assert drawn[cfg].last_turn.text == "" and len(drawn[cfg].last_turn.pictures) == 2
+    for plain, guided in zip(*(document.last_turn.pictures for document in drawn.values()), strict=True):
+        assert np.abs(plain.pixels.astype(int) - guided.pixels.astype(int)).mean() > 1.0, "guidance did nothing"
 
 
 @pytest.mark.slow
