@@ -46,18 +46,19 @@ def cfg() -> io.Float.Input:
 def sampler_name() -> io.Combo.Input:
     return io.Combo.Input(
         "sampler_name",
-        options=[*comfy.samplers.KSampler.SAMPLERS, AS_TRAINED],
-        default="euler",
-        tooltip="The sampling algorithm, as in KSampler. as trained: the one that the MODEL was published with.",
+        options=[AS_TRAINED, *comfy.samplers.KSampler.SAMPLERS],
+        default=AS_TRAINED,
+        tooltip="The sampling algorithm. as trained: the one that the MODEL was published with. The others are "
+        "KSampler's.",
     )
 
 
 def scheduler() -> io.Combo.Input:
     return io.Combo.Input(
         "scheduler",
-        options=[*comfy.samplers.KSampler.SCHEDULERS, AS_TRAINED],
-        default="simple",
-        tooltip="How the noise levels are spaced, as in KSampler. as trained: those that the MODEL was trained for.",
+        options=[AS_TRAINED, *comfy.samplers.KSampler.SCHEDULERS],
+        default=AS_TRAINED,
+        tooltip="How the noise levels are spaced. as trained: as the MODEL was trained. The others are KSampler's.",
     )
 
 

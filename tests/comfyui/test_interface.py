@@ -10,7 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import graphs
 import pytest
+from answers import saved_document
 from server import Server
 
 FROZEN: dict[str, Any] = json.loads(Path(__file__).with_name("interface.json").read_text("utf-8"))
@@ -50,3 +52,25 @@ def test_no_node_is_left_out(object_info: dict[str, Any]):
         if name.startswith("DuoGen") and info["category"] != "DuoGen/internal"
     }
     assert ours == set(FROZEN), "add new nodes to interface.json"
+
+
+@pytest.mark.parametrize("node", ["DuoGenInterleave", "DuoGenSampler"])
+def test_sampling_is_as_trained_unless_somebody_chooses(object_info: dict[str, Any], node: str):
+    """Cosmos-Predict2.5 was published with UniPC on Karras' times. Saved graphs have their choice in the list."""
+    stock = object_info["KSampler"]["input"]["required"]
+    for name in ("sampler_name", "scheduler"):
+        kind, options = object_info[node]["input"]["required"][name]
+        choices = options["options"] if kind == "COMBO" else kind
+        assert options["default"] == choices[0] == "as trained"
+        known = stock[name][0] if isinstance(stock[name][0], list) else stock[name][1]["options"]
+        assert choices[1:] == list(known)
+
+
+@pytest.mark.slow
+def test_as_trained_is_what_older_graphs_of_the_bundled_kind_have(server: Server, random_model: Path):
+    old = graphs.answer(random_model.name, "As before.", prefix="interface/old", max_images=2)
+    assert (old["3"]["inputs"]["sampler_name"], old["3"]["inputs"]["scheduler"]) == ("euler", "simple")
+    new = graphs.answer(random_model.name, "As before.", prefix="interface/new", max_images=2)
+    new["3"]["inputs"] |= {"sampler_name": "as trained", "scheduler": "as trained"}
+    documents = [saved_document(server, server.run(graph)) for graph in (old, new)]
+    assert documents[0].turns == documents[1].turns
