@@ -139,6 +139,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         interrupt.at_once()
         args, unknown = build_parser(argv).parse_known_args(argv)
+        if isinstance(getattr(args, "settings", None), list):  # name=value may stand on both sides of an option
+            args.settings += [one for one in unknown if "=" in one and not one.startswith("-")]
+            unknown = [one for one in unknown if one not in args.settings]
         if unknown:
             args.parser.refuse(unknown)
         interrupt.raising()

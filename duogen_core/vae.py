@@ -281,8 +281,12 @@ class PictureVae:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> PictureVae:
-        """A diffusers folder (config.json, diffusion_pytorch_model.safetensors), or one file in Wan's own format."""
+        """A diffusers folder (config.json, diffusion_pytorch_model.safetensors), or one file in Wan's own format, or a
+        folder that holds just that file, as the vae/ of a DuoGen checkpoint."""
         path = Path(path)
+        if path.is_dir() and not (path / "config.json").is_file():
+            inside = sorted(path.glob("*.safetensors"))
+            path = inside[0] if len(inside) == 1 else path
         if path.is_file():
             return cls(_load_single_file(path))
         if not (path / "config.json").is_file():

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from duogen_core.folder_lock import lock_folder
 from duogen_core.training import sharding
 from duogen_core.training.checkpoints import is_full, reason
-from duogen_core.training.config import ConfigError, check_numbers, load_config, plain, to_yaml
+from duogen_core.training.config import ConfigError, check_numbers, load_config, plain, settings_help, to_yaml
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.loop import Run
 from duogen_core.training.parallel import started
@@ -71,13 +71,15 @@ def command_of(cls: type[RunConfig]) -> str:
 
 
 def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C]) -> None:
-    parser.add_argument("--config", metavar="FILE|NAME", help="settings: a YAML or TOML file, or one of the recipes")
+    recipes = recipes_of(command_of(cls))
+    kinds = ("FILE|NAME", ", or one of the recipes below") if recipes else ("FILE", "")
+    parser.add_argument("--config", metavar=kinds[0], help=f"settings: a YAML or TOML file{kinds[1]}")
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and leave")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that go before the file's")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    recipes = [f"  {name}  {text}\n" for name, text in recipes_of(command_of(cls)).items()]
-    parser.epilog = "recipes:\n" + "".join(recipes) + "\n" if recipes else ""
-    parser.epilog += "settings and their defaults:\n" + indent(to_yaml(cls()), "  ")
+    lines = [f"  {name}  {text}\n" for name, text in recipes.items()]
+    parser.epilog = "recipes:\n" + "".join(lines) + "\n" if recipes else ""
+    parser.epilog += "settings and their defaults:\n" + indent(settings_help(cls()), "  ")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import indent
 from typing import Any, TypeVar
 
 import yaml
@@ -49,12 +50,15 @@ class Place:
     def at(self, key: object) -> Place:
         return replace(self, key=str(key))
 
-    def __str__(self) -> str:
+    @property
+    def source(self) -> str:
         full = self.path if self.key is None else (*self.path, *self.key.split("."))
         # An override gives what lies at its own path and below, and is a part of what lies above.
         given = any(full[: len(each)] == each or each[: len(full)] == full for each in self.overrides)
-        where = "the settings given on the command line" if given or self.file is None else self.file
-        return f"'{'.'.join(self.path)}' of {where}" if self.path else where
+        return "the settings given on the command line" if given or self.file is None else self.file
+
+    def __str__(self) -> str:
+        return f"'{'.'.join(self.path)}' of {self.source}" if self.path else self.source
 
 
 def load_config(cls: type[T], file: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
@@ -109,7 +113,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Place) -> T:
     known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key in fixed:
-            raise ConfigError(f"'{key}' in {where.at(key)} is not yours to set: {fixed[key]}.")
+            full = ".".join((*where.path, str(key)))
+            raise ConfigError(f"'{full}' cannot be set in {where.at(key).source}: it is {fixed[key]}.")
         if key not in known:
             settings = [name for name in known if name not in fixed]
             near = difflib.get_close_matches(str(key), settings, n=1, cutoff=0.5)
@@ -180,6 +185,24 @@ def check_numbers(config: Any, *, least: Mapping[str, int], above_0: Sequence[st
 def to_yaml(config: Any) -> str:
     """The configuration as a file that `load_config` reads back."""
     return yaml.safe_dump(plain(config, fixed=False), sort_keys=False, allow_unicode=True)
+
+
+def settings_help(config: Any) -> str:
+    """The defaults as YAML, as --help shows them; of a section that is off, such as `lora: null`, what it can have."""
+    hints, lines = typing.get_type_hints(type(config)), []
+    for field in dataclasses.fields(config):
+        if field.name in getattr(config, "fixed", ()):
+            continue
+        value = getattr(config, field.name)
+        section = next((kind for kind in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(kind)), None)
+        if dataclasses.is_dataclass(value):
+            lines.append(f"{field.name}:\n" + indent(settings_help(value), "  "))
+        elif value is None and section:
+            lines.append(f"{field.name}: null  # off; with one of these, such as {field.name}.")
+            lines[-1] += f"{dataclasses.fields(section)[0].name}=…, it is on:\n" + indent(to_yaml(section()), "  # ")
+        else:
+            lines.append(yaml.safe_dump({field.name: plain(value)}, sort_keys=False, allow_unicode=True))
+    return "".join(lines)
 
 
 def plain(value: Any, fixed: bool = True) -> Any:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -40,7 +40,9 @@ from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
 from duogen_core.training.command import add_arguments_for, output_folder
 from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
+from duogen_core.training.errors import TrainingError
 from duogen_core.training.loop import Run
+from duogen_core.training.parallel import started
 from duogen_core.training.recipes import find_config
 
 RECIPE = "finetune.json"
@@ -65,6 +67,15 @@ REPLAYED = {
 
 @dataclass(kw_only=True)
 class Stage1Settings(stage1.Stage1Config):
+    fixed: ClassVar[Mapping[str, str]] = {
+        "out": "<out>/stage1; give out",
+        "init": "the MLLM of the model; give model",
+        "data": "put together from data and replay; give those",
+        "seed": "that of the whole; give seed",
+        "threads": "that of the whole; give threads",
+        "weights": "for Sketchbook without `data`; here give replay as a source with families",
+        "vision_families": "for a vision tower that learns from Sketchbook, and here it stays as it is",
+    }
     steps: int | None = 240
     warmup: int = 20
     lr: float = 3e-4
@@ -75,6 +86,21 @@ class Stage1Settings(stage1.Stage1Config):
 
 @dataclass(kw_only=True)
 class Stage2Settings(stage2.Stage2Config):
+    fixed: ClassVar[Mapping[str, str]] = {
+        "out": "<out>/stage2; give out",
+        "init": "the DiT and connector of the model; give model",
+        "vae": "the VAE of the model; give model",
+        "mllm": "what stage 1 makes",
+        "data": "put together from data and replay; give those",
+        "seed": "that of the whole; give seed",
+        "threads": "that of the whole; give threads",
+        "families": "for Sketchbook without `data`; here give replay as a source with families",
+        **dict.fromkeys(
+            ("layers", "heads", "cross_width", "attention", "references", "connector_layers", "drop"),
+            "a property of the model's weights, which fine-tuning keeps; train stage2 makes new ones",
+        ),
+    }
+    max_side: int | None = None  # None: the model's own
     steps: int | None = 400
     warmup: int = 20
     lr: float = 1e-3
@@ -102,8 +128,6 @@ class FinetuneConfig:
         if not 0 <= self.share < 1:
             raise ConfigError(f"'share' is {self.share}; expected a share of replay from 0 to below 1.")
         for name in ("stage1", "stage2"):
-            if getattr(self, name).data:
-                raise ConfigError(f"'{name}.data' is put together from data and replay; give those.")
             if (lora := getattr(self, name).lora) and not lora.merge:
                 raise ConfigError(f"The checkpoint holds whole models; leave {name}.lora.merge at true.")
 
@@ -182,7 +206,7 @@ def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
     own = sources_of(config.data, "data")
     replay = sources_of(config.replay, "replay") if config.share else []
     check_out(config, base)
-    times = times_of(base, config.stage2)
+    config = settled(config, base)
     say(f"Fine-tuning {config.model}, {config.share:.0%} of it replay of {', '.join(map(str, replay)) or 'nothing'}.")
     request = look_over(own, say)
     write_recipe(config, base)
@@ -207,7 +231,6 @@ def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
         seed=config.seed,
         data=mixed(own, replay, config.share, {name: REPLAYED[name] for name in stage2.FAMILY_WEIGHTS}),
         **kind_of(base),
-        **times,
     )
     say(f"\nStage 2 of 2: connector and DiT learn the pictures ({pictures.out}).")
     done = stage2.train(pictures)
@@ -256,12 +279,15 @@ def put_together(config: FinetuneConfig, base: Path) -> Path:
     """The checkpoint it began with, with the parts that were trained, named like the folder of the run."""
     learnt = config.out / "stage2" / "export"
     start = load_checkpoint(base)
+    picture = start.config.picture
+    max_side = max(picture.max_side, config.stage2.max_side or 0)
     components = replace(
         start,
         mllm=family_of(config.out / "stage1" / "export").from_pretrained(config.out / "stage1" / "export"),
         connector=Connector.from_pretrained(learnt / "connector"),
         dit=load_dit(learnt / "dit"),
-        config=replace(start.config, name=config.out.resolve().name),
+        # drawn as large as it was trained for; what the model was trained for before stays
+        config=replace(start.config, name=config.out.resolve().name, picture=replace(picture, max_side=max_side)),
     )
     model = save_checkpoint(components, config.out / "model")
     for part in ("stage1", "stage2"):
@@ -277,9 +303,19 @@ def put_together(config: FinetuneConfig, base: Path) -> Path:
 def kind_of(base: Path) -> dict[str, Any]:
     """Settings of stage 2 that must be those of the checkpoint it goes on from."""
     dit, connector = (json.loads((base / part / "config.json").read_text("utf-8")) for part in ("dit", "connector"))
-    found = {"max_side": read_config(base).picture.max_side}
-    found |= {name: dit[theirs] for name, theirs in DIT.items() if theirs in dit}
+    found = {name: dit[theirs] for name, theirs in DIT.items() if theirs in dit}
     return found | {name: connector[theirs] for name, theirs in CONNECTOR.items() if theirs in connector}
+
+
+def settled(config: FinetuneConfig, base: Path) -> FinetuneConfig:
+    """The settings with those of the model where none are given: what will be used."""
+    max_side = config.stage2.max_side or read_config(base).picture.max_side
+    recall = config.stage1.recall_weight or 0.0
+    return replace(
+        config,
+        stage1=replace(config.stage1, recall_weight=recall),
+        stage2=replace(config.stage2, max_side=max_side, **times_of(base, config.stage2)),
+    )
 
 
 def times_of(base: Path, config: Stage2Settings) -> dict[str, float]:
@@ -306,8 +342,10 @@ def run(args: argparse.Namespace) -> int:
     file = find_config(args.config, "finetune") if args.config else None
     config = load_config(FinetuneConfig, file, args.settings)
     if args.print_config:
-        print(to_yaml(config), end="")
+        print(to_yaml(settled(config, resolve_model(config.model))), end="")
         return 0
+    if started() > 1:
+        raise TrainingError("train finetune runs in one process; start it without accelerate's launcher.")
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision("medium")  # Muon's matrix products

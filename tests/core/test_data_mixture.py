@@ -62,7 +62,10 @@ def test_a_spec_says_kind_path_weight_and_options(tmp_path):
     "spec, match",
     [
         ("jsonnl:a", "the kind of source 'jsonnl' is not known; did you mean 'jsonl'"),
-        ("folder", "'folder' is not known; expected one of documents, jsonl, webdataset, parquet, hf, sketchbook"),
+        (
+            "folder",
+            "folder: there is no such folder or file, and no kind of source of that name (documents, jsonl",
+        ),
         ("jsonl", "jsonl needs a path"),
         ("sketchbook:here", "sketchbook has no path"),
         ("-1*sketchbook", "the weight is '-1'"),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from duogen_core.checkpoint import check_checkpoint, load_checkpoint, read_config, save_checkpoint
 from duogen_core.cli import main
@@ -17,6 +20,7 @@ from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.store import load_document, save_document
 from duogen_core.training import finetune, stage2_data
+from duogen_core.training.config import plain
 from duogen_core.training.finetune import FinetuneConfig, Stage2Settings, entry, mixed, sources_of, times_of
 from tests.core.runs import stopped_in
 from tests.core.tiny import random_components
@@ -176,7 +180,9 @@ def test_defaults_are_those_of_the_documentation():
     ("settings", "sentence"),
     [
         (["data="], "No documents are given; expected data=DIR"),
-        (["data=nowhere"], "the kind of source 'nowhere' is not known"),
+        (["data=nowhere"], "nowhere: there is no such folder or file, and no kind of source"),
+        (["data=/missing/guides"], "/missing/guides: there is no such folder or file"),
+        (["data=guides.jsonl"], "guides.jsonl: there is no such folder or file"),
         (["data=documents:nowhere"], "nowhere does not exist"),
         (["data=empty"], "holds no document"),
         (["data=broken"], "None of the 1 documents can be used"),
@@ -187,7 +193,10 @@ def test_defaults_are_those_of_the_documentation():
         (["share=1"], "expected a share of replay from 0 to below 1"),
         (["shares=0.5"], "did you mean 'share'?"),
         (["stage1.stepps=4"], "did you mean 'steps'?"),
-        (["stage1.data=[sketchbook]"], "'stage1.data' is put together from data and replay"),
+        (["stage1.data=[sketchbook]"], "'stage1.data' cannot be set in the settings given on the command line: it is"),
+        (["stage1.out=x"], "it is <out>/stage1; give out."),
+        (["stage2.attention=full"], "it is a property of the model's weights"),
+        (["stage2.atention=full"], "There is no setting 'atention'"),
         (["stage1.lora.merge=false"], "leave stage1.lora.merge at true"),
         (["out=full"], "has other things in it than a fine-tuning"),
         (["out=full/file"], "is a file; give another out=DIR"),
@@ -206,6 +215,87 @@ def test_bad_input_is_one_sentence(settings, sentence, base, guides, words_only,
     errors = capsys.readouterr().err
     assert sentence in errors and "Traceback" not in errors and errors.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+SHARED = {
+    "minutes": 5.0, "steps": 7, "device": "cpu:0", "warmup": 3, "checkpoint_minutes": 1.5, "log_every": 2,
+    "tensorboard": False, "bf16": False, "batch": 3, "lr": 0.5, "optimizer": "adamw", "weight_decay": 0.25,
+    "gradient_checkpointing": True, "sample_minutes": 0.5, "max_side": 64,
+    "lora": {"rank": 3, "alpha": 5.0, "dropout": 0.25, "targets": ["q_proj"], "merge": True},
+}  # fmt: skip
+CHANGED = {
+    "stage1": SHARED | {
+        "muon_lr": 0.5, "tower_lr": 0.0, "recall_weight": 0.25, "micro_tokens": 99, "accumulate": True,
+        "eval_data": ["jsonl:a.jsonl"], "include_alignment": True, "max_tokens": 77, "eval_cases": 2,
+        "eval_minutes": 0.5,
+    },
+    "stage2": SHARED | {
+        "states": "on_the_fly", "shards": 2, "documents": "elsewhere", "precision": "float32", "packing": False,
+        "frames": 5, "alone": 2.0, "shift": 5.5, "unshifted": 0.125, "drop_text": 0.75, "ema": 0.5, "clip": 0.5,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_every_listed_setting_is_used_and_printed_and_every_other_one_refused(
+    stage, base, guides, tmp_path, monkeypatch, capsys
+):
+    listed = plain(FinetuneConfig(), fixed=False)[stage]
+    assert CHANGED[stage].keys() == listed.keys()  # a new setting is tried here too
+    given = yaml.safe_dump({stage: CHANGED[stage]})
+    (tmp_path / "mine.yaml").write_text(given)
+    command = ["train", "finetune", f"data={guides}", f"model={base}", f"out={tmp_path / 'out'}", "seed=3"]
+    command += ["--config", str(tmp_path / "mine.yaml")]
+    seen = {}
+
+    def stopped(config):
+        seen[type(config).__name__] = config
+        return SimpleNamespace(interrupted=type(config).__name__.lower().startswith(stage), step=0, folder=config.out)
+
+    monkeypatch.setattr(finetune.stage1, "train", stopped)
+    monkeypatch.setattr(finetune.stage2, "train", stopped)
+    assert main(command) == 130
+    used = seen[f"{stage.capitalize()}Settings"]
+    assert {name: plain(used)[name] for name in CHANGED[stage]} == CHANGED[stage]
+    assert used.out == tmp_path / "out" / stage and used.seed == 3
+    capsys.readouterr()
+    assert main([*command, "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed[stage] == CHANGED[stage]
+    found = {"stage1": ["recall_weight"], "stage2": ["max_side", "shift", "unshifted"]}  # in the model, where not given
+    assert all(printed[part][name] is not None for part, names in found.items() for name in names)
+
+    with pytest.raises(SystemExit):
+        main(["train", "finetune", "--help"])
+    settings = yaml.safe_load(capsys.readouterr().out.partition("settings and their defaults:\n")[2])
+    assert settings[stage].keys() == listed.keys()
+    fixed = type(getattr(FinetuneConfig(), stage)).fixed
+    everything = {field.name for field in fields(getattr(FinetuneConfig(), stage))}
+    assert everything == listed.keys() | fixed.keys()
+    for name in fixed:
+        assert main([*command, f"{stage}.{name}=1"]) == 2
+        assert f"'{stage}.{name}' cannot be set in the settings given" in capsys.readouterr().err
+
+
+def test_a_larger_max_side_is_that_of_the_new_model(base, guides, tmp_path):
+    side = read_config(base).picture.max_side + 32
+    assert tune(base, guides, tmp_path / "out", f"stage2.max_side={side}", "stage1.steps=1", "stage2.steps=1") == 0
+    assert read_config(tmp_path / "out/model").picture.max_side == side
+
+
+def test_help_shows_what_lora_can_have(capsys):
+    for command in ("stage1", "stage2", "finetune"):
+        with pytest.raises(SystemExit):
+            main(["train", command, "--help"])
+        said = capsys.readouterr().out
+        assert all(f"# {name}:" in said for name in ("rank", "alpha", "dropout", "targets", "merge"))
+        assert ("one of the recipes" in said) == (command != "finetune")
+
+
+def test_finetune_under_a_launcher_of_several_processes_is_refused(base, guides, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert tune(base, guides, tmp_path / "out") == 2
+    assert "train finetune runs in one process" in capsys.readouterr().err
 
 
 def test_another_fine_tuning_in_the_same_folder_is_refused(tuned, base, words_only, guides, capsys):

@@ -98,6 +98,17 @@ def test_folder_and_single_file_load_the_same_weights(vae, tmp_path):
         assert all(torch.equal(loaded[key], tensor) for key, tensor in vae.state_dict().items())
 
 
+def test_a_folder_that_holds_just_the_file_is_read_as_the_file(vae, tmp_path):
+    """As the vae/ of a checkpoint; with two files in it nobody can know which is meant."""
+    save_file(PictureVae(vae).to_single_file(), tmp_path / "wan_vae.safetensors")
+    (tmp_path / "README.md").write_text("A VAE.")
+    image = pictures(1, 32, 32)
+    assert torch.equal(PictureVae.from_pretrained(tmp_path).encode(image), PictureVae(vae).encode(image))
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(VaeError, match="No VAE in"):
+        PictureVae.from_pretrained(tmp_path)
+
+
 def test_original_names_are_those_diffusers_converts_back(vae):
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 

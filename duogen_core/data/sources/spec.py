@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def parse_spec(value: SpecLike) -> Spec:
     weight = _weight(factor[1] if factor else fields.pop("weight", 1.0), text)
     kind, _, path = text[factor.end() if factor else 0 :].strip().partition(":")
     if kind not in KINDS:
-        raise DuoGenError(unknown(f"{text}: the kind of source", kind, KINDS))
+        raise DuoGenError(_not_a_kind(text, kind))
     alignment = fields.pop("alignment", False)
     if not isinstance(alignment, bool):
         raise DuoGenError(f"{text}: alignment is {alignment!r}; expected true or false.")
@@ -83,6 +84,19 @@ def parse_spec(value: SpecLike) -> Spec:
 def parse_specs(specs: SpecLike | Sequence[SpecLike]) -> list[Spec]:
     """Every spelling mistake is found before anything is opened."""
     return [parse_spec(spec) for spec in ([specs] if isinstance(specs, (str, Mapping, Spec)) else specs)]
+
+
+def _not_a_kind(text: str, kind: str) -> str:
+    """A path alone is named as one, whether something stands there or not; else a kind was misspelt."""
+    path = Path(text).expanduser()
+    if path.exists():
+        written = {".jsonl": "jsonl", ".tar": "webdataset", ".parquet": "parquet"}.get(path.suffix, "documents")
+        return f"{text}: the kind of source is missing; write {written}:{text}."
+    alone = ":" not in text or len(kind) == 1  # C:/guides
+    misspelt = get_close_matches(kind.lower(), KINDS, n=1, cutoff=0.5) and not (path.suffix or path.name != text)
+    if alone and not misspelt:
+        return f"{text}: there is no such folder or file, and no kind of source of that name ({', '.join(KINDS)})."
+    return unknown(f"{text}: the kind of source", kind, KINDS)
 
 
 def _weight(value: Any, text: str) -> float:
