@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import folder_paths
+from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from comfy_api.latest import io
 
 from . import sockets
 
 if TYPE_CHECKING:
-    from duogen_core.formats.adapter import Adapter
+    from duogen_core.formats.adapter import Adapter, Change
 
     from .managed import Managed
 
@@ -72,19 +73,43 @@ class DuoGenLoadMLLMLoRA(io.ComfyNode):
         return io.NodeOutput(with_lora(mllm, adapter, strength))
 
 
+class CoreAdapter(WeightAdapterBase):
+    """A change that the core's own arithmetic makes, which is PEFT's: ComfyUI's own DoRA divides by other lengths.
+
+    weights: the fields of a Change; ComfyUI makes copies of the adapter with its tensors on other devices.
+    """
+
+    name = "duogen"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
+        self.loaded_keys, self.weights = loaded_keys, weights
+
+    def calculate_weight(
+        self, weight: Any, key: str, strength: float, strength_model: float, offset: Any, function: Any, *_: Any
+    ) -> Any:
+        from duogen_core.formats.adapter import Change
+
+        merged = Change(*self.weights).to(weight.device).merged(weight, strength)
+        weight += function((merged - weight.float()).to(weight.dtype))
+        return weight
+
+
+def patch_of(change: Change) -> WeightAdapterBase:
+    if change.kind == "LoRA" and change.lengths is None:
+        up, down = change.parts
+        return LoRAAdapter(set(), (up, down, change.scale * len(down), None, None, None))
+    return CoreAdapter(set(), (change.kind, change.parts, change.scale, change.lengths))
+
+
 def with_lora(mllm: Managed, adapter: Adapter, strength: float) -> Managed:
     """Rows of tokens replace the model's whole, whatever the strength: half a <BOV> means nothing."""
     from comfy.patcher_extension import CallbacksMP
-    from comfy.weight_adapter import LoRAAdapter
 
     from duogen_core.formats.adapter import with_marker
 
     core = with_marker(mllm.core, adapter)
     patcher = mllm.patcher.clone()
-    patches: dict[Any, Any] = {
-        f"model.{name}.weight": LoRAAdapter(set(), (low.up, low.down, low.scale * len(low.down), None, None, None))
-        for name, low in adapter.layers.items()
-    }
+    patches: dict[Any, Any] = {f"model.{name}.weight": patch_of(change) for name, change in adapter.layers.items()}
     for name, rows in adapter.rows.items():
         for token, row in rows.items():
             patches[f"model.{name}.weight", (0, token, 1)] = ("set", (row[None],))

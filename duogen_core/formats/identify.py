@@ -242,7 +242,10 @@ def _lora(weights: WeightFiles, path: Path) -> Found:
     lora = read_lora(weights.entries, str(path))
     ranks = ", ".join(map(str, lora.ranks[:4])) or "none"
     family = {"MLLM": "for an MLLM", "DiT": "for a DiT"}.get(lora.target, "of an unknown model")
-    notes = [f"{len(lora.layers)} layers, rank {ranks}"]
+    kinds = ", ".join(lora.names)
+    config = _json((path if path.is_dir() else path.parent) / "adapter_config.json")
+    kinds += ", rsLoRA" if config.get("use_rslora") else ""
+    notes = [f"{kinds or 'no matrices'}: {len(lora.layers)} layers, rank {ranks}"]
     return _found(
         weights, path, {}, kind="LoRA", family=family, layout=lora.naming, notes=notes,
         needs=["the model it was trained on"],

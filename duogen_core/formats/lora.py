@@ -1,5 +1,7 @@
-"""LoRA files: whose naming, for which model, and whether they fit the one at hand; from headers alone.
+"""LoRA files: of which kind, whose naming, for which model, and whether they fit the one at hand; from headers alone.
 
+Kinds: LoRA (two matrices), LoHa (two products of two, multiplied number by number), LoKr (a Kronecker product), each
+with the lengths of the rows beside it where it is DoRA. Names are LyCORIS' and PEFT's.
 Namings: "diffusers/PEFT" (`transformer.…lora_A.weight`, or without a prefix), "PEFT" (`base_model.model.…`), "ComfyUI"
 (`diffusion_model.…`), "kohya" (`lora_unet_…lora_down.weight`, dots as underscores). adapter.py reads the numbers.
 """
@@ -16,7 +18,10 @@ from duogen_core.weights import Entry, WeightError
 ENDINGS = re.compile(
     r"\.(lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)(?:\.default)?\.weight$|\.(alpha|dora_scale|diff|diff_b)$"
     r"|(?:\.token_adapter)?\.(trainable_tokens_delta)$"
+    r"|\.(lora_magnitude_vector)(?:\.default)?(?:\.weight)?$"
+    r"|\.(hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)(?:\.default)?$"
 )
+DORA = ("lora_magnitude_vector", "dora_scale")  # PEFT's and LyCORIS' name
 DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
 PREFIXES = {
     "base_model.model.": "PEFT",
@@ -34,6 +39,7 @@ PREFIXES = {
 class LoraFile:
     """layers: {layer, without prefix: (rank, inputs, outputs)}. target: "DiT", "MLLM" or "unknown".
 
+    kinds: {layer: "LoRA", "LoHa" or "LoKr"}. The rank of a LoKr whose matrices are both whole is 0.
     tensors: {(layer, part): name in the file}; a part is "down", "up", "alpha", "trainable_tokens_delta", …
     """
 
@@ -41,6 +47,13 @@ class LoraFile:
     target: str
     layers: dict[str, tuple[int, int, int]]
     tensors: dict[tuple[str, str], str]
+    kinds: dict[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """What its layers are: LoRA, LoHa, LoKr, and DoRA where the lengths of rows are among the tensors."""
+        dora = ["DoRA"] if any(part in DORA for _, part in self.tensors) else []
+        return sorted(set(self.kinds.values())) + dora
 
     @property
     def ranks(self) -> list[int]:
@@ -52,7 +65,8 @@ def is_lora(names: Mapping[str, Entry]) -> bool:
 
 
 def read_lora(entries: Mapping[str, Entry], where: str) -> LoraFile:
-    namings, down, up, tensors = set(), {}, {}, {}
+    namings, tensors = set(), {}
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}  # {layer: {part: shape}}
     for name, entry in entries.items():
         match = ENDINGS.search(name)
         if match is None:
@@ -60,20 +74,78 @@ def read_lora(entries: Mapping[str, Entry], where: str) -> LoraFile:
         layer, naming = _without_prefix(name[: match.start()])
         namings.add(naming)
         part = next(found for found in match.groups() if found)
-        tensors[layer, "down" if part in DOWN else "up" if part in UP else part] = name
-        if match[1] in DOWN + UP:
-            if len(entry.shape) < 2:
-                raise WeightError(f"{where}: {name} has the shape {list(entry.shape)}; expected a matrix.")
-            (down if match[1] in DOWN else up)[layer] = entry.shape
-    alone = sorted(down.keys() ^ up.keys())
-    if alone:
-        raise WeightError(f"{where} is not a whole LoRA: {alone[0]} has one of its two matrices.")
-    layers = {}
-    for layer, shape in down.items():
-        if shape[0] != up[layer][1]:
-            raise WeightError(f"{where}: the matrices of {layer} have the ranks {shape[0]} and {up[layer][1]}.")
-        layers[layer] = (shape[0], shape[1], up[layer][0])
-    return LoraFile("/".join(sorted(namings)), _target(layers), layers, tensors)
+        part = "down" if part in DOWN else "up" if part in UP else part
+        if (layer, part) in tensors:
+            raise WeightError(f"{where} holds {layer} twice, as {tensors[layer, part]} and as {name}; give one LoRA.")
+        tensors[layer, part] = name
+        shapes.setdefault(layer, {})[part] = entry.shape
+        if part in ("down", "up") and len(entry.shape) < 2:
+            raise WeightError(f"{where}: {name} has the shape {list(entry.shape)}; expected a matrix.")
+    layers, kinds = {}, {}
+    for layer, parts in shapes.items():
+        for kind, size in (("LoRA", _lora_size), ("LoHa", _loha_size), ("LoKr", _lokr_size)):
+            found = size(parts, layer, where)
+            if found is None:
+                continue
+            if layer in kinds:
+                raise WeightError(f"{where} holds both a {kinds[layer]} and a {kind} of {layer}; give one of them.")
+            kinds[layer], layers[layer] = kind, found
+    return LoraFile("/".join(sorted(namings)), _target(layers), layers, tensors, kinds)
+
+
+Size = tuple[int, int, int]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _lora_size(parts: Shapes, layer: str, where: str) -> Size | None:
+    if "down" not in parts and "up" not in parts:
+        return None
+    if "down" not in parts or "up" not in parts:
+        raise WeightError(f"{where} is not a whole LoRA: {layer} has one of its two matrices.")
+    down, up = parts["down"], parts["up"]
+    if down[0] != up[1]:
+        raise WeightError(f"{where}: the matrices of {layer} have the ranks {down[0]} and {up[1]}.")
+    if not down[0]:
+        raise WeightError(f"{where}: the matrices of {layer} have the rank 0; expected at least 1.")
+    return down[0], down[1], up[0]
+
+
+def _loha_size(parts: Shapes, layer: str, where: str) -> Size | None:
+    """(w1_a @ w1_b) * (w2_a @ w2_b), number by number."""
+    names = [f"hada_w{n}_{half}" for n in (1, 2) for half in "ab"]
+    if not any(name.startswith("hada_") for name in parts):
+        return None
+    first, *others = (_product([parts.get(a), parts.get(b)]) for a, b in (names[:2], names[2:]))
+    if first is None or others != [first] or any(name.startswith("hada_t") for name in parts):
+        raise WeightError(f"{where}: {layer} is no LoHa of a matrix; expected {', '.join(names)} of one size.")
+    return first
+
+
+def _lokr_size(parts: Shapes, layer: str, where: str) -> Size | None:
+    """The Kronecker product of w1 and w2, each whole or a product of two."""
+    if not any(name.startswith("lokr_") for name in parts):
+        return None
+    sizes = [
+        _product([parts.get(f"lokr_w{n}")] if f"lokr_w{n}" in parts else [parts.get(f"lokr_w{n}_{h}") for h in "ab"])
+        for n in (1, 2)
+    ]
+    double = any(f"lokr_w{n}" in parts and f"lokr_w{n}_a" in parts for n in (1, 2))
+    if None in sizes or double or "lokr_t2" in parts:
+        raise WeightError(
+            f"{where}: {layer} is no LoKr of a matrix; expected lokr_w1 and lokr_w2, or _a and _b of each."
+        )
+    (first, inputs, outputs), (second, more_inputs, more_outputs) = sizes
+    return second or first, inputs * more_inputs, outputs * more_outputs
+
+
+def _product(shapes: list[tuple[int, ...] | None]) -> Size | None:
+    """(rank, inputs, outputs) of a matrix (its rank counts as 0) or of a product of two; None for anything else."""
+    if any(shape is None or len(shape) != 2 or 0 in shape for shape in shapes):
+        return None
+    if len(shapes) == 1:
+        return 0, shapes[0][1], shapes[0][0]
+    (outputs, rank), (other, inputs) = shapes
+    return (rank, inputs, outputs) if rank == other else None
 
 
 def check_lora(
@@ -89,13 +161,16 @@ def check_lora(
     """
     flat = {_flat(name.removesuffix(".weight")): name.removesuffix(".weight") for name in shapes}
     names: dict[str, str] = {}
+    taken: dict[str, str] = {}
     strange, other = [], []
     for layer, (_, inputs, outputs) in lora.layers.items():
         ours = _find(flat, layer, rename)
         if ours is None:
             strange.append(layer)
             continue
-        names[layer] = ours
+        if ours in taken:
+            raise WeightError(f"{where} holds {ours} twice, as {taken[ours]} and as {layer}; give one LoRA.")
+        names[layer], taken[ours] = ours, layer
         found = shapes[f"{ours}.weight"]
         if tuple(found[:2]) != (outputs, inputs):
             other.append(f"{layer} is for {outputs}x{inputs}, the model's is {found[0]}x{found[1]}")

@@ -246,6 +246,42 @@ def test_our_loader_gives_the_answer_of_the_merged_mllm(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["DoRA", "LoHa", "LoKr"])
+def test_other_kinds_of_adapters_give_the_answer_of_the_merged_mllm(
+    server: Server, random_model: Path, loras: Path, kind: str
+):
+    import peft
+    import torch
+
+    from duogen_core.mllm.base import Mllm
+
+    mllm = Mllm.from_pretrained(random_model / "mllm", torch.float32)
+    before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
+    target = r".*language_model\.layers.*_proj"
+    if kind == "DoRA":
+        config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, use_dora=True, target_modules=target)
+    else:
+        config = getattr(peft, f"{kind}Config")(r=RANK, alpha=ALPHA, target_modules=target)
+    model = peft.get_peft_model(mllm.model, config)
+    torch.manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.06 * torch.randn_like(parameter)
+    model.save_pretrained(loras / kind)
+    fresh = Mllm.from_pretrained(random_model / "mllm", torch.float32)
+    fresh.model.load_state_dict(model.merge_and_unload().state_dict())
+    assert any(not torch.equal(before[name], tensor) for name, tensor in fresh.model.state_dict().items())
+    merged_name = f"merged-{kind}"
+    copied(server, random_model, merged_name)
+    fresh.save_pretrained(server.base / "models" / "duogen" / merged_name / "mllm")
+    plain, merged = sampled(server, random_model.name), sampled(server, merged_name)
+    file = f"{kind}/adapter_model.safetensors"
+    found = sampled(server, random_model.name, ours(file), mllm=["adapter", 0])
+    assert difference(merged, plain) > 1e-3 and difference(found, merged) < 1e-4
+    assert difference(sampled(server, random_model.name), plain) == 0, "the shared weights are as they were"
+
+
+@pytest.mark.slow
 def test_an_adapter_for_another_mllm_is_refused_in_a_sentence(
     server: Server, random_model: Path, adapter: Callable, loras: Path, matrices: dict
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from duogen_core import cli
 from duogen_core.errors import DuoGenError
 from duogen_core.formats.adapter import CONFIG, FILE, read_adapter, with_marker
 from duogen_core.mllm.chat import BOV
@@ -42,8 +44,8 @@ def written(folder, *, tied: bool = True, rows: bool = True, **settings):
 
 def applied(before, adapter, strength: float = 1.0):
     state = {name: tensor.clone() for name, tensor in before.items()}
-    for name, low in adapter.layers.items():
-        state[f"{name}.weight"] += strength * low.whole()
+    for name, change in adapter.layers.items():
+        state[f"{name}.weight"] = change.merged(state[f"{name}.weight"], strength)
     for name, rows in adapter.rows.items():
         for token, row in rows.items():
             state[f"{name}.weight"][token] = row
@@ -109,6 +111,77 @@ def test_the_scale_is_pefts(change, scale, tmp_path):
     assert theirs == pytest.approx(scale)
 
 
+PEFT_KINDS = {
+    "rslora": peft.LoraConfig(r=3, lora_alpha=5, use_rslora=True),
+    "dora": peft.LoraConfig(r=3, lora_alpha=5, use_dora=True),
+    "dora, rslora": peft.LoraConfig(r=4, lora_alpha=5, use_dora=True, use_rslora=True),
+    "loha": peft.LoHaConfig(r=3, alpha=5),
+    "loha by pattern": peft.LoHaConfig(r=3, alpha=5, alpha_pattern={"q_proj": 7}, rank_pattern={"v_proj": 2}),
+    "lokr": peft.LoKrConfig(r=2, alpha=5),
+    "lokr of whole matrices": peft.LoKrConfig(r=64, alpha=5, rank_pattern={"q_proj": 50}),
+    "lokr, both decomposed": peft.LoKrConfig(r=1, alpha=5, decompose_both=True),
+}
+
+
+@pytest.mark.parametrize("kind", PEFT_KINDS)
+def test_every_kind_is_what_peft_merges(kind, tmp_path, capsys):
+    config, mllm = copy.deepcopy(PEFT_KINDS[kind]), plain()
+    config.target_modules = r".*language_model\.layers.*_proj"
+    before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
+    torch.manual_seed(3)
+    model = peft.get_peft_model(mllm.model, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    merged = model.merge_and_unload().state_dict()
+    adapter = read_adapter(tmp_path, plain())
+    assert len(adapter.layers) == 2 * 7
+    after = applied(before, adapter)
+    for name, tensor in merged.items():
+        torch.testing.assert_close(after[name], tensor, atol=2e-6, rtol=2e-6)
+    assert sum(not torch.equal(before[name], merged[name]) for name in before) == 2 * 7
+    half, name = applied(before, adapter, 0.5), f"{LAYERS}.1.mlp.down_proj.weight"
+    torch.testing.assert_close(half[name], (before[name] + merged[name]) / 2, atol=2e-6, rtol=2e-6)
+    assert cli.main(["inspect", str(tmp_path)]) == 0
+    said, names = capsys.readouterr().out, {"rslora": "rsLoRA", "dora": "DoRA", "loha": "LoHa", "lokr": "LoKr"}
+    assert all(names[part] in said for part in re.split(r"\W+", kind) if part in names) and "for an MLLM" in said
+
+
+@pytest.mark.parametrize("kind", ["LoHa", "LoKr", "LoKr of whole matrices", "DoRA by rows", "DoRA by columns"])
+def test_single_files_as_lycoris_writes_them(kind, tmp_path):
+    """Against the arithmetic as its authors write it, with the scale in `alpha`."""
+    torch.manual_seed(4)
+    layer, mllm = "self_attn.q_proj", plain()
+    weight = mllm.model.get_submodule(f"{LAYERS}.1.{layer}").weight.detach().clone()
+    draw = lambda *shape: torch.randn(shape) / 4  # noqa: E731
+    alpha, lengths = torch.tensor(3.0), None
+    if kind == "LoHa":
+        parts = {f"hada_w{n}_{half}": draw(*((64, 2) if half == "a" else (2, 64))) for n in (1, 2) for half in "ab"}
+        a, b, c, d = parts.values()
+        delta = (a @ b) * (c @ d) * alpha / 2
+    elif kind.startswith("LoKr"):
+        parts = {"lokr_w1": draw(4, 8), "lokr_w2_a": draw(16, 2), "lokr_w2_b": draw(2, 8)}
+        delta = torch.kron(parts["lokr_w1"], parts["lokr_w2_a"] @ parts["lokr_w2_b"]) * alpha / 2
+        if "whole" in kind:
+            parts = {"lokr_w1": parts["lokr_w1"], "lokr_w2": parts["lokr_w2_a"] @ parts["lokr_w2_b"]}
+            delta = torch.kron(*parts.values())
+    else:
+        parts = {"lora_down.weight": draw(2, 64), "lora_up.weight": draw(64, 2)}
+        delta = parts["lora_up.weight"] @ parts["lora_down.weight"] * alpha / 2
+        lengths = parts["dora_scale"] = torch.rand((64, 1) if "rows" in kind else (1, 64)) + 0.5
+    parts["alpha"] = alpha
+    save_file(
+        {f"lycoris_layers_1_self_attn_q_proj.{name}": tensor for name, tensor in parts.items()},
+        tmp_path / "l.safetensors",
+    )
+    expected = weight + delta
+    if lengths is not None:
+        expected = lengths * expected / expected.norm(dim=1 if "rows" in kind else 0, keepdim=True)
+    (change,) = read_adapter(tmp_path / "l.safetensors", mllm).layers.values()
+    torch.testing.assert_close(change.merged(weight), expected, atol=1e-6, rtol=1e-6)
+
+
 def without_bov(mllm):
     """The same model as published ones are: its tokenizer ends before <BOV>."""
     from tokenizers import Tokenizer
@@ -152,6 +225,9 @@ def edit(folder, tensors: dict | None = None, config: dict | None = None) -> Non
         (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | config))
 
 
+MODULES = [
+    *(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+]  # fmt: skip
 FIRST = f"base_model.model.{LAYERS}.0.self_attn.q_proj"
 BAD = {
     "another model": (
@@ -166,9 +242,25 @@ BAD = {
     "half of a pair": ({f"{FIRST}.lora_B.weight": None}, None, "q_proj has one of its two matrices"),
     "two ranks": ({f"{FIRST}.lora_B.weight": torch.zeros(64, 5)}, None, "have the ranks 3 and 5"),
     "a foreign tensor": ({"base_model.model.lm_head.weight": torch.zeros(4)}, None, "lm_head.weight is no part of one"),
-    "dora": ({f"{FIRST}.dora_scale": torch.zeros(64)}, None, "of the kind 'dora_scale', which DuoGen cannot apply"),
-    "dora said": ({}, {"use_dora": True}, "describes an adapter with use_dora; expected a plain LoRA"),
-    "another kind": ({}, {"peft_type": "IA3"}, "describes an adapter with IA3; expected a plain LoRA"),
+    "dora": ({f"{FIRST}.dora_scale": torch.zeros(64)}, None, "1 of 14 layers have .* says use_dora False"),
+    "dora said": ({}, {"use_dora": True}, "0 of 14 layers have the lengths of one, but .* says use_dora True"),
+    "dora of another size": (
+        {f"base_model.model.{LAYERS}.{n}.{name}.lora_magnitude_vector": torch.zeros(7)
+         for n in range(2) for name in MODULES}, {"use_dora": True}, r"are \[7\]; expected \d+ numbers, one a row",
+    ),
+    "another kind": ({}, {"peft_type": "IA3"}, "describes an adapter with IA3; expected a plain LoRA, LoHa or LoKr"),
+    "said to be another": ({}, {"peft_type": "LOKR", "alpha": 4}, "_proj is a LoRA, but its .* says LoKr"),
+    "two kinds": ({f"{FIRST}.lokr_w{n}": torch.zeros(8, 8) for n in (1, 2)}, None, "a LoRA and a LoKr of .*q_proj"),
+    "half a LoHa": ({f"{FIRST}.hada_w1_a": torch.zeros(8, 8)}, None, "is no LoHa of a matrix"),
+    "another beginning": ({}, {"init_lora_weights": "pissa_niter_4"}, "with init_lora_weights pissa_niter_4"),
+    "activated by tokens": ({}, {"alora_invocation_tokens": [1]}, "an adapter with alora_invocation_tokens"),
+    "no pattern": ({}, {"alpha_pattern": {"(": 3}}, "is no regular expression"),
+    "a pattern of words": ({}, {"alpha_pattern": {"q_proj": "3"}}, "alpha_pattern must be an object of numbers"),
+    "bottomless": ({}, {"x": json.loads("[" * 300 + "]" * 300)}, "nested too deeply"),
+    "twice": (
+        {f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight": torch.zeros(shape) for half, shape in
+         (("A", (3, 64)), ("B", (64, 3)))}, None, "holds model.language_model.layers.0.self_attn.q_proj twice",
+    ),
     "no rank": ({}, {"r": None}, "does not describe a LoRA of PEFT's"),
     "rows of nobody": ({}, {"trainable_token_indices": None}, "does not say of which tokens"),
     "rows too many": ({}, {"trainable_token_indices": {"embed_tokens": [5, 6]}}, "does not say of which tokens"),

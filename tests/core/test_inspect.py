@@ -84,7 +84,7 @@ def test_lora_files_are_told_apart_by_naming_and_target(tmp_path, naming):
     names = {LORA[naming].format(down): (4, 48), LORA[naming].format(up): (48, 4)}
     found = one(hollow(tmp_path / "a.safetensors", names))
     assert (found.kind, found.layout, found.family) == ("LoRA", naming, "for a DiT")
-    assert found.notes == ["1 layers, rank 4"]
+    assert found.notes == ["LoRA: 1 layers, rank 4"]
     text = "base_model.model.model.language_model.layers.3.self_attn.q_proj"
     found = one(hollow(tmp_path / "b.safetensors", {f"{text}.lora_A.weight": (2, 8), f"{text}.lora_B.weight": (8, 2)}))
     assert found.family == "for an MLLM"
