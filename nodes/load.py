@@ -5,6 +5,7 @@ Checkpoints are the folders in this pack's `models/` (the bundled `duogen-tiny`)
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +51,23 @@ def checkpoint_folder(name: str) -> Path:
     return folder
 
 
-def checkpoint_fingerprint(name: str, part: str = "") -> str:
-    """Changes when a file of the checkpoint (or of one part of it) does, so that it is loaded again."""
+def checkpoint_fingerprint(name: str, *parts: str) -> str:
+    """Changes when a file of the checkpoint (or of these parts of it) does, so that it is loaded again."""
     folder = checkpoints().get(name)
-    files = [folder / INDEX, *sorted((folder / part).rglob("*"))] if folder else []
-    return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
+    if folder is None:
+        return ""
+    return fingerprint_of(folder / INDEX, *(folder / part for part in parts or ("",)))
+
+
+def fingerprint_of(*paths: Path) -> str:
+    """Changes when one of these files, or a file in one of these folders, does. Times and sizes tell it, and not the
+    content, which may be gigabytes; the time at which a file was put there (ctime) tells of an older one as well."""
+    files = []
+    for path in paths:
+        inside = [Path(top, file) for top, _, names in os.walk(path, followlinks=True) for file in names]
+        files += sorted(inside) if path.is_dir() else [path]
+    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    return repr([(file, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino) for file, stat in stats])
 
 
 class DuoGenLoadCheckpoint(io.ComfyNode):

@@ -12,6 +12,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from . import PACK, sockets
+from .load import fingerprint_of
 
 DEPTH = 4  # folders below output and input that are looked through
 INDEX = "document.json"
@@ -61,8 +62,7 @@ class DuoGenLoadDocument(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, document: str) -> str:
         path = saved_documents().get(document)
-        file = path / INDEX if path and path.is_dir() else path
-        return repr(file and (str(file), file.stat().st_mtime_ns, file.stat().st_size))
+        return fingerprint_of(path) if path else ""
 
     @classmethod
     def execute(cls, document: str) -> io.NodeOutput:

@@ -53,7 +53,13 @@ class DuoGenLoadMLLM(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, tokenizer: str = model_files.OWN_TOKENIZER) -> str:
-        return model_files.fingerprint(checkpoint, model_files.MLLM, "mllm")
+        from duogen_core.errors import DuoGenError
+
+        try:
+            folder = model_files.tokenizer_folder(tokenizer)
+        except DuoGenError as error:
+            return str(error)
+        return model_files.fingerprint(checkpoint, model_files.MLLM, "mllm", beside=folder)
 
     @classmethod
     def execute(cls, checkpoint: str, tokenizer: str = model_files.OWN_TOKENIZER) -> io.NodeOutput:
@@ -151,7 +157,8 @@ class DuoGenLoadDiT(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint: str, convention: str = BY_FILE) -> str:
-        return model_files.fingerprint(checkpoint, model_files.DIT, "dit")
+        # The MODEL holds what its VAE's latents look like.
+        return model_files.fingerprint(checkpoint, model_files.DIT, "dit", "vae")
 
     @classmethod
     def execute(cls, checkpoint: str, convention: str = BY_FILE) -> io.NodeOutput:

@@ -15,6 +15,7 @@ from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from comfy_api.latest import io
 
 from . import sockets
+from .load import fingerprint_of
 
 if TYPE_CHECKING:
     from duogen_core.formats.adapter import Adapter, Change
@@ -60,8 +61,7 @@ class DuoGenLoadMLLMLoRA(io.ComfyNode):
         from duogen_core.formats.adapter import CONFIG
 
         path = folder_paths.get_full_path(FOLDER, lora_name)
-        files = [Path(path), Path(path).with_name(CONFIG)] if path else []
-        return repr([(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files if file.is_file()])
+        return fingerprint_of(Path(path), Path(path).with_name(CONFIG)) if path else ""
 
     @classmethod
     def execute(cls, mllm: Any, lora_name: str, strength: float) -> io.NodeOutput:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .load import FOLDER, INDEX, checkpoint_fingerprint, checkpoints
+from .load import FOLDER, INDEX, checkpoint_fingerprint, checkpoints, fingerprint_of
 
 ENDINGS = (".safetensors", ".sft")
 # Where to look, and what makes a folder there a model: one of these files.
@@ -80,19 +80,17 @@ def path_of(name: str, places: dict[str, tuple[str, ...]]) -> Path:
     raise DuoGenError(f"There is no model {name!r} in {', '.join(f'models/{category}' for category in places)}.")
 
 
-def fingerprint(name: str, places: dict[str, tuple[str, ...]], part: str = "") -> str:
-    """Changes when a file of the model does, so that it is loaded again. part: of a DuoGen checkpoint."""
+def fingerprint(name: str, places: dict[str, tuple[str, ...]], *parts: str, beside: Path | None = None) -> str:
+    """Changes when a file of the model does, so that it is loaded again. parts: of a DuoGen checkpoint. beside: a
+    folder that a published model is loaded with."""
     from duogen_core.errors import DuoGenError
 
     if is_checkpoint(name):
-        return checkpoint_fingerprint(name, part)
+        return checkpoint_fingerprint(name, *parts)
     try:
-        path = path_of(name, places)
+        return fingerprint_of(path_of(name, places), *([beside] if beside else []))
     except DuoGenError as error:
         return str(error)
-    files = [*sorted(path.glob("*")), *sorted(path.glob("transformer/*"))] if path.is_dir() else [path]
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
-    return repr((str(path), [(file, stat.st_mtime_ns, stat.st_size, stat.st_ino) for file, stat in stats]))
 
 
 def tokenizer_folder(name: str) -> Path:

@@ -18,6 +18,7 @@ from answers import assert_same_turns, command_line, saved_document
 from conftest import running
 from safetensors.torch import load_file, save_file
 from server import PACK, Result, Server
+from test_stale import changed
 from test_trouble import sentence
 from ui_to_api import complaints, convert
 
@@ -268,3 +269,22 @@ def test_nothing_half_loaded_stays(server: Server, folder: Path):
             f for f in memory["files"] if f.endswith("half.safetensors")
         ]
     assert server.run(graph(prefix="published/after")).error is None
+
+
+def test_a_tokenizer_that_changed(server: Server, folder: Path):
+    """The folder that a single file of weights gets its tokenizer from, changed between two runs."""
+    nodes = {
+        "1": {"class_type": "DuoGenLoadMLLM", "inputs": {"checkpoint": TEXT_FILE, "tokenizer": TEXT_FOLDER}},
+        "2": {"class_type": "DuoGenPrompt", "inputs": {"text": "How large?"}},
+        "size": {
+            "class_type": "DuoGenPictureSize",
+            "inputs": {
+                "context": ["2", 0], "mllm": ["1", 0], "size": "like the last picture", "picture": 1, "width": 64,
+                "height": 64,
+            },
+        },
+        "shown": {"class_type": "PreviewAny", "inputs": {"source": ["size", 1]}},
+    }  # fmt: skip
+    assert "1" in server.run(nodes).ran and "1" not in server.run(nodes).ran
+    changed(folder / "text_encoders" / TEXT_FOLDER / "tokenizer.json")
+    assert "1" in server.run(nodes).ran
