@@ -169,10 +169,10 @@ def entry(spec: Spec, weight: float, families: Mapping[str, float]) -> dict[str,
     return {"source": str(spec), "weight": round(weight, 6), **options}
 
 
-def look_over(own: Sequence[Spec], say: Callable[[str], None]) -> str:
+def look_over(own: Sequence[Spec], say: Callable[[str], None], max_side: int) -> str:
     """Reads the documents before anything is trained; a DuoGenError if they cannot teach a picture. Returns the first
-    request."""
-    good, drawn, bad, request = 0, 0, [], ""
+    request. max_side: pixels; what is larger will be made smaller, which is said."""
+    good, drawn, bad, request, large = 0, 0, [], "", 0
     for source in map(open_source, own):
         for index in range(LOOKED_AT if source.endless else min(len(source), LOOKED_AT)):
             found = source.read(index)
@@ -180,6 +180,7 @@ def look_over(own: Sequence[Spec], say: Callable[[str], None]) -> str:
                 bad.append(found.sentence)
                 continue
             good += 1
+            large += any(max(picture.size) > max_side for picture in found.document.pictures)
             turns = found.document.turns
             drawn += sum(len(turn.pictures) for turn in turns if turn.role == "assistant")
             request = request or next((t.text.strip() for t in turns if t.role == "user" and not t.pictures), "")
@@ -191,6 +192,11 @@ def look_over(own: Sequence[Spec], say: Callable[[str], None]) -> str:
             "for words alone use train stage1."
         )
     say(f"{good:,} documents with {drawn:,} pictures to draw.")
+    if large:
+        say(
+            f"{large:,} of them have pictures larger than {max_side} pixels, which are made smaller for stage 2; to "
+            "learn them as they are, give a larger stage2.max_side."
+        )
     if bad:
         say(f"{len(bad)} of {good + len(bad)} documents cannot be used and are passed over; the first one: {bad[0]}")
         say("`data check` names all of them.")
@@ -208,7 +214,7 @@ def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
     check_out(config, base)
     config = settled(config, base)
     say(f"Fine-tuning {config.model}, {config.share:.0%} of it replay of {', '.join(map(str, replay)) or 'nothing'}.")
-    request = look_over(own, say)
+    request = look_over(own, say, config.stage2.max_side)
     write_recipe(config, base)
 
     words = replace(

@@ -42,6 +42,20 @@ class Progress:
             self._print(line)
         return line
 
+    def task(self, what: str, done: float) -> None:
+        """The line of something that comes before the first step: what, how far (0 to 1), time gone and left."""
+        if not self.due() and done < 1:
+            return
+        self._printed = time.monotonic()
+        gone = self._printed - self._start
+        left = (1 - done) * gone / max(done - self._done, 1e-9)
+        line = f"[{'#' * int(20 * min(1, done)):<20}] {100 * min(1, done):3.0f}% {what}"
+        line += f" | {clock(gone)} gone, {clock(left)} left"
+        if sys.stdout.isatty():
+            self._print(f"\r\x1b[K{line}", end="\n" if done >= 1 else "")
+        else:
+            self._print(line)
+
     def say(self, text: str) -> None:
         """A line of its own, above the progress line."""
         self._print(("\r\x1b[K" if sys.stdout.isatty() else "") + text)

@@ -69,7 +69,7 @@ class Stage2Config(RunConfig):
     connector_layers: Literal["all", "last"] = "all"  # of the MLLM
     drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
-    max_side: int = 160  # pixels of a picture as the DiT sees and draws it; larger ones are made smaller
+    max_side: int = 160  # pixels of a picture as the DiT sees and draws it; larger ones are made smaller, and counted
     states: Literal["ahead", "on_the_fly"] = "ahead"  # when the MLLM reads a document: once, or whenever it comes up
     shards: int = 65  # of 256 documents each, prepared ahead
     documents: Path | None = None  # where they lie; None: <out>/documents
@@ -236,11 +236,27 @@ def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connect
 
 
 def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader) -> list[Prepared]:
+    """All documents as what is learnt from them; shards that are not there yet are made, with a bar of their own."""
     folder, together = config.documents or run.folder / "documents", run.processes
-    for number in range(together.rank, config.shards, together.count):
+    numbers = range(together.rank, config.shards, together.count)
+    missing = [number for number in numbers if not shard_path(folder, number).exists()]
+    if missing:
+        run.say(
+            f"Before the first step VAE and MLLM read the documents, once: {len(missing)} shards of {documents.count}, "
+            f"kept in {folder}. `minutes` counts from the first step on."
+        )
+        run.line.begin(0.0)
+    for number in numbers:
+        if number in missing:
+            done = missing.index(number)
+
+            def tell(share: float, done: int = done) -> None:
+                total = (done + share) / len(missing)
+                run.line.task(f"documents prepared, shard {done + 1} of {len(missing)}", total)
+
+            reader.on_progress = tell
         recipe = {**documents.recipe, "max_side": config.max_side}
         prepare_shard(folder, number, documents, reader, recipe)
-        run.say(f"documents prepared: shard {number + 1} of {config.shards}")
     together.wait()
     paths = [shard_path(folder, number) for number in range(config.shards)]
     return [document for path in paths for document in load_shard(path)]
@@ -276,6 +292,8 @@ def train(config: Stage2Config) -> Run:
     components = Components(mllm, connector, dit, vae, asked)
     ideals = documents.some() or sketchbook_ideals()
     learn(run, config, corpus, dit, connector, lambda: write_samples(components, run.folder, run.step, ideals))
+    if isinstance(corpus, Stream) and (told := documents.summary()):
+        run.say(told)
     return run
 
 

@@ -58,6 +58,7 @@ class Documents:
     def __init__(self, run: Run, config: Stage2Config, mllm: Mllm, count: int) -> None:
         self.run, self.config, self.count = run, config, count
         self.samples: Samples | None = None
+        self.shrunk: set[str] = set()  # names of documents with a picture larger than `max_side`
         if config.data:
             counter = token_counter(mllm.tokenizer, mllm.image_processor)
             limits = DrawnLimits(max_tokens=mllm.max_positions, count_tokens=counter)
@@ -73,23 +74,48 @@ class Documents:
 
     def __call__(self, number: int) -> list[tuple[str, Document]]:
         if self.samples is not None:
-            return [(example.name, example.content) for example in self.samples(number)]
+            found = [(example.name, example.content) for example in self.samples(number)]
+        else:
+            found = self._drawn(number)
+        for name, document in found:
+            self._note_shrunk(name, document)
+        return found
+
+    def _drawn(self, number: int) -> list[tuple[str, Document]]:
         numbers = range(number * self.count, (number + 1) * self.count)
         cases = [drawn_case(rng_for(self.run.seed, "stage2", k), self.config.families) for k in numbers]
         return [(f"{case.family} {k}", case.document) for k, case in zip(numbers, cases, strict=True)]
+
+    def _note_shrunk(self, name: str, document: Document) -> None:
+        """Counts documents whose pictures are learnt smaller than they are; the first one is told at once."""
+        limit = self.config.max_side
+        large = [picture.size for picture in document.pictures if max(picture.size) > limit]
+        if large and not self.shrunk:
+            width, height = large[0]
+            self.run.say(
+                f"{name}: a picture of {width}x{height} pixels is made smaller, since max_side is {limit}; so are all "
+                "that are larger. To learn them as they are, give a larger max_side."
+            )
+        if large:
+            self.shrunk.add(name)
 
     def some(self) -> dict[str, Document]:
         """A document of each source of `data`, to look at what is answered to it."""
         return {} if self.samples is None else {name: some[0] for name, some in self.samples.some().items()}
 
     def summary(self) -> str:
+        """What was passed over, and how many documents were made smaller; "" for neither."""
+        smaller = (
+            f"{len(self.shrunk):,} documents have pictures larger than max_side={self.config.max_side}, which are "
+        )
+        smaller = f"{smaller}made smaller." if self.shrunk else ""
         log = self.samples and self.samples.log
         if not log:
-            return ""
+            return smaller
         bad, silent = len(log) - log.excluded, log.excluded
         parts = [f"{bad:,} bad samples"] if bad else []
         parts += [f"{silent:,} in which the assistant draws nothing"] if silent else []
-        return f"{' and '.join(parts)} passed over, named in {self.samples.file}."
+        return f"{' and '.join(parts)} passed over, named in {self.samples.file}. {smaller}".rstrip()
 
 
 class Corpus:

@@ -94,6 +94,7 @@ class Reader:
         """max_side: of a picture as the DiT sees and draws it; larger ones are made smaller."""
         self.vae, self.mllm, self.dtype = vae, mllm, dtype
         self.config = CheckpointConfig(picture=PictureSize(max_side=max_side))
+        self.on_progress: Callable[[float], object] = lambda share: None  # told how much of a call is done, 0 to 1
 
     def __call__(self, documents: Sequence[Document], names: Sequence[str] = ()) -> list[Prepared]:
         states, spots = self.states(documents)
@@ -118,6 +119,7 @@ class Reader:
                 batch = torch.cat([pixels_to_tensor(pixels.copy()) for _, _, pixels in chunk])
                 latents = self.vae.encode(batch.to(self.vae.device)).to("cpu", self.dtype)
                 found |= {(row, k): latent for (row, k, _), latent in zip(chunk, latents, strict=True)}
+                self.on_progress(0.5 + 0.5 * len(found) / sum(map(len, pictures)))  # the other half: the MLLM, before
         return [tuple(found[row, k] for k in range(len(own))) for row, own in enumerate(pictures)]
 
     @torch.inference_mode()
@@ -138,6 +140,7 @@ class Reader:
                 states.append(flat.to("cpu", self.dtype))
                 found.append(spots)
             order += rows
+            self.on_progress(0.5 * len(order) / len(documents))
         back = sorted(range(len(order)), key=order.__getitem__)
         return [states[k] for k in back], [found[k] for k in back]
 

@@ -309,6 +309,9 @@ def test_bad_documents_are_named_and_passed_over(guides, tmp_path, capsys):
     shutil.copytree(guides, tmp_path / "some")
     (tmp_path / "some/x").mkdir()
     (tmp_path / "some/x/document.json").write_text("{")
-    finetune.look_over(sources_of(str(tmp_path / "some"), "data"), print)
+    finetune.look_over(sources_of(str(tmp_path / "some"), "data"), print, 160)
     printed = capsys.readouterr().out
     assert "3 documents with 12 pictures" in printed and "1 of 4 documents cannot be used" in printed
+    assert "made smaller" not in printed
+    finetune.look_over(sources_of(str(guides), "data"), print, 64)
+    assert "3 of them have pictures larger than 64 pixels, which are made smaller" in capsys.readouterr().out

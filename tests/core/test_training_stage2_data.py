@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -100,6 +101,37 @@ def test_alignment_data_is_learnt_from_and_documents_without_a_drawn_picture_are
     assert any(document.meta.get("alignment") is True for document in drawn)
     assert all(document.last_turn.pictures for document in drawn)
     assert documents.summary().startswith("1 in which the assistant draws nothing passed over")
+
+
+@pytest.mark.parametrize("states", ["ahead", "on_the_fly"])
+def test_pictures_made_smaller_are_told_and_counted(folder, tmp_path, capsys, states):
+    large = sum(any(max(p.size) > 64 for p in document(number).pictures) for number in range(7))
+    assert 1 < large < 7
+    config = settings(folder, tmp_path / "small", states=states, max_side=64, batch=7, steps=2)
+    trained(config)
+    said = capsys.readouterr().out
+    (first,) = [line for line in said.splitlines() if "is made smaller" in line]
+    assert "since max_side is 64" in first and "documents" in first
+    counted = int(re.search(r"(\d+) documents have pictures larger than max_side=64", said)[1])
+    assert 0 < counted <= large and (counted == large or states == "on_the_fly")
+    trained(replace(config, out=tmp_path / "whole", max_side=96))
+    assert "made smaller" not in capsys.readouterr().out
+
+
+def test_preparing_documents_is_announced_and_has_a_bar(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("duogen_core.training.progress.Progress.due", lambda self: True)
+    monkeypatch.setattr(stage2_data, "CHUNK", 3)
+    config = settings(folder, tmp_path, shards=2, steps=1)
+    trained(config)
+    lines = capsys.readouterr().out.splitlines()
+    at = next(k for k, line in enumerate(lines) if "VAE and MLLM read the documents, once: 2 shards of 7" in line)
+    bars = [line for line in lines[at:] if "documents prepared, shard" in line]
+    shares = [int(re.search(r"(\d+)%", line)[1]) for line in bars]
+    assert len(bars) >= 8 and shares == sorted(shares) and shares[-1] == 100 and 0 < shares[0] < 30
+    assert "shard 1 of 2" in bars[0] and "shard 2 of 2" in bars[-1] and all(line.endswith("left") for line in bars)
+    assert lines.index(bars[-1]) < next(k for k, line in enumerate(lines) if "step 1/1" in line)
+    trained(replace(config, out=tmp_path / "again", documents=tmp_path / "documents"))  # all there: nothing to tell
+    assert "prepared" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("precision,close", [("float32", 1e-5), ("float16", 1e-3)])
