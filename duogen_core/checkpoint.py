@@ -18,15 +18,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
-from duogen_core.files import read_json
+from duogen_core.files import TEMPORARY, discard, read_json
+from duogen_core.folder_lock import lock_folder
 from duogen_core.weights import refuse_pickle
 
 if TYPE_CHECKING:
@@ -282,29 +281,55 @@ def _loading(load: Callable[[Path], Any], path: Path, what: str) -> Any:
 def save_checkpoint(components: Components, folder: str | os.PathLike) -> Path:
     """Writes the whole folder under a temporary name, then renames it; an earlier checkpoint there is replaced.
 
-    Files of the earlier one that are not part of a checkpoint (a log, scores) are kept.
+    Files of the earlier one that are not part of a checkpoint (a log, scores) are kept. What a run that was killed has
+    left beside it is put right first: the names of the new and of the old folder are always the same.
     """
     from safetensors.torch import save_file
 
     check_fit(components)
     folder = Path(folder)
-    if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not a DuoGen model; choose another place for the checkpoint.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.mkdir()
-        components.mllm.save_pretrained(temporary / "mllm")
-        components.connector.save_pretrained(temporary / "connector")
-        components.dit.save_pretrained(temporary / "dit")
-        (temporary / "vae").mkdir()
-        save_file(components.vae.to_single_file(), temporary / "vae" / VAE_FILE)
-        write_config(components.config, temporary)
-        _swap(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    new, old = (folder.with_name(f".{folder.name}.{kind}{TEMPORARY}") for kind in ("new", "old"))
+    with lock_folder(folder):
+        if old.is_dir() and not folder.exists():
+            old.rename(folder)
+        elif old.is_dir():
+            _keep_others(old, folder)
+        discard(new)
+        if folder.exists() and not (folder / INDEX).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise CheckpointError(
+                f"{folder} exists and is not a DuoGen model; choose another place for the checkpoint."
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            new.mkdir()
+            components.mllm.save_pretrained(new / "mllm")
+            components.connector.save_pretrained(new / "connector")
+            components.dit.save_pretrained(new / "dit")
+            (new / "vae").mkdir()
+            save_file(components.vae.to_single_file(), new / "vae" / VAE_FILE)
+            write_config(components.config, new)
+            if not folder.exists():
+                new.rename(folder)
+                return folder
+            folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
+        except BaseException:
+            discard(new)
+            raise
+        _keep_others(old, folder)
     return folder
+
+
+def _keep_others(old: Path, folder: Path) -> None:
+    """What only the old checkpoint has goes into the new one; the rest of the old one goes."""
+    for entry in old.iterdir():
+        if not (folder / entry.name).exists():
+            entry.rename(folder / entry.name)
+    discard(old)
 
 
 def write_config(config: CheckpointConfig, folder: str | os.PathLike) -> None:
@@ -314,23 +339,6 @@ def write_config(config: CheckpointConfig, folder: str | os.PathLike) -> None:
     temporary = path.with_name(f".{INDEX}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    if not folder.exists():
-        new.rename(folder)
-        return
-    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
-    folder.rename(old)
-    try:
-        new.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-    for entry in old.iterdir():
-        if not (folder / entry.name).exists():
-            entry.rename(folder / entry.name)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- small readers

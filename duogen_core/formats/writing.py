@@ -1,9 +1,9 @@
 """Safetensors written in one pass, tensor by tensor: whole or not at all, and never more than one tensor in memory.
 
 In: `Piece`s: a name, a safetensors type, a shape, and a function that gives its bytes. Out: a file, or a folder of
-shards with their index. Everything is written under a temporary name beside the target and renamed at the end; room on
-the disk is looked at first. (The safetensors library's own writer wants all tensors in memory at once, and says
-nothing while it writes.)
+shards with their index. Everything is written under a temporary name beside the target and renamed at the end, by one
+run at a time; room on the disk is looked at first. (The safetensors library's own writer wants all tensors in memory at
+once, and says nothing while it writes.)
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import TEMPORARY, discard
+from duogen_core.folder_lock import lock_folder
 
 MAX_SHARD = 10_000_000_000  # bytes, as diffusers splits its folders
 CHUNK = 1 << 24  # bytes read and written at a time
@@ -35,31 +36,34 @@ class Piece:
 
 @contextlib.contextmanager
 def replacing(target: Path, size: int) -> Iterator[Path]:
-    """A temporary path beside `target` that becomes it when the block ends well, and is gone when it does not."""
-    if target.exists() and (target.is_file() or any(target.iterdir())):
-        raise DuoGenError(f"{target} exists already; choose another name.")
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(target.parent).free
-        if free < size:
+    """A temporary path beside `target` that becomes it when the block ends well, and is gone when it does not.
+
+    The target is locked meanwhile. The temporary name is always the same: what a run that was killed has left under it
+    belongs to nobody then, and goes.
+    """
+    with lock_folder(target):
+        if target.exists() and (target.is_file() or any(target.iterdir())):
+            raise DuoGenError(f"{target} exists already; choose another name.")
+        temporary = target.with_name(f".{target.name}.new{TEMPORARY}")
+        discard(temporary)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(target.parent).free
+            if free < size:
+                raise DuoGenError(
+                    f"{target} needs {readable(size)}, but its disk has only {readable(free)} left; make room, or give "
+                    f"another place."
+                )
+            yield temporary
+            if target.is_dir():
+                target.rmdir()
+            os.replace(temporary, target)
+        except OSError as error:
             raise DuoGenError(
-                f"{target} needs {readable(size)}, but its disk has only {readable(free)} left; make room, or give "
-                f"another place."
-            )
-        yield temporary
-        if target.is_dir():
-            target.rmdir()
-        os.replace(temporary, target)
-    except OSError as error:
-        raise DuoGenError(
-            f"{target} cannot be written ({error.strerror or error}); nothing was left behind."
-        ) from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+                f"{target} cannot be written ({error.strerror or error}); nothing was left behind."
+            ) from error
+        finally:
+            discard(temporary)
 
 
 def write_file(

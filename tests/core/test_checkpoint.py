@@ -7,6 +7,7 @@ import json
 import pickle
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,33 @@ def test_a_save_that_fails_leaves_the_earlier_model(components, folder, monkeypa
     with pytest.raises(OSError):
         save_checkpoint(components, folder)
     check_checkpoint(folder)
+    assert [entry.name for entry in folder.parent.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("renames", range(3))
+def test_a_save_that_is_killed_loses_neither_model_nor_log(components, folder, monkeypatch, renames):
+    """Killed before the renames of the swap, between them and after: the same save again leaves a whole model."""
+
+    class Killed(BaseException):
+        pass
+
+    (folder / "log.jsonl").write_text("{}")
+    rename, done = Path.rename, []
+
+    def killed(self, target):
+        if len(done) == renames:
+            raise Killed
+        done.append(rename(self, target))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        patch.setattr(checkpoint, "discard", lambda path: None)  # nor does a kill clear anything away
+        with pytest.raises(Killed):
+            save_checkpoint(components, folder)
+    assert len(list(folder.parent.iterdir())) > 1, "nothing was left behind: this kill tests nothing"
+    save_checkpoint(components, folder)
+    check_checkpoint(folder)
+    assert (folder / "log.jsonl").read_text() == "{}"
     assert [entry.name for entry in folder.parent.iterdir()] == ["tiny"]
 
 

@@ -6,6 +6,8 @@ import io
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from duogen_core.formats import writing
 from duogen_core.formats.cosmos import open_cosmos
 from duogen_core.formats.cosmos_keys import to_official
 from duogen_core.vae import PictureVae, new_vae
+from tests.core.test_folder_lock import holder
 from tests.core.test_formats_cosmos import note, quantised, tiny
 
 COUNTERS = {"net.accum_iteration": torch.tensor(5), "net.accum_video_sample_counter": torch.tensor(7)}
@@ -154,6 +157,36 @@ def test_what_stands_there_is_not_replaced(tmp_path, weights, capsys):
     (tmp_path / "out.safetensors").write_text("mine")
     fails(tmp_path, weights, capsys, "exists already")
     assert (tmp_path / "out.safetensors").read_text() == "mine"
+
+
+KILLED = """
+import os, sys
+from duogen_core import cli
+from duogen_core.formats import writing
+writing.os.fsync = lambda file: os._exit(9)  # as a kill does it: nothing is cleared away
+cli.main(["convert", sys.argv[1], sys.argv[2], "--quiet"])
+"""
+
+
+@pytest.mark.parametrize("target", ["out.safetensors", "out"])
+def test_what_a_killed_run_left_is_gone_after_the_next(tmp_path, weights, target):
+    save_file(weights, tmp_path / "one.safetensors")
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "one.safetensors", tmp_path / target])
+    assert killed.returncode == 9 and not (tmp_path / target).exists()
+    assert len(list(tmp_path.iterdir())) > 1, "nothing was left behind: this kill tests nothing"
+    convert(tmp_path / "one.safetensors", tmp_path / target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one.safetensors", target]
+
+
+def test_two_runs_at_once_do_not_write_one_file(tmp_path, weights, capsys):
+    other = holder(tmp_path / "out.safetensors")
+    try:
+        save_file(weights, tmp_path / "one.safetensors")
+        convert(tmp_path / "one.safetensors", tmp_path / "out.safetensors", code=2)
+        assert "is in use by another run" in capsys.readouterr().err
+    finally:
+        other.communicate("\n")
+    convert(tmp_path / "one.safetensors", tmp_path / "out.safetensors")
 
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, weights, capsys, monkeypatch):
