@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from duogen_core.connector import Connector
+    from duogen_core.mllm.base import ContextStates, Mllm
     from duogen_core.sampling import VelocityFn
 
 MIN_SIDE = 32  # two DiT patches, one MLLM token
@@ -211,6 +213,25 @@ def working_dtype(dit: nn.Module) -> torch.dtype:
     return next(weight.dtype for weight in dit.parameters() if weight.ndim == 1)
 
 
+def picture_states(mllm: Mllm, connector: Connector, document: Document) -> ContextStates:
+    """The DiT's text condition for the picture that is due in the document's open answer.
+
+    A model that was taught <BOV> gives the states of the whole conversation. One that is only prompted for its markers
+    was never trained with a DiT: conversations mean nothing to that. So what it wants drawn (`picture_prompt`) goes in
+    as published weights read it, a prompt by itself, with the published negative prompt for guidance's other branch.
+    """
+    from duogen_core.mllm.base import ContextStates
+    from duogen_core.mllm.prompt_states import PADDED, default_negative_prompt, prompt_states
+
+    if mllm.prompted is None:
+        return mllm.encode(document, connector)
+    prompts = picture_prompt(document), default_negative_prompt()
+    pad_to = None if mllm.tokenizer.pad_token_id is None else PADDED
+    positive, negative = (prompt_states(mllm, connector, prompt, pad_to) for prompt in prompts)
+    no_text = (0,) * len(document.pictures)  # the prompt tells of the new picture alone, not of the earlier ones
+    return ContextStates(positive, (0, len(positive)), no_text, negative_prompt=negative)
+
+
 class Draughtsman:
     """Draws the next picture of a growing Document; keeps what does not change from one picture to the next.
 
@@ -260,8 +281,6 @@ class Draughtsman:
 
     def branches(self, document: Document) -> tuple[VelocityFn, VelocityFn | None]:
         """Guidance's two velocities of the picture that comes next; None where the negative one is the positive."""
-        from duogen_core.text_to_picture import picture_states
-
         components = self.components
         states = picture_states(components.mllm, components.connector, document)
         dtype = working_dtype(components.dit)

@@ -1,6 +1,6 @@
 """A prompt and a negative prompt -> two CONDITIONINGs, as Cosmos-Predict2.5 was published.
 
-In: the language model, the connector, two texts. Out: the states of each (`duogen_core.text_to_picture`).
+In: the language model, the connector, two texts. Out: the states of each (`duogen_core.mllm.prompt_states`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def encode(
     pad_to: int | None,
     say: Callable[[str], None] | None = None,
 ) -> list[list]:
-    from duogen_core.text_to_picture import default_negative_prompt, prompt_states
+    from duogen_core.mllm.prompt_states import default_negative_prompt, prompt_states
 
     fit.check_connector(mllm, connector)
     needed = room.of_tokens(mllm, pad_to or UNPADDED)

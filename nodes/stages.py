@@ -138,11 +138,9 @@ def encode(mllm: Managed, connector: Managed, context: Document) -> States:
     fit.check_connector(mllm, connector)
     needed = room.of_context(mllm, context, 1)
 
-    from duogen_core.text_to_picture import picture_states
-
     def encoded(factor: float) -> ContextStates:
         load_models(mllm, connector, memory_required=needed * factor)
-        return picture_states(mllm.core, connector.core, context)
+        return pipeline.picture_states(mllm.core, connector.core, context)
 
     states = leaner.twice(encoded, what="reading the conversation", advice=ADVICE)
     return States(states, mllm.config, pipeline.step_text(context))

@@ -62,7 +62,7 @@ class ContextStates:
 
     drop: what guidance's other branch does not see, as the connector was trained.
     negative_prompt: the other branch's own states [M, cross_width], where the condition is a prompt
-    (`duogen_core.text_to_picture`), not a conversation.
+    (`duogen_core.mllm.prompt_states`), not a conversation.
     """
 
     states: Tensor

@@ -20,12 +20,14 @@ LIMIT = 16 * 2**20  # of the reader
 MEMORY = 400 * 2**20  # of the whole process; Node alone takes about 50 MiB
 DOCUMENT = {"format": "duogen-document", "version": 1, "turns": [], "meta": {"comfyui": {"workflow": {"nodes": []}}}}
 SCRIPT = """
-import { openAsBlob } from "node:fs";
+import { existsSync, openAsBlob, readFileSync } from "node:fs";
 import { embeddedWorkflow } from "./embedded.mjs";
 const blob = await openAsBlob(process.argv[2]);
 const file = Object.defineProperty(blob, "name", { value: process.argv[2] });
 const found = await embeddedWorkflow(file);
-console.log(JSON.stringify({ found, memory: process.resourceUsage().maxRSS * 1024 }));
+// Not resourceUsage(): on Linux its peak counts the process that started this one, until exec.
+const peak = /VmHWM:\\s+(\\d+) kB/.exec(existsSync("/proc/self/status") ? readFileSync("/proc/self/status") : "");
+console.log(JSON.stringify({ found, memory: peak ? peak[1] * 1024 : process.resourceUsage().maxRSS * 1024 }));
 """
 
 

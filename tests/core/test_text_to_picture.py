@@ -18,11 +18,12 @@ from duogen_core.formats.cosmos import CONVENTIONS, open_cosmos
 from duogen_core.formats.cosmos_keys import to_official
 from duogen_core.formats.parts import load_parts
 from duogen_core.mllm.base import Continuation
+from duogen_core.mllm.prompt_states import SYSTEM, prompt_states
 from duogen_core.mllm.prompted import Prompted
 from duogen_core.mllm.qwen2_5_vl import create_tiny
 from duogen_core.pipeline import Callbacks, Settings, generate, pending_caption
 from duogen_core.sampling import initial_noise, sigmas
-from duogen_core.text_to_picture import SYSTEM, draw_prompt, prompt_latent, prompt_states
+from duogen_core.text_to_picture import draw_prompt, prompt_latent
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.tiny import tokenizer
 

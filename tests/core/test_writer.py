@@ -73,7 +73,7 @@ def test_what_is_written_goes_up_to_the_first_marker(written: str, text: str, st
     assert (read.text, read.stop) == (text, stop)
     assert read.document.last_turn.role == "assistant" and read.document.text == text
     assert pipeline.pending_caption(read.document) == caption
-    assert pipeline.picture_prompt(read.document) == (caption or text.strip())
+    assert pipeline.picture_prompt(read.document) == (caption or text.strip() or "Draw it larger.")
 
 
 def test_an_answer_grows_round_by_round():

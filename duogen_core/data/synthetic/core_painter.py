@@ -69,7 +69,8 @@ class PromptPainter(CorePainter):
     name = "text-to-picture"
 
     def _paint(self, wanted: Wanted, settings: Settings) -> np.ndarray:
-        from duogen_core.text_to_picture import PADDED, draw_prompt
+        from duogen_core.mllm.prompt_states import PADDED
+        from duogen_core.text_to_picture import draw_prompt
 
         has_pad = self.components.mllm.tokenizer.pad_token_id is not None
         return draw_prompt(self.components, wanted.prompt, settings, pad_to=PADDED if has_pad else None)
