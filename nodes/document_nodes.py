@@ -6,6 +6,7 @@ HTML and Markdown beside it, a PDF and a .zip if wanted, and this workflow insid
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management as mm
 from comfy_api.latest import io
 
 from . import sockets
@@ -21,7 +23,7 @@ from .png_text import add_text
 from .workflow_data import with_workflow, workflow_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from duogen_core.document import Document, Picture
 
@@ -155,7 +157,8 @@ class DuoGenFormat(io.ComfyNode):
     @classmethod
     def execute(cls, context: Document, part: str) -> io.NodeOutput:
         document = sockets.last_answer(context) if part == "answer" else context
-        markdown = markdown_of(document)
+        with interruptible():
+            markdown = markdown_of(document)
         pictures = document.pictures
         images, texts = sockets.image_list(pictures), paragraphs(document)
         return io.NodeOutput(markdown, images, len(pictures), texts, ui={"text": (markdown,)})
@@ -222,7 +225,9 @@ class DuoGenSaveDocument(io.ComfyNode):
         size = next((picture.size for picture in context.last_turn.pictures), (0, 0)) if context.turns else (0, 0)
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
         folder, subfolder = file_prefix.new_folder(filename_prefix, cls.hidden.prompt or {}, workflow, size)
-        files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
+        with interruptible():
+            files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
+            markdown = markdown_of(context)
         unfinished.saved(context)
         inside = os.path.join(subfolder, folder.name)
         names = [Path(image_name(index)) for index in range(len(context.pictures))]
@@ -230,11 +235,23 @@ class DuoGenSaveDocument(io.ComfyNode):
         return io.NodeOutput(
             ui={
                 "images": [{**place, "type": "output"} for place in places],
-                "text": (markdown_of(context),),
+                "text": (markdown,),
                 "document": [{"folder": inside, **files}],
                 "duogen_document": [document_ui(context, [{**place, "folder": "output"} for place in places])],
             }
         )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """What is given up inside because the user interrupted the prompt ends it the way ComfyUI expects."""
+    from duogen_core.errors import Cancelled
+
+    try:
+        yield
+    except Cancelled:
+        mm.throw_exception_if_processing_interrupted()
+        raise
 
 
 def save(
@@ -246,14 +263,15 @@ def save(
     from duogen_core.store import image_name, save_document, write_atomically
 
     save_document(with_workflow(document, workflow), folder)
-    write_rendered(document, folder, workflow)
+    stop = mm.processing_interrupted  # a document of many megabytes takes a while
+    write_rendered(document, folder, workflow, stop)
     files = {"html": "document.html", "markdown": "document.md"}
     texts = {key: json.dumps(value) for key, value in workflow.items()}
     for index in range(len(document.pictures) if texts else 0):
         add_text(folder / image_name(index), texts)
     if pdf:
         files["pdf"] = "document.pdf"
-        write_atomically(folder / files["pdf"], render_pdf(document, workflow))
+        write_atomically(folder / files["pdf"], render_pdf(document, workflow, stop))
     if zipped:
         files["zip"] = f"{folder.name}.zip"
         write_atomically(folder.with_name(files["zip"]), zip_of(folder))
@@ -263,7 +281,7 @@ def save(
 def zip_of(folder: Path) -> bytes:
     """Every file of a folder, document.json first; pictures are packed already."""
     data = BytesIO()
-    files = [file for file in folder.rglob("*") if file.is_file()]
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
     with zipfile.ZipFile(data, "w") as archive:
         for file in sorted(files, key=lambda file: (file.suffix != ".json", file.as_posix())):
             packed = zipfile.ZIP_STORED if file.suffix in (".png", ".pdf") else zipfile.ZIP_DEFLATED
@@ -289,4 +307,5 @@ def markdown_of(document: Document) -> str:
     from duogen_core.render import render_markdown
     from duogen_core.store import image_name
 
-    return render_markdown(document, [image_name(index) for index in range(len(document.pictures))])
+    names = [image_name(index) for index in range(len(document.pictures))]
+    return render_markdown(document, names, mm.processing_interrupted)

@@ -6,7 +6,6 @@ before its image data, where ComfyUI's front end finds `workflow` and `prompt` w
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -28,10 +27,10 @@ def _text_chunk(key: str, text: str) -> bytes:
 
 
 def add_text(file: Path, texts: Mapping[str, str]) -> None:
+    from duogen_core.files import replace_file
+
     data = file.read_bytes()
     if not data.startswith(SIGNATURE):
         raise ValueError(f"{file.name} is not a PNG file.")
     chunks = b"".join(_text_chunk(key, text) for key, text in texts.items())
-    temporary = file.with_name(f".{file.name}.duogen-tmp")
-    temporary.write_bytes(data[:HEADER_END] + chunks + data[HEADER_END:])
-    os.replace(temporary, file)
+    replace_file(file, data[:HEADER_END] + chunks + data[HEADER_END:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ __all__ = ["render_html", "render_markdown", "render_pdf", "write_rendered"]
 
 
 def write_rendered(
-    document: Document, folder: str | os.PathLike[str], data: Mapping[str, Any] | None = None
+    document: Document,
+    folder: str | os.PathLike[str],
+    data: Mapping[str, Any] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> tuple[Path, Path]:
     """Write document.html and document.md into a document's folder, beside document.json. Returns both paths.
 
-    `data` travels inside the HTML, see `render_html`."""
+    `data` travels inside the HTML, see `render_html`. Raises Cancelled as soon as `cancelled()` says so."""
     html, markdown = Path(folder, "document.html"), Path(folder, "document.md")
     names = [image_name(index) for index in range(len(document.pictures))]
-    write_atomically(html, render_html(document, data).encode("utf-8"))
-    write_atomically(markdown, render_markdown(document, names).encode("utf-8"))
+    write_atomically(html, render_html(document, data, cancelled).encode("utf-8"))
+    write_atomically(markdown, render_markdown(document, names, cancelled).encode("utf-8"))
     return html, markdown

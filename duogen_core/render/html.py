@@ -13,18 +13,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import jinja2
-from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.render.parsing import Stop, has_links, link_is_safe, parser, stop_if
 
 if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
     from markdown_it.token import Token
 
-LINK_SCHEMES = ("http", "https", "mailto")
 SPEAKERS = {"system": "Instructions", "user": "You", "assistant": "DuoGen"}
 ENDINGS = {
     "interrupted": "The answer was interrupted here. What was finished is above.",
@@ -42,11 +41,19 @@ class Block:
     pictures: list[dict[str, Any]] = field(default_factory=list)
 
 
-def render_html(document: Document, data: Mapping[str, Any] | None = None) -> str:
-    """The whole document as one HTML page; `data` is plain JSON that is stored in it and shown nowhere."""
+def render_html(document: Document, data: Mapping[str, Any] | None = None, cancelled: Stop = None) -> str:
+    """The whole document as one HTML page; `data` is plain JSON that is stored in it and shown nowhere.
+
+    Raises Cancelled as soon as `cancelled()` says so."""
     turns, shown = [], 0
     for turn in document.turns:
-        turns.append({"role": turn.role, "speaker": SPEAKERS.get(turn.role, turn.role), "blocks": _blocks(turn, shown)})
+        turns.append(
+            {
+                "role": turn.role,
+                "speaker": SPEAKERS.get(turn.role, turn.role),
+                "blocks": _blocks(turn, shown, cancelled),
+            }
+        )
         shown += len(turn.pictures)
     return _template().render(
         title=document_title(document),
@@ -57,14 +64,6 @@ def render_html(document: Document, data: Mapping[str, Any] | None = None) -> st
     )
 
 
-def link_is_safe(url: str) -> bool:
-    """Whether a link may be clickable: an address of the web or of a mailbox, nothing a browser would run or open."""
-    try:
-        return urlsplit(url).scheme.lower() in LINK_SCHEMES
-    except ValueError:
-        return False
-
-
 def document_title(document: Document) -> str:
     """The first request, shortened to a line."""
     asked = next((turn.text for turn in document.turns if turn.role == "user" and turn.text.strip()), "")
@@ -72,22 +71,25 @@ def document_title(document: Document) -> str:
     return (words[:77] + "…" if len(words) > 78 else words) or "An illustrated answer"
 
 
-def _blocks(turn: Turn, shown: int) -> list[Block]:
+def _blocks(turn: Turn, shown: int, cancelled: Stop) -> list[Block]:
     blocks = [Block()]
     for part in turn.parts:
+        stop_if(cancelled)
         if isinstance(part, Picture):
             shown += 1
             blocks[-1].pictures.append(_picture(part, shown))
         elif part.text.strip():
             if blocks[-1].pictures:
                 blocks.append(Block())
-            blocks[-1].texts.append(_text(part, turn))
+            blocks[-1].texts.append(_text(part, turn, cancelled))
     return [block for block in blocks if block.texts or block.pictures]
 
 
-def _text(part: Text, turn: Turn) -> Markup | str:
+def _text(part: Text, turn: Turn, cancelled: Stop) -> Markup | str:
     # A person's words are shown as they were typed; only a model writes Markdown.
-    return Markup(markdown_parser().render(part.text)) if turn.role == "assistant" else part.text.strip()
+    if turn.role != "assistant":
+        return part.text.strip()
+    return Markup(markdown_parser(part.text).render(part.text, {"cancelled": cancelled}))
 
 
 def _picture(picture: Picture, number: int) -> dict[str, Any]:
@@ -109,13 +111,17 @@ def _template() -> jinja2.Template:
     return environment.from_string(Path(__file__).with_name("document.html").read_text(encoding="utf-8"))
 
 
-@lru_cache(maxsize=1)
-def markdown_parser() -> MarkdownIt:
-    parser = MarkdownIt("js-default", {"html": False, "linkify": False, "breaks": True})
-    parser.validateLink = link_is_safe  # type: ignore[method-assign]
-    parser.add_render_rule("image", _image_as_text)
-    parser.add_render_rule("link_open", _link_open)
-    return parser
+def markdown_parser(text: str) -> MarkdownIt:
+    """The parser, which is also the renderer, for this text of a model; the PDF is made of its tokens."""
+    return _page_parser(has_links(text))
+
+
+@lru_cache(maxsize=2)
+def _page_parser(links: bool) -> MarkdownIt:
+    made = parser(links, breaks=True)
+    made.add_render_rule("image", _image_as_text)
+    made.add_render_rule("link_open", _link_open)
+    return made
 
 
 def _image_as_text(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Mapping[str, Any]) -> str:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.document import Document, Picture, Text
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory
 from duogen_core.render.html import ENDINGS, FACTS, SPEAKERS, document_title
+from duogen_core.render.parsing import Stop, stop_if
 from duogen_core.render.pdf_fonts import Fonts, choose_fonts, no_fonts, printable
 from duogen_core.render.pdf_text import Run, TextBlock, markdown_blocks, typed_block
 
@@ -33,6 +35,9 @@ HEADINGS = {1: 16.0, 2: 14.0}
 LINE = 0.5  # mm of line height for a pt of type
 INK, SOFT, ACCENT = (38, 35, 30), (111, 105, 95), (180, 85, 45)
 REPLACEMENT = "?"
+LETTERS = 1000  # of one line, at most
+# What a line may be broken between: line ends, spaces, words, and each letter of the scripts that have no spaces.
+PIECES = re.compile("\n| +|[^ \n\u2e80-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]+|[^ \n]")
 NAMED = 12  # missing characters that are named one by one
 EMBEDDED = "duogen:data"  # the element of the XMP metadata that holds what travels with the file, in base64
 XMP = (
@@ -42,8 +47,10 @@ XMP = (
 )
 
 
-def render_pdf(document: Document, data: Mapping[str, Any] | None = None) -> bytes:
-    """The whole document as a PDF; `data` is plain JSON that is stored in it and shown nowhere."""
+def render_pdf(document: Document, data: Mapping[str, Any] | None = None, cancelled: Stop = None) -> bytes:
+    """The whole document as a PDF; `data` is plain JSON that is stored in it and shown nowhere.
+
+    Raises Cancelled as soon as `cancelled()` says so."""
     try:
         import fpdf  # noqa: F401
     except ImportError:
@@ -51,25 +58,28 @@ def render_pdf(document: Document, data: Mapping[str, Any] | None = None) -> byt
     text = _all_text(document)
     fonts = choose_fonts(text)
     try:
-        return _render(document, fonts, data)
-    except Exception:
-        if not fonts.files:
+        return _render(document, fonts, data, cancelled)
+    except Exception as error:
+        if isinstance(error, Cancelled) or is_out_of_memory(error) or not fonts.files:
             raise
-        return _render(document, no_fonts(text), data)  # a font file that can be read but not embedded
+        return _render(document, no_fonts(text), data, cancelled)  # a font file that can be read but not embedded
 
 
-def _render(document: Document, fonts: Fonts, data: Mapping[str, Any] | None) -> bytes:
-    page = _Pages(fonts, document_title(document))
+def _render(document: Document, fonts: Fonts, data: Mapping[str, Any] | None, cancelled: Stop) -> bytes:
+    page = _Pages(fonts, document_title(document), cancelled)
     for turn in document.turns:
         page.speaker(SPEAKERS.get(turn.role, turn.role))
         for part, following in zip(turn.parts, (*turn.parts[1:], None)):
             if isinstance(part, Picture):
                 page.picture(part)
             elif part.text.strip():
-                blocks = markdown_blocks(part.text) if turn.role == "assistant" else [typed_block(part.text.strip())]
-                page.keep_together(blocks, following if isinstance(following, Picture) else None)
-                for block in blocks:
-                    page.block(block, bold=turn.role == "user")
+                page.text(
+                    markdown_blocks(part.text, cancelled)
+                    if turn.role == "assistant"
+                    else [typed_block(part.text.strip())],
+                    following if isinstance(following, Picture) else None,
+                    bold=turn.role == "user",
+                )
     page.ending(document)
     return page.finish(data)
 
@@ -79,13 +89,18 @@ def _all_text(document: Document) -> str:
     return printable("".join([document_title(document), *texts, *map(str, document.generation.values())]))
 
 
+Line = list[tuple[Run, str, float]]  # of what is on it from left to right: how it looks, the letters, mm
+
+
 class _Pages:
     """The pages as far as they are written."""
 
-    def __init__(self, fonts: Fonts, title: str) -> None:
+    def __init__(self, fonts: Fonts, title: str, cancelled: Stop) -> None:
         from fpdf import FPDF
 
-        self.fonts, self.pictures, self._due = fonts, 0, ""
+        self.fonts, self.cancelled, self.pictures, self._due = fonts, cancelled, 0, ""
+        self._replaced = str.maketrans(dict.fromkeys(fonts.missing, REPLACEMENT))
+        self._widths: dict[tuple[str, str, float], dict[str, float]] = {}
         pdf = self.pdf = FPDF(format="A4")
         pdf.set_creation_date(datetime(2000, 1, 1, tzinfo=timezone.utc))  # the same document, the same bytes
         pdf.set_title(self.shown(title))
@@ -109,8 +124,7 @@ class _Pages:
 
     def shown(self, text: str) -> str:
         """Text as this file's fonts can show it."""
-        text = printable(text)
-        return "".join(REPLACEMENT if c in self.fonts.missing else c for c in text)
+        return printable(text).translate(self._replaced)
 
     # ------------------------------------------------------------ what stands on the page
 
@@ -128,26 +142,98 @@ class _Pages:
             self._space(2 * GAP if pdf.get_y() > MARGIN else 0)
             self._line(name, size=SMALL, colour=SOFT)
 
-    def block(self, block: TextBlock, *, bold: bool = False) -> None:
-        pdf, size = self.pdf, HEADINGS.get(block.heading, BODY)
+    def text(self, blocks: Sequence[TextBlock], following: Picture | None, *, bold: bool) -> None:
+        """Paragraphs. They and their picture go to the next page when they fit there, but no longer here."""
+        laid = [
+            (block, self.lines(block.runs, _size_of(block), _left(block), bold or block.heading > 0))
+            for block in blocks
+        ]
+        needed = sum(len(lines) * _size_of(block) * LINE + GAP for block, lines in laid)
+        self._begin(needed + (self._size(following)[1] if following else 0))
+        for block, lines in laid:
+            self._block(block, lines, bold)
+
+    def _block(self, block: TextBlock, lines: Sequence[Line], bold: bool) -> None:
+        pdf, size, left = self.pdf, _size_of(block), _left(block)
         if block.rule:
             self._space(GAP)
             pdf.line(MARGIN, pdf.get_y(), pdf.w - MARGIN, pdf.get_y())
             self._space(GAP)
             return
-        left = MARGIN + INDENT * block.depth
-        pdf.set_left_margin(left)
         if block.marker:
-            self._style(Run("", bold=bold), size)
+            self._style(Run(""), size, bold=bold)
             pdf.set_x(left - INDENT)
-            pdf.write(size * LINE, block.marker)
-        pdf.set_x(left)
-        for run in block.runs:
-            self._style(run, size, bold=bold or block.heading > 0)
-            pdf.write(size * LINE, self.shown(run.text), run.link)
-        pdf.set_left_margin(MARGIN)
-        pdf.ln(size * LINE)
+            pdf.cell(0, size * LINE, block.marker)
+        self._write(lines, size, left, bold=bold or block.heading > 0)
+
+    def _write(self, lines: Sequence[Line], size: float, left: float, *, bold: bool = False) -> None:
+        pdf = self.pdf
+        for line in lines or ([],):
+            stop_if(self.cancelled)
+            pdf.set_x(left)
+            for run, text, width in line:
+                self._style(run, size, bold=bold)
+                pdf.cell(width, size * LINE, text, link=run.link)
+            pdf.ln(size * LINE)
         self._space(GAP / 2)
+
+    def lines(self, runs: Iterable[Run], size: float, left: float, bold: bool = False) -> list[Line]:
+        """Runs of text broken into lines: at spaces, around Chinese and Japanese letters, and inside what is too long.
+
+        fpdf2 can break lines, but adds up the widths of a whole line for every letter of it: minutes for marks that
+        have no width, or for one long word. Here a letter is measured once.
+        """
+        right = self.pdf.w - MARGIN - left
+        lines: list[Line] = []
+        line: Line = []
+        spaces: Line = []  # since the last word: they go where the next word goes, or nowhere at a line's end
+        x, letters = 0.0, 0  # of the line; letters without a width would never fill it
+
+        def add(run: Run, text: str, width: float) -> None:
+            nonlocal x, letters
+            x, letters = x + width, letters + len(text)
+            if line and line[-1][0] is run:
+                run, before, already = line.pop()
+                text, width = before + text, already + width
+            line.append((run, text, width))
+
+        def end() -> None:
+            nonlocal x, letters, line
+            stop_if(self.cancelled)
+            lines.append(line)
+            line, x, letters = [], 0.0, 0
+            spaces.clear()
+
+        for run in runs:
+            widths = self._style(run, size, bold=bold)
+            for match in PIECES.finditer(self.shown(run.text)):
+                piece = match[0]
+                if piece == "\n":
+                    end()
+                    continue
+                width = sum(map(widths.__getitem__, piece))
+                if piece[0] == " ":
+                    spaces.append((run, piece, width))
+                    continue
+                gap = sum(one[2] for one in spaces)
+                if line and (x + gap + width > right or letters + len(piece) > LETTERS):
+                    end()
+                if x + gap + width > right:
+                    spaces.clear()
+                for one in spaces:
+                    add(*one)
+                spaces.clear()
+                start, used = 0, 0.0
+                for index, letter in enumerate(piece if width > right or len(piece) > LETTERS else ""):
+                    if index > start and (used + widths[letter] > right or index - start >= LETTERS):
+                        add(run, piece[start:index], used)
+                        end()
+                        start, used = index, 0.0
+                    used += widths[letter]
+                add(run, piece[start:], used if start else width)
+        if line or not lines:
+            end()
+        return lines
 
     def picture(self, picture: Picture) -> None:
         pdf = self.pdf
@@ -162,18 +248,6 @@ class _Pages:
         pdf.image(io.BytesIO(picture.to_png()), MARGIN, top, width, height, alt_text=alt)
         pdf.set_xy(MARGIN, top + height)
         self._space(GAP)
-
-    def keep_together(self, blocks: Sequence[TextBlock], following: Picture | None) -> None:
-        """A paragraph and its picture go to the next page when they fit there, but no longer here."""
-        pdf, needed = self.pdf, 0.0
-        for block in blocks:
-            size = HEADINGS.get(block.heading, BODY)
-            self._style(Run(""), size)
-            width = pdf.w - 2 * MARGIN - INDENT * block.depth
-            lines = pdf.multi_cell(width, size * LINE, self.shown(block.text), dry_run=True, output="LINES")
-            needed += len(lines) * size * LINE + GAP
-        needed += self._size(following)[1] if following else 0
-        self._begin(needed)
 
     def ending(self, document: Document) -> None:
         self._begin(0)
@@ -199,21 +273,44 @@ class _Pages:
         scale = min(scale, (self.pdf.w - 2 * MARGIN) / width, (self.pdf.h - 2 * MARGIN) / height)
         return width * scale, height * scale
 
-    def _style(self, run: Run, size: float, *, bold: bool = False) -> None:
+    def _style(self, run: Run, size: float, *, bold: bool = False) -> dict[str, float]:
+        """Takes up the font of a run; returns the widths of its letters in mm."""
         style = ("B" if bold or run.bold else "") + ("I" if run.italic else "")
         family = "Courier" if run.code and self.family == "Helvetica" else self.family
         self.pdf.set_font(family, style, size)
-        self.pdf.set_text_color(*(ACCENT if run.link else INK))
+        self.pdf.set_text_color(*(run.colour or (ACCENT if run.link else INK)))
+        return self._widths.setdefault((family, style, size), _Widths(self.pdf, style, size))
 
     def _line(self, text: str, *, size: float, colour: tuple[int, int, int]) -> None:
-        self.pdf.set_font(self.family, "", size)
-        self.pdf.set_text_color(*colour)
-        self.pdf.write(size * LINE, self.shown(text))
-        self.pdf.ln(size * LINE)
-        self._space(GAP / 2)
+        run = Run(text, colour=colour)
+        self._write(self.lines([run], size, MARGIN), size, MARGIN)
 
     def _space(self, height: float) -> None:
         self.pdf.set_y(min(self.pdf.get_y() + height, self.pdf.h - MARGIN))
+
+
+class _Widths(dict[str, float]):
+    """Letter -> mm in the font that is in use when this is made; each letter is looked up once."""
+
+    def __init__(self, pdf: FPDF, style: str, size: float) -> None:
+        super().__init__()
+        self.pdf, self.font, self.style, self.size = pdf, pdf.current_font, style, size
+
+    def __missing__(self, letter: str) -> float:
+        font = self.font
+        if font.type == "TTF" and ord(letter) not in font.cmap:
+            name = self.pdf.get_fallback_font(letter, self.style)
+            font = self.pdf.fonts[name] if name else font
+        self[letter] = width = font.get_text_width(letter, self.size, None)[1] / self.pdf.k
+        return width
+
+
+def _size_of(block: TextBlock) -> float:
+    return HEADINGS.get(block.heading, BODY)
+
+
+def _left(block: TextBlock) -> float:
+    return MARGIN + INDENT * block.depth
 
 
 def missing_sentence(missing: frozenset[str]) -> str:

@@ -50,16 +50,26 @@ def printable(text: str) -> str:
     """Text without what has no shape of its own: control characters, marks that turn the writing direction, joiners.
     Every kind of space is a plain one."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", UNKNOWN).expandtabs(4)
-    return "".join(_shape(c) for c in text)
+    return text.translate(_SHAPES)
 
 
-def _shape(character: str) -> str:
-    if character == "\n":
-        return character
-    category = unicodedata.category(character)
-    if category[0] == "Z":
-        return " "
-    return "" if category in ("Cc", "Cf") or ord(character) in _SELECTORS else character
+class _Shapes(dict[int, str]):
+    """Code of a character -> what is printed of it; each is looked up once."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        category = unicodedata.category(character)
+        if character == "\n":
+            shape = character
+        elif category[0] == "Z":
+            shape = " "
+        else:
+            shape = "" if category in ("Cc", "Cf") or code in _SELECTORS else character
+        self[code] = shape
+        return shape
+
+
+_SHAPES = _Shapes()
 
 
 def choose_fonts(text: str) -> Fonts:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from duogen_core.render.html import link_is_safe, markdown_parser
+from duogen_core.render.html import markdown_parser
+from duogen_core.render.parsing import Stop, link_is_safe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ class Run:
     italic: bool = False
     code: bool = False
     link: str = ""
+    colour: tuple[int, int, int] | None = None  # None: that of text, or of links
 
 
 @dataclass
@@ -49,9 +51,9 @@ def typed_block(text: str) -> TextBlock:
     return TextBlock([Run(text)])
 
 
-def markdown_blocks(text: str) -> list[TextBlock]:
+def markdown_blocks(text: str, cancelled: Stop = None) -> list[TextBlock]:
     reader = _Reader()
-    for token in markdown_parser().parse(text):
+    for token in markdown_parser(text).parse(text, {"cancelled": cancelled}):
         reader.read(token)
     return reader.blocks
 

@@ -8,6 +8,7 @@ import io
 import json
 import random
 import re
+import time
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,8 +17,10 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 from duogen_core.document import Document, Picture, Text, Turn
-from duogen_core.errors import DuoGenError
-from duogen_core.render import render_html, render_markdown, write_rendered
+from duogen_core.errors import Cancelled, DuoGenError
+from duogen_core.render import render_html, render_markdown, render_pdf, write_rendered
+from duogen_core.render.markdown import harmless
+from duogen_core.render.parsing import MAX_BRACKETS
 from duogen_core.store import load_document, save_document
 
 HOSTILE = [
@@ -52,6 +55,12 @@ HOSTILE = [
     "a\0b \u202e reversed \x1b[31m",
     "| a | b |\n|---|---|\n| <b>x</b> | [x](javascript:1) |",
     "http://[::1 [x](http://[::1)",
+    "| a |\n|-|\n| b | [x](javascript:alert(1)) |",  # a cell too many: the table drops it, a reader without tables not
+    "| a |\n|-|\n| b | [x][j] |\n\n[j]: javascript:alert(1)",
+    "| [x](javascript:alert(1)) |\nno table",
+    "[a](javascript:1) [x\\](javascript:alert(1))",  # escaped once: once more, and the bracket would be free
+    "[a](javascript:1) [x\\\\](javascript:alert(1)) [x\\][j]\n\n[j]: javascript:1",
+    "- a\n\n      [x](javascript:alert(1))",
 ]
 TAGS = """html head meta title style body main section div p details summary figure img footer span h1 h2 h3 h4 h5 h6
     ul ol li blockquote pre code em strong s a hr br table thead tbody tr th td"""
@@ -99,10 +108,17 @@ def answer(text: str) -> Document:
 def check_markdown(document: Document) -> None:
     """What a careless viewer makes of the Markdown: HTML on, every link allowed."""
     paths = [f"images/{k:03d}.png" for k in range(len(document.pictures))]
-    viewer = MarkdownIt("commonmark", {"html": True}).enable("table")
-    viewer.validateLink = lambda url: True
+    text = render_markdown(document, paths)
+    for tables in ("enable", "disable"):
+        viewer = MarkdownIt("commonmark", {"html": True})
+        getattr(viewer, tables)("table")
+        viewer.validateLink = lambda url: True
+        check_tokens(viewer.parse(text), paths)
+
+
+def check_tokens(blocks: list, paths: list[str]) -> None:
     images = []
-    for block in viewer.parse(render_markdown(document, paths)):
+    for block in blocks:
         assert block.type != "html_block", block.content
         for token in block.children or ():
             assert token.type != "html_inline", token.content
@@ -127,6 +143,105 @@ def test_hostile_text_in_any_mixture_stays_text():
         text = "".join(rng.choice(pieces) for _ in range(rng.randint(2, 6)))
         Checker(render_html(answer(text)))
         check_markdown(answer(text))
+
+
+def other_viewers() -> list:
+    """Python-Markdown, which reads much otherwise than CommonMark, and which does not look at addresses."""
+    markdown = pytest.importorskip("markdown")
+    extra = ["footnotes", "tables", "fenced_code", "def_list", "abbr"]
+    return [markdown.markdown, lambda text: markdown.markdown(text, extensions=extra)]
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "[a](java\nscript:alert(1))", "[a](\njavascript:1)", "[a] (javascript:1)"])
+def test_other_viewers_find_no_link_that_runs(text):
+    document = answer(f"{text}\n\n- {text}\n\n> {text}")
+    paths = [f"images/{k:03d}.png" for k in range(len(document.pictures))]
+    for viewer in other_viewers():
+        for link in re.findall(r'<a\b[^>]*href="([^"]*)"', viewer(render_markdown(document, paths))):
+            bare = re.sub(r"[\x00-\x20]", "", html.unescape(link)).lower()
+            assert re.match(r"(https?|mailto):|[^:]*$", bare), link
+
+
+def test_links_that_are_safe_stay_as_they_are():
+    text = (
+        "See [the page](https://ok.example/a_(b)), <https://ok.example>, [mail](mailto:a@b.example), [r][1] and "
+        "`[x](page.html)`.\n\n| a | b |\n|---|---|\n| [x](https://ok.example) | y |\n\n```\n[x](page.html)\n```\n\n"
+        "[1]: https://ok.example"
+    )
+    assert harmless(text) == text.replace("<https", "&lt;https")
+
+
+GROWING = {  # how it is repeated: time may grow with the length, not with its square
+    "brackets": ("[a][", 1000),
+    "open brackets": ("[", 2000),
+    "images": ("![a](", 1000),
+    "definitions": ("[r]: http://x.y\n", 750),
+    "links": ("[a](http://b.c) ", 750),
+    "emphasis": ("**a*", 1500),
+    "table": ("|a|\n|-|\n", 750),
+    "quotations": (">", 750),
+    "lists": ("- ", 500),
+    "lines": ("a\n", 2000),
+    "marks": ("\u0301", 2000),
+    "one word": ("x", 20000),
+    "words": ("word ", 5000),
+    "deep lines": ("                                        - a\n", 200),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+@pytest.mark.parametrize("render", [render_html, lambda document: render_markdown(document, []), render_pdf])
+def test_time_grows_with_the_length_of_a_text(name, role, render):
+    piece, count = GROWING[name]
+
+    def seconds(times: int) -> float:
+        document = Document().begin_turn(role, [Text("a" + piece * count * times)])
+        start = time.process_time()
+        render(document)
+        return time.process_time() - start
+
+    render(Document().begin_turn(role, [Text(piece)]))  # what is imported and looked up once
+    assert seconds(12) < 40 * max(seconds(1), 0.01)  # 144 times, if it grew with the square
+
+
+@pytest.mark.parametrize("name", ["lines", "emphasis", "table", "deep lines"])
+@pytest.mark.parametrize(
+    "render", [render_html, lambda document, cancelled: render_markdown(document, [], cancelled), render_pdf]
+)
+def test_rendering_can_be_given_up(name, render):
+    """The question is asked along a text, not once a document."""
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 20
+
+    with pytest.raises(Cancelled):
+        render(Document().begin_turn("assistant", [Text("a" + GROWING[name][0] * 200)]), cancelled=cancelled)
+    assert asked == 21
+
+
+def test_a_pdf_of_one_long_word_can_be_given_up():
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 20
+
+    with pytest.raises(Cancelled):
+        render_pdf(Document().begin_turn("user", [Text("x" * 20_000)]), cancelled=cancelled)
+
+
+def test_text_of_too_many_brackets_keeps_its_words():
+    text = "[a](https://x.example) " * (MAX_BRACKETS + 1)
+    page = Checker(render_html(Document().begin_turn("assistant", [Text(text)])))
+    assert not page.links and page.text.count("[a](https://x.example)") == MAX_BRACKETS + 1
+    markdown = render_markdown(Document().begin_turn("assistant", [Text(text)]), [])
+    assert Checker(MarkdownIt("commonmark").render(markdown)).text.count("[a](https://x.example)") == MAX_BRACKETS + 1
 
 
 def test_an_open_code_fence_does_not_swallow_the_pictures():
