@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -134,3 +135,23 @@ def test_the_history_shows_the_answer(saved: tuple[Result, Path]):
     assert [part["folder"] for part in parts if part["type"] == "image"] == ["output"] * 2
     shown = [(image["filename"], image["subfolder"]) for image in result.outputs["5"]["images"]]
     assert shown == [(part["filename"], part["subfolder"]) for part in parts if part["type"] == "image"]
+
+
+@pytest.mark.slow
+def test_interrupt_ends_a_rendering(server: Server):
+    """A document of many megabytes takes minutes as a PDF. The queue must not stand still so long."""
+    text = "Word `and` *word*. " * 500_000
+    prompt = {"class_type": "DuoGenPrompt", "inputs": {"text": text}}
+    save = {"class_type": "DuoGenSaveDocument", "inputs": {"context": ["1", 0], "filename_prefix": "long", "pdf": True}}
+
+    def interrupt(kind: str, data: Any, result: Result) -> None:
+        if kind == "executing" and data.get("node") == "2":
+            time.sleep(0.5)
+            server.post("/interrupt", {})
+
+    result = server.run({"1": prompt, "2": save}, watch=interrupt)
+    assert result.interrupted and result.error is None
+    assert not list(Path(server.base, "output").glob("long*/document.pdf"))
+    prompt["inputs"]["text"] = "Few words."
+    result = server.run({"1": prompt, "2": save})
+    assert result.error is None and not result.interrupted
