@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.run_options import add_engine_options, write_json
+from duogen_core.commands.run_options import add_engine_options, done_before, nothing_kept, write_json
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.errors import DuoGenError
 
@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
     from duogen_core.data.dialogues.engine import Engine, asks_a_model, no_model
     from duogen_core.data.dialogues.run import begin, load_preset, open_input, work
+    from duogen_core.data.run_log import kept_parts, rule_of
 
     preset, source, out = load_preset(args.preset, args.set), open_input(args.input), Path(args.out)
     if asks_a_model(preset) or args.llm or args.mllm:
@@ -46,10 +47,13 @@ def run(args: argparse.Namespace) -> int:
         writer = eyes = no_model()
     engine = Engine(preset, writer, eyes)
     this = begin(out, source, engine, args.shard_documents)
-    before = sum(len(this.numbers(shard)) for shard in range(this.shards) if this.is_done(shard))
+    found, refused = Counter(), Counter()
+    for entry in this.entries_of(shard for shard in range(this.shards) if this.is_done(shard)):
+        found.update(documents=1, kept=int(not rule_of(entry)), pictures=kept_parts(entry, "pictures"))
+        refused[rule_of(entry)] += 1
+    before = found["documents"]
     progress = RunProgress(args.quiet, "documents")
     progress.go_on(this.documents, before)
-    found, refused = Counter(), Counter()
     with progress.stopping():
         for outcome in work(this, source, engine, args.parallel, args.give_up):
             found.update(documents=1, kept=int(outcome.document is not None))
@@ -59,11 +63,17 @@ def run(args: argparse.Namespace) -> int:
     usage = {"writer": writer.usage.to_json()} | ({"eyes": eyes.usage.to_json()} if eyes is not writer else {})
     rules = {rule: count for rule, count in refused.most_common() if rule}
     figures = {**{name: found[name] for name in ("documents", "kept", "pictures")}, "refused": rules, "usage": usage}
+    figures |= {"documents_before": before}
     if write_json(args.json, {**figures, "seconds": round(progress.elapsed(), 2), "documents_in_all": this.documents}):
         return 0
-    print(f"{found['kept']:,} dialogues with {found['pictures']:,} pictures from {found['documents']:,} documents.")
+    some = done_before(before, found["documents"])
+    print(
+        f"{found['kept']:,} dialogues with {found['pictures']:,} pictures from {found['documents']:,} documents{some}."
+    )
     if rules:
         print("Refused: " + ", ".join(f"{count:,} {rule}" for rule, count in rules.items()) + ".")
+    if found["documents"] and not found["kept"]:
+        print(nothing_kept(this.folder))
     print(f"Asked: {spent(writer.usage)}." if writer.endpoint.model else "No model was asked.")
     if eyes is not writer:
         print(f"Asked for descriptions: {spent(eyes.usage)}.")

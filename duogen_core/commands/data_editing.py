@@ -9,7 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from duogen_core.commands.run_options import add_engine_options, add_workers, check_workers, write_json
+from duogen_core.commands.run_options import (
+    add_engine_options,
+    add_workers,
+    check_workers,
+    done_before,
+    nothing_kept,
+    write_json,
+)
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.data.editing.layouts import LAYOUTS
 from duogen_core.errors import DuoGenError, MissingPackage
@@ -49,17 +56,25 @@ def run(args: argparse.Namespace) -> int:
     identity = {"layout": args.layout, **engine.rows.identity(), "preset": preset, **options}
     this = begin(folder, "editing", identity, engine.items(args.inverse), args.shard_samples, details)
     progress = RunProgress(args.quiet, "samples")
-    progress.go_on(this.items, sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number)))
     total = {"samples": 0, "kept": 0, "turns": 0}
+    for entry in this.entries_of(shard.number for shard in this.plan() if this.is_done(shard.number)):
+        total["samples"] += 1
+        total["kept"] += entry["kept"]
+        total["turns"] += entry["turns"]
+    before = total["samples"]
+    progress.go_on(this.items, before)
     with progress.stopping():
         for found in work(this, engine, args.workers):
             for name in total:
                 total[name] += found.get(name, 0)
             progress.step(found["samples"], total["kept"])
     elapsed = progress.elapsed()
-    if write_json(args.json, {**total, "elapsed": round(elapsed, 2)}):
+    if write_json(args.json, {**total, "samples_before": before, "elapsed": round(elapsed, 2)}):
         return 0
-    rate = f", {total['samples'] / max(elapsed, 1e-6):.0f} a second" if total["samples"] else ""
-    print(f"{total['kept']:,} documents with {total['turns']:,} edits of {total['samples']:,} samples{rate}:")
+    now, some = total["samples"] - before, done_before(before, total["samples"])
+    rate = f", {now / max(elapsed, 1e-6):.0f} a second" if now else ""
+    print(f"{total['kept']:,} documents with {total['turns']:,} edits of {total['samples']:,} samples{some}{rate}:")
+    if total["samples"] and not total["kept"]:
+        print(nothing_kept(this.folder))
     print(this.folder / "shards")
     return 0

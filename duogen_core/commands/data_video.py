@@ -11,7 +11,14 @@ import threading
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.run_options import add_engine_options, add_workers, check_workers, write_json
+from duogen_core.commands.run_options import (
+    add_engine_options,
+    add_workers,
+    check_workers,
+    done_before,
+    nothing_kept,
+    write_json,
+)
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.errors import DuoGenError
 
@@ -34,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
             "--undescribed to keep them without descriptions; one of the two."
         )
     from duogen_core.data.pairs.sharded import begin, work
+    from duogen_core.data.run_log import kept_parts
     from duogen_core.data.video.describe import Describer
     from duogen_core.data.video.engine import Engine, do_shard
     from duogen_core.data.video.inputs import items, open_inputs
@@ -55,9 +63,14 @@ def run(args: argparse.Namespace) -> int:
     this = begin(folder, "video", identity, items(inputs), args.shard_videos, details)
     engine = Engine(preset, describer, max(args.parallel // args.workers, 1) if describer else 1)
     progress = RunProgress(args.quiet, "videos")
-    progress.go_on(this.items, sum(len(shard.items) for shard in this.plan() if this.is_done(shard.number)))
     total = {"videos": 0, "clips": 0, "kept": 0, "seconds": 0.0}
-    lock, pairs = threading.Lock(), 0
+    for entry in this.entries_of(shard.number for shard in this.plan() if this.is_done(shard.number)):
+        total["videos"] += 1
+        total["clips"] += len(entry["clips"])
+        total["kept"] += kept_parts(entry, "clips")
+        total["seconds"] += entry.get("seconds", 0)
+    before, pairs, lock = dict(total), total["kept"], threading.Lock()
+    progress.go_on(this.items, total["videos"])
 
     def tell(kept: int) -> None:
         nonlocal pairs
@@ -71,11 +84,17 @@ def run(args: argparse.Namespace) -> int:
                 total[name] += found.get(name, 0)
     elapsed = progress.elapsed()
     usage = describer.client.usage if describer else None
-    if write_json(args.json, {**total, "elapsed": round(elapsed, 2), "usage": usage.to_json() if usage else None}):
+    figures = {**total, "videos_before": before["videos"], "elapsed": round(elapsed, 2)}
+    if write_json(args.json, {**figures, "usage": usage.to_json() if usage else None}):
         return 0
     if usage:
         print(f"{spent(usage)}.")
-    rate = f", {total['seconds'] / max(elapsed, 1e-6):.1f} times real time" if total["seconds"] else ""
-    print(f"{total['kept']:,} pairs of {total['clips']:,} clips, {total['seconds'] / 60:,.1f} minutes of video{rate}:")
+    now = total["seconds"] - before["seconds"]
+    some = done_before(before["videos"], total["videos"])
+    rate = f", {now / max(elapsed, 1e-6):.1f} times real time" if now else ""
+    minutes = f"{total['seconds'] / 60:,.1f} minutes of video"
+    print(f"{total['kept']:,} pairs of {total['clips']:,} clips, {minutes}{some}{rate}:")
+    if total["videos"] and not total["kept"]:
+        print(nothing_kept(this.folder))
     print(this.folder / "shards")
     return 0

@@ -10,14 +10,19 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from duogen_core.commands.run_options import add_engine_options, add_workers, check_workers, write_json
+from duogen_core.commands.run_options import (
+    add_engine_options,
+    add_workers,
+    check_workers,
+    done_before,
+    nothing_kept,
+    write_json,
+)
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.errors import DuoGenError
 
-if TYPE_CHECKING:
-    from duogen_core.data.web.plan import Run
+NO_PAGE = "The inputs hold no page: expected HTML answers with status 200 in WARC files, or .html or .mhtml files."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_workers(args)
     from duogen_core.data.fetch.network import Network
+    from duogen_core.data.run_log import kept_parts, rule_of
     from duogen_core.data.web.plan import begin
     from duogen_core.data.web.preset import load_preset
     from duogen_core.data.web.run import work
@@ -58,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
     this = begin(
         folder, args.inputs, preset, args.shard_pages, progress.line, network, progress.fetched, args.max_unreachable
     )
-    done = [shard for shard in this.plan() if this.is_done(shard.number)]
+    done = [shard.number for shard in this.plan() if this.is_done(shard.number)]
     found = Counter(pages=0, kept=0, pictures=0)
-    for shard in done:
-        found.update(this.found(shard.number))
+    for entry in this.entries_of(done):
+        found.update(pages=1, kept=int(not rule_of(entry)), pictures=kept_parts(entry, "pictures"))
     before = found["pages"]
     progress.go_on(this.pages, before)
     with progress.stopping():
@@ -69,29 +75,18 @@ def run(args: argparse.Namespace) -> int:
             found.update({name: result[name] for name in found})
             progress.step(result["pages"], found["kept"])
     now, seconds = found["pages"] - before, progress.elapsed()
-    figures = {**found, "pages_now": now, "seconds": round(seconds, 2), "pages_in_all": this.pages, "notes": this.notes}
+    figures = {**found, "pages_before": before, "pages_in_all": this.pages, "seconds": round(seconds, 2)}
+    figures["notes"] = this.notes
     if write_json(args.json, figures):
         return 0
-    some = f" ({'all' if not now else f'{before:,}'} done before)" if before else ""
+    some = done_before(before, found["pages"])
     rate = f", {now / max(seconds, 1e-6):,.0f} pages a second" if now else ""
     print(f"{found['kept']:,} documents with {found['pictures']:,} pictures from {found['pages']:,} pages{some}{rate}:")
     for note in this.notes:
         print(note)
-    if not found["kept"]:
-        print(_nothing_kept(this))
+    if not this.pages:
+        print(NO_PAGE)
+    elif not found["kept"]:
+        print(nothing_kept(this.folder))
     print(this.folder / "shards")
     return 0
-
-
-def _nothing_kept(run: Run) -> str:
-    """Why a run has no documents, and how to look."""
-    from duogen_core.data.run_log import open_logs
-    from duogen_core.data.yields import refused_most, survey
-
-    if not run.pages:
-        return "The inputs hold no page: expected HTML answers with status 200 in WARC files, or .html or .mhtml files."
-    most = refused_most(survey(*open_logs(run.folder)))
-    return (
-        f"Nothing was kept: {most}. `data stats {run.folder}` counts every rule, `data view {run.folder}` shows what "
-        "each refused, and --set RULE=VALUE changes a threshold."
-    )

@@ -45,6 +45,23 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", nargs="?", const=STDOUT, metavar="FILE", help=about)
 
 
+def done_before(before: int, total: int) -> str:
+    """What a summary says of what an earlier start has done."""
+    return f" ({'all' if before == total else f'{before:,}'} done before)" if before else ""
+
+
+def nothing_kept(folder: Path) -> str:
+    """Why a run has kept nothing, and how to look."""
+    from duogen_core.data.run_log import open_logs
+    from duogen_core.data.yields import refused_most, survey
+
+    most = refused_most(survey(*open_logs(folder)))
+    return (
+        f"Nothing was kept: {most}. `data stats {folder}` counts every rule, `data view {folder}` shows what each "
+        "refused, and --set RULE=VALUE changes a threshold."
+    )
+
+
 def write_json(name: str | None, figures: Any) -> bool:
     """Writes the figures where --json says, if it was given; whether that was stdout, where no text may follow."""
     from duogen_core.store import write_atomically

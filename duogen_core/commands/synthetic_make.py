@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.commands.run_options import write_json
+from duogen_core.commands.run_options import done_before, nothing_kept, write_json
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.commands.synthetic import add_run_options
 from duogen_core.errors import DuoGenError
@@ -45,13 +45,18 @@ def make_documents(
 ) -> int:
     if args.give_up < 1:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
+    from duogen_core.data.run_log import kept_parts, rule_of
     from duogen_core.data.synthetic.runs import work
 
     mine = [len(run.entries(shard)) for shard in range(part[0] - 1, run.shards, part[1])]
     todo = sum(len(run.entries(shard)) for shard in run.chosen(part))
     progress.go_on(sum(mine), sum(mine) - todo)
     rules: Counter[str] = Counter()
-    pictures, begun = 0, time.monotonic()
+    pictures = 0
+    for entry in run.entries_of(shard for shard in range(part[0] - 1, run.shards, part[1]) if run.is_done(shard)):
+        rules[rule_of(entry)] += 1
+        pictures += kept_parts(entry, "pictures")
+    begun = time.monotonic()
     with progress.stopping():
         for outcome in work(run, items, make, whole, part, args.give_up):
             rules[outcome.verdict.rule] += 1
@@ -63,6 +68,10 @@ def make_documents(
     if write_json(args.json, {**figures, "in_all": progress.total}):
         return 0
     named = ", ".join(f"{count:,} {rule}" for rule, count in refused.items())
-    print(f"{rules['']:,} documents with {pictures:,} pictures in {seconds:,.0f} s; refused: {named or 'none'}:")
+    some = done_before(sum(mine) - todo, sum(mine))
+    took = f" in {seconds:,.0f} s" if todo else ""
+    print(f"{rules['']:,} documents with {pictures:,} pictures{some}{took}; refused: {named or 'none'}:")
+    if mine and not rules[""]:
+        print(nothing_kept(run.folder))
     print(run.folder / "shards")
     return 0

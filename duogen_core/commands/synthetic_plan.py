@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.run_options import write_json
+from duogen_core.commands.run_options import nothing_kept, write_json
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.commands.synthetic import add_run_options, preset_of, taxonomy_of
 from duogen_core.errors import DuoGenError
@@ -51,5 +51,7 @@ def run(args: argparse.Namespace) -> int:
         f"{kept:,} of {len(requests):,} answers kept, with {planning.pictures:,} pictures; refused: {named or 'none'}."
     )
     print(f"{spent(client.usage)}.")
+    if not kept:
+        print(nothing_kept(folder / "plan"))
     print(folder / "plans.jsonl")
     return 0

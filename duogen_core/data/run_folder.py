@@ -12,14 +12,14 @@ DIR/times/00000.json    seconds by stage, the only thing that differs between tw
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from duogen_core import __version__
-from duogen_core.data.run_log import is_whole
+from duogen_core.data.run_log import is_whole, json_lines
 from duogen_core.document import plain_json
 from duogen_core.errors import DuoGenError
 from duogen_core.store import write_atomically
@@ -45,6 +45,11 @@ class RunFolder:
     def is_done(self, shard: int) -> bool:
         """Whether its log stands there to the end; a loss of power may leave one that does not."""
         return is_whole(self.log(shard))
+
+    def entries_of(self, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """What the logs of done shards say, so that a run that goes on reports all that it holds."""
+        for shard in shards:
+            yield from json_lines(self.log(shard))
 
     def sweep(self, shard: int | None = None) -> None:
         """Removes what a killed run left half written; of one shard only where others may be another process's."""

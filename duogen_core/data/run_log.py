@@ -96,6 +96,11 @@ def parts_of(entry: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def kept_parts(entry: dict[str, Any], name: str) -> int:
+    """How many of the list `name` of an entry were kept; none where the entry was refused as a whole."""
+    return 0 if rule_of(entry) else sum(not rule_of(part) for part in parts_of(entry).get(name, ()))
+
+
 def open_logs(folder: Path) -> list[RunLog]:
     """The logs of a run, or of every step of one that has several."""
     if (folder / "run.json").is_file():

@@ -109,7 +109,12 @@ def test_a_run_that_refused_everything_can_be_looked_at(tmp_path, capsys, monkey
     from duogen_core.data.synthetic.verdict import Verdict
 
     monkeypatch.setattr(answering.Answering, "document", lambda *_: Outcome(Verdict("few_pictures", "0")))
-    assert main(["data", "synthetic", "answer", str(tmp_path / "run"), "--limit", "1", "--quiet"]) == 0
+    command = ["data", "synthetic", "answer", str(tmp_path / "run"), "--limit", "1", "--quiet"]
+    for _ in ("begun", "done before"):
+        assert main(command) == 0
+        shown = capsys.readouterr().out
+        assert "refused: 1 few_pictures:" in shown
+        assert "Nothing was kept: of 1 documents few_pictures refused 1. `data stats" in shown
     assert main(["data", "view", str(tmp_path / "run"), "--quiet"]) == 0
     page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "Documents: none was kept" in page and "few_pictures" in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,24 @@ def test_replay_needs_no_endpoint_and_gives_the_same_bytes(pages, whole, tmp_pat
     other = ("--record", whole / "answers.jsonl", "--set", "dialogue.max_request_words=70")
     assert dialogues(pages, tmp_path / "other", None, *other) == 2
     assert "has no answer to the request" in capsys.readouterr().err
+
+
+def test_a_run_that_is_begun_again_reports_all_that_it_holds(pages, whole, tmp_path, capsys):
+    out = shutil.copytree(whole, tmp_path / "out")
+    command = pages, out, None, "--record", whole / "answers.jsonl", "--json", tmp_path / "figures.json"
+    assert dialogues(*command) == 0
+    assert "5 dialogues with 20 pictures from 5 documents (all done before).\n" in capsys.readouterr().out
+    (out / "logs" / "00001.jsonl").unlink()
+    assert dialogues(*command) == 0
+    assert "5 dialogues with 20 pictures from 5 documents (3 done before).\n" in capsys.readouterr().out
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert (found["documents"], found["kept"], found["pictures"], found["documents_before"]) == (5, 5, 20, 3)
+
+
+def test_a_run_that_keeps_nothing_says_which_rule_refused_most(pages, whole, tmp_path, capsys):
+    refusing_all = "--record", whole / "answers.jsonl", "--set", "document.min_words=9999"
+    assert dialogues(pages, tmp_path / "out", None, *refusing_all) == 0
+    assert "Nothing was kept: of 5 documents document.min_words refused 5" in capsys.readouterr().out
 
 
 def test_a_stopped_run_goes_on(pages, whole, tmp_path):

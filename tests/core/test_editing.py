@@ -109,7 +109,9 @@ ROWS = {
 def test_every_layout_becomes_two_pictures_and_a_request(tmp_path, layout, capsys):
     path = write(tmp_path / "set.parquet", [ROWS[layout]])
     assert editing(layout, path, tmp_path / "out", "--set", "store.format=png") == 0
-    assert "1 documents with 1 edits of 1 samples" in capsys.readouterr().out
+    assert "1 documents with 1 edits of 1 samples, " in capsys.readouterr().out
+    assert editing(layout, path, tmp_path / "out", "--set", "store.format=png") == 0
+    assert "1 documents with 1 edits of 1 samples (all done before):" in capsys.readouterr().out
     (document,) = documents(tmp_path / "out")
     assert shape(document) == ["P move the square", "P"]
     assert np.array_equal(document.pictures[0].pixels, BEFORE)
@@ -227,13 +229,14 @@ def bomb() -> bytes:
         ({"original_image": {"bytes": bomb(), "path": None}}, "too_many_pixels"),
     ],
 )
-def test_a_row_that_cannot_be_learnt_from_is_refused_by_name(tmp_path, change, rule):
+def test_a_row_that_cannot_be_learnt_from_is_refused_by_name(tmp_path, change, rule, capsys):
     row = ROWS["instructpix2pix"]
     schema = pa.Table.from_pylist([row]).schema
     parquet.write_table(pa.Table.from_pylist([{**row, **change}], schema=schema), tmp_path / "set.parquet")
     assert editing("instructpix2pix", tmp_path / "set.parquet", tmp_path / "out") == 0
     (entry,) = log(tmp_path / "out")
     assert (entry["rule"], entry["kept"]) == (rule, False)
+    assert f"Nothing was kept: of 1 samples {rule} refused 1. `data stats" in capsys.readouterr().out
 
 
 def test_a_wrong_layout_is_one_sentence_with_what_was_found(tmp_path, capsys):

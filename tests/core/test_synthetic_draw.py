@@ -215,7 +215,10 @@ def test_drawing_on_a_comfyui_server_from_the_command_line(planned, tmp_path, ca
     with comfyui_server() as server:
         assert main([*comfyui_arguments(planned, server.url), "--json", str(tmp_path / "r.json")]) == 0
         assert len(server.queued) == 15 and len(server.uploads) == 10
-    said = capsys.readouterr()
+        said = capsys.readouterr()
+        assert main(comfyui_arguments(planned, server.url)) == 0
+        assert "5 documents with 15 pictures (all done before); refused: none:" in capsys.readouterr().out
+        assert len(server.queued) == 15
     assert "5 documents with 15 pictures in" in said.out and said.out.strip().endswith("shards")
     report = json.loads((tmp_path / "r.json").read_text())
     assert (report["documents"], report["pictures"], report["in_all"]) == (5, 15, 5)

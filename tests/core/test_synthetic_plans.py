@@ -214,6 +214,15 @@ def test_the_command_answers_the_seeds_where_nothing_was_expanded(tmp_path, caps
     assert "answers" in capsys.readouterr().out
 
 
+def test_where_no_answer_was_kept_the_command_says_which_rule_refused_most(tmp_path, capsys):
+    taxonomy, out = write_taxonomy(tmp_path / "taxonomy"), tmp_path / "run"
+    arguments = ["data", "synthetic", "plan", str(out), "--taxonomy", str(taxonomy), "--llm", "tiny", "--quiet"]
+    with writing_server() as server:
+        assert main([*arguments, "--endpoint", server.url, "--set", "answer.min_pictures=7"]) == 0
+    told = capsys.readouterr().out
+    assert f"Nothing was kept: of 3 answers few_pictures refused 3. `data stats {out / 'plan'}`" in told
+
+
 def test_plans_on_disk_are_read_strictly(tmp_path):
     file = tmp_path / "plans.jsonl"
     with pytest.raises(DuoGenError, match="run `data synthetic plan`"):

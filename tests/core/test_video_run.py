@@ -53,7 +53,11 @@ def clips(tmp_path_factory) -> Path:
 def test_videos_become_documents_that_stage_two_can_read(clips, tmp_path, capsys):
     out = tmp_path / "out"
     assert video(clips, "--out", out, "--undescribed", "--json", tmp_path / "figures.json") == 0
-    assert "2 pairs of 3 clips" in capsys.readouterr().out
+    first = capsys.readouterr().out.splitlines()[0]
+    assert "2 pairs of 3 clips" in first
+    assert video(clips, "--out", out, "--undescribed") == 0
+    again = capsys.readouterr().out.splitlines()[0]
+    assert again == f"{first.rpartition(', ')[0]} (all done before):"
     assert json.loads((tmp_path / "figures.json").read_text())["videos"] == 4
     source = open_source(f"webdataset:{out / 'shards'}")
     documents = [source.load(index) for index in range(len(source))]
@@ -81,6 +85,13 @@ def test_videos_become_documents_that_stage_two_can_read(clips, tmp_path, capsys
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["videos", "4", "100.0%"] in table
     assert ["still", "-1", "33.3%"] in table
+
+
+def test_a_run_that_keeps_nothing_says_which_rule_refused_most(clips, tmp_path, capsys):
+    for _ in ("begun", "done before"):
+        assert video(clips / "c.mp4", "--out", tmp_path / "out", "--undescribed") == 0
+        told = capsys.readouterr().out
+        assert "Nothing was kept: of 1 videos no_clip_left refused 1; of 1 clips still refused 1. `data stats" in told
 
 
 def test_nothing_but_pixels_is_stored(clips, tmp_path):

@@ -277,7 +277,7 @@ def test_a_finished_run_that_is_started_again_reports_what_it_holds(pages, tmp_p
     web(pages, "--out", out, "--workers", 1, "--shard-pages", 3, "--json", figures)
     assert summary(capsys.readouterr().out) == "7 documents with 14 pictures from 8 pages (all done before):"
     found = json.loads(figures.read_text())
-    assert [found[name] for name in ("pages", "kept", "pictures", "pages_now", "pages_in_all")] == [8, 7, 14, 0, 8]
+    assert [found[name] for name in ("pages", "kept", "pictures", "pages_before", "pages_in_all")] == [8, 7, 14, 8, 8]
     (out / "logs" / "00001.jsonl").unlink()
     web(pages, "--out", out, "--workers", 1, "--shard-pages", 3)
     assert summary(capsys.readouterr().out).startswith("7 documents with 14 pictures from 8 pages (5 done before), ")

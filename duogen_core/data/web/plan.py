@@ -29,7 +29,6 @@ from duogen_core.data.run_folder import (
     write_plan,
     write_run,
 )
-from duogen_core.data.run_log import json_lines, rule_of
 from duogen_core.data.web import nsfw
 from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.fetching import MAX_UNREACHABLE, Report, WithFetched, fetch, is_list, read_list
@@ -75,13 +74,6 @@ class Run(RunFolder):
             for line in lines:
                 yield place, _shard(line)
                 place += len(line)
-
-    def found(self, shard: int) -> dict[str, int]:
-        """What a finished shard holds, in the figures of `shards.do_shard`."""
-        entries = list(json_lines(self.log(shard)))
-        kept = [entry for entry in entries if entry["kept"]]
-        pictures = sum(not rule_of(picture) for entry in kept for picture in entry["pictures"])
-        return {"pages": len(entries), "kept": len(kept), "pictures": pictures}
 
     def shard_at(self, place: int) -> Shard:
         with (self.folder / "plan.jsonl").open("rb") as lines:
