@@ -213,8 +213,10 @@ def working_dtype(dit: nn.Module) -> torch.dtype:
     return next(weight.dtype for weight in dit.parameters() if weight.ndim == 1)
 
 
-def picture_states(mllm: Mllm, connector: Connector, document: Document) -> ContextStates:
-    """The DiT's text condition for the picture that is due in the document's open answer.
+def picture_states(
+    mllm: Mllm, connector: Connector, document: Document, cancelled: Callable[[], bool] | None = None
+) -> ContextStates:
+    """The DiT's text condition for the picture that is due in the document's open answer. Raises Cancelled.
 
     A model that was taught <BOV> gives the states of the whole conversation. One that is only prompted for its markers
     was never trained with a DiT: conversations mean nothing to that. So what it wants drawn (`picture_prompt`) goes in
@@ -224,10 +226,10 @@ def picture_states(mllm: Mllm, connector: Connector, document: Document) -> Cont
     from duogen_core.mllm.prompt_states import PADDED, default_negative_prompt, prompt_states
 
     if mllm.prompted is None:
-        return mllm.encode(document, connector)
+        return mllm.encode(document, connector, cancelled)
     prompts = picture_prompt(document), default_negative_prompt()
     pad_to = None if mllm.tokenizer.pad_token_id is None else PADDED
-    positive, negative = (prompt_states(mllm, connector, prompt, pad_to) for prompt in prompts)
+    positive, negative = (prompt_states(mllm, connector, prompt, pad_to, cancelled=cancelled) for prompt in prompts)
     no_text = (0,) * len(document.pictures)  # the prompt tells of the new picture alone, not of the earlier ones
     return ContextStates(positive, (0, len(positive)), no_text, negative_prompt=negative)
 
@@ -266,7 +268,7 @@ class Draughtsman:
 
         settings = self.settings
         width, height = picture_size(document, self.components.config, settings.size)
-        positive, negative = self.branches(document)
+        positive, negative = self.branches(document, cancelled)
         latent = sample_picture(
             positive,
             initial_noise(seed, (1, 16, height // 8, width // 8)),
@@ -279,10 +281,12 @@ class Draughtsman:
         )
         return self.components.vae.decode_pixels(latent)
 
-    def branches(self, document: Document) -> tuple[VelocityFn, VelocityFn | None]:
+    def branches(
+        self, document: Document, cancelled: Callable[[], bool] | None = None
+    ) -> tuple[VelocityFn, VelocityFn | None]:
         """Guidance's two velocities of the picture that comes next; None where the negative one is the positive."""
         components = self.components
-        states = picture_states(components.mllm, components.connector, document)
+        states = picture_states(components.mllm, components.connector, document, cancelled)
         dtype = working_dtype(components.dit)
         references = [self.latent(picture).to(dtype) for picture in document.pictures]
 

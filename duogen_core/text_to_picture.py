@@ -63,7 +63,7 @@ def prompt_latent(
     width, height = fit_size(*size)
 
     def branch(text: str) -> Callable[[Tensor, Tensor], Tensor]:
-        states = prompt_states(components.mllm, components.connector, text, pad_to)[None].to(dtype)
+        states = prompt_states(components.mllm, components.connector, text, pad_to, cancelled=cancelled)[None].to(dtype)
         return lambda x, t: components.dit.forward_packed([x.to(dtype)], t, states).float()
 
     with torch.inference_mode():

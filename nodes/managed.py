@@ -11,6 +11,7 @@ it knows. Nothing here or in the nodes ever says `.to("cuda")`.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "LayerNorm", "GroupNorm", "RMSNorm")
 # A model this small is run in the precision it was trained in: nothing is won by halving it.
@@ -206,3 +207,16 @@ def load_models(*managed: Managed | None, memory_required: float = 0) -> None:
     """Bring models to their devices just before they are used, with room for what the run needs besides weights."""
     patchers = [patcher for one in managed if one is not None for patcher in one.get_models()]
     mm.load_models_gpu(patchers, memory_required=memory_required)
+
+
+@contextmanager
+def interrupted_as_comfyui() -> Iterator[None]:
+    """Around core functions that were given `mm.processing_interrupted`: what they raise then becomes ComfyUI's own
+    exception, which ends the run as cancelled and takes back the request to do so."""
+    from duogen_core.errors import Cancelled
+
+    try:
+        yield
+    except Cancelled:
+        mm.throw_exception_if_processing_interrupted()
+        raise

@@ -11,7 +11,7 @@ import comfy.model_management as mm
 
 from . import fit, leaner, room
 from .dit_model import STEP_TEXT
-from .managed import load_models
+from .managed import interrupted_as_comfyui, load_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,10 @@ def encode(
     def states(factor: float) -> list[Any]:
         load_models(mllm, connector, memory_required=needed * factor)
         texts = (prompt, negative.strip() or default_negative_prompt())
-        return [prompt_states(mllm.core, connector.core, text, pad_to) for text in texts]
+        cancelled = mm.processing_interrupted
+        return [prompt_states(mllm.core, connector.core, text, pad_to, cancelled=cancelled) for text in texts]
 
-    both = leaner.twice(states, what="reading the prompt", advice="start ComfyUI with --lowvram", say=say)
+    with interrupted_as_comfyui():
+        both = leaner.twice(states, what="reading the prompt", advice="start ComfyUI with --lowvram", say=say)
     device = mm.intermediate_device()
     return [[[text[None].float().to(device), {STEP_TEXT: prompt}]] for text in both]

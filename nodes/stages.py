@@ -23,7 +23,7 @@ from duogen_core.errors import DuoGenError
 
 from . import fit, leaner, plan, room
 from .dit_model import FRAME_ENDS, HIDDEN_TEXT, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
-from .managed import Managed, load_models
+from .managed import Managed, interrupted_as_comfyui, load_models
 from .sockets import pictures_from_image
 
 if TYPE_CHECKING:
@@ -140,9 +140,10 @@ def encode(mllm: Managed, connector: Managed, context: Document) -> States:
 
     def encoded(factor: float) -> ContextStates:
         load_models(mllm, connector, memory_required=needed * factor)
-        return pipeline.picture_states(mllm.core, connector.core, context)
+        return pipeline.picture_states(mllm.core, connector.core, context, mm.processing_interrupted)
 
-    states = leaner.twice(encoded, what="reading the conversation", advice=ADVICE)
+    with interrupted_as_comfyui():
+        states = leaner.twice(encoded, what="reading the conversation", advice=ADVICE)
     return States(states, mllm.config, pipeline.step_text(context))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from duogen_core.connector import Connector
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.mllm.chat import (
     Layout,
     control_ids,
@@ -239,11 +239,18 @@ class Mllm:
                 position = position + 1
         return Continuation(stream.finish(), stop, count, caption or "")
 
-    def encode(self, document: Document, connector: Connector) -> ContextStates:
-        """The states of all tokens before the <BOV> of the picture that comes next. After continue_: no MLLM work."""
+    def encode(
+        self, document: Document, connector: Connector, cancelled: Callable[[], bool] | None = None
+    ) -> ContextStates:
+        """The states of all tokens before the <BOV> of the picture that comes next. After continue_: no MLLM work.
+
+        Raises Cancelled between two chunks of tokens; what ran before stays in the cache.
+        """
         context = self._layout(document)
         with torch.inference_mode():
-            cache = self._prefill(document, context, connector, lambda: False)
+            cache = self._prefill(document, context, connector, cancelled or (lambda: False))
+            if cache is None:
+                raise Cancelled("Reading the conversation was stopped.")
             total = torch.cat(cache.sums)
             cache.sums = [total]
             states = connector.finish(total[: len(context.ids)])

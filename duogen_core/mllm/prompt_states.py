@@ -8,13 +8,14 @@ Source: diffusers' Cosmos2_5_PredictBasePipeline (`_get_prompt_embeds`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from duogen_core.document import Document, Text
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.mllm.chat import layout
 
 if TYPE_CHECKING:
@@ -25,8 +26,18 @@ SYSTEM = "You are a helpful assistant who will provide prompts to an image gener
 PADDED = 512
 
 
-def prompt_states(mllm: Mllm, connector: Connector, prompt: str, pad_to: int | None = PADDED) -> Tensor:
-    """The DiT's text condition, float32 [tokens, cross_width]; a prompt longer than pad_to is cut."""
+def prompt_states(
+    mllm: Mllm,
+    connector: Connector,
+    prompt: str,
+    pad_to: int | None = PADDED,
+    *,
+    cancelled: Callable[[], bool] | None = None,
+) -> Tensor:
+    """The DiT's text condition, float32 [tokens, cross_width]; a prompt longer than pad_to is cut.
+
+    Raises Cancelled between two layers.
+    """
     chat = Document().begin_turn("system", [Text(SYSTEM)]).begin_turn("user", [Text(prompt)])
     ids = layout(chat, mllm.tokenizer, [], marker=lambda picture: "").ids
     if pad_to is not None:
@@ -37,6 +48,8 @@ def prompt_states(mllm: Mllm, connector: Connector, prompt: str, pad_to: int | N
     total: list[Tensor] = []
 
     def add(layer: int, h: Tensor) -> None:
+        if cancelled is not None and cancelled():  # the cache is this call's own, so it may be left half filled
+            raise Cancelled("Reading the prompt was stopped.")
         part = connector.project_layer(layer, h[0])
         total[:] = [part if not total else total[0] + part]
 

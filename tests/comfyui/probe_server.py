@@ -1,6 +1,8 @@
 """A custom node file for test servers: GET /duogen_test/memory says what lies in the server's memory.
 
 POST /duogen_test/fail {"drawing": k} makes the drawing of the k-th picture from now on fail, once.
+POST /duogen_test/interrupt {"layer": k} cancels the run when the connector gets the k-th layer's states from now on;
+GET says how many it got since.
 
 Out: {"rss": bytes, "descriptors": number of open descriptors (Windows: handles), "files": open files of ours,
 "loaded": class names of the models under ComfyUI's memory management,
@@ -66,3 +68,34 @@ async def fail(request: web.Request) -> web.Response:
 
     comfy.sample.sample = counted
     return web.json_response(left)
+
+
+layers_seen = 0
+
+
+@PromptServer.instance.routes.post("/duogen_test/interrupt")
+async def interrupt(request: web.Request) -> web.Response:
+    from duogen_core.connector import Connector
+
+    global layers_seen
+    layers_seen, at, project = 0, (await request.json())["layer"], Connector.project_layer
+
+    def counted(*args, **kwargs):
+        global layers_seen
+        layers_seen += 1
+        if layers_seen == at:
+            mm.interrupt_current_processing()  # as POST /interrupt does
+        return project(*args, **kwargs)
+
+    Connector.project_layer = counted
+    Connector.project_layer_before = staticmethod(project)
+    return web.json_response(at)
+
+
+@PromptServer.instance.routes.get("/duogen_test/interrupt")
+async def layers(request: web.Request) -> web.Response:
+    from duogen_core.connector import Connector
+
+    Connector.project_layer = Connector.project_layer_before
+    del Connector.project_layer_before
+    return web.json_response(layers_seen)

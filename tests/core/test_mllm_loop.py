@@ -11,10 +11,11 @@ from torch import nn
 
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.document import Document, Picture, Text, Turn
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import control_ids, encode_text
 from duogen_core.mllm.image_processor import small_image_processor
+from duogen_core.mllm.prompt_states import prompt_states
 from duogen_core.mllm.text_stream import TextStream
 from duogen_core.mllm.tokenizer import train_tokenizer
 
@@ -129,6 +130,27 @@ def test_encode_after_continue_runs_nothing(tokenizer) -> None:
     assert end == len(states.states) and end - start == out.tokens
     assert states.negative() == (states.states, (start, end))
     assert not states.states.is_inference()
+
+
+def test_a_cancelled_encode_ends_between_two_chunks_and_goes_on_there(tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr("duogen_core.mllm.base.CHUNK", 8)
+    connector, mllm = Connector(ConnectorConfig(2, 4, 6)), scripted(tokenizer, "")
+    document = ask("Draw a small red circle at the top left, then a large blue square.").begin_turn("assistant")
+    with pytest.raises(Cancelled):
+        mllm.encode(document, connector, lambda: len(mllm.ran) == 2)
+    assert mllm.ran == [8, 8]
+    states = mllm.encode(document, connector, lambda: False).states
+    assert sum(mllm.ran) == len(states) > 16, "nothing that ran before runs again"
+    torch.testing.assert_close(states, scripted(tokenizer, "").encode(document, connector).states)
+
+
+def test_a_cancelled_prompt_ends_between_two_layers(tokenizer) -> None:
+    connector, mllm = Connector(ConnectorConfig(2, 4, 6)), scripted(tokenizer, "")
+    looks = []
+    with pytest.raises(Cancelled):
+        prompt_states(mllm, connector, "A red star.", None, cancelled=lambda: looks.append(1) or len(looks) == 2)
+    assert len(looks) == 2
+    assert len(prompt_states(mllm, connector, "A red star.", None, cancelled=lambda: False)) == mllm.ran[-1]
 
 
 def test_states_that_were_not_collected_are_made_up_for(tokenizer) -> None:

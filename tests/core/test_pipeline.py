@@ -342,6 +342,22 @@ def test_cancelled_while_drawing_picture_three(components, tmp_path):
     assert load_document(tmp_path / "out") == answer
 
 
+def test_cancelled_while_the_states_are_read(components, monkeypatch):
+    """Between the last word and the first sampling step."""
+    scripted(components, *GUIDE)
+    steps, stop, read = [], [], components.mllm.encode
+
+    def encode(document, connector, cancelled=None):
+        stop.append(len(document.pictures) == 1)
+        components.mllm.clear_cache()
+        return read(document, connector, cancelled)
+
+    monkeypatch.setattr(components.mllm, "encode", encode)
+    watch = Callbacks(on_picture_step=lambda k, *_: steps.append(k))
+    answer = generate(components, request(), Settings(steps=2), watch, cancelled=lambda: any(stop))
+    assert answer.generation["stop_reason"] == "interrupted" and len(answer.pictures) == 1 and set(steps) == {0}
+
+
 def test_cancelled_while_writing(components, tmp_path):
     stop = []
     watch = Callbacks(on_token=lambda text: stop.append(text), on_document=DocumentWriter(tmp_path / "out").update)
