@@ -2,8 +2,8 @@
 
 <run folder>/checkpoint/: <name>.safetensors, <name>.ema.safetensors, <name>.optimizer.safetensors and state.json (step,
 seconds, RNG states). No pickle. A checkpoint is written beside the old one, as checkpoint.new, and swapped in by two
-renames; a kill at any moment leaves a whole one. Tensors that FSDP splits are put together, so a run can go on with
-another number of processes.
+renames; a kill at any moment leaves a whole one. Exports are written in the same way. Tensors that FSDP splits are put
+together, so a run can go on with another number of processes.
 """
 
 from __future__ import annotations
@@ -43,6 +43,42 @@ def has_checkpoint(run_folder: Path) -> bool:
     return (checkpoint_folder(run_folder) / "state.json").exists()
 
 
+# -- folders written whole --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, <folder>.new; it takes the place of `folder`, if any, when the block ends well."""
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    swap(new, folder)
+
+
+def swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; a kill between the two renames leaves <folder>.old."""
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():  # else `old`, if there, is all there is
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def finish_swap(folder: Path) -> None:
+    """After a kill: what is half written goes, and what was to be replaced has its name again."""
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(folder.with_name(f"{folder.name}.new"), ignore_errors=True)
+    if old.exists() and not folder.exists():
+        os.replace(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -56,7 +92,7 @@ def write_checkpoint(
     main: bool = True,
 ) -> None:
     """All processes must come (FSDP's tensors are gathered); only the main one writes."""
-    new, current, old = (run_folder / name for name in ("checkpoint.new", "checkpoint", "checkpoint.old"))
+    new = run_folder / "checkpoint.new"
     state = {"format": "duogen-checkpoint", "version": 1, **state, "ema": {}, "optimizers": {}}
     state["ema"] = {name: ema.updates for name, ema in emas.items()}
     try:
@@ -77,11 +113,13 @@ def write_checkpoint(
             "some space (twice the size of a checkpoint is needed) and give the same command again to go on from there."
         ) from error
     if main:
-        shutil.rmtree(old, ignore_errors=True)
-        if current.exists():
-            os.replace(current, old)
-        os.replace(new, current)
-        shutil.rmtree(old, ignore_errors=True)
+        swap(new, run_folder / "checkpoint")
+
+
+def amend_state(run_folder: Path, **values: Any) -> None:
+    """Write `values` into the checkpoint's state.json, beside what stands there."""
+    path = checkpoint_folder(run_folder) / "state.json"
+    write_text(path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}))
 
 
 def _files(

@@ -8,7 +8,9 @@
         loss = loss_of(...)
         norm = run.update(loss, clip=1.0, samples=names)    # backward, clip, a step of every optimizer
         run.report(loss=loss, norm=norm)            # "loss" goes to the progress line and the curve
-    if run.finished: export(...)
+    if run.finished and not run.complete(folder / "export"):    # a kill may have come between the two
+        with replaced(folder / "export") as new: ...
+        run.mark_complete()
 
 Run folder: config.json, metrics.jsonl and tensorboard/ (journal.py), loss.png and scores.png (curve.py), STATUS,
 checkpoint/ (checkpoints.py).
@@ -31,7 +33,9 @@ import torch
 from torch import nn
 
 from duogen_core.training.checkpoints import (
+    amend_state,
     checkpoint_folder,
+    finish_swap,
     has_checkpoint,
     read_checkpoint,
     rng_state,
@@ -88,6 +92,7 @@ class Run:
         self.line = Progress(print_seconds, quiet=not self.processes.main)
         self.step, self.elapsed = 0, 0.0  # steps done; seconds of training, earlier sessions included
         self.interrupted = False
+        self._complete = False  # whether all that follows the last step is done
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.emas: dict[str, Ema] = {}
@@ -113,6 +118,10 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"The run folder {self.folder} cannot be made: {error.strerror}.") from error
+        if self.main:
+            for name in ("checkpoint", "export", "adapter"):
+                finish_swap(self.folder / name)
+        self.processes.wait()
         torch.manual_seed(self.seed)
         random.seed(self.seed)
         changed = self.journal.changes(self._record())
@@ -139,6 +148,7 @@ class Run:
             since = f" Changed since: {sentence(changed)}." if changed else ""
             raise TrainingError(f"{error}{since}") from error
         self.step, self.elapsed, self._sums = state["step"], state["seconds"], state["sums"]
+        self._complete = state.get("complete", False)
         states = [state["rng"], *state.get("rng_others", [])]  # of processes 1, 2, …
         set_rng_state(states[min(self.processes.rank, len(states) - 1)])
         self.say(f"Continuing from step {self.step} ({clock(self.elapsed)} of training).")
@@ -167,6 +177,18 @@ class Run:
     def finished(self) -> bool:
         return self.progress >= 1
 
+    def complete(self, *outputs: Path) -> bool:
+        """Whether a session before did all that follows the last step, and what it wrote is still there. All processes
+        must ask."""
+        done = self.finished and self._complete and all(path.exists() for path in outputs)
+        return self.processes.most(not done) == 0
+
+    def mark_complete(self) -> None:
+        """What follows the last step is done: exports, scores, samples. A kill before leaves it to the next session."""
+        self._complete = True
+        if self.main:
+            amend_state(self.folder, complete=True)
+
     @property
     def lr_factor(self) -> float:
         return warmup_cosine(self.step, self.warmup, self.progress, self.floor)
@@ -175,6 +197,7 @@ class Run:
         before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         self._clock, self._saved = time.monotonic(), self.elapsed
         self.line.begin(self.progress)
+        begun = self.step
         try:
             while not self.finished and not self.interrupted:
                 for optimizer in self.optimizers.values():
@@ -184,7 +207,9 @@ class Run:
                 for ema in self.emas.values():
                     ema.update()
                 self._after_step()
-            self.save()
+            if self.step > begun:  # else the checkpoint that it began from is the last one
+                self._complete = False
+                self.save()
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)

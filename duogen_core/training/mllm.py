@@ -7,8 +7,6 @@ answers to look at in <out>/samples.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sources import Limits
 from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
-from duogen_core.training.checkpoints import evaluation_mode
+from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError, check_numbers
 from duogen_core.training.fast import recomputing
@@ -148,14 +146,11 @@ def export(model: nn.Module, tokenizer: Any, processor: Any, folder: Path) -> No
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
     state = merged_state(model) if getattr(model, "peft_config", None) else model.state_dict()
-    model.save_pretrained(new, state_dict=state)
-    tokenizer.save_pretrained(new)
-    processor.save_pretrained(new)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(new, folder)
+    with replaced(folder) as new:
+        model.save_pretrained(new, state_dict=state)
+        tokenizer.save_pretrained(new)
+        processor.save_pretrained(new)
 
 
 @dataclass
@@ -188,7 +183,6 @@ class Trainer:
         together = run.processes
         loss_of = together.prepare(NextTokenLoss(model, recall, bf16=config.bf16), optimizers)
         run.attach(modules, optimizers)
-        finished = run.finished
         due = run.elapsed + 60 * config.eval_minutes
         self.samples_due = run.elapsed + 60 * config.sample_minutes
         for step in run:
@@ -210,10 +204,11 @@ class Trainer:
             if run.elapsed >= due:
                 self.check(run)
                 due = run.elapsed + 60 * config.eval_minutes
-        if run.finished and not finished:
+        if run.finished and not run.complete(*self.outputs(run)):
             self.check(run, last=True)
             if told := examples.summary():
                 run.say(told)
+            run.mark_complete()
         return run
 
     def losses(
@@ -238,6 +233,11 @@ class Trainer:
             alignment=config.include_alignment,
         )
 
+    def outputs(self, run: Run) -> list[Path]:
+        """What the run leaves: the whole model, an adapter, or both."""
+        found = [run.folder / "adapter"] if self.lora else []
+        return found + ([run.folder / "export"] if self.lora is None or self.lora.merge else [])
+
     def check(self, run: Run, last: bool = False) -> None:
         """Scores, samples and export, by the main process; under FSDP, where none has the whole model, the export."""
         model, mllm = self.mllm.model, self.mllm
@@ -253,7 +253,8 @@ class Trainer:
         with run.processes.gathered(model):
             if run.main:
                 if self.lora:
-                    save_adapter(model, run.folder / "adapter")
+                    with replaced(run.folder / "adapter") as new:
+                        save_adapter(model, new)
                 if self.lora is None or self.lora.merge:
                     export(model, mllm.tokenizer, mllm.image_processor, run.folder / "export")
 

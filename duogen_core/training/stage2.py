@@ -26,7 +26,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
 from duogen_core.training import stage2_data
-from duogen_core.training.checkpoints import evaluation_mode
+from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import check_numbers
 from duogen_core.training.dit_lora import save_dit, save_dit_adapter
@@ -203,9 +203,13 @@ def learn(
         if config.sample_minutes and run.elapsed >= due:
             show(run, sample)
             due = run.elapsed + 60 * config.sample_minutes
+    if run.complete(*outputs(run, config)):
+        return
     export(run, config, dit, connector)
-    if config.sample_minutes and run.finished:
-        show(run, sample)
+    if run.finished:
+        if config.sample_minutes:
+            show(run, sample)
+        run.mark_complete()
 
 
 def show(run: Run, sample: Callable[[], object]) -> None:
@@ -224,15 +228,22 @@ def averaged(run: Run) -> Iterator[None]:
         yield
 
 
+def outputs(run: Run, config: Stage2Config) -> list[Path]:
+    """What the run leaves: what a checkpoint is put together from, and LoRA's own weights."""
+    return [run.folder / "export", *([run.folder / "adapter"] if config.lora else [])]
+
+
 def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connector) -> None:
     """The averaged weights, in the folders that a checkpoint is put together from; LoRA's also in <out>/adapter."""
     with averaged(run), run.processes.gathered(dit, connector):
         if run.main:
-            connector.save_pretrained(run.folder / "export" / "connector")
             if config.lora:
-                save_dit_adapter(dit, run.folder / "adapter")
-            if config.lora is None or config.lora.merge:
-                save_dit(dit, run.folder / "export" / "dit")
+                with replaced(run.folder / "adapter") as new:
+                    save_dit_adapter(dit, new)
+            with replaced(run.folder / "export") as new:
+                connector.save_pretrained(new / "connector")
+                if config.lora is None or config.lora.merge:
+                    save_dit(dit, new / "dit")
 
 
 def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader) -> list[Prepared]:

@@ -23,7 +23,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from duogen_core.data.sketchbook.scene import CANVASES
-from duogen_core.training.checkpoints import evaluation_mode
+from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import check_numbers
 from duogen_core.training.fast import quick_bf16
@@ -122,13 +122,19 @@ def train(config: VaeConfig) -> Run:
         if config.sample_minutes and run.elapsed >= due:
             show(run, vae)
             due = run.elapsed + 60 * config.sample_minutes
+    target = run.folder / "export"
+    if run.complete(target):
+        return run
     if config.sample_minutes and run.finished:
         show(run, vae)
     with evaluation_mode(vae), run.emas["vae"].applied():
         crops = [crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)]
         match_wan_scale(vae, torch.cat(crops).to(device))
         run.record(final_psnr=psnr(vae, test))
-        vae.save_pretrained(run.folder / "export")
+        with replaced(target) as new:
+            vae.save_pretrained(new)
+    if run.finished:
+        run.mark_complete()
     return run
 
 

@@ -135,7 +135,7 @@ def warm_up(
     parameters = [*tower.parameters(), *read_out.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     run.attach({"tower": tower, "read_out": read_out}, {"adamw": optimizer})
-    finished, due = run.finished, run.elapsed + 60 * show_minutes
+    due = run.elapsed + 60 * show_minutes
     for step in run:
         pixels, words, kinds = random_pictures(run.rng(step), config.batch)
         seen = [torch.from_numpy(each).to(device) for each in (pixels, words, palette_points(pixels), kinds)]
@@ -147,6 +147,8 @@ def warm_up(
         if show_minutes and run.elapsed >= due:
             show(run)
             due = run.elapsed + 60 * show_minutes
-    if show_minutes and run.finished and not finished:
-        show(run)
+    if run.finished and not run.complete():
+        if show_minutes:
+            show(run)
+        run.mark_complete()
     return run
