@@ -5,7 +5,7 @@ POST /duogen_test/interrupt {"layer": k} cancels the run when the connector gets
 GET says how many it got since.
 
 Out: {"rss": bytes, "descriptors": number of open descriptors (Windows: handles), "files": open files of ours,
-"loaded": class names of the models under ComfyUI's memory management,
+"tensors": bytes of all tensors, "loaded": class names of the models under ComfyUI's memory management,
 "alive": {class name: number of objects}} after a garbage collection. What the C library holds back for later use is
 returned to the system first: it is nobody's.
 """
@@ -19,6 +19,7 @@ import sys
 import comfy.model_management as mm
 import comfy.sample
 import psutil
+import torch
 from aiohttp import web
 from server import PromptServer
 
@@ -31,6 +32,14 @@ def trim_heap() -> None:
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _pad: 0)  # glibc has it, musl has not
         trim(0)
+
+
+def bytes_of_tensors() -> int:
+    storages = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta" and thing.layout == torch.strided:
+            storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
+    return sum(storages.values())
 
 
 @PromptServer.instance.routes.get("/duogen_test/memory")
@@ -48,6 +57,7 @@ async def memory(request: web.Request) -> web.Response:
             "rss": process.memory_info().rss,
             "descriptors": process.num_handles() if sys.platform == "win32" else process.num_fds(),
             "files": [file.path for file in process.open_files() if file.path.endswith(ENDINGS)],
+            "tensors": bytes_of_tensors(),
             "loaded": sorted(type(patcher.model).__name__ for patcher in patchers if patcher is not None),
             "alive": alive,
         }

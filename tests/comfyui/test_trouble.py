@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import graphs
@@ -82,16 +81,15 @@ def test_context_without_answer(server: Server, random_model: Path):
 @pytest.mark.parametrize("moment", ["text", "preview"])
 def test_interrupt_then_run_again(server: Server, random_model: Path, moment: str):
     """Cancel while writing, or while sampling; it takes effect at once, and leaves nothing behind."""
-    seen: dict[str, float] = {}
+    pressed: list[object] = []
 
     def interrupt(kind: str, data: object, result: Result) -> None:
-        if kind == moment and not seen:
-            seen["at"] = time.monotonic()
-            server.post("/interrupt", {})
+        if kind == moment and not pressed:
+            pressed.append(server.post("/interrupt", {}))
 
     result = server.run(graphs.answer(random_model.name, steps=900, seed=21, max_images=2), watch=interrupt)
     assert result.interrupted and result.error is None
-    assert time.monotonic() - seen["at"] < 5
+    assert result.steps < 450  # of 1,800: those that were sampled before the server heard of it
     again = server.run(graphs.answer(random_model.name, steps=2, seed=21, max_images=1, prefix="after"))
     assert again.error is None and len(again.outputs["5"]["images"]) == 1
 
