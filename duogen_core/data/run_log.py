@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 
 STAGES = {"web": "pages", "video": "videos", "editing": "samples", "synthetic": "documents", "dialogues": "documents"}
 LATER = "of those refused as a whole"  # parts of an entry that were judged before a rule refused the entry
@@ -33,7 +34,7 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 entry = None
             if isinstance(entry, dict):
                 yield entry
@@ -74,7 +75,8 @@ class RunLog:
     def seconds(self) -> Iterator[dict[str, float]]:
         """Of every finished shard, the seconds by stage."""
         for file in sorted((self.folder / "times").glob("*.json")):
-            stages = json.loads(file.read_text("utf-8")).get("stages")
+            times = read_json(file)
+            stages = times.get("stages") if isinstance(times, dict) else None
             if isinstance(stages, dict):
                 yield {name: value for name, value in stages.items() if isinstance(value, (int, float))}
 
@@ -113,10 +115,10 @@ def open_logs(folder: Path) -> list[RunLog]:
 
 def _open(folder: Path) -> RunLog:
     try:
-        value = json.loads((folder / "run.json").read_text("utf-8"))
+        value = read_json(folder / "run.json")
         kind = str(value["format"]).removeprefix("duogen-").removesuffix("-run")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DuoGenError(f"{folder / 'run.json'} cannot be read ({error}); was it made by a data engine?") from None
+    except (KeyError, TypeError):
+        raise DuoGenError(f"{folder / 'run.json'} names no format; was it made by a data engine?") from None
     planned = next((value[name] for name in ("pages", "items", "entries") if isinstance(value.get(name), int)), None)
     notes = value.get("notes")
     return RunLog(folder, kind, planned, tuple(map(str, notes)) if isinstance(notes, list) else ())

@@ -66,3 +66,16 @@ def test_a_damaged_log_gets_a_sentence(tmp_path, capsys, line):
     (folder / "logs" / "00001.jsonl").write_text(line + "\n")
     assert main(["data", "stats", str(folder)]) == 2
     assert "00001.jsonl, line 1: expected a JSON object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run.json", "times/00000.json", "logs/00000.jsonl"])
+@pytest.mark.parametrize(
+    "data", [b"\n\0", b"\xff\xfe", b"[" * 100_000 + b"\n", b"[]\n"], ids=["nul", "utf16", "deep", "list"]
+)
+def test_a_damaged_file_of_a_run_is_a_sentence(tmp_path, capsys, name, data):
+    run = write_run(tmp_path / "run", "video", VIDEO)
+    (run / name).write_bytes(data)
+    code, said = main(["data", "stats", str(run)]), capsys.readouterr().err
+    assert code in (0, 2) and len(said.splitlines()) == code // 2
+    assert not code or said.startswith(f"Error: {run / name}")
+    assert code or (name, data) == ("times/00000.json", b"[]\n") or name.startswith("logs")
