@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from random import Random
 
+import checkout  # noqa: F401
 import torch
 
 from duogen_core.training import stage2

@@ -22,6 +22,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import checkout  # noqa: F401
 from PIL import Image
 
 from duogen_core.data.dialogues.draft import Draft, leads, read_draft

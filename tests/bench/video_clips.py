@@ -9,6 +9,7 @@ speed: `data video` with two workers, on the wall and in processor seconds. kill
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import resource
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 
 import av
+import checkout  # noqa: F401
 import numpy as np
 from PIL import Image, ImageFilter
 from video_material import videos
@@ -170,9 +172,11 @@ def kills(place: Path, count: int = 20) -> None:
 
 
 def main() -> None:
-    parts = sys.argv[1:] or ["shots", "pairs", "rules", "speed", "kills"]
+    every = ("shots", "pairs", "rules", "speed", "kills")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*every, []], metavar="PART", help=f"default: all of {every}")
     with tempfile.TemporaryDirectory() as name:
-        for part in parts:
+        for part in parser.parse_args().parts or every:
             print(f"== {part}", flush=True)
             {"shots": shots, "pairs": pairs, "rules": rules}.get(part, lambda: None)()
             if part in ("speed", "kills"):

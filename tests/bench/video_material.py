@@ -9,6 +9,7 @@ tree.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tarfile
@@ -64,4 +65,6 @@ def _keep(target: Path, member: str, read) -> None:
 
 
 if __name__ == "__main__":
-    fetch(Path(sys.argv[1]) if sys.argv[1:] else videos())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=videos(), metavar="FOLDER")
+    fetch(parser.parse_args().folder)

@@ -16,6 +16,7 @@ import random
 import re
 from pathlib import Path
 
+import checkout  # noqa: F401
 from PIL import Image
 from web_material import GIMP, GNUCASH, folder
 

@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import checkout  # noqa: F401
 import numpy as np
 from PIL import Image
 from web_material import pixels

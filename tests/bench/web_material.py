@@ -7,10 +7,10 @@ FOLDER is ~/.cache/duogen-material unless given, or set as DUOGEN_MATERIAL; what
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -78,4 +78,6 @@ def _page(file: Path, number: int):
 
 
 if __name__ == "__main__":
-    fetch(Path(sys.argv[1]) if sys.argv[1:] else folder())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=folder(), metavar="FOLDER")
+    fetch(parser.parse_args().folder)

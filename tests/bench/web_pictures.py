@@ -18,6 +18,7 @@ import json
 import random
 from pathlib import Path
 
+import checkout  # noqa: F401
 import numpy as np
 from PIL import Image, ImageOps
 from web_material import GIMP, GNUCASH, folder, pixels

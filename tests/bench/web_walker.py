@@ -22,6 +22,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import checkout  # noqa: F401
 from PIL import Image
 from web_material import GIMP, GNUCASH, folder
 
