@@ -1,0 +1,487 @@
+# ruff: noqa: E501  (commands stand as they are written)
+"""Every command of README.md and docs/*.md runs as written, with small settings; one that nobody tried is a fault.
+
+`COMMANDS` says for each what is done with it:
+
+- `Runs`: it runs, in a scratch folder that holds the files its page speaks of; settings are appended, or put in place
+  of others, so that it takes seconds. The commands of a page follow each other, so the later ones read what the
+  earlier ones wrote.
+- `Parses`: it cannot run here, for the reason given; its arguments are read and its settings checked.
+- `Left`: not even that, for the reason given.
+
+Scripts of tests/bench answer to --help from any folder.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.hardening import docs_commands
+from tests.hardening.zygote import ROOT, Ended, Zygote, shared
+
+ENDPOINT, PAINTER = "http://127.0.0.1:8000/v1", "{painter}"
+
+
+@dataclass(frozen=True)
+class Runs:
+    more: tuple[str, ...] = ()
+    instead: Mapping[str, str] = field(default_factory=dict)  # words of the command, and what stands for them
+    codes: tuple[int, ...] = (0,)
+    makes: tuple[str, ...] = ()  # files that must be there then
+    fresh: tuple[str, ...] = ()  # files of earlier commands that must not
+
+
+@dataclass(frozen=True)
+class Parses:
+    why: str
+    instead: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Left:
+    why: str
+
+
+Entry = Runs | Parses | Left
+QUICK = ("--steps", "1", "--max-tokens", "40")
+SHORT = ("steps=1", "log_every=1", "threads=1")
+PIP = Left("installs packages; dev.py does it with the same extras")
+HOURS = "takes an hour or more; tests/core/test_ablation.py runs the same in small"
+
+COMMANDS: dict[str, Entry] = {
+    # README.md
+    "python3 dev.py answer": Left("makes an environment; tests/test_dev.py runs it"),
+    'python3 dev.py answer "How do I draw a house with a red roof?"': Left("makes an environment; tests/test_dev.py runs it"),
+    "python3 dev.py test": Left("runs all tests, and this one with them"),
+    "python -m duogen_core inspect FILE_OR_FOLDER --memory 12": Runs(instead={"FILE_OR_FOLDER": "models/duogen-tiny"}),
+    "python -m duogen_core convert model.pt model.safetensors --quantise fp8": Runs(
+        fresh=("model.safetensors",), makes=("model.safetensors",)
+    ),
+    'python -m duogen_core generate "How do I draw a house with a red roof?" --out answer --seed 7': Runs(
+        QUICK, makes=("answer/document.json", "answer/document.html", "answer/document.md", "answer/images/000.png")
+    ),
+    'python -m duogen_core generate "Make the circle blue." --image drawing.png --out edited': Runs(
+        QUICK, makes=("edited/images/000.png", "edited/images/001.png")
+    ),
+    'python -m duogen_core generate "And now with a door?" --document answer --out answer2': Runs(
+        QUICK, makes=("answer2/document.json",)
+    ),
+    'python -m duogen_core generate "How do I fold a paper boat?" --out boat --mllm QWEN --dit COSMOS --vae VAE': Runs(
+        (*QUICK, "--max-images", "1", "--size", "64x64"),
+        {"QWEN": "Qwen2.5-VL-7B-Instruct", "COSMOS": "cosmos-predict2.5-2b.safetensors", "VAE": "wan_2.1_vae.safetensors"},
+        makes=("boat/document.json",),
+    ),
+    "python -m duogen_core evaluate sketchbook --out report.json --samples 200": Runs(
+        instead={"200": "1"}, makes=("report.json",)
+    ),
+    "python -m duogen_core evaluate sketchbook --out report.json --samples 500": Parses("the same with more samples"),
+    "python -m duogen_core train vae minutes=45": Runs(
+        ("threads=1", "batch=2"), {"minutes=45": "minutes=0.02"}, makes=("runs/vae/export",)
+    ),
+    "python -m duogen_core train pretrain minutes=30 vision.minutes=17": Runs(
+        ("threads=1", "eval_cases=1"), {"minutes=30": "minutes=0.02", "vision.minutes=17": "vision.minutes=0.02"},
+        makes=("runs/pretrain/export",),
+    ),
+    "python -m duogen_core train stage1 minutes=350": Runs(
+        ("threads=1", "eval_cases=1", "batch=2"), {"minutes=350": "minutes=0.02"}, makes=("runs/stage1/export",)
+    ),
+    "python -m duogen_core train stage2 minutes=480": Runs(
+        ("threads=1", "shards=1", "layers=1", "heads=1", "frames=4", "data=[jsonl:train.jsonl]"),
+        {"minutes=480": "minutes=0.02"},
+        makes=("runs/stage2/export",),
+    ),
+    "python -m duogen_core train assemble --out models/my-model --steps 16 --guidance 2.0": Runs(
+        makes=("models/my-model/model_index.json",)
+    ),
+    "python -m duogen_core data check documents:my-guides": Runs(),
+    "python -m duogen_core train finetune data=my-guides out=runs/mine": Runs(
+        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.frames=4", "stage2.shards=1", "share=0", "threads=1"),
+        makes=("runs/mine/model/model_index.json",),
+    ),
+    "python -m duogen_core ablation": Parses(HOURS),
+    # ablation.md
+    "python -m duogen_core ablation out=runs/ablation steps=1200": Parses(HOURS),
+    "python -m duogen_core ablation out=runs/ablation steps=1200 start=2.33 only=[references,guidance,connector]": Parses(HOURS),
+    "python -m duogen_core ablation out=runs/ablation-attention steps=800 start=1.5 shards=8 only=[attention]": Parses(HOURS),
+    "python -m duogen_core ablation out=runs/ablation-words steps=300 warmup=30 only=[alignment,draft]": Parses(HOURS),
+    # the data engines
+    'pip install -e ".[data]"': PIP,
+    'pip install -e ".[video]"': PIP,
+    'pip install -e ".[hf]"': PIP,
+    "python -m duogen_core data web crawl.warc.gz saved-pages/ --out run/": Runs(
+        ("--workers", "1"), makes=("run/run.json", "run/shards/00000.tar")
+    ),
+    "python -m duogen_core data stats run/ --plot yield.png": Runs(makes=("yield.png",)),
+    "python -m duogen_core data stats run/": Runs(),
+    "python -m duogen_core data view run/": Runs(makes=("run/report.html",)),
+    "python -m duogen_core data check webdataset:run/shards": Runs(),
+    "python -m duogen_core data web pages.txt saved-pages/ --out run/ --fetch --set fetch.contact=https://example.org/bot":
+        Parses("asks hosts of the internet; tests/core/test_web_fetch.py does it with hosts on loopback"),
+    f"python -m duogen_core data dialogues run/ --out dialogues/ --base-url {ENDPOINT} --model Qwen3-VL-32B": Runs(
+        makes=("dialogues/run.json", "dialogues/shards/00000.tar")
+    ),
+    "python -m duogen_core data stats dialogues/": Runs(),
+    "python -m duogen_core data view dialogues/": Runs(makes=("dialogues/report.html",)),
+    "python -m duogen_core data check webdataset:dialogues/shards": Runs(),
+    f"python -m duogen_core data synthetic expand run/ --endpoint {ENDPOINT} --llm Qwen3-32B --count 100": Runs(
+        ("--taxonomy", "taxonomy"), {"100": "3"}, makes=("run/requests.jsonl",)
+    ),
+    "python -m duogen_core data synthetic balance run/ --plot balance.png": Runs(
+        ("--taxonomy", "taxonomy"), makes=("balance.png",)
+    ),
+    f"python -m duogen_core data synthetic plan run/ --endpoint {ENDPOINT} --llm Qwen3-32B": Runs(
+        ("--taxonomy", "taxonomy", "--limit", "3"), makes=("run/plans.jsonl",)
+    ),
+    "python -m duogen_core data synthetic draw run/ --painter comfyui --workflow text.json --workflow edit.json": Runs(
+        ("--server", PAINTER), makes=("run/draw/shards/00000.tar",)
+    ),
+    "python -m duogen_core data check webdataset:run/draw/shards": Runs(),
+    f"python -m duogen_core data video films/ clip.mp4 --out run/ --endpoint {ENDPOINT} --llm Qwen3-VL-8B": Runs(
+        ("--workers", "1"), makes=("run/shards/00000.tar",)
+    ),
+    "python -m duogen_core data editing magicbrush MagicBrush/ --split train --out edits/": Runs(
+        ("--workers", "1"), makes=("edits/shards/00000.tar",)
+    ),
+    "python -m duogen_core data check webdataset:run/shards webdataset:edits/shards": Runs(),
+    # data.md
+    "python -m duogen_core data export SPEC --out DIR --to parquet": Runs(
+        instead={"SPEC": "jsonl:train.jsonl", "DIR": "exported"}, makes=("exported/00000.parquet",)
+    ),
+    'python -m duogen_core data check jsonl:train.jsonl "webdataset:shards/*.tar" --json report.json': Runs(
+        makes=("report.json",)
+    ),
+    "python -m duogen_core train stage1 init=Qwen2.5-VL-7B-Instruct data=[jsonl:train.jsonl] eval_data=[jsonl:held-out.jsonl] steps=2000":
+        Runs((*SHORT, "batch=2", "eval_cases=1", "bf16=false"), {"steps=2000": "steps=1"}, makes=("runs/stage1/export",)),
+    "python -m duogen_core data make sketchbook --out DIR": Runs(("--count", "3"), {"DIR": "made"}, makes=("made/000002",)),
+    # finetuning.md
+    'python -m duogen_core data make sketchbook --thing "snow globe" --count 200 --out my-guides': Runs(
+        instead={"200": "3"}, fresh=("my-guides",), makes=("my-guides/000002/document.json",)
+    ),
+    "python -m duogen_core train finetune data=my-guides model=duogen-tiny out=runs/snow-globe": Runs(
+        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.frames=4", "stage2.shards=1", "share=0", "threads=1"),
+        makes=("runs/snow-globe/model/model_index.json",),
+    ),
+    "python -m duogen_core train finetune --help": Runs(),
+    'python -m duogen_core generate "How do I draw a snow globe?" --model runs/snow-globe/model --out answer': Runs(
+        (*QUICK, "--max-images", "1"), makes=("answer/document.json",)
+    ),
+    # models.md
+    "python -m duogen_core convert model.pt model.safetensors": Runs(
+        fresh=("model.safetensors",), makes=("model.safetensors",)
+    ),
+    'python -m duogen_core generate "How do I fold a paper boat?" --out boat --mllm Qwen2.5-VL-7B-Instruct --dit cosmos-predict2.5-2b.safetensors --vae wan_2.1_vae.safetensors':
+        Runs((*QUICK, "--max-images", "1", "--size", "64x64"), makes=("boat/document.json",)),
+    "python -m duogen_core inspect FILE_OR_FOLDER [FILE_OR_FOLDER …] [--memory 12] [--size 1024x1024] [--references 2] [--json]": Runs(
+        instead={"FILE_OR_FOLDER": "models/duogen-tiny", "[FILE_OR_FOLDER": "cosmos-predict2.5-2b.safetensors", "…]": "",
+                 "[--memory": "--memory", "12]": "12", "[--size": "--size", "1024x1024]": "1024x1024",
+                 "[--references": "--references", "2]": "2", "[--json]": "--json"},
+    ),
+    "python -m duogen_core convert FOLDER lora.safetensors": Runs(
+        instead={"FOLDER": "adapter"}, fresh=("lora.safetensors",), makes=("lora.safetensors",)
+    ),
+    "python -m duogen_core convert model.safetensors folder": Runs(makes=("folder/config.json",)),
+    "python -m duogen_core convert folder model.safetensors": Runs(
+        fresh=("model.safetensors",), makes=("model.safetensors",)
+    ),
+    "python -m duogen_core convert tokenizer.pth wan_2.1_vae.safetensors": Runs(
+        fresh=("wan_2.1_vae.safetensors",), makes=("wan_2.1_vae.safetensors",)
+    ),
+    "python -m duogen_core convert Qwen2.5-VL-7B-Instruct qwen.safetensors": Runs(makes=("qwen.safetensors",)),
+    "python -m duogen_core convert adapter lora.safetensors": Runs(
+        fresh=("lora.safetensors",), makes=("lora.safetensors",)
+    ),
+    "python -m duogen_core convert Qwen2.5-VL-7B-Instruct qwen.safetensors --quantise fp8": Runs(
+        fresh=("qwen.safetensors",), makes=("qwen.safetensors",)
+    ),
+    "python -m duogen_core convert models/duogen-tiny tiny-int8 --quantise int8": Runs(makes=("tiny-int8/model_index.json",)),
+    "python tests/bench/quantised_pictures.py": Runs(("--steps", "1")),
+    # training.md
+    "python -m duogen_core train vae|pretrain|stage1|stage2 [--config FILE|NAME] [name=value ...]": Runs(
+        ("--print-config",),
+        {"vae|pretrain|stage1|stage2": "stage1", "[--config": "--config", "FILE|NAME]": "tiny-stage1",
+         "[name=value": "steps=3", "...]": ""},
+    ),
+    "python -m duogen_core train assemble --out models/my-model": Parses("README's commands run it"),
+    "accelerate launch --config_file duogen_core/training/launch/ddp.yaml --num_processes 4 -m duogen_core train stage2 --config my.yaml":
+        Parses("several processes; tests/core/test_training_parallel.py runs two"),
+    "accelerate launch --config_file duogen_core/training/launch/fsdp.yaml --num_processes 8 -m duogen_core train stage1 --config qwen2.5-vl-7b":
+        Parses("8 GPUs; tests/core/test_training_parallel.py runs two processes of the CPU"),
+    "python -m duogen_core train stage1 init=MLLM data=[SOURCE, ...] out=runs/stage1 steps=2000": Runs(
+        (*SHORT, "batch=2", "eval_cases=0", "bf16=false"),
+        {"init=MLLM": "init=Qwen2.5-VL-7B-Instruct", "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]",
+         "...]": "", "steps=2000": "steps=1"},
+        makes=("runs/stage1/export",),
+    ),
+    "python -m duogen_core train stage1 --help": Runs(),
+    "python -m duogen_core train stage2 vae=VAE mllm=MLLM data=[SOURCE, ...] out=runs/stage2 steps=2000": Runs(
+        (*SHORT, "shards=1", "layers=1", "heads=1", "frames=4"),
+        {"vae=VAE": "vae=wan_2.1_vae.safetensors", "mllm=MLLM": "mllm=runs/stage1/export",
+         "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]", "...]": "", "steps=2000": "steps=1"},
+        makes=("runs/stage2/export",),
+    ),
+    "python -m duogen_core train stage2 --help": Runs(),
+}  # fmt: skip
+
+
+@dataclass
+class Score:
+    page: str
+    ran: int = 0
+    parsed: int = 0
+    left: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self)
+
+
+def unknown() -> list[str]:
+    """Commands of the pages that the table does not have, and the other way round."""
+    written = {each.text: f"{each.page}:{each.line}" for each in docs_commands.commands()}
+    found = [f"{where}: nothing says how to try: {text}" for text, where in written.items() if text not in COMMANDS]
+    return found + [f"stands on no page any more: {text}" for text in COMMANDS if text not in written]
+
+
+def scripts() -> list[Path]:
+    """The programs in tests/bench, which the pages name as where their figures come from."""
+    return [path for path in sorted((ROOT / "tests" / "bench").glob("*.py")) if "__main__" in path.read_text("utf-8")]
+
+
+def script_answers(script: Path) -> str:
+    """Why `python SCRIPT --help` is no help, from another folder and without the package installed."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PATH")}
+    with tempfile.TemporaryDirectory() as folder:  # an empty PATH: a script that began to work would find nothing
+        done = subprocess.run(
+            [sys.executable, script, "--help"], cwd=folder, env={**environment, "PATH": folder, "HOME": folder},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        if done.returncode or "usage:" not in done.stdout:
+            return f"{script.name} --help: exit code {done.returncode}, {done.stderr[-200:]!r}"
+        return f"{script.name} --help made {os.listdir(folder)}" if os.listdir(folder) else ""
+
+
+def campaign(names: Sequence[str] = (), zygote: Zygote | None = None) -> list[Score]:
+    scores: dict[str, Score] = {}
+    with shared(zygote) as forks:
+        for each in docs_commands.commands():
+            scores.setdefault(each.page, Score(each.page))
+        for page, score in scores.items():
+            if not names or any(name in page for name in names):
+                page_runs(page, score, forks)
+    scores["all"] = Score("all", faults=unknown())
+    for script in scripts() if not names or "scripts" in names else ():
+        scores["all"].ran += 1
+        if said := script_answers(script):
+            scores["all"].faults.append(said)
+    return [score for score in scores.values() if score.ran + score.parsed + score.left or score.faults]
+
+
+def page_runs(page: str, score: Score, zygote: Zygote) -> None:
+    with tempfile.TemporaryDirectory(prefix="duogen-docs-") as folder, ExitStack() as stack:
+        urls = prepare(Path(folder), page, stack)
+        done = set()
+        for each in docs_commands.commands():
+            if each.page != page or each.text in done:
+                continue
+            done.add(each.text)
+            if (said := follow(each.text, Path(folder), urls, score, zygote)) is not None and said:
+                score.faults.append(f"{page}:{each.line}: {each.text}: {said}")
+
+
+def follow(text: str, folder: Path, urls: Mapping[str, str], score: Score, zygote: Zygote) -> str:
+    """Does what the table says; what went wrong."""
+    entry = COMMANDS.get(text)
+    if entry is None:
+        return ""  # `unknown` tells
+    if isinstance(entry, Left):
+        score.left += 1
+        return ""
+    words = [entry.instead.get(word, word) for word in shlex.split(text)]
+    if isinstance(entry, Parses):
+        score.parsed += 1
+        return parsed(words, folder, zygote)
+    score.ran += 1
+    for name in entry.fresh:
+        place = folder / name
+        shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)
+    words = [word for word in [*words, *(entry.instead.get(word, word) for word in entry.more)] if word]
+    for given, real in urls.items():
+        words = [word.replace(given, real) for word in words]
+    if words[1] == "-m":
+        ended = zygote.run(words[3:], cwd=folder, seconds=600)
+    else:
+        run = subprocess.run([sys.executable, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=600)
+        ended = Ended(run.returncode, 0, 0, run.stdout, run.stderr, (), ())
+    if ended.code not in entry.codes or "Traceback" in ended.stderr:
+        return f"exit code {ended.code}, {ended.stderr.strip()[-400:]!r}"
+    missing = [name for name in entry.makes if not (folder / name).exists()]
+    return f"{', '.join(missing)} is not there afterwards" if missing else ""
+
+
+def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
+    if words[0] == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        own, words = words[2 : words.index("-m")], words[words.index("-m") - 1 :]
+        if not (ROOT / own[own.index("--config_file") + 1]).is_file():
+            return f"{own} names no file"
+        launch_command_parser().parse_args([*own, "x"])
+    if words[3] in ("train", "ablation") and "assemble" not in words:
+        ended = zygote.run([*words[3:], "--print-config"], cwd=folder)
+    else:
+        ended = zygote.run(words[3:], cwd=folder, module="tests.hardening.docs:parse_only")
+    return "" if ended.code == 0 else f"exit code {ended.code}, {ended.stderr.strip()[-400:]!r}"
+
+
+def parse_only(arguments: list[str]) -> int:
+    from duogen_core.cli import build_parser
+    from duogen_core.errors import DuoGenError
+
+    try:
+        build_parser(arguments).parse_args(arguments)
+    except DuoGenError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+# ---------------------------------------------------------------- what the pages speak of
+
+
+def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
+    """The files of a page in its scratch folder; addresses that stand for those on the page."""
+    (folder / "models").mkdir()
+    (folder / "models" / "duogen-tiny").symlink_to(ROOT / "models" / "duogen-tiny")
+    for name in ("duogen_core", "tests"):
+        (folder / name).symlink_to(ROOT / name)
+    from tests.core.sample_sets import guide, members, write_documents, write_jsonl, write_tar
+
+    for name in ("train.jsonl", "held-out.jsonl"):
+        write_jsonl(folder / name, [guide(k, (32, 32)) for k in range(4)])
+    (folder / "my.yaml").write_text("steps: 3\n")
+    urls: dict[str, str] = {}
+    if page == "README.md":
+        circle(folder / "drawing.png")
+        write_documents(folder / "my-guides", [guide(k, (32, 32)) for k in range(4)])
+    if page == "data.md":
+        (folder / "shards").mkdir()
+        write_tar(folder / "shards" / "a.tar", [members("x", guide(7))])
+    if page in ("README.md", "models.md", "data.md", "training.md"):
+        models(folder)
+    if page in ("data-engine.md", "data-dialogues.md"):
+        web(folder)
+    if page == "data-dialogues.md":
+        urls[ENDPOINT] = dialogues(folder, stack)
+    if page == "data-synthetic.md":
+        urls |= synthetic(folder, stack)
+    if page == "data-video.md":
+        urls[ENDPOINT] = videos(folder, stack)
+    return urls
+
+
+def circle(path: Path) -> None:
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (128, 128), (238, 228, 206))
+    ImageDraw.Draw(image).ellipse((44, 44, 84, 84), fill=(220, 50, 47))
+    image.save(path)
+
+
+def models(folder: Path) -> None:
+    """Small ones under the names of the published ones, in their layouts."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from duogen_core.formats.cosmos_keys import to_official
+    from tests.comfyui import random_checkpoint
+    from tests.comfyui.published_files import transformer
+
+    whole = random_checkpoint.write(folder / "tiny")
+    shutil.copytree(whole / "mllm", folder / "Qwen2.5-VL-7B-Instruct")
+    shutil.copy(whole / "vae" / "wan_vae.safetensors", folder / "wan_2.1_vae.safetensors")
+    torch.save(load_file(folder / "wan_2.1_vae.safetensors"), folder / "tokenizer.pth")
+    dit = transformer(crossattn_proj_in_channels=2 * 64)
+    official = {to_official(name): tensor.contiguous() for name, tensor in dit.state_dict().items()}
+    torch.save(official, folder / "model.pt")
+    save_file(official, folder / "cosmos-predict2.5-2b.safetensors")
+    adapter(folder / "adapter", whole)
+
+
+def adapter(folder: Path, whole: Path) -> None:
+    """PEFT's folder of a DiT, as stage 2 with LoRA writes it."""
+    from duogen_core.checkpoint import load_checkpoint
+    from duogen_core.training.dit_lora import save_dit_adapter
+    from duogen_core.training.lora import DIT_TARGETS, LoraSettings, add_lora
+
+    dit = load_checkpoint(whole).dit
+    add_lora(dit, LoraSettings(rank=2), within="transformer_blocks", usual=DIT_TARGETS)
+    save_dit_adapter(dit, folder)
+
+
+def web(folder: Path) -> None:
+    from tests.hardening.subjects import archives
+
+    with ExitStack() as stack:
+        archives("", folder, stack)  # crawl.warc.gz and site/
+    (folder / "site").rename(folder / "saved-pages")
+    (folder / "pages.txt").write_text("https://example.org/a.html\n")
+
+
+def dialogues(folder: Path, stack: ExitStack) -> str:
+    from tests.core.dialogue_pages import write_pages
+    from tests.core.endpoint_server import endpoint_server
+    from tests.core.scripted_writer import Writer
+
+    write_pages(folder / "run", 3)
+    return stack.enter_context(endpoint_server(Writer())).url
+
+
+def synthetic(folder: Path, stack: ExitStack) -> dict[str, str]:
+    from tests.core.comfyui_server import comfyui_server, drawn
+    from tests.core.synthetic_writer import write_taxonomy, writing_server
+    from tests.core.test_synthetic_draw import EDIT, NODES
+
+    write_taxonomy(folder / "taxonomy")
+    for name, nodes in (("text", NODES), ("edit", EDIT)):
+        (folder / f"{name}.json").write_text(json.dumps(nodes))
+    server, painter = stack.enter_context(writing_server()), stack.enter_context(comfyui_server(drawn))
+    return {ENDPOINT: server.url, PAINTER: painter.url}
+
+
+def videos(folder: Path, stack: ExitStack) -> str:
+    import numpy as np
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    from tests.core.clips import scene, write_video
+    from tests.core.endpoint_server import completion, endpoint_server
+    from tests.core.test_video_run import SAID
+
+    write_video(folder / "films" / "a.mp4", scene(1, 30))
+    write_video(folder / "clip.mp4", scene(2, 30))
+
+    def png(pixels: np.ndarray) -> dict[str, Any]:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": "0.png"}
+
+    before, _, after, *_ = scene(3, 20)
+    row = {"img_id": "12", "turn_index": 1, "source_img": png(before), "mask_img": png(before),
+           "instruction": "move the square", "target_img": png(np.roll(after, 25, axis=1))}  # fmt: skip
+    (folder / "MagicBrush" / "data").mkdir(parents=True)
+    table = pyarrow.Table.from_pylist([row])
+    pyarrow.parquet.write_table(table, folder / "MagicBrush" / "data" / "train-00000-of-00001.parquet")
+    return stack.enter_context(endpoint_server(completion(json.dumps(SAID)))).url

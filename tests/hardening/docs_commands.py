@@ -1,0 +1,64 @@
+"""Finds the shell commands of README.md and docs/*.md: in code blocks and in inline code."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.hardening.zygote import ROOT
+
+# Words that begin a line of a shell; none begins a line of JSON, YAML, Python or a listing on these pages.
+PROGRAMS = "python python3 pip pip3 uv accelerate duogen torchrun ray git cd cp mv ln mkdir ls export source curl wget"
+PROGRAMS += " npm npx docker conda apt apt-get brew sudo comfy bash sh"
+STARTS = tuple(f"{program} " for program in PROGRAMS.split())
+
+
+@dataclass(frozen=True)
+class Written:
+    page: str
+    line: int
+    text: str  # one line, comments and line ends taken out
+
+
+def commands() -> Iterator[Written]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        yield from of_page(path.name, path.read_text("utf-8"))
+
+
+def of_page(name: str, text: str) -> Iterator[Written]:
+    """In the order in which they stand. Inline code counts where it is a whole command."""
+    block = pending = ""
+    begun, prose = 0, []
+    for number, line in enumerate(text.splitlines(), 1):
+        if (fence := re.match(r"\s*(```+|~~~+)(.*)", line)) and (not block or fence[1] == block):
+            block = "" if block else fence[1]
+        elif block:
+            pending = f"{pending} {line.strip()}" if pending else line.strip()
+            begun = begun if pending != line.strip() else number
+            if pending.endswith("\\"):
+                pending = pending[:-1].rstrip()
+                continue
+            text_, pending = re.sub(r"\s+# .*", "", pending), ""
+            if text_.startswith(STARTS):
+                yield Written(name, begun, re.sub(r"\s+", " ", text_))
+        else:
+            prose.append((number, line))
+            if line.strip():
+                continue
+        if prose and (block or not line.strip()):
+            yield from inline(name, prose)
+            prose = []
+    yield from inline(name, prose)
+
+
+def inline(name: str, prose: list[tuple[int, str]]) -> Iterator[Written]:
+    """Whole commands in the inline code of a paragraph, whose lines may break anywhere."""
+    for found in re.findall(r"`([^`]+)`", " ".join(line.strip() for _, line in prose)):
+        if found.startswith(("python -m duogen_core ", "python tests/", "python3 dev.py", "accelerate ")):
+            yield Written(name, prose[0][0], found.strip())
+
+
+if __name__ == "__main__":
+    for each in commands():
+        print(f"{each.page}:{each.line}: {each.text}")

@@ -1,0 +1,787 @@
+"""The families of hostile inputs of the command line: files that a user may have been given, and the command for each.
+
+A family is a function of (box, rng, k, stack) that writes the files of case k into box.input and returns the Case; its
+first cases are listed, the rest come from generators (`mutations.py`). `FAMILIES` names them with their weights.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+import stat
+import struct
+import tarfile
+import zipfile
+from contextlib import ExitStack, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.hardening import mutations
+from tests.hardening.hostile import Box, Case, Family
+
+QUICK = ["--steps", 1, "--max-images", 1, "--max-tokens", 20, "--size", "64x64"]
+DOCUMENT = {
+    "format": "duogen-document", "version": 1, "meta": {"source": "me", "scores": [0.5, 1]},
+    "turns": [
+        {"role": "system", "parts": [{"type": "text", "text": "Be kind."}]},
+        {"role": "user", "parts": [{"type": "text", "text": "Draw a house."}, {"type": "image",
+        "file": "images/000.png"}]},
+        {"role": "assistant", "parts": [{"type": "text", "text": "Step 1. A wall.", "meta": {"caption": "a wall"}},
+                                        {"type": "image", "file": "images/001.png", "meta": {"seed": 7}}]},
+    ],
+    "generation": {"model": "tiny", "seed": 7, "stop_reason": "end"},
+}  # fmt: skip
+
+
+def tiny(box: Box) -> Path:
+    """A whole model of random weights, made once for all cases."""
+    from tests.comfyui import random_checkpoint
+
+    path = box.shared / "model"
+    if not path.exists():
+        random_checkpoint.write(path)
+    return path
+
+
+@lru_cache(maxsize=32)
+def encoded(format_: str, width: int = 24, height: int = 16, mode: str = "RGB") -> bytes:
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, format_)
+    return buffer.getvalue()
+
+
+def generate(box: Box, *options: object) -> list[object]:
+    return ["generate", "Draw a red star.", "--model", tiny(box), "--out", box.out, *QUICK, *options]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def picture_files() -> list[tuple[str, Any, int | None]]:
+    """(name, bytes or a function that makes the file, exit code or None where either is right)"""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, animated, cmyk = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    frames = [Image.new("RGB", (16, 16), (k * 80, 0, 0)) for k in range(3)]
+    Image.new("RGB", (40, 10), "red").save(turned, "JPEG", exif=exif)
+    frames[0].save(animated, "GIF", save_all=True, append_images=frames[1:])
+    Image.new("CMYK", (16, 16), (9, 9, 9, 9)).save(cmyk, "JPEG")
+    png = encoded("PNG")
+    bomb = mutations.png_of([(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 1, 0, 0, 0, 0)),
+                             (b"IDAT", __import__("zlib").compress(b"\0" * 10_000_000)), (b"IEND", b"")])  # fmt: skip
+    svg = b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
+    return [
+        ("a.png", png, 0), ("a.jpg", encoded("JPEG"), 0), ("a.webp", encoded("WEBP"), 0), ("a.png", encoded("JPEG"),
+        0),
+        ("a.png", encoded("PNG", 24, 16, "L"), 0), ("a.png", encoded("PNG", 24, 16, "LA"), 0),
+        ("a.png", encoded("PNG", 24, 16, "P"), 0), ("a.png", encoded("PNG", 24, 16, "1"), 0),
+        ("a.png", encoded("PNG", 24, 16, "RGBA"), 0), ("a.png", encoded("PNG", 24, 16, "I;16"), 0),
+        ("turned.jpg", turned.getvalue(), 0), ("cmyk.jpg", cmyk.getvalue(), 0), ("one.png", encoded("PNG", 1, 1),
+        None),
+        ("thin.png", encoded("PNG", 1, 200), None), ("long.png", encoded("PNG", 8, 6000), None),
+        ("moves.gif", animated.getvalue(), 2), ("bomb.png", bomb, 2), ("empty.png", b"", 2), ("text.png", b"hello", 2),
+        ("page.png", b"<!doctype html><html>not found</html>", 2), ("a.svg", svg, 2), ("a.ps", b"%!PS\nshowpage", 2),
+        ("cut.png", png[: len(png) // 2], 2), ("cut.jpg", encoded("JPEG")[:-40], 2), ("zeros.png",
+        png[:100] + b"\0" * 400, 2),
+        ("folder.png", lambda path: path.mkdir(), 2), ("fifo.png", lambda path: os.mkfifo(path), 2),
+        ("zero.png", lambda path: path.symlink_to("/dev/zero"), 2), ("loop.png", lambda path: path.symlink_to(path),
+        2),
+        ("random.png", lambda path: path.symlink_to("/dev/urandom"), 2), ("none.png", lambda path: None, 2),
+        ("secret.png", lambda path: (path.write_bytes(png), path.chmod(0)), None),
+        ("huge.png", lambda path: os.truncate(path.open("wb").fileno(), 1 << 40) if path.write_bytes(png) else None,
+        2),
+        ("a.bmp", encoded("BMP"), None), ("a.tif", encoded("TIFF"), None), ("a.ico", encoded("ICO", 16, 16), None),
+        ("a.png", lambda path: path.write_bytes(png + b"\0" * 1000), None), ("a.jp2", encoded("JPEG2000"), None),
+    ]  # fmt: skip
+
+
+def picture(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    listed = picture_files()
+    if k < len(listed):
+        name, data, code = listed[k]
+    else:
+        format_ = rng.choice(("PNG", "PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"))
+        data = encoded(format_)
+        data = (
+            mutations.png_mutated(data, rng)
+            if format_ == "PNG" and rng.random() < 0.7
+            else mutations.flipped(data, rng)
+        )
+        name, code = f"a.{rng.choice((format_.lower(), 'png', 'jpg'))}", None
+    path = box.input / name
+    data(path) if callable(data) else path.write_bytes(data)
+    return Case(generate(box, "--image", path), (0, 2) if code is None else (code,))
+
+
+# ---------------------------------------------------------------- documents, zips
+
+
+def document_folder(folder: Path, whole: Any, rng: random.Random) -> Path:
+    (folder / "images").mkdir(parents=True)
+    for name in ("000.png", "001.png"):
+        (folder / "images" / name).write_bytes(encoded("PNG"))
+    (folder / "document.json").write_bytes(whole if isinstance(whole, bytes) else mutations.json_bytes(whole, rng))
+    return folder
+
+
+def document(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    whole: Any = DOCUMENT
+    if k:
+        whole = mutations.mutated(DOCUMENT, rng, rng.choice((1, 1, 1, 3)))
+    if 0 < k <= len(mutations.NAMES):  # as the name of a picture
+        whole = json.loads(json.dumps(DOCUMENT))
+        whole["turns"][1]["parts"][1]["file"] = mutations.NAMES[k - 1]
+    elif k <= len(mutations.NAMES) + len(mutations.TEXTS) and k:  # as a text, which is right wherever it is Unicode
+        whole = json.loads(json.dumps(DOCUMENT))
+        whole["turns"][2]["parts"][0]["text"] = mutations.TEXTS[k - 1 - len(mutations.NAMES)]
+    if not k:
+        whole = json.dumps(DOCUMENT).encode()
+    path = document_folder(box.input / "set" / "one", whole, rng)
+    if not k:
+        return Case(generate(box, "--document", path), (0,))
+    if k % 3 == 0:
+        return Case(["data", "check", f"documents:{path.parent}", "--quiet"], (0, 1, 2))
+    return Case(generate(box, "--document", path if k % 2 else path / "document.json"))
+
+
+def zipped(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    path = box.input / "a.zip"
+    listed = [
+        *mutations.NAMES, "link", "twice", "bomb", "encrypted", "method", "size", "cut", "flipped", "none", "two",
+        "nested",
+    ]  # fmt: skip
+    kind = listed[k] if k < len(listed) else "flipped"
+    members: list[tuple[Any, bytes]] = [
+        ("document.json", json.dumps(DOCUMENT).encode()),
+        ("images/000.png", encoded("PNG")),
+        ("images/001.png", encoded("PNG")),
+    ]
+    if kind in ("two", "nested"):
+        members = [(f"{place}/{name}", data) for place in ("a", "b")[: 1 + (kind == "two")] for name, data in members]
+    elif kind == "link":
+        info = zipfile.ZipInfo("images/000.png")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        members[1] = (info, b"/etc/passwd")
+    elif kind == "twice":
+        members.append(members[0])
+    elif kind == "bomb":
+        members[1] = ("images/000.png", b"\0" * 300_000_000)
+    elif kind == "none":
+        members = members[1:]
+    elif k < len(mutations.NAMES):
+        members.append((kind, b"x"))
+    with (
+        suppress(UnicodeEncodeError, ValueError, IndexError),
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name, data in members:
+            archive.writestr(name, data)
+    data = bytearray(path.read_bytes())
+    central = data.rfind(b"PK\1\2", 0, data.rfind(b"PK\1\2"))
+    if kind == "encrypted":
+        data[central + 8] |= 1
+        data[6] |= 1
+    elif kind == "method":
+        data[central + 10] = 99
+    elif kind == "size":
+        data[central + 24 : central + 28] = struct.pack("<I", 0xFFFFFFF0)
+    elif kind == "cut":
+        del data[len(data) // 2 :]
+    elif kind == "flipped":
+        data = mutations.flipped(bytes(data), rng)
+    path.write_bytes(data)
+    right = 0 if kind == "nested" else None
+    return Case(generate(box, "--document", path), (0, 2) if right is None else (right,))
+
+
+# ---------------------------------------------------------------- rows of data sets
+
+
+def tar(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    names = ["x.json", "x.000.png", "x.001.png"]
+    whole = json.loads(json.dumps(DOCUMENT))
+    for part, name in ((whole["turns"][1]["parts"][1], "000.png"), (whole["turns"][2]["parts"][1], "001.png")):
+        part["file"] = name
+    path = box.input / "a.tar"
+    listed = [*mutations.NAMES, "link", "hard", "device", "fifo", "size", "pax", "sparse", "dots", "apart", "twice"]
+    kind = listed[k] if k < len(listed) else rng.choice(("flipped", "json", "json"))
+    if kind == "json":
+        whole = mutations.mutated(whole, rng)
+    data = [mutations.json_bytes(whole, rng) if kind == "json" else json.dumps(whole).encode(), *[encoded("PNG")] * 2]
+    if kind == "dots":
+        names = [name.replace("x.", "x.5.") for name in names]
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, errors="surrogateescape") as archive:
+        for name, each in zip(names, data):
+            info = tarfile.TarInfo(name)
+            info.size = len(each)
+            if kind == "pax":
+                info.pax_headers = {"size": str(8 << 30), "path": "../x.json"}
+            archive.addfile(info, io.BytesIO(each))
+            if kind == "apart":
+                archive.addfile(tarfile.TarInfo("y.txt"))
+        extra = tarfile.TarInfo("x.002.png")
+        types = {"link": tarfile.SYMTYPE, "hard": tarfile.LNKTYPE, "device": tarfile.CHRTYPE, "fifo": tarfile.FIFOTYPE}
+        if kind in types:
+            extra.type, extra.linkname = types[kind], "/etc/passwd"
+            archive.addfile(extra)
+        elif kind == "twice":
+            archive.addfile(tarfile.TarInfo("x.json"))
+        elif kind == "sparse":
+            extra.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "-5"}
+            archive.addfile(extra)
+        elif k < len(mutations.NAMES):
+            with suppress(ValueError, UnicodeEncodeError):
+                extra.name = kind
+                archive.addfile(extra)
+    found = bytearray(path.read_bytes())
+    if kind == "size":
+        found[124:136] = b"\x80" + b"\xff" * 11
+    elif kind == "flipped":
+        found = bytearray(mutations.flipped(bytes(found), rng))
+    path.write_bytes(found)
+    command = ["data", "check", f"webdataset:{path}", "--quiet"]
+    if k % 2:
+        command = ["data", "export", f"webdataset:{path}", "--out", box.out, "--quiet"]
+    return Case(command, (0, 1, 2))
+
+
+def jsonl(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    (box.input / "images").mkdir()
+    for name in ("000.png", "001.png"):
+        (box.input / "images" / name).write_bytes(encoded("PNG"))
+    good = json.dumps(DOCUMENT).encode()
+    lines = [good, mutations.json_bytes(mutations.mutated(DOCUMENT, rng), rng).replace(b"\n", b" "), good]
+    ends = (b"\n", b"\r\n", b"\n\n", b"\n \n")
+    data = rng.choice(ends).join(lines)
+    if k % 7 == 6:
+        data = mutations.flipped(data, rng)
+    elif k % 7 == 5:
+        data = good[:-1] + ', "meta": {"a": "x\u2028y\u2029z\x85"}}'.encode()
+    (box.input / "a.jsonl").write_bytes(data)
+    command = ["data", "check", f"jsonl:{box.input / 'a.jsonl'}", "--quiet"]
+    if k % 2:
+        command = ["data", "export", f"jsonl:{box.input / 'a.jsonl'}", "--out", box.out, "--quiet"]
+    return Case(command, (0, 1, 2))
+
+
+def parquet(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """Rows of interleaved documents, a row each part, with hostile values and columns."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from duogen_core.data.interleaved.rows import rows_of
+    from duogen_core.data.interleaved.writing import write_rows
+    from tests.core.sample_sets import guide
+
+    path = box.input / "a.parquet"
+    with path.open("wb") as stream:
+        write_rows(stream, [rows_of(guide(1), "001")])
+    if k % 3 == 0 and k:
+        path.write_bytes(mutations.flipped(path.read_bytes(), rng, 4))
+    elif k:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        name = rng.choice(list(rows[0]))
+        how = rng.random()
+        for row in rows if how < 0.5 else rows[:1]:
+            if how < 0.9:
+                row[name] = tame(mutations.value(rng))
+            else:
+                del row[name]
+        save_rows(rows, path)
+    command = ["data", "check", f"parquet:{path}", "--quiet"]
+    if k % 2:
+        command = ["data", "export", f"parquet:{path}", "--out", box.out, "--quiet"]
+    return Case(command, (0,) if not k else (0, 1, 2))
+
+
+def tame(value: Any) -> Any:
+    """What Arrow can hold at all."""
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return float(min(value, 2**1000))
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return [[1]]
+    return {"a": 1} if isinstance(value, dict) else [1, 2] if isinstance(value, list) else value
+
+
+def save_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pyarrow.array(values)
+        except (pyarrow.ArrowException, OverflowError):  # one column, one type
+            columns[name] = pyarrow.array([None if value is None else repr(value)[:1000] for value in values])
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=1)
+
+
+def edits(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """Rows of every published layout of edits."""
+    from tests.core.test_editing import ROWS
+
+    layouts = [*ROWS, "sharegpt-4o-image", "x2i"]
+    layout = layouts[k % len(layouts)]
+    if layout in ROWS:
+        rows = [dict(ROWS[layout]) for _ in range(3)]
+        name = rng.choice(list(rows[1]))
+        if rng.random() < 0.85:
+            rows[1][name] = tame(mutations.value(rng))
+        else:
+            rows[1][name] = {"bytes": mutations.flipped(encoded("PNG"), rng), "path": rng.choice(mutations.NAMES[:10])}
+        path = box.input / "a.parquet"
+        save_rows(rows, path)
+        if rng.random() < 0.15:
+            path.write_bytes(mutations.flipped(path.read_bytes(), rng, 4))
+    else:
+        path = box.input / "set"
+        (path / "image").mkdir(parents=True)
+        for each in ("a", "b"):
+            (path / "image" / f"{each}.png").write_bytes(encoded("PNG", 64, 48))
+        if layout == "x2i":
+            good = {"task_type": "edit", "instruction": "Only <img><|image_1|></img>.",
+            "input_images": ["image/a.png"],
+                    "output_image": "image/b.png"}  # fmt: skip
+            lines = [json.dumps(good).encode(), mutations.json_bytes(mutations.mutated(good, rng), rng)]
+            (path / "a.jsonl").write_bytes(b"\n".join(lines))
+        else:
+            good = {"input_prompt": "Move it.", "input_image": ["image/a.png"], "output_image": "image/b.png"}
+            whole = [good, mutations.mutated(good, rng)]
+            (path / "text_and_image_to_image.json").write_bytes(mutations.json_bytes(whole, rng))
+    return Case(["data", "editing", layout, path, "--out", box.out, "--quiet", "--workers", 1], programs=True)
+
+
+# ---------------------------------------------------------------- pages and archives
+
+
+def html_page(rng: random.Random, k: int) -> bytes:
+    from tests.core.web_pages import page, recipe
+
+    good = recipe("a.png", "b.png")
+    hostile = [
+        "<div>" * 20_000, "<p>" + "x" * 2_000_000, "<table>" * 500 + "<tr><td>x", "<!--" * 1000, "&" * 100_000,
+        "<a href='javascript:alert(1)'>x</a>", mutations.SCRIPT, "<img src='../../../etc/passwd'>", "\x00" * 1000,
+        "<img src='file:///etc/passwd'><img src='http://127.0.0.1:9/x.png'>", "<base href='file:///'>" + good,
+        "<svg><script>alert(1)</script></svg>", "<iframe src='/etc/passwd'></iframe>", "<meta charset=utf-7>+ADw-",
+        "<img srcset='" + "a.png 1x," * 50_000 + "'>", "<img src='data:image/png;base64," + "A" * 1_000_000 + "'>",
+        "<p dir=rtl>\u202e" + "x" * 100, "<td>|" * 300, "<li>" * 3000, "<pre>" + "`" * 5000, "<h1>" * 200,
+        "<b><i>" * 3000,
+        "<p>" + "a\u0301" * 50_000, "<![CDATA[x]]>" * 100, "<?php system('id') ?>", "<p>[a][" * 2000, "\ufeff" * 50,
+        *(f"<p>{text}</p>" for text in mutations.TEXTS),
+        *(f"<img src='{name}' alt='{name}'>" for name in mutations.NAMES),
+    ]  # fmt: skip
+    if k < len(hostile):
+        text = good.replace("<h1>", hostile[k] + "<h1>", 1) if k % 2 else page(hostile[k] + good)
+        return text.encode("utf-8", "surrogatepass")
+    return mutations.flipped(good.encode(), rng, 30)
+
+
+def pages(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    from tests.core.web_pages import file, photo
+
+    (box.input / "p.html").write_bytes(html_page(rng, k))
+    (box.input / "a.png").write_bytes(file(photo(seed=1)))
+    (box.input / "b.png").write_bytes(
+        mutations.flipped(file(photo(seed=2)), rng) if k % 3 == 0 else file(photo(seed=2))
+    )
+    return Case(["data", "web", box.input, "--out", box.out, "--workers", 1, "--quiet"], programs=True)
+
+
+def warc(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    import gzip
+
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    from tests.core.web_pages import file, photo, recipe
+
+    def record(address: str, kind: str, body: bytes, *more: tuple[str, str], status: str = "200 OK") -> bytes:
+        buffer = io.BytesIO()
+        writer = WARCWriter(buffer, gzip=False)
+        headers = StatusAndHeaders(status, [("Content-Type", kind), *more], "HTTP/1.1")
+        writer.write_record(
+            writer.create_warc_record(address, "response", payload=io.BytesIO(body), http_headers=headers)
+        )
+        return buffer.getvalue()
+
+    place = "https://example.org/"
+    good = [
+        record(place + "p.html", "text/html", recipe("a.png", "b.png").encode()),
+        record(place + "a.png", "image/png", file(photo(seed=1))),
+        record(place + "b.png", "image/png", file(photo(seed=2))),
+    ]
+    listed = [
+        lambda: [record("file:///etc/passwd", "text/html", b"<p>x"), *good],
+        lambda: [record("https://example.org/" + "a" * 100_000, "text/html", b"<p>x"), *good],
+        lambda: [record("\u202ehttps://example.org/\x1b[31m".encode("ascii", "backslashreplace").decode(),
+        "text/html", b"x"), *good],
+        lambda: [good[0].replace(b"Content-Length: ", b"Content-Length: 9999999999999", 1), *good],
+        lambda: [good[0].replace(b"Content-Length: ", b"Content-Length: -", 1), *good],
+        lambda: [good[0].replace(b"WARC/1.0", b"WARC/9.9", 1), *good],
+        lambda: [record(place + "z", "text/html", gzip.compress(b"\0" * 200_000_000), ("Content-Encoding", "gzip")),
+        *good],
+        lambda: [record(place + "z", "text/html", b"\xff" * 1000, ("Content-Encoding", "br")), *good],
+        lambda: [record(place + "z", "text/html", b"\xff" * 1000, ("Content-Encoding", "zstd")), *good],
+        lambda: [record(place + "z", "text/html", b"5\r\nhello\r\nfffffffffffff\r\nx", ("Transfer-Encoding",
+        "chunked")), *good],
+        lambda: [record(place + "p.html", "text/html", b"", ("Location", place + "p.html"), status="301 Moved"),
+        *good],
+        lambda: [record(place + "z", "text/html; charset=" + "x" * 5000, b"<p>\xff\xfe"), *good],
+        lambda: [b"WARC/1.0\r\n" + b"X: y\r\n" * 200_000 + b"\r\n", *good],
+        lambda: [b"", b"\r\n" * 100_000],
+        lambda: [b"<html>not an archive</html>"],
+    ]  # fmt: skip
+    parts = listed[k]() if k < len(listed) else good
+    compress = k % 2 == 1
+    data = b"".join(gzip.compress(part) if compress else part for part in parts)
+    if k >= len(listed):
+        data = mutations.flipped(data, rng, 4)
+        if k % 9 == 8:
+            data = gzip.compress(b"".join(parts))  # gzipped whole
+    path = box.input / ("crawl.warc.gz" if compress else "crawl.warc")
+    path.write_bytes(data)
+    return Case(["data", "web", path, "--out", box.out, "--workers", 1, "--quiet"], programs=True)
+
+
+def film(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    from tests.core.clips import scene, write_video
+
+    good = box.shared / "film.mp4"
+    if not good.exists():
+        write_video(good, scene(1, 20))
+    name = f"a{rng.choice(('.mp4', '.avi', '.mkv', '.webm', '.mov'))}"
+    listed = [
+        b"",
+        b"\0" * 10_000,
+        b"#EXTM3U\nfile:///etc/passwd\n",
+        b"ffconcat version 1.0\nfile '/etc/passwd'\n",
+        b"<html>",
+    ]
+    (box.input / name).write_bytes(listed[k] if k < len(listed) else mutations.flipped(good.read_bytes(), rng, 20))
+    (box.input / f"{Path(name).stem}.json").write_bytes(
+        mutations.json_bytes(mutations.mutated({"webpage_url": "x"}, rng), rng)
+    )
+    command = ["data", "video", box.input, "--out", box.out, "--undescribed", "--workers", 1, "--quiet"]
+    return Case(command, programs=True)
+
+
+# ---------------------------------------------------------------- models
+
+
+def copied(box: Box, *parts: str) -> Path:
+    """The tiny model in the case's folder; files are links but for those that are named."""
+    source, target = tiny(box), box.input / "model"
+    for path in source.rglob("*"):
+        if path.is_file():
+            place = target / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if path.relative_to(source).as_posix() in parts:
+                shutil.copy(path, place)
+            else:
+                place.symlink_to(path)
+    return target
+
+
+WEIGHTS = ("mllm/model.safetensors", "dit/diffusion_pytorch_model.safetensors", "connector/model.safetensors",
+           "vae/wan_vae.safetensors")  # fmt: skip
+ENTRIES = (
+    {"data_offsets": []}, {"data_offsets": [0]}, {"data_offsets": [0, 1, 2]}, {"data_offsets": [-1, 4]},
+    {"data_offsets": [0, 2**63]}, {"data_offsets": [4, 0]}, {"data_offsets": ["0", "4"]}, {"data_offsets": None},
+    {"shape": [-1]}, {"shape": [2**40, 2**40]}, {"shape": "x"}, {"shape": [1.5]}, {"shape": [None]}, {"shape": [[1]]},
+    {"shape": [1] * 1000}, {"dtype": "F33"}, {"dtype": None}, {"dtype": ["F32"]}, {"dtype": "\x1b[31m"},
+    {"dtype": "a" * 10_000},
+)  # fmt: skip
+
+
+def header(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """safetensors: its header, its lengths, its end."""
+    name = rng.choice(WEIGHTS)
+    model = copied(box, name)
+    path = model / name
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    whole, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    tensor = rng.choice([each for each in whole if each != "__metadata__"])
+    texts = (
+        b"", b"x", b"\0" * 8, struct.pack("<Q", 2**63), struct.pack("<Q", 2**40) + b"{}", struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 200_000) + b"[" * 200_000, data[: len(data) // 2], data + b"\0" * 100,
+        data[:8] + b"\xff" * 100,
+        b"\x80\x04\x95" + b"\0" * 50, b"PK\3\4" + b"\0" * 50, b"GGUF" + b"\xff" * 60,
+        b"version https://git-lfs.github.com/spec/v1\n",
+    )  # fmt: skip
+    if k < len(texts):
+        path.write_bytes(texts[k])
+    else:
+        if k < len(texts) + len(ENTRIES):
+            whole[tensor] |= ENTRIES[k - len(texts)]
+        elif k % 4 == 0:
+            whole = mutations.mutated(whole, rng)
+        elif k % 4 == 1:
+            whole[rng.choice(mutations.NAMES)] = whole.pop(tensor)
+        elif k % 4 == 2:
+            whole["__metadata__"] = mutations.value(rng)
+        else:
+            whole[tensor] = mutations.mutated(whole[tensor], rng)
+        text = mutations.json_bytes(whole, rng)
+        path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    commands = (
+        ["inspect", model],
+        ["inspect", path],
+        generate(box, "--model", model),
+        ["convert", path, box.out / "x.safetensors"],
+    )
+    box.out.mkdir()
+    return Case(commands[k % 4])
+
+
+CONFIGS = ("model_index.json", "mllm/config.json", "mllm/tokenizer.json", "mllm/tokenizer_config.json",
+"dit/config.json",
+           "mllm/preprocessor_config.json", "mllm/generation_config.json", "connector/config.json")  # fmt: skip
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "depth", "num_layers", "patch_size",
+         "rope_scale", "attention_head_dim", "mlp_ratio", "text_embed_dim", "adaln_lora_dim", "intermediate_size",
+         "num_key_value_heads", "cross_width", "rope_scaling", "rope_theta", "image_token_id",
+         "spatial_merge_size")  # fmt: skip
+
+
+def config(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """A model's JSON files: any value of any of them, and more often one that says how large something is."""
+    name = CONFIGS[k % len(CONFIGS)]
+    model = copied(box, name)
+    path = model / name
+    if not path.exists():
+        path.write_text("{}")
+    whole = json.loads(path.read_text())
+    if name.endswith("tokenizer.json"):
+        whole["model"]["vocab"] = dict(list(whole["model"]["vocab"].items()))
+    found = [place for place in mutations.places(whole) if place[-1] in SIZES]
+    if found and rng.random() < 0.6:
+        parent = whole
+        *places, last = rng.choice(found)
+        for each in places:
+            parent = parent[each]
+        parent[last] = rng.choice((*mutations.NUMBERS, [], [0], "", None, "8", {}, [1, 2], True))
+    elif rng.random() < 0.15 and isinstance(whole, dict):
+        whole |= {"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}, "trust_remote_code": True}
+        (path.parent / "evil.py").write_text(f"open({str(box.folder / 'home' / 'ran')!r}, 'w')")
+    else:
+        whole = mutations.mutated(whole, rng)
+    path.write_bytes(mutations.json_bytes(whole, rng))
+    return Case((generate(box, "--model", model), generate(box, "--model", model), ["inspect", model])[k % 3])
+
+
+# ---------------------------------------------------------------- answers of endpoints
+
+
+def answer(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """What a server says in place of a model's answer."""
+    from tests.core.endpoint_server import completion, endpoint_server, raw, refusing
+    from tests.core.synthetic_writer import write_taxonomy
+
+    good = {"steps": [{"text": "Fold the sheet in half along its long side.",
+    "picture": "A sheet of paper, folded."}] * 3,
+            "closing": "Done."}  # fmt: skip
+    listed: list[Any] = [
+        b"", b"null", b"[]", b"{}", b"<html>", b"\xff" * 100, b"[" * 50_000, b'{"choices": []}',
+        b'{"choices": [null]}',
+        b'{"choices": [{"message": null}]}', b'{"choices": [{"message": {"content": null}}]}',
+        b'{"choices": [{"message": {"content": ["x"]}}]}',
+        b'{"choices": [{"message": {"content": "", "reasoning": "hm"}}]}',
+        b'{"error": "no"}', b'{"error": {"message": "\\u001b[31mno"}}', completion(""), completion("x" * 3_000_000),
+        completion("```json\n" + json.dumps(good) + "\n```"), completion("[" * 20_000), completion('{"a":' * 5000),
+        completion(json.dumps(good), finish_reason="length"), completion(json.dumps(good),
+        usage={"prompt_tokens": "many"}),
+        completion(json.dumps(good), usage={"prompt_tokens": -5, "completion_tokens": 10**300}),
+        raw(b""), raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n{}"), raw(b"\0" * 3000),
+        raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000), raw(b"HTTP/1.1 999 \xff\r\n\r\n"),
+        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n"),
+        raw(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello"),
+        raw(b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n"),
+        raw(b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"),
+        refusing(400), refusing(401), refusing(404), refusing(418, "\x1b[2Jgone\n" * 50), refusing(500), refusing(503),
+    ]  # fmt: skip
+    if k < len(listed):
+        reply = listed[k]
+    else:
+        changed = json.dumps(mutations.mutated(good, rng, rng.choice((1, 2))))
+        reply = completion(changed) if k % 3 else mutations.flipped(completion(json.dumps(good)), rng)
+    server = stack.enter_context(endpoint_server(reply))
+    taxonomy = write_taxonomy(box.input / "taxonomy")
+    step = ("plan", "expand")[k % 2]
+    command = ["data", "synthetic", step, box.out, "--endpoint", server.url, "--llm", "tiny", "--taxonomy", taxonomy]
+    command += ["--limit", 1] if step == "plan" else ["--count", 2]
+    return Case([*command, "--parallel", 1, "--timeout", 3, "--answers", 2, "--quiet"], hosts=("127.0.0.1", str(k)))
+
+
+def address(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """Where the endpoint is said to be."""
+    listed = [
+        "", "x", "http://", "http:///v1", "http://a..b/", "http://" + "a" * 300 + "/", "ftp://127.0.0.1/",
+        "file:///etc/passwd",
+        "http://127.0.0.1:99999/", "http://127.0.0.1:-1/", "http://127.0.0.1:x/", "http://[::1",
+        "http://127.0.0.1:9/v1\r\nX: y",
+        "http://user:secret@127.0.0.1:9/", "http://\x00/", "javascript:alert(1)", "http://127.0.0.1:9/\u202e",
+        "//127.0.0.1:9",
+        "http://127.0.0.1:9/v1?x=1#y", "http://١٢٧.0.0.1/", "HTTP://127.0.0.1:9",
+    ]  # fmt: skip
+    text = listed[k % len(listed)] + ("" if k < len(listed) else rng.choice(mutations.NAMES))
+    text = text.replace("\x00", "%00" if k >= len(listed) else "").encode("utf-8", "replace").decode()
+    command = ["data", "synthetic", "plan", box.out, "--endpoint", text, "--llm", "x", "--limit", 1, "--timeout", 1]
+    return Case([*command, "--answers", 1, "--quiet"], (2, 0), hosts=("127.0.0.1", "localhost", "::1", f"case {k}"))
+
+
+# ---------------------------------------------------------------- names, settings, workflows
+
+
+def name(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """File names: of a picture, of the output, of a page and of a folder of documents."""
+    text = mutations.NAMES[k % len(mutations.NAMES)] if k < 4 * len(mutations.NAMES) else rng.choice(mutations.TEXTS)
+    text = text.replace("\x00", "")
+    how = k % 4
+    if how == 1:  # the output may be called what the user likes, below the folder that may be written to
+        inside = text.lstrip("/\\").replace("..", "_")
+        return Case([*generate(box)[:5], box.out / inside if inside else box.out, *QUICK])
+    safe = text.replace("/", "_").strip(".") or "_"
+    path: Any = box.input / safe
+    with suppress(OSError, UnicodeEncodeError, ValueError):
+        if how == 0:
+            path.write_bytes(encoded("PNG"))
+        elif how == 2:
+            from tests.core.web_pages import file, photo, recipe
+
+            (box.input / "a.png").write_bytes(file(photo(seed=1)))
+            path.with_name(path.name + ".html").write_text(recipe("a.png", "a.png"))
+        else:
+            document_folder(path, json.dumps(DOCUMENT).encode(), rng)
+    if how == 0:
+        return Case(generate(box, "--image", os.fsdecode(os.fspath(path))))
+    if how == 2:
+        return Case(["data", "web", box.input, "--out", box.out, "--workers", 1, "--quiet"], programs=True)
+    return Case(["data", "check", f"documents:{box.input}", "--quiet"], (0, 1, 2))
+
+
+SETTINGS = (
+    "lr",
+    "steps",
+    "batch",
+    "data",
+    "out",
+    "weights",
+    "lora",
+    "seed",
+    "optimizer",
+    "bf16",
+    "init",
+    "max_side",
+    "minutes",
+)
+YAMLS = ("2026-02-30", "!!int x", "!!float x", "!!timestamp x", "!!bool x", "!!python/object/apply:os.system [id]",
+"[" * 5000,
+         "&a [*a]", "{a: b", "0xfff", "0x" + "f" * 5000, "1e999", ".nan", ".inf", "null", "~", "yes", "'", '"',
+         "\t", "- x", "? x",
+         "1:30:00", "0o17", "!!binary x", "<<: 1", "a: b: c", "%TAG", "@x", "`x`", "{}", "[]", "-1", "1_000",
+         "=")  # fmt: skip
+
+
+def setting(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """name=value, YAML and TOML files, presets."""
+    text = YAMLS[k % len(YAMLS)] if k < 3 * len(YAMLS) else str(mutations.value(rng))[:5000]
+    which = rng.choice(SETTINGS)
+    if k % 3 == 0:
+        return Case(["train", "stage1", f"{which}={text}", "--print-config"])
+    if k % 3 == 1:
+        path = box.input / f"my.{rng.choice(('yaml', 'toml', 'yml', 'txt'))}"
+        line = f"{which} = {text}" if path.suffix == ".toml" else f"{which}: {text}"
+        path.write_bytes(
+            mutations.flipped(line.encode("utf-8", "replace"), rng) if k % 6 == 4 else line.encode("utf-8", "replace")
+        )
+        return Case(["train", rng.choice(("stage1", "stage2")), "--config", path, "--print-config"])
+    rule = rng.choice(
+        ("page.min_words", "fetch.contact", "load.max_seconds", "store.format", "nsfw.model", "page.languages", "x.y")
+    )
+    (box.input / "p.html").write_text("<p>x")
+    return Case(
+        ["data", "web", box.input, "--out", box.out, "--set", f"{rule}={text}", "--workers", 1, "--quiet"],
+        programs=True,
+    )
+
+
+def workflow(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """A workflow of ComfyUI that is to draw: its JSON."""
+    from tests.core.comfyui_server import comfyui_server, drawn
+    from tests.core.synthetic_plans import write_plans
+    from tests.core.test_synthetic_draw import NODES
+
+    server = stack.enter_context(comfyui_server(drawn))
+    path = box.input / "text.json"
+    path.write_bytes(
+        mutations.json_bytes(mutations.mutated(NODES, rng) if k else NODES, rng) if k else json.dumps(NODES).encode()
+    )
+    box.out.parent.mkdir(exist_ok=True)
+    write_plans(box.out)
+    command = ["data", "synthetic", "draw", box.out, "--painter", "comfyui", "--server", server.url, "--workflow", path]
+    return Case([*command, "--timeout", 5, "--give-up", 2, "--quiet"], hosts=("127.0.0.1", str(k)), programs=True)
+
+
+def plans(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """The files of a run, edited by hand or cut by a kill: plans, requests, run.json."""
+    from tests.core.synthetic_plans import write_plans
+
+    write_plans(box.input / "run")
+    path = box.input / "run" / ("plans.jsonl", "requests.jsonl")[k % 2]
+    lines = path.read_bytes().splitlines()
+    index = rng.randrange(len(lines))
+    lines[index] = mutations.json_bytes(mutations.mutated(json.loads(lines[index]), rng), rng)
+    path.write_bytes(b"\n".join(lines) + (b"\n" if rng.random() < 0.7 else b""))
+    shutil.copytree(box.input / "run", box.out)
+    command = ["data", "synthetic", "answer", box.out, "--model", tiny(box), "--max-images", 1, "--max-tokens", 10]
+    command = [*command, "--limit", 2, "--quiet"] if k % 3 else ["data", "synthetic", "balance", box.out, "--quiet"]
+    return Case(command, whole=False)
+
+
+def log(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """Logs and records of a finished run, for `data stats` and `data view`."""
+    run = box.out
+    for each in ("shards", "logs", "times"):
+        (run / each).mkdir(parents=True)
+    entry = {
+        "number": 0,
+        "page": "a.html",
+        "kept": False,
+        "rule": "small",
+        "value": 3,
+        "pictures": [{"rule": "icon", "class": "photo"}],
+    }
+    about = {"format": "duogen-web-run", "version": 1, "identity": {"duogen": "0"}, "pages": 2, "shards": 1}
+    files = {
+        "logs/00000.jsonl": entry,
+        "run.json": about,
+        "times/00000.json": {"pages": 1, "seconds": 1.0, "stages": {"walk": 0.1}},
+    }
+    hostile = list(files)[k % 3]
+    for each, whole in files.items():
+        data = (
+            mutations.json_bytes(mutations.mutated(whole, rng), rng) if each == hostile else json.dumps(whole).encode()
+        )
+        (run / each).write_bytes(data + b"\n")
+    return Case(["data", "stats", run] if k % 2 else ["data", "view", run, "--quiet"], whole=False)
+
+
+FAMILIES: dict[str, tuple[Family, int]] = {
+    "pictures": (picture, 5), "documents": (document, 7), "zips": (zipped, 4), "tars": (tar, 4), "jsonl": (jsonl, 3),
+    "parquet": (parquet, 3), "edits": (edits, 4), "html": (pages, 6), "warc": (warc, 3), "videos": (film, 2),
+    "safetensors": (header, 5), "configs": (config, 6), "endpoint answers": (answer, 4),
+    "endpoint addresses": (address, 2),
+    "names": (name, 5), "settings": (setting, 5), "workflows": (workflow, 2), "plans": (plans, 2), "logs": (log, 3),
+}  # fmt: skip
