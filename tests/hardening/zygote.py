@@ -56,7 +56,7 @@ class Limits:
 class Ended:
     code: int  # exit code; -9 for a killed one
     seconds: float
-    memory: int  # bytes: its largest resident size above the zygote's
+    memory: int  # bytes: its largest resident size above that with which it began
     stdout: str
     stderr: str
     renames: tuple[tuple[str, str], ...]
@@ -94,9 +94,9 @@ class Child:
             end = self.zygote.end_of(self.pid, 30)
             if end is None:
                 raise RuntimeError(f"Process {self.pid} cannot be killed.")
-        status, memory, at = end
+        status, largest, at = end
         texts = {}
-        for name in ("stdout", "stderr", "renames", "outside"):
+        for name in ("stdout", "stderr", "renames", "outside", "resident"):
             file = self.folder / name
             texts[name] = file.read_bytes().decode("utf-8", "replace") if file.exists() else ""
             file.unlink(missing_ok=True)
@@ -104,6 +104,9 @@ class Child:
         code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
         renames = tuple(tuple(json.loads(line)) for line in texts["renames"].splitlines())
         outside = tuple(dict.fromkeys(texts["outside"].splitlines()))
+        # A fork begins without the pages of mapped files (a torch for CUDA maps a gigabyte), so the zygote's size is
+        # no measure of what it begins with.
+        memory = max(0, largest - int(texts["resident"] or largest))
         return Ended(code, at - self.started, memory, texts["stdout"], texts["stderr"], renames, outside, late)
 
 
@@ -198,7 +201,6 @@ class Zygote:
 
 def serve() -> None:
     import_everything()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wake, wakes = os.pipe()
     os.set_blocking(wakes, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -219,7 +221,7 @@ def serve() -> None:
                 ended, status, usage = os.wait4(pid, os.WNOHANG)
                 if ended:
                     children.discard(pid)
-                    say("ended", pid, status, max(0, usage.ru_maxrss - before) * 1024)
+                    say("ended", pid, status, usage.ru_maxrss * 1024)
         if 0 in ready:
             data = os.read(0, 65536)
             if not data:
@@ -284,6 +286,8 @@ def be_child(request: dict[str, Any]) -> None:
         opened = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
         os.close(opened)
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    (notes / "resident").write_text(str(resident))
     code = 1
     try:
         tell_renames(notes / "renames")
