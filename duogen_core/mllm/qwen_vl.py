@@ -92,11 +92,21 @@ class QwenVL(Mllm):
                     f"{where} has a {theirs or ours} of {other!r}, but the settings for pictures beside it one of "
                     f"{mine!r}; they belong to two models."
                 )
-        window = getattr(vision, "window_size", None)  # in pixels; Qwen3-VL has none
-        if window is not None and not (type(window) is int and window >= vision.patch_size * vision.spatial_merge_size):
-            raise DuoGenError(
-                f"{where} has window_size {window!r}; expected a whole number of pixels, one token or more."
-            )
+        # transformers 5 checks kinds of values itself, but no bounds; 4 takes all, and fails while the model looks or
+        # writes. Every picture is filled up to whole windows: a window of a million pixels takes minutes and gigabytes.
+        token = vision.patch_size * vision.spatial_merge_size
+        whole_number = "a whole number of at least"
+        for part, name, right, wanted in (
+            (text, "max_position_embeddings", lambda n: _whole(n, 1), f"{whole_number} 1"),
+            (text, "pad_token_id", lambda n: n is None or _whole(n, 0), f"none, or {whole_number} 0"),
+            (text, "rms_norm_eps", lambda n: type(n) in (int, float) and 0 <= n < 1, "a number of 0 to 1"),
+            (vision, "num_heads", lambda n: _whole(n, 1), f"{whole_number} 1"),
+            (vision, "window_size", lambda n: _whole(n, token, 1024 * token), f"{token} to {1024 * token} pixels"),
+            (vision, "fullatt_block_indexes", _indexes, "a list of whole numbers"),
+            (vision, "deepstack_visual_indexes", _indexes, "a list of whole numbers"),
+        ):
+            if hasattr(part, name) and not right(getattr(part, name)):  # windows are Qwen2.5-VL's, deepstack Qwen3-VL's
+                raise DuoGenError(f"{where} has {name} {getattr(part, name)!r}; expected {wanted}.")
 
     @classmethod
     def module_name(cls, name: str) -> str:
@@ -106,6 +116,14 @@ class QwenVL(Mllm):
         if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
             return f"model.language_model.{name.removeprefix('model.')}"
         return name
+
+
+def _whole(value: object, low: int, high: int = 2**31) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _indexes(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(_whole(index, 0) for index in value)
 
 
 @lru_cache

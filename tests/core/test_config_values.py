@@ -130,6 +130,11 @@ NAMED = {
         "attention_head_dim": (0, 1, 7, -2), "mlp_ratio": (1e308, 0, -1, "4", float("inf")),
         "clean_timestep": ("x", 1e308, None), "num_layers": (0, -1, 10**9, 2**64, 1.5, "8"),
     },
+    "mllm/config.json": {
+        "vision_config.window_size": (0, 1, "x", 1.5, None, 10**6, 2**31, 2**63 + 1),
+        "vision_config.fullatt_block_indexes": (None, 1, [-1], ["x"], [2**63]),
+        "text_config.max_position_embeddings": (0, -1, 2**63 + 1), "text_config.rms_norm_eps": (-1, 1e308),
+    },
     "mllm/preprocessor_config.json": {
         "patch_size": (0, 14, "16"), "merge_size": (0, 3), "temporal_patch_size": (0, 1), "image_std": ([0, 0, 0], [1]),
         "image_mean": ("x", []),
@@ -141,7 +146,8 @@ NAMED = {
 def test_values_that_cannot_be_are_named(model, tmp_path, file, name):
     shutil.copytree(model, tmp_path / "m")
     whole = json.loads((model / file).read_text("utf-8"))
+    path = tuple(name.split("."))
     for value in NAMED[file][name]:
-        (tmp_path / "m" / file).write_text(changed(whole, (name,), value))
-        with pytest.raises(DuoGenError, match=name), time_limit():
+        (tmp_path / "m" / file).write_text(changed(whole, path, value))
+        with pytest.raises(DuoGenError, match=path[-1]), time_limit():
             load_checkpoint(tmp_path / "m")
