@@ -27,6 +27,7 @@ from duogen_core.training import stage1, stage2
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError
+from duogen_core.training.curve import read_lines
 from duogen_core.training.loop import Run
 from duogen_core.training.stage1 import Stage1Config
 from duogen_core.training.stage2 import Stage2Config
@@ -109,15 +110,11 @@ def train(config: AblationConfig, name: str, seed: int) -> Run:
     else:
         run = stage1.train(stage1_config(config, name, seed))
     if not run.interrupted:
-        losses = [line["loss"] for line in map(json.loads, read_lines(run.folder / "metrics.jsonl")) if "loss" in line]
+        losses = [line["loss"] for line in read_lines(run.folder / "metrics.jsonl") if "loss" in line]
         last = losses[-max(1, len(losses) // 10) :]
         record = {"steps": run.step, "seconds": round(run.elapsed, 1), "loss": round(sum(last) / len(last), 4)}
         write_text(run.folder / RECORD, json.dumps(record) + "\n")
     return run
-
-
-def read_lines(path: Path) -> list[str]:
-    return path.read_text("utf-8").splitlines()
 
 
 def shared(config: AblationConfig, seed: int, budget: float = 1.0) -> dict[str, Any]:

@@ -79,9 +79,22 @@ def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", float(value)
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that a kill or a full disk cut short is left out."""
+    found = []
+    for line in path.read_bytes().split(b"\n"):  # str.splitlines would also split at U+2028, which JSON may hold
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and "step" in entry:
+            found.append(entry)
+    return found
+
+
 def _lines(folder: str | Path) -> list[dict[str, Any]]:
     path = Path(folder) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return read_lines(path) if path.exists() else []
 
 
 def _matplotlib() -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from duogen_core import __version__
 from duogen_core.training.board import Board
 from duogen_core.training.checkpoints import write_text
+from duogen_core.training.curve import read_lines
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 UNTOLD = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
@@ -56,17 +57,6 @@ class Journal:
             file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **values}) + "\n")
         if self.board is not None:
             self.board.add(step, values)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; one that a kill or a full disk cut short is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -253,6 +253,14 @@ def test_loss_curve(tmp_path):
     assert plot_losses(tmp_path).read_bytes().startswith(b"\x89PNG")
 
 
+def test_only_whole_lines_of_the_metrics_are_drawn(tmp_path):
+    """A killed run may leave half a line; JSON may hold U+2028, U+0085 and the like as they are."""
+    odd = json.dumps({"step": 2, "loss": 1.0, "changed": {"init": ["a\u2028b\x85c", "d"]}}, ensure_ascii=False)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n' + odd + '\n[1]\n{"step": 3, "lo', "utf-8")
+    assert [line["step"] for line in curve.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert plot_losses(tmp_path).exists()
+
+
 def test_curves_of_the_scores(tmp_path, monkeypatch):
     train(tmp_path, steps=2)
     assert (tmp_path / "loss.png").exists() and not (tmp_path / "scores.png").exists()  # it was not scored
