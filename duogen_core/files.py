@@ -69,7 +69,6 @@ def parse_json(data: bytes | str, where: str, *, depth: int = MAX_DEPTH) -> Any:
     def no_constant(name: str) -> Any:
         raise DuoGenError(f"{where}: {name} is not a JSON number.")
 
-    too_deep = f"{where} is nested too deeply; at most {depth} lists and objects may stand in one another."
     try:
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         value = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
@@ -78,18 +77,27 @@ def parse_json(data: bytes | str, where: str, *, depth: int = MAX_DEPTH) -> Any:
     except UnicodeDecodeError:
         raise DuoGenError(f"{where} is not UTF-8 text; expected JSON.") from None
     except RecursionError:
-        raise DuoGenError(too_deep) from None
+        raise DuoGenError(_too_deep(where, depth)) from None
     except ValueError as error:  # also a whole number with more digits than Python reads
         raise DuoGenError(f"{where} is not valid JSON: {error}.") from None
-    # The parser goes much deeper than what walks through its value afterwards. Level by level: this must not recurse.
+    check_depth(value, where, depth)
+    return value
+
+
+def check_depth(value: Any, where: str, depth: int = MAX_DEPTH) -> None:
+    """Refuses a value that is nested deeper: the parser reads much more than what walks through its value can bear."""
+    # Level by level: this must not recurse.
     level, levels = [value] if isinstance(value, (dict, list)) else [], 0
     while level:
         levels += 1
         if levels > depth:
-            raise DuoGenError(too_deep)
+            raise DuoGenError(_too_deep(where, depth))
         inside = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
         level = [child for child in inside if isinstance(child, (dict, list))]
-    return value
+
+
+def _too_deep(where: str, depth: int) -> str:
+    return f"{where} is nested too deeply; at most {depth} lists and objects may stand in one another."
 
 
 def write_atomically(path: Path, data: bytes) -> None:

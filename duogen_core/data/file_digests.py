@@ -29,7 +29,7 @@ class FileDigests:
         try:
             found = json.loads(cache.read_text("utf-8"))
             self.known = {name: entry for name, entry in found.items() if isinstance(entry, list) and len(entry) == 4}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             pass  # no more than a short cut
         self.used: dict[str, list] = {}
 

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from duogen_core import __version__
-from duogen_core.data.run_log import is_whole, json_lines
+from duogen_core.data.run_log import MAX_RUN_BYTES, is_whole, json_lines
 from duogen_core.document import plain_json
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 from duogen_core.store import write_atomically
 
 Result = TypeVar("Result")
 VERSION = 1  # of every run.json
+_BEGIN_ANEW = "choose another --out, or remove the folder"
 FOLDERS = ("shards", "logs", "times")
 
 
@@ -125,6 +127,29 @@ def write_plan(
     return count, shards
 
 
+def read_plan(folder: Path, shards: int, use: Callable[[dict[str, Any]], Result]) -> Iterator[tuple[int, Result]]:
+    """What `use` makes of every line of plan.jsonl, with the byte at which the line begins."""
+    place = count = 0
+    try:
+        lines = (folder / "plan.jsonl").open("rb")
+    except OSError as error:
+        raise DuoGenError(f"{folder / 'plan.jsonl'} cannot be read ({error.strerror}); {_BEGIN_ANEW}.") from None
+    with lines:
+        for line in lines:
+            yield place, read_plan_line(folder, line, use)
+            place, count = place + len(line), count + 1
+    if count != shards:
+        raise DuoGenError(f"{folder / 'plan.jsonl'} is damaged: it has {count} shards of {shards}; {_BEGIN_ANEW}.")
+
+
+def read_plan_line(folder: Path, line: bytes, use: Callable[[dict[str, Any]], Result]) -> Result:
+    """What `use` makes of a line of plan.jsonl; one that is damaged is a sentence."""
+    try:
+        return use(json.loads(line))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise DuoGenError(f"{folder / 'plan.jsonl'} is damaged: {line[:60]!r} is no shard; {_BEGIN_ANEW}.") from None
+
+
 def write_run(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
     value = {"format": f"duogen-{kind}-run", "version": VERSION, **values}
     write_atomically(folder / "run.json", (json.dumps(value, indent=2) + "\n").encode())
@@ -132,14 +157,16 @@ def write_run(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
 
 def read_run(folder: Path, kind: str, use: Callable[[dict[str, Any]], Result]) -> Result:
     """What `use` makes of run.json: a field that it lacks, or that is of another kind, is the file's fault."""
+    if not (folder / "run.json").exists():
+        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `data {_command(kind)}` made.")
+    value = read_json(folder / "run.json", limit=MAX_RUN_BYTES)
     try:
-        value = json.loads((folder / "run.json").read_text("utf-8"))
         if value["format"] != f"duogen-{kind}-run" or value["version"] != VERSION:
             raise KeyError("format")
         return use(value)
-    except FileNotFoundError:
-        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `data {_command(kind)}` made.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DuoGenError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DuoGenError(
             f"{folder / 'run.json'} cannot be read ({error}); was it made by `data {_command(kind)}`?"
         ) from None

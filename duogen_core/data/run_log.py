@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError
-from duogen_core.files import read_json
+from duogen_core.files import check_depth, read_json
 
+MAX_RUN_BYTES = 2**28  # of run.json, which may name every input
 STAGES = {"web": "pages", "video": "videos", "editing": "samples", "synthetic": "documents", "dialogues": "documents"}
 LATER = "of those refused as a whole"  # parts of an entry that were judged before a rule refused the entry
 
@@ -32,11 +33,12 @@ def json_lines(file: Path) -> Iterator[dict[str, Any]]:
     """
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            try:
+            try:  # a measured value may be NaN, which `parse_json` would refuse
                 entry = json.loads(line)
             except (ValueError, RecursionError):
                 entry = None
             if isinstance(entry, dict):
+                check_depth(entry, f"{file}, line {number}")
                 yield entry
             elif line.endswith(b"\n") and line.strip(b"\0\n"):
                 raise DuoGenError(f"{file}, line {number}: expected a JSON object, an entry of a run's log.")
@@ -114,11 +116,10 @@ def open_logs(folder: Path) -> list[RunLog]:
 
 
 def _open(folder: Path) -> RunLog:
-    try:
-        value = read_json(folder / "run.json")
-        kind = str(value["format"]).removeprefix("duogen-").removesuffix("-run")
-    except (KeyError, TypeError):
-        raise DuoGenError(f"{folder / 'run.json'} names no format; was it made by a data engine?") from None
+    value = read_json(folder / "run.json", limit=MAX_RUN_BYTES)
+    if not isinstance(value, dict) or not isinstance(value.get("format"), str):
+        raise DuoGenError(f"{folder / 'run.json'} names no format; was it made by a data engine?")
+    kind = value["format"].removeprefix("duogen-").removesuffix("-run")
     planned = next((value[name] for name in ("pages", "items", "entries") if isinstance(value.get(name), int)), None)
     notes = value.get("notes")
     return RunLog(folder, kind, planned, tuple(map(str, notes)) if isinstance(notes, list) else ())

@@ -269,6 +269,9 @@ def test_export_gives_the_same_documents_and_goes_on(tmp_path, capsys, kind):
     assert "other options" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "set")]) == 2
     assert "something else in it" in capsys.readouterr().err
+    (out / "export.json").write_bytes(b"[" * 100_000)
+    assert main([*command, "--out", str(out), "--shard-samples", "2"]) == 2
+    assert "export.json is nested too deeply" in capsys.readouterr().err
 
 
 def test_export_of_photographs_as_jpeg(tmp_path):

@@ -70,7 +70,9 @@ def test_a_damaged_log_gets_a_sentence(tmp_path, capsys, line):
 
 @pytest.mark.parametrize("name", ["run.json", "times/00000.json", "logs/00000.jsonl"])
 @pytest.mark.parametrize(
-    "data", [b"\n\0", b"\xff\xfe", b"[" * 100_000 + b"\n", b"[]\n"], ids=["nul", "utf16", "deep", "list"]
+    "data",
+    [b"\n\0", b"\xff\xfe", b"[" * 100_000 + b"\n", b'{"a":' * 900 + b"1" + b"}" * 900 + b"\n", b"[]\n"],
+    ids=["nul", "utf16", "deep", "900 deep", "list"],
 )
 def test_a_damaged_file_of_a_run_is_a_sentence(tmp_path, capsys, name, data):
     run = write_run(tmp_path / "run", "video", VIDEO)

@@ -132,11 +132,13 @@ def test_sets_of_workflows_that_cannot_work(nodes, size, words):
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ("prose", "is not JSON"),
-        ('{"1": {"class_type": "A", "inputs": {"x": NaN}}}', "NaN is no JSON number"),
+        ("prose", r"is not valid JSON.* exported with Workflow > Export \(API\)"),
+        ('{"1": {"class_type": "A", "inputs": {"x": NaN}}}', "NaN is not a JSON number"),
         ({"nodes": [], "links": []}, "saved for the editor"),
         ({"1": {"class_type": "A"}}, "no API-format workflow"),
         ([], "no API-format workflow"),
+        ('{"1": ' + '{"a": ' * 900 + "1" + "}" * 900 + "}", "nested too deeply"),
+        ('{"1": ' + "[" * 100_000, "nested too deeply"),
         ({"1": node("A", text="fixed", seed=1)}, r"has no \$\{prompt\}"),
         ({"1": node("A", text="${prompt}")}, r"has no \$\{seed\}"),
         ({"1": node("A", text="${prompt} ${negative}", seed=1)}, r"has the place \$\{negative\}"),
@@ -153,7 +155,7 @@ def test_a_workflow_on_disk(tmp_path):
     (tmp_path / "w.json").write_text(json.dumps(EDIT))
     found = load_workflow(tmp_path / "w.json")
     assert (found.name, found.pictures, found.places) == ("w.json", 1, {"prompt", "seed", "first", "earlier_1"})
-    with pytest.raises(DuoGenError, match="cannot be read"):
+    with pytest.raises(DuoGenError, match="does not exist"):
         load_workflow(tmp_path / "gone.json")
 
 

@@ -99,6 +99,25 @@ def test_kills_at_any_moment_change_nothing(pages, tmp_path):
     assert results(out) == results(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["run.json", "plan.jsonl"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xfe", b"[]\n", b"{}\n", b"[" * 100_000, b'{"shard": 0, "inp', b'{"a":' * 900 + b"1" + b"}" * 900],
+)
+def test_a_damaged_file_of_a_run_is_a_sentence(pages, tmp_path, capsys, name, data):
+    out = tmp_path / "out"
+    assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 3) == 0
+    (out / name).write_bytes(data)
+    capsys.readouterr()
+    assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 3) == 2
+    said = capsys.readouterr().err
+    assert str(out / name) in said and len(said.splitlines()) == 1
+    if name == "plan.jsonl":
+        (out / name).unlink()
+        assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 3) == 2
+        assert "plan.jsonl cannot be read" in capsys.readouterr().err
+
+
 def test_a_kill_before_the_plan_is_whole_changes_nothing(pages, tmp_path):
     out = tmp_path / "out"
     for name in ("index", "shards", "logs", "times"):

@@ -69,7 +69,7 @@ class Archive:
             try:
                 entry = json.loads(line)
                 end, url, kept = int(entry["end"]), str(entry["url"]), bool(entry["kept"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 break
             if not line.endswith(b"\n") or entry.get("may_pass"):
                 break

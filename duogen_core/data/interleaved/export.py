@@ -26,6 +26,7 @@ from duogen_core.data.sources import Bad, BadLog, Sample, Source
 from duogen_core.data.whole_file import whole_file
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 from duogen_core.store import write_atomically
 
 ENDINGS = {"parquet": "parquet", "webdataset": "tar", "mint1t": "tar"}
@@ -42,8 +43,8 @@ def begin(source: Source, folder: Path, kind: str, size: int, quality: int | Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         there = [entry for entry in folder.iterdir() if not entry.name.endswith(".duogen-tmp")]
-        found = json.loads((folder / STATE).read_text("utf-8")) if (folder / STATE).exists() else None
-    except (OSError, ValueError) as error:
+        found = read_json(folder / STATE) if (folder / STATE).exists() else None
+    except OSError as error:
         raise DuoGenError(f"The folder {folder} cannot be used ({error}); choose another --out.") from None
     if found is not None and found != state:
         raise DuoGenError(f"{folder} holds an export of something else or with other options; choose another --out.")

@@ -45,7 +45,7 @@ class Recording:
     def _load(self) -> None:
         data = self.file.read_bytes()
         whole = data.rfind(b"\n") + 1  # what follows was cut off by a kill
-        for number, line in enumerate(data[:whole].splitlines(), 1):
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
             try:
                 entry = json.loads(line)
                 key, answer = entry["key"], entry["answer"]

@@ -17,5 +17,5 @@ def words_of(run: Run, shard: int, key: str) -> str:
             turns = json.loads(archive.extractfile(f"{key}.json").read())["turns"]
         users = (turn["parts"] for turn in turns if turn["role"] == "user")
         return " / ".join(" ".join(part["text"] for part in parts if part["type"] == "text") for parts in users)
-    except (OSError, KeyError, ValueError, tarfile.TarError):
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, tarfile.TarError):
         return ""

@@ -9,7 +9,6 @@ processes, and threads can share one client of a language model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from duogen_core.data.run_folder import (
     check_same,
     check_unused,
     make_folders,
+    read_plan,
     read_run,
     write_plan,
     write_run,
@@ -48,10 +48,11 @@ class Run(RunFolder):
     shards: int
 
     def plan(self) -> Iterator[Shard]:
-        with (self.folder / "plan.jsonl").open(encoding="utf-8") as lines:
-            for line in lines:
-                entry = json.loads(line)
-                yield Shard(entry["shard"], entry["first"], tuple(entry["items"]))
+        def shard(entry: dict[str, Any]) -> Shard:
+            return Shard(entry["shard"], entry["first"], tuple(entry["items"]))
+
+        for _, each in read_plan(self.folder, self.shards, shard):
+            yield each
 
 
 def begin(

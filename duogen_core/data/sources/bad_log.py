@@ -33,7 +33,7 @@ class BadLog:
                 entry = json.loads(line)
                 self._seen.add((str(entry["source"]), int(entry["index"])))
                 self.excluded += bool(entry.get("excluded"))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue
 
     def __len__(self) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 
 PLACE = re.compile(r"\$\{([a-z]+(?:_[1-9])?)\}")
 SEEDS = ("seed", "noise_seed")
@@ -70,16 +71,9 @@ class Workflow:
 
 def load_workflow(file: Path) -> Workflow:
     try:
-        data = file.read_bytes()
-        if len(data) > MAX_BYTES:
-            raise ValueError("it is larger than 16 MB")
-        nodes = json.loads(data, parse_constant=_refuse)
-    except OSError as error:
-        raise DuoGenError(f"The workflow {file} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
-        raise DuoGenError(
-            f"The workflow {file} is not JSON ({error}); export it with Workflow > Export (API)."
-        ) from None
+        nodes = read_json(file, "workflow", limit=MAX_BYTES)
+    except DuoGenError as error:
+        raise DuoGenError(f"{error} A workflow is exported with Workflow > Export (API).") from None
     if isinstance(nodes, dict) and "nodes" in nodes and "links" in nodes:
         raise DuoGenError(f"The workflow {file} is saved for the editor; export it with Workflow > Export (API).")
     if not isinstance(nodes, dict) or not nodes or not all(map(_is_node, nodes.values())):
@@ -107,10 +101,6 @@ def _check(workflow: Workflow) -> None:
             f"The workflow {workflow.name} has no ${{seed}} and no input called seed with a number; every picture of a "
             "prompt would be the same."
         )
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _is_node(node: Any) -> bool:

@@ -36,6 +36,7 @@ from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import HTML, Warc
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
 from duogen_core.store import write_atomically
 
 LISTS = (".txt", ".urls")
@@ -113,7 +114,7 @@ def fetch(
     mark: changes with inputs and rules. max_unreachable: the share of addresses, 0 … 1, that may be left so.
     """
     begun = folder / "begun.json"
-    if begun.exists() and json.loads(begun.read_text("utf-8")) != mark:
+    if begun.exists() and read_json(begun) != mark:
         raise DuoGenError(f"{folder} was fetched for other inputs or rules; choose another --out, or remove it.")
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(begun, json.dumps(mark).encode())

@@ -9,7 +9,6 @@ The rest of the folder is as `run_folder` says.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,8 @@ from duogen_core.data.run_folder import (
     check_same,
     check_unused,
     make_folders,
+    read_plan,
+    read_plan_line,
     read_run,
     write_plan,
     write_run,
@@ -69,20 +70,15 @@ class Run(RunFolder):
 
     def places(self) -> Iterator[tuple[int, Shard]]:
         """Every shard with the byte at which its line of the plan begins: small enough to be sent anywhere."""
-        with (self.folder / "plan.jsonl").open("rb") as lines:
-            place = 0
-            for line in lines:
-                yield place, _shard(line)
-                place += len(line)
+        yield from read_plan(self.folder, self.shards, _shard)
 
     def shard_at(self, place: int) -> Shard:
         with (self.folder / "plan.jsonl").open("rb") as lines:
             lines.seek(place)
-            return _shard(lines.readline())
+            return read_plan_line(self.folder, lines.readline(), _shard)
 
 
-def _shard(line: bytes) -> Shard:
-    entry = json.loads(line)
+def _shard(entry: dict[str, Any]) -> Shard:
     return Shard(entry["shard"], entry["input"], entry["first"], tuple(entry["pages"]))
 
 
