@@ -179,14 +179,23 @@ def prepare_shard(folder: Path, number: int, named: Named, reader: Reader, recip
     tensors |= {f"{k}.states": each.states.contiguous() for k, each in enumerate(prepared)}
     spots = [{"ends": p.ends, "segments": p.segments, "drawn": p.drawn, "name": p.name} for p in prepared]
     temporary = path.with_suffix(".new")
-    save_file(tensors, temporary, metadata={"places": json.dumps(spots), "recipe": json.dumps(recipe)})
+    # One entry: safetensors writes several in an order of chance, and the same documents must give the same file.
+    save_file(tensors, temporary, metadata={"prepared": json.dumps({"places": spots, "recipe": recipe})})
     os.replace(temporary, path)
     return path
 
 
+def notes(file: Any) -> dict[str, Any]:
+    """What an open shard says of itself: {"places": …, "recipe": …}."""
+    metadata = file.metadata()
+    if "prepared" in metadata:
+        return json.loads(metadata["prepared"])
+    return {name: json.loads(metadata.get(name, "{}")) for name in ("places", "recipe")}  # as it was once written
+
+
 def check_recipe(path: Path, recipe: Mapping[str, Any]) -> None:
     with safe_open(path, "pt") as file:
-        before = {"segment": "none", **json.loads(file.metadata().get("recipe", "{}"))}
+        before = {"segment": "none", **notes(file)["recipe"]}
     now = json.loads(json.dumps(recipe))
     changed = [name for name in now if name in before and before[name] != now[name]]
     if changed:
@@ -210,8 +219,7 @@ def difference(name: str, was: Any, now: Any) -> str:
 
 def load_shard(path: Path) -> list[Prepared]:
     with safe_open(path, "pt") as file:
-        spots = json.loads(file.metadata()["places"])
-        return [_prepared(file, k, each, f"{path.name}[{k}]") for k, each in enumerate(spots)]
+        return [_prepared(file, k, each, f"{path.name}[{k}]") for k, each in enumerate(notes(file)["places"])]
 
 
 def _prepared(file: Any, k: int, spots: dict[str, Any], place: str) -> Prepared:

@@ -71,10 +71,8 @@ def trainer(kind: str, inputs: Path):
 
 
 def weights(folder: Path) -> dict[str, bytes]:
-    """Every file of tensors: exports, adapters, checkpoints with their averages and moments."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.safetensors"))}
-    # The order of the metadata of prepared documents is chance.
-    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("documents/")}
+    """Every file of tensors: prepared documents, exports, adapters, checkpoints with their averages and moments."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
 
 
 @pytest.fixture(scope="module")

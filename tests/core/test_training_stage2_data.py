@@ -11,7 +11,8 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
@@ -25,6 +26,7 @@ from duogen_core.training.flow import FlowLoss
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.samples import asked
 from duogen_core.training.stage2_corpus import Documents, packs
+from duogen_core.training.stage2_data import Reader, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -212,6 +214,29 @@ def test_documents_prepared_from_others_are_refused(folder, tmp_path):
     other.mllm.save_pretrained(tmp_path / "mllm")
     with pytest.raises(TrainingError, match="another mllm"):
         stage2.train(replace(again, mllm=tmp_path / "mllm"))
+
+
+def test_the_same_documents_give_the_same_file(tmp_path):
+    parts = random_components()
+    reader, some = Reader(parts.vae, parts.mllm), [("one", document(1))]
+    files = [prepare_shard(tmp_path / str(k), 0, lambda _: some, reader, {"max_side": 160}) for k in range(16)]
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_shards_with_an_entry_for_each_note_are_still_read(tmp_path):
+    parts = random_components()
+    reader, some = Reader(parts.vae, parts.mllm), [("one", document(1))]
+    file = prepare_shard(tmp_path, 0, lambda _: some, reader, {"max_side": 160})
+    (new,) = load_shard(file)
+    with safe_open(file, "pt") as opened:
+        (kept,) = opened.metadata().values()
+    save_file(load_file(file), file, {name: json.dumps(value) for name, value in json.loads(kept).items()})
+    (old,) = load_shard(file)
+    assert torch.equal(old.states, new.states) and old.name == new.name == "one" and old.shape == new.shape
+    assert (old.ends, old.segments, old.drawn) == (new.ends, new.segments, new.drawn)
+    prepare_shard(tmp_path, 0, lambda _: some, reader, {"max_side": 160})
+    with pytest.raises(TrainingError, match="another max_side"):
+        prepare_shard(tmp_path, 0, lambda _: some, reader, {"max_side": 32})
 
 
 @pytest.mark.parametrize("attention", ["frame_causal", "full"])
