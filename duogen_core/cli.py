@@ -2,7 +2,7 @@
 
 A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; it is imported only when it is the one
 that was asked for, so `--help` and a wrong option answer at once. A command that writes to a folder names it by
-`parser.set_defaults(locks=lambda args: args.out)`: one process at a time does.
+`parser.set_defaults(locks=lambda args: [args.out])`: one process at a time does.
 Exit codes: 0 done; 2 bad input, with one sentence on stderr; 130 stopped by Ctrl-C.
 """
 
@@ -16,13 +16,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 
-from duogen_core import __version__, interrupt
+from duogen_core import __version__, folder_lock, interrupt
 from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
-from duogen_core.folder_lock import lock_folder
 
 # name: (help, module) or (help, {name: (help, module)})
 COMMANDS: dict[str, tuple] = {
@@ -145,8 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             args.parser.refuse(unknown)
         interrupt.raising()
-        folder = args.locks(args) if "locks" in args else None
-        with lock_folder(folder) if folder else nullcontext():
+        folder_lock.program = args.parser.prog
+        with ExitStack() as held:
+            for place in args.locks(args) if "locks" in args else []:
+                held.enter_context(folder_lock.lock_folder(place))
             code = args.run(args) or 0
             sys.stdout.flush()  # now, while it can still be told
         return code

@@ -2,23 +2,29 @@
 
     with lock_folder(out): ...
 
-The lock is the operating system's (flock, or LockFile on Windows) on an empty file beside the folder; so the folder
-itself can be replaced in one rename, and after a kill there is nothing to clear away. The file goes when the run ends;
-filelock, which PyTorch brings along, would leave it there.
+The lock is the operating system's (flock, or LockFile on Windows) on a file beside the folder, which says what run has
+it; so the folder itself can be replaced in one rename, and after a kill there is nothing to clear away. The file goes
+when the run ends; filelock, which PyTorch brings along, would leave it there. Processes that the run starts have no
+part in the lock: they may outlive a run that was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import TEMPORARY
+
+program = Path(getattr(sys, "argv", [""])[0]).name  # what another run is told of this one; the command line sets it
 
 
 @dataclass
@@ -64,7 +70,7 @@ def unlock_all() -> None:
         _unlock(_held.popitem()[1])
 
 
-def _lock(place: Path, shown: str | os.PathLike[str]) -> _Lock:
+def _lock(place: Path, folder: str | os.PathLike[str]) -> _Lock:
     if not place.name:  # the root of a disk
         return _Lock(None)
     # Beside the folder; inside it where the folder above is not ours to write in, as with a disk that is mounted.
@@ -77,26 +83,61 @@ def _lock(place: Path, shown: str | os.PathLike[str]) -> _Lock:
                     parent.mkdir()
                     lock.made.append(parent)
             while lock.opened < 0:
-                opened = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-                taken = False
+                opened = _open(file)
                 try:
-                    taken = _take(opened)
+                    if not _take(opened):
+                        raise DuoGenError(
+                            f"{shown(str(folder))} is in use by another run of DuoGen{_holder(opened)}; wait until it "
+                            "has ended, or choose another place."
+                        )
                     # The run before may have removed the file between our opening and locking it: then it is no lock.
-                    if taken and _is_same(opened, file):
+                    if _is_same(opened, file):
                         lock.opened = opened
+                except OSError:  # this disk has no locks: what stands there is the file we have just made
+                    with contextlib.suppress(OSError):
+                        if not os.fstat(opened).st_size:
+                            file.unlink()
+                    raise
                 finally:
                     if lock.opened < 0:
                         os.close(opened)
-                if not taken:
-                    raise DuoGenError(
-                        f"{shown} is in use by another run of DuoGen; wait until it has ended, or choose another place."
-                    )
+            _sign(lock.opened)
             return lock
         except OSError:
             for parent in reversed(lock.made):
                 with contextlib.suppress(OSError):
                     parent.rmdir()
     return _Lock(None)
+
+
+def _open(file: Path) -> int:
+    no_links = getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.open(file, os.O_RDWR | os.O_CREAT | no_links, 0o666)
+    except PermissionError:  # another user's, in a folder that several share: it can be locked without being written
+        return os.open(file, os.O_RDONLY | no_links)
+
+
+def _sign(opened: int) -> None:
+    """Writes into the lock file which run has it."""
+    with contextlib.suppress(OSError):  # another user's file, a full disk: the lock holds without it
+        os.ftruncate(opened, 0)
+        os.lseek(opened, 0, os.SEEK_SET)
+        os.write(
+            opened, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "program": program}).encode()
+        )
+
+
+def _holder(opened: int) -> str:
+    """Which run has it, as far as its file says so: " (process 4711, duogen data web)"."""
+    try:
+        os.lseek(opened, 0, os.SEEK_SET)
+        about = json.loads(os.read(opened, 4096))
+        process, host, named = int(about["process"]), str(about["host"]), str(about["program"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # it is about to write it, or to end
+        return ""
+    place = "" if host == socket.gethostname() else f" on {host}"
+    return shown(f" (process {process}{place}, {named})" if named else f" (process {process}{place})")
 
 
 def _is_same(opened: int, file: Path) -> bool:
@@ -123,10 +164,25 @@ def _unlock(lock: _Lock) -> None:
             parent.rmdir()
 
 
+def _leave_to_parent() -> None:
+    """In a forked process: the locks are its parent's, which may be killed while this one goes on."""
+    global _guard
+    _guard = threading.RLock()  # another thread may have had it
+    for lock in _held.values():
+        if lock.opened >= 0:
+            os.close(lock.opened)
+        lock.file, lock.opened = None, -1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 if os.name == "nt":
     import msvcrt
 
     def _take(opened: int) -> bool:
+        os.lseek(opened, 1 << 30, os.SEEK_SET)  # the byte that is locked: nobody else can read what it lies on
         try:
             msvcrt.locking(opened, msvcrt.LK_NBLCK, 1)
         except OSError as error:

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--convention", choices=list(CONVENTIONS), help="how the model was trained; default: as its file or name says")
     add("--quantise", choices=list(FORMATS), help="write the matrices of the blocks in eight bits; int8 is for ComfyUI")
     add("--quiet", action="store_true", help="no progress on stderr")
+    parser.set_defaults(locks=lambda args: [args.out])
 
 
 def run(args: argparse.Namespace) -> int:

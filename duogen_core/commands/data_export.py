@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shard-samples", type=int, default=1000, metavar="N", help="samples in a shard; default: 1000")
     add("--photo-quality", type=int, metavar="Q", help="photographs as JPEG of this quality; default: PNG, exact")
     add("--quiet", action="store_true", help="no progress on stderr")
-    parser.set_defaults(locks=lambda args: args.out)
+    parser.set_defaults(locks=lambda args: [args.out])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--thing", metavar="NAME", help="only guides of this thing, and drawings of it to continue")
     add("--families", metavar="A,B", help="only these tasks, each as often; default: all, as in training")
     add("--seed", type=int, default=0, metavar="N", help="other documents; default: 0")
-    parser.set_defaults(locks=lambda args: args.out)
+    parser.set_defaults(locks=lambda args: [args.out])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, default=50, metavar="N", help="kept and refused ones for each rule; default: 50")
     add("--pages", type=int, default=10, metavar="N", help="data web: pages shown before and after; default: 10")
     add("--quiet", action="store_true", help="no progress on stderr")
+    parser.set_defaults(locks=lambda args: [_file(args)])
+
+
+def _file(args: argparse.Namespace) -> Path:
+    return Path(args.out or Path(args.folder, "report.html"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,8 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from duogen_core.data import run_report
     from duogen_core.data.run_log import open_logs
 
-    folder = Path(args.folder)
-    file = Path(args.out) if args.out else folder / "report.html"
+    folder, file = Path(args.folder), _file(args)
     live = not args.quiet and sys.stderr.isatty()
     kinds = [log.kind for log in open_logs(folder)]
 

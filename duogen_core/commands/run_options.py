@@ -17,7 +17,7 @@ def add_engine_options(
     """presets: their names, the default first. threshold: an example. things: what a shard has `size` of."""
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
-    parser.set_defaults(locks=lambda args: args.out)
+    parser.set_defaults(locks=lambda args: [args.out])
     known = ", ".join(presets)
     add("--preset", default=presets[0], metavar="NAME", help=f"{known}, or a YAML file; default: {presets[0]}")
     add("--set", action="append", default=[], metavar="RULE=VALUE", help=f"one threshold, as {threshold}")

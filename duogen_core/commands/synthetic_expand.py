@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--count", type=int, default=100, metavar="N", help="requests a subcategory, seeds included; default: 100")
     add_endpoint_options(parser)
-    parser.set_defaults(locks=lambda args: Path(args.folder, "expand"))
+    parser.set_defaults(locks=lambda args: [Path(args.folder, "expand")])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ def add_make_options(parser: argparse.ArgumentParser, name: str) -> None:
     add("--part", default="1/1", metavar="K/N", help="only every Nth shard from the Kth on: one of several machines")
     add("--give-up", type=int, default=3, metavar="N", help="stop when so many documents in a row fail; default: 3")
     add("--size", metavar="WxH", help="size of the pictures; default: the model's or the workflow's own")
-    parser.set_defaults(locks=lambda args: _own_part(Path(args.out or Path(args.folder, name)), args.part))
+    parser.set_defaults(locks=lambda args: [_own_part(Path(args.out or Path(args.folder, name)), args.part)])
 
 
 def _own_part(out: Path, part: str) -> Path:

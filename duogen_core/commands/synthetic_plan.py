@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only N requests, spread over all of them")
     add_endpoint_options(parser)
-    parser.set_defaults(locks=lambda args: Path(args.folder, "plan"))
+    parser.set_defaults(locks=lambda args: [Path(args.folder, "plan")])
 
 
 def run(args: argparse.Namespace) -> int:

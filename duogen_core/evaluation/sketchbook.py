@@ -52,7 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of each process; default: 1")
     add("--documents", metavar="DIR", help="save every answer there, and an overview as overview.png")
     add("--json", action="store_true", help="print the report's figures as JSON instead of a table")
-    parser.set_defaults(locks=lambda args: args.documents)
+    parser.set_defaults(locks=_written)
+
+
+def _written(args: argparse.Namespace) -> list[str]:
+    """What no other run may write meanwhile. A report in a folder that is not there is refused by `checked_target`."""
+    report = [args.out] if Path(args.out).absolute().parent.is_dir() else []
+    return report + ([args.documents] if args.documents else [])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=Sampling.steps, help="sampling steps it will default to")
     parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance it will default to")
     parser.add_argument("--shift", type=float, default=3.0, help="shift of the sampling schedule")
-    parser.set_defaults(locks=lambda args: args.out)
+    parser.set_defaults(locks=lambda args: [args.out])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -278,7 +278,6 @@ def test_the_second_run_on_one_folder_is_told(scene, capsys):
         ["data", "make", "sketchbook", "--out", "answer"],
         ["data", "synthetic", "draw", "nothing", "--out", "answer"],
         ["data", "synthetic", "answer", "nothing", "--out", "answer"],
-        ["data", "synthetic", "answer", "nothing", "--out", "answer"],
         ["train", "vae", "out=answer", "steps=1"],
         ["train", "stage1", "out=answer", "steps=1"],
         ["train", "stage2", "out=answer", "steps=1"],
@@ -287,6 +286,9 @@ def test_the_second_run_on_one_folder_is_told(scene, capsys):
         ["train", "assemble", "--out", "answer"],
         ["ablation", "out=answer", "steps=1"],
         ["evaluate", "sketchbook", "--out", "report.json", "--documents", "answer"],
+        ["evaluate", "sketchbook", "--out", "answer"],
+        ["convert", "nothing.safetensors", "answer"],
+        ["data", "view", "nothing", "--out", "answer"],
     ]
     with lock_elsewhere("answer"):
         for command in commands:

@@ -200,6 +200,54 @@ def finetune(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     )  # fmt: skip
 
 
+SMALL = ["warmup=2", "steps=4", "sample_minutes=0", "tensorboard=false", *OFTEN]
+
+
+def vae(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """Four steps of the picture VAE."""
+    settings = ["base_dim=4", "batch=2", "calibration_crops=32", *SMALL]
+    return Subject(name, lambda out: [["train", "vae", f"out={out}", *settings]], (), lost_steps("", 4))
+
+
+def pretraining(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """A language model from nothing, and its vision tower."""
+    sizes = {
+        **{"hidden_size": 32, "layers": 2, "heads": 2, "kv_heads": 1, "intermediate_size": 32},
+        **{"vision_hidden_size": 32, "vision_layers": 1, "vision_heads": 2, "vision_intermediate_size": 32},
+    }
+    settings = [f"sizes={json.dumps({**sizes, 'mrope_section': [2, 3, 3]})}", "tokenizer_cases=40", "vocab_size=400"]
+    settings += ["batch=3", "eval_cases=0", "vision.steps=2", "vision.batch=4", *SMALL]
+    return Subject(name, lambda out: [["train", "pretrain", f"out={out}", *settings]], (), lost_steps("", 4))
+
+
+def assembling(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """A checkpoint of three runs."""
+    from duogen_core.checkpoint import load_checkpoint
+
+    whole = model(inputs)
+    for part, source in (("stage1", "mllm"), ("stage2/connector", "connector"), ("stage2/dit", "dit")):
+        run, _, below = part.partition("/")
+        shutil.copytree(whole / source, inputs / run / "export" / below)
+    load_checkpoint(whole).vae.model.save_pretrained(inputs / "vae" / "export")
+    for run in ("vae", "stage1", "stage2"):
+        (inputs / run / "config.json").write_text("{}")
+    options = [word for run in ("vae", "stage1", "stage2", "pretrain") for word in (f"--{run}", inputs / run)]
+    return Subject(name, lambda out: [["train", "assemble", "--out", out, *options]])
+
+
+def evaluating(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """Two cases, the answers kept."""
+    options = ["--model", model(inputs), "--samples", 2, "--steps", 1, "--only", "describe", "--only", "draw"]
+
+    def commands(out: Path) -> list[Command]:
+        return [["evaluate", "sketchbook", "--out", out / "report.json", "--documents", out / "answers", *options]]
+
+    return Subject(
+        name, commands,
+        fresh=lambda out: out.mkdir(), volatile=("report.json",),  # seconds of each case
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------- convert
 
 
@@ -436,6 +484,10 @@ MAKERS: dict[str, Callable[[str, Path, contextlib.ExitStack], Subject]] = {
     "train stage1": stage1,
     "train stage2": stage2,
     "train finetune": finetune,
+    "train vae": vae,
+    "train pretrain": pretraining,
+    "train assemble": assembling,
+    "evaluate sketchbook": evaluating,
     "convert to one file": converting,
     "convert to int8": quantising,
     "data make": making,

@@ -1,7 +1,7 @@
 """Two runs at once on one output folder: the second says that the folder is in use, and the first is not disturbed.
 
 Each subject (`subjects.py`) is started twice, the second one at a random moment of the first. What must hold: one of
-them ends with 0; the other with 2 and a sentence that says that another run is using the folder (or that the result is
+them ends with 0; the other with 2 and a sentence that says which other run is using the folder (or that the result is
 there already, when it came late), or with 0 where it found everything done; the folder holds what that of an
 undisturbed run holds; nothing temporary stays; and a third run afterwards finds nothing locked.
 """
@@ -23,7 +23,7 @@ from tests.hardening.sentences import wrong_with
 from tests.hardening.subjects import Subject, subjects
 from tests.hardening.zygote import Guard, Zygote, shared
 
-IN_USE = re.compile(r"in use|another (run|process)|is (using|writing|working)|already running", re.IGNORECASE)
+IN_USE = re.compile(r"in use by another run of DuoGen \(process \d+")
 
 
 @dataclass
