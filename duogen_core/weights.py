@@ -175,7 +175,10 @@ def check_tensors(
     what: str = "weights",
     optional: Iterable[str] = (),
 ) -> None:
-    """Names and shapes must be exactly the expected ones; `optional` names may be absent (tied weights)."""
+    """Names and shapes must be exactly the expected ones, and the numbers must have a point.
+
+    optional: names that may be absent (tied weights).
+    """
     optional = set(optional)
     missing = sorted(name for name in expected if name not in found and name not in optional)
     foreign = sorted(name for name in found if name not in expected)
@@ -184,6 +187,8 @@ def check_tensors(
         for name, shape in sorted(expected.items())
         if name in found and tuple(found[name].shape) != tuple(shape)
     ]
+    # Whole numbers are weights of few bits whose scale is missing, and would be taken for the weights themselves.
+    whole = [f"{name} is {found[name].dtype}" for name in sorted(expected) if name in found and _is_whole(found[name])]
     faults = []
     if missing:
         faults.append(f"{len(missing)} of {len(expected)} tensors are missing ({_some(missing)})")
@@ -191,6 +196,8 @@ def check_tensors(
         faults.append(f"{len(foreign)} do not belong there ({_some(foreign)})")
     if shapes:
         faults.append(f"{len(shapes)} have another shape ({_some(shapes)})")
+    if whole:
+        faults.append(f"{len(whole)} are whole numbers, without a note of how they were quantised ({_some(whole)})")
     if faults:
         raise WeightError(f"{path} does not hold the {what} that its configuration describes: {'; '.join(faults)}.")
 
@@ -227,6 +234,10 @@ def check_sizes(config: Mapping[str, object], found: Mapping[str, Entry], where:
 def shapes_of(module) -> dict[str, tuple[int, ...]]:
     """{name: shape} of a torch module's state, as check_tensors expects it (works on the meta device)."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _is_whole(entry: Entry) -> bool:
+    return entry.dtype == "BOOL" or entry.dtype[:1] in "IU"
 
 
 def _count(entry: Entry) -> int:

@@ -176,7 +176,7 @@ def open_cosmos(path: str | os.PathLike, convention: str | None = None) -> Cosmo
 def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> CosmosFile:
     """weights: WeightFiles, or what else has files, entries, metadata and notes. path: as the user named them."""
     from duogen_core.dit.cosmos import PackedCosmos
-    from duogen_core.formats.quantised import is_extra, layer_formats, plain_shape
+    from duogen_core.formats.quantised import check_names, is_extra, layer_formats, plain_entry
 
     layout = keys.layout_of(weights.entries)
     if layout is None:
@@ -188,19 +188,18 @@ def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> Cos
     left_out = tuple(sorted(n for n in weights.entries if keys.BOOKKEEPING.search(n) or n == f"{prefix}scaled_fp8"))
     rename: Callable[[str], str] = (lambda n: n) if kind == "diffusers" else (lambda n: keys.to_diffusers(n, prefix))
     names = {name: rename(name) for name in weights.entries if name not in left_out}
-    twice = len(names) - len(set(names.values()))
-    if twice:
-        raise WeightError(f"{path} holds {twice} tensors twice, under the names of two layouts; give one model.")
     formats = layer_formats(weights)
-    strays = [layer for layer in formats if f"{layer}.weight" not in names]
-    strays += [n for n in names if is_extra(n) and n.rpartition(".")[0] not in formats]
-    if strays:
-        raise WeightError(f"{path} describes the quantisation of {strays[0]}, which it does not hold as quantised.")
-    shapes = {
-        ours: plain_shape(weights.entries[name].shape, formats.get(name.removesuffix(".weight")))
+    ours_of = {rename(f"{layer}.weight").removesuffix(".weight"): kind for layer, kind in formats.items()}
+    check_names(weights, ours_of, path, rename, left_out)
+    strays = [n for n in names if is_extra(n) and n.rpartition(".")[0] not in formats]
+    if strays:  # the weight has another layout's name, by which its scale would not be found
+        raise WeightError(f"{path} mixes two layouts: {strays[0]} stands apart from its weight; give one model.")
+    entries = {
+        ours: plain_entry(weights.entries[name], formats.get(name.removesuffix(".weight")))
         for name, ours in names.items()
         if not is_extra(name)
     }
+    shapes = {ours: entry.shape for ours, entry in entries.items()}
     derived = keys.config_from_shapes(shapes, str(path))
     folder = weights.files[0].parent
     written = _written_config(folder) if kind == "diffusers" else {}
@@ -213,8 +212,6 @@ def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> Cos
     config = {**derived, **{name: written[name] for name in _CONFIG if name in written}}
     said, by = _convention(convention, written, weights, path)
     config["clean_timestep"] = CONVENTIONS[said].clean_timestep
-    entries = {ours: weights.entries[name] for name, ours in names.items() if ours in shapes}
-    entries = {ours: type(entry)(entry.dtype, shapes[ours]) for ours, entry in entries.items()}
     check_tensors(entries, shapes_of(_on_meta(PackedCosmos, config)), path, keys.model_name(config))
     return CosmosFile(path, weights, kind, names, left_out, formats, config, said, by)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError, first_line
 from duogen_core.files import read_json
-from duogen_core.formats.quantised import is_extra, layer_formats, plain_shape, unified, use_scaled_linear
+from duogen_core.formats.quantised import check_names, is_extra, layer_formats, plain_entry, unified, use_scaled_linear
 from duogen_core.formats.reading import STEMS, WeightFiles, find_weights, folder_weights
 from duogen_core.weights import Entry, WeightError, check_sizes, check_tensors, shapes_of
 
@@ -68,21 +68,25 @@ def load_mapped(
         raise WeightError(f"{folder / 'config.json'} describes no {cls.__name__} ({first_line(error)}).") from error
     formats = layer_formats(weights)
     check_tensors(plain_entries(weights, formats), shapes_of(dit), folder, "DiT")
+    check_names(weights, formats, folder)
     (prepare or use_scaled_linear)(dit, formats)
     state = {}
     for name, tensor in unified(weights.tensors(), formats):
         layer, _, last = name.rpartition(".")
-        plain = not is_extra(name) and not (last == "weight" and layer in formats)
-        state[name] = tensor.to(dtype) if dtype is not None and plain else tensor
+        if not is_extra(name) and not (last == "weight" and layer in formats):
+            # A norm or bias that was cast along with the matrices: nothing computes with it.
+            cast = tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+            tensor = tensor.to(dtype or (torch.bfloat16 if cast else tensor.dtype))
+        state[name] = tensor
     dit.load_state_dict(state, strict=False, assign=True)
     weights.check_unchanged()
     return dit.eval()
 
 
 def plain_entries(weights: WeightFiles, formats: dict[str, str]) -> dict[str, Entry]:
-    """The model's tensors in the shapes that they had before they were quantised."""
+    """The model's tensors as they were before they were quantised."""
     return {
-        name: Entry(entry.dtype, plain_shape(entry.shape, formats.get(name.removesuffix(".weight"))))
+        name: plain_entry(entry, formats.get(name.removesuffix(".weight")) if name.endswith(".weight") else None)
         for name, entry in weights.entries.items()
         if not is_extra(name)
     }

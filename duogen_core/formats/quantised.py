@@ -10,7 +10,7 @@ Source: ComfyUI's QUANTIZATION.md, comfy/utils.py (convert_old_quants), comfy/qu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError
-from duogen_core.weights import WeightError
+from duogen_core.weights import Entry, WeightError
 
 if TYPE_CHECKING:
     from duogen_core.formats.reading import WeightFiles
@@ -69,6 +69,50 @@ def _of_note(weights: WeightFiles, name: str) -> str:
 def is_extra(name: str) -> bool:
     """Whether a tensor belongs to a layer's quantisation rather than to the model."""
     return name.rpartition(".")[2] in EXTRAS
+
+
+def check_names(
+    weights: WeightFiles,
+    formats: Mapping[str, str],
+    where: object,
+    rename: Callable[[str], str] = str,
+    skip: Iterable[str] = (),
+) -> None:
+    """Refuses weights that could only be read in part, or in two ways; before any of them is read.
+
+    Every tensor is there once, whatever names a file may give it, and every note and scale has its quantised layer.
+    formats: {layer: format} by the names that `rename` gives. skip: tensors that are no weights.
+    """
+    names: dict[str, str] = {}  # the module's name -> the file's
+    for name in weights.entries:
+        if name in skip:
+            continue
+        layer, _, last = rename(name).rpartition(".")
+        whole = f"{layer}.{OLD_NAMES.get(last, last)}"
+        if whole in names:
+            raise WeightError(
+                f"{where} holds {whole} twice, as {names[whole]} and as {name}; give a file of one model."
+            )
+        names[whole] = name
+    for whole, name in names.items():
+        layer = whole.rpartition(".")[0]
+        if is_extra(whole) and layer not in formats:
+            raise WeightError(
+                f"{where} describes the quantisation of {layer}, which it does not hold as quantised: {name} stands "
+                f"alone; give a whole file of one model."
+            )
+    for layer, format_ in formats.items():
+        name = names.get(f"{layer}.weight")
+        if name is None:
+            raise WeightError(f"{where} says how {layer} is quantised, but holds no weight of that layer.")
+        stored = weights.entries[name].dtype
+        if format_ in FP8.values() and FP8.get(stored) != format_:
+            raise WeightError(f"{where}: {layer} is said to be quantised as {format_}, but is stored as {stored}.")
+
+
+def plain_entry(entry: Entry, format_: str | None) -> Entry:
+    """A weight's type and shape before it was quantised; `format_` is None for one that never was."""
+    return Entry("BF16", plain_shape(entry.shape, format_)) if format_ else entry
 
 
 def plain_shape(shape: tuple[int, ...], format_: str | None) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ Layers in fp8 stay in fp8 (formats/quantised.py); other formats need layer class
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,11 @@ from duogen_core.files import read_json
 from duogen_core.formats.quantised import (
     FP8,
     Prepare,
+    check_names,
     dequantised,
     is_extra,
     layer_formats,
-    plain_shape,
+    plain_entry,
     unified,
     use_scaled_linear,
 )
@@ -145,17 +146,21 @@ def build(
 def found_tensors(family: type[Mllm], weights: WeightFiles, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     """The model's tensors by the module's names, in the shapes they had before any quantising, and the quantised layers
     with their formats."""
-    formats = {family.module_name(layer): format_ for layer, format_ in layer_formats(weights).items()}
+    formats = _formats(family, weights)
+    check_names(weights, formats, path, family.module_name, FILE_MARKS)
     found: dict[str, Entry] = {}
     for name, entry in weights.entries.items():
         if is_extra(name) or name in FILE_MARKS:
             continue
         name = family.module_name(name)
-        if name in found:
-            raise DuoGenError(f"{path} holds {name} twice, under two names; give a file of one model.")
         format_ = formats.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        found[name] = Entry(entry.dtype, plain_shape(entry.shape, format_))
+        found[name] = plain_entry(entry, format_)
     return found, formats
+
+
+def _formats(family: type[Mllm], weights: WeightFiles) -> dict[str, str]:
+    """{layer of the module: format} of the quantised layers."""
+    return {family.module_name(layer): format_ for layer, format_ in layer_formats(weights).items()}
 
 
 def check(family: type[Mllm], module: nn.Module, weights: WeightFiles, path: Path) -> dict[str, str]:
@@ -170,9 +175,6 @@ def check(family: type[Mllm], module: nn.Module, weights: WeightFiles, path: Pat
         if want and name in found and found[name].shape == tuple(-(-n // block) * block for n in want):
             found[name] = Entry(found[name].dtype, want)  # filled up to whole blocks
     check_tensors(found, expected, path, "MLLM", optional=tied)
-    whole = sorted(layer for layer in formats if f"{layer}.weight" not in found)
-    if whole:
-        raise DuoGenError(f"{path} says how {whole[0]} is quantised, but holds no weight of that layer.")
     linear = {layer: f for layer, f in formats.items() if isinstance(module.get_submodule(layer), nn.Linear)}
     other = next((layer for layer in formats if layer not in linear and formats[layer] not in FP8.values()), None)
     if other is not None:
@@ -191,13 +193,14 @@ def fill(
     dtype = dtype or _common_dtype(family, weights)
     quantised: dict[str, dict[str, Tensor]] = {layer: {} for layer in formats}
     scales: dict[str, dict[str, Tensor]] = {}  # of layers that are in fp8 but cannot stay so
-    own = layer_formats(weights)
-    for name, tensor in unified(_without_marks(weights), own) if own else _without_marks(weights):
-        name = family.module_name(name)
+    own = _formats(family, weights)
+    # Names first: a layer's weight and its scale may have the names of two layouts.
+    tensors = ((family.module_name(name), tensor) for name, tensor in weights.tensors() if name not in FILE_MARKS)
+    for name, tensor in unified(tensors, own):
         layer, _, last = name.rpartition(".")
         if layer in quantised:
             quantised[layer][last] = tensor.to(dtype) if dtype is not None and last == "bias" else tensor
-        elif is_extra(name) or tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        elif layer in own and last != "bias":
             scales.setdefault(layer, {})[last] = tensor
         else:
             put(module, name, tensor if dtype is None else tensor.to(dtype))
@@ -206,16 +209,21 @@ def fill(
     for layer, state in scales.items():
         put(module, f"{layer}.weight", dequantised(state["weight"], state.get("weight_scale"), dtype or torch.bfloat16))
     weights.check_unchanged()
+    embedding, head = module.get_input_embeddings().weight, module.lm_head.weight
+    own_head = "lm_head" in formats or (
+        not head.is_meta and (head.dtype != embedding.dtype or not torch.equal(head, embedding))
+    )
+    if own_head and module.config.tie_word_embeddings:  # tying would drop it
+        raise DuoGenError(
+            f"{weights.files[0]} holds an output matrix of its own (lm_head.weight), but the configuration says "
+            f"tie_word_embeddings; set that to false, or leave lm_head.weight out."
+        )
     module.tie_weights()
     empty = [name for name, weight in module.named_parameters() if weight.is_meta]
     empty = [name for name in empty if name.rpartition(".")[0] not in formats]  # those layers' classes are others'
     if empty:
         raise DuoGenError(f"{weights.files[0]}: no weights came for {empty[0]} and {len(empty) - 1} more.")
     module.eval()
-
-
-def _without_marks(weights: WeightFiles) -> Iterator[tuple[str, Tensor]]:
-    return ((name, tensor) for name, tensor in weights.tensors() if name not in FILE_MARKS)
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:
