@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_out_of_memory
 
 MAX_JSON_BYTES = 16 * 2**20
 # Lists and objects in one another. A document needs about ten levels, ComfyUI's workflows inside it some twenty more;
@@ -36,7 +36,7 @@ def read_limited(path: str | os.PathLike[str], limit: int, name: str, what: str 
     except (FileNotFoundError, NotADirectoryError):
         raise DuoGenError(f"The {what} {name} does not exist; check the path.") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, DuoGenError):
+        if isinstance(error, DuoGenError) or is_out_of_memory(error):
             raise
         raise DuoGenError(f"The {what} {name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     if len(data) > limit:

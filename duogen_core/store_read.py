@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.document import ROLES, Document, Part, Picture, Text, Turn, is_text
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_out_of_memory
 from duogen_core.files import MAX_JSON_BYTES, parse_json, read_json, read_limited
 from duogen_core.picture_file import MAX_BYTES
 
@@ -238,4 +238,6 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int, wh
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
         raise DuoGenError(f"{where} is damaged in the .zip ({error}).") from None
     except Exception as error:  # zlib, bz2 and lzma each have an error of their own
+        if is_out_of_memory(error):
+            raise
         raise DuoGenError(f"{where} is damaged in the .zip ({error}).") from None

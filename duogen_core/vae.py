@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from duogen_core.errors import DuoGenError, first_line
+from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
 from duogen_core.formats.reading import WeightFiles, folder_weights
 from duogen_core.weights import Entry, check_sizes, check_tensors, shapes_of
@@ -354,6 +354,8 @@ def _load_folder(folder: Path) -> AutoencoderKLWan:
         expected = shapes_of(vae)
         statistics = [torch.tensor(vae.config[name], dtype=torch.float32) for name in ("latents_mean", "latents_std")]
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
+        if is_out_of_memory(error):
+            raise
         raise VaeError(f"{folder / 'config.json'} describes no AutoencoderKLWan ({first_line(error)}).") from error
     check_tensors(weights.entries, expected, folder, "VAE")
     for values in statistics:

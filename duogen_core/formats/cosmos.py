@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.checkpoint import Sampling
-from duogen_core.errors import DuoGenError, first_line
+from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
 from duogen_core.formats import cosmos_keys as keys
 from duogen_core.formats.reading import WeightFiles, find_weights
@@ -271,6 +271,8 @@ def _on_meta(cls: type, config: dict[str, Any]) -> Any:
     except DuoGenError:
         raise
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
+        if is_out_of_memory(error):
+            raise
         raise WeightError(
             f"This configuration is none of a Cosmos-Predict2.5 transformer ({first_line(error)})."
         ) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.errors import DuoGenError, first_line
+from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
 from duogen_core.formats.quantised import check_names, is_extra, layer_formats, plain_entry, unified, use_scaled_linear
 from duogen_core.formats.reading import STEMS, WeightFiles, find_weights, folder_weights
@@ -65,6 +65,8 @@ def load_mapped(
     except DuoGenError as error:
         raise type(error)(f"{folder / 'config.json'}: {error}") from None
     except Exception as error:  # a wrong value raises whatever the layer that meets it raises
+        if is_out_of_memory(error):
+            raise
         raise WeightError(f"{folder / 'config.json'} describes no {cls.__name__} ({first_line(error)}).") from error
     formats = layer_formats(weights)
     check_tensors(plain_entries(weights, formats), shapes_of(dit), folder, "DiT")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from duogen_core.errors import is_out_of_memory
 from duogen_core.formats.writing import CHUNK, Piece
 from duogen_core.weights import Entry, WeightError
 
@@ -66,6 +67,8 @@ def load_pickled(path: str | os.PathLike) -> tuple[dict[str, Tensor], list[str]]
     except FileNotFoundError:
         raise WeightError(f"There is no file {path}.") from None
     except Exception as error:  # unpickling foreign bytes raises whatever it likes
+        if is_out_of_memory(error):
+            raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightError(f"{path} cannot be opened as a file of weights alone ({first[:200]}).") from error
     for name in NESTED:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from duogen_core.errors import DuoGenError, first_line
+from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.mllm.chat import CONTROL_TOKENS, END_OF_TEXT, IM_END
 from duogen_core.mllm.image_processor import load_image_processor, small_image_processor
 
@@ -94,6 +94,8 @@ def load_tokenizer(folder: str | Path) -> Any:
         if has_tokenizer(folder):
             return _load_older(folder)
     except Exception as error:  # the tokenizers library raises bare Exception
+        if is_out_of_memory(error):
+            raise
         raise DuoGenError(f"{folder} holds no tokenizer this pack can read: {first_line(error)}.") from error
     raise DuoGenError(f"The folder {folder} has no tokenizer.json, nor {', '.join(OLDER_FILES)}.")
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.machine import is_of_the_machine
 from duogen_core.data.sources.files import digest
 from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.store_read import folder_reader
@@ -113,6 +114,8 @@ class Parquet(Rows):
             try:
                 opened = parquet.ParquetFile(file)
             except Exception as error:  # the library has many errors for a damaged file
+                if is_of_the_machine(error):
+                    raise
                 raise DuoGenError(f"{file} cannot be read as Parquet ({_short(error)}); is it whole?") from None
             names = list(opened.schema_arrow.names)
             if file == self.files[0]:
@@ -138,7 +141,9 @@ class Parquet(Rows):
                     for batch in opened.iter_batches(BATCH, row_groups=[group], columns=names, use_threads=False):
                         yield row, batch
                         row += len(batch)
-            except (OSError, ValueError) as error:  # pyarrow's own errors are among them
+            except (OSError, ValueError, MemoryError) as error:  # pyarrow's own errors are among them
+                if is_of_the_machine(error):
+                    raise
                 raise DuoGenError(
                     f"{file}: row group {group} is damaged ({_short(error)}); copy the file again from its source."
                 ) from None
@@ -163,6 +168,8 @@ class Arrow(Rows):
         try:
             found = datasets.load_from_disk(str(path)) if path.is_dir() else datasets.Dataset.from_file(str(path))
         except Exception as error:  # FileNotFoundError, ValueError, pyarrow's own, …
+            if is_of_the_machine(error):
+                raise
             raise DuoGenError(f"{path} cannot be read by datasets ({_short(error)}).") from None
         if isinstance(found, dict):
             found = found[_one(list(found), split, self.where)]

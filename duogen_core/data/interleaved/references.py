@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.sources.tars import TAR_ERRORS, Capped
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_out_of_memory
 from duogen_core.files import parse_json, read_limited
 from duogen_core.picture_file import MAX_BYTES
 
@@ -59,6 +59,8 @@ def _range(file: Path, start: int, size: int, name: str) -> bytes:
             stream.seek(start)
             return stream.read(size)
     except (OSError, OverflowError, ValueError) as error:  # the last two: an offset that no file has
+        if is_out_of_memory(error):
+            raise
         raise DuoGenError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
@@ -75,4 +77,6 @@ def _member(file: Path, member: str, name: str) -> bytes:
     except DuoGenError:
         raise
     except (OSError, lzma.LZMAError, zlib.error, *TAR_ERRORS) as error:
+        if is_out_of_memory(error):
+            raise
         raise DuoGenError(f"{name} cannot be read: {error or type(error).__name__}.") from None

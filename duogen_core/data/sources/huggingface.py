@@ -18,7 +18,7 @@ from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest
 from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError, MissingPackage
+from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory
 from duogen_core.store_read import FORMAT, VERSION, document_from_json, folder_reader, parse_json
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -169,6 +169,8 @@ def _load(path: str, split: str, config: str | None) -> Any:
     except DuoGenError:
         raise
     except Exception as error:  # the library has no error of its own: FileNotFoundError, ValueError, ConnectionError, …
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise DuoGenError(
             f"The dataset hf:{path} (split {split}) cannot be opened: {type(error).__name__}: {reason}. Check its name "

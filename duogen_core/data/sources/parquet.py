@@ -7,7 +7,6 @@ takes write_kwargs={"row_group_size": 500}.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from duogen_core.data.interleaved.references import picture_bytes
 from duogen_core.data.interleaved.rows import NEEDED, document_of
+from duogen_core.data.machine import states_too_much
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest, find_files
 from duogen_core.data.sources.nearest import unknown
@@ -66,9 +66,8 @@ class InterleavedParquet(Source):
         except DuoGenError:
             raise
         except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
-            stated = re.search(r"size (\d+)", str(error))  # malloc of size 123 failed
-            if isinstance(error, MemoryError) and not (stated and int(stated[1]) > MOST_GROUP_BYTES):
-                raise  # the machine's fault, not the file's
+            if isinstance(error, MemoryError) and not states_too_much(error):
+                raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise DuoGenError(f"{what} cannot be read as Parquet: {reason}; is it whole?") from None
 

@@ -66,6 +66,8 @@ class Engine:
         except DuoGenError as error:
             nothing = Page(str(input_.path), name, name, b"")
             return Outcome(nothing, Walk(()), Verdict("unreadable", False, str(error)[:300]))
+        except (OSError, MemoryError) as error:
+            raise gave_out(error, f"the page {name}") from None
         outcome = Outcome(page, Walk(()))
         try:
             self._through(outcome, input_, started)

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from duogen_core.data.file_digests import FileDigests
+from duogen_core.data.machine import is_of_the_machine
 from duogen_core.data.names_below import names_below
 from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.inputs import PAGES, Found, Input, embedded
@@ -46,6 +47,8 @@ class Folder(Input):
                 body = stream.read((MAX_BYTES if is_mhtml else max_bytes) + 1)
             changed = datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
         except OSError as error:
+            if is_of_the_machine(error):
+                raise
             raise DuoGenError(f"The page {file} cannot be read: {error.strerror or error}.") from None
         time = changed.strftime("%Y-%m-%dT%H:%M:%SZ")
         if is_mhtml:
@@ -107,7 +110,9 @@ class Folder(Input):
             if size.st_size > max_bytes:
                 return Found(url=url, rule="too_many_bytes", value=size.st_size)
             return Found(file.read_bytes(), url)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if is_of_the_machine(error):
+                raise
             return Found(url=url, rule="missing", value=url[:200])
 
     def identity(self, digests: FileDigests) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from datetime import timezone
 from email.message import Message
 from email.utils import parsedate_to_datetime
 
+from duogen_core.data.machine import is_of_the_machine
 from duogen_core.data.web.links import absolute
 from duogen_core.errors import DuoGenError
 
@@ -52,6 +53,8 @@ def read_mhtml(data: bytes, name: str) -> Saved:
     except DuoGenError:
         raise
     except Exception as error:  # the parser takes nearly everything, and fails in every way on the rest
+        if is_of_the_machine(error):
+            raise
         raise DuoGenError(f"{name} cannot be read as MHTML ({type(error).__name__}: {error}).") from None
 
 

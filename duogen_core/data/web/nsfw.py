@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.data.file_digests import FileDigests
+from duogen_core.data.machine import is_of_the_machine
 from duogen_core.errors import DuoGenError
 
 
@@ -48,6 +49,8 @@ class Nsfw:
                 folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
             ).eval()
         except Exception as error:  # the library has no error of its own
+            if is_of_the_machine(error):
+                raise
             reason = " ".join(str(error).split())[:300]
             raise DuoGenError(f"nsfw.model={folder} cannot be loaded as an image classifier: {reason}.") from None
         names = {int(number): str(name).lower() for number, name in self.model.config.id2label.items()}

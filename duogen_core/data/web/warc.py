@@ -16,6 +16,7 @@ from typing import Any
 
 from duogen_core.data.fetch.archive import ROBOTS_HEADER
 from duogen_core.data.file_digests import FileDigests
+from duogen_core.data.machine import is_of_the_machine
 from duogen_core.data.web.content_encodings import check_packages, decoded
 from duogen_core.data.web.inputs import Found, Input, embedded
 from duogen_core.data.web.links import absolute, refusal, scheme_of
@@ -56,12 +57,12 @@ class Warc(Input):
             raise DuoGenError(f"{self.path} was changed since the run began; choose another --out.")
 
     def names(self) -> Iterator[str]:
-        for (place,) in self._database().execute("select place from pages order by place"):
+        for (place,) in self._rows("select place from pages order by place"):
             yield str(place)
 
     def damage(self) -> list[Damage]:
         """The places at which no whole record is."""
-        return [Damage(*row) for row in self._database().execute("select place, rule, next from damage order by place")]
+        return [Damage(*row) for row in self._rows("select place, rule, next from damage order by place")]
 
     def page(self, name: str, max_bytes: int) -> Page:
         with _record(self.path, int(name)) as record:
@@ -103,6 +104,12 @@ class Warc(Input):
         except OSError as error:
             raise DuoGenError(f"{self.path} cannot be read: {error.strerror or error}.") from None
 
+    def _rows(self, query: str) -> Iterator[tuple]:
+        try:
+            yield from self._database().execute(query)
+        except sqlite3.Error as error:
+            raise DuoGenError(f"The index {self.index} cannot be read ({error}); remove it to make it again.") from None
+
     def _database(self) -> sqlite3.Connection:
         if self._base is None:
             if self.index is None:
@@ -131,6 +138,8 @@ def _record(path: Path, place: int) -> Iterator[Any]:
     except DuoGenError:
         raise
     except Exception as error:  # a damaged record upsets the library in many ways
+        if is_of_the_machine(error):
+            raise
         raise DuoGenError(f"{path}, byte {place}: the record cannot be read ({error}).") from None
 
 
@@ -191,8 +200,9 @@ def _made_of(index: Path) -> tuple[Any, ...]:
 def _write_index(path: Path, index: Path) -> None:
     temporary = index.with_name(f".{index.name}.duogen-tmp")
     temporary.unlink(missing_ok=True)
-    base = sqlite3.connect(temporary)
+    base = None
     try:
+        base = sqlite3.connect(temporary)
         base.executescript("pragma journal_mode = off; pragma synchronous = off;" + TABLES)
         base.execute("insert into made_of values (?, ?, ?)", _marks(path))
         for found in records(path):
@@ -202,11 +212,14 @@ def _write_index(path: Path, index: Path) -> None:
                 _index_record(found, base)
         base.commit()
     except OSError as error:
+        if is_of_the_machine(error):
+            raise
         raise DuoGenError(f"{path} cannot be read: {error.strerror or error}.") from None
     except sqlite3.Error as error:
         raise DuoGenError(f"The index of {path} cannot be written to {index}: {error}.") from None
     finally:
-        base.close()
+        if base is not None:
+            base.close()
     temporary.replace(index)
 
 

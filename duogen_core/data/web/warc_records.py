@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from duogen_core.data.machine import is_of_the_machine
 from duogen_core.errors import DuoGenError, MissingPackage
 
 GZIP = b"\x1f\x8b\x08"
@@ -140,7 +141,9 @@ def _parsed(head: bytes, place: int) -> Record:
     loader = ArcWarcRecordLoader(verify_http=False, arc2warc=False)
     try:
         found = loader.parse_record_stream(io.BytesIO(head), known_format="warc")
-    except Exception:  # the library fails in many ways on foreign headers
+    except Exception as error:  # the library fails in many ways on foreign headers
+        if is_of_the_machine(error):
+            raise
         raise _Broken("damaged") from None
     return Record(place, found.rec_type or "", found.rec_headers, found.http_headers)
 
