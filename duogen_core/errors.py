@@ -49,9 +49,9 @@ class Cancelled(Exception):
 # What libraries say in errors of their own when the system gives no memory (or no thread, which takes some).
 _NO_MEMORY = (
     "can't allocate memory",  # torch on the CPU
-    "Cannot allocate memory",  # mmap of a file of weights
+    "cannot allocate memory",  # mmap of a file of weights
     "not enough memory",  # torch on Windows
-    "out of memory",  # CUDA, MPS
+    "out of memory",  # CUDA, MPS; Pillow's decoders; libavif with a capital
     "could not create a primitive",  # oneDNN
     "can't start new thread",
 )
@@ -61,7 +61,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that this machine has no memory left, which is no fault of what was being read."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
-    return not isinstance(error, DuoGenError) and any(words in str(error) for words in _NO_MEMORY)
+    return not isinstance(error, DuoGenError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 class MissingPackage(DuoGenError):

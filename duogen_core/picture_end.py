@@ -4,20 +4,22 @@ Decoders do not say so: what is missing after the last pixel they do not notice,
 us (ComfyUI and its packs) switch Pillow to fill the rest of a cut-off picture with grey. So the structure is walked, no
 pixel decoded. What follows the end mark, such as a phone's second frame, does not matter.
 Sources: PNG (W3C, section 5), JPEG (ITU T.81, annex B), GIF89a, WebP container (RFC 9649), ISO base media
-file format (ISO/IEC 14496-12, section 4.2).
+file format (ISO/IEC 14496-12, section 4.2), BITMAPINFOHEADER (Microsoft). TIFF has no end: `picture_file` looks whether
+its pixels lie within the file.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 
 # Any marker but those that stand inside JPEG's pixel data: stuffing (00), fill (FF) and restarts (D0 … D7).
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 
 
 def has_end(data: bytes, format_: str) -> bool:
-    """Whether a PNG, JPEG, WEBP, GIF or AVIF is there to its end."""
-    return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp, "GIF": _gif, "AVIF": _avif}[format_](data)
+    """Whether a PNG, JPEG, WEBP, GIF, AVIF or BMP is there to its end."""
+    return {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp, "GIF": _gif, "AVIF": _avif, "BMP": _bmp}[format_](data)
 
 
 def _png(data: bytes) -> bool:
@@ -75,6 +77,18 @@ def _avif(data: bytes) -> bool:
             return True
         place += size
     return place == len(data)
+
+
+def _bmp(data: bytes) -> bool:
+    pixels, header = struct.unpack_from("<II", data, 10)
+    if header == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression, size = 0, 0
+    else:
+        width, height, _, bits, compression, size = struct.unpack_from("<iiHHII", data, 18)
+    if compression in (0, 3, 6):  # not compressed: rows of whole 32-bit words; `size` may be wrong
+        size = (width * bits + 31) // 32 * 4 * abs(height)
+    return len(data) >= pixels + size
 
 
 def _colours(flags: bytes) -> int:

@@ -39,7 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "with a --document that waits for an answer, or whose answer was stopped",
     )
     add("--out", required=True, metavar="DIR", help="the folder to write; an earlier answer there is replaced")
-    add("--image", action="append", default=[], metavar="FILE", help="a picture of yours; may be given several times")
+    add(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture of yours (PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF); may be given several times",
+    )
     add("--document", metavar="DIR", help="a document (folder or .zip) whose conversation goes on")
     add("--model", default=None, metavar="NAME_OR_PATH", help=f"a DuoGen model; default: {DEFAULT_MODEL}")
     add("--mllm", metavar="PATH", help="in place of --model, published files: the language model, folder or file, …")

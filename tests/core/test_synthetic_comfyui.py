@@ -258,4 +258,4 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 def test_what_is_no_usable_picture(data, words):
     with comfyui_server(lambda nodes: data) as server, pytest.raises(PainterError, match=words) as caught:
         paint(server)
-    assert not caught.value.stop and "expected a still PNG" in str(caught.value)
+    assert not caught.value.stop and "expected a still picture (PNG" in str(caught.value)

@@ -96,10 +96,10 @@ def picture_files() -> list[tuple[str, Any, int | None]]:
         2),
         ("random.png", lambda path: path.symlink_to("/dev/urandom"), 2), ("none.png", lambda path: None, 2),
         ("secret.png", lambda path: (path.write_bytes(png), path.chmod(0)), None),
-        ("huge.png", lambda path: os.truncate(path.open("wb").fileno(), 1 << 40) if path.write_bytes(png) else None,
-        2),
-        ("a.bmp", encoded("BMP"), None), ("a.tif", encoded("TIFF"), None), ("a.ico", encoded("ICO", 16, 16), None),
-        ("a.png", lambda path: path.write_bytes(png + b"\0" * 1000), None), ("a.jp2", encoded("JPEG2000"), None),
+        ("huge.png", lambda path: (path.write_bytes(png), os.truncate(path, 1 << 40)), 2),
+        ("a.bmp", encoded("BMP"), 0), ("a.tif", encoded("TIFF"), 0), ("a.ico", encoded("ICO", 16, 16), 2),
+        ("a.png", lambda path: path.write_bytes(png + b"\0" * 1000), 0), ("a.jp2", encoded("JPEG2000"), 2),
+        ("heic.jpg", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400), 2),
     ]  # fmt: skip
 
 

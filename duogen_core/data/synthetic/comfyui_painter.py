@@ -21,6 +21,7 @@ from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.workflow import WANTED_TITLE, Workflow
 from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
+from duogen_core.picture_file import FORMATS
 
 
 class ComfyPainter(Painter):
@@ -82,8 +83,8 @@ class ComfyPainter(Painter):
             return pixels
         found = f"{size[0]}x{size[1]} pixels" if max(size) > side else str(facts.get("rule")).replace("_", " ")
         raise PainterError(
-            f"The workflow {workflow.name} gave a picture that cannot be used ({found}); expected a still PNG, JPEG or "
-            f"WebP of at most {side:,} pixels a side."
+            f"The workflow {workflow.name} gave a picture that cannot be used ({found}); expected a still "
+            f"picture ({FORMATS}) of at most {side:,} pixels a side."
         )
 
 

@@ -18,8 +18,8 @@ sys.path.insert(0, sys.argv[1])
 import numpy as np
 from PIL import Image
 
-from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import decode_picture, format_of
+from duogen_core.errors import is_out_of_memory
+from duogen_core.picture_file import decode_picture, format_of, is_animated
 
 # 16x12 pixels, half transparent: an AVIF file to decode where Pillow's encoder is missing or slow to start.
 AVIF = base64.b64decode(
@@ -67,7 +67,7 @@ def decode(data: bytes, caps: dict) -> tuple[dict, bytes]:
                 return {**facts, "rule": "too_many_pixels"}, b""
             if width < caps["min_side"] or height < caps["min_side"]:
                 return {**facts, "rule": "small"}, b""
-            if format_ != "JPEG" and getattr(image, "n_frames", 1) > 1:
+            if is_animated(image):
                 return {**facts, "rule": "animated"}, b""
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 alpha = np.asarray(image.convert("RGBA").getchannel("A"))
@@ -75,11 +75,9 @@ def decode(data: bytes, caps: dict) -> tuple[dict, bytes]:
         pixels = decode_picture(data, "it")
     except Image.DecompressionBombError:  # Pillow's own cap, far above ours
         return {"format": format_, "rule": "too_many_pixels"}, b""
-    except MemoryError:
-        return {"rule": "too_much_memory"}, b""
-    except (DuoGenError, Exception) as error:  # decoders fail on damaged files in every way
-        memory = "memory" in str(error)
-        return {"format": format_, "rule": "too_much_memory" if memory else "broken"}, b""
+    except Exception as error:  # decoders fail on damaged files in every way
+        # This process has little memory by its own limit, so what does not fit is the picture's fault here.
+        return {"format": format_, "rule": "too_much_memory" if is_out_of_memory(error) else "broken"}, b""
     facts["height"], facts["width"] = pixels.shape[:2]  # a photo may have been turned upright
     side = caps["stored_side"]
     if max(pixels.shape[:2]) > side:
@@ -100,6 +98,8 @@ def warm_up() -> None:
         ("JPEG", "CMYK"),
         ("GIF", "P"),
         ("WEBP", "RGB"),
+        ("BMP", "RGB"),
+        ("TIFF", "RGB"),
     ):
         buffer = io.BytesIO()
         exif = Image.Exif()
