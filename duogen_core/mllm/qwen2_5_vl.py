@@ -70,14 +70,18 @@ class Qwen25VL(QwenVL):
         vocabulary, width = shapes[f"{text}embed_tokens.weight"]
         channels = shapes[f"{vision}patch_embed.proj.weight"][0]
         depth = count_layers(shapes, f"{vision}blocks.")
+        rows = {name: shapes[f"{text}layers.0.self_attn.{name}.weight"][0] for name in ("q_proj", "k_proj")}
+        for name, count in rows.items():
+            if count < HEAD_DIM or count % HEAD_DIM:
+                raise ValueError(f"self_attn.{name}.weight with {count} rows (no multiple of {HEAD_DIM})")
         return {
             "model_type": cls.model_type,
             "hidden_size": width,
             "vocab_size": vocabulary,
             "intermediate_size": shapes[f"{text}layers.0.mlp.gate_proj.weight"][0],
             "num_hidden_layers": count_layers(shapes, f"{text}layers."),
-            "num_attention_heads": shapes[f"{text}layers.0.self_attn.q_proj.weight"][0] // HEAD_DIM,
-            "num_key_value_heads": shapes[f"{text}layers.0.self_attn.k_proj.weight"][0] // HEAD_DIM,
+            "num_attention_heads": rows["q_proj"] // HEAD_DIM,
+            "num_key_value_heads": rows["k_proj"] // HEAD_DIM,
             "max_position_embeddings": 128000,
             "rms_norm_eps": 1e-6,
             "rope_theta": 1000000.0,

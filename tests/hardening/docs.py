@@ -9,7 +9,9 @@
 - `Parses`: it cannot run here, for the reason given; its arguments are read and its settings checked.
 - `Left`: not even that, for the reason given.
 
-Scripts of tests/bench answer to --help from any folder.
+`PROGRAMS` says the same of the blocks of Python. Every --option and name=value that a page names anywhere must be one
+that its commands have (`unknown_options`, `unknown_settings`), so one that is renamed is found even where no command
+uses it. Scripts of tests/bench answer to --help from any folder.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -232,7 +235,34 @@ COMMANDS: dict[str, Entry] = {
         makes=("runs/stage2/export",),
     ),
     "python -m duogen_core train stage2 --help": Runs(),
+    # models/duogen-tiny/README.md
+    "python -m duogen_core evaluate sketchbook --out models/duogen-tiny/scores.json --samples 500 --jobs 2": Runs(
+        instead={"500": "1", "2": "1", "models/duogen-tiny/scores.json": "scores.json"}, makes=("scores.json",)
+    ),
+    # the nodes' help
+    "python -m duogen_core generate … --seed N": Runs(
+        (*QUICK, "--max-images", "1", "--out", "answer"), {"…": "Draw a red star.", "N": "3"}, makes=("answer/document.json",)
+    ),
+    "python -m duogen_core generate --document FOLDER": Runs(
+        (*QUICK, "--max-images", "1", "--out", "answer"), {"FOLDER": "unfinished"}, makes=("answer/document.json",)
+    ),
 }  # fmt: skip
+
+# Of each block of Python, by its last line: what is put in place of others, so that it takes seconds.
+PROGRAMS: dict[str, Mapping[str, str]] = {
+    "    print(part)": {},
+    ")": {},
+    'pixels = draw_prompt(model, "A red house under a large blue star.", Settings(seed=1))': {
+        "seed=1": "seed=1, steps=1, size=(64, 64)"
+    },
+}
+
+# Options and settings of other programs, and words that only look like one.
+OTHERS = {
+    "accelerate": ("--config_file", "--num_processes"),
+    "ComfyUI": ("--cache-classic", "--cache-lru", "--cache-none", "--preview-method", "--disable-metadata"),
+}
+NO_SETTINGS = {"name=value": "stands for any", "rel=sponsored": "of HTML", "include_alignment=true": "of a mixture"}
 
 
 @dataclass
@@ -249,9 +279,82 @@ class Score:
 
 def unknown() -> list[str]:
     """Commands of the pages that the table does not have, and the other way round."""
-    written = {each.text: f"{each.page}:{each.line}" for each in docs_commands.commands()}
-    found = [f"{where}: nothing says how to try: {text}" for text, where in written.items() if text not in COMMANDS]
-    return found + [f"stands on no page any more: {text}" for text in COMMANDS if text not in written]
+    found = []
+    for kind, table in ((docs_commands.commands(), COMMANDS), (docs_commands.programs(), PROGRAMS)):
+        written = {key_of(each.text): f"{each.page}:{each.line}" for each in kind}
+        found += [f"{where}: nothing says how to try: {key}" for key, where in written.items() if key not in table]
+        found += [f"stands on no page any more: {key}" for key in table if key not in written]
+    return found
+
+
+def key_of(text: str) -> str:
+    """Of a command the whole, of a block its last line."""
+    return text.rstrip("\n").rpartition("\n")[2]
+
+
+def command_options() -> dict[tuple[str, ...], set[str]]:
+    """The options of every command of the command line."""
+    from duogen_core.cli import COMMANDS as TREE
+    from duogen_core.cli import build_parser
+
+    def names(commands: Mapping[str, tuple], path: tuple[str, ...]) -> Any:
+        for name, (_, target) in commands.items():
+            yield from names(target, (*path, name)) if isinstance(target, dict) else [(*path, name)]
+
+    found = {}
+    for path in names(TREE, ()):
+        parser: Any = build_parser(path)
+        for name in path:
+            parser = next(action for action in parser._actions if isinstance(action.choices, dict)).choices[name]
+        found[path] = {option for action in parser._actions for option in action.option_strings}
+    return found
+
+
+def unknown_options() -> list[str]:
+    """Options that a page names, and that neither its commands nor the scripts it names have."""
+    of_commands = command_options()
+    others = {option for options in OTHERS.values() for option in options}
+    found = []
+    for name, text in docs_commands.pages().items():
+        known = set(others)
+        for path, options in of_commands.items():
+            if name == "README.md" or name.startswith("web/") or " ".join(path) in text:
+                known |= options
+        for script in scripts():
+            if script.name in text:
+                known |= set(re.findall(r"""["'](--[a-z][a-z0-9-]+)["']""", script.read_text("utf-8")))
+        found += [
+            f"{each.page}:{each.line}: no command of this page has {each.text}"
+            for each in docs_commands.options()
+            if each.page == name and each.text not in known
+        ]
+    return found
+
+
+def unknown_settings(zygote: Zygote) -> list[str]:
+    """Settings that a page names, and that neither a training nor a preset has."""
+    from duogen_core.config_text import read_yaml
+
+    rules: dict[str, Any] = {}
+    for preset in sorted((ROOT / "duogen_core").rglob("presets/*.yaml")):
+        for section, values in read_yaml(preset.read_text("utf-8")).items():
+            rules |= {f"{section}.{name}": value for name, value in values.items()}
+    trainings = [path for path in command_options() if path[0] in ("train", "ablation") and path[-1] != "assemble"]
+    answers: dict[str, bool] = {}
+
+    def known(text: str) -> bool:
+        name = text.partition("=")[0]
+        if text in NO_SETTINGS or any(rule == name or rule.endswith(f".{name}") for rule in rules):
+            return True
+        return any(zygote.run([*path, text, "--print-config"]).code == 0 for path in trainings)
+
+    found = []
+    for each in docs_commands.settings():
+        if each.text not in answers:
+            answers[each.text] = known(each.text)
+        if not answers[each.text]:
+            found.append(f"{each.page}:{each.line}: neither a training nor a preset has {each.text}")
+    return found
 
 
 def scripts() -> list[Path]:
@@ -278,9 +381,11 @@ def campaign(names: Sequence[str] = (), zygote: Zygote | None = None) -> list[Sc
         for each in docs_commands.commands():
             scores.setdefault(each.page, Score(each.page))
         for page, score in scores.items():
-            if not names or any(name in page for name in names):
+            if not names or page in names or any(name in page for name in names if name not in scores):
                 page_runs(page, score, forks)
-    scores["all"] = Score("all", faults=unknown())
+        scores["all"] = Score("all", faults=unknown())
+        if not names or "settings" in names:
+            scores["all"].faults += unknown_options() + unknown_settings(forks)
     for script in scripts() if not names or "scripts" in names else ():
         scores["all"].ran += 1
         if said := script_answers(script):
@@ -292,16 +397,23 @@ def page_runs(page: str, score: Score, zygote: Zygote) -> None:
     with tempfile.TemporaryDirectory(prefix="duogen-docs-") as folder, ExitStack() as stack:
         urls = prepare(Path(folder), page, stack)
         done = set()
-        for each in docs_commands.commands():
-            if each.page != page or each.text in done:
+        written = [each for each in (*docs_commands.commands(), *docs_commands.programs()) if each.page == page]
+        for each in sorted(written, key=lambda each: each.line):
+            if each.text in done:
                 continue
             done.add(each.text)
             if (said := follow(each.text, Path(folder), urls, score, zygote)) is not None and said:
-                score.faults.append(f"{page}:{each.line}: {each.text}: {said}")
+                score.faults.append(f"{page}:{each.line}: {key_of(each.text)}: {said}")
 
 
 def follow(text: str, folder: Path, urls: Mapping[str, str], score: Score, zygote: Zygote) -> str:
     """Does what the table says; what went wrong."""
+    if "\n" in text:
+        score.ran += 1
+        for given, real in PROGRAMS.get(key_of(text), {}).items():
+            text = text.replace(given, real)
+        ended = zygote.run([text], cwd=folder, module="tests.hardening.docs:run_program")
+        return f"exit code {ended.code}, {ended.stderr.strip()[-400:]!r}" if ended.code else ""
     entry = COMMANDS.get(text)
     if entry is None:
         return ""  # `unknown` tells
@@ -345,6 +457,11 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
     return "" if ended.code == 0 else f"exit code {ended.code}, {ended.stderr.strip()[-400:]!r}"
 
 
+def run_program(arguments: list[str]) -> int:
+    exec(compile(arguments[0], "the block", "exec"), {"__name__": "__main__"})
+    return 0
+
+
 def parse_only(arguments: list[str]) -> int:
     from duogen_core.cli import build_parser
     from duogen_core.errors import DuoGenError
@@ -366,6 +483,8 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
     (folder / "models" / "duogen-tiny").symlink_to(ROOT / "models" / "duogen-tiny")
     for name in ("duogen_core", "tests"):
         (folder / name).symlink_to(ROOT / name)
+    from duogen_core.document import Document
+    from duogen_core.store import save_document
     from tests.core.sample_sets import guide, members, write_documents, write_jsonl, write_tar
 
     for name in ("train.jsonl", "held-out.jsonl"):
@@ -380,6 +499,10 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
         write_tar(folder / "shards" / "a.tar", [members("x", guide(7))])
     if page in ("README.md", "models.md", "data.md", "training.md"):
         models(folder)
+    if page == "models.md":
+        one_file(folder)
+    if page.startswith("web/docs/"):
+        save_document(Document(guide(1, (32, 32)).turns[:1]), folder / "unfinished")
     if page in ("data-engine.md", "data-dialogues.md"):
         web(folder)
     if page == "data-dialogues.md":
@@ -417,6 +540,20 @@ def models(folder: Path) -> None:
     torch.save(official, folder / "model.pt")
     save_file(official, folder / "cosmos-predict2.5-2b.safetensors")
     adapter(folder / "adapter", whole)
+
+
+def one_file(folder: Path) -> None:
+    """A language model as ComfyUI has it: one file of weights, in the published shapes, and a tokenizer elsewhere."""
+    from safetensors.torch import save_file
+
+    from tests.core.mllm_families import lively
+
+    sizes = {"hidden_size": 256, "vision_hidden_size": 256, "vision_heads": 16, "patch_size": 14}
+    mllm = lively("qwen2_5_vl", mrope_section=(16, 24, 24), **sizes)
+    (folder / "text_encoders").mkdir()
+    weights = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
+    save_file(weights, folder / "text_encoders" / "qwen_2.5_vl_7b.safetensors")
+    mllm.tokenizer.save_pretrained(folder / "comfy" / "text_encoders" / "qwen25_tokenizer")
 
 
 def adapter(folder: Path, whole: Path) -> None:

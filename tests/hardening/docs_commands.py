@@ -1,4 +1,8 @@
-"""Finds the shell commands of README.md and docs/*.md: in code blocks and in inline code."""
+"""Finds what the pages tell a user to type: shell commands in code blocks and inline code, programs in Python, and the
+options and settings that are named in passing.
+
+Pages: README.md, docs/*.md, the bundled model's README.md, and the help pages of the nodes.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,43 @@ class Written:
     text: str  # one line, comments and line ends taken out
 
 
+def pages() -> dict[str, str]:
+    """Name and text; those of docs/ are named without their folder."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = {path.name: path.read_text("utf-8") for path in paths}
+    for path in [ROOT / "models" / "duogen-tiny" / "README.md", *sorted((ROOT / "web" / "docs").rglob("*.md"))]:
+        found[path.relative_to(ROOT).as_posix()] = path.read_text("utf-8")
+    return found
+
+
 def commands() -> Iterator[Written]:
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        yield from of_page(path.name, path.read_text("utf-8"))
+    for name, text in pages().items():
+        yield from of_page(name, text)
+
+
+def programs() -> Iterator[Written]:
+    """The blocks of Python; `text` is the whole of one."""
+    for name, text in pages().items():
+        for block in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            yield Written(name, text.count("\n", 0, block.start()) + 1, block[1])
+
+
+def options() -> Iterator[Written]:
+    """Every --option that a page names anywhere."""
+    for name, text in pages().items():
+        for number, line in enumerate(text.splitlines(), 1):
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9_-]+", line):
+                yield Written(name, number, option)
+
+
+def settings() -> Iterator[Written]:
+    """Every name=value in inline code, and every rule after --set; also those that stand in a command."""
+    for name, text in pages().items():
+        for number, line in enumerate(text.splitlines(), 1):
+            for found in re.findall(r"--set ([a-z_0-9.]+=[^` ]+)", line):
+                yield Written(name, number, found)
+            for found in re.findall(r"`([a-z_0-9]+(?:\.[a-z_0-9]+)*=[^` ]+)`", line):
+                yield Written(name, number, found)
 
 
 def of_page(name: str, text: str) -> Iterator[Written]:

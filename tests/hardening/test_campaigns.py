@@ -68,8 +68,10 @@ def test_two_runs_at_once(zygote):
     assert faults(scores) == []
 
 
-def test_every_command_of_the_pages_is_known():
+def test_every_command_option_and_setting_of_the_pages_is_known(zygote):
     assert docs.unknown() == []
+    assert docs.unknown_options() == []
+    assert docs.unknown_settings(zygote) == []
 
 
 @pytest.mark.parametrize("page", sorted({each.page for each in docs_commands.commands()}))
@@ -198,6 +200,18 @@ def test_a_command_that_does_not_do_what_its_page_says_is_a_fault(zygote, monkey
     assert found == "nothing is not there afterwards"
     monkeypatch.delitem(docs.COMMANDS, "python -m duogen_core train stage1 --help")
     assert any("nothing says how to try" in each for each in docs.unknown())
+
+
+def test_a_renamed_option_or_setting_is_noticed_wherever_a_page_names_it(zygote, monkeypatch):
+    pages = {
+        "data.md": "`data check` has `--samplez`, and `stage1.stepz=3` and\n`lora.rank=16` and `--set page.minwords=50`"
+    }
+    monkeypatch.setattr(docs_commands, "pages", lambda: pages)
+    assert docs.unknown_options() == [
+        "data.md:1: no command of this page has --samplez", "data.md:2: no command of this page has --set",
+    ]  # fmt: skip
+    wrong = [each.split(" has ")[1] for each in docs.unknown_settings(zygote)]
+    assert sorted(wrong) == ["page.minwords=50", "stage1.stepz=3"]
 
 
 def test_ended_by_a_signal_is_never_right():
