@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from duogen_core.commands.progress import BAR, harmless
 from duogen_core.commands.run_options import STDOUT, add_json, write_json
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, shown
 
 if TYPE_CHECKING:
     from duogen_core.data.sources import Bad, Source
@@ -74,11 +74,11 @@ def _check(source: Source, args: argparse.Namespace, count_tokens: Any) -> tuple
 
     samples = args.samples or 1000 if source.endless else min(args.samples or len(source), len(source))
     totals, named = Totals(), []
-    bar = Bar(harmless(source.name), samples, args.quiet)
+    bar = Bar(source.name, samples, args.quiet)
     for facts in survey(source, samples, count_tokens, args.workers):
         totals.add(facts)
         if facts.bad:
-            bar.line(f"bad: {harmless(facts.bad.sentence)}")
+            bar.line(f"bad: {facts.bad.sentence}")
             if len(named) < MOST_NAMED:
                 named.append(facts.bad)
         bar.step(totals.bad)
@@ -108,7 +108,7 @@ class Bar:
     """A progress bar on a terminal; elsewhere a line now and then."""
 
     def __init__(self, name: str, total: int, quiet: bool, stream: TextIO | None = None) -> None:
-        self.name, self.total, self.quiet, self.stream = name, total, quiet, stream or sys.stderr
+        self.name, self.total, self.quiet, self.stream = shown(name), total, quiet, stream or sys.stderr
         self.live = not quiet and self.stream.isatty()
         self.done, self.started, self.first, self.shown = 0, 0.0, 0, time.monotonic()
 

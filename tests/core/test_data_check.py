@@ -203,6 +203,19 @@ def test_names_and_data_cannot_steer_the_terminal(tmp_path, capsys):
     assert "\x1b" not in "".join(capsys.readouterr())
 
 
+def test_a_bad_sample_is_told_in_printable_words_wherever_it_is_told(tmp_path):
+    """Training and its logs say the same sentence that `data check` does: a member's name may steer no terminal."""
+    name = "a\x1b[2J\u202egnp"
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "document.json").write_text("{broken")
+    bad = open_source(f"documents:{tmp_path}").read(0)
+    assert bad.sentence.isprintable() and bad.sentence.count("a\\x1b[2J\\u202egnp") == 1
+    terminal = Terminal()
+    Bar(f"documents:{folder}", 1, quiet=False, stream=terminal).end(1)
+    assert "\x1b[2J" not in terminal.text and "\u202e" not in terminal.text
+
+
 class Terminal:
     def __init__(self):
         self.text = ""

@@ -10,7 +10,7 @@ from typing import Any
 from duogen_core.data.machine import gave_out
 from duogen_core.data.sources.order import mix, shuffled
 from duogen_core.document import Document, Picture, Text
-from duogen_core.errors import DuoGenError, is_out_of_memory
+from duogen_core.errors import DuoGenError, is_out_of_memory, shown
 
 MOST_CHARACTERS = 1000  # of a sentence
 
@@ -149,7 +149,9 @@ class Source(ABC):
             if is_out_of_memory(error):
                 raise gave_out(error, label) from None
             sentence = str(error) if isinstance(error, DuoGenError) else f"{type(error).__name__}: {error}"
-            sentence = sentence if label in sentence else f"{label}: {sentence}"
+            # A label is a file's or a member's name, and a library's error may quote its contents.
+            sentence, place = shown(sentence), shown(label)
+            sentence = sentence if place in sentence else f"{place}: {sentence}"
             if len(sentence) > MOST_CHARACTERS:  # it may quote what it found, and that may be a whole file
                 sentence = f"{sentence[:MOST_CHARACTERS]} …"
             return Bad(self.name, index, label, sentence, isinstance(error, Excluded))
