@@ -22,6 +22,7 @@ from duogen_core.training.parallel import Processes
 from duogen_core.training.sharding import shard, touch_all
 from duogen_core.training.tokenizer import sketchbook_tokenizer
 from duogen_core.vae import PictureVae, new_vae
+from tests.core.test_folder_lock import holder
 from tests.core.test_training_mllm import SIZES, cases
 from tests.core.two_processes import run_all
 
@@ -33,14 +34,18 @@ STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cro
           "sample_minutes=0"]  # fmt: skip
 
 
-def launch(config: str, *commands: tuple[list[str], int | None]) -> None:
-    done = subprocess.run(
+def launched(config: str, *commands: tuple[list[str], int | None]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / config, "--num_processes", "2",
          "--mixed_precision", "no", "--main_process_port", "0", ROOT / "tests/core/two_processes.py",
          json.dumps(commands)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True, text=True, timeout=500,
     )  # fmt: skip
+
+
+def launch(config: str, *commands: tuple[list[str], int | None]) -> None:
+    done = launched(config, *commands)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
 
@@ -114,6 +119,16 @@ def test_fsdp_learns_what_one_process_does_also_after_a_stop(folder):
     )
     same(folder, "one/stage1-adamw", "split/stage1")
     same(folder, "one/stage2-adamw", "split/stage2")
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_another_run_has_the_folder(folder):
+    process = holder(folder / "taken")
+    done = launched("ddp.yaml", ([*STAGE1, "out=taken"], None))
+    process.communicate("\n")
+    assert done.returncode != 0
+    assert f"Error: taken is in use by another run of DuoGen (process {process.pid}, -c)" in done.stderr
+    assert not (folder / "taken").exists()
 
 
 def test_the_parts_of_a_step_add_up_to_it():

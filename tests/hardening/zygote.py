@@ -425,3 +425,4 @@ def shared(zygote: Zygote | None = None) -> Iterator[Zygote]:
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     serve()
+    os._exit(0)  # taking apart all that was imported takes many seconds on a busy machine
