@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from duogen_core.errors import is_out_of_memory
+
 # File names, the one with the widest reach for running text first, then by script. A .ttc stands for its first face.
 CANDIDATES = (
     *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial Unicode.ttf", "segoeui.ttf"),
@@ -132,5 +134,7 @@ def coverage(path: Path) -> frozenset[str]:
     try:
         with TTFont(path, fontNumber=0, lazy=True) as font:
             return frozenset(map(chr, font.getBestCmap() or ()))
-    except Exception:  # a damaged font file fails in as many ways as there are tables in it
+    except Exception as error:  # a damaged font file fails in as many ways as there are tables in it
+        if is_out_of_memory(error):  # or the font would be missing for as long as the process runs
+            raise
         return frozenset()

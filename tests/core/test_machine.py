@@ -28,6 +28,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.files import read_limited
 from duogen_core.formats.pickled import load_pickled
 from duogen_core.mllm.tokenizer import load_tokenizer
+from duogen_core.render.pdf_fonts import coverage
 from duogen_core.store_read import load_document
 from tests.core.test_web_warc import crawl
 from tests.core.web_pages import file, photo, recipe, site
@@ -195,10 +196,16 @@ def member_of_a_tar(folder: Path, patched: pytest.MonkeyPatch) -> None:
     picture_bytes({"source_ref": json.dumps({"path": "a.tar", "member": "b.png"})}, folder, "here")
 
 
+def font(folder: Path, patched: pytest.MonkeyPatch) -> None:
+    patched.setattr("fontTools.ttLib.TTFont", raising(MemoryError()))
+    coverage(folder / "a.ttf")
+
+
 @pytest.mark.parametrize(
     "read",
     [
         saved_page, classifier, parquet_set, tokenizer, official_weights, zipped_document, any_file, member_of_a_tar,
+        font,
     ],
 )  # fmt: skip
 def test_no_memory_is_no_damage(tmp_path, monkeypatch, read):
