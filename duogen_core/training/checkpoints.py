@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from duogen_core.errors import first_line
 from duogen_core.training.ema import Ema
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.sharding import split_like, whole_state
@@ -151,7 +152,7 @@ def write_text(path: Path, text: str) -> None:
 
 def reason(error: Exception) -> str:
     """What the system said, without numbers: "No space left on device"."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     return text.rsplit("error: ", 1)[-1].split(" (os error")[0].rstrip(".")
 
 

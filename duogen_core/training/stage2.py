@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
 from duogen_core.training import stage2_data
@@ -219,7 +219,7 @@ def show(run: Run, sample: Callable[[], object]) -> None:
             with evaluation_mode(run.modules["dit"]), averaged(run):
                 sample()
         except (RuntimeError, DuoGenError) as error:  # no memory left on a GPU, for example
-            run.say(f"The samples of step {run.step} cannot be drawn: {str(error).splitlines()[0]}")
+            run.say(f"The samples of step {run.step} cannot be drawn: {first_line(error)}.")
 
 
 @contextmanager

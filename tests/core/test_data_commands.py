@@ -142,7 +142,8 @@ def test_dialogues_without_a_model(tmp_path, capsys):
 def test_only_real_line_ends_end_a_line(tmp_path):
     """JSON may hold U+2028, U+0085 and the like as they are; str.splitlines takes them for line ends."""
     from duogen_core.data.dialogues.run import Run
-    from duogen_core.data.sources import Bad, BadLog
+    from duogen_core.data.llm.record import Recording
+    from duogen_core.data.sources import Bad, BadLog, open_source
     from duogen_core.data.synthetic.requests import Request, read_requests, request_lines
 
     odd = "one\u2028two\x85three\x0bfour"
@@ -158,6 +159,16 @@ def test_only_real_line_ends_end_a_line(tmp_path):
     assert not run.is_done(0)
     log.write_text('{"rule": "", "ti', "utf-8")  # half a line is no finished shard
     assert not run.is_done(0)
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        json.dumps({"key": "k", "answer": {"text": odd}}, ensure_ascii=False) + '\n{"key": "l", "an', "utf-8"
+    )
+    assert Recording(answers).find("k") == {"text": odd} and answers.read_bytes().endswith(b"}}\n")
+    turns = [{"role": role, "parts": [{"type": "text", "text": odd}]} for role in ("user", "assistant")]
+    document = {"format": "duogen-document", "version": 1, "turns": turns}
+    (tmp_path / "set.jsonl").write_text(json.dumps(document, ensure_ascii=False) + "\n\n", "utf-8")
+    source = open_source(f"jsonl:{tmp_path / 'set.jsonl'}")
+    assert len(source) == 1 and source.load(0).turns[0].text == odd
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"source": f"a{odd}", "index": 3}, ensure_ascii=False) + "\n", "utf-8")
     assert len(BadLog(bad)) == 1 and not BadLog(bad)(Bad(f"a{odd}", 3, "", ""))

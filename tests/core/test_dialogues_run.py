@@ -106,6 +106,8 @@ def test_a_stopped_run_goes_on(pages, whole, tmp_path):
         (out / "shards" / ".00001.tar.ab12.duogen-tmp").write_bytes(b"half")
         lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
         (out / "answers.jsonl").write_bytes(b"".join(lines[:-2]) + lines[-2][:30])
+        log_ = out / "logs" / "00000.jsonl"
+        log_.write_bytes(log_.read_bytes()[:-30])  # what a loss of power leaves: half a last line
         before = len(writer.steps)
         assert dialogues(pages, out, server) == 0
     assert results(out) == results(whole)
