@@ -20,11 +20,12 @@ sys.path.append(here)
 import standins
 standins.install()
 sys.argv = ["main.py", "--cpu"]
+begun = time.process_time()
 import comfy.options
 comfy.options.enable_args_parsing()
 import nodes, execution, server, comfy_api.latest, node_helpers, latent_preview, folder_paths
 before = set(sys.modules)
-start = time.perf_counter(), time.process_time()
+start = time.process_time()
 spec = importlib.util.spec_from_file_location("pack", pack + "/__init__.py", submodule_search_locations=[pack])
 module = importlib.util.module_from_spec(spec)
 sys.modules["pack"] = module
@@ -35,10 +36,12 @@ async def load():
     await extension.on_load()
     return [node.GET_SCHEMA() for node in await extension.get_node_list()]
 count = len(asyncio.run(load()))
-seconds = time.perf_counter() - start[0], time.process_time() - start[1]
-print(json.dumps({"seconds": seconds, "nodes": count, "modules": sorted(set(sys.modules) - before)}))
+seconds = time.process_time() - start
+share = seconds / (start - begun)
+modules = sorted(set(sys.modules) - before)
+print(json.dumps({"seconds": seconds, "share": share, "nodes": count, "modules": modules}))
 """
-LIMIT = 0.3  # seconds
+LIMIT = 0.05  # of what ComfyUI's own modules take: both take longer on a busy machine
 # Packages that belong to models, and that ComfyUI has not loaded for itself.
 HEAVY = {"diffusers", "accelerate", "peft", "matplotlib", "jinja2", "markdown_it"}
 
@@ -47,7 +50,7 @@ HEAVY = {"diffusers", "accelerate", "peft", "matplotlib", "jinja2", "markdown_it
 def test_import_is_quick_and_brings_no_model_code(comfyui: Path):
     here = Path(__file__).resolve().parent
     seen = []
-    for _ in range(3):  # the first one may have to compile, and a busy machine may hold one up
+    for _ in range(3):  # the first one may have to compile
         done = subprocess.run(
             [sys.executable, "-c", PROBE, str(comfyui), str(here.parents[1]), str(here)],
             capture_output=True,
@@ -57,7 +60,7 @@ def test_import_is_quick_and_brings_no_model_code(comfyui: Path):
         )
         assert done.returncode == 0, done.stderr[-4000:]
         seen.append(json.loads(done.stdout.splitlines()[-1]))
-        if seen[-1]["seconds"][1] < LIMIT:
+        if seen[-1]["share"] < LIMIT:
             break
     assert seen[-1]["nodes"] > 20
     new = seen[-1]["modules"]
@@ -65,5 +68,7 @@ def test_import_is_quick_and_brings_no_model_code(comfyui: Path):
     assert not {name for name in core if name.split(".")[1] in ("mllm", "dit", "connector", "vae", "training", "data")}
     assert not {name for name in new if name.split(".")[0] in HEAVY}
     assert not [name for name in new if name.startswith(("transformers.models", "torch."))]
-    quickest = min(run["seconds"][1] for run in seen)
-    assert quickest < LIMIT, f"{quickest:.2f} s of processor time"
+    quickest = min(seen, key=lambda run: run["share"])
+    said = f"{quickest['seconds']:.2f} s of processor time, {quickest['share']:.0%} of what ComfyUI itself takes"
+    assert quickest["share"] < LIMIT, said
+    print(said)

@@ -81,7 +81,7 @@ def test_reroll_where_the_cache_forgets(short_of_memory: Server, small_model_fil
     assert [node for node in again.ran if node.split(".")[-1] == ids["The writer writes"]] == [last_writing(ids)]
     assert ids["SamplerCustomAdvanced"] not in again.ran
     short_of_memory.post("/free", {"unload_models": True, "free_memory": True})
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while short_of_memory.memory()["alive"]["Kept"] and time.monotonic() < end:
         time.sleep(0.5)
     assert short_of_memory.memory()["alive"]["Kept"] == 0

@@ -398,7 +398,7 @@ def test_ctrl_c_while_loading_leaves_nothing(model, tmp_path, delay):
     read_until(process, "Loading")
     time.sleep(delay)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
     assert "Stopped; nothing was written." in err
     assert not list(tmp_path.iterdir())
@@ -410,7 +410,7 @@ def test_ctrl_c_while_drawing_keeps_what_is_finished(model, tmp_path):
     process = start("-c", DRIVER, *args, cwd=tmp_path)
     read_until(process, "picture 2 of at most 50")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err
     assert "Stopped. What was finished is in answer." in err and out == "answer\n"
     document = load_document(tmp_path / "answer")
@@ -426,7 +426,7 @@ def test_a_killed_run_leaves_finished_pictures_readable(model, tmp_path):
     )
     read_until(process, "picture 2 of at most 50")
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     document = load_document(tmp_path / "answer")
     assert len(document.pictures) >= 2 and document.generation["stop_reason"] == "interrupted"
 

@@ -19,7 +19,7 @@ from tests.core.web_pages import file, photo, screenshot
 
 @pytest.fixture(scope="module")
 def decoder():
-    with Decoder(load_preset()) as decoder:
+    with Decoder(load_preset(settings=["load.max_seconds=120"])) as decoder:  # for a machine with other work to do
         yield decoder
 
 

@@ -275,7 +275,7 @@ def test_ctrl_c_stops_the_workers_and_says_how_to_go_on(pages, tmp_path):
     while child.poll() is None and not list(out.glob("logs/*.jsonl")):
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=60)
+    _, errors = child.communicate(timeout=300)
     assert child.returncode == 130
     assert "the same command goes on." in errors and "Traceback" not in errors
     assert not list(out.rglob("*.jsonl.*"))
