@@ -22,6 +22,7 @@ from duogen_core.training import sharding
 from duogen_core.training.checkpoints import is_full, reason
 from duogen_core.training.config import ConfigError, check_numbers, load_config, plain, settings_help, to_yaml
 from duogen_core.training.errors import TrainingError
+from duogen_core.training.launcher import KINDS, launch, reported
 from duogen_core.training.loop import Run
 from duogen_core.training.parallel import started
 from duogen_core.training.recipes import find_config, recipes_of
@@ -70,11 +71,19 @@ def command_of(cls: type[RunConfig]) -> str:
     return cls.__module__.rsplit(".", 1)[-1]
 
 
-def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C]) -> None:
+def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C], *, parallel: bool = False) -> None:
+    """parallel: as of `run_command`."""
     recipes = recipes_of(command_of(cls))
     kinds = ("FILE|NAME", ", or one of the recipes below") if recipes else ("FILE", "")
     parser.add_argument("--config", metavar=kinds[0], help=f"settings: a YAML or TOML file{kinds[1]}")
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and leave")
+    if parallel:
+        parser.add_argument(
+            "--launch", choices=KINDS, help="several processes: each with the whole model (ddp), or with a part (fsdp)"
+        )
+        parser.add_argument(
+            "--processes", type=int, metavar="N", help="how many of them; default: one a GPU, 2 on CPUs"
+        )
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that go before the file's")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     lines = [f"  {name}  {text}\n" for name, text in recipes.items()]
@@ -99,18 +108,28 @@ def output_folder(out: Path) -> Iterator[None]:
 
 
 def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run], *, parallel: bool = False) -> int:
-    """parallel: several processes, started by accelerate's launcher, can share the work."""
+    """parallel: several processes, of --launch or of accelerate's own command, can share the work."""
+    with reported():
+        return _run_command(args, cls, train, parallel)
+
+
+def _run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run], parallel: bool) -> int:
     file = find_config(args.config, command_of(cls)) if args.config else None
     config = load_config(cls, file, args.settings)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
     if started() > 1 and not parallel:
-        raise TrainingError(f"train {command_of(cls)} runs in one process; start it without accelerate's launcher.")
+        raise TrainingError(f"train {command_of(cls)} runs in one process; start it without a launcher.")
     if sharding.asked_for() and sharding.precision() != "no" and not config.bf16:
         raise TrainingError("bf16 is false, but accelerate's mixed_precision is not 'no'; set both alike.")
     if not config.steps and not config.minutes:
         raise ConfigError("A training run needs an end: give steps=N, minutes=M or both.")
+    if parallel and args.launch:
+        given = ["--config", args.config] if args.config else []
+        return launch(args.launch, args.processes, ["train", command_of(cls), *given, *args.settings])
+    if parallel and args.processes:
+        raise ConfigError("--processes goes with --launch; add --launch ddp or --launch fsdp.")
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.bf16:

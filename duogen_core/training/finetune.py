@@ -16,6 +16,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -206,7 +207,8 @@ def look_over(own: Sequence[Spec], say: Callable[[str], None], max_side: int) ->
 # ---------------------------------------------------------------- the run
 
 
-def train(config: FinetuneConfig, say: Callable[[str], None] = print) -> Run:
+def train(config: FinetuneConfig) -> Run:
+    say = partial(print, flush=True)  # also into a pipe or a file, before the first stage has anything to print
     base = resolve_model(config.model)
     check_checkpoint(base)
     own = sources_of(config.data, "data")
@@ -351,7 +353,7 @@ def run(args: argparse.Namespace) -> int:
         print(to_yaml(settled(config, resolve_model(config.model))), end="")
         return 0
     if started() > 1:
-        raise TrainingError("train finetune runs in one process; start it without accelerate's launcher.")
+        raise TrainingError("train finetune runs in one process; start it without a launcher.")
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision("medium")  # Muon's matrix products

@@ -1,6 +1,6 @@
-"""The processes of a run: one, unless Hugging Face accelerate's launcher started more.
+"""The processes of a run: one, unless `--launch` (launcher.py) or Hugging Face accelerate's own command started more.
 
-    accelerate launch --multi_gpu --num_processes 2 -m duogen_core train stage2 --config my.yaml
+    python -m duogen_core train stage2 --launch ddp --processes 2 --config my.yaml
 
 The batch of a step is the same on every process, a function of (seed, step); each takes its `share` of it. A process's
 loss is its part of the sum, already divided by what the whole batch counts (`total`), so that the parts add up to the

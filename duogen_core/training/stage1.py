@@ -64,7 +64,7 @@ def adapt(mllm: Mllm, lora: LoraSettings) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments_for(parser, Stage1Config)
+    add_arguments_for(parser, Stage1Config, parallel=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -309,7 +309,7 @@ def train(config: Stage2Config) -> Run:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments_for(parser, Stage2Config)
+    add_arguments_for(parser, Stage2Config, parallel=True)
 
 
 def run(args: argparse.Namespace) -> int:

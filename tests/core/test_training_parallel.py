@@ -1,4 +1,5 @@
-"""Two processes, started by accelerate's own command, learn what one does: DDP and FSDP, stages 1 and 2, on CPUs."""
+"""Two processes, started by accelerate's own command or by --launch, learn what one does: DDP and FSDP, stages 1 and 2,
+on CPUs."""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 import duogen_core.training
+from duogen_core.cli import main
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
-from duogen_core.training import stage2_data
+from duogen_core.training import launcher, stage2_data
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, part_of
 from duogen_core.training.parallel import Processes
@@ -129,6 +131,74 @@ def test_all_processes_end_where_another_run_has_the_folder(folder):
     assert done.returncode != 0
     assert f"Error: taken is in use by another run of DuoGen (process {process.pid}, -c)" in done.stderr
     assert not (folder / "taken").exists()
+
+
+def with_launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "duogen_core", "train", *command, "--launch", "ddp", "--processes", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=folder, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_launch_starts_processes_that_learn_what_one_does(folder):
+    done = with_launch(folder, *STAGE1, "out=launched/stage1")
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("Finished: launched/stage1/export") == 1
+    assert json.loads((folder / "launched/stage1/config.json").read_text("utf-8"))["processes"] == 2
+    same(folder, "one/stage1", "launched/stage1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["init=nowhere"], "nowhere is not a Hugging Face model folder"),  # which every process finds
+        (["data=[documents:nowhere]"], "nowhere"),
+    ],
+)
+def test_what_is_wrong_under_launch_is_said_once(folder, settings, sentence):
+    done = with_launch(folder, *STAGE1, *settings, "out=wrong")
+    assert done.returncode == 2 and sentence in done.stderr
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def failed(monkeypatch, **failure: object) -> None:
+    """Processes that end so, as torch tells it."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def launch_command(args):
+        raise ChildFailedError("duogen_core", {1: ProcessFailure(local_rank=1, pid=1, error_file="", **failure)})
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launch_command)
+
+
+def test_a_process_that_was_killed_is_a_sentence_and_an_exit_code_is_passed_on(monkeypatch, tmp_path, capsys):
+    command = ["train", "stage1", "--launch", "fsdp", "--processes", "3", "steps=1", f"out={tmp_path / 'run'}"]
+    failed(monkeypatch, exitcode=-9)
+    assert main(command) == 2
+    assert "Error: Process 1 was ended by SIGKILL" in capsys.readouterr().err
+    failed(monkeypatch, exitcode=130)
+    assert main(command) == 130
+    assert launcher.LAUNCHED not in os.environ and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--launch", "ddp", "lrr=1"], "no setting 'lrr' in the settings given on the command line"),
+        (["--launch", "ddp"], "A training run needs an end"),
+        (["--launch", "ddp", "--processes", "1", "steps=1"], "--processes is 1; expected at least 2"),
+        (["--processes", "2", "steps=1"], "--processes goes with --launch"),
+        (["--launch", "dpp", "steps=1"], "invalid choice: 'dpp'"),
+    ],
+)
+def test_wrong_settings_are_said_before_any_process_starts(monkeypatch, tmp_path, capsys, arguments, sentence):
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda args: pytest.fail("started"))
+    assert main(["train", "stage2", *arguments, f"out={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
 
 
 def test_the_parts_of_a_step_add_up_to_it():

@@ -219,7 +219,9 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core train assemble --out models/my-model": Parses("README's commands run it"),
     "accelerate launch --config_file duogen_core/training/launch/ddp.yaml --num_processes 4 -m duogen_core train stage2 --config my.yaml":
         Parses("several processes; tests/core/test_training_parallel.py runs two"),
-    "accelerate launch --config_file duogen_core/training/launch/fsdp.yaml --num_processes 8 -m duogen_core train stage1 --config qwen2.5-vl-7b":
+    "python -m duogen_core train stage2 --launch ddp --config my.yaml":
+        Parses("several processes; tests/core/test_training_parallel.py runs two"),
+    "python -m duogen_core train stage1 --launch fsdp --processes 8 --config qwen2.5-vl-7b":
         Parses("8 GPUs; tests/core/test_training_parallel.py runs two processes of the CPU"),
     "python -m duogen_core train stage1 init=MLLM data=[SOURCE, ...] out=runs/stage1 steps=2000": Runs(
         (*SHORT, "batch=2", "eval_cases=0", "bf16=false"),
