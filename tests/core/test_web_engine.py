@@ -191,6 +191,13 @@ def test_the_next_address_is_tried(run):
 
 
 @pytest.mark.parametrize(
+    "late", ["data-baseurl=b.png data-c-nd=1130x635", "src=spacer.gif data-big='/b.png'", "data-n='b.png 2x'"]
+)
+def test_a_picture_that_is_loaded_late_is_found(run, late):
+    assert rules(run(recipe("a.png", "b.png").replace("src='b.png'", late))) == ["kept", "kept"]
+
+
+@pytest.mark.parametrize(
     ("html", "rule"),
     [
         (page(f"<p>{WORDS}</p>"), "text_only"),

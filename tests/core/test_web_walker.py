@@ -107,6 +107,10 @@ def test_regions_are_marked_and_kept():
         ("<img src=spacer.gif data-sizes-set='s.jpg 1x, l.jpg 2x' data-json='{\"src\": \"j.jpg\"}'>",
          ("l.jpg", "s.jpg", "spacer.gif")),
         ("<img src=real.jpg data-share='other.jpg' data-original=true>", ("real.jpg",)),
+        ("<picture><source type=image/webp data-url='w.webp'>"
+         "<source media=print data-set='a.jpg 1x, b.jpg 2x'><img></picture>", ("w.webp", "b.jpg", "a.jpg")),
+        ("<picture><source data-url='w.webp'><img src=real.jpg></picture>", ("real.jpg",)),
+        ("<input type=image data-src=/b.png src=spacer.gif>", ("/b.png", "spacer.gif")),
         ("<img src=p.gif><noscript><img src=real.png></noscript>", ("real.png", "p.gif")),
         ("<noscript><img src=only.png></noscript>", ("only.png",)),
         ("<object data=o.png></object>", ("o.png",)),

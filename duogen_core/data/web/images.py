@@ -42,7 +42,7 @@ def image_of(element: Any, region: str = "", link: str = "") -> ImageRef | None:
     elif tag == "input":
         if (element.get("type") or "").strip().lower() != "image":
             return None
-        sources, kind = [element.get("src") or ""], "input"
+        sources, kind = _sources(element), "input"
     elif tag == "video":
         sources, kind = [element.get("poster") or ""], "poster"
     elif tag in ("object", "embed"):
@@ -64,13 +64,14 @@ def image_of(element: Any, region: str = "", link: str = "") -> ImageRef | None:
 def _sources(element: Any) -> list[str]:
     found = _late(element)
     source = (element.get("src") or element.get("href") or "").strip()
-    if not source or PLACEHOLDER.search(source[:1000]):
+    is_late = not source or PLACEHOLDER.search(source[:1000])
+    if is_late:
         found += _hidden(element)
     parent = element.getparent()
     if parent is not None and parent.tag == "picture":
         for each in parent:
             if each.tag == "source":
-                found += _late(each) + best_first(each.get("srcset"))
+                found += _late(each) + (_hidden(each) if is_late else []) + best_first(each.get("srcset"))
     return [*found, *best_first(element.get("srcset")), element.get("src"), element.get("href")]
 
 
