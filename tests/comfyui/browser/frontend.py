@@ -98,6 +98,10 @@ class Frontend:
         """A message as if the server had sent it."""
         self.page.evaluate("([kind, detail]) => app.api.dispatchEvent(new CustomEvent(kind, {detail}))", [kind, detail])
 
+    def hold(self, text: str) -> None:
+        """The run waits where it says this on its node, until this is called again or the run is cancelled."""
+        self.server.post("/duogen_test/hold", {"text": text})
+
     def run(self) -> dict[str, Any]:
         """Queue the workflow and wait for its end; returns the job as the server keeps it."""
         before = set(self.server.get("/history"))

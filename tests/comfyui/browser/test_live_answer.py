@@ -42,14 +42,17 @@ def viewers(frontend: Frontend) -> list[str]:
 def test_finished_picture_is_shown_while_the_next_is_drawn(
     frontend: Frontend, random_model: Path, renderer: str, preview: bool
 ):
-    """Then the run is cancelled: the picture stays, and the node says what opens the answer again."""
+    """Then the run is cancelled: the picture stays, and the node says what opens the answer again.
+
+    The run is held in its second picture, however fast the server and however slow the page."""
     seed = {"canvas": 50, "nodes2": 52}[renderer] + preview
-    _, shower = build(frontend, random_model.name, seed, preview=preview, steps=150)
+    _, shower = build(frontend, random_model.name, seed, preview=preview, steps=4)
     shower = shower if preview else interleave(frontend)
+    frontend.hold("Picture 2 of at most 2, step 1 of")
     before = start(frontend)
     assert wait_for_pictures(frontend, 1) == [[96, 64]], "not yet the whole size"
-    assert not set(frontend.server.get("/history")) - before, "the run is over before the picture was shown"
-    wait_for_status(frontend, "Picture 2 of at most 2, step ")
+    wait_for_status(frontend, "Picture 2 of at most 2, step 1 of")
+    assert not set(frontend.server.get("/history")) - before
     assert viewers(frontend) == ["DuoGenPreview" if preview else "DuoGenInterleave"], "the answer is shown once"
     assert frontend.order(shower)[:2] == [FIRST, "[picture]"]
     frontend.page.evaluate("() => app.api.interrupt()")
@@ -78,7 +81,8 @@ def test_the_whole_answer_in_the_node_that_made_it(frontend: Frontend, random_mo
 
 def test_a_cancelled_answer_is_there_after_a_reload(frontend: Frontend, random_model: Path, renderer: str):
     seed = {"canvas": 56, "nodes2": 57}[renderer]
-    build(frontend, random_model.name, seed, preview=False, steps=150)
+    build(frontend, random_model.name, seed, preview=False, steps=4)
+    frontend.hold("Picture 2 of at most 2, step 1 of")
     before = start(frontend)
     wait_for_pictures(frontend, 1)
     frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change

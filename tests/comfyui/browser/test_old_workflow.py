@@ -13,17 +13,22 @@ from .frontend import Frontend, workflow_file
 pytestmark = pytest.mark.slow
 BEFORE = {"DuoGenInterleave": "seeds", "DuoGenSaveDocument": "pdf"}  # the first input that came later
 OUTPUTS = {"DuoGenFormat": 3}
+OLD = {"sampler_name": "euler", "scheduler": "simple"}
 
 
 def older(workflow: dict[str, Any], frontend: Frontend) -> dict[str, Any]:
-    """The workflow without the inputs and outputs that came later, and with a widget that is gone since."""
+    """The workflow without the inputs and outputs that came later, with a widget that is gone since, and with the
+    sampler and scheduler that were the first choice then."""
     for node in workflow["nodes"]:
         if node["type"] in BEFORE:
             widgets = frontend.page.evaluate(
                 "type => LiteGraph.createNode(type).widgets.map((widget) => widget.name)", node["type"]
             )
             kept = widgets[: widgets.index(BEFORE[node["type"]])]
-            node["widgets_values"] = list(node["widgets_values"])[: len(kept)]
+            values = list(node["widgets_values"])[: len(kept)]
+            if node["type"] == "DuoGenInterleave":
+                values = [OLD.get(name, value) for name, value in zip(kept, values, strict=True)]
+            node["widgets_values"] = values
             node["inputs"] = [
                 entry for entry in node["inputs"] if entry["name"] not in widgets or entry["name"] in kept
             ]
@@ -48,7 +53,7 @@ def test_an_older_workflow_opens_and_runs(frontend: Frontend, random_model: Path
         "all",
         0,
     )
-    assert inputs["seed"] == seed and inputs["sampler_name"] == "euler", "what was there keeps its place"
+    assert inputs["seed"] == seed and {name: inputs[name] for name in OLD} == OLD, "what was there keeps its place"
     saved = prompt[str(ids["DuoGenSaveDocument"])]["inputs"]
     assert (saved["pdf"], saved["zip"]) == (False, False)
     outputs = frontend.page.evaluate(

@@ -13,13 +13,11 @@ FIRST, NEXT = "First a wall.", "Now the roof"
 pytestmark = pytest.mark.slow
 
 
-def build(
-    frontend: Frontend, checkpoint: str, seed: int, *, preview: bool, steps: int, side: int = 0
-) -> tuple[int, int | None]:
+def build(frontend: Frontend, checkpoint: str, seed: int, *, preview: bool, steps: int) -> tuple[int, int | None]:
     """The shortest graph that answers and saves; returns the ids of the nodes that save and show."""
     load = frontend.add("DuoGenLoadCheckpoint", (50, 50), checkpoint=checkpoint)
     prompt = frontend.add("DuoGenPrompt", (50, 300), text="Reload me.")
-    settings = {"max_images": 2, "seed": seed, "steps": steps, "width": side, "height": side}
+    settings = {"max_images": 2, "seed": seed, "steps": steps}
     answer = frontend.add("DuoGenInterleave", (450, 50), **settings)
     saver = frontend.add("DuoGenSaveDocument", (900, 50))
     for output in ("mllm", "connector", "model", "vae"):
@@ -69,13 +67,14 @@ def wait_for_answer(frontend: Frontend) -> None:
 def test_reload_while_it_runs(frontend: Frontend, random_model: Path, renderer: str):
     """The rest of the run arrives at the new page, and can be cancelled from there."""
     seed = {"canvas": 41, "nodes2": 42}[renderer]
-    # The first picture has to take longer than the page needs to come back.
-    _, shower = build(frontend, random_model.name, seed, preview=True, steps=1000, side=256)
+    _, shower = build(frontend, random_model.name, seed, preview=True, steps=4)
+    frontend.hold("Picture 1 of at most 2, step 1 of")
     start(frontend)
     frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
     frontend.open()
     frontend.page.wait_for_function("(id) => app.graph.getNodeById(id)?.type === 'DuoGenPreview'", arg=shower)
-    wait_for_status(frontend, ", step ")
+    frontend.hold("Picture 1 of at most 2, step 2 of")
+    wait_for_status(frontend, "step 2 of")
     assert frontend.viewer(shower).locator(".duogen-work .duogen-text").all_text_contents()[0] == FIRST
     frontend.page.evaluate("() => app.api.interrupt()")
     wait_for_status(frontend, "Cancelled; what was finished stays here.")
@@ -84,10 +83,12 @@ def test_reload_while_it_runs(frontend: Frontend, random_model: Path, renderer: 
 def test_the_run_ends_while_the_page_is_away(frontend: Frontend, random_model: Path, renderer: str):
     """Nothing arrives any more: the answer comes from the server's history, on the node that saved it."""
     seed = {"canvas": 43, "nodes2": 44}[renderer]
-    saver, _ = build(frontend, random_model.name, seed, preview=False, steps=80)
+    saver, _ = build(frontend, random_model.name, seed, preview=False, steps=4)
+    frontend.hold("Picture 1 of at most 2, step 1 of")
     before = start(frontend)
     frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
     frontend.page.goto("about:blank")
+    frontend.hold("")
     wait_for_job(frontend, before)
     frontend.open()
     wait_for_answer(frontend)
