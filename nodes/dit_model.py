@@ -9,6 +9,7 @@ Pattern: ComfyUI's own QwenImage (references) and Anima (Cosmos under `ModelType
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -22,7 +23,7 @@ from comfy.patcher_extension import CallbacksMP
 
 from . import room
 from .managed import Precision, convert, make_patcher, working_dtypes
-from .model_lora import accept_loras
+from .model_lora import accept_loras, asks_for_names, with_other_names
 from .schedule import KarrasFlow
 
 if TYPE_CHECKING:
@@ -101,6 +102,11 @@ class DuoGenModel(comfy.model_base.QwenImage):
         if wanted is not None and wanted.schedule == "karras":
             self.model_sampling = KarrasFlow(config, wanted.steps)
         self.diffusion_model = PackedForward.adopt(dit)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Torch's. Only ComfyUI's search for the layers of LoRA files gets keys for their other names as well."""
+        state = super().state_dict(*args, **kwargs)
+        return with_other_names(state) if asks_for_names(sys._getframe(1)) else state
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
         text = kwargs.get("cross_attn")

@@ -151,23 +151,18 @@ def test_what_stage_2_trains_loads_as_it_is_written(server: Server, random_model
     found = sampled(server, random_model.name, stock(f"stage2/{DIFFUSERS_FILE}"), model=["lora", 0])
     assert difference(found, merged) < 1e-4 < difference(merged, sampled(server, random_model.name))
     pefts = run(server, random_model.name, stock("stage2/adapter_model.safetensors"), model=["lora", 0])
-    assert "convert FOLDER NAME.safetensors makes one file of both" in pefts.error["exception_message"]
+    assert "convert FOLDER NAME.safetensors makes one file of both" in "".join(pefts.texts)
     assert cli.main(["convert", str(loras / "stage2"), str(loras / "stage2.safetensors"), "--quiet"]) == 0
     found = sampled(server, random_model.name, stock("stage2.safetensors"), model=["lora", 0])
     assert difference(found, merged) < 1e-4
 
 
 @pytest.mark.slow
-def test_a_lora_for_another_model_is_refused_in_a_sentence(
+def test_a_lora_for_another_size_is_refused_in_a_sentence(
     server: Server, random_model: Path, loras: Path, matrices: dict
 ):
     import torch
-    from safetensors.torch import save_file
 
-    foreign = {f"diffusion_model.double_blocks.0.img_attn.qkv.lora_{half}.weight": torch.zeros(4, 4) for half in "AB"}
-    save_file(foreign, loras / "foreign.safetensors")
-    error = run(server, random_model.name, stock("foreign.safetensors"), model=["lora", 0]).error
-    assert "This LoRA is for another model: none of its layers is one of this MODEL's" in error["exception_message"]
     wide = {key: (torch.zeros(RANK, down.shape[1] + 8), up) for key, (down, up) in matrices.items()}
     write_dit_lora(loras / "wide.safetensors", wide, "comfyui")
     error = run(server, random_model.name, stock("wide.safetensors"), model=["lora", 0]).error
@@ -179,6 +174,77 @@ def test_a_lora_for_another_model_is_refused_in_a_sentence(
     write_dit_lora(loras / "more.safetensors", matrices | {(99, "attn1.to_q"): more}, "comfyui")
     assert run(server, random_model.name, stock("more.safetensors"), model=["lora", 0]).error is None
     assert "lora key not loaded: diffusion_model.blocks.99.self_attn.q_proj.lora_A.weight" in server.log
+
+
+@pytest.mark.slow
+def test_a_lora_with_nothing_for_the_model_passes_and_is_told(server: Server, random_model: Path, loras: Path):
+    """As it passes with any other MODEL: a file may be for the CLIP alone. But the node says so."""
+    import torch
+    from safetensors.torch import save_file
+
+    plain = sampled(server, random_model.name)
+    for name, layer in {
+        "another model": "diffusion_model.double_blocks.0.img_attn.qkv",
+        "clip alone": "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+    }.items():
+        save_file({f"{layer}.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}, loras / f"{name}.safetensors")
+        result = run(server, random_model.name, stock(f"{name}.safetensors"), model=["lora", 0])
+        assert result.error is None, result.error
+        assert any("This LoRA changes nothing here: none of its layers" in text for text in result.texts)
+        again = sampled(server, random_model.name, stock(f"{name}.safetensors"), model=["lora", 0])
+        assert difference(again, plain) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_models")
+def test_a_lora_for_the_clip_beside_our_model_changes_the_clip(server: Server, random_model: Path, loras: Path):
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    layer = "model.layers.0.self_attn.q_proj"
+    with safe_open(server.base / "models" / "text_encoders" / "small_flux2.safetensors", "pt") as file:
+        rows, columns = file.get_slice(f"{layer}.weight").get_shape()
+    name = f"text_encoders.transformer.{layer}"
+    tensors = {f"{name}.lora_A.weight": torch.ones(2, columns), f"{name}.lora_B.weight": torch.ones(rows, 2)}
+    save_file(tensors, loras / "clip.safetensors")
+    clip = node("CLIPLoader", clip_name="small_flux2.safetensors", type="flux2")
+    both = node("LoraLoader", model=["1", 2], clip=["clip", 0], lora_name="clip.safetensors", strength_model=1.0,
+                strength_clip=1.0)  # fmt: skip
+    told = len(server.log)
+    found = sampled(server, random_model.name, {"clip": clip, "lora": both}, model=["lora", 0])
+    assert difference(found, sampled(server, random_model.name)) == 0
+    assert "key not loaded" not in server.log[told:] and "NOT LOADED" not in server.log[told:]
+
+
+@pytest.mark.slow
+def test_nothing_of_comfyuis_is_replaced(
+    server: Server, random_model: Path, loras: Path, matrices: dict, merged_dit: str
+):
+    """Other models' LoRAs go through ComfyUI's own code, and through that of a pack which stands before it."""
+    write_dit_lora(loras / "beside.safetensors", matrices, "comfyui")
+    merged = sampled(server, merged_dit)
+    sampled(server, random_model.name, stock("beside.safetensors", 0.5), model=["lora", 0])
+    assert server.get("/duogen_test/replaced") == []
+    server.post("/duogen_test/wrap_lora_names", {"wrap": True})
+    found = sampled(server, random_model.name, stock("beside.safetensors"), model=["lora", 0])
+    assert server.post("/duogen_test/wrap_lora_names", {"wrap": False}) == 1
+    assert difference(found, merged) < 1e-4
+
+
+@pytest.mark.slow
+def test_a_hook_gives_the_numbers_of_the_merged_weights(
+    server: Server, random_model: Path, loras: Path, matrices: dict, merged_dit: str
+):
+    write_dit_lora(loras / "hook.safetensors", matrices, "comfyui")
+    hook = node("CreateHookLoraModelOnly", lora_name="hook.safetensors", strength_model=1.0)
+    hooked = node("PairConditioningSetProperties", positive_NEW=["p.connect", 0], negative_NEW=["p.connect", 1],
+                  hooks=["hook", 0], strength=1.0, set_cond_area="default")  # fmt: skip
+    links = {"positive": ["hooked", 0], "negative": ["hooked", 1]}
+    graph = {"hook": hook, "hooked": hooked}
+    found = sampled(server, random_model.name, graph, **links)
+    assert difference(found, sampled(server, random_model.name)) > 0.1
+    assert difference(found, sampled(server, merged_dit)) < 1e-4
 
 
 # ------------------------------------------------------------ on the MLLM
