@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("paths", nargs="+", metavar="FILE_OR_FOLDER", help="several are counted together, as the parts of one model")
-    add("--memory", type=float, metavar="GIB", help="say whether it fits this much, for example 12")
+    add("--memory", type=float, metavar="GIB", help="say whether it fits, for example 12; exit code 1: it cannot run")
     add("--size", default="1024x1024", metavar="WxH", help="size of the picture to draw; default: 1024x1024")
     add("--references", type=int, default=2, metavar="N", help="earlier pictures it looks at; default: 2")
     add("--tokens", type=int, default=4096, metavar="N", help="length of the conversation; default: 4096")
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     found = [each for path in args.paths for each in identify(path)]
     counted = terms(found, need)
     fits = verdict(counted, int(args.memory * GIB)) if args.memory is not None else None
+    # Like grep: 1 is an answer, 2 a fault.
+    code = 1 if fits is not None and fits[0] == "no" else 0
     if args.json:
         value = {
             "found": [asdict(each) for each in found],
@@ -56,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
         }
         json.dump(value, sys.stdout, indent=2)
         print()
-        return 0
+        return code
     for each in found:
         print(_describe(each))
     print(_sum(counted, need))
     if fits is not None:
         print(fits[1])
-    return 0
+    return code
 
 
 def _describe(found: Found) -> str:
@@ -82,13 +84,13 @@ def _describe(found: Found) -> str:
 
 
 def _sum(counted: Sequence[Term], need: Need) -> str:
-    from duogen_core.formats.memory import GIB
+    from duogen_core.formats.writing import readable
 
     total = sum(term.bytes for term in counted)
     head = f"Memory, estimated, for {need.width}x{need.height} with {need.references} earlier pictures:"
     names = [f"{term.part}, {term.what}" for term in counted]
     wide = max(map(len, names), default=0)
     lines = [
-        f"  {name.ljust(wide)}  {term.bytes / GIB:7.2f} GiB  = {term.arithmetic}" for name, term in zip(names, counted)
+        f"  {name.ljust(wide)}  {readable(term.bytes):>10}  = {term.arithmetic}" for name, term in zip(names, counted)
     ]
-    return "\n".join([head, *lines, f"  {'together'.ljust(wide)}  {total / GIB:7.2f} GiB"])
+    return "\n".join([head, *lines, f"  {'together'.ljust(wide)}  {readable(total):>10}"])

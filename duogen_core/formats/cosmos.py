@@ -185,6 +185,13 @@ def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> Cos
             f"one of its blocks; python -m duogen_core inspect says what it is."
         )
     kind, prefix = layout
+    folder = weights.files[0].parent
+    written = _written_config(folder) if kind == "diffusers" else {}
+    if written.get("_class_name") == "PackedCosmos" and f"{PROJECTION}.weight" not in weights.entries:
+        raise WeightError(
+            f"{path} is the DiT of a DuoGen model, whose connector is a folder of its own; give the whole model, the "
+            f"folder that holds model_index.json."
+        )
     left_out = tuple(sorted(n for n in weights.entries if keys.BOOKKEEPING.search(n) or n == f"{prefix}scaled_fp8"))
     rename: Callable[[str], str] = (lambda n: n) if kind == "diffusers" else (lambda n: keys.to_diffusers(n, prefix))
     names = {name: rename(name) for name in weights.entries if name not in left_out}
@@ -201,8 +208,6 @@ def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> Cos
     }
     shapes = {ours: entry.shape for ours, entry in entries.items()}
     derived = keys.config_from_shapes(shapes, str(path))
-    folder = weights.files[0].parent
-    written = _written_config(folder) if kind == "diffusers" else {}
     for name, value in derived.items():
         if name in written and written[name] != value and name != "rope_scale":
             raise WeightError(

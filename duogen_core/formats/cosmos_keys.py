@@ -155,6 +155,10 @@ def relative(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     if columns == 68:
         return "Cosmos-Predict2 Text2Image, which reads T5 text and takes no earlier pictures"
     if columns == 72 and "crossattn_proj.0.weight" not in shapes:
+        width = shapes["patch_embed.proj.weight"][0]
+        blocks = sum(name.endswith(".attn2.to_k.weight") for name in shapes)
+        if (width, blocks) not in SIZES:
+            return f"a Cosmos transformer of {blocks} blocks, {width} wide, without crossattn_proj, as in DuoGen models"
         return "Cosmos-Predict2 Video2World, which reads T5 text, or a Cosmos-Predict2.5 without its crossattn_proj"
     return None
 

@@ -219,8 +219,10 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
         return _found(weights, path, formats, kind="text encoder", family=family, layout="", notes=notes)
     from duogen_core.mllm.loading import what_is
 
+    # transformers' name of a whole model in one file: its configuration lies beside it.
+    folder = path.parent if path.name == "model.safetensors" and path.with_name("config.json").is_file() else path
     try:
-        family, config = what_is(path)
+        family, config = what_is(folder)
     except DuoGenError as error:
         return _found(weights, path, formats, kind="MLLM", family="not one that DuoGen reads", layout="",
                       notes=[str(error)])  # fmt: skip
@@ -231,7 +233,9 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
         "head_dim": text.get("head_dim") or width // heads,
     }  # fmt: skip
     needs = ["a connector for its states", "a DiT and its VAE"]
-    if path.is_file():
+    if folder != path:
+        needs.insert(0, f"to be loaded by its folder, {folder}, which has its configuration and tokenizer")
+    elif path.is_file():
         needs.insert(0, "a tokenizer: its Hugging Face folder's, or the one that ComfyUI brings")
     notes = [f"{shape['layers']} layers of width {shape['width']}"]
     return _found(weights, path, formats, kind="MLLM", family=family.model_type, needs=needs, notes=notes, shape=shape,

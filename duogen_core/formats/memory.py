@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duogen_core.formats.identify import Found
+from duogen_core.formats.writing import readable
 
 GIB = 2**30
 HALF = 2  # bytes of a number in bf16 or fp16
@@ -93,17 +94,17 @@ def verdict(found: Sequence[Term], memory: int) -> tuple[str, str]:
         parts[term.part] += term.bytes
     working = {part: sum(t.bytes for t in found if t.part == part and not t.weights) for part in parts}
     largest, work = max(parts.values(), default=0), max(working.values(), default=0)
-    have = f"{memory / GIB:.1f} GiB"
+    have = readable(memory)
     if total <= memory:
-        return "whole", f"It fits: {total / GIB:.1f} of {have}."
+        return "whole", f"It fits: {readable(total)} of {have}."
     if len(parts) > 1 and largest <= memory:
         return "in turn", (
-            f"All parts together need {total / GIB:.1f} GiB and do not fit {have}, but one at a time they do, which is "
-            f"how ComfyUI runs them: the largest needs {largest / GIB:.1f} GiB."
+            f"All parts together need {readable(total)} and do not fit {have}, but one at a time they do, which is "
+            f"how ComfyUI runs them: the largest needs {readable(largest)}."
         )
     if work <= memory * 0.8:
         return "offloaded", (
-            f"It does not fit {have} ({largest / GIB:.1f} GiB), but runs slower with part of its weights in the "
-            f"computer's memory, as ComfyUI does by itself: {work / GIB:.1f} GiB must be on the card."
+            f"It does not fit {have} ({readable(largest)}), but runs slower with part of its weights in the "
+            f"computer's memory, as ComfyUI does by itself: {readable(work)} must be on the card."
         )
-    return "no", f"It does not fit {have}: {work / GIB:.1f} GiB are needed beside the weights; draw smaller pictures."
+    return "no", f"It does not fit {have}: {readable(work)} are needed beside the weights; draw smaller pictures."

@@ -112,9 +112,9 @@ def write_folder(
 
 
 def readable(size: float) -> str:
-    """Bytes for people: 4.1 GB."""
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
+    """Bytes for people, in the units that memory is counted in: 3.8 GiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -14,7 +14,8 @@ Adding a family = one file here with a subclass of `base.Mllm`, and one line in 
     build(config)                   classmethod: a config.json, as a dict -> the torch module
     module_name(name)               classmethod: a tensor's name in any file -> in the module
     guess_config(shapes)            classmethod: the config.json of a file that has none, from the shapes of its tensors
-                                    (named as in the module); None where it is not of this family
+                                    (named as in the module); None where it is not of this family, DuoGenError where
+                                    it is but its shapes are not enough
     check_parts(module, p, path)    classmethod: refuses a module and picture settings that do not go together
     picture_settings                preprocessor_config.json of the published models, for such a file
 

@@ -111,6 +111,8 @@ def guess(weights: WeightFiles, path: Path) -> tuple[type[Mllm], dict[str, Any]]
         shapes = {name: entry.shape for name, entry in found_tensors(family, weights, path)[0].items()}
         try:
             config = family.guess_config(shapes)
+        except DuoGenError as error:
+            raise DuoGenError(f"{path} {error}") from None
         except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
             raise DuoGenError(
                 f"{path} looks like a {model_type} model but is not a whole one: {error} is not as expected."

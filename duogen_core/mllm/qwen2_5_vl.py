@@ -15,6 +15,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen_vl import (
+    UNPUBLISHED,
     QwenVL,
     both_spellings,
     count_layers,
@@ -69,19 +70,20 @@ class Qwen25VL(QwenVL):
             return None
         vocabulary, width = shapes[f"{text}embed_tokens.weight"]
         channels = shapes[f"{vision}patch_embed.proj.weight"][0]
-        depth = count_layers(shapes, f"{vision}blocks.")
-        rows = {name: shapes[f"{text}layers.0.self_attn.{name}.weight"][0] for name in ("q_proj", "k_proj")}
-        for name, count in rows.items():
-            if count < HEAD_DIM or count % HEAD_DIM:
-                raise ValueError(f"self_attn.{name}.weight with {count} rows (no multiple of {HEAD_DIM})")
+        depth, patch = count_layers(shapes, f"{vision}blocks."), shapes[f"{vision}patch_embed.proj.weight"][-1]
+        published = cls.picture_settings["patch_size"]
+        queries, keys = (shapes[f"{text}layers.0.self_attn.{name}_proj.weight"][0] for name in "qk")
+        heads = all(rows and rows % HEAD_DIM == 0 for rows in (queries, keys))
+        if not heads or channels % VISION_HEADS or patch != published:
+            raise DuoGenError(UNPUBLISHED.format(name="Qwen2.5-VL"))
         return {
             "model_type": cls.model_type,
             "hidden_size": width,
             "vocab_size": vocabulary,
             "intermediate_size": shapes[f"{text}layers.0.mlp.gate_proj.weight"][0],
             "num_hidden_layers": count_layers(shapes, f"{text}layers."),
-            "num_attention_heads": rows["q_proj"] // HEAD_DIM,
-            "num_key_value_heads": rows["k_proj"] // HEAD_DIM,
+            "num_attention_heads": queries // HEAD_DIM,
+            "num_key_value_heads": keys // HEAD_DIM,
             "max_position_embeddings": 128000,
             "rms_norm_eps": 1e-6,
             "rope_theta": 1000000.0,
@@ -93,7 +95,7 @@ class Qwen25VL(QwenVL):
                 "intermediate_size": shapes[f"{vision}blocks.0.mlp.gate_proj.weight"][0],
                 "num_heads": VISION_HEADS,
                 "out_hidden_size": width,
-                "patch_size": shapes[f"{vision}patch_embed.proj.weight"][-1],
+                "patch_size": patch,
                 "window_size": 112,
                 "fullatt_block_indexes": list(range(7, depth, 8)),
                 "tokens_per_second": 2,

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids
 from duogen_core.mllm.image_processor import picture_processing
-from duogen_core.mllm.qwen_vl import QwenVL, both_spellings, count_layers
+from duogen_core.mllm.qwen_vl import UNPUBLISHED, QwenVL, both_spellings, count_layers
 
+HEAD_DIM = 128  # of every published size
 VISION_HEADS = 16
 TIED_WIDTHS = (2048, 2560)  # 2B and 4B: their files hold no lm_head.weight
 DEEPSTACK = {24: [5, 11, 17], 27: [8, 16, 24]}  # by the tower's depth: which blocks give features
@@ -84,6 +85,9 @@ class Qwen3VL(QwenVL):
             count_layers(shapes, f"{vision}blocks."),
             count_layers(shapes, f"{vision}deepstack_merger_list."),
         )
+        patch = shapes[f"{vision}patch_embed.proj.weight"][-1]
+        if head != HEAD_DIM or channels % VISION_HEADS or patch != cls.picture_settings["patch_size"]:
+            raise DuoGenError(UNPUBLISHED.format(name="Qwen3-VL"))
         tied = width in TIED_WIDTHS and "lm_head.weight" not in shapes
         return {
             "model_type": cls.model_type,
@@ -108,7 +112,7 @@ class Qwen3VL(QwenVL):
                 "intermediate_size": shapes[f"{vision}blocks.0.mlp.linear_fc1.weight"][0],
                 "num_heads": VISION_HEADS,
                 "out_hidden_size": width,
-                "patch_size": shapes[f"{vision}patch_embed.proj.weight"][-1],
+                "patch_size": patch,
                 "num_position_embeddings": shapes[f"{vision}pos_embed.weight"][0],
                 "deepstack_visual_indexes": DEEPSTACK.get(depth, list(range(levels))),
             },

@@ -126,6 +126,13 @@ def _indexes(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(_whole(index, 0) for index in value)
 
 
+# What guess_config says of shapes from which the width of a head, or the layers that look far, cannot be told.
+UNPUBLISHED = (
+    "has no configuration, and is of another size than the published {name} models, whose configurations follow from "
+    "their shapes; give the model's folder, with its config.json."
+)
+
+
 @lru_cache
 def _cache_argument(language_model: type[nn.Module]) -> str:
     return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"

@@ -148,7 +148,7 @@ def test_what_cannot_be_quantised_is_refused_and_leaves_nothing(tmp_path, checkp
     fails(checkpoint, checkpoint, "--quantise", "fp8", match="exists already; choose another name")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    fails(checkpoint, tmp_path / "out", "--quantise", "fp8", match="but its disk has only 1.0 kB left")
+    fails(checkpoint, tmp_path / "out", "--quantise", "fp8", match="but its disk has only 1000 bytes left")
 
 
 def test_a_half_matching_quantised_dit_is_refused(tmp_path, checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 import weakref
 
@@ -19,6 +20,7 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.errors import DuoGenError
 from duogen_core.formats.identify import Found, identify
 from duogen_core.formats.memory import DIT_BLOCK, GIB, Need, terms, verdict
+from duogen_core.mllm.base import Mllm
 from tests.core.headers import hollow, key_list
 
 BUNDLED = models_folder() / "duogen-tiny"
@@ -127,6 +129,34 @@ def test_the_bundled_checkpoint_is_four_parts():
     found = identify(BUNDLED)
     assert [each.kind for each in found] == ["MLLM", "connector", "DiT", "VAE"]
     assert found[0].family == "qwen2_5_vl" and "frame_causal" in found[2].family and found[3].family == "Wan 2.1"
+
+
+def test_a_small_mllm_in_one_file_has_its_heads_or_a_sentence(tmp_path):
+    """The width of a head is in no shape: it is that of the published sizes, or the configuration's beside the file."""
+    found = one(BUNDLED / "mllm" / "model.safetensors")
+    assert (found.shape["kv_heads"], found.shape["head_dim"]) == (2, 32) and "by its folder" in found.needs[0]
+    shutil.copy(BUNDLED / "mllm" / "model.safetensors", tmp_path / "copy.safetensors")
+    found = one(tmp_path / "copy.safetensors")
+    assert found.kind == "MLLM" and not found.shape and "give the model's folder" in found.notes[0]
+    with pytest.raises(DuoGenError, match=r"copy.safetensors has no configuration.*another size"):
+        Mllm.from_pretrained(tmp_path / "copy.safetensors", tokenizer=BUNDLED / "mllm")
+
+
+def test_a_dit_of_ours_is_never_called_anothers(tmp_path, capsys):
+    for arguments in (
+        ["convert", BUNDLED / "dit", tmp_path / "x.safetensors"],
+        ["generate", "x", "--out", tmp_path / "x", "--mllm", BUNDLED / "mllm", "--dit", BUNDLED / "dit", "--vae",
+         BUNDLED / "vae"],
+    ):  # fmt: skip
+        assert cli.main([str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert (
+            "is the DiT of a DuoGen model" in error and "give the whole model" in error and "Video2World" not in error
+        )
+    shutil.copy(BUNDLED / "dit" / "diffusion_pytorch_model.safetensors", tmp_path / "alone.safetensors")
+    assert one(tmp_path / "alone.safetensors").family == (
+        "a Cosmos transformer of 6 blocks, 192 wide, without crossattn_proj, as in DuoGen models"
+    )
 
 
 # ---------------------------------------------------------------- what it is not
@@ -254,12 +284,28 @@ def test_the_sum_is_shown_and_its_parts_add_up(tmp_path, capsys):
     arguments = ["inspect", str(path), "--size", "768x512", "--references", "3", "--memory"]
     assert cli.main([*arguments, "12"]) == 0
     shown = capsys.readouterr().out
-    assert "DiT: Cosmos-Predict2.5-2B, diffusers layout" in shown and "2,059,174,912 parameters, 4.1 GB" in shown
-    assert f"1,536 tokens x 2048 x {DIT_BLOCK} x 2 bytes" in shown and "It fits: 4.3 of 12.0 GiB." in shown
+    assert "DiT: Cosmos-Predict2.5-2B, diffusers layout" in shown and "2,059,174,912 parameters, 3.8 GiB" in shown
+    assert f"1,536 tokens x 2048 x {DIT_BLOCK} x 2 bytes" in shown and "It fits: 4.3 GiB of 12.0 GiB." in shown
     assert cli.main([*arguments, "2", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["fits"]["answer"] == "offloaded" and value["found"][0]["family"] == "Cosmos-Predict2.5-2B"
     assert value["memory_total"] == sum(term.bytes for term in counted)
+
+
+def test_all_sizes_are_in_the_units_of_memory(capsys):
+    assert cli.main(["inspect", str(BUNDLED), "--memory", "12"]) == 0
+    shown = capsys.readouterr().out
+    assert not re.search(r"\b[kMG]B\b", shown) and re.search(r"MLLM, weights +18\.9 MiB", shown)
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_the_exit_code_says_whether_it_can_run(capsys, as_json):
+    """1 only where it does not run in any way, as grep's for what is not found."""
+    arguments = ["inspect", str(BUNDLED), *as_json, "--memory"]
+    assert cli.main([*arguments, "0.3"]) == 0  # in turn
+    assert cli.main([*arguments, "0.1"]) == 1
+    assert cli.main(["inspect", str(BUNDLED), *as_json]) == 0
+    assert "Error" not in capsys.readouterr().err
 
 
 def test_parts_that_fit_one_at_a_time_are_said_to():

@@ -225,7 +225,7 @@ def test_a_single_file_without_what_it_needs(published, words, tmp_path) -> None
             k: v[:32].contiguous() if k.endswith("layers.0.self_attn.q_proj.weight") else v for k, v in state.items()
         }
         save_file(narrow, file)
-        with pytest.raises(DuoGenError, match=r"q_proj\.weight with 32 rows \(no multiple of 128\) is not as expected"):
+        with pytest.raises(DuoGenError, match="of another size than the published Qwen2.5-VL models"):
             Mllm.from_pretrained(file, tokenizer=words)
     save_file({"text_model.encoder.layers.0.mlp.fc1.weight": torch.zeros(2, 2)}, file)
     with pytest.raises(DuoGenError, match="not an MLLM that this pack knows"):
