@@ -1,7 +1,8 @@
 """Hostile inputs: does each get a sentence, or is it read rightly, within bounds, and is nothing else touched?
 
-A family (`hostile_inputs.py`) makes cases: files in a folder of their own and a command that reads them. Each case runs
-in a child (`zygote.py`) whose writes, connections and programs are watched. What must hold, for every one:
+A family (`hostile_inputs.py`, `hostile_servers.py`) makes cases: files in a folder of their own and a command that
+reads them. Each case runs in a child (`zygote.py`) whose writes, connections and programs are watched. What must hold,
+for every one:
 
 - exit code 0, or 2 with one sentence (or 1, where the command reports bad samples); never a traceback;
 - nothing is written outside the output folder, nothing is connected to, started or unpickled; the inputs stay;
@@ -42,6 +43,8 @@ class Case:
     hosts: tuple[str, ...] = ("127.0.0.1",)
     programs: bool = False  # the command starts workers of its own
     whole: bool = True  # the output holds nothing hostile of the case's own
+    caches: bool = False  # a library may keep what it read in the cache of Hugging Face
+    module: str = "tests.hardening.hostile:without_pauses"
 
 
 @dataclass
@@ -86,8 +89,11 @@ def campaign(
     keep: a folder for the inputs of cases that went wrong.
     """
     from tests.hardening.hostile_inputs import FAMILIES
+    from tests.hardening.hostile_servers import SERVERS
 
-    chosen = {name: each for name, each in FAMILIES.items() if not names or any(part in name for part in names)}
+    chosen = {
+        name: each for name, each in (FAMILIES | SERVERS).items() if not names or any(part in name for part in names)
+    }
     weights = sum(weight for _, weight in chosen.values())
     scores = []
     with tempfile.TemporaryDirectory(prefix="duogen-hostile-") as folder, shared(zygote) as forks:
@@ -122,7 +128,8 @@ def one(folder: Path, common: Path, zygote: Zygote, family: Family, seed: str, k
         for path in whole.files(box.folder):
             if path.stat().st_size < 1 << 24:
                 digest.update(path.read_bytes())
-        guard = Guard((str(box.out.parent), str(folder / "tmp")), case.hosts, case.programs)
+        places = (str(box.out.parent), str(folder / "tmp"), *([str(zygote.cache)] if case.caches else []))
+        guard = Guard(places, case.hosts, case.programs)
         environment = {
             "TMPDIR": str(folder / "tmp"),
             "HOME": str(folder / "home"),
@@ -130,12 +137,14 @@ def one(folder: Path, common: Path, zygote: Zygote, family: Family, seed: str, k
         }
         ended = zygote.run(
             case.command, seconds=SECONDS, cwd=box.out.parent, guard=guard, limits=Limits(memory=4 << 30),
-            environment=environment, module="tests.hardening.hostile:without_pauses",
+            environment=environment, module=case.module,
         )  # fmt: skip
     score.cases += 1
     score.codes[ended.code] = score.codes.get(ended.code, 0) + 1
     score.slowest, score.largest = max(score.slowest, ended.seconds), max(score.largest, ended.memory)
     found = [wrong_with(ended, case.codes), *(f"outside: {line[:300]}" for line in ended.outside)]
+    if "There is no option" in ended.stderr:
+        found.append("the case's own command is wrong")
     if ended.memory > MEMORY or "not enough memory" in ended.stderr:
         found.append(f"{ended.memory >> 20} MiB of memory")
     found += [f"changed outside the output: {each[0]}" for each in sorted(state(folder) ^ before)]

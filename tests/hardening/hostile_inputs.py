@@ -328,6 +328,64 @@ def save_rows(rows: list[dict[str, Any]], path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=1)
 
 
+def rows(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """Rows in the layouts of Hugging Face: turns and pictures in columns."""
+    import datasets
+
+    talk = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A house. <image>"}]
+    said = [{"from": "human", "value": "<image>What is it?"}, {"from": "gpt", "value": "A house. <image>"}]
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "Draw."}]},
+        {"role": "assistant", "content": [{"type": "image", "text": None}, {"type": "text", "text": "Done."}]},
+    ]
+    name, turns, count = (("messages", talk, 2), ("conversations", said, 2), ("turns", parts, 1))[k % 3]
+    good = {name: turns, "images": [{"bytes": encoded("PNG"), "path": "a.png"}] * count}
+    hostile = dict(good)
+    how = rng.random()
+    if k < 3:
+        pass
+    elif how < 0.5:
+        hostile[name] = json.dumps(mutations.mutated(turns, rng, rng.choice((1, 1, 3))))
+        good = {**good, name: json.dumps(turns)}  # one column, one type
+    elif how < 0.8:
+        changed = [dict(each) for each in good["images"]]
+        changed[0]["bytes"] = rng.choice((None, b"", mutations.flipped(encoded("PNG"), rng), encoded("GIF"), b"x" * 9))
+        changed[0]["path"] = rng.choice(mutations.NAMES).encode("utf-8", "replace").decode()
+        hostile["images"] = rng.choice((changed, changed * 3, [], changed[:1]))
+    else:
+        hostile[name] = [{**each, "content": rng.choice(mutations.TEXTS).encode("utf-8", "replace").decode()}
+                         if name == "messages" else each for each in turns[: rng.randint(0, 2)]]  # fmt: skip
+    path = box.input / "rows.parquet"
+    datasets.Dataset.from_list([good, hostile, good]).to_parquet(path)
+    if k % 10 == 9:
+        path.write_bytes(mutations.flipped(path.read_bytes(), rng, 4))
+    command = ["data", "check", f"hf:{path}", "--quiet"]
+    if k % 2:
+        command = ["data", "export", f"hf:{path}", "--out", box.out, "--quiet"]
+    return Case(command, (0,) if k < 3 else (0, 1, 2), caches=True)
+
+
+def lesson(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """A step of each training on documents of which one is hostile."""
+    (box.input / "images").mkdir()
+    for name in ("000.png", "001.png"):
+        size = rng.choice(((32, 32), (32, 32), (1, 1), (1, 300), (700, 9)))
+        (box.input / "images" / name).write_bytes(encoded("PNG", *size))
+    whole = json.loads(json.dumps(DOCUMENT))
+    if k % 2:
+        part = rng.choice((whole["turns"][1]["parts"][0], whole["turns"][2]["parts"][0]))
+        part["text"] = rng.choice(mutations.TEXTS)
+    else:
+        whole = mutations.mutated(DOCUMENT, rng)
+    lines = [json.dumps(DOCUMENT).encode(), json.dumps(whole).encode()]
+    (box.input / "a.jsonl").write_bytes(b"\n".join(lines))
+    short = [f"data=[jsonl:{box.input / 'a.jsonl'}]", "steps=2", f"out={box.out}", "bf16=false", "tensorboard=false"]
+    if k % 4 < 2:
+        return Case(["train", "stage1", f"init={tiny(box) / 'mllm'}", "batch=4", "eval_cases=0", *short], whole=False)
+    short += [f"vae={tiny(box) / 'vae' / 'wan_vae.safetensors'}", f"mllm={tiny(box) / 'mllm'}", "shards=1"]
+    return Case(["train", "stage2", *short, "frames=8", "layers=1", "heads=1", "cross_width=32"], whole=False)
+
+
 def edits(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     """Rows of every published layout of edits."""
     from tests.core.test_editing import ROWS
@@ -396,6 +454,34 @@ def pages(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     (box.input / "b.png").write_bytes(
         mutations.flipped(file(photo(seed=2)), rng) if k % 3 == 0 else file(photo(seed=2))
     )
+    return Case(["data", "web", box.input, "--out", box.out, "--workers", 1, "--quiet"], programs=True)
+
+
+def saved_page(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """MHTML: a page and its pictures in one file."""
+    from tests.core.test_web_mhtml import A, B, message
+    from tests.core.web_pages import recipe
+
+    html = recipe("https://cdn.example.com/a.png", "cid:b-1@mhtml.blink")
+    good = message(html, A, B)
+    kind, headers, data = A
+    listed = [
+        lambda: message(html, A, B, charset="utf-16"), lambda: message("", A, B), lambda: message(html),
+        lambda: good.replace(b'boundary="----B"', b""), lambda: good.replace(b'boundary="----B"', b'boundary=""'),
+        lambda: good.replace(b"base64", b"quoted-printable"), lambda: good.replace(b"base64", b"uuencode"),
+        lambda: good.replace(b"Content-Type: text/html", b"Content-Type: " + b"x" * 100_000, 1),
+        lambda: good.replace(b"\r\n", b"\n"), lambda: good.replace(b"\r\n------B--", b""),
+        lambda: good[: len(good) // 2],
+        lambda: good.replace(b"Subject: ", b"Subject: =?utf-8?Q?" + b"=00" * 5000 + b"?= ", 1),
+        lambda: message(html, (kind, {"Content-Location": "file:///etc/passwd"}, data)),
+        lambda: message(html, (kind, {"Content-Location": "\u202e" + "a" * 100_000}, data)),
+        lambda: message(html, *[A] * 300), lambda: b"From: \r\n" * 100_000,
+        lambda: b"------B\r\n".join([good] * 2), lambda: b"MIME-Version: 1.0\r\n\r\n",
+        lambda: good.replace(b"------B", b"------B\r\nContent-Type: multipart/mixed; boundary=----B\r\n\r\n------B"),
+        lambda: message(mutations.SCRIPT + html, A, B), lambda: message(html, (kind, headers, b"\0" * 3_000_000)),
+    ]  # fmt: skip
+    data = listed[k]() if k < len(listed) else mutations.flipped(good, rng, 8)
+    (box.input / f"page.{rng.choice(('mhtml', 'mht'))}").write_bytes(data)
     return Case(["data", "web", box.input, "--out", box.out, "--workers", 1, "--quiet"], programs=True)
 
 
@@ -546,6 +632,90 @@ def header(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     return Case(commands[k % 4])
 
 
+class Runs:
+    """What a pickle can do: call anything."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple:
+        return self.call[0], self.call[1:]
+
+
+def pickled(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """Files of torch.save, which are pickles: only tensors may come of them."""
+    import pickle
+
+    import torch
+    from safetensors.torch import load_file
+
+    path = box.input / rng.choice(("model.pt", "model.pth", "model.ckpt", "model.bin"))
+    good = box.shared / "vae.pt"
+    if not good.exists():
+        torch.save(load_file(tiny(box) / "vae" / "wan_vae.safetensors"), good)
+    marked = box.folder / "home" / "ran"
+    listed: list[Any] = [
+        {"a": Runs(os.system, f"touch {marked}")}, {"a": Runs(exec, f"open({str(marked)!r}, 'w')")},
+        {"a": Runs(eval, "1+1")}, Runs(__import__, "antigravity"), {"a": Runs(torch.zeros, 1 << 40)},
+        {"a": Runs(bytearray, 1 << 40)}, {"state_dict": {"a": torch.zeros(3)}}, [torch.zeros(3)], torch.zeros(3), {},
+        {"a": 1, 2: torch.zeros(2)}, {("a", "b"): torch.zeros(2)}, {"a": torch.zeros(1).expand(1 << 40)},
+        {"a": torch.zeros(3, dtype=torch.complex64)}, {"a": torch.zeros(3).to_sparse()}, torch.nn.Linear(2, 2),
+        {"\x1b[31m\n": torch.zeros(2)}, {"a" * 100_000: torch.zeros(2)}, {"a": torch.zeros(2), "b": "x" * 100_000},
+        {"a": torch.empty(3, device="meta")}, {"a": torch.nn.Parameter(torch.zeros(2))}, {"": torch.zeros(2)},
+    ]  # fmt: skip
+    if k == 27:
+        shutil.copy(good, path)
+    elif k < len(listed):
+        torch.save(listed[k], path, _use_new_zipfile_serialization=bool(k % 3))
+    elif k < len(listed) + 4:
+        path.write_bytes(
+            (pickle.dumps({"a": Runs(os.system, f"touch {marked}")}), b"PK\5\6" + b"\0" * 18, b"\x80\x02", b"")[k % 4]
+        )
+    else:
+        path.write_bytes(mutations.flipped(good.read_bytes(), rng, 6))
+    box.out.mkdir()
+    commands = (
+        ["convert", path, box.out / "x.safetensors", "--quiet"],
+        ["inspect", path],
+        [
+            "generate",
+            "Draw.",
+            "--mllm",
+            tiny(box) / "mllm",
+            "--dit",
+            path,
+            "--vae",
+            path,
+            "--out",
+            box.out / "a",
+            *QUICK,
+        ],
+    )
+    return Case(commands[k % 3], (0, 2) if k != 27 else (0,))
+
+
+def adapter(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """PEFT's folder of an adapter: its configuration and its weights."""
+    from tests.hardening import docs
+
+    good = box.shared / "adapter"
+    if not good.exists():
+        docs.adapter(good, tiny(box))
+    folder = box.input / "adapter"
+    shutil.copytree(good, folder)
+    if k % 2 == 0:
+        path = folder / "adapter_config.json"
+        path.write_bytes(mutations.json_bytes(mutations.mutated(json.loads(path.read_bytes()), rng), rng))
+    else:
+        path = folder / "adapter_model.safetensors"
+        data = path.read_bytes()
+        (length,) = struct.unpack("<Q", data[:8])
+        text = mutations.json_bytes(mutations.mutated(json.loads(data[8 : 8 + length]), rng), rng)
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    box.out.mkdir()
+    return Case((["convert", folder, box.out / "lora.safetensors", "--quiet"], ["inspect", folder])[k // 2 % 2])
+
+
 CONFIGS = ("model_index.json", "mllm/config.json", "mllm/tokenizer.json", "mllm/tokenizer_config.json",
 "dit/config.json",
            "mllm/preprocessor_config.json", "mllm/generation_config.json", "connector/config.json")  # fmt: skip
@@ -579,66 +749,6 @@ def config(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
         whole = mutations.mutated(whole, rng)
     path.write_bytes(mutations.json_bytes(whole, rng))
     return Case((generate(box, "--model", model), generate(box, "--model", model), ["inspect", model])[k % 3])
-
-
-# ---------------------------------------------------------------- answers of endpoints
-
-
-def answer(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
-    """What a server says in place of a model's answer."""
-    from tests.core.endpoint_server import completion, endpoint_server, raw, refusing
-    from tests.core.synthetic_writer import write_taxonomy
-
-    good = {"steps": [{"text": "Fold the sheet in half along its long side.",
-    "picture": "A sheet of paper, folded."}] * 3,
-            "closing": "Done."}  # fmt: skip
-    listed: list[Any] = [
-        b"", b"null", b"[]", b"{}", b"<html>", b"\xff" * 100, b"[" * 50_000, b'{"choices": []}',
-        b'{"choices": [null]}',
-        b'{"choices": [{"message": null}]}', b'{"choices": [{"message": {"content": null}}]}',
-        b'{"choices": [{"message": {"content": ["x"]}}]}',
-        b'{"choices": [{"message": {"content": "", "reasoning": "hm"}}]}',
-        b'{"error": "no"}', b'{"error": {"message": "\\u001b[31mno"}}', completion(""), completion("x" * 3_000_000),
-        completion("```json\n" + json.dumps(good) + "\n```"), completion("[" * 20_000), completion('{"a":' * 5000),
-        completion(json.dumps(good), finish_reason="length"), completion(json.dumps(good),
-        usage={"prompt_tokens": "many"}),
-        completion(json.dumps(good), usage={"prompt_tokens": -5, "completion_tokens": 10**300}),
-        raw(b""), raw(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n{}"), raw(b"\0" * 3000),
-        raw(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 20_000), raw(b"HTTP/1.1 999 \xff\r\n\r\n"),
-        raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n"),
-        raw(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello"),
-        raw(b"HTTP/1.1 302 Found\r\nLocation: http://192.0.2.1/\r\nContent-Length: 0\r\n\r\n"),
-        raw(b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"),
-        refusing(400), refusing(401), refusing(404), refusing(418, "\x1b[2Jgone\n" * 50), refusing(500), refusing(503),
-    ]  # fmt: skip
-    if k < len(listed):
-        reply = listed[k]
-    else:
-        changed = json.dumps(mutations.mutated(good, rng, rng.choice((1, 2))))
-        reply = completion(changed) if k % 3 else mutations.flipped(completion(json.dumps(good)), rng)
-    server = stack.enter_context(endpoint_server(reply))
-    taxonomy = write_taxonomy(box.input / "taxonomy")
-    step = ("plan", "expand")[k % 2]
-    command = ["data", "synthetic", step, box.out, "--endpoint", server.url, "--llm", "tiny", "--taxonomy", taxonomy]
-    command += ["--limit", 1] if step == "plan" else ["--count", 2]
-    return Case([*command, "--parallel", 1, "--timeout", 3, "--answers", 2, "--quiet"], hosts=("127.0.0.1", str(k)))
-
-
-def address(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
-    """Where the endpoint is said to be."""
-    listed = [
-        "", "x", "http://", "http:///v1", "http://a..b/", "http://" + "a" * 300 + "/", "ftp://127.0.0.1/",
-        "file:///etc/passwd",
-        "http://127.0.0.1:99999/", "http://127.0.0.1:-1/", "http://127.0.0.1:x/", "http://[::1",
-        "http://127.0.0.1:9/v1\r\nX: y",
-        "http://user:secret@127.0.0.1:9/", "http://\x00/", "javascript:alert(1)", "http://127.0.0.1:9/\u202e",
-        "//127.0.0.1:9",
-        "http://127.0.0.1:9/v1?x=1#y", "http://١٢٧.0.0.1/", "HTTP://127.0.0.1:9",
-    ]  # fmt: skip
-    text = listed[k % len(listed)] + ("" if k < len(listed) else rng.choice(mutations.NAMES))
-    text = text.replace("\x00", "%00" if k >= len(listed) else "").encode("utf-8", "replace").decode()
-    command = ["data", "synthetic", "plan", box.out, "--endpoint", text, "--llm", "x", "--limit", 1, "--timeout", 1]
-    return Case([*command, "--answers", 1, "--quiet"], (2, 0), hosts=("127.0.0.1", "localhost", "::1", f"case {k}"))
 
 
 # ---------------------------------------------------------------- names, settings, workflows
@@ -717,23 +827,6 @@ def setting(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     )
 
 
-def workflow(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
-    """A workflow of ComfyUI that is to draw: its JSON."""
-    from tests.core.comfyui_server import comfyui_server, drawn
-    from tests.core.synthetic_plans import write_plans
-    from tests.core.test_synthetic_draw import NODES
-
-    server = stack.enter_context(comfyui_server(drawn))
-    path = box.input / "text.json"
-    path.write_bytes(
-        mutations.json_bytes(mutations.mutated(NODES, rng) if k else NODES, rng) if k else json.dumps(NODES).encode()
-    )
-    box.out.parent.mkdir(exist_ok=True)
-    write_plans(box.out)
-    command = ["data", "synthetic", "draw", box.out, "--painter", "comfyui", "--server", server.url, "--workflow", path]
-    return Case([*command, "--timeout", 5, "--give-up", 2, "--quiet"], hosts=("127.0.0.1", str(k)), programs=True)
-
-
 def plans(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     """The files of a run, edited by hand or cut by a kill: plans, requests, run.json."""
     from tests.core.synthetic_plans import write_plans
@@ -780,8 +873,8 @@ def log(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 
 FAMILIES: dict[str, tuple[Family, int]] = {
     "pictures": (picture, 5), "documents": (document, 7), "zips": (zipped, 4), "tars": (tar, 4), "jsonl": (jsonl, 3),
-    "parquet": (parquet, 3), "edits": (edits, 4), "html": (pages, 6), "warc": (warc, 3), "videos": (film, 2),
-    "safetensors": (header, 5), "configs": (config, 6), "endpoint answers": (answer, 4),
-    "endpoint addresses": (address, 2),
-    "names": (name, 5), "settings": (setting, 5), "workflows": (workflow, 2), "plans": (plans, 2), "logs": (log, 3),
+    "parquet": (parquet, 3), "hugging face rows": (rows, 3), "edits": (edits, 4), "lessons": (lesson, 2),
+    "html": (pages, 6), "mhtml": (saved_page, 2), "warc": (warc, 3), "videos": (film, 2),
+    "safetensors": (header, 5), "pickles": (pickled, 3), "adapters": (adapter, 2), "configs": (config, 6),
+    "names": (name, 5), "settings": (setting, 5), "plans": (plans, 2), "logs": (log, 3),
 }  # fmt: skip

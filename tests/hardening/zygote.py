@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from duogen_core.cli import LIBRARIES
+
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = "duogen_core.cli:main"
 SECONDS = 120.0  # no command of a campaign takes longer, on a busy machine either
@@ -112,12 +114,15 @@ class Child:
 
 class Zygote:
     def __init__(self) -> None:
+        self._notes = tempfile.TemporaryDirectory(prefix="duogen-hardening-")
+        self.cache = Path(self._notes.name) / "cache"  # of Hugging Face's libraries
         environment = {
             **os.environ,
+            **LIBRARIES,  # which the command line sets before it imports them
+            "HF_HOME": str(self.cache),
             **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
             **{"MPLBACKEND": "agg", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)},
         }
-        self._notes = tempfile.TemporaryDirectory(prefix="duogen-hardening-")
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
