@@ -19,7 +19,7 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.supported_models_base
 import torch
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 
 from . import room
 from .managed import Precision, convert, make_patcher, working_dtypes
@@ -27,7 +27,7 @@ from .model_lora import accept_loras, asks_for_names, with_other_names
 from .schedule import KarrasFlow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import comfy.model_patcher
 
@@ -179,14 +179,27 @@ class PackedForward:
         x: torch.Tensor,
         timesteps: torch.Tensor,
         context: torch.Tensor,
+        *,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> torch.Tensor:
+        """x [B, 16, 1, h, w] -> v of the same shape, through what other nodes have put around the model (EasyCache)."""
+        options = transformer_options or {}
+        _refuse_inner_patches(options)
+        around = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._velocity, self, around)
+        return executor.execute(x, timesteps, context, transformer_options=options, **conditions)
+
+    def _velocity(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
         ref_latents: list[torch.Tensor] | None = None,
         frame_ends: tuple[int, ...] | None = None,
         hidden_text: tuple[int, int] | None = None,
-        control: Any = None,
-        transformer_options: dict[str, Any] | None = None,
         **unused: Any,
     ) -> torch.Tensor:
-        """x [B, 16, 1, h, w] -> v of the same shape."""
         from duogen_core.errors import DuoGenError
 
         if x.ndim != 5 or x.shape[2] != 1:
@@ -210,6 +223,19 @@ class PackedForward:
         """[B, 16, 1, h, w] or [B, 16, h, w] -> [B, 16, h, w], padded to whole patches."""
         frame = latent[:, :, 0] if latent.ndim == 5 else latent
         return comfy.ldm.common_dit.pad_to_patch_size(frame, tuple(self.config.patch_size[-2:]))
+
+
+def _refuse_inner_patches(options: Mapping[str, Any]) -> None:
+    """Patches of blocks and of attention are made for the layers of other models: here they would do nothing."""
+    patches = [*(options.get("patches") or {}), *(options.get("patches_replace") or {})]
+    if patches:
+        from duogen_core.errors import DuoGenError
+
+        raise DuoGenError(
+            "A node before the sampler (such as Skip Layer Guidance, Perturbed Attention, ToMe or HyperTile) patches "
+            f"layers inside the model ({', '.join(sorted(set(patches)))}), which DuoGen's diffusion transformer cannot "
+            "apply; take that node out."
+        )
 
 
 def make_model(

@@ -50,7 +50,11 @@ class DuoGenInterleave(io.ComfyNode):
             inputs=[
                 sockets.Mllm.Input("mllm", tooltip="The language model that writes, from DuoGen Load Checkpoint."),
                 sockets.Connector.Input("connector", tooltip="The connector of the same checkpoint."),
-                io.Model.Input("model", tooltip="The diffusion transformer that draws; LoRAs and model patches apply."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion transformer that draws; LoRAs and patches around the whole model (shift, "
+                    "RescaleCFG, EasyCache) apply.",
+                ),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 sockets.Context.Input(
                     "context", tooltip="The request, from DuoGen Prompt, or an answer to go on with."

@@ -25,7 +25,11 @@ class DuoGenSampler(io.ComfyNode):
             "for. Shows which picture of how many it is, and a preview unless ComfyUI's preview method is set to none.",
             search_aliases=["ksampler", "draw", "sample picture"],
             inputs=[
-                io.Model.Input("model", tooltip="The diffusion transformer; LoRAs and model patches apply."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion transformer; LoRAs and patches around the whole model (shift, RescaleCFG, "
+                    "EasyCache) apply.",
+                ),
                 io.Conditioning.Input("positive", tooltip="What the picture shall show."),
                 io.Conditioning.Input("negative", tooltip="What it is told apart from."),
                 io.Latent.Input("latent_image", tooltip="An empty latent of the picture's size, or one to start from."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,46 @@ def test_shift(draw: Callable[..., np.ndarray], plain: np.ndarray, kind: str):
 
     assert same(shifted(2.0), plain, ROUNDING)
     assert not same(shifted(6.0), plain, ROUNDING)
+
+
+@pytest.mark.slow
+def test_easycache_stands_around_the_transformer(server: Server, draw: Callable[..., np.ndarray]):
+    """It skips calls of the DiT that it thinks would change little: none of them at 0, nearly all at 3."""
+
+    def drawn(threshold: float) -> tuple[np.ndarray, str]:
+        told = len(server.log)
+        cache = node("EasyCache", model=["1", 2], reuse_threshold=threshold, start_percent=0.0, end_percent=1.0,
+                     verbose=False)  # fmt: skip
+        return draw({"cache": cache}, model="cache", steps=8), server.log[told:]
+
+    whole = draw(steps=8)
+    same_picture, log = drawn(0.0)
+    assert same(same_picture, whole, ROUNDING) and "EasyCache - skipped 0/8 steps" in log
+    other_picture, log = drawn(3.0)
+    skipped = re.search(r"EasyCache - skipped (\d+)/8 steps", log)
+    assert skipped and int(skipped[1]) > 0 and not same(other_picture, whole, ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "inputs", "named"),
+    [
+        ("SkipLayerGuidanceDiT", {"double_layers": "0", "single_layers": "", "scale": 3.0, "start_percent": 0.0,
+                                  "end_percent": 1.0, "rescaling_scale": 0.0}, "dit"),
+        ("PerturbedAttentionGuidance", {"scale": 3.0}, "attn1"),
+        ("TomePatchModel", {"ratio": 0.5}, "attn1_output_patch, attn1_patch"),
+    ],
+)  # fmt: skip
+def test_patches_inside_the_model_are_refused(
+    server: Server, random_model: Path, kind: str, inputs: dict[str, Any], named: str
+):
+    """They would change nothing, without a word."""
+    graph = graphs.first_picture(random_model.name, steps=STEPS)
+    graph["patch"] = node(kind, model=["1", 2], **inputs)
+    graph["p.sample"]["inputs"]["model"] = ["patch", 0]
+    graph["shown"] = node("PreviewImage", images=["p.decode", 0])
+    error = server.run(graph).error
+    assert error and f"patches layers inside the model ({named}), which DuoGen's" in error["exception_message"]
 
 
 # ------------------------------------------------------------ conditioning and latents
