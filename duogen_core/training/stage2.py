@@ -41,7 +41,7 @@ from duogen_core.training.samples import sketchbook_ideals, write_samples
 from duogen_core.training.stage2_corpus import Corpus, Documents, Stream, packs
 from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepare_shard, shard_path
 from duogen_core.vae import PictureVae
-from duogen_core.weights import check_tensors, shapes_of
+from duogen_core.weights import Entry, check_tensors, shapes_of
 
 FAMILY_WEIGHTS = {
     "guide": 0.16,
@@ -146,9 +146,10 @@ def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config)
 def earlier_connector(folder: Path, connector: Connector) -> Connector:
     """The connector with the weights in `folder`; a base DiT brings none."""
     if folder.is_dir():
-        earlier = Connector.from_pretrained(folder).state_dict()
-        check_tensors(earlier, shapes_of(connector), folder, "connector to start from")
-        connector.load_state_dict(earlier)
+        earlier = Connector.from_pretrained(folder)
+        found = {name: Entry("F32", shape) for name, shape in shapes_of(earlier).items()}
+        check_tensors(found, shapes_of(connector), folder, "connector to start from")
+        connector.load_state_dict(earlier.state_dict())
     return connector
 
 

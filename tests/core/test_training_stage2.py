@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from duogen_core.checkpoint import CheckpointConfig, load_checkpoint
-from duogen_core.connector import Connector
+from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.data.sketchbook.tasks import FAMILIES
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document
@@ -118,6 +118,15 @@ def test_family_weights_name_families_that_exist_and_draw():
 def test_what_would_train_nothing_or_without_end_is_said(settings, said):
     with pytest.raises(DuoGenError, match=said):
         replace(CONFIG, **settings)
+
+
+def test_a_connector_to_start_from_is_taken_whole_or_refused(tmp_path):
+    earlier = Connector(ConnectorConfig(num_layers=2, hidden_size=16, cross_width=8))
+    earlier.save_pretrained(tmp_path / "connector")
+    found = stage2.earlier_connector(tmp_path / "connector", Connector(earlier.config))
+    assert torch.equal(found.proj.weight, earlier.proj.weight)
+    with pytest.raises(DuoGenError, match="connector to start from"):
+        stage2.earlier_connector(tmp_path / "connector", Connector(replace(earlier.config, cross_width=12)))
 
 
 @pytest.mark.slow
