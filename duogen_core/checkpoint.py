@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
-from duogen_core.files import TEMPORARY, discard, read_json
+from duogen_core.files import TEMPORARY, discard, read_json, write_errors
 from duogen_core.folder_lock import lock_folder
 from duogen_core.weights import refuse_pickle
 
@@ -289,7 +289,7 @@ def save_checkpoint(components: Components, folder: str | os.PathLike) -> Path:
     check_fit(components)
     folder = Path(folder)
     new, old = (folder.with_name(f".{folder.name}.{kind}{TEMPORARY}") for kind in ("new", "old"))
-    with lock_folder(folder):
+    with lock_folder(folder), write_errors(folder):
         if old.is_dir() and not folder.exists():
             old.rename(folder)
         elif old.is_dir():

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -133,13 +134,23 @@ def write_errors(target: Path) -> Iterator[None]:
     """Turns the system's errors into sentences about `target`."""
     try:
         yield
-    except OSError as error:
+    except Exception as raised:
+        if (error := _of_the_system(raised)) is None:
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DuoGenError(
                 f"The disk is full: {target} could not be written. What was there before is unchanged; free some space."
-            ) from error
+            ) from raised
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise DuoGenError(
                 f"{target} cannot be written ({error.strerror}); choose a folder that you may write to."
-            ) from error
-        raise DuoGenError(f"{target} could not be written: {error.strerror or error}.") from error
+            ) from raised
+        raise DuoGenError(f"{target} could not be written: {error.strerror or error}.") from raised
+
+
+def _of_the_system(error: Exception) -> OSError | None:
+    """The system's error behind an error. Libraries in Rust (safetensors, tokenizers) tell its number in their text."""
+    if isinstance(error, OSError):
+        return error
+    number = None if isinstance(error, DuoGenError) else re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None

@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -140,36 +141,35 @@ def evaluate(
     questions = [(case.prompt, one) for (_, case), one in zip(chosen, seeds)]
     records, rows, scores = [], [], []
     started = time.perf_counter()
-    bar = Bar(len(chosen), progress)
-    for number, (document, seconds) in enumerate(answers(answer, questions, jobs, threads)):
-        group, case = chosen[number]
-        found = score(case, document)
-        given = len(case.prompt.turns)
-        scores.append((found, {f"{case.family}.seconds": seconds}))
-        bar.step(found.checks)
-        records.append(
-            {
-                "group": group,
-                "request": case.prompt.last_turn.text,
-                "answer": "".join(turn.text for turn in document.turns[given:]),
-                "ideal": case.document.text,
-                "checks": {name: round(value, 4) for name, value in found.checks.items()},
-                "measures": {name: round(value, 4) for name, value in found.measures.items()},
-                "stop_reason": document.generation.get("stop_reason"),
-                "seed": seeds[number],
-                "seconds": round(seconds, 2),
-            }
-        )
+    with closing(Bar(len(chosen), progress)) as bar:  # its line ends before a message follows
+        for number, (document, seconds) in enumerate(answers(answer, questions, jobs, threads)):
+            group, case = chosen[number]
+            found = score(case, document)
+            given = len(case.prompt.turns)
+            scores.append((found, {f"{case.family}.seconds": seconds}))
+            bar.step(found.checks)
+            records.append(
+                {
+                    "group": group,
+                    "request": case.prompt.last_turn.text,
+                    "answer": "".join(turn.text for turn in document.turns[given:]),
+                    "ideal": case.document.text,
+                    "checks": {name: round(value, 4) for name, value in found.checks.items()},
+                    "measures": {name: round(value, 4) for name, value in found.measures.items()},
+                    "stop_reason": document.generation.get("stop_reason"),
+                    "seed": seeds[number],
+                    "seconds": round(seconds, 2),
+                }
+            )
+            if folder is not None:
+                from duogen_core.store import save_document
+
+                save_document(document, folder / f"{number:04d} {group}".replace(" ", "-"), overwrite=True)
+                rows.append((f"{number:04d} {group}", document, given, found.checks))
         if folder is not None:
-            from duogen_core.store import save_document
+            from duogen_core.evaluation.sheet import contact_sheet
 
-            save_document(document, folder / f"{number:04d} {group}".replace(" ", "-"), overwrite=True)
-            rows.append((f"{number:04d} {group}", document, given, found.checks))
-    if folder is not None:
-        from duogen_core.evaluation.sheet import contact_sheet
-
-        contact_sheet(sorted(rows, key=lambda row: GROUPS.index(row[0][5:])), folder / "overview.png", most=200)
-    bar.close()
+            contact_sheet(sorted(rows, key=lambda row: GROUPS.index(row[0][5:])), folder / "overview.png", most=200)
     checks = [found.checks for found, _ in scores]
     return {
         **with_gain(reports.figures(checks, CHECKS), checks),

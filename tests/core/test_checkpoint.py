@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import pickle
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from duogen_core import checkpoint, cli
@@ -111,12 +113,19 @@ def test_saving_again_replaces_the_model_and_keeps_the_log_beside_it(components,
     assert [entry.name for entry in folder.parent.iterdir()] == ["tiny"]
 
 
-def test_a_save_that_fails_leaves_the_earlier_model(components, folder, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError(f"Error while serializing: I/O error: No space left on device (os error {errno.ENOSPC})"),
+    ],
+)
+def test_a_save_on_a_full_disk_is_a_sentence_and_leaves_the_earlier_model(components, folder, monkeypatch, error):
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(checkpoint, "write_config", full)
-    with pytest.raises(OSError):
+    with pytest.raises(DuoGenError, match=r"The disk is full: .*tiny could not be written"):
         save_checkpoint(components, folder)
     check_checkpoint(folder)
     assert [entry.name for entry in folder.parent.iterdir()] == ["tiny"]

@@ -74,6 +74,16 @@ def test_command_writes_report_documents_and_overview(model, tmp_path, capsys):
         assert sheet.width > 800 and sheet.height > 2000
 
 
+def test_what_stops_it_is_told_on_a_line_of_its_own(model, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise DuoGenError("The disk is full.")
+
+    monkeypatch.setattr("duogen_core.store.save_document", full)
+    arguments = ["--out", str(tmp_path / "r.json"), "--samples", "4", "--documents", str(tmp_path / "answers")]
+    assert main(["evaluate", "sketchbook", *arguments]) == 2
+    assert capsys.readouterr().err.split("\n")[-2:] == ["Error: The disk is full.", ""]
+
+
 def test_command_with_json_and_one_task(model, tmp_path, capsys):
     out = tmp_path / "report.json"
     assert main(["evaluate", "sketchbook", "--out", str(out), "--samples", "4", "--json"]) == 0
