@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
@@ -71,7 +72,6 @@ def weights(model: Path) -> dict[str, torch.Tensor]:
 def tuned(base, guides, tmp_path_factory) -> tuple[Path, str]:
     """A finished run, and what it printed."""
     import contextlib
-    import io
 
     out, said = tmp_path_factory.mktemp("finetune") / "globe", io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
@@ -296,6 +296,18 @@ def test_finetune_under_a_launcher_of_several_processes_is_refused(base, guides,
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert tune(base, guides, tmp_path / "out") == 2
     assert "train finetune runs in one process" in capsys.readouterr().err
+
+
+def test_first_lines_are_printed_at_once_into_a_pipe(base, guides, tmp_path, monkeypatch):
+    written = io.BytesIO()
+
+    def train(config):
+        assert b"3 documents with 12 pictures" in written.getvalue() and b"Stage 1 of 2" in written.getvalue()
+        return SimpleNamespace(interrupted=True, step=0, folder=config.out)
+
+    monkeypatch.setattr(finetune.stage1, "train", train)
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, "utf-8"))  # keeps what is printed, as for a pipe
+    assert tune(base, guides, tmp_path / "out") == 130
 
 
 def test_another_fine_tuning_in_the_same_folder_is_refused(tuned, base, words_only, guides, capsys):
