@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from duogen_core import checkpoint, interrupt
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import COMMANDS, main
 from duogen_core.commands.progress import Progress, harmless
+from duogen_core.data.sketchbook.checker import read_scene
+from duogen_core.data.sketchbook.scene import Shape
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.store import load_document, save_document
@@ -73,6 +76,21 @@ def test_an_answer_on_disk_and_its_path_on_stdout(scene, capsys):
     assert document.generation["seed"] == 7 and document.generation["steps"] == 3
     assert "Step 1. A wall.\n" in err and "picture 2 of at most 8: 32x32" in err and "the answer is complete" in err
     assert "\r" not in err and "\x1b" not in err  # not a terminal: plain lines
+
+
+def test_the_conversation_that_readme_shows_comes_out_right(tmp_path, monkeypatch):
+    """README's example of --document, as it is typed, with the bundled model: the pictures are what was asked for."""
+    typed = [
+        shlex.split(line) for line in (ROOT / "README.md").read_text("utf-8").splitlines() if "--out shapes" in line
+    ]
+    assert [line[:4] for line in typed] == [["python", "-m", "duogen_core", "generate"]] * 2
+    monkeypatch.chdir(tmp_path)
+    for line in typed:
+        assert main([*line[3:], "--quiet"]) == 0
+    star = Shape("top", "star", "yellow", "small")
+    red, blue = (Shape("centre", "circle", colour) for colour in ("red", "blue"))
+    drawn = [read_scene(picture.pixels) for picture in load_document("shapes2").pictures]
+    assert [set(scene.shapes) for scene in drawn] == [{red, star}, {blue, star}]
 
 
 def test_the_same_seed_gives_the_same_bytes(scene):

@@ -78,8 +78,10 @@ COMMANDS: dict[str, Entry] = {
     'python -m duogen_core generate "Make the circle blue." --image drawing.png --out edited': Runs(
         QUICK, makes=("edited/images/000.png", "edited/images/001.png")
     ),
-    'python -m duogen_core generate "And now with a door?" --document answer --out answer2': Runs(
-        QUICK, makes=("answer2/document.json",)
+    'python -m duogen_core generate "Draw a large red circle in the centre and a small yellow star at the top." --out '
+    "shapes": Runs(QUICK, makes=("shapes/images/000.png",)),
+    'python -m duogen_core generate "Now make the circle blue." --document shapes --out shapes2': Runs(
+        QUICK, makes=("shapes2/document.json",)
     ),
     'python -m duogen_core generate "How do I fold a paper boat?" --out boat --mllm QWEN --dit COSMOS --vae VAE': Runs(
         (*QUICK, "--max-images", "1", "--size", "64x64"),
