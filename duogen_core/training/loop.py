@@ -187,6 +187,7 @@ class Run:
         """What follows the last step is done: exports, scores, samples. A kill before leaves it to the next session."""
         self._complete = True
         if self.main:
+            self._plot()  # the last scores came after the last checkpoint, and a kill may have, too
             amend_state(self.folder, complete=True)
 
     @property
@@ -297,7 +298,10 @@ class Run:
         state |= {"rng_others": others} if others else {}
         write_checkpoint(self.folder, state, self.modules, self.emas, self.optimizers, main=self.main)
         if self.main:
-            try:
-                plot_curves(self.folder)
-            except (MissingExtra, OSError) as error:
-                self.say(str(error))
+            self._plot()
+
+    def _plot(self) -> None:
+        try:
+            plot_curves(self.folder)
+        except (MissingExtra, OSError) as error:
+            self.say(str(error))

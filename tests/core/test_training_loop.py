@@ -261,6 +261,25 @@ def test_only_whole_lines_of_the_metrics_are_drawn(tmp_path):
     assert plot_losses(tmp_path).exists()
 
 
+def test_the_last_curves_show_the_scores_after_the_last_step_also_after_a_kill(tmp_path, monkeypatch):
+    drawn = []
+
+    def plot(folder):
+        lines = curve.read_lines(folder / "metrics.jsonl")
+        drawn.append(("eval" in lines[-1], lines[-1]["step"]))
+        if len(drawn) == 1:
+            raise KeyboardInterrupt  # stands for a kill right after the last checkpoint, whose curves are not drawn
+
+    monkeypatch.setattr(loop, "plot_curves", plot)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path)
+    run, losses, _ = train(tmp_path)
+    assert losses == {} and run.finished and not run.complete()
+    run.record(eval={"token": 0.5})
+    run.mark_complete()
+    assert drawn == [(False, 12), (True, 12)]
+
+
 def test_curves_of_the_scores(tmp_path, monkeypatch):
     train(tmp_path, steps=2)
     assert (tmp_path / "loss.png").exists() and not (tmp_path / "scores.png").exists()  # it was not scored
