@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import read_json
 from duogen_core.formats import cosmos_keys, quantised
 from duogen_core.formats.lora import is_lora, read_lora
@@ -123,6 +123,10 @@ def _recognised(weights: WeightFiles, path: Path) -> Found:
         found = recognise(weights, path, formats)
         if found is not None:
             return found
+    method = _json((path if path.is_dir() else path.parent) / "adapter_config.json").get("peft_type")
+    if isinstance(method, str):
+        notes = ["not applied by DuoGen, which reads LoRA, LoHa and LoKr, with DoRA and rsLoRA"]
+        return _found(weights, path, formats, kind="adapter", family=shown(method), layout="PEFT", notes=notes)
     return _found(weights, path, formats, kind="unknown", family="not known to DuoGen", layout="")
 
 
@@ -165,7 +169,7 @@ def _dit_shape(config: dict[str, Any]) -> dict[str, int]:
 def _own_dit(weights: WeightFiles, path: Path, formats: dict[str, str], config: dict[str, Any]) -> Found:
     for name in ("num_attention_heads", "attention_head_dim", "num_layers"):
         if not isinstance(config.get(name), int) or not 0 < config[name] < 1_000_000:
-            raise WeightError(f"{path}: its config.json has {name} {config.get(name)!r}; expected a whole number.")
+            raise WeightError(f"{path}: its config.json has {name} {config.get(name)!r}; expected 1 to 999,999.")
     family = f"DuoGen, {config.get('attention', 'full')} attention"
     shape = {**_dit_shape(config), "causal": int(config.get("attention") == "frame_causal")}
     return _found(

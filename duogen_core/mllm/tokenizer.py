@@ -6,12 +6,12 @@ Pre-tokenisation is Qwen2's own (GPT-4-like, digits one by one), every byte is i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
+from duogen_core.files import read_json
 from duogen_core.mllm.chat import CONTROL_TOKENS, END_OF_TEXT, IM_END
 from duogen_core.mllm.image_processor import load_image_processor, small_image_processor
 
@@ -105,7 +105,13 @@ def _load_older(folder: Path) -> Any:
 
     vocabulary, merges, config = (folder / name for name in OLDER_FILES)
     bpe = _qwen2_rules(models.BPE.from_file(str(vocabulary), str(merges)))
-    added = json.loads(config.read_text("utf-8"))["added_tokens_decoder"]
+    value = read_json(config, "tokenizer's configuration")
+    added = value.get("added_tokens_decoder") if isinstance(value, dict) else None
+    if not isinstance(added, dict):
+        raise ValueError(
+            f"{config.name} lists no control tokens (added_tokens_decoder), and {vocabulary.name} has none; "
+            "take both, or tokenizer.json, from the published model"
+        )
     for number, token in sorted(added.items(), key=lambda item: int(item[0])):
         new = AddedToken(token["content"], normalized=False, special=token["special"])
         bpe.add_special_tokens([new]) if token["special"] else bpe.add_tokens([new])

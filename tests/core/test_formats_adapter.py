@@ -307,6 +307,28 @@ def test_inspect_knows_the_adapter_of_stage_1(tmp_path):
     assert (found.kind, found.family, found.layout) == ("LoRA", "for an MLLM", "PEFT")
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.IA3Config(feedforward_modules=[]),
+        peft.OFTConfig(r=0, oft_block_size=4),
+        peft.VeraConfig(r=2),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_other_adapters_of_pefts_are_named_and_not_applied(config, tmp_path, capsys):
+    config, mllm = copy.deepcopy(config), plain()
+    config.target_modules = r".*language_model\.layers.*q_proj"
+    peft.get_peft_model(mllm.model, config).save_pretrained(tmp_path)
+    name = config.peft_type.value
+    for path in (tmp_path, tmp_path / FILE):
+        assert cli.main(["inspect", str(path)]) == 0
+        told = capsys.readouterr().out
+        assert f"adapter: {name}" in told and "reads LoRA, LoHa and LoKr" in told
+    with pytest.raises(DuoGenError, match=f"an adapter with {name}; expected a plain LoRA, LoHa or LoKr"):
+        read_adapter(tmp_path, plain())
+
+
 def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
     """Its numbers are those of the file that training writes for ComfyUI, which has the scale in lora_B."""
     from duogen_core import cli

@@ -178,6 +178,12 @@ def test_a_tokenizer_in_the_older_form(words) -> None:
     assert ours.get_vocab() == theirs.get_vocab()
     for text in ("Draw a large blue square.", "日本 12 🎨\n\n <BOV>", "<|im_end|>"):
         assert ours.encode(text) == theirs.encode(text)
+    config = (words / OLDER_FILES[2]).read_text()
+    for wrong in ("{}", '{"added_tokens_decoder": []}', "[]"):
+        (words / OLDER_FILES[2]).write_text(wrong)
+        with pytest.raises(DuoGenError, match="tokenizer_config.json lists no control tokens"):
+            load_tokenizer(words)
+    (words / OLDER_FILES[2]).write_text(config)
     (words / OLDER_FILES[1]).unlink()
     with pytest.raises(DuoGenError, match=r"no tokenizer\.json, nor .*merges\.txt"):
         load_tokenizer(words)
