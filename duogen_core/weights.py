@@ -29,8 +29,9 @@ HEADER_DEPTH = 5  # of lists and objects in one another: a header has three
 SHOWN = 4  # of a long list of faults, how many a message names
 
 _ITEM_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
-    "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "C64": 64, "U64": 64, "I64": 64, "F64": 64,
 }  # fmt: skip
 
 
@@ -126,8 +127,8 @@ def read_whole_header(path: str | os.PathLike, what: str = "weights") -> Header:
     spans = {name: span for name, (_, span) in found.items()}
     end = 0
     for name, (start_at, stop_at) in sorted(spans.items(), key=lambda item: item[1]):
-        bits = _ITEM_BITS.get(tensors[name].dtype)
-        if start_at != end or stop_at < start_at or (bits and (stop_at - start_at) * 8 != bits * _count(tensors[name])):
+        bits = _ITEM_BITS[tensors[name].dtype]
+        if start_at != end or stop_at < start_at or (stop_at - start_at) * 8 != bits * _count(tensors[name]):
             raise WeightError(
                 f"{path} is not a sound safetensors file: the header's place for {name!r} does not fit it."
             )
@@ -150,6 +151,8 @@ def _entry(name: str, item: object) -> tuple[Entry, tuple[int, int]]:
     dtype, shape, span = (item.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or not _whole_numbers(shape):
         raise ValueError(f"{name[:80]!r} has no possible type and shape")
+    if dtype not in _ITEM_BITS:  # it would be copied as it is into a file that no library reads
+        raise ValueError(f"{name[:80]!r} is of the type {dtype[:80]!r}, which no safetensors file has")
     if not _whole_numbers(span) or len(span) != 2:
         raise ValueError(f"{name[:80]!r} has no possible data_offsets; expected two whole numbers")
     return Entry(dtype, tuple(shape)), tuple(span)

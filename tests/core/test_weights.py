@@ -81,7 +81,7 @@ LIES = [
         {"shape": value}
         for value in ([float("inf")], [float("nan")], [-1], [1.0], [True], "1", 1, None, [[1]], [2**70])
     ),
-    *({"dtype": value} for value in (None, 1, [], {})),
+    *({"dtype": value} for value in (None, 1, [], {}, "F31", "a/../../b.png")),
 ]
 
 
