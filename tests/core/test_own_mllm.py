@@ -110,7 +110,7 @@ def test_a_folder_with_the_older_tokenizer_files_writes(published, tmp_path):
     ask = [{"role": "user", "content": "Describe it."}]
     expected = client(random_components().mllm).ask(ask, **how)
     assert own_client(published, tmp_path / "a.jsonl").ask(ask, **how) == expected
-    with pytest.raises(DuoGenError, match="name a folder with their tokenizer"):
+    with pytest.raises(DuoGenError, match="give the model.s folder, with its config.json"):
         own_client(published / "model.safetensors", tmp_path / "b.jsonl")
 
 
