@@ -29,7 +29,17 @@ GROWING = (
     "bad_samples.jsonl",
     "requests.log",
 )
-VOLATILE = ("times/*", "*/times/*", "tensorboard/*", "*/tensorboard/*", "STATUS", "*/STATUS", "*.lock")
+# digests.json remembers what files held whose times are old enough to say that they did not change since.
+VOLATILE = (
+    "index/digests.json",
+    "times/*",
+    "*/times/*",
+    "tensorboard/*",
+    "*/tensorboard/*",
+    "STATUS",
+    "*/STATUS",
+    "*.lock",
+)
 
 
 def temporary_name(name: str) -> bool:

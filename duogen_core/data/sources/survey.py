@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ from typing import Any
 
 from duogen_core.data.sources.base import Bad, Source
 from duogen_core.document import Document
+from duogen_core.processes import in_processes
 
 CHUNK = 16  # samples that a worker process reads at a time
 MOST_SIZES = 10_000  # different picture sizes that are counted one by one
@@ -91,15 +91,10 @@ def survey(source: Source, samples: int, count_tokens: CountTokens | None = None
     if not workers:
         yield from map(look, range(samples))
         return
-    # spawn: a process that is forked while libraries run threads may hang.
-    pool = multiprocessing.get_context("spawn").Pool(workers, _be_worker, (look,))
-    with closing(pool):
-        try:
-            for chunk in pool.imap(_read_chunk, _chunks(samples)):
-                yield from chunk
-        except BaseException:
-            pool.terminate()
-            raise
+    chunks = in_processes(_read_chunk, _chunks(samples), workers, start=_be_worker, arguments=(look,), in_order=True)
+    with closing(chunks):
+        for chunk in chunks:
+            yield from chunk
 
 
 def _chunks(samples: int) -> list[range]:
@@ -110,9 +105,6 @@ _look: Callable[[int], Facts]
 
 
 def _be_worker(look: Callable[[int], Facts]) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends its workers
     global _look
     _look = look
 
