@@ -255,10 +255,11 @@ def _tokenizer_of_file(path: Path, folder: str | Path | None) -> Any:
 
 def _check_tokenizer(words: Any, module: nn.Module, path: Path) -> None:
     """A tokenizer of another model gives numbers that this one has no rows for, or means other words by them."""
-    rows, largest = module.get_input_embeddings().num_embeddings, len(words)
-    if largest > rows:
+    rows, last = module.get_input_embeddings().num_embeddings, max(words.get_vocab().values(), default=0)
+    if last >= rows:
         raise DuoGenError(
-            f"The tokenizer has {largest} tokens, but the MLLM in {path} knows {rows}; give the one of this model."
+            f"The tokenizer's last token has the id {last}, but the MLLM in {path} knows {rows} tokens; give the one "
+            f"of this model."
         )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "wrap_tokenizer",
 ]
 
+MAX_ID = 1 << 24  # far more than any vocabulary has
 OLDER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -90,7 +91,9 @@ def load_tokenizer(folder: str | Path) -> Any:
     file = folder / "tokenizer.json"
     try:
         if file.is_file():
-            return wrap_tokenizer(Tokenizer.from_file(str(file)))
+            found = Tokenizer.from_file(str(file))
+            _check_ids(found)
+            return wrap_tokenizer(found)
         if has_tokenizer(folder):
             return _load_older(folder)
     except Exception as error:  # the tokenizers library raises bare Exception
@@ -98,6 +101,14 @@ def load_tokenizer(folder: str | Path) -> Any:
             raise
         raise DuoGenError(f"{folder} holds no tokenizer this pack can read: {first_line(error)}.") from error
     raise DuoGenError(f"The folder {folder} has no tokenizer.json, nor {', '.join(OLDER_FILES)}.")
+
+
+def _check_ids(tokenizer: Any) -> None:
+    """transformers writes a tokenizer out, for which the library lists every id that is missing below the largest: one
+    of 2^31 ends the process."""
+    name, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1], default=("", 0))
+    if largest >= MAX_ID:
+        raise ValueError(f"the token {name[:40]!r} has the id {largest}; expected one below {MAX_ID}")
 
 
 def _load_older(folder: Path) -> Any:
@@ -117,4 +128,5 @@ def _load_older(folder: Path) -> Any:
         bpe.add_special_tokens([new]) if token["special"] else bpe.add_tokens([new])
         if bpe.token_to_id(token["content"]) != int(number):
             raise ValueError(f"{token['content']} would get another id than {number}, which {config.name} gives it")
+    _check_ids(bpe)
     return wrap_tokenizer(bpe)

@@ -21,7 +21,7 @@ from duogen_core.checkpoint import VAE_FILE, load_checkpoint, save_checkpoint
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.pipeline import Settings, generate
-from tests.core.tiny import random_components, scripted
+from tests.core.tiny import random_components, scripted, tokenizer
 
 FILES = (
     "model_index.json", "connector/config.json", "dit/config.json", "vae/config.json", "mllm/config.json",
@@ -151,3 +151,13 @@ def test_values_that_cannot_be_are_named(model, tmp_path, file, name):
         (tmp_path / "m" / file).write_text(changed(whole, path, value))
         with pytest.raises(DuoGenError, match=path[-1]), time_limit():
             load_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("number", [len(tokenizer()) + 1, 2**24, 2**31 - 1, 2**31], ids=str)
+def test_a_token_has_a_row_in_the_model(model, tmp_path, number):
+    """An id of 2^31 ended the process, without a word: tokenizers lists all ids below it that are missing."""
+    shutil.copytree(model, tmp_path / "m")
+    whole = json.loads((model / "mllm" / "tokenizer.json").read_text("utf-8"))
+    (tmp_path / "m" / "mllm" / "tokenizer.json").write_text(changed(whole, ("model", "vocab", "al"), number))
+    with pytest.raises(DuoGenError, match=f"has the id {number}"), time_limit():
+        load_checkpoint(tmp_path / "m")
