@@ -44,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="cases in all, spread over the tasks; default: %(default)s",
     )
     add("--seed", type=int, default=0, metavar="N", help="which cases, and the noise of the pictures; default: 0")
-    add("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="default: %(default)s")
+    add("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="the model to measure; default: %(default)s")
     add("--only", action="append", choices=GROUPS, metavar="TASK", help=f"only this task, of {', '.join(GROUPS)}")
     add("--thing", metavar="NAME", help="only guides of this thing, and drawings of it to continue")
     add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
-    add("--guidance", type=float, metavar="G", help="default: the model's own")
+    add("--guidance", type=float, metavar="G", help="how closely a picture follows its text; default: the model's own")
     add("--jobs", type=int, default=1, metavar="N", help="processes that answer, each with the model; default: 1")
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of each process; default: 1")
     add("--documents", metavar="DIR", help="save every answer there, and an overview as overview.png")

@@ -50,14 +50,23 @@ def assemble(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--vae", type=Path, default=Path("runs/vae"), help="run folder of the VAE")
-    parser.add_argument("--pretrain", type=Path, default=Path("runs/pretrain"), help="run folder of the pre-training")
-    parser.add_argument("--stage1", type=Path, default=Path("runs/stage1"), help="run folder of stage 1")
-    parser.add_argument("--stage2", type=Path, default=Path("runs/stage2"), help="run folder of stage 2")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--steps", type=int, default=Sampling.steps, help="sampling steps it will default to")
-    parser.add_argument("--guidance", type=float, default=Sampling.guidance, help="guidance it will default to")
-    parser.add_argument("--shift", type=float, default=3.0, help="shift of the sampling schedule")
+    add = parser.add_argument
+    record = "the pre-training, whose record is kept if it is there"
+    for name, what in (("vae", "the VAE"), ("pretrain", record), ("stage1", "stage 1"), ("stage2", "stage 2")):
+        about = f"run folder of {what}; default: %(default)s"
+        add(f"--{name}", type=Path, default=Path(f"runs/{name}"), metavar="DIR", help=about)
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the model to write")
+    about = "sampling steps a picture where nothing else is asked for; default: %(default)s"
+    add("--steps", type=int, default=Sampling.steps, metavar="N", help=about)
+    add(
+        "--guidance",
+        type=float,
+        default=Sampling.guidance,
+        metavar="G",
+        help="guidance, likewise; default: %(default)s",
+    )
+    about = "shift of the sampling schedule, likewise; default: %(default)s"
+    add("--shift", type=float, default=3.0, metavar="S", help=about)
     parser.set_defaults(locks=lambda args: [args.out])
 
 

@@ -188,10 +188,10 @@ COMMANDS: dict[str, Entry] = {
     ),
     'python -m duogen_core generate "How do I fold a paper boat?" --out boat --mllm Qwen2.5-VL-7B-Instruct --dit cosmos-predict2.5-2b.safetensors --vae wan_2.1_vae.safetensors':
         Runs((*QUICK, "--max-images", "1", "--size", "64x64"), makes=("boat/document.json",)),
-    "python -m duogen_core inspect FILE_OR_FOLDER [FILE_OR_FOLDER …] [--memory 12] [--size 1024x1024] [--references 2] [--json]": Runs(
+    "python -m duogen_core inspect FILE_OR_FOLDER [FILE_OR_FOLDER …] [--memory 12] [--size 1024x1024] [--references 2] [--tokens 4096] [--json]": Runs(
         instead={"FILE_OR_FOLDER": "models/duogen-tiny", "[FILE_OR_FOLDER": "cosmos-predict2.5-2b.safetensors", "…]": "",
                  "[--memory": "--memory", "12]": "12", "[--size": "--size", "1024x1024]": "1024x1024",
-                 "[--references": "--references", "2]": "2", "[--json]": "--json"},
+                 "[--references": "--references", "2]": "2", "[--tokens": "--tokens", "4096]": "4096", "[--json]": "--json"},
     ),
     "python -m duogen_core convert FOLDER lora.safetensors": Runs(
         instead={"FOLDER": "adapter"}, fresh=("lora.safetensors",), makes=("lora.safetensors",)
