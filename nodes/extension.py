@@ -25,6 +25,7 @@ from .lora_nodes import DuoGenLoadMLLMLoRA
 from .preview import DuoGenPreview
 from .prompt_nodes import DuoGenEncodePrompt
 from .sampler_nodes import DuoGenSampler, DuoGenSigmas
+from .sockets import refuse_plain_values
 from .writer_nodes import DuoGenAskWriter, DuoGenReadWriter, DuoGenReadWriterNext
 
 NODES: list[type[io.ComfyNode]] = [
@@ -61,6 +62,8 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenPreview,
     DuoGenSaveDocument,
 ]
+for _node in NODES:
+    refuse_plain_values(_node)
 
 
 class DuoGenExtension(ComfyExtension):

@@ -7,6 +7,7 @@ IMAGE is ComfyUI's float [B, H, W, C] in 0..1, a Picture is uint8 RGB [H, W, 3].
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -23,6 +24,29 @@ Connector = io.Custom("DUOGEN_CONNECTOR")
 Context = io.Custom("DUOGEN_CONTEXT")
 States = io.Custom("DUOGEN_STATES")
 Loop = io.Custom("DUOGEN_LOOP")
+# Sockets whose values are objects, of our own nodes and of the core's.
+OBJECTS = {"MODEL", "VAE", "IMAGE", *(each.io_type for each in (Mllm, Connector, Context, States, Loop))}
+
+
+def refuse_plain_values(node: type[io.ComfyNode]) -> None:
+    """Lets a node refuse text, numbers and lists where a link belongs, in a sentence.
+
+    ComfyUI checks what is linked to a socket, but not a value that a hand-written workflow puts in place of a link.
+    """
+    run = node.__dict__["execute"].__func__
+
+    @wraps(run)
+    def execute(cls: type[io.ComfyNode], *args: Any, **values: Any) -> io.NodeOutput:
+        from duogen_core.errors import DuoGenError, shown
+
+        for each in cls.SCHEMA.inputs:
+            value = values.get(each.id)
+            if each.get_io_type() in OBJECTS and isinstance(value, (str, int, float, list, dict)):
+                text, kind = shown(repr(value)[:80]), each.get_io_type()
+                raise DuoGenError(f"The input {each.id} is {text}, which is no {kind}; connect a node's output to it.")
+        return run(cls, *args, **values)
+
+    node.execute = classmethod(execute)
 
 
 def pictures_from_image(image: torch.Tensor) -> list[Picture]:

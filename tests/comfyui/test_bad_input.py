@@ -295,3 +295,12 @@ def test_a_graph_of_an_older_version(server: Server, random_model: Path):
     old["3"]["inputs"]["keep_pictures"] = True
     documents = [saved_document(server, server.run(graph)) for graph in (new, old)]
     assert documents[0].turns == documents[1].turns
+
+
+@pytest.mark.parametrize(("node", "name"), [("3", "model"), ("3", "vae"), ("3", "context"), ("5", "context")])
+@pytest.mark.parametrize("value", ["a", 7, True, {"a": 1}])
+def test_a_value_in_place_of_a_link(server: Server, random_model: Path, node: str, name: str, value: Any) -> None:
+    """ComfyUI queues such a workflow, which only a hand can write."""
+    graph = graphs.answer(random_model.name, max_images=1, steps=1, max_tokens=20)
+    graph[node]["inputs"][name] = value
+    assert f"The input {name} is {value!r}, which is no " in sentence(server.run(graph))

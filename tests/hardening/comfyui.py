@@ -1,11 +1,15 @@
-"""In a real ComfyUI: fifty runs in one server, kill -9 of servers that draw, hostile values in the nodes' widgets.
+"""In a real ComfyUI: fifty runs in one server, kill -9 of servers that draw, full disks, hostile values in our nodes.
 
 - runs: `comfyui_runs.py`.
 - kills: a server is killed at a random moment of an answer of several pictures. Every picture that the next node had
   been given must be readable in a document of output/; the server starts again with what is left; nothing there is half
   written; Load Document can read it.
-- values: API-format workflows whose widgets hold what nobody would type. Each is refused by ComfyUI when it is queued,
-  fails with a sentence of ours on the node, or runs; nothing is written outside output/ and temp/.
+- disks: output/ is a tmpfs that has room for a part of the answer. The node fails with a sentence; nothing is half
+  written; with room again, the same server answers.
+- values: API-format workflows whose widgets hold what nobody would type, whose sockets are wired wrongly or not at all,
+  and whose documents were made by generators. Each is refused by ComfyUI when it is queued, fails with a sentence of
+  ours on the node, or runs; nothing is written outside output/ and temp/. Files in input/, output/ and models/ have
+  names with control and right-to-left characters meanwhile.
 """
 
 from __future__ import annotations
@@ -15,21 +19,24 @@ import io
 import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tests.hardening import mutations, whole
+from tests.hardening.sentences import CONTROL
 from tests.hardening.zygote import ROOT
 
 sys.path.append(str(ROOT / "tests" / "comfyui"))  # server, graphs: plain modules beside their tests
 
-KILLS, VALUES = 15, 150  # for 50 runs
+KILLS, DISKS, VALUES = 15, 8, 180  # for 50 runs
 PICTURES = 6
 
 
@@ -50,7 +57,7 @@ def campaign(number: int, seed: int = 0, names: Sequence[str] = ()) -> list[Scor
     if server.find_comfyui() is None:
         print("No ComfyUI here; set COMFYUI_PATH to one.", flush=True)
         return []
-    parts = {"runs": runs, "kills": kills, "values": values}
+    parts = {"runs": runs, "kills": kills, "disks": disks, "values": values}
     return [part(number, seed) for name, part in parts.items() if not names or name in names]
 
 
@@ -167,7 +174,67 @@ def not_loaded(server: Any, base: Path, path: Path) -> str:
     return result.error["exception_message"] if result.error else ""
 
 
+# ---------------------------------------------------------------- full disks
+
+
+def disks(number: int, seed: int = 0) -> Score:
+    import graphs
+    import random_checkpoint
+    import server
+
+    from tests.hardening.disk import can_mount
+
+    rng, score, wanted = random.Random(f"{seed} disks"), Score("disks"), max(1, number * DISKS // 50)
+    score.figures = {"disks": 0, "failed": 0, "ran": 0}
+    if not can_mount():
+        return score
+    with tempfile.TemporaryDirectory(prefix="duogen-comfyui-") as folder:
+        base = Path(folder)
+        (base / "models" / "duogen").mkdir(parents=True)
+        random_checkpoint.write(base / "models" / "duogen" / "random")
+        running = server.Server(server.find_comfyui(), base).wait()
+
+        def graph(seed: int) -> dict[str, Any]:
+            size = {"width": 256, "height": 256}
+            return graphs.answer("random", "Draw.", prefix=f"disks/{seed}", seed=seed, max_images=3, steps=1, **size)
+
+        def mount(*options: str) -> None:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", base / "output"], check=True)
+
+        running.run(graph(1000))
+        size = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole.files(base / "output"))
+        for k in range(wanted):
+            part = (k + rng.random()) / wanted
+            mount(f"size={max(4096, int(part * size) // 4096 * 4096)}")
+            try:
+                where, result = f"room for {part:.2f} of an answer", running.run(graph(k), seconds=120)
+                score.figures["disks"] += 1
+                score.figures["failed" if result.error else "ran"] += 1
+                if result.error and (said := no_sentence(result.error)):
+                    score.faults.append(f"{where}: {said}")
+                score.faults += [f"{where}: half written: {line}" for line in whole.broken(base / "output")]
+                mount("remount", "size=1g")
+                again = running.run(graph(2000 + k), seconds=120)
+                if again.error:
+                    score.faults.append(f"{where}, then with room: {again.error['exception_message'][:300]!r}")
+                score.faults += [f"{where}: {path} is left over" for path in whole.left_over(base / "output")]
+            finally:
+                subprocess.run(["umount", "-l", base / "output"], check=True)
+        running.stop()
+    return score
+
+
 # ---------------------------------------------------------------- hostile values
+
+
+def no_sentence(error: dict[str, Any]) -> str:
+    """Why a node's error is not a sentence of ours; empty if it is one."""
+    kind, message = error["exception_type"], error["exception_message"]
+    if kind.rpartition(".")[2] not in error_names():
+        return f"{kind}: {message[:300]!r}"
+    if "\n" in message.strip() or CONTROL.search(message) or len(message) > 2200:
+        return f"a message that is no sentence, {message[:300]!r}"
+    return ""
 
 
 def values(number: int, seed: int = 0) -> Score:
@@ -175,15 +242,17 @@ def values(number: int, seed: int = 0) -> Score:
     import random_checkpoint
     import server
 
-    from tests.hardening.sentences import CONTROL
-
-    score, wanted = Score("values"), max(3, number * VALUES // 50)
-    ours, ends = error_names(), {"refused": 0, "failed": 0, "ran": 0}
+    score, wanted = Score("values"), max(4, number * VALUES // 50)
+    ends = {"refused": 0, "failed": 0, "ran": 0}
     with tempfile.TemporaryDirectory(prefix="duogen-comfyui-") as folder:
         base = Path(folder)
         (base / "models" / "duogen").mkdir(parents=True)
         random_checkpoint.write(base / "models" / "duogen" / "random")
+        named = write_names(base)
         running = server.Server(server.find_comfyui(), base).wait()
+        for path in named:
+            if said := not_loaded(running, base, path / "document.json"):
+                score.faults.append(f"a document called {path.name!r}: {said}")
         before = outside(base)
         for k in range(wanted):
             rng = random.Random(f"{seed} values {k}")
@@ -192,7 +261,13 @@ def values(number: int, seed: int = 0) -> Score:
                 graphs.staged("random", "Draw.", pictures=1, prefix="values/b"),
                 graphs.loop("random", "Draw.", prefix="values/c", max_images=1, max_tokens=20),
             )[k % 3]
-            changed = hostile(graph, rng, k)
+            if k % 4 < 2:
+                changed = hostile(graph, rng, k)
+            elif k % 4 == 2:
+                changed = rewired(graph, rng)
+            else:
+                graph, changed = loading(base, rng, k)
+                before |= {str(path) for path in (base / "input").glob("hostile-*.zip")}
             try:
                 result = running.run(graph, seconds=90)
             except RuntimeError as error:  # /prompt answered 400
@@ -205,20 +280,87 @@ def values(number: int, seed: int = 0) -> Score:
                 running.stop()
                 running = server.Server(server.find_comfyui(), base).wait()
                 continue
-            if result.error is None:
-                ends["ran"] += 1
-                continue
-            ends["failed"] += 1
-            kind, message = result.error["exception_type"], result.error["exception_message"]
-            if kind.rpartition(".")[2] not in ours:
-                score.faults.append(f"{k}, {changed}: {kind}: {message[:300]!r}")
-            elif "\n" in message.strip() or CONTROL.search(message) or len(message) > 2200:
-                score.faults.append(f"{k}, {changed}: a message that is no sentence, {message[:300]!r}")
+            ends["failed" if result.error else "ran"] += 1
+            if result.error and (said := no_sentence(result.error)):
+                score.faults.append(f"{k}, {changed}: {result.error['node_type']}: {said}")
         score.faults += [f"changed outside output/ and temp/: {each}" for each in sorted(outside(base) ^ before)]
-        score.faults += [f"half written: {line}" for line in whole.broken(base / "output")]
+        made = {base / "output" / "values", base / "output" / "duogen"}
+        score.faults += [f"half written: {line}" for path in made for line in whole.broken(path)]
         running.stop()
     score.figures = {"cases": wanted, **ends}
     return score
+
+
+def write_names(base: Path) -> list[Path]:
+    """Documents in output/ whose names a file system takes; the same names for files of other kinds elsewhere."""
+    from duogen_core.store import save_document
+    from tests.core.sample_sets import guide
+    from tests.hardening.hostile_inputs import encoded
+
+    found = []
+    for name in (
+        "\x1b[31mred\x1b[0m",
+        "\u202egnp.exe",
+        "a\nb",
+        "-rf",
+        "'\".png",
+        "<img src=x onerror=alert(1)>",
+        "%s%n",
+    ):
+        for place in ("input", "models/duogen", "models/vae"):
+            (base / place).mkdir(parents=True, exist_ok=True)
+            (base / place / f"{name}.png").write_bytes(encoded("PNG"))
+            (base / place / f"{name}.safetensors").write_bytes(b"no weights")
+        found.append(save_document(guide(1), base / "output" / "names" / name))
+    return found
+
+
+def rewired(graph: dict[str, Any], rng: random.Random) -> str:
+    """A socket of one of our nodes gets a value in place of a link, another link, or nothing."""
+    found = [
+        (key, name)
+        for key, node in sorted(graph.items())
+        if node["class_type"].startswith("DuoGen")
+        for name, each in node["inputs"].items()
+        if isinstance(each, list)
+    ]
+    key, name = rng.choice(found)
+    what = f"{graph[key]['class_type']}.{name}"
+    how = rng.randrange(3)
+    if how == 0:
+        del graph[key]["inputs"][name]
+        return f"{what} is not wired"
+    if how == 1:
+        graph[key]["inputs"][name] = [rng.choice(sorted(graph)), rng.choice((0, 1, 2, 3, 40, -1))]
+        return f"{what} is wired to {graph[key]['inputs'][name]}"
+    graph[key]["inputs"][name] = rng.choice(
+        (None, True, 7, -1.5, "a", "", {}, {"a": 1}, [], [1], ["a"], [[1, 2], [3, 4]])
+    )
+    return f"{what} = {graph[key]['inputs'][name]!r}"
+
+
+def loading(base: Path, rng: random.Random, k: int) -> tuple[dict[str, Any], str]:
+    """Load Document gets a folder or a zip that a generator made, and the rest of the graph goes on with it."""
+    import shutil
+
+    from tests.hardening.hostile_inputs import DOCUMENT, document_folder
+
+    place = base / "output" / "hostile" / str(k)
+    document_folder(place, mutations.mutated(DOCUMENT, rng, rng.choice((1, 1, 2))), rng)
+    name = f"hostile/{k} [output]"
+    if rng.random() < 0.4:
+        data = Path(shutil.make_archive(str(base / "temp" / f"hostile-{k}"), "zip", place)).read_bytes()
+        path = base / "input" / f"hostile-{k}.zip"
+        path.write_bytes(data if rng.random() < 0.5 else mutations.flipped(data, rng))
+        name = f"{path.name} [input]"
+    graph = {
+        "1": {"class_type": "DuoGenLoadDocument", "inputs": {"document": name}},
+        "2": {"class_type": "DuoGenFormat", "inputs": {"context": ["1", 0], "part": "conversation"}},
+        "3": {"class_type": "PreviewAny", "inputs": {"source": ["2", 0]}},
+        "4": {"class_type": "DuoGenPreview", "inputs": {"context": ["1", 0], "part": "conversation"}},
+        "5": {"class_type": "DuoGenSaveDocument", "inputs": {"context": ["1", 0], "filename_prefix": "values/d"}},
+    }
+    return graph, f"the document {name}"
 
 
 def hostile(graph: dict[str, Any], rng: random.Random, k: int) -> str:
@@ -244,6 +386,7 @@ def hostile(graph: dict[str, Any], rng: random.Random, k: int) -> str:
     return f"{graph[key]['class_type']}.{name} = {repr(value)[:80]}"
 
 
+@lru_cache
 def error_names() -> set[str]:
     from duogen_core.errors import DuoGenError
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.hardening import comfyui, mutations
+from tests.hardening import comfyui, disk, mutations
 
 sys.path.append(str(comfyui.ROOT / "tests" / "comfyui"))
 from server import find_comfyui
@@ -18,10 +18,17 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("part", "number"), [("kills", 7), ("values", 6)])
-def test_a_share(part, number):
+@pytest.mark.parametrize(("part", "figure", "number"), [("kills", "kills", 7), ("values", "cases", 6)])
+def test_a_share(part, figure, number):
     (score,) = comfyui.campaign(number, seed=1, names=[part])
-    assert score.figures[{"kills": "kills", "values": "cases"}[part]] >= 2
+    assert score.figures[figure] >= 2
+    assert score.faults == []
+
+
+@pytest.mark.skipif(not disk.can_mount(), reason="only root mounts a tmpfs")
+def test_an_output_folder_without_room():
+    (score,) = comfyui.campaign(7, seed=1, names=["disks"])
+    assert score.figures["failed"] >= 1
     assert score.faults == []
 
 
@@ -35,6 +42,17 @@ def test_hostile_values_go_into_widgets_of_our_nodes():
         (key,) = [key for key in graph if graph[key] != before[key]] or [None]
         changed.add(key)
     assert changed >= {"2", "3", "4", "5"}
+
+
+def test_sockets_of_our_nodes_are_rewired():
+    import graphs
+
+    said = set()
+    for k in range(60):
+        before, graph = (graphs.answer("random", "Draw.") for _ in range(2))
+        said.add(comfyui.rewired(graph, random.Random(k)).partition(".")[0])
+        assert graph != before
+    assert said == {"DuoGenInterleave", "DuoGenFormat", "DuoGenSaveDocument"}
 
 
 def test_the_depth_of_a_value():
