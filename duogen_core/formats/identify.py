@@ -182,9 +182,10 @@ def _connector(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Fou
     if set(weights.entries) != {"proj.weight", "proj.bias"}:
         return None
     config = _json(path / "config.json" if path.is_dir() else path.with_name("config.json"))
-    known = [f"{config[name]} {name.replace('_', ' ')}" for name in ("num_layers", "hidden_size") if name in config]
+    known = "num_layers" in config and "hidden_size" in config
+    of = f" ({config['num_layers']} layers of width {config['hidden_size']})" if known else ""
     return _found(weights, path, formats, kind="connector", family="DuoGen", layout="duogen",
-                  needs=[f"the MLLM it was trained with ({', '.join(known)})"] if known else ["its MLLM"])  # fmt: skip
+                  needs=[f"the MLLM it was trained with{of}"])  # fmt: skip
 
 
 def _marked(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | None:

@@ -76,7 +76,7 @@ def load_mapped(
     for name, tensor in unified(weights.tensors(), formats):
         layer, _, last = name.rpartition(".")
         if not is_extra(name) and not (last == "weight" and layer in formats):
-            # A norm or bias that was cast along with the matrices: nothing computes with it.
+            # A norm or bias that was cast along with the matrices: no layer can compute with it in fp8.
             cast = tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
             tensor = tensor.to(dtype or (torch.bfloat16 if cast else tensor.dtype))
         state[name] = tensor

@@ -126,7 +126,7 @@ def _indexes(value: object) -> bool:
     return isinstance(value, (list, tuple)) and all(_whole(index, 0) for index in value)
 
 
-# What guess_config says of shapes from which the width of a head, or the layers that look far, cannot be told.
+# What guess_config says of other sizes: the width of a head and the blocks with full attention are in no shape.
 UNPUBLISHED = (
     "has no configuration, and is of another size than the published {name} models, whose configurations follow from "
     "their shapes; give the model's folder, with its config.json."

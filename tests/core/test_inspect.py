@@ -128,6 +128,7 @@ def test_a_lora_must_fit_its_model():
 def test_the_bundled_checkpoint_is_four_parts():
     found = identify(BUNDLED)
     assert [each.kind for each in found] == ["MLLM", "connector", "DiT", "VAE"]
+    assert found[0].notes == ["5 layers of width 192"] and "(5 layers of width 192)" in found[1].needs[0]
     assert found[0].family == "qwen2_5_vl" and "frame_causal" in found[2].family and found[3].family == "Wan 2.1"
 
 
