@@ -60,7 +60,7 @@ def campaign(
     with (
         tempfile.TemporaryDirectory(prefix="duogen-disk-") as folder,
         shared(zygote) as forks,
-        subjects(Path(folder) / "inputs", names) as found,
+        subjects(Path(folder) / "inputs", names, momentary=True) as found,
     ):
         for index, subject in enumerate(found):
             rng = random.Random(f"{seed} {subject.name}")
@@ -143,14 +143,16 @@ class Starving:
         for path, data in finished.items():
             if not path.exists() or path.read_bytes() != data:
                 self.fault(what, f"given again: {path.relative_to(out)} was finished, and is another file at the end")
-        for line in whole.differences(self.undisturbed, out, self.subject.volatile):
+        for line in self.subject.differences(self.undisturbed, out):
             self.fault(what, f"given again with room: {line}")
         for path in whole.left_over(out.parent):
             self.fault(what, f"given again with room: {path} is left over")
 
     def start(self, command: Sequence[object], out: Path, limits: Limits) -> Ended:
         guard = Guard((str(out.parent), str(self.temporary)), programs=True)
-        return self.zygote.run(command, guard=guard, limits=limits, environment={"TMPDIR": str(self.temporary)})
+        return self.zygote.run(
+            command, guard=guard, limits=limits, environment={"TMPDIR": str(self.temporary)}, **self.subject.options()
+        )
 
     def new_out(self, place: Path) -> Path:
         place.mkdir(exist_ok=True)

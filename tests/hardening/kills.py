@@ -129,7 +129,7 @@ class Killing:
                 self.fault(f"{where}: {path.relative_to(out)} was finished, and was made once more")
         for path in whole.left_over(out.parent):
             self.fault(f"{where}, then given again: {path} is left over")
-        for line in whole.differences(self.undisturbed, out, self.subject.volatile):
+        for line in self.subject.differences(self.undisturbed, out):
             self.fault(f"{where}, then given again: {line}")
         shutil.rmtree(out.parent)
 
@@ -164,7 +164,9 @@ class Killing:
 
     def start(self, command: Sequence[object], out: Path) -> Any:
         guard = Guard((str(out.parent), str(self.temporary)), programs=True)
-        return self.zygote.start(command, guard=guard, environment={"TMPDIR": str(self.temporary)})
+        return self.zygote.start(
+            command, guard=guard, environment={"TMPDIR": str(self.temporary)}, **self.subject.options()
+        )
 
     def new_out(self, name: str) -> Path:
         out = self.folder / name / "out"

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.hardening import whole
 from tests.hardening.zygote import ROOT
 
 Command = list[object]
@@ -37,14 +38,29 @@ class Subject:
     volatile: tuple[str, ...] = ()  # below the output: differs between two runs for good reasons
     refuses: str = ""  # what it says, with exit code 2, of an output that is there already and whole
     share: int = 1  # of the kills, as against the others
+    module: str = ""  # "module:function" in place of the command line
+    momentary: bool = False  # writes a file in a moment: only a shortage can meet it, no kill and no second run
+
+    result: Callable[[Path], object] = lambda out: None  # what must be alike where files differ for good reasons
+
+    def differences(self, one: Path, other: Path) -> list[str]:
+        """What two outputs of it do not have alike, a line each."""
+        found = whole.differences(one, other, self.volatile)
+        if not found and self.result(one) != self.result(other):
+            found.append("its documents are others")
+        return found
+
+    def options(self) -> dict[str, str]:
+        """Of Zygote.start."""
+        return {"module": self.module} if self.module else {}
 
 
 SHARDS = ("shards/*.tar", "logs/*.jsonl")
 
 
 @contextlib.contextmanager
-def subjects(folder: Path, names: Sequence[str] = ()) -> Iterator[list[Subject]]:
-    """All, or those whose name holds one of `names`. Inputs are written to `folder` once."""
+def subjects(folder: Path, names: Sequence[str] = (), momentary: bool = False) -> Iterator[list[Subject]]:
+    """All, or those whose name holds one of `names`; the momentary ones too, or not. Inputs are written to `folder`."""
     with contextlib.ExitStack() as stack:
         found = []
         for name, maker in MAKERS.items():
@@ -52,7 +68,7 @@ def subjects(folder: Path, names: Sequence[str] = ()) -> Iterator[list[Subject]]
                 inputs = folder / maker.__name__
                 inputs.mkdir(parents=True)
                 found.append(maker(name, inputs, stack))
-        yield found
+        yield [subject for subject in found if momentary or not subject.momentary]
 
 
 # ---------------------------------------------------------------- generate
@@ -340,6 +356,39 @@ def archives(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     )  # fmt: skip
 
 
+def contents(out: Path) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Texts and sizes of pictures of a run's documents, sorted."""
+    from duogen_core.data.sources import open_source
+
+    source = open_source(f"webdataset:{out / 'shards'}")
+    documents = [source.load(index) for index in range(len(source))]
+    return sorted((document.text, [picture.size for picture in document.pictures]) for document in documents)
+
+
+def fetching(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """Listed pages and their pictures from a host on loopback, each asked for once whatever happens."""
+    from tests.core.web_hosts import html, image, serving
+    from tests.core.web_pages import file, photo, recipe
+
+    web = stack.enter_context(serving())
+    addresses = []
+    for k in range(8):
+        web.pages[f"a.example.com/p{k}"] = html(recipe(f"{k}.png", "s.png").replace("Bread", f"Bread {k}"))
+        web.pages[f"a.example.com/{k}.png"] = image(file(photo(seed=k)))
+        addresses.append(web.url(f"a.example.com/p{k}"))
+    web.pages["a.example.com/s.png"] = image(file(photo(seed=99)))
+    (inputs / "pages.txt").write_text("\n".join(addresses) + "\n")
+    options = ["--fetch", "--set", "fetch.contact=https://example.org/bot", "--set", "fetch.delay=0.02"]
+    options += ["--workers", 1, "--shard-pages", 2, "--quiet"]
+    return Subject(
+        name,
+        lambda out: [["data", "web", inputs / "pages.txt", "--out", out, *options]], SHARDS,
+        # They hold when each file was fetched.
+        volatile=("fetched/*", "index/*", "shards/*", "logs/*", "plan.jsonl"), result=contents,
+        module="tests.hardening.hostile_servers:on_loopback",
+    )  # fmt: skip
+
+
 def dialogues(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     """With a model behind an endpoint."""
     from tests.core.dialogue_pages import write_pages
@@ -478,6 +527,21 @@ def exporting(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     )  # fmt: skip
 
 
+def viewing(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """The report and the plot of a finished run."""
+    from duogen_core.cli import main
+
+    site, run = pages(inputs / "site", 6), inputs / "run"
+    with contextlib.redirect_stdout(io.StringIO()):
+        if main(["data", "web", str(site), "--out", str(run), "--workers", "1", "--quiet"]):
+            raise RuntimeError("The run to look at could not be made.")
+    return Subject(
+        name,
+        lambda out: [["data", "view", out, "--quiet"], ["data", "stats", out, "--plot", out / "yield.png"]],
+        fresh=lambda out: shutil.copytree(run, out) and None, volatile=("*.png",), momentary=True,
+    )  # fmt: skip
+
+
 MAKERS: dict[str, Callable[[str, Path, contextlib.ExitStack], Subject]] = {
     "generate": generating,
     "generate over an earlier answer": over_an_earlier_answer,
@@ -493,6 +557,7 @@ MAKERS: dict[str, Callable[[str, Path, contextlib.ExitStack], Subject]] = {
     "data make": making,
     "data web, a folder": web,
     "data web, a WARC": archives,
+    "data web, fetched": fetching,
     "data dialogues": dialogues,
     "data synthetic expand": expanding,
     "data synthetic plan": planning,
@@ -501,4 +566,5 @@ MAKERS: dict[str, Callable[[str, Path, contextlib.ExitStack], Subject]] = {
     "data video": video,
     "data editing": editing,
     "data export": exporting,
+    "data view and stats": viewing,
 }

@@ -90,7 +90,7 @@ class Pairs:
                 self.fault(what, "both ran, and nobody said a word")
             for line in whole.broken(out.parent):
                 self.fault(what, f"not whole: {line}")
-            for line in whole.differences(undisturbed, out, self.subject.volatile):
+            for line in self.subject.differences(undisturbed, out):
                 self.fault(what, line)
             for path in whole.left_over(out.parent):
                 self.fault(what, f"{path} is left over")
@@ -106,7 +106,9 @@ class Pairs:
     def start(self, out: Path) -> Any:
         (command,) = self.subject.commands(out)
         guard = Guard((str(out.parent), str(self.folder / "tmp")), programs=True)
-        return self.zygote.start(command, guard=guard, environment={"TMPDIR": str(self.folder / "tmp")})
+        return self.zygote.start(
+            command, guard=guard, environment={"TMPDIR": str(self.folder / "tmp")}, **self.subject.options()
+        )
 
     def new_out(self, name: str) -> Path:
         out = self.folder / name / "out"
