@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
 import traceback
@@ -21,6 +20,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from duogen_core.errors import DuoGenError
@@ -145,7 +145,7 @@ def _sendable(error: Exception) -> Exception:
     if not isinstance(error, (DuoGenError, OSError, MemoryError)):
         return RuntimeError("".join(traceback.format_exception(error)))
     try:
-        pickle.loads(pickle.dumps(error))
+        ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:  # its class takes other arguments than the message
         return DuoGenError(str(error))
     return error
