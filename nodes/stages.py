@@ -181,11 +181,12 @@ def refer(
     """Each conditioning with these pictures as reference latents, every one in its own place of the text.
 
     megapixels: what larger pictures are scaled down to; 0: nothing."""
-    if not chosen:
-        return list(conditionings)
     values = next((entries[0][1] for entries in conditionings if entries), {})
     if PICTURE_ENDS in values:  # of our connector, so a MODEL of ours will draw
+        # Without earlier pictures too: the same VAE decodes the first picture, in a stock node that does not check it.
         fit.check_vae(vae)
+    if not chosen:
+        return list(conditionings)
     limit = values.get(PICTURE_LIMIT, UNLIMITED)
     sides = [min(limit, side_for(pictures[i], megapixels)) for i in chosen]
     latents = [reference_latent(vae, pictures[i], side) for i, side in zip(chosen, sides, strict=True)]

@@ -108,15 +108,16 @@ def test_a_vae_for_still_images(server: Server, graph: dict[str, Any], flux_vae:
     assert "for still images, such as those of FLUX.1" in sentence(server.run(graph))
 
 
-@pytest.mark.parametrize("place", ["refer", "reference", "start"])
+@pytest.mark.parametrize("place", ["first", "refer", "reference", "start"])
 def test_a_vae_for_still_images_in_the_stages(server: Server, random_model: Path, flux_vae: dict[str, Any], place: str):
-    """In our own node, in a stock node that adds a reference, and for the latent to start from."""
+    """In our own node, before the first picture too, in a stock node that adds a reference, and for the latent to
+    start from."""
     graph = graphs.staged(random_model.name, prefix="bad/staged", pictures=2)
     graph["foreign"] = flux_vae
     graph["drawn"] = {"class_type": "VAEEncode", "inputs": {"pixels": ["p0.decode", 0], "vae": ["foreign", 0]}}
     sample = graph["p1.sample"]
-    if place == "refer":
-        graph["p1.refer"]["inputs"]["vae"] = ["foreign", 0]
+    if place in ("first", "refer"):
+        graph[f"p{int(place == 'refer')}.refer"]["inputs"]["vae"] = ["foreign", 0]
     elif place == "reference":
         inputs = {"conditioning": sample["inputs"]["positive"], "latent": ["drawn", 0]}
         graph["more"] = {"class_type": "ReferenceLatent", "inputs": inputs}
@@ -124,7 +125,9 @@ def test_a_vae_for_still_images_in_the_stages(server: Server, random_model: Path
     else:
         sample["class_type"] = "DuoGenSampler"
         sample["inputs"] |= {"latent_image": ["drawn", 0], "denoise": 0.5}
-    assert "for still images, such as those of FLUX.1" in sentence(server.run(graph))
+    result = server.run(graph)
+    assert "for still images, such as those of FLUX.1" in sentence(result)
+    assert place != "first" or "p0.sample" not in result.ran
 
 
 def test_the_vae_of_another_checkpoint(server: Server, graph: dict[str, Any]):

@@ -86,6 +86,6 @@ def test_code_in_the_folder_of_a_classifier_is_not_run(tmp_path, monkeypatch):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(DuoGenError, match="cannot be loaded as an image classifier"):
+    with pytest.raises(DuoGenError, match="cannot be loaded as an image classifier: it needs code of its own") as told:
         Nsfw({"model": str(tmp_path), "labels": ["nsfw"]})
-    assert not mark.exists()
+    assert not mark.exists() and "trust_remote_code" not in str(told.value)

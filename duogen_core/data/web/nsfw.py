@@ -52,6 +52,8 @@ class Nsfw:
             if is_of_the_machine(error):
                 raise
             reason = " ".join(str(error).split())[:300]
+            if "trust_remote_code" in str(error):  # the library's words tell how to run the folder's code
+                reason = "it needs code of its own (auto_map), which is never run; take a model that transformers knows"
             raise DuoGenError(f"nsfw.model={folder} cannot be loaded as an image classifier: {reason}.") from None
         names = {int(number): str(name).lower() for number, name in self.model.config.id2label.items()}
         wanted = {str(label).lower() for label in rules["labels"]}
