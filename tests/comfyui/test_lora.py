@@ -343,7 +343,8 @@ def test_other_kinds_of_adapters_give_the_answer_of_the_merged_mllm(
     plain, merged = sampled(server, random_model.name), sampled(server, merged_name)
     file = f"{kind}/adapter_model.safetensors"
     found = sampled(server, random_model.name, ours(file), mllm=["adapter", 0])
-    assert difference(merged, plain) > 1e-3 and difference(found, merged) < 1e-4
+    effect = difference(merged, plain)  # of random weights, which transformers 4 and 5 draw differently
+    assert effect > 5e-4 and difference(found, merged) < effect / 10
     assert difference(sampled(server, random_model.name), plain) == 0, "the shared weights are as they were"
 
 
