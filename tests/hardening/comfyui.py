@@ -50,7 +50,7 @@ class Score:
         return vars(self)
 
 
-def campaign(number: int, seed: int = 0, names: Sequence[str] = ()) -> list[Score]:
+def campaign(number: int, seed: int = 0, names: Sequence[str] = (), show: Any = lambda _: None) -> list[Score]:
     """number: of the runs in one server; kills and hostile values in proportion."""
     import server
 
@@ -58,7 +58,12 @@ def campaign(number: int, seed: int = 0, names: Sequence[str] = ()) -> list[Scor
         print("No ComfyUI here; set COMFYUI_PATH to one.", flush=True)
         return []
     parts = {"runs": runs, "kills": kills, "disks": disks, "values": values}
-    return [part(number, seed) for name, part in parts.items() if not names or name in names]
+    scores = []
+    for name, part in parts.items():
+        if not names or name in names:
+            scores.append(part(number, seed))
+            show(scores[-1])
+    return scores
 
 
 def runs(number: int, seed: int = 0) -> Score:

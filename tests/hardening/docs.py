@@ -239,6 +239,21 @@ COMMANDS: dict[str, Entry] = {
         makes=("runs/stage2/export",),
     ),
     "python -m duogen_core train stage2 --help": Runs(),
+    # reliability.md
+    **dict.fromkeys(
+        (
+            "python tests/hardening/run.py --json report.json",
+            "python tests/hardening/run.py kills --number 200",
+            "python tests/hardening/run.py hostile --number 800",
+            "python tests/hardening/run.py hostile --only safetensors --case 31 --keep kept/",
+            "python tests/hardening/run.py disk --number 3",
+            "python tests/hardening/run.py twice --number 3",
+            "python tests/hardening/run.py comfyui --number 50",
+            "python tests/hardening/run.py docs",
+        ),
+        Parses("these campaigns; test_campaigns.py runs a share of each"),
+    ),
+    "python tests/hardening/report.py report.json": Runs(),
     # models/duogen-tiny/README.md
     "python -m duogen_core evaluate sketchbook --out models/duogen-tiny/scores.json --samples 500 --jobs 2": Runs(
         instead={"500": "1", "2": "1", "models/duogen-tiny/scores.json": "scores.json"}, makes=("scores.json",)
@@ -263,6 +278,7 @@ PROGRAMS: dict[str, Mapping[str, str]] = {
 
 # Options and settings of other programs, and words that only look like one.
 OTHERS = {
+    "tests/hardening": ("--json", "--number", "--only", "--case", "--keep"),
     "accelerate": ("--config_file", "--num_processes"),
     "ComfyUI": ("--cache-classic", "--cache-lru", "--cache-none", "--preview-method", "--disable-metadata"),
 }
@@ -379,7 +395,7 @@ def script_answers(script: Path) -> str:
         return f"{script.name} --help made {os.listdir(folder)}" if os.listdir(folder) else ""
 
 
-def campaign(names: Sequence[str] = (), zygote: Zygote | None = None) -> list[Score]:
+def campaign(names: Sequence[str] = (), zygote: Zygote | None = None, show: Any = lambda _: None) -> list[Score]:
     scores: dict[str, Score] = {}
     with shared(zygote) as forks:
         for each in docs_commands.commands():
@@ -387,6 +403,7 @@ def campaign(names: Sequence[str] = (), zygote: Zygote | None = None) -> list[Sc
         for page, score in scores.items():
             if not names or page in names or any(name in page for name in names if name not in scores):
                 page_runs(page, score, forks)
+                show(score)
         scores["all"] = Score("all", faults=unknown())
         if not names or "settings" in names:
             scores["all"].faults += unknown_options() + unknown_settings(forks)
@@ -394,6 +411,7 @@ def campaign(names: Sequence[str] = (), zygote: Zygote | None = None) -> list[Sc
         scores["all"].ran += 1
         if said := script_answers(script):
             scores["all"].faults.append(said)
+    show(scores["all"])
     return [score for score in scores.values() if score.ran + score.parsed + score.left or score.faults]
 
 
@@ -454,7 +472,9 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
         if not (ROOT / own[own.index("--config_file") + 1]).is_file():
             return f"{own} names no file"
         launch_command_parser().parse_args([*own, "x"])
-    if words[3] in ("train", "ablation") and "assemble" not in words:
+    if words[1] == "tests/hardening/run.py":
+        ended = zygote.run(words[2:], cwd=folder, module="tests.hardening.docs:parse_campaign")
+    elif words[3] in ("train", "ablation") and "assemble" not in words:
         ended = zygote.run([*words[3:], "--print-config"], cwd=folder)
     else:
         ended = zygote.run(words[3:], cwd=folder, module="tests.hardening.docs:parse_only")
@@ -463,6 +483,13 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
 
 def run_program(arguments: list[str]) -> int:
     exec(compile(arguments[0], "the block", "exec"), {"__name__": "__main__"})
+    return 0
+
+
+def parse_campaign(arguments: list[str]) -> int:
+    from tests.hardening import run
+
+    run.build_parser().parse_args(arguments)
     return 0
 
 
@@ -505,6 +532,10 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
         models(folder)
     if page == "models.md":
         one_file(folder)
+    if page == "reliability.md":
+        found = [{"name": "generate", "kills": 3, "finished_files": 5, "faults": []}]
+        report = {"kills": {"commit": "abc", "cores": 2, "minutes": 1.0, "found": found}}
+        (folder / "report.json").write_text(json.dumps(report))
     if page.startswith("web/docs/"):
         save_document(Document(guide(1, (32, 32)).turns[:1]), folder / "unfinished")
     if page in ("data-engine.md", "data-dialogues.md"):

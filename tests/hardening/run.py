@@ -9,9 +9,9 @@
     comfyui   fifty runs in one ComfyUI, kills of a ComfyUI, hostile values in its nodes
     docs      every command of README.md and docs/ as written
 
-Without a name all of them run, which takes about an hour on two cores. The same seed gives the same inputs and moments.
-Exit code 0: no fault was found; 1: the faults are printed, and in the JSON file. Linux only. What it measured is in
-docs/reliability.md; tests/hardening/test_*.py run a small share of each.
+Without a name all of them run, which takes about two hours on two cores. The same seed gives the same inputs and
+moments. Exit code 0: no fault was found; 1: the faults are printed, and in the JSON file. Linux only. What it measured
+is in docs/reliability.md; tests/hardening/test_*.py run a small share of each.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CAMPAIGNS = ("kills", "hostile", "disk", "twice", "comfyui", "docs")
 NUMBERS = {"kills": 200, "hostile": 800, "disk": 3, "twice": 3, "comfyui": 50, "docs": 1}
 
 
-def main(argv: list[str] | None = None) -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("campaigns", nargs="*", choices=[*CAMPAIGNS, []], metavar="CAMPAIGN", help=", ".join(CAMPAIGNS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found; an earlier file is added to")
@@ -48,7 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--case", type=int, metavar="K", help="of hostile: only case K of a family, to repeat it")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="of hostile: the inputs of cases that went wrong")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     if sys.platform != "linux":
         print("Error: the campaigns need Linux (/proc, fork).", file=sys.stderr)
         return 2
@@ -67,18 +71,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    number = args.number or NUMBERS[name]
-    if name == "comfyui":
-        from tests.hardening import comfyui
-
-        return [show(score) for score in comfyui.campaign(number, args.seed, args.only)]
-    if name == "docs":
-        from tests.hardening import docs
-
-        return [show(score) for score in docs.campaign(args.only)]
     from importlib import import_module
 
+    number = args.number or NUMBERS[name]
     campaign: Callable[..., list[Any]] = import_module(f"tests.hardening.{name}").campaign
+    if name == "docs":
+        return [score.to_json() for score in campaign(args.only, show=show)]
     more = {"only": args.case, "keep": args.keep} if name == "hostile" else {}
     return [score.to_json() for score in campaign(number, args.seed, args.only, show=show, **more)]
 
