@@ -143,6 +143,12 @@ def test_kills_notice_what_is_half_written_or_left_over(zygote, tmp_path, monkey
     assert len(score.moments) == 4 and any(expected in fault for fault in score.faults), score.faults
 
 
+def test_two_runs_of_a_command_that_takes_no_lock_are_noticed(zygote, tmp_path, monkeypatch):
+    monkeypatch.setitem(Zygote.start.__kwdefaults__, "module", f"{BAD}:writes_in_place")
+    score = twice.Pairs(Subject("bad", lambda out: [[out]]), zygote, tmp_path).run(2, random.Random(0))
+    assert score.refused == 0 and all("looked for no other" in fault for fault in score.faults) and score.faults
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.png", "a.zip", "a.html", "a.tar"])
 def test_a_file_that_is_cut_is_not_whole(tmp_path, name):
     import tarfile

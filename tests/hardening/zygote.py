@@ -9,7 +9,8 @@ campaign (which runs servers in threads) is not. A child is a session of its own
 killed together. What it did is written to files as it happens, so a kill -9 loses none of it:
 
 - `renames`: each os.replace and os.rename, after it was done: what the command could call finished;
-- `outside`: each write, link, connection or program that its `Guard` does not allow.
+- `outside`: each write, link, connection or program that its `Guard` does not allow;
+- `locks`: each lock of an output folder that it asked for, where it has a `Guard`.
 
 Linux only: it reads /proc, and forks.
 """
@@ -63,6 +64,7 @@ class Ended:
     stderr: str
     renames: tuple[tuple[str, str], ...]
     outside: tuple[str, ...]
+    locks: tuple[str, ...] = ()
     timed_out: bool = False
 
 
@@ -98,7 +100,7 @@ class Child:
                 raise RuntimeError(f"Process {self.pid} cannot be killed.")
         status, largest, at = end
         texts = {}
-        for name in ("stdout", "stderr", "renames", "outside", "resident"):
+        for name in ("stdout", "stderr", "renames", "outside", "locks", "resident"):
             file = self.folder / name
             texts[name] = file.read_bytes().decode("utf-8", "replace") if file.exists() else ""
             file.unlink(missing_ok=True)
@@ -109,7 +111,8 @@ class Child:
         # A fork begins without the pages of mapped files (a torch for CUDA maps a gigabyte), so the zygote's size is
         # no measure of what it begins with.
         memory = max(0, largest - int(texts["resident"] or largest))
-        return Ended(code, at - self.started, memory, texts["stdout"], texts["stderr"], renames, outside, late)
+        said, locks = (texts["stdout"], texts["stderr"]), tuple(texts["locks"].splitlines())
+        return Ended(code, at - self.started, memory, *said, renames, outside, locks, late)
 
 
 class Zygote:
@@ -297,7 +300,7 @@ def be_child(request: dict[str, Any]) -> None:
     try:
         tell_renames(notes / "renames")
         if request["guard"] is not None:
-            watch(Guard(**request["guard"]), notes / "outside")
+            watch(Guard(**request["guard"]), notes)
         limit(Limits(**request["limits"]))
         module, _, function = request["module"].partition(":")
         __import__(module)
@@ -345,8 +348,8 @@ PATHS = {  # audit events, and which of their arguments are paths that are chang
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 
 
-def watch(guard: Guard, file: Path) -> None:
-    notes = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def watch(guard: Guard, folder: Path) -> None:
+    notes, locks = (os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("outside", "locks"))
     allowed = tuple(os.path.realpath(folder) for folder in guard.write)
 
     def tell(what: str) -> None:
@@ -374,6 +377,8 @@ def watch(guard: Guard, file: Path) -> None:
                 # A relative name may belong to a folder's descriptor (shutil.rmtree): os.remove's event has the same.
                 if isinstance(arguments[2], int) and arguments[2] & WRITES & ~os.O_RDONLY:
                     check("open", arguments[0])
+                    if str(arguments[0]).endswith(".lock.duogen-tmp"):
+                        os.write(locks, f"{arguments[0]}\n".encode())
             elif event in PATHS:
                 if not any(isinstance(each, int) and each >= 0 for each in arguments[len(PATHS[event]) :]):
                     for place in PATHS[event]:
