@@ -46,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
     refused = ", ".join(f"{count:,} {rule}" for rule, count in expansion.refused.items())
     print(f"{len(requests):,} requests; refused: {refused or 'none'}.")
     print(f"{spent(client.usage)}.")
+    seeds = min(len(one.seeds) for one in taxonomy.subcategories)
+    if args.count <= seeds:
+        print(f"Nothing was asked for: --count counts the seeds too, and every subcategory has {seeds} or more.")
     short = sum(count < args.count for count in found.counts.values())
     if short:
         print(

@@ -222,6 +222,14 @@ def test_the_command_over_http_says_what_it_found_and_cost(tmp_path, capsys):
     assert "requests" in capsys.readouterr().out
 
 
+def test_a_count_that_the_seeds_reach_is_told(tmp_path, capsys):
+    taxonomy = write_taxonomy(tmp_path / "taxonomy")  # one seed a subcategory
+    arguments = ["data", "synthetic", "expand", str(tmp_path / "run"), "--taxonomy", str(taxonomy), "--quiet"]
+    arguments += ["--endpoint", "http://127.0.0.1:1/v1", "--llm", "tiny"]
+    assert main([*arguments, "--count", "1"]) == 0
+    assert "Nothing was asked for: --count counts the seeds too" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
