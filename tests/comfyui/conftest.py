@@ -24,6 +24,20 @@ from duogen_core.checkpoint import VAE_FILE  # noqa: E402
 BUNDLED = PACK / "models" / "duogen-tiny"
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    """What became of each test, kept on it for those that judge it (test_features.py)."""
+    report = yield
+    item.outcomes = [*getattr(item, "outcomes", ()), report.outcome]  # of setup, call and teardown
+    return report
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that judge others come last."""
+    items.sort(key=lambda item: item.get_closest_marker("judges_others") is not None)
+
+
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     found = find_comfyui()
@@ -55,14 +69,14 @@ def running(comfyui: Path, model: Path, base: Path, *arguments: str):
 
 @pytest.fixture(scope="session")
 def server(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """With ComfyUI's default cache."""
     yield from running(comfyui, random_model, tmp_path_factory.mktemp("comfyui"))
 
 
 @pytest.fixture(scope="session")
-def short_of_memory(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
-    """With ComfyUI's default cache, as it works on machines with less than 128 GB: after every node, whatever the
-    running prompt has not asked for goes. The second number is the memory (GB) that it wants to see free."""
-    yield from running(comfyui, random_model, tmp_path_factory.mktemp("default"), "--cache-ram", "1", "100000")
+def classic_cache(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """What a prompt has used stays for the next one."""
+    yield from running(comfyui, random_model, tmp_path_factory.mktemp("classic"), "--cache-classic")
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,10 @@ LINK = "comfyui-duogen"
 # Custom node files of the tests: a route that tells what lies in the server's memory, one that writes small models.
 NODES = {"duogen_test_probe.py": "probe_server.py", "duogen_test_small_models.py": "small_models.py"}
 START_SECONDS = 240
+# ComfyUI's default cache, as it works on machines with less than 128 GB, whatever this machine has: after every node,
+# what the running prompt has not asked for goes. The numbers are GB of memory that it wants to see free: the first for
+# what the prompt has asked for (a small one, so that a busy machine drops none of it), the second for the rest.
+DEFAULT_CACHE = ("--cache-ram", "1", "100000")
 TEXT_EVENT, PREVIEW_EVENT, PREVIEW_WITH_METADATA = 3, 1, 4  # protocol.BinaryEventTypes
 
 
@@ -77,9 +81,8 @@ class Server:
             *(sys.executable, str(Path(__file__).with_name("launch.py")), str(comfyui)),
             *("--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base)),
             *("--disable-api-nodes", "--disable-all-custom-nodes", "--whitelist-custom-nodes", LINK, *NODES),
-            # ComfyUI's default cache drops results by how much memory is free: tests need one that forgets by rule.
             *("--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments),
-            *(() if any(argument.startswith("--cache") for argument in arguments) else ("--cache-classic",)),
+            *(() if any(argument.startswith("--cache") for argument in arguments) else DEFAULT_CACHE),
         ]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
         with self.log_file.open("wb") as log:

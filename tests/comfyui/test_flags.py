@@ -24,9 +24,9 @@ def bulky(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint.write(tmp_path_factory.mktemp("checkpoints") / "bulky", heads=20, layers=8)
 
 
-@pytest.fixture(params=["no_cache", "short_of_memory"])
+@pytest.fixture(params=["no_cache", "classic_cache"])
 def flagged(request: pytest.FixtureRequest, bulky: Path) -> Server:
-    """--cache-none with --disable-dynamic-vram, and the default cache. All are --cpu, and ComfyUI refuses --lowvram
+    """--cache-none with --disable-dynamic-vram, and --cache-classic. All are --cpu, and ComfyUI refuses --lowvram
     beside it: what that does to our models is in test_memory.py."""
     running = request.getfixturevalue(request.param)
     link = running.base / "models" / "duogen" / bulky.name

@@ -20,7 +20,7 @@ REQUESTS = ("Answer the first.", "Answer the second.")
 DRAWS, ENDS = "A wall. <BOV: bricks>", "There is nothing to draw."
 
 
-@pytest.fixture(params=["server", "short_of_memory", "no_cache"])
+@pytest.fixture(params=["server", "classic_cache", "no_cache"])
 def cache(request: pytest.FixtureRequest) -> Server:
     return request.getfixturevalue(request.param)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import running
 from server import PACK, Server
 
 sys.path.append(str(PACK / "tests" / "hardening"))
@@ -15,9 +16,15 @@ import comfyui_runs
 RUNS = 15
 
 
+@pytest.fixture(scope="module")
+def fresh(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFactory):
+    """A server that has run nothing yet."""
+    yield from running(comfyui, random_model, tmp_path_factory.mktemp("fresh"))
+
+
 @pytest.mark.slow
-def test_memory_does_not_grow(short_of_memory: Server, random_model: Path):
-    found = comfyui_runs.many_runs(short_of_memory, random_model.name, RUNS)
+def test_memory_does_not_grow(fresh: Server, random_model: Path):
+    found = comfyui_runs.many_runs(fresh, random_model.name, RUNS)
     assert found["ok"], found
     assert found["cancelled"] >= 3 and found["answers kept of cancelled runs"] == 3
     first, last = found["open descriptors after the fifth and at the end"]

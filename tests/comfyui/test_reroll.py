@@ -15,7 +15,7 @@ PICTURES, STEPS = 6, 4
 
 @pytest.fixture(params=["classic", "default"])
 def cache(request: pytest.FixtureRequest) -> Server:
-    return request.getfixturevalue("server" if request.param == "classic" else "short_of_memory")
+    return request.getfixturevalue("server" if request.param == "default" else "classic_cache")
 
 
 def guide(random_model: Path, request: str, **inputs: Any) -> dict[str, Any]:
@@ -46,15 +46,15 @@ def test_reroll_draws_from_there_on(cache: Server, random_model: Path, k: int):
 
 
 @pytest.mark.slow
-def test_going_back_to_the_seed_before_draws_nothing(short_of_memory: Server, random_model: Path):
+def test_going_back_to_the_seed_before_draws_nothing(server: Server, random_model: Path):
     graph = guide(random_model, "There and back.")
-    first = short_of_memory.run(graph)
+    first = server.run(graph)
     graph["3"]["inputs"]["seeds"] = "4: 1234"
-    short_of_memory.run(graph)
+    server.run(graph)
     graph["3"]["inputs"]["seeds"] = ""
-    back = short_of_memory.run(graph)
+    back = server.run(graph)
     assert (ran(back, "sample"), back.steps) == (0, 0)
-    assert saved_document(short_of_memory, back).turns == saved_document(short_of_memory, first).turns
+    assert saved_document(server, back).turns == saved_document(server, first).turns
 
 
 @pytest.mark.slow
@@ -75,17 +75,17 @@ def test_reroll_in_the_loop(cache: Server, random_model: Path):
 
 
 @pytest.mark.slow
-def test_another_limit_draws_only_what_is_new(short_of_memory: Server, random_model: Path):
+def test_another_limit_draws_only_what_is_new(server: Server, random_model: Path):
     graph = guide(random_model, "Five, then six.")
     graph["3"]["inputs"]["max_images"] = PICTURES - 1
-    short_of_memory.run(graph)
+    server.run(graph)
     graph["3"]["inputs"]["max_images"] = PICTURES
-    again = short_of_memory.run(graph)
-    assert ran(again, "sample") == 1 and len(saved_document(short_of_memory, again).pictures) == PICTURES
+    again = server.run(graph)
+    assert ran(again, "sample") == 1 and len(saved_document(server, again).pictures) == PICTURES
 
 
 @pytest.mark.slow
-def test_other_peoples_nodes_are_not_kept(short_of_memory: Server, random_model: Path):
+def test_other_peoples_nodes_are_not_kept(server: Server, random_model: Path):
     """The cache is as it was for nodes that no answer put in: gone when another prompt came between."""
 
     def plain(seed: int) -> dict[str, Any]:
@@ -93,16 +93,16 @@ def test_other_peoples_nodes_are_not_kept(short_of_memory: Server, random_model:
         nodes["p.sample"]["inputs"]["seed"] = seed
         return nodes | {"shown": {"class_type": "PreviewImage", "inputs": {"images": ["p.decode", 0]}}}
 
-    assert "p.sample" in short_of_memory.run(plain(1)).ran
-    assert "p.sample" in short_of_memory.run(plain(2)).ran
-    assert "p.sample" in short_of_memory.run(plain(1)).ran
+    assert "p.sample" in server.run(plain(1)).ran
+    assert "p.sample" in server.run(plain(2)).ran
+    assert "p.sample" in server.run(plain(1)).ran
 
 
 @pytest.mark.slow
-def test_free_takes_it_along(short_of_memory: Server, random_model: Path):
+def test_free_takes_it_along(server: Server, random_model: Path):
     graph = guide(random_model, "Six, then free.")
-    short_of_memory.run(graph)
-    short_of_memory.post("/free", {"unload_models": True, "free_memory": True})
+    server.run(graph)
+    server.post("/free", {"unload_models": True, "free_memory": True})
     graph["3"]["inputs"]["seeds"] = "5: 1234"
-    again = short_of_memory.run(graph)
+    again = server.run(graph)
     assert again.steps == PICTURES * STEPS

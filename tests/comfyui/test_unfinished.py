@@ -201,9 +201,8 @@ def test_what_was_finished_stays_through_a_second_try(server: Server, random_mod
     assert set(unfinished(server)) == {*before, name}, "what the finished answer holds is removed, and nothing else"
 
 
-def test_pictures_of_the_cache_are_kept_too(short_of_memory: Server, random_model: Path):
+def test_pictures_of_the_cache_are_kept_too(server: Server, random_model: Path):
     """A finished run, then another seed for the last picture, which is cancelled."""
-    server = short_of_memory
     before = unfinished(server)
     graph = graphs.answer(random_model.name, request("reroll"), prefix="reroll/x", max_images=3)
     document = saved_document(server, server.run(graph))
