@@ -103,13 +103,20 @@ class Frontend:
         self.server.post("/duogen_test/hold", {"text": text})
 
     def run(self) -> dict[str, Any]:
-        """Queue the workflow and wait for its end; returns the job as the server keeps it."""
+        """Queue the workflow and wait until the page knows of its end; returns the job as the server keeps it."""
         before = set(self.server.get("/history"))
-        self.page.evaluate("() => app.queuePrompt(0, 1)")
+        self.page.evaluate(
+            """() => {
+                window.ended = [];
+                for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
+                    app.api.addEventListener(kind, ({detail}) => ended.push(detail.prompt_id));
+                app.queuePrompt(0, 1);
+            }"""
+        )
         for _ in range(SECONDS * 5):
             new = [key for key in self.server.get("/history") if key not in before]
             if new:
-                self.page.wait_for_timeout(300)  # the last messages reach the page
+                self.page.wait_for_function("id => ended.includes(id)", arg=new[0])
                 return self.server.get("/history")[new[0]]
             self.page.wait_for_timeout(200)
         raise AssertionError(f"The workflow did not end within {SECONDS} s:\n{self.server.log[-3000:]}")
@@ -127,6 +134,9 @@ class Frontend:
 
     def order(self, node: int) -> list[str]:
         """What the viewer shows, in order: texts, and "[picture]" for each picture that has loaded."""
+        self.page.wait_for_function(
+            "() => [...document.querySelectorAll('.duogen-answer img')].every((image) => image.complete)"
+        )
         return self.viewer(node).evaluate(
             """(viewer) => [...viewer.querySelectorAll(".duogen-answer .duogen-text, .duogen-answer img")].map(
                 (part) => part.tagName === "IMG" ? (part.complete && part.naturalWidth ? "[picture]" : "[broken]")
