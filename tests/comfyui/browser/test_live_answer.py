@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .frontend import Frontend
-from .test_reload import build, start, wait_for_job, wait_for_status
+from .test_reload import build, start, wait_for_draft, wait_for_job, wait_for_status
 
 FIRST, NEXT = "First a wall.", "Now the roof"
 pytestmark = pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_cancelled_answer_is_there_after_a_reload(frontend: Frontend, random_m
     frontend.hold("Picture 2 of at most 2, step 1 of")
     before = start(frontend)
     wait_for_pictures(frontend, 1)
-    frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
+    wait_for_draft(frontend)
     frontend.page.evaluate("() => app.api.interrupt()")
     wait_for_job(frontend, before)
     frontend.open()

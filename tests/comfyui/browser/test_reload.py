@@ -10,13 +10,14 @@ import pytest
 from .frontend import SECONDS, Frontend
 
 FIRST, NEXT = "First a wall.", "Now the roof"
+REQUEST = "Reload me."
 pytestmark = pytest.mark.slow
 
 
 def build(frontend: Frontend, checkpoint: str, seed: int, *, preview: bool, steps: int) -> tuple[int, int | None]:
     """The shortest graph that answers and saves; returns the ids of the nodes that save and show."""
     load = frontend.add("DuoGenLoadCheckpoint", (50, 50), checkpoint=checkpoint)
-    prompt = frontend.add("DuoGenPrompt", (50, 300), text="Reload me.")
+    prompt = frontend.add("DuoGenPrompt", (50, 300), text=REQUEST)
     settings = {"max_images": 2, "seed": seed, "steps": steps}
     answer = frontend.add("DuoGenInterleave", (450, 50), **settings)
     saver = frontend.add("DuoGenSaveDocument", (900, 50))
@@ -42,6 +43,15 @@ def start(frontend: Frontend) -> set[str]:
     )
     frontend.page.wait_for_function("() => window.drawing")
     return before
+
+
+def wait_for_draft(frontend: Frontend) -> None:
+    """Until the front end has kept this workflow for the next page, which it does a moment after a change."""
+    frontend.page.wait_for_function(
+        """words => [localStorage, sessionStorage].flatMap((storage) => Object.values(storage))
+            .some((kept) => kept.includes(app.graph.id) && kept.includes(words))""",
+        arg=REQUEST,
+    )
 
 
 def wait_for_job(frontend: Frontend, before: set[str]) -> None:
@@ -70,7 +80,7 @@ def test_reload_while_it_runs(frontend: Frontend, random_model: Path, renderer: 
     _, shower = build(frontend, random_model.name, seed, preview=True, steps=4)
     frontend.hold("Picture 1 of at most 2, step 1 of")
     start(frontend)
-    frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
+    wait_for_draft(frontend)
     frontend.open()
     frontend.page.wait_for_function("(id) => app.graph.getNodeById(id)?.type === 'DuoGenPreview'", arg=shower)
     frontend.hold("Picture 1 of at most 2, step 2 of")
@@ -86,7 +96,7 @@ def test_the_run_ends_while_the_page_is_away(frontend: Frontend, random_model: P
     saver, _ = build(frontend, random_model.name, seed, preview=False, steps=4)
     frontend.hold("Picture 1 of at most 2, step 1 of")
     before = start(frontend)
-    frontend.page.wait_for_timeout(1500)  # the front end keeps its workflow for the next page a moment after a change
+    wait_for_draft(frontend)
     frontend.page.goto("about:blank")
     frontend.hold("")
     wait_for_job(frontend, before)
