@@ -75,6 +75,8 @@ def many_runs(server: Server, checkpoint: str, runs: int) -> dict[str, Any]:
     before, pictures = kept_answers(server), 0
     start = time.monotonic()
     for run in range(runs):
+        # Held there until the cancel arrives, however fast the server draws.
+        server.post("/duogen_test/hold", {"text": "Picture 2" if run % 5 == 3 else ""})
         result = server.run(graph_of(run, checkpoint), watch=cancelling(server, run))
         if result.error is not None:
             raise RuntimeError(f"Run {run} failed: {result.error['exception_message']}")
@@ -91,6 +93,7 @@ def many_runs(server: Server, checkpoint: str, runs: int) -> dict[str, Any]:
         "resident after the fifth, MiB": round(warm["rss"] / 2**20, 1),
         "grown at the end, MiB": round(grown[-1], 1),
         "grown at most, MiB": round(max(grown), 1),
+        "bytes of tensors after the fifth and at the end": [warm["tensors"], last["tensors"]],
         "open files of ours": last["files"],
         "open descriptors after the fifth and at the end": [warm["descriptors"], last["descriptors"]],
         "objects alive at the end": last["alive"],
