@@ -80,7 +80,7 @@ def nodes_between(hidden: Any, opened: str) -> list[str]:
         )
     leading_there = {node for other in others for node in upstream(nodes, other)}
     left_out = others | ((leading_there & after_open) - leading_here)
-    left_out |= {node for node in after_open - leading_here if lacks_input(nodes.get_node(node))}
+    left_out |= {node for node in after_open - leading_here if lacks_input(nodes, nodes.get_node(node))}
     outside = left_out | {opened, close} | downstream(nodes, beside, close)
     outside |= {after for node in left_out for after in downstream(nodes, beside, node)}
     return sorted(after_open - outside)
@@ -97,11 +97,18 @@ def opened_by(nodes: Any, close: str) -> str | None:
     return context[0] if reader["class_type"] in READERS and is_link(context) else link[0]
 
 
-def lacks_input(node: Mapping[str, Any]) -> bool:
-    """Whether a required input has neither a link nor a value. Inputs that grow have names of their own."""
-    wanted = comfy_nodes.NODE_CLASS_MAPPINGS[node["class_type"]].INPUT_TYPES().get("required", {})
+def lacks_input(nodes: Any, node: Mapping[str, Any]) -> bool:
+    """Whether a required input has neither a link nor a value, or a link leads to an output that is not there.
+
+    Inputs that grow have names of their own.
+    """
+    known = comfy_nodes.NODE_CLASS_MAPPINGS
+    wanted = known[node["class_type"]].INPUT_TYPES().get("required", {})
     plain = [name for name, (kind, *_) in wanted.items() if not str(kind).startswith("COMFY_")]
-    return any(name not in node["inputs"] for name in plain)
+    links = [value for value in node["inputs"].values() if is_link(value)]
+    return any(name not in node["inputs"] for name in plain) or any(
+        output >= len(known[nodes.get_node(source)["class_type"]].RETURN_TYPES) for source, output in links
+    )
 
 
 def sampling_between(hidden: Any, opened: str, own: Sampling | None) -> dict[str, Any]:

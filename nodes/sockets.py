@@ -41,7 +41,8 @@ def refuse_plain_values(node: type[io.ComfyNode]) -> None:
 
         for each in cls.SCHEMA.inputs:
             value = values.get(each.id)
-            if each.get_io_type() in OBJECTS and isinstance(value, (str, int, float, list, dict)):
+            missing = value is None and each.id in values and not (each.optional or each.lazy)
+            if each.get_io_type() in OBJECTS and (missing or isinstance(value, (str, int, float, list, dict))):
                 text, kind = shown(repr(value)[:80]), each.get_io_type()
                 raise DuoGenError(f"The input {each.id} is {text}, which is no {kind}; connect a node's output to it.")
         return run(cls, *args, **values)

@@ -301,9 +301,18 @@ def test_a_graph_of_an_older_version(server: Server, random_model: Path):
 
 
 @pytest.mark.parametrize(("node", "name"), [("3", "model"), ("3", "vae"), ("3", "context"), ("5", "context")])
-@pytest.mark.parametrize("value", ["a", 7, True, {"a": 1}])
+@pytest.mark.parametrize("value", ["a", 7, True, {"a": 1}, None])
 def test_a_value_in_place_of_a_link(server: Server, random_model: Path, node: str, name: str, value: Any) -> None:
     """ComfyUI queues such a workflow, which only a hand can write."""
     graph = graphs.answer(random_model.name, max_images=1, steps=1, max_tokens=20)
     graph[node]["inputs"][name] = value
     assert f"The input {name} is {value!r}, which is no " in sentence(server.run(graph))
+
+
+def test_a_link_to_an_output_that_is_not_there(server: Server, random_model: Path) -> None:
+    """ComfyUI leaves the node out of the run; the loop does not put it in again."""
+    graph = graphs.loop(random_model.name, "Draw.", prefix="bad_input/link", max_images=1, max_tokens=20)
+    graph["5"]["inputs"]["context"] = ["p.size", 3]
+    result = server.run(graph)
+    assert result.error is None and "5" not in result.outputs
+    assert any(node.endswith("p.decode") for node in result.ran)

@@ -839,7 +839,7 @@ def plans(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     path.write_bytes(b"\n".join(lines) + (b"\n" if rng.random() < 0.7 else b""))
     shutil.copytree(box.input / "run", box.out)
     command = ["data", "synthetic", "answer", box.out, "--model", tiny(box), "--max-images", 1, "--max-tokens", 10]
-    command = [*command, "--limit", 2, "--quiet"] if k % 3 else ["data", "synthetic", "balance", box.out, "--quiet"]
+    command = [*command, "--limit", 2, "--quiet"] if k % 3 else ["data", "synthetic", "balance", box.out]
     return Case(command, whole=False)
 
 

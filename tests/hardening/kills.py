@@ -175,7 +175,13 @@ class Killing:
         return out
 
     def finished_files(self, out: Path) -> list[Path]:
-        return [path for pattern in self.subject.finished for path in sorted(out.glob(pattern))]
+        found = [path for pattern in self.subject.finished for path in sorted(out.glob(pattern))]
+        # A shard is finished when its log has its name too: a kill between the two renames lets it be done again.
+        return [
+            path
+            for path in found
+            if path.suffix != ".tar" or path.parents[1].joinpath("logs", f"{path.stem}.jsonl") in found
+        ]
 
     def fault(self, text: str) -> None:
         self.score.faults.append(text.replace(str(self.folder), "…"))
