@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,11 +97,13 @@ COMMANDS: dict[str, Entry] = {
         ("threads=1", "batch=2"), {"minutes=45": "minutes=0.02"}, makes=("runs/vae/export",)
     ),
     "python -m duogen_core train pretrain minutes=30 vision.minutes=17": Runs(
-        ("threads=1", "eval_cases=1"), {"minutes=30": "minutes=0.02", "vision.minutes=17": "vision.minutes=0.02"},
+        ("threads=1", "eval_cases=0", "batch=2", "vision.batch=2", "tokenizer_cases=100"),
+        {"minutes=30": "minutes=0.02", "vision.minutes=17": "vision.minutes=0.02"},
         makes=("runs/pretrain/export",),
     ),
     "python -m duogen_core train stage1 minutes=350": Runs(
-        ("threads=1", "eval_cases=1", "batch=2"), {"minutes=350": "minutes=0.02"}, makes=("runs/stage1/export",)
+        ("threads=1", "eval_cases=0", "batch=2", "sample_minutes=0"), {"minutes=350": "minutes=0.02"},
+        makes=("runs/stage1/export",),
     ),
     "python -m duogen_core train stage2 minutes=480": Runs(
         ("threads=1", "shards=1", "layers=1", "heads=1", "frames=4", "data=[jsonl:train.jsonl]"),
@@ -175,7 +178,8 @@ COMMANDS: dict[str, Entry] = {
         instead={"200": "3"}, fresh=("my-guides",), makes=("my-guides/000002/document.json",)
     ),
     "python -m duogen_core train finetune data=my-guides model=duogen-tiny out=runs/snow-globe": Runs(
-        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.frames=4", "stage2.shards=1", "share=0", "threads=1"),
+        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.frames=4", "stage2.shards=1", "share=0", "threads=1",
+         "stage1.eval_cases=0", "stage1.sample_minutes=0", "stage2.sample_minutes=0"),
         makes=("runs/snow-globe/model/model_index.json",),
     ),
     "python -m duogen_core train finetune --help": Runs(),
@@ -211,7 +215,7 @@ COMMANDS: dict[str, Entry] = {
         fresh=("qwen.safetensors",), makes=("qwen.safetensors",)
     ),
     "python -m duogen_core convert models/duogen-tiny tiny-int8 --quantise int8": Runs(makes=("tiny-int8/model_index.json",)),
-    "python tests/bench/quantised_pictures.py": Runs(("--steps", "1")),
+    "python tests/bench/quantised_pictures.py": Runs(("--steps", "1", "--kinds", "int8")),
     # training.md
     "python -m duogen_core train vae|pretrain|stage1|stage2 [--config FILE|NAME] [name=value ...]": Runs(
         ("--print-config",),
@@ -382,6 +386,12 @@ def scripts() -> list[Path]:
     return [path for path in sorted((ROOT / "tests" / "bench").glob("*.py")) if "__main__" in path.read_text("utf-8")]
 
 
+def scripts_answer() -> list[str]:
+    """What is wrong with any of them."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return [said for said in threads.map(script_answers, scripts()) if said]
+
+
 def script_answers(script: Path) -> str:
     """Why `python SCRIPT --help` is no help, from another folder and without the package installed."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PATH")}
@@ -407,10 +417,9 @@ def campaign(names: Sequence[str] = (), zygote: Zygote | None = None, show: Any 
         scores["all"] = Score("all", faults=unknown())
         if not names or "settings" in names:
             scores["all"].faults += unknown_options() + unknown_settings(forks)
-    for script in scripts() if not names or "scripts" in names else ():
-        scores["all"].ran += 1
-        if said := script_answers(script):
-            scores["all"].faults.append(said)
+    if not names or "scripts" in names:
+        scores["all"].ran += len(scripts())
+        scores["all"].faults += scripts_answer()
     show(scores["all"])
     return [score for score in scores.values() if score.ran + score.parsed + score.left or score.faults]
 

@@ -37,22 +37,25 @@ def faults(scores: list) -> list[str]:
 # ---------------------------------------------------------------- a share of each
 
 
+# Of each kind one: pictures, checkpoints, one large file, shards by one process, shards by several.
+SOME = ["generate", "train stage1", "convert to one file", "data web, a folder", "data editing"]
+
+
 def test_kills(zygote):
-    scores = kills.campaign(20, seed=1, zygote=zygote)
-    assert sum(len(score.moments) for score in scores) == 20
+    scores = kills.campaign(10, seed=1, names=SOME, zygote=zygote)
+    assert sum(len(score.moments) for score in scores) == 10
     assert faults(scores) == []
 
 
 def test_hostile_inputs(zygote):
-    scores = hostile.campaign(76, seed=1, zygote=zygote)
-    assert sum(score.distinct for score in scores) >= 76
+    scores = hostile.campaign(40, seed=1, zygote=zygote)
+    assert len(scores) > 25 and sum(score.distinct for score in scores) >= 40
     assert faults(scores) == []
 
 
 @pytest.mark.parametrize("kind", ["files", "memory"])
 def test_a_full_disk_and_no_memory(zygote, kind):
-    names = ["generate", "train stage1", "data web, a folder", "data editing", "data export"]
-    scores = disk.campaign(1, seed=1, names=names, kinds=[kind], zygote=zygote)
+    scores = disk.campaign(1, seed=1, names=SOME, kinds=[kind], zygote=zygote)
     assert sum(score.runs.get(kind, 0) for score in scores) > 0
     assert faults(scores) == []
 
@@ -63,7 +66,7 @@ def test_a_disk_that_is_really_full(zygote):
 
 
 def test_two_runs_at_once(zygote):
-    scores = twice.campaign(1, seed=1, zygote=zygote)
+    scores = twice.campaign(1, seed=1, names=SOME, zygote=zygote)
     assert sum(score.refused for score in scores) > len(scores) // 2
     assert faults(scores) == []
 
@@ -80,8 +83,8 @@ def test_the_commands_of_a_page_do_what_it_says(zygote, page):
 
 
 def test_the_scripts_of_the_benchmarks_answer():
-    found = [docs.script_answers(script) for script in docs.scripts()]
-    assert len(found) > 10 and not any(found), "\n".join(filter(None, found))
+    assert len(docs.scripts()) > 10
+    assert docs.scripts_answer() == []
 
 
 # ---------------------------------------------------------------- the campaigns notice

@@ -18,16 +18,16 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("part", "figure", "number"), [("kills", "kills", 7), ("values", "cases", 6)])
+@pytest.mark.parametrize(("part", "figure", "number"), [("kills", "kills", 4), ("values", "cases", 4)])
 def test_a_share(part, figure, number):
     (score,) = comfyui.campaign(number, seed=1, names=[part])
-    assert score.figures[figure] >= 2
+    assert score.figures[figure] >= 1
     assert score.faults == []
 
 
 @pytest.mark.skipif(not disk.can_mount(), reason="only root mounts a tmpfs")
 def test_an_output_folder_without_room():
-    (score,) = comfyui.campaign(7, seed=1, names=["disks"])
+    (score,) = comfyui.campaign(4, seed=1, names=["disks"])
     assert score.figures["failed"] >= 1
     assert score.faults == []
 
