@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from duogen_core.training.curve import read_lines
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 UNTOLD = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
+CHANGES = {"changed", "changed_data"}  # lines about a session; all others are about the weights of their step
 
 
 class Journal:
@@ -27,14 +28,19 @@ class Journal:
         """quiet: not the main process; nothing is written."""
         self.folder, self.tensorboard, self.quiet = folder, tensorboard and not quiet, quiet
         self.board: Board | None = None
+        self.begun = 0  # the step from which this session went on
 
     def begin(self, step: int) -> None:
         """Lines after `step` belong to a session that was killed, and will be written again."""
+        self.begun = step
         path = self.folder / "metrics.jsonl"
         if path.exists() and not self.quiet:
-            write_text(path, "".join(f"{json.dumps(line)}\n" for line in read_lines(path) if line["step"] <= step))
+            self._write(line for line in read_lines(path) if line["step"] <= step)
         if self.tensorboard:
             self.board = Board(self.folder, step)
+
+    def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        write_text(self.folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
 
     def changes(self, record: Mapping[str, Any]) -> dict[str, list[Any]]:
         """What is other than in the session before, {name: [old, new]}."""
@@ -53,8 +59,16 @@ class Journal:
     def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
         if self.quiet:
             return
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "seconds": round(seconds, 1), **values}) + "\n")
+        path = self.folder / "metrics.jsonl"
+        entry = {"step": step, "seconds": round(seconds, 1), **values}
+        if step == self.begun and path.exists() and not CHANGES & entry.keys():
+            # A session that was killed after the last checkpoint may have measured the same of the same weights.
+            lines = read_lines(path)
+            others = [line for line in lines if line["step"] != step or line.keys() != entry.keys()]
+            if len(others) < len(lines):
+                self._write(others)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
         if self.board is not None:
             self.board.add(step, values)
 

@@ -15,6 +15,7 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.store import save_document
 from duogen_core.training import loop, pretrain, stage1, stage2, stage2_data, vae
 from duogen_core.training.checkpoints import finish_swap, replaced, swap
+from duogen_core.training.curve import read_lines
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.stage1 import Stage1Config
 from duogen_core.training.stage2 import Stage2Config
@@ -246,6 +247,8 @@ def test_the_command_exports_what_a_kill_between_checkpoint_and_export_left(inpu
     settings += [f"init={config.init}", f"data=[{config.data[0]}]", f"eval_data=[{config.data[0]}]", "eval_cases=1"]
     assert main(["train", "stage1", f"out={run.out}", "batch=2", *settings]) == 0
     assert weights(run.out) == weights(unbroken("stage1"))
+    scores = [line["step"] for line in read_lines(run.out / "metrics.jsonl") if "eval" in line]
+    assert scores == sorted(set(scores)) != [], "the scores of the last step stand there once"
 
 
 def test_a_swap_after_a_kill_between_the_two_renames_of_the_one_before(tmp_path):

@@ -70,6 +70,17 @@ def test_metrics_after_the_checkpoint_are_dropped_on_resume(tmp_path):
     assert steps == list(range(1, 13))
 
 
+def test_what_a_killed_session_measured_after_its_last_checkpoint_stands_there_once(tmp_path):
+    for session in range(3):  # each but the last dies before the run is complete
+        run, *_ = train(tmp_path)
+        run.record(psnr=30.0 + session)
+        run.record(psnr=20.0, loss=1.0)
+        run.record(changed={"lr": [session, session + 1]})
+    lines = [line for line in curve.read_lines(tmp_path / "metrics.jsonl") if line["step"] == run.step]
+    assert [line["psnr"] for line in lines if "psnr" in line] == [32.0, 20.0]
+    assert [line["changed"]["lr"][1] for line in lines if "changed" in line] == [1, 2, 3], "lines about a session stay"
+
+
 def test_a_kill_between_the_two_renames_of_a_save_loses_nothing(tmp_path):
     train(tmp_path, stop_at=4)
     os.replace(tmp_path / "checkpoint", tmp_path / "checkpoint.old")
