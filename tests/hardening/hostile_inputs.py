@@ -345,7 +345,7 @@ def rows(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     if k < 3:
         pass
     elif how < 0.5:
-        hostile[name] = json.dumps(mutations.mutated(turns, rng, rng.choice((1, 1, 3))))
+        hostile[name] = mutations.json_text(mutations.mutated(turns, rng, rng.choice((1, 1, 3))))
         good = {**good, name: json.dumps(turns)}  # one column, one type
     elif how < 0.8:
         changed = [dict(each) for each in good["images"]]

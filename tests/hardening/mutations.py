@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -106,9 +107,19 @@ def mutated(whole: Any, rng: random.Random, times: int = 1) -> Any:
     return whole
 
 
+def json_text(whole: Any) -> str:
+    """json.dumps of values that may be nested deeper than this process usually goes."""
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(usual + 10_000)
+    try:
+        return json.dumps(whole)
+    finally:
+        sys.setrecursionlimit(usual)
+
+
 def json_bytes(whole: Any, rng: random.Random) -> bytes:
     """The text of it; every fifth one is not quite JSON."""
-    data = json.dumps(whole).encode()
+    data = json_text(whole).encode()
     if rng.random() < 0.8:
         return data
     return rng.choice(
