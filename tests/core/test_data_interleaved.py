@@ -147,7 +147,7 @@ def test_pictures_that_a_row_only_points_to(tmp_path):
         (foreign(7, "text", text_content="again"), "the position 7 stands twice"),
         (foreign(8, "text"), "a text without text_content"),
         (foreign(8, "image"), "without its bytes"),
-        (foreign(8, "image", binary_content=b"%PDF-"), "not a picture that can be read"),
+        (foreign(8, "image", binary_content=b"%PDF-"), "is a PDF; expected a PNG"),
         (foreign(8, "image", materialize_error="missing member 'x'"), "missing member 'x'"),
         (foreign(8, "image", source_ref="{"), "not valid JSON"),
     ],
