@@ -141,7 +141,7 @@ def fails(tmp_path, weights, capsys, match: str, target="out.safetensors") -> No
 def test_too_little_disk_is_said_before_anything_is_written(tmp_path, weights, capsys, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    fails(tmp_path, weights, capsys, "but its disk has only 1.0 kB left")
+    fails(tmp_path, weights, capsys, "but its disk has only 1000 bytes left")
 
 
 @pytest.mark.parametrize("target", ["out.safetensors", "out"])
