@@ -24,8 +24,13 @@ Connector = io.Custom("DUOGEN_CONNECTOR")
 Context = io.Custom("DUOGEN_CONTEXT")
 States = io.Custom("DUOGEN_STATES")
 Loop = io.Custom("DUOGEN_LOOP")
-# Sockets whose values are objects, of our own nodes and of the core's.
-OBJECTS = {"MODEL", "VAE", "IMAGE", *(each.io_type for each in (Mllm, Connector, Context, States, Loop))}
+# What JSON can hold, and no socket of these types does; the others are our nodes' widgets.
+_OBJECTS = ("MODEL", "VAE", "IMAGE", *(each.io_type for each in (Mllm, Connector, Context, States, Loop)))
+PLAIN = {
+    **dict.fromkeys(_OBJECTS, (str, int, float, list, dict)),
+    "CONDITIONING": (str, int, float, dict),  # a list
+    "LATENT": (str, int, float, list),  # a dict
+}
 
 
 def refuse_plain_values(node: type[io.ComfyNode]) -> None:
@@ -42,8 +47,9 @@ def refuse_plain_values(node: type[io.ComfyNode]) -> None:
         for each in cls.SCHEMA.inputs:
             value = values.get(each.id)
             missing = value is None and each.id in values and not (each.optional or each.lazy)
-            if each.get_io_type() in OBJECTS and (missing or isinstance(value, (str, int, float, list, dict))):
-                text, kind = shown(repr(value)[:80]), each.get_io_type()
+            kind = each.get_io_type()
+            if kind in PLAIN and (missing or isinstance(value, PLAIN[kind])):
+                text = shown(repr(value)[:80])
                 raise DuoGenError(f"The input {each.id} is {text}, which is no {kind}; connect a node's output to it.")
         return run(cls, *args, **values)
 

@@ -357,7 +357,8 @@ def loading(base: Path, rng: random.Random, k: int) -> tuple[dict[str, Any], str
     from tests.hardening.hostile_inputs import DOCUMENT, document_folder
 
     place = base / "output" / "hostile" / str(k)
-    document_folder(place, mutations.mutated(DOCUMENT, rng, rng.choice((1, 1, 2))), rng)
+    with mutations.deep_values():
+        document_folder(place, mutations.mutated(DOCUMENT, rng, rng.choice((1, 1, 2))), rng)
     name = f"hostile/{k} [output]"
     if rng.random() < 0.4:
         data = Path(shutil.make_archive(str(base / "temp" / f"hostile-{k}"), "zip", place)).read_bytes()

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.hardening import whole
+from tests.hardening import mutations, whole
 from tests.hardening.sentences import wrong_with
 from tests.hardening.zygote import Ended, Guard, Limits, Zygote, shared
 
@@ -120,7 +120,8 @@ def one(folder: Path, common: Path, zygote: Zygote, family: Family, seed: str, k
     for each in (box.input, box.out.parent, folder / "tmp", folder / "home"):
         each.mkdir(parents=True)
     with ExitStack() as stack:
-        case = family(box, random.Random(f"{seed} {k}"), k, stack)
+        with mutations.deep_values():
+            case = family(box, random.Random(f"{seed} {k}"), k, stack)
         before = state(folder)
         digest = hashlib.sha256(
             repr((before, case.command, k if case.hosts != ("127.0.0.1",) else 0)).encode("utf-8", "replace")

@@ -9,6 +9,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 SCRIPT = "<script>alert(1)</script>"
@@ -38,6 +39,17 @@ NUMBERS = (
     1e308,
     -1e308, 5e-324, float("inf"), float("-inf"), float("nan"), 1000000000, 12345678901234567890,
 )  # fmt: skip
+
+
+@contextmanager
+def deep_values() -> Iterator[None]:
+    """Values of several hundred levels, put into one another, can be copied and written as JSON inside."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def deep(depth: int, kind: str = "list") -> Any:
