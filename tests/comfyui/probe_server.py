@@ -113,10 +113,13 @@ PromptServer.send_progress_text = send_and_hold
 
 
 def packs_own(value) -> bool:
-    """Whether a function was written in this pack. (The tests have their stand-ins.)"""
+    """Whether a function was written in this pack.
+
+    Only the pack's own sources count: the tests have their stand-ins, and a virtual environment may lie in the clone.
+    """
     code = getattr(getattr(value, "__func__", value), "__code__", None)
     file = Path(code.co_filename).resolve() if code is not None else Path("/")
-    return file.is_relative_to(PACK) and not file.is_relative_to(PACK / "tests")
+    return any(file.is_relative_to(PACK / part) for part in ("__init__.py", "nodes", "duogen_core"))
 
 
 @PromptServer.instance.routes.get("/duogen_test/replaced")
