@@ -10,8 +10,8 @@
                        well; a diffusers folder is read too
 
 In: a name (a folder of `models/` beside the package) or a path. Out: Components, ready to run on the CPU.
-Every file is looked at before anything is loaded (`duogen_core.weights`): what is missing, cut off or foreign is
-named with what was expected. Safetensors only.
+Every file is looked at before anything is loaded (`duogen_core.weights.headers`): what is missing, cut off or foreign
+is named with what was expected. Safetensors only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
-from duogen_core.files import TEMPORARY, discard, read_json, write_errors
+from duogen_core.files import (
+    TEMPORARY,
+    discard,
+    read_json,
+    write_errors,
+)
 from duogen_core.folder_lock import lock_folder
-from duogen_core.weights import refuse_pickle
+from duogen_core.weights.headers import refuse_pickle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -181,8 +186,8 @@ def read_config(folder: str | os.PathLike) -> CheckpointConfig:
 
 def check_checkpoint(folder: str | os.PathLike) -> CheckpointConfig:
     """Looks at every file without loading a weight: a fault is found in a moment, not after minutes of loading."""
-    from duogen_core.formats.reading import WeightFiles, folder_weights
     from duogen_core.mllm.tokenizer import has_tokenizer
+    from duogen_core.weights.reading import WeightFiles, folder_weights
 
     folder = Path(folder)
     config = read_config(folder)

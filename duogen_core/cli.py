@@ -21,7 +21,12 @@ from importlib import import_module
 from pathlib import Path
 
 from duogen_core import __version__, folder_lock, interrupt
-from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
+from duogen_core.errors import (
+    Cancelled,
+    DuoGenError,
+    is_out_of_memory,
+    shown,
+)
 
 # name: (help, module) or (help, {name: (help, module)})
 COMMANDS: dict[str, tuple] = {
@@ -33,11 +38,14 @@ COMMANDS: dict[str, tuple] = {
         {
             "sketchbook": (
                 "all tasks of the Sketchbook world",
-                "duogen_core.evaluation.sketchbook",
+                "duogen_core.sketchbook.evaluation",
             )
         },
     ),
-    "ablation": ("what each of DuoGen's choices is worth: train and compare", "duogen_core.ablation.command"),
+    "ablation": (
+        "what each of DuoGen's choices is worth: train and compare",
+        "duogen_core.sketchbook.ablation.command",
+    ),
     "data": (
         "look after data for training",
         {
@@ -68,8 +76,8 @@ COMMANDS: dict[str, tuple] = {
     "train": (
         "train a model of your own: all of it, or one part",
         {
-            "vae": ("the picture VAE", "duogen_core.training.vae"),
-            "pretrain": ("a small MLLM from nothing: language, then vision", "duogen_core.training.pretrain"),
+            "vae": ("the picture VAE", "duogen_core.sketchbook.vae"),
+            "pretrain": ("a small MLLM from nothing: language, then vision", "duogen_core.sketchbook.pretrain"),
             "stage1": ("the MLLM: answers, and when to draw", "duogen_core.training.stage1"),
             "stage2": ("connector and DiT, with the MLLM frozen", "duogen_core.training.stage2"),
             "finetune": ("a whole model on your own documents, in one go", "duogen_core.training.finetune"),

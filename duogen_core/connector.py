@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
-from duogen_core.formats.reading import folder_weights
-from duogen_core.weights import check_sizes, check_tensors, shapes_of
+from duogen_core.weights.headers import check_sizes, check_tensors, shapes_of
+from duogen_core.weights.reading import folder_weights
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -27,8 +27,13 @@ from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
-from duogen_core.formats.reading import WeightFiles, folder_weights
-from duogen_core.weights import Entry, check_sizes, check_tensors, shapes_of
+from duogen_core.weights.headers import (
+    Entry,
+    check_sizes,
+    check_tensors,
+    shapes_of,
+)
+from duogen_core.weights.reading import WeightFiles, folder_weights
 
 SPATIAL = 8  # pixels per latent cell
 SIZE_STEP = 16  # latent cell times the DiT's patch of two

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from comfy_api.latest import Caching, ComfyExtension, io
 
-from .bridge_nodes import (
+from .definitions.conditioning import (
     DuoGenConnector,
     DuoGenEarlierImages,
     DuoGenEncodeContext,
     DuoGenPictureSize,
     DuoGenReferenceImages,
 )
-from .context_nodes import DuoGenAppendImage, DuoGenEditContext, DuoGenWrite
-from .document_nodes import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
-from .expansion import DuoGenListEntry
-from .given import DuoGenGiven
-from .interleave import DuoGenInterleave, DuoGenInterleaveStep
-from .kept import PROVIDER
-from .load import DuoGenLoadCheckpoint, register_model_folder
-from .load_document import DuoGenLoadDocument
-from .load_parts import DuoGenLoadConnector, DuoGenLoadDiT, DuoGenLoadMLLM
-from .loop import DuoGenLoopClose, DuoGenLoopNext, DuoGenLoopOpen, DuoGenLoopRound
-from .lora_nodes import DuoGenLoadMLLMLoRA
-from .preview import DuoGenPreview
-from .prompt_nodes import DuoGenEncodePrompt
-from .sampler_nodes import DuoGenSampler, DuoGenSigmas
-from .sockets import refuse_plain_values
-from .writer_nodes import DuoGenAskWriter, DuoGenReadWriter, DuoGenReadWriterNext
+from .definitions.documents import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
+from .definitions.given import DuoGenGiven
+from .definitions.interleave import DuoGenInterleave, DuoGenInterleaveStep
+from .definitions.load_checkpoint import DuoGenLoadCheckpoint, register_model_folder
+from .definitions.load_document import DuoGenLoadDocument
+from .definitions.load_lora import DuoGenLoadMLLMLoRA
+from .definitions.load_parts import DuoGenLoadConnector, DuoGenLoadDiT, DuoGenLoadMLLM
+from .definitions.loop import (
+    DuoGenLoopClose,
+    DuoGenLoopNext,
+    DuoGenLoopOpen,
+    DuoGenLoopRound,
+)
+from .definitions.preview import DuoGenPreview
+from .definitions.prompt import DuoGenEncodePrompt
+from .definitions.sampling import DuoGenSampler, DuoGenSigmas
+from .definitions.sockets import refuse_plain_values
+from .definitions.writers import DuoGenAskWriter, DuoGenReadWriter, DuoGenReadWriterNext
+from .definitions.writing import DuoGenAppendImage, DuoGenEditContext, DuoGenWrite
+from .host.expansion import DuoGenListEntry
+from .host.step_cache import PROVIDER
 
 NODES: list[type[io.ComfyNode]] = [
     DuoGenLoadCheckpoint,

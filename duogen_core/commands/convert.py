@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError
-from duogen_core.weights import PICKLE_SUFFIXES, check_tensors
+from duogen_core.weights.headers import PICKLE_SUFFIXES, check_tensors
 
 if TYPE_CHECKING:
-    from duogen_core.formats.cosmos import CosmosFile
-    from duogen_core.formats.writing import Piece
+    from duogen_core.dit.published import CosmosFile
+    from duogen_core.weights.writing import Piece
 
 STEM = "diffusion_pytorch_model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from duogen_core.formats.cosmos import CONVENTIONS
-    from duogen_core.formats.quantise import FORMATS
+    from duogen_core.dit.published import CONVENTIONS
+    from duogen_core.weights.quantise import FORMATS
 
     add = parser.add_argument
     add("file", metavar="FILE", help="what to convert: a .pt, .pth or .safetensors file, or a diffusers folder")
@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
         print(target)
         return 0
     if source.is_file() and source.suffix.lower() in PICKLE_SUFFIXES:
-        from duogen_core.formats.pickled import PickledWeights
+        from duogen_core.weights.pickled import PickledWeights
 
         weights: Any = PickledWeights(source)
     else:
-        from duogen_core.formats.reading import find_weights
+        from duogen_core.weights.reading import find_weights
 
         weights = find_weights(source / "transformer" if (source / "transformer").is_dir() else source)
     if "decoder.head.0.gamma" in weights.entries or "decoder.conv_in.weight" in weights.entries:
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
 def _convert_cosmos(
     weights: Any, source: Path, target: Path, args: argparse.Namespace, progress: Progress
 ) -> str:  # fmt: skip
-    from duogen_core.formats.cosmos import NOTE, match_cosmos
-    from duogen_core.formats.cosmos_keys import to_official
-    from duogen_core.formats.quantise import quantised_pieces
+    from duogen_core.dit.published import NOTE, match_cosmos
+    from duogen_core.weights.cosmos_keys import to_official
+    from duogen_core.weights.quantise import quantised_pieces
 
     found = match_cosmos(weights, source, args.convention)
     one_file = target.suffix.lower() == ".safetensors"
@@ -114,8 +114,8 @@ def _diffusers_config(found: CosmosFile) -> dict[str, Any]:
 
 def _convert_mllm(weights: Any, source: Path, target: Path, kind: str | None, progress: Progress) -> str:
     """The names stay: every loader of these models knows them."""
-    from duogen_core.formats.quantise import quantised_pieces
     from duogen_core.mllm.loading import build, check, what_is
+    from duogen_core.weights.quantise import quantised_pieces
 
     if target.suffix.lower() != ".safetensors":
         raise DuoGenError(
@@ -133,9 +133,9 @@ def _convert_mllm(weights: Any, source: Path, target: Path, kind: str | None, pr
 def _convert_checkpoint(source: Path, target: Path, kind: str | None, progress: Progress) -> str:
     """Everything but the training log; MLLM and DiT in one file each."""
     from duogen_core.checkpoint import DIFFUSERS_STEM, INDEX, check_checkpoint
-    from duogen_core.formats.quantise import quantised_pieces
-    from duogen_core.formats.reading import find_weights
-    from duogen_core.formats.writing import replacing, write_file
+    from duogen_core.weights.quantise import quantised_pieces
+    from duogen_core.weights.reading import find_weights
+    from duogen_core.weights.writing import replacing, write_file
 
     if kind is None:
         raise DuoGenError(
@@ -160,7 +160,7 @@ def _convert_checkpoint(source: Path, target: Path, kind: str | None, progress: 
 
 
 def _convert_adapter(source: Path, target: Path, progress: Progress) -> str:
-    from duogen_core.formats.adapter import single_file
+    from duogen_core.mllm.adapter import single_file
 
     if target.suffix.lower() != ".safetensors":
         raise DuoGenError(f"{source} is a LoRA, which is written as one file; give {target}.safetensors as the output.")
@@ -195,7 +195,7 @@ def _convert_vae(weights: Any, source: Path, target: Path, progress: Progress) -
 
 
 def _write_one(target: Path, pieces: list[Piece], metadata: dict[str, str], progress: Progress) -> None:
-    from duogen_core.formats.writing import replacing, write_file
+    from duogen_core.weights.writing import replacing, write_file
 
     progress.total = sum(piece.size for piece in pieces)
     with replacing(target, progress.total) as temporary:
@@ -203,7 +203,7 @@ def _write_one(target: Path, pieces: list[Piece], metadata: dict[str, str], prog
 
 
 def _write_folder(target: Path, pieces: list[Piece], config: dict[str, Any], progress: Progress) -> None:
-    from duogen_core.formats.writing import replacing, write_folder
+    from duogen_core.weights.writing import replacing, write_folder
 
     progress.total = sum(piece.size for piece in pieces)
     with replacing(target, progress.total) as temporary:
@@ -231,7 +231,7 @@ class Progress:
             self._show("\n")
 
     def _show(self, end: str) -> None:
-        from duogen_core.formats.writing import readable
+        from duogen_core.weights.writing import readable
 
         start = "\r\x1b[K" if self.live else ""
         share = 100 * self.done // max(self.total, 1)

@@ -11,7 +11,12 @@ from collections import Counter
 from pathlib import Path
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of, spent
-from duogen_core.commands.run_options import add_engine_options, done_before, nothing_kept, write_json
+from duogen_core.commands.run_options import (
+    add_engine_options,
+    done_before,
+    nothing_kept,
+    write_json,
+)
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.errors import DuoGenError
 
@@ -37,8 +42,13 @@ def run(args: argparse.Namespace) -> int:
     if args.give_up < 1:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
     from duogen_core.data.dialogues.engine import Engine, asks_a_model, no_model
-    from duogen_core.data.dialogues.run import begin, load_preset, open_input, work
-    from duogen_core.data.run_log import kept_parts, rule_of
+    from duogen_core.data.dialogues.run import (
+        begin,
+        load_preset,
+        open_input,
+        work,
+    )
+    from duogen_core.data.runs.log import kept_parts, rule_of
 
     preset, source, out = load_preset(args.preset, args.set), open_input(args.input), Path(args.out)
     if asks_a_model(preset) or args.llm or args.mllm:

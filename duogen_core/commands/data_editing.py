@@ -18,7 +18,7 @@ from duogen_core.commands.run_options import (
     write_json,
 )
 from duogen_core.commands.run_progress import RunProgress
-from duogen_core.data.editing.layouts import LAYOUTS
+from duogen_core.data.pairs.editing.layouts import LAYOUTS
 from duogen_core.errors import DuoGenError, MissingPackage
 
 
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ImportError:
         raise MissingPackage("Sets of edits", "pyarrow", "hf") from None
-    from duogen_core.data.editing.engine import engine_of, work
-    from duogen_core.data.editing.preset import load_preset
+    from duogen_core.data.pairs.editing.engine import engine_of, work
+    from duogen_core.data.pairs.editing.preset import load_preset
     from duogen_core.data.pairs.sharded import begin
 
     preset, folder = load_preset(args.preset, args.set), Path(args.out)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.data.sketchbook.cases import Case
+    from duogen_core.sketchbook.cases import Case
 
 SHOWN = 40  # documents in the overview
 
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from duogen_core.data.sketchbook.tasks import FAMILIES, OF_THINGS, WEIGHTS
-    from duogen_core.data.sketchbook.things import thing_named
     from duogen_core.data.sources.nearest import unknown
+    from duogen_core.sketchbook.tasks import FAMILIES, OF_THINGS, WEIGHTS
+    from duogen_core.sketchbook.things import thing_named
 
     if args.count < 1:
         raise DuoGenError(f"--count must be at least 1, not {args.count}.")
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def make(folder: Path, count: int, seed: int, weights: dict[str, float], thing: str | None) -> list[Case]:
-    from duogen_core.data.sketchbook.tasks import evaluation_case, training_case
-    from duogen_core.store import save_document
+    from duogen_core.document.store import save_document
+    from duogen_core.sketchbook.tasks import evaluation_case, training_case
 
     made = []
     for number in range(count):

@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from duogen_core.data import yields
-    from duogen_core.data.run_log import open_logs
+    from duogen_core.data.runs import yields
+    from duogen_core.data.runs.log import open_logs
 
     logs = open_logs(Path(args.folder))
     found, empty = yields.surveys(logs)

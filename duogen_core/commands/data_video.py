@@ -41,12 +41,12 @@ def run(args: argparse.Namespace) -> int:
             "--undescribed to keep them without descriptions; one of the two."
         )
     from duogen_core.data.pairs.sharded import begin, work
-    from duogen_core.data.run_log import kept_parts
-    from duogen_core.data.video.describe import Describer
-    from duogen_core.data.video.engine import Engine, do_shard
-    from duogen_core.data.video.inputs import items, open_inputs
-    from duogen_core.data.video.preset import load_preset
-    from duogen_core.data.video.reading import check_installed
+    from duogen_core.data.pairs.video.describe import Describer
+    from duogen_core.data.pairs.video.engine import Engine, do_shard
+    from duogen_core.data.pairs.video.inputs import items, open_inputs
+    from duogen_core.data.pairs.video.preset import load_preset
+    from duogen_core.data.pairs.video.reading import check_installed
+    from duogen_core.data.runs.log import kept_parts
 
     check_installed()
     preset, inputs, folder = load_preset(args.preset, args.set), open_inputs(args.inputs), Path(args.out)

@@ -26,8 +26,8 @@ def _file(args: argparse.Namespace) -> Path:
 def run(args: argparse.Namespace) -> int:
     if args.samples < 1 or args.pages < 0:
         raise DuoGenError(f"--samples is {args.samples} and --pages {args.pages}; expected at least 1 and 0.")
-    from duogen_core.data import run_report
-    from duogen_core.data.run_log import open_logs
+    from duogen_core.data.runs import report as run_report
+    from duogen_core.data.runs.log import open_logs
 
     folder, file = Path(args.folder), _file(args)
     live = not args.quiet and sys.stderr.isatty()

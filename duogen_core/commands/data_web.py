@@ -49,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_workers(args)
-    from duogen_core.data.fetch.network import Network
-    from duogen_core.data.run_log import kept_parts, rule_of
+    from duogen_core.data.net.network import Network
+    from duogen_core.data.runs.log import kept_parts, rule_of
     from duogen_core.data.web.plan import begin
     from duogen_core.data.web.preset import load_preset
     from duogen_core.data.web.run import work

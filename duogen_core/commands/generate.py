@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
     out = _checked_out(args.out)
     with lock_folder(out):
-        from duogen_core.store import finish_swap
+        from duogen_core.document.store import finish_swap
 
         finish_swap(out)  # of a run that was killed
         document, settings = _request(args)
@@ -96,7 +96,7 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
 
     document = Document()
     if args.document:
-        from duogen_core.store import load_document
+        from duogen_core.document.store import load_document
 
         document = load_document(args.document)
     seed = args.seed
@@ -199,7 +199,7 @@ def _model(args: argparse.Namespace) -> str:
 
 
 def _load_parts(parts: dict[str, str | None], progress: Progress) -> Components:
-    from duogen_core.formats.parts import load_parts
+    from duogen_core.model_parts import load_parts
 
     progress.line(f"Loading {Path(parts['mllm']).name}, {Path(parts['dit']).name} and {Path(parts['vae']).name} …")
     return load_parts(**parts)
@@ -214,9 +214,9 @@ def _load(model: str, progress: Progress):
 
 
 def _answer(components, document, settings, out: Path, progress: Progress, as_json: bool) -> int:
+    from duogen_core.document.store import DocumentWriter
     from duogen_core.pipeline import Callbacks, generate
     from duogen_core.render import write_rendered
-    from duogen_core.store import DocumentWriter
 
     progress.max_images = settings.max_images
     if settings.size:

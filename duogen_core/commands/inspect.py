@@ -14,8 +14,8 @@ from duogen_core.commands.progress import harmless
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.formats.identify import Found
-    from duogen_core.formats.memory import Need, Term
+    from duogen_core.identify import Found
+    from duogen_core.memory import Need, Term
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from duogen_core.formats.identify import identify
-    from duogen_core.formats.memory import GIB, Need, terms, verdict
+    from duogen_core.identify import identify
+    from duogen_core.memory import (
+        GIB,
+        Need,
+        terms,
+        verdict,
+    )
 
     size = re.fullmatch(r"(\d{2,5})x(\d{2,5})", args.size)
     if size is None:
@@ -68,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _describe(found: Found) -> str:
-    from duogen_core.formats.writing import readable
+    from duogen_core.weights.writing import readable
 
     types = ", ".join(f"{kind} {readable(size)}" for kind, size in sorted(found.dtypes.items(), key=lambda x: -x[1]))
     lines = [
@@ -84,7 +89,7 @@ def _describe(found: Found) -> str:
 
 
 def _sum(counted: Sequence[Term], need: Need) -> str:
-    from duogen_core.formats.writing import readable
+    from duogen_core.weights.writing import readable
 
     total = sum(term.bytes for term in counted)
     head = f"Memory, estimated, for {need.width}x{need.height} with {need.references} earlier pictures:"

@@ -52,8 +52,8 @@ def done_before(before: int, total: int) -> str:
 
 def nothing_kept(folder: Path) -> str:
     """Why a run has kept nothing, and how to look."""
-    from duogen_core.data.run_log import open_logs
-    from duogen_core.data.yields import refused_most, survey
+    from duogen_core.data.runs.log import open_logs
+    from duogen_core.data.runs.yields import refused_most, survey
 
     most = refused_most(survey(*open_logs(folder)))
     return (
@@ -64,7 +64,7 @@ def nothing_kept(folder: Path) -> str:
 
 def write_json(name: str | None, figures: Any) -> bool:
     """Writes the figures where --json says, if it was given; whether that was stdout, where no text may follow."""
-    from duogen_core.store import write_atomically
+    from duogen_core.document.store import write_atomically
 
     text = json.dumps(figures, indent=2, ensure_ascii=name == STDOUT) + "\n"
     if name == STDOUT:

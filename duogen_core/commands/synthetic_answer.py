@@ -14,7 +14,12 @@ from pathlib import Path
 from duogen_core.commands.run_progress import RunProgress
 from duogen_core.commands.synthetic import part_of, preset_of, taxonomy_of
 from duogen_core.commands.synthetic_make import add_make_options, make_documents
-from duogen_core.commands.synthetic_model import add_model_options, load_model, model_name, settings_of
+from duogen_core.commands.synthetic_model import (
+    add_model_options,
+    load_model,
+    model_name,
+    settings_of,
+)
 from duogen_core.errors import DuoGenError
 
 

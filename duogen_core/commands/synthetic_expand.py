@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise DuoGenError(f"--count is {args.count}; expected at least 1.")
-    from duogen_core.data.run_folder import begin_run
+    from duogen_core.data.runs.folder import begin_run
     from duogen_core.data.synthetic import balance
     from duogen_core.data.synthetic.expand import Expansion
 

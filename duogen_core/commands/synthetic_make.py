@@ -45,7 +45,7 @@ def make_documents(
 ) -> int:
     if args.give_up < 1:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
-    from duogen_core.data.run_log import kept_parts, rule_of
+    from duogen_core.data.runs.log import kept_parts, rule_of
     from duogen_core.data.synthetic.runs import work
 
     mine = [len(run.entries(shard)) for shard in range(part[0] - 1, run.shards, part[1])]

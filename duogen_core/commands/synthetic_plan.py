@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise DuoGenError(f"--limit is {args.limit}; expected at least 1.")
-    from duogen_core.data.run_folder import begin_run
+    from duogen_core.data.runs.folder import begin_run
     from duogen_core.data.synthetic.planning import Planning
     from duogen_core.data.synthetic.requests import requests_of, spread
 

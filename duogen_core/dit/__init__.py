@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from duogen_core.formats.quantised import Prepare
+    from duogen_core.weights.quantised import Prepare
 
 # `_class_name` in config.json -> module and class. diffusers' own folders load as the packed subclass.
 FAMILIES = {
@@ -62,7 +62,7 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
     prepare: gives layers other classes before their weights come, which are then mapped from the file in its own type,
     or in dtype (formats/own_dit.py); so are those of a quantised one. Else everything is read into float32.
     """
-    from duogen_core.formats.own_dit import is_quantised, load_mapped
+    from duogen_core.dit.own_weights import is_quantised, load_mapped
 
     path = Path(folder) / "config.json"
     if not path.is_file():

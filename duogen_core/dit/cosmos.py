@@ -147,7 +147,7 @@ class PackedCosmos(CosmosTransformer3DModel):
 
         settings: values that take the place of the configuration's.
         """
-        from duogen_core.formats.own_dit import load_mapped
+        from duogen_core.dit.own_weights import load_mapped
 
         if not (Path(folder) / "config.json").is_file():
             raise DitError(f"No DiT in {folder}: expected config.json and diffusion_pytorch_model.safetensors.")

@@ -15,7 +15,12 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from duogen_core.dit.frame_block import keys_values, run_blocks
-from duogen_core.dit.frame_cache import Frame, FrameCache, KeysValues, path
+from duogen_core.dit.frame_cache import (
+    Frame,
+    FrameCache,
+    KeysValues,
+    path,
+)
 
 if TYPE_CHECKING:
     from duogen_core.dit.cosmos import PackedCosmos

@@ -85,6 +85,6 @@ def checked_target(name: str) -> Path:
 
 
 def write(report: Mapping[str, Any], target: Path) -> None:
-    from duogen_core.store import write_atomically
+    from duogen_core.document.store import write_atomically
 
     write_atomically(target, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())

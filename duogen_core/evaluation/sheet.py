@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from duogen_core.document import Document
-from duogen_core.store import write_atomically
+from duogen_core.document.store import write_atomically
 
 TILE, EDGE, LINE = 128, 4, 12
 FRAMES = {"given": "#999999", "right": "#2e9e4f", "partly": "#e08a1e", "wrong": "#d23a32"}

@@ -37,7 +37,7 @@ from duogen_core.mllm.prompted import MarkedStream, Prompted
 from duogen_core.mllm.text_stream import TextStream, token_bytes
 
 if TYPE_CHECKING:
-    from duogen_core.formats.quantised import Prepare
+    from duogen_core.weights.quantised import Prepare
 
 Stop = Literal["picture", "end", "max_tokens", "interrupted"]
 CHUNK = 512  # tokens of a prefill between two looks at `cancelled`

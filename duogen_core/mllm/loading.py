@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
-from duogen_core.formats.quantised import (
+from duogen_core.weights.headers import (
+    Entry,
+    check_sizes,
+    check_tensors,
+    shapes_of,
+)
+from duogen_core.weights.quantised import (
     FP8,
     Prepare,
     check_names,
@@ -31,8 +37,7 @@ from duogen_core.formats.quantised import (
     unified,
     use_scaled_linear,
 )
-from duogen_core.formats.reading import WeightFiles, find_weights
-from duogen_core.weights import Entry, check_sizes, check_tensors, shapes_of
+from duogen_core.weights.reading import WeightFiles, find_weights
 
 if TYPE_CHECKING:
     from duogen_core.mllm.base import Mllm

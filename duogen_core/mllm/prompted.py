@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from duogen_core.mllm.text_stream import TextStream
 
 OPENING = "<BOV"

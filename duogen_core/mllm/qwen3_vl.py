@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids
 from duogen_core.mllm.image_processor import picture_processing
-from duogen_core.mllm.qwen_vl import UNPUBLISHED, QwenVL, both_spellings, count_layers
+from duogen_core.mllm.qwen_vl import (
+    UNPUBLISHED,
+    QwenVL,
+    both_spellings,
+    count_layers,
+)
 
 HEAD_DIM = 128  # of every published size
 VISION_HEADS = 16

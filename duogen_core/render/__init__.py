@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.document import Document
+from duogen_core.document.store import image_name, write_atomically
 from duogen_core.render.html import render_html
 from duogen_core.render.markdown import render_markdown
 from duogen_core.render.pdf import render_pdf
-from duogen_core.store import image_name, write_atomically
 
 __all__ = ["render_html", "render_markdown", "render_pdf", "write_rendered"]
 

@@ -17,8 +17,19 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from markupsafe import Markup
 
-from duogen_core.document import Document, Picture, Text, Turn
-from duogen_core.render.parsing import Stop, has_links, link_is_safe, parser, stop_if
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
+from duogen_core.render.parsing import (
+    Stop,
+    has_links,
+    link_is_safe,
+    parser,
+    stop_if,
+)
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt

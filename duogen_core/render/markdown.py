@@ -15,7 +15,13 @@ from markdown_it.common.utils import unescapeAll
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.render.html import ENDINGS
-from duogen_core.render.parsing import Stop, has_links, link_is_safe, parser, stop_if
+from duogen_core.render.parsing import (
+    Stop,
+    has_links,
+    link_is_safe,
+    parser,
+    stop_if,
+)
 
 if TYPE_CHECKING:
     from markdown_it.token import Token

@@ -19,10 +19,25 @@ from typing import TYPE_CHECKING, Any
 
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory
-from duogen_core.render.html import ENDINGS, FACTS, SPEAKERS, document_title
+from duogen_core.render.html import (
+    ENDINGS,
+    FACTS,
+    SPEAKERS,
+    document_title,
+)
 from duogen_core.render.parsing import Stop, stop_if
-from duogen_core.render.pdf_fonts import Fonts, choose_fonts, no_fonts, printable
-from duogen_core.render.pdf_text import Run, TextBlock, markdown_blocks, typed_block
+from duogen_core.render.pdf_fonts import (
+    Fonts,
+    choose_fonts,
+    no_fonts,
+    printable,
+)
+from duogen_core.render.pdf_text import (
+    Run,
+    TextBlock,
+    markdown_blocks,
+    typed_block,
+)
 
 if TYPE_CHECKING:
     from fpdf import FPDF

@@ -13,7 +13,13 @@ import argparse
 import shutil
 from pathlib import Path
 
-from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, Sampling, save_checkpoint
+from duogen_core.checkpoint import (
+    CheckpointConfig,
+    Components,
+    PictureSize,
+    Sampling,
+    save_checkpoint,
+)
 from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
 from duogen_core.errors import DuoGenError

@@ -20,7 +20,14 @@ from safetensors import SafetensorError
 from duogen_core.folder_lock import lock_folder
 from duogen_core.training import sharding
 from duogen_core.training.checkpoints import is_full, reason
-from duogen_core.training.config import ConfigError, check_numbers, load_config, plain, settings_help, to_yaml
+from duogen_core.training.config import (
+    ConfigError,
+    check_numbers,
+    load_config,
+    plain,
+    settings_help,
+    to_yaml,
+)
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.launcher import KINDS, launch, reported
 from duogen_core.training.loop import Run

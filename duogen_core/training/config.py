@@ -24,7 +24,12 @@ from typing import Any, TypeVar
 
 import yaml
 
-from duogen_core.config_text import ConfigTextError, read_toml, read_yaml, shorten
+from duogen_core.config_text import (
+    ConfigTextError,
+    read_toml,
+    read_yaml,
+    shorten,
+)
 from duogen_core.errors import DuoGenError
 
 T = TypeVar("T")

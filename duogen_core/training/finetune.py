@@ -32,7 +32,12 @@ from duogen_core.checkpoint import (
     vae_path,
 )
 from duogen_core.connector import Connector
-from duogen_core.data.sources import Sample, Spec, open_source, parse_specs
+from duogen_core.data.sources import (
+    Sample,
+    Spec,
+    open_source,
+    parse_specs,
+)
 from duogen_core.dit import load_dit
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
@@ -40,7 +45,12 @@ from duogen_core.training import stage1, stage2
 from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
 from duogen_core.training.command import add_arguments_for, output_folder
-from duogen_core.training.config import ConfigError, load_config, plain, to_yaml
+from duogen_core.training.config import (
+    ConfigError,
+    load_config,
+    plain,
+    to_yaml,
+)
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.loop import Run
 from duogen_core.training.parallel import started

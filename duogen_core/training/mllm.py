@@ -15,19 +15,39 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from duogen_core.data.sketchbook.cases import Case
 from duogen_core.data.sources import Limits
 from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.recall import Recall
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError, check_numbers
 from duogen_core.training.fast import recomputing
 from duogen_core.training.loop import Run
-from duogen_core.training.lora import LoraSettings, Trainable, learnt, merged_state, save_adapter
-from duogen_core.training.mllm_data import check_families, evaluation_cases, held_out, open_data, token_counter
-from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole, hidden_states, part_of, predict, see
-from duogen_core.training.recall import Recall
+from duogen_core.training.lora import (
+    LoraSettings,
+    Trainable,
+    learnt,
+    merged_state,
+    save_adapter,
+)
+from duogen_core.training.mllm_data import (
+    check_families,
+    evaluation_cases,
+    held_out,
+    open_data,
+    token_counter,
+)
+from duogen_core.training.next_token import (
+    Batcher,
+    NextTokenLoss,
+    Whole,
+    hidden_states,
+    part_of,
+    predict,
+    see,
+)
 from duogen_core.training.samples import ideal_answers, write_answers
 
 __all__ = ["MllmConfig", "Trainer", "evaluate", "evaluation_cases", "export", "optimizers_of"]

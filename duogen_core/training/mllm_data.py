@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from duogen_core.data.sketchbook.cases import Case
-from duogen_core.data.sketchbook.tasks import FAMILIES, evaluation_case, training_case
 from duogen_core.data.sources import (
     Bad,
     BadLog,
@@ -29,6 +27,8 @@ from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import image_token_counts, layout
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.tasks import FAMILIES, evaluation_case, training_case
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.config import ConfigError
 from duogen_core.training.loop import Run, rng_for

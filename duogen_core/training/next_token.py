@@ -17,13 +17,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from duogen_core.data.sketchbook.cases import Case
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
+from duogen_core.mllm.chat import (
+    control_ids,
+    image_token_counts,
+    layout,
+    picture_grid,
+)
 from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
-from duogen_core.training.fast import CLIP_MEAN, CLIP_STD, quick_bf16, tower_of
-from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary
+from duogen_core.training.fast import (
+    CLIP_MEAN,
+    CLIP_STD,
+    quick_bf16,
+    tower_of,
+)
 
 
 class Seen(NamedTuple):

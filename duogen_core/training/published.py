@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from duogen_core.connector import Connector, ConnectorConfig
+from duogen_core.dit.published import open_cosmos
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.cosmos import open_cosmos
 
 if TYPE_CHECKING:
     from duogen_core.dit.cosmos import PackedCosmos

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from duogen_core.checkpoint import Components
-from duogen_core.data.sketchbook.cases import Case
-from duogen_core.data.sketchbook.tasks import evaluation_case
 from duogen_core.document import Document, Picture, Text
+from duogen_core.document.store import write_atomically
 from duogen_core.mllm.base import Mllm
 from duogen_core.pipeline import Settings, fit_area, generate
 from duogen_core.render import render_html
-from duogen_core.store import write_atomically
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.tasks import evaluation_case
 from duogen_core.training.checkpoints import evaluation_mode
 from duogen_core.training.loop import rng_for
 from duogen_core.vae import PictureVae

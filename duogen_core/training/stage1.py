@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.bov import load_start
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
-from duogen_core.training.bov import load_start
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.config import ConfigError
 from duogen_core.training.loop import Run

@@ -31,17 +31,38 @@ from duogen_core.training.command import RunConfig, add_arguments_for, run_comma
 from duogen_core.training.config import check_numbers
 from duogen_core.training.dit_lora import save_dit, save_dit_adapter
 from duogen_core.training.fast import recomputing
-from duogen_core.training.flow import Chance, FlowLoss, Sample, draw
+from duogen_core.training.flow import (
+    Chance,
+    FlowLoss,
+    Sample,
+    draw,
+)
 from duogen_core.training.loop import Run
-from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora
+from duogen_core.training.lora import (
+    DIT_TARGETS,
+    LoraSettings,
+    Trainable,
+    add_lora,
+)
 from duogen_core.training.mllm_data import check_families
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.published import start_from
 from duogen_core.training.samples import sketchbook_ideals, write_samples
-from duogen_core.training.stage2_corpus import Corpus, Documents, Stream, packs
-from duogen_core.training.stage2_data import Prepared, Reader, load_shard, prepare_shard, shard_path
+from duogen_core.training.stage2_corpus import (
+    Corpus,
+    Documents,
+    Stream,
+    packs,
+)
+from duogen_core.training.stage2_data import (
+    Prepared,
+    Reader,
+    load_shard,
+    prepare_shard,
+    shard_path,
+)
 from duogen_core.vae import PictureVae
-from duogen_core.weights import Entry, check_tensors, shapes_of
+from duogen_core.weights.headers import Entry, check_tensors, shapes_of
 
 FAMILY_WEIGHTS = {
     "guide": 0.16,

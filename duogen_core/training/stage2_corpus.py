@@ -16,11 +16,11 @@ from itertools import accumulate
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.data.sketchbook.cases import Case
-from duogen_core.data.sketchbook.tasks import training_case
 from duogen_core.data.sources import Limits
 from duogen_core.data.sources.base import Excluded
 from duogen_core.document import Document
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training.loop import rng_for
 from duogen_core.training.mllm_data import Samples, token_counter
 from duogen_core.training.stage2_data import Named, Prepared, Reader

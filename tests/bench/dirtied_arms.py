@@ -25,11 +25,10 @@ from duogen_core.cli import main as command
 from duogen_core.data.dialogues import run as dialogues
 from duogen_core.data.dialogues.engine import Engine
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.shards import add_document, as_png
-from duogen_core.data.sketchbook.cases import Case
+from duogen_core.data.pictures.decoding import Decoder
+from duogen_core.data.runs.shards import add_document, as_png
 from duogen_core.data.sources import open_source
 from duogen_core.data.web.compose import compose
-from duogen_core.data.web.decoding import Decoder
 from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.page import Block, Walk
@@ -38,6 +37,7 @@ from duogen_core.data.web.pictures import Judged
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import walk
 from duogen_core.document import Document, Picture, Turn
+from duogen_core.sketchbook.cases import Case
 
 SIDE = 128
 NO_MODEL = ("describe.ask=false", "rewrite.ask=false", "dialogue.ask=false")

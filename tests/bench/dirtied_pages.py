@@ -31,17 +31,17 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import dirtied_arms  # noqa: E402
 from sketchbook_pages import Dirt, guides, write_site  # noqa: E402
 
-from duogen_core.ablation.arms import Arm, Question  # noqa: E402
-from duogen_core.ablation.results import answer_to, over_seeds, table  # noqa: E402
-from duogen_core.ablation.words import with_ideal_pictures  # noqa: E402
-from duogen_core.data.sketchbook.cases import Case  # noqa: E402
-from duogen_core.data.sketchbook.things import parse_step, thing_named  # noqa: E402
 from duogen_core.document import Document, Picture  # noqa: E402
-from duogen_core.evaluation.scores import answer_of, numbers, score  # noqa: E402
-from duogen_core.evaluation.sketchbook import cases  # noqa: E402
+from duogen_core.document.store import save_document, write_atomically  # noqa: E402
 from duogen_core.mllm import family_of  # noqa: E402
 from duogen_core.mllm.qwen2_5_vl import new_model  # noqa: E402
-from duogen_core.store import save_document, write_atomically  # noqa: E402
+from duogen_core.sketchbook.ablation.arms import Arm, Question  # noqa: E402
+from duogen_core.sketchbook.ablation.results import answer_to, over_seeds, table  # noqa: E402
+from duogen_core.sketchbook.ablation.words import with_ideal_pictures  # noqa: E402
+from duogen_core.sketchbook.cases import Case  # noqa: E402
+from duogen_core.sketchbook.evaluation import cases  # noqa: E402
+from duogen_core.sketchbook.scores import answer_of, numbers, score  # noqa: E402
+from duogen_core.sketchbook.things import parse_step, thing_named  # noqa: E402
 from duogen_core.training.mllm import export  # noqa: E402
 
 ARMS = ("raw", "rules", "engine", "written", "ideal")

@@ -34,10 +34,10 @@ def write_models(folder: Path) -> Path:
     """Returns the file of the DiT."""
     from safetensors.torch import save_file
 
-    from duogen_core.formats.writing import Piece, write_file
     from duogen_core.mllm.qwen3_vl import create_tiny
     from duogen_core.mllm.tokenizer import train_tokenizer
     from duogen_core.vae import PictureVae, new_vae
+    from duogen_core.weights.writing import Piece, write_file
     from tests.core.headers import key_list
 
     for name in ("text_encoders", "diffusion_models", "vae"):

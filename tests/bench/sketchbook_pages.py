@@ -20,11 +20,11 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from duogen_core.data.sketchbook.cases import Case
-from duogen_core.data.sketchbook.colours import PALETTE_RGB
-from duogen_core.data.sketchbook.tasks import guide
-from duogen_core.data.sketchbook.things import thing_named
 from duogen_core.document import Picture
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.colours import PALETTE_RGB
+from duogen_core.sketchbook.tasks import guide
+from duogen_core.sketchbook.things import thing_named
 
 SCALE = 2  # of the pictures on the pages
 ALT, CAPTION = 0.6, 0.2  # shares of the pictures that have an alt text, or else a caption

@@ -27,8 +27,8 @@ from video_material import videos
 from web_speed import digest
 
 from duogen_core.data.pairs.rules import judge
-from duogen_core.data.video.preset import load_preset
-from duogen_core.data.video.reading import Reading
+from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.reading import Reading
 
 LABELS = json.loads(Path(__file__).with_name("video_shots.json").read_text("utf-8"))
 NEAR = 1  # frames by which a cut may be off

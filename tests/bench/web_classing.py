@@ -4,7 +4,7 @@
 
 web_classes.json names the pictures, labelled by hand: 300 to measure on, others to fit on, which are also
 recompressed, rescaled and turned dark. No photograph's subject and no manual's pages are in both. --fit writes the
-weights to duogen_core/data/web/classing.json.
+weights to duogen_core/data/pictures/classing.json.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 from web_material import pixels
 
-from duogen_core.data.web import classing
-from duogen_core.data.web.classing import CLASSES, WEIGHTS
-from duogen_core.data.web.features import NAMES, features
+from duogen_core.data.pictures import classing
+from duogen_core.data.pictures.classing import CLASSES, WEIGHTS
+from duogen_core.data.pictures.features import NAMES, features
 
 LABELS = json.loads(Path(__file__).with_name("web_classes.json").read_text("utf-8"))
 

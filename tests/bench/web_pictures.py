@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from web_material import GIMP, GNUCASH, folder, pixels
 
-from duogen_core.data.web.codes import code_share
-from duogen_core.data.web.duplicates import are_same, looks_of
+from duogen_core.data.pictures.codes import code_share
+from duogen_core.data.pictures.duplicates import are_same, looks_of
 from duogen_core.data.web.preset import load_preset
 
 SEED = 29
@@ -125,7 +125,7 @@ def codes() -> None:
 
 
 def icons() -> None:
-    from duogen_core.data.web.decoding import Decoder
+    from duogen_core.data.pictures.decoding import Decoder
     from duogen_core.data.web.page import ImageRef
     from duogen_core.data.web.picture_rules import icon
 

@@ -45,7 +45,7 @@ def unmanaged(module: Any) -> list[str]:
 def main(checkpoint: str) -> dict[str, Any]:
     import comfy.model_management as mm
     import torch
-    from pack.nodes import dit_model, managed
+    from pack.nodes.host import diffusion_model, model_management
 
     from duogen_core.checkpoint import load_checkpoint
     from duogen_core.document import Document, Text
@@ -65,8 +65,8 @@ def main(checkpoint: str) -> dict[str, Any]:
         mllm.clear_cache()
         return mllm.encode(request, plain.connector).states
 
-    model = dit_model.make_model(ours.dit, shift=2.0, latent_format=dit_model.PictureLatent())
-    mllm = managed.manage_mllm(ours.mllm)
+    model = diffusion_model.make_model(ours.dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
+    mllm = model_management.manage_mllm(ours.mllm)
     out["unmanaged"] = unmanaged(ours.dit) + unmanaged(ours.mllm.model)
     out["lora key"] = next(key for key in model.model.state_dict() if "transformer_blocks.0.attn1.to_q" in key)
 
@@ -88,10 +88,10 @@ def main(checkpoint: str) -> dict[str, Any]:
         patcher.detach()
 
     # Weights kept in half precision and computed with in single: an older card.
-    managed.working_dtypes = dit_model.working_dtypes = lambda *_: (torch.bfloat16, torch.float32)
+    model_management.working_dtypes = diffusion_model.working_dtypes = lambda *_: (torch.bfloat16, torch.float32)
     ours = load_checkpoint(checkpoint)
-    dit_model.make_model(ours.dit, shift=2.0, latent_format=dit_model.PictureLatent())
-    managed.manage_mllm(ours.mllm)
+    diffusion_model.make_model(ours.dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
+    model_management.manage_mllm(ours.mllm)
     for module in (plain.dit, plain.mllm.model):
         module.bfloat16().float()
     out["half precision"] = difference()
@@ -103,7 +103,7 @@ def kept_results() -> dict[str, Any]:
     """What kept.Kept holds on to when its bounds are reached: names of results of 400 bytes, bound 1000."""
     import torch
     from comfy_api.latest import Caching
-    from pack.nodes.kept import Kept, plain_bytes
+    from pack.nodes.host.step_cache import Kept, plain_bytes
 
     def result(value: Any = None) -> Any:
         return Caching.CacheValue([[torch.zeros(100) if value is None else value]])

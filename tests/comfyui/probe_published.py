@@ -65,17 +65,17 @@ def pipelines_latent(folder: Path, guidance: float) -> Any:
 
 
 def parts(folder: Path, mllm: str = "tiny_vl.safetensors", dit: str = "tiny_cosmos.safetensors") -> tuple:
-    from pack.nodes import load_published, model_files
+    from pack.nodes.host import model_files, published
 
-    text = load_published.load_mllm(folder / "text_encoders" / mllm, model_files.tokenizer_folder("auto"))
+    text = published.load_mllm(folder / "text_encoders" / mllm, model_files.tokenizer_folder("auto"))
     path = folder / "diffusion_models" / dit
-    return text, load_published.load_connector(path, text), load_published.load_dit(path)
+    return text, published.load_connector(path, text), published.load_dit(path)
 
 
 def drawn(loaded: tuple, guidance: float, scheduler: str = "as trained", sampler: str = "as trained") -> Any:
     """The normalised latent, by the functions that the nodes are made of."""
     import torch
-    from pack.nodes import drawing, prompts
+    from pack.nodes.steps import drawing, prompts
 
     mllm, connector, model = loaded
     positive, negative = prompts.encode(mllm, connector, PROMPT, NEGATIVE, 512)
@@ -149,7 +149,7 @@ def fp8(folder: Path) -> dict[str, Any]:
 def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     """The first try runs out of memory: the second asks for more room, and gives the same."""
     import torch
-    from pack.nodes import leaner
+    from pack.nodes.host import out_of_memory
 
     from duogen_core.errors import DuoGenError
 
@@ -176,7 +176,7 @@ def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     del model.diffusion_model.forward_packed
     out["room afterwards"] = model.memory_usage_factor / factor
     told: list[str] = []
-    stream = leaner.skipping(told.append)
+    stream = out_of_memory.skipping(told.append)
     first = stream()
     first("Once ")
     first("upon")
@@ -190,7 +190,7 @@ def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
 def writing_short_of_memory(loaded: tuple) -> dict[str, Any]:
     """Memory ends after some tokens: the text is written again, and goes out once."""
     import torch
-    from pack.nodes import stages
+    from pack.nodes.steps import stages
 
     from duogen_core.document import Document, Text
 
@@ -214,7 +214,7 @@ def tiled_vae(folder: Path) -> dict[str, float]:
     """A picture whose encoding and decoding do not fit: ComfyUI goes over to tiles, in the stock node and in ours."""
     import comfy.sd
     import torch
-    from pack.nodes import stages
+    from pack.nodes.steps import stages
     from safetensors.torch import load_file
 
     from duogen_core.document import Picture
@@ -255,7 +255,7 @@ def estimates(loaded: tuple) -> dict[str, list[float]]:
     from types import SimpleNamespace
 
     import numpy as np
-    from pack.nodes import room
+    from pack.nodes.host import memory_estimates
 
     from duogen_core.document import Document, Picture, Text
 
@@ -269,8 +269,8 @@ def estimates(loaded: tuple) -> dict[str, list[float]]:
         "drawing": [
             model.model.memory_required([1, 16, 1, 32, 32], {"ref_latents": [[1, 16, 1024 * n]]}) for n in range(3)
         ],
-        "writing": [room.of_context(mllm, document, 10) for document in seen],
-        "kept of pictures": [room.of_frame_cache(causal, 1024 * n, 4) for n in range(3)],
+        "writing": [memory_estimates.of_context(mllm, document, 10) for document in seen],
+        "kept of pictures": [memory_estimates.of_frame_cache(causal, 1024 * n, 4) for n in range(3)],
     }
 
 

@@ -25,8 +25,8 @@ def write(folder: Path, tokenizer: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from duogen_core.formats.cosmos_keys import to_official
     from duogen_core.vae import PictureVae, new_vae
+    from duogen_core.weights.cosmos_keys import to_official
 
     for name in ("text_encoders", "diffusion_models", "vae"):
         (folder / name).mkdir(parents=True)

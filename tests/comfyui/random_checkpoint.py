@@ -23,7 +23,13 @@ def write(
     writes its first words over and over; one without words draws picture after picture."""
     import torch
 
-    from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, Sampling, save_checkpoint
+    from duogen_core.checkpoint import (
+        CheckpointConfig,
+        Components,
+        PictureSize,
+        Sampling,
+        save_checkpoint,
+    )
     from duogen_core.connector import Connector, ConnectorConfig
     from duogen_core.dit.cosmos import PackedCosmos
     from duogen_core.mllm.qwen2_5_vl import create_tiny

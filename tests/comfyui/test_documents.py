@@ -19,7 +19,7 @@ from answers import saved_document
 from server import PACK, Result, Server
 
 from duogen_core.document import Document
-from duogen_core.store import load_document, save_document
+from duogen_core.document.store import load_document, save_document
 
 FIRST, NEXT = "First a wall.", "Now the roof"
 WORKFLOW = {"nodes": [], "links": [], "version": 0.4, "note": "Grüße </title>", "odd": float("nan"), "half": "\ud83d"}
@@ -45,7 +45,7 @@ def test_disable_metadata_is_heeded(monkeypatch: pytest.MonkeyPatch, kept: bool)
     options.args = SimpleNamespace(disable_metadata=not kept)
     monkeypatch.setitem(sys.modules, "comfy", ModuleType("comfy"))
     monkeypatch.setitem(sys.modules, "comfy.cli_args", options)
-    module = runpy.run_path(str(PACK / "nodes" / "workflow_data.py"))
+    module = runpy.run_path(str(PACK / "nodes" / "host" / "metadata.py"))
     hidden = SimpleNamespace(extra_pnginfo={"workflow": WORKFLOW}, prompt={"1": {}})
     data = module["workflow_of"](hidden)
     assert data == ({"workflow": KEPT, "prompt": {"1": {}}} if kept else {})

@@ -5,8 +5,14 @@ from __future__ import annotations
 import tarfile
 from pathlib import Path
 
-from duogen_core.data.shards import add_document, photos_as_jpeg
-from duogen_core.document import Document, Part, Picture, Text, Turn
+from duogen_core.data.runs.shards import add_document, photos_as_jpeg
+from duogen_core.document import (
+    Document,
+    Part,
+    Picture,
+    Text,
+    Turn,
+)
 from tests.core.web_pages import screenshot
 
 STEPS = (

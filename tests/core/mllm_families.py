@@ -12,7 +12,12 @@ import transformers
 from torch import nn
 
 from duogen_core.connector import ConnectorConfig
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from duogen_core.mllm import family_class
 from duogen_core.mllm import qwen2_5_vl as qwen25
 from duogen_core.mllm import qwen3_vl as qwen3

@@ -11,7 +11,7 @@ from duogen_core.data.interleaved.rows import rows_of
 from duogen_core.data.interleaved.writing import write_rows
 from duogen_core.data.sources import Bad, Source
 from duogen_core.document import Document, Text, Turn
-from duogen_core.store import document_json, save_document
+from duogen_core.document.store import document_json, save_document
 from tests.core.documents import picture
 
 COUNT = 6

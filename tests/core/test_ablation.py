@@ -8,17 +8,31 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from duogen_core.ablation import command, pictures, words
-from duogen_core.ablation.arms import QUESTIONS, TRAININGS
-from duogen_core.ablation.results import answer_to, difference, figure, markdown, over_seeds, table, verdict
-from duogen_core.ablation.trainings import START, AblationConfig, needed, stage1_config, stage2_config
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sources import Limits, open_mixture
 from duogen_core.document import Picture, Text
-from duogen_core.evaluation.sketchbook import cases
 from duogen_core.pipeline import Draughtsman, Settings
 from duogen_core.sampling import initial_noise
+from duogen_core.sketchbook.ablation import command, pictures, words
+from duogen_core.sketchbook.ablation.arms import QUESTIONS, TRAININGS
+from duogen_core.sketchbook.ablation.results import (
+    answer_to,
+    difference,
+    figure,
+    markdown,
+    over_seeds,
+    table,
+    verdict,
+)
+from duogen_core.sketchbook.ablation.trainings import (
+    START,
+    AblationConfig,
+    needed,
+    stage1_config,
+    stage2_config,
+)
+from duogen_core.sketchbook.evaluation import cases
 from duogen_core.training import stage2_data
 from duogen_core.training.stage1 import Stage1Config
 from duogen_core.training.stage2 import Stage2Config

@@ -9,10 +9,39 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from duogen_core.data.sketchbook.checker import MIN_LEAD, MIN_OVERLAP, read, read_scene
-from duogen_core.data.sketchbook.colours import alike, changed, grow, kept, nearest, shrink
-from duogen_core.data.sketchbook.draw import RADIUS, Mark, cell_centre, draw_scene, outline, paint, rectangle
-from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, KINDS, PALETTE, SIZES, Scene, Shape
+from duogen_core.sketchbook.checker import (
+    MIN_LEAD,
+    MIN_OVERLAP,
+    read,
+    read_scene,
+)
+from duogen_core.sketchbook.colours import (
+    alike,
+    changed,
+    grow,
+    kept,
+    nearest,
+    shrink,
+)
+from duogen_core.sketchbook.draw import (
+    RADIUS,
+    Mark,
+    cell_centre,
+    draw_scene,
+    outline,
+    paint,
+    rectangle,
+)
+from duogen_core.sketchbook.scene import (
+    CANVASES,
+    CELLS,
+    COLOURS,
+    KINDS,
+    PALETTE,
+    SIZES,
+    Scene,
+    Shape,
+)
 
 CANVAS = (128, 128)
 

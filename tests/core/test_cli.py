@@ -21,11 +21,11 @@ from duogen_core import checkpoint, interrupt
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import COMMANDS, main
 from duogen_core.commands.progress import Progress, harmless
-from duogen_core.data.sketchbook.checker import read_scene
-from duogen_core.data.sketchbook.scene import Shape
 from duogen_core.document import Document, Text
+from duogen_core.document.store import load_document, save_document
 from duogen_core.errors import DuoGenError
-from duogen_core.store import load_document, save_document
+from duogen_core.sketchbook.checker import read_scene
+from duogen_core.sketchbook.scene import Shape
 from tests.core.tiny import random_components, request, scripted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -519,7 +519,7 @@ def test_an_error_in_the_middle_of_the_text_has_a_line_of_its_own(scene, capsys,
     def full(*_):
         raise DuoGenError("The disk is full.")
 
-    monkeypatch.setattr("duogen_core.store.DocumentWriter.update", full)
+    monkeypatch.setattr("duogen_core.document.store.DocumentWriter.update", full)
     assert main(["generate", "A house?", "--out", "got"]) == 2
     assert "\nError: The disk is full.\n" in capsys.readouterr().err
 

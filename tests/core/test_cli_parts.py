@@ -6,8 +6,8 @@ import pytest
 from safetensors.torch import save_file
 
 from duogen_core.cli import main
+from duogen_core.document.store import load_document
 from duogen_core.mllm.qwen2_5_vl import create_tiny
-from duogen_core.store import load_document
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.test_formats_cosmos import official, tiny
 from tests.core.test_mllm_prompted import without_bov

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from duogen_core import cli
-from duogen_core.formats import writing
-from duogen_core.formats.cosmos import open_cosmos
-from duogen_core.formats.cosmos_keys import to_official
+from duogen_core.dit.published import open_cosmos
 from duogen_core.vae import PictureVae, new_vae
+from duogen_core.weights import writing
+from duogen_core.weights.cosmos_keys import to_official
 from tests.core.test_folder_lock import holder
 from tests.core.test_formats_cosmos import note, quantised, tiny
 
@@ -162,7 +162,7 @@ def test_what_stands_there_is_not_replaced(tmp_path, weights, capsys):
 KILLED = """
 import os, sys
 from duogen_core import cli
-from duogen_core.formats import writing
+from duogen_core.weights import writing
 writing.os.fsync = lambda file: os._exit(9)  # as a kill does it: nothing is cleared away
 cli.main(["convert", sys.argv[1], sys.argv[2], "--quiet"])
 """
@@ -191,7 +191,7 @@ def test_two_runs_at_once_do_not_write_one_file(tmp_path, weights, capsys):
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, weights, capsys, monkeypatch):
     save_file(weights, tmp_path / "one.safetensors")
-    from duogen_core.formats import cosmos
+    from duogen_core.dit import published as cosmos
 
     match = cosmos.match_cosmos
 

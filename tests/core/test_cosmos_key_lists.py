@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from duogen_core.dit.published import open_cosmos
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.cosmos import open_cosmos
 from tests.core.headers import hollow, key_list
 from tests.core.test_formats_cosmos import PUBLISHED, layout
 

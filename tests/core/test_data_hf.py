@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from duogen_core.data.sources import Bad, Sample, open_source
+from duogen_core.document.store import document_json
 from duogen_core.errors import DuoGenError
-from duogen_core.store import document_json
 from tests.core.documents import picture
 from tests.core.sample_sets import guide, only_bad
 

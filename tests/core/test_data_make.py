@@ -8,13 +8,18 @@ import pytest
 from PIL import Image
 
 from duogen_core.cli import main
-from duogen_core.data.sketchbook.tasks import evaluation_case, training_case
-from duogen_core.data.sketchbook.things import ideal_picture, parse_step, thing_named, things
-from duogen_core.data.sketchbook.things_novel import NOVEL
 from duogen_core.data.sources import open_source
 from duogen_core.errors import DuoGenError
-from duogen_core.evaluation.scores import score
-from duogen_core.evaluation.sketchbook import cases
+from duogen_core.sketchbook.evaluation import cases
+from duogen_core.sketchbook.scores import score
+from duogen_core.sketchbook.tasks import evaluation_case, training_case
+from duogen_core.sketchbook.things import (
+    ideal_picture,
+    parse_step,
+    thing_named,
+    things,
+)
+from duogen_core.sketchbook.things_novel import NOVEL
 
 
 def make(*arguments: str) -> int:
@@ -101,7 +106,7 @@ def test_bad_input_is_one_sentence_and_makes_nothing(arguments, sentence, tmp_pa
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, capsys):
-    from duogen_core import store
+    from duogen_core.document import store
 
     whole, calls = store.save_document, []
 

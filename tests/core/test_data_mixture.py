@@ -12,11 +12,20 @@ import numpy as np
 import pytest
 import yaml
 
-from duogen_core.data.sketchbook.tasks import WEIGHTS
-from duogen_core.data.sources import KINDS, Bad, BadLog, Mixture, Source, open_mixture, open_source, parse_spec
+from duogen_core.data.sources import (
+    KINDS,
+    Bad,
+    BadLog,
+    Mixture,
+    Source,
+    open_mixture,
+    open_source,
+    parse_spec,
+)
 from duogen_core.data.sources.order import shuffled, weighted_choices
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
+from duogen_core.sketchbook.tasks import WEIGHTS
 from tests.core.sample_sets import ANSWER, COUNT, USER, guide, numbers, write_documents, write_jsonl
 
 # ---------------------------------------------------------------- Sketchbook

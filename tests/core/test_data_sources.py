@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duogen_core.data.sources import Bad, Limits, Sample, Source, open_source
+from duogen_core.data.sources import (
+    Bad,
+    Limits,
+    Sample,
+    Source,
+    open_source,
+)
 from duogen_core.document import Document, Text, Turn
+from duogen_core.document.store import document_json, save_document
 from duogen_core.errors import DuoGenError
-from duogen_core.store import document_json, save_document
 from tests.core.documents import picture
 from tests.core.sample_sets import (
     ANSWER,

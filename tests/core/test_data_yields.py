@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.run_log import LATER
+from duogen_core.data.runs.log import LATER
 
 
 def write_run(folder: Path, kind: str, lines: list[dict], seconds: dict | None = None, **about) -> Path:

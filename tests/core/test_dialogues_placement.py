@@ -8,13 +8,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from duogen_core.data.dialogues.draft import Draft, join, paragraphs, read_draft
-from duogen_core.data.dialogues.placement import Clue, clue_of, fit, place
+from duogen_core.data.dialogues.draft import (
+    Draft,
+    join,
+    paragraphs,
+    read_draft,
+)
+from duogen_core.data.dialogues.placement import (
+    Clue,
+    clue_of,
+    fit,
+    place,
+)
 from duogen_core.data.dialogues.placement_model import place_by_model
 from duogen_core.data.dialogues.run import load_preset
-from duogen_core.data.dialogues.words import words_of
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.data.text.words import words_of
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from tests.core.dialogue_pages import STEPS, page
 from tests.core.endpoint_server import QUICK, endpoint_server
 from tests.core.scripted_writer import Writer

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from duogen_core.dit import DitError, load_dit
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
-from duogen_core.weights import WeightError
+from duogen_core.weights.headers import WeightError
 
 TINY = {
     "num_attention_heads": 2,

@@ -16,10 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
-from duogen_core import picture_file
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+    picture_file,
+)
+from duogen_core.document.picture_file import MAX_BYTES
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import MAX_BYTES
 
 
 def pixels(height=4, width=6, value=7):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from duogen_core.cli import main
-from duogen_core.data.editing.rows import open_rows
+from duogen_core.data.pairs.editing.rows import open_rows
 from duogen_core.data.pairs.report import write_report
 from duogen_core.data.sources import open_source
 from duogen_core.document import Document, Text

@@ -9,15 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from duogen_core.data.sketchbook.cases import scene_from_dict, scene_to_dict
-from duogen_core.data.sketchbook.draw import draw_scene
-from duogen_core.data.sketchbook.scene import PALETTE, Scene, Shape
-from duogen_core.data.sketchbook.tasks import FAMILIES
 from duogen_core.document import Picture, Text
 from duogen_core.evaluation import report as reports
-from duogen_core.evaluation.pictures import score_pictures, step_agreement, step_right
-from duogen_core.evaluation.scores import CHECKS, described, right_words, score
-from duogen_core.evaluation.sketchbook import GROUPS, cases, evaluate
+from duogen_core.sketchbook.cases import scene_from_dict, scene_to_dict
+from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.evaluation import GROUPS, cases, evaluate
+from duogen_core.sketchbook.picture_scores import score_pictures, step_agreement, step_right
+from duogen_core.sketchbook.scene import PALETTE, Scene, Shape
+from duogen_core.sketchbook.scores import (
+    CHECKS,
+    described,
+    right_words,
+    score,
+)
+from duogen_core.sketchbook.tasks import FAMILIES
 from tests.core.ideal_answers import PROMISED, answered, case_of
 
 

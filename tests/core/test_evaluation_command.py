@@ -14,8 +14,8 @@ from duogen_core.cli import main
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
 from duogen_core.evaluation.answering import ModelAnswer, answers
-from duogen_core.evaluation.sketchbook import cases, evaluate
 from duogen_core.pipeline import Settings
+from duogen_core.sketchbook.evaluation import cases, evaluate
 from tests.core.answerers import die, echo, fail, refuse
 from tests.core.ideal_answers import PROMISED, answered
 from tests.core.tiny import random_components, request
@@ -78,7 +78,7 @@ def test_what_stops_it_is_told_on_a_line_of_its_own(model, tmp_path, capsys, mon
     def full(*_, **__):
         raise DuoGenError("The disk is full.")
 
-    monkeypatch.setattr("duogen_core.store.save_document", full)
+    monkeypatch.setattr("duogen_core.document.store.save_document", full)
     arguments = ["--out", str(tmp_path / "r.json"), "--samples", "4", "--documents", str(tmp_path / "answers")]
     assert main(["evaluate", "sketchbook", *arguments]) == 2
     assert capsys.readouterr().err.split("\n")[-2:] == ["Error: The disk is full.", ""]

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import pytest
 
-from duogen_core.data.fetch.archive import Archive
-from duogen_core.data.fetch.crawl import crawl
-from duogen_core.data.fetch.fetcher import Fetched, Fetcher, user_agent
-from duogen_core.data.fetch.network import Network, is_public
+from duogen_core.data.net.archive import Archive
+from duogen_core.data.net.crawl import crawl
+from duogen_core.data.net.fetcher import Fetched, Fetcher, user_agent
+from duogen_core.data.net.network import Network, is_public
 from duogen_core.data.web.preset import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.web_hosts import Web, html, leads, rule_of, serving

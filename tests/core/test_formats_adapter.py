@@ -12,7 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from duogen_core import cli
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.adapter import CONFIG, FILE, read_adapter, with_marker
+from duogen_core.mllm.adapter import (
+    CONFIG,
+    FILE,
+    read_adapter,
+    with_marker,
+)
 from duogen_core.mllm.chat import BOV
 from tests.core.tiny import random_components
 
@@ -27,7 +32,14 @@ def untie(model) -> None:
 
 def written(folder, *, tied: bool = True, rows: bool = True, **settings):
     """An adapter that is not zero, in `folder` -> (the model's state before, its state with the adapter merged)."""
-    from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, learnt, merged_state, save_adapter
+    from duogen_core.training.lora import (
+        MLLM_TARGETS,
+        LoraSettings,
+        add_lora,
+        learnt,
+        merged_state,
+        save_adapter,
+    )
 
     mllm = random_components().mllm
     if not tied:
@@ -300,7 +312,7 @@ def test_files_that_are_no_adapter_of_an_mllm(tmp_path):
 
 
 def test_inspect_knows_the_adapter_of_stage_1(tmp_path):
-    from duogen_core.formats.identify import identify
+    from duogen_core.identify import identify
 
     written(tmp_path)
     (found,) = identify(tmp_path / FILE)
@@ -333,7 +345,12 @@ def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
     """Its numbers are those of the file that training writes for ComfyUI, which has the scale in lora_B."""
     from duogen_core import cli
     from duogen_core.training.dit_lora import DIFFUSERS_FILE, save_dit_adapter
-    from duogen_core.training.lora import DIT_TARGETS, LoraSettings, add_lora, learnt
+    from duogen_core.training.lora import (
+        DIT_TARGETS,
+        LoraSettings,
+        add_lora,
+        learnt,
+    )
 
     dit = random_components().dit
     add_lora(dit, LoraSettings(rank=3, alpha=6.0), within="transformer_blocks", usual=DIT_TARGETS)
@@ -357,9 +374,9 @@ def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
 
 @pytest.mark.parametrize("start", ["base_model.model.model.language_model.", "base_model.model.model.", "lora_te_"])
 def test_a_lora_of_a_published_mllm_fits_it_and_no_other(start):
-    from duogen_core.formats.lora import check_lora, read_lora
     from duogen_core.mllm.qwen2_5_vl import Qwen25VL
-    from duogen_core.weights import Entry
+    from duogen_core.weights.headers import Entry
+    from duogen_core.weights.lora import check_lora, read_lora
     from tests.core.headers import key_list
 
     def lora(name: str):

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.published import CONVENTIONS, NOTE, open_cosmos
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.cosmos import CONVENTIONS, NOTE, open_cosmos
-from duogen_core.formats.cosmos_keys import to_diffusers, to_official
+from duogen_core.weights.cosmos_keys import to_diffusers, to_official
 from tests.core.headers import hollow, key_list
 
 TINY = {
@@ -316,7 +316,7 @@ def test_formats_that_only_comfyui_runs_are_refused_by_name(tmp_path):
 
 
 def _hold(module, formats):
-    from duogen_core.formats.quantised import ScaledLinear
+    from duogen_core.weights.quantised import ScaledLinear
 
     for layer in formats:
         module.get_submodule(layer).__class__ = ScaledLinear

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import save_file
 
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.formats.cosmos_keys import to_official
+from duogen_core.weights.cosmos_keys import to_official
 
 PROGRAM = """
 import sys
 from pathlib import Path
 import torch
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.formats.cosmos import open_cosmos
+from duogen_core.dit.published import open_cosmos
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from duogen_core import cli
 from duogen_core.checkpoint import load_checkpoint, save_checkpoint
+from duogen_core.dit.published import open_cosmos
 from duogen_core.errors import DuoGenError
-from duogen_core.formats import writing
-from duogen_core.formats.cosmos import open_cosmos
-from duogen_core.formats.quantise import FORMATS, quantise
-from duogen_core.formats.quantised import ScaledLinear, layer_formats
-from duogen_core.formats.reading import find_weights
+from duogen_core.weights import writing
+from duogen_core.weights.quantise import FORMATS, quantise
+from duogen_core.weights.quantised import ScaledLinear, layer_formats
+from duogen_core.weights.reading import find_weights
 from tests.core.test_formats_cosmos import official, tiny
 from tests.core.tiny import random_components, request
 

@@ -18,8 +18,14 @@ from duogen_core import cli
 from duogen_core.checkpoint import models_folder
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.identify import Found, identify
-from duogen_core.formats.memory import DIT_BLOCK, GIB, Need, terms, verdict
+from duogen_core.identify import Found, identify
+from duogen_core.memory import (
+    DIT_BLOCK,
+    GIB,
+    Need,
+    terms,
+    verdict,
+)
 from duogen_core.mllm.base import Mllm
 from tests.core.headers import hollow, key_list
 
@@ -107,8 +113,8 @@ def test_broken_lora_files_are_refused(tmp_path, names, match):
 
 
 def test_a_lora_must_fit_its_model():
-    from duogen_core.formats.lora import check_lora, read_lora
-    from duogen_core.weights import Entry, shapes_of
+    from duogen_core.weights.headers import Entry, shapes_of
+    from duogen_core.weights.lora import check_lora, read_lora
 
     with torch.device("meta"):
         shapes = shapes_of(PackedCosmos(num_attention_heads=2, attention_head_dim=24, num_layers=2))

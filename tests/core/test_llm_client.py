@@ -15,8 +15,8 @@ from duogen_core.data.llm.messages import messages
 from duogen_core.data.llm.record import Recording
 from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.llm.usage import Price
+from duogen_core.document.picture_file import decode_picture
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import decode_picture
 from tests.core.endpoint_server import HASTY, QUICK, Clock, completion, endpoint_server, hanging, refusing
 
 SCHEMA = {

@@ -9,7 +9,12 @@ import pytest
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.llm.endpoint import EndpointError, Limits, check_address, exchange
+from duogen_core.data.llm.endpoint import (
+    EndpointError,
+    Limits,
+    check_address,
+    exchange,
+)
 from duogen_core.errors import DuoGenError
 from tests.core.endpoint_server import HASTY, QUICK, completion, dripping, endpoint_server, hanging, raw
 

@@ -16,20 +16,20 @@ from typing import Any
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.editing.rows import open_rows
 from duogen_core.data.interleaved.references import picture_bytes
-from duogen_core.data.machine import is_of_the_machine, states_too_much
+from duogen_core.data.pairs.editing.rows import open_rows
+from duogen_core.data.pictures.nsfw import Nsfw
+from duogen_core.data.runs.machine import is_of_the_machine, states_too_much
 from duogen_core.data.web import mhtml, warc
 from duogen_core.data.web.engine import Engine
 from duogen_core.data.web.folder import Folder
-from duogen_core.data.web.nsfw import Nsfw
 from duogen_core.data.web.preset import load_preset
+from duogen_core.document.reading import load_document
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_limited
-from duogen_core.formats.pickled import load_pickled
 from duogen_core.mllm.tokenizer import load_tokenizer
 from duogen_core.render.pdf_fonts import coverage
-from duogen_core.store_read import load_document
+from duogen_core.weights.pickled import load_pickled
 from tests.core.test_web_warc import crawl
 from tests.core.web_pages import file, photo, recipe, site
 

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import (
     IGNORED,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.reading import WeightFiles
 from duogen_core.mllm import family_class
 from duogen_core.mllm.loading import build, check, guess
-from duogen_core.weights import Entry
+from duogen_core.weights.headers import Entry
+from duogen_core.weights.reading import WeightFiles
 from tests.core.headers import LISTS, hollow, key_list
 
 NAMES = [file.stem for file in sorted(LISTS.glob("mllm-*.txt"))]

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.quantised import ScaledLinear
 from duogen_core.mllm import family_class
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.tokenizer import OLDER_FILES, load_tokenizer
-from duogen_core.weights import shapes_of
+from duogen_core.weights.headers import shapes_of
+from duogen_core.weights.quantised import ScaledLinear
 from tests.core.mllm_families import CONTEXTS, CREATE, MODULES, SIZES, another, lively, tokenizer, written
 
 CONTEXT = CONTEXTS["ends with a picture"]

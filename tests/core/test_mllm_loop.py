@@ -10,7 +10,12 @@ import torch
 from torch import nn
 
 from duogen_core.connector import Connector, ConnectorConfig
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import control_ids, encode_text

@@ -10,7 +10,13 @@ import pytest
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.messages import messages
-from duogen_core.data.llm.own_mllm import HERE, OwnModel, Untaught, document_of, own_client
+from duogen_core.data.llm.own_mllm import (
+    HERE,
+    OwnModel,
+    Untaught,
+    document_of,
+    own_client,
+)
 from duogen_core.data.llm.record import Recording
 from duogen_core.data.llm.schema import AnswerError
 from duogen_core.document import Document, Text

@@ -7,8 +7,13 @@ import pytest
 from PIL import Image, ImageFilter
 
 from duogen_core.data.pairs.rules import judge
-from duogen_core.data.pairs.values import change, contrast, relation, sharpness
-from duogen_core.data.video.preset import load_preset
+from duogen_core.data.pairs.values import (
+    change,
+    contrast,
+    relation,
+    sharpness,
+)
+from duogen_core.data.pairs.video.preset import load_preset
 from tests.core.clips import scene
 
 RULES = load_preset()["pair"]

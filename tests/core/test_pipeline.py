@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from duogen_core import pipeline, store
+from duogen_core import pipeline
 from duogen_core.connector import Connector
-from duogen_core.document import Document, Picture, Text
+from duogen_core.document import Document, Picture, Text, store
+from duogen_core.document.store import DocumentWriter, load_document
 from duogen_core.errors import DuoGenError
-from duogen_core.pipeline import Callbacks, Draughtsman, Settings, generate, picture_seed
-from duogen_core.store import DocumentWriter, load_document
+from duogen_core.pipeline import (
+    Callbacks,
+    Draughtsman,
+    Settings,
+    generate,
+    picture_seed,
+)
 from tests.core.tiny import random_components, request, scripted
 
 GUIDE = (

@@ -16,12 +16,22 @@ import pytest
 from markdown_it import MarkdownIt
 from PIL import Image
 
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
+from duogen_core.document.store import load_document, save_document
 from duogen_core.errors import Cancelled, DuoGenError
-from duogen_core.render import render_html, render_markdown, render_pdf, write_rendered
+from duogen_core.render import (
+    render_html,
+    render_markdown,
+    render_pdf,
+    write_rendered,
+)
 from duogen_core.render.markdown import harmless
 from duogen_core.render.parsing import MAX_BRACKETS
-from duogen_core.store import load_document, save_document
 
 HOSTILE = [
     "<script>alert(1)</script>",

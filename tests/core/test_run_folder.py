@@ -9,11 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duogen_core.data.names_below import names_below
-from duogen_core.data.report_parts import Spread, badge
-from duogen_core.data.run_folder import FOLDERS, RunFolder, begin_run, check_unused, make_folders, read_run, write_plan
-from duogen_core.data.shards import new_shard, photos_as_jpeg
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.data.runs.folder import (
+    FOLDERS,
+    RunFolder,
+    begin_run,
+    check_unused,
+    make_folders,
+    read_run,
+    write_plan,
+)
+from duogen_core.data.runs.names_below import names_below
+from duogen_core.data.runs.report_parts import Spread, badge
+from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from duogen_core.errors import DuoGenError
 
 PIXELS = np.zeros((8, 8, 3), np.uint8)

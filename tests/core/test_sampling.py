@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from duogen_core.errors import Cancelled
-from duogen_core.sampling import SamplingError, initial_noise, sample_picture, sigmas
+from duogen_core.sampling import (
+    SamplingError,
+    initial_noise,
+    sample_picture,
+    sigmas,
+)
 
 
 def comfy_sigmas(steps: int, shift: float) -> torch.Tensor:

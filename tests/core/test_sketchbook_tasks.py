@@ -11,7 +11,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from duogen_core.data.sketchbook.boards import (
+from duogen_core.document import Picture, Text
+from duogen_core.errors import DuoGenError
+from duogen_core.sketchbook.boards import (
     MOVES,
     board_from_dict,
     board_to_dict,
@@ -20,19 +22,38 @@ from duogen_core.data.sketchbook.boards import (
     read_board,
     solve,
 )
-from duogen_core.data.sketchbook.cases import Case, scene_from_dict
-from duogen_core.data.sketchbook.checker import read_scene
-from duogen_core.data.sketchbook.draw import draw_scene
-from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, HELD_OUT, KINDS, SIZES, Scene, Shape
-from duogen_core.data.sketchbook.tasks import FAMILIES, WEIGHTS, WITH_HELD_OUT, evaluation_case, training_case
-from duogen_core.data.sketchbook.tasks.common import PLACES, PLURALS, cells_of, join, shape_words
-from duogen_core.data.sketchbook.tasks.edit_chain import LENGTHS, MOST_SHAPES
-from duogen_core.data.sketchbook.tasks.plan import parse_move
-from duogen_core.data.sketchbook.tasks.quiz import LONGEST
-from duogen_core.data.sketchbook.things import ideal_picture, parse_step, things
-from duogen_core.data.sketchbook.things_novel import NOVEL
-from duogen_core.document import Picture, Text
-from duogen_core.errors import DuoGenError
+from duogen_core.sketchbook.cases import Case, scene_from_dict
+from duogen_core.sketchbook.checker import read_scene
+from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.scene import (
+    CANVASES,
+    CELLS,
+    COLOURS,
+    HELD_OUT,
+    KINDS,
+    SIZES,
+    Scene,
+    Shape,
+)
+from duogen_core.sketchbook.tasks import (
+    FAMILIES,
+    WEIGHTS,
+    WITH_HELD_OUT,
+    evaluation_case,
+    training_case,
+)
+from duogen_core.sketchbook.tasks.common import (
+    PLACES,
+    PLURALS,
+    cells_of,
+    join,
+    shape_words,
+)
+from duogen_core.sketchbook.tasks.edit_chain import LENGTHS, MOST_SHAPES
+from duogen_core.sketchbook.tasks.plan import parse_move
+from duogen_core.sketchbook.tasks.quiz import LONGEST
+from duogen_core.sketchbook.things import ideal_picture, parse_step, things
+from duogen_core.sketchbook.things_novel import NOVEL
 
 PLACE_OF = {words: cell for cell, words in PLACES.items()}
 SHAPE = re.compile(

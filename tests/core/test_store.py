@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from duogen_core import folder_lock, store
-from duogen_core.document import Document, Picture, Text
+from duogen_core import folder_lock
+from duogen_core.document import Document, Picture, Text, store
+from duogen_core.document.store import DocumentWriter, load_document, save_document
 from duogen_core.errors import DuoGenError
 from duogen_core.render import write_rendered
-from duogen_core.store import DocumentWriter, load_document, save_document
 from tests.core.documents import files, picture, sample
 
 

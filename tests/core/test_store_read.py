@@ -12,9 +12,9 @@ import time
 import pytest
 from PIL import Image
 
+from duogen_core.document.store import load_document, save_document
 from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.files import parse_json
-from duogen_core.store import load_document, save_document
 from duogen_core.training.errors import TrainingError
 from tests.core.documents import base, files, put, sample, zipped
 
@@ -169,7 +169,7 @@ def test_a_damaged_picture_is_named(tmp_path):
 
 
 def test_too_many_pixels_in_all(tmp_path, monkeypatch):
-    monkeypatch.setattr("duogen_core.store_read.MAX_TOTAL_PIXELS", 15)
+    monkeypatch.setattr("duogen_core.document.reading.MAX_TOTAL_PIXELS", 15)
     with pytest.raises(DuoGenError, match="15 pixels in all"):
         load_document(put(tmp_path, base()))
 

@@ -16,8 +16,8 @@ from duogen_core.data.synthetic.painter import PainterError, Wanted
 from duogen_core.data.synthetic.preset import load_preset
 from duogen_core.data.synthetic.workflow import Workflow, load_workflow
 from duogen_core.document import Picture
+from duogen_core.document.picture_file import decode_picture
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import decode_picture
 from tests.core.comfyui_server import MARK, comfyui_server, drawn, history_of, png
 
 PATIENT = Limits(connect=60, read=60, total=120, max_bytes=4_000_000)  # for a machine with other work to do

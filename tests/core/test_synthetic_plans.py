@@ -10,12 +10,17 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.data.llm.endpoint import EndpointError
-from duogen_core.data.synthetic.near import Subjects
 from duogen_core.data.synthetic.plan_rules import judge
 from duogen_core.data.synthetic.planning import Planning
-from duogen_core.data.synthetic.plans import Plan, Step, plan_from, read_plans
+from duogen_core.data.synthetic.plans import (
+    Plan,
+    Step,
+    plan_from,
+    read_plans,
+)
 from duogen_core.data.synthetic.preset import load_preset
 from duogen_core.data.synthetic.requests import Request
+from duogen_core.data.text.near import Subjects
 from duogen_core.errors import DuoGenError
 from tests.core.synthetic_writer import (
     asked_for,

@@ -12,11 +12,17 @@ from duogen_core.cli import main
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.synthetic import balance
 from duogen_core.data.synthetic.expand import Expansion
-from duogen_core.data.synthetic.near import NearIndex, Subjects
 from duogen_core.data.synthetic.preset import load_preset
 from duogen_core.data.synthetic.request_rules import RequestRules
-from duogen_core.data.synthetic.requests import Request, read_requests, request_lines, seed_requests, spread
+from duogen_core.data.synthetic.requests import (
+    Request,
+    read_requests,
+    request_lines,
+    seed_requests,
+    spread,
+)
 from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates
+from duogen_core.data.text.near import NearIndex, Subjects
 from duogen_core.errors import DuoGenError
 from tests.core.synthetic_writer import (
     asked_for,

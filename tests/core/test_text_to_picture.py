@@ -11,20 +11,30 @@ from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel, U
 from diffusers.models.transformers import transformer_cosmos
 from safetensors.torch import save_file
 
-from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, load_checkpoint
+from duogen_core.checkpoint import (
+    CheckpointConfig,
+    Components,
+    PictureSize,
+    load_checkpoint,
+)
+from duogen_core.dit.published import CONVENTIONS, open_cosmos
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.cosmos import CONVENTIONS, open_cosmos
-from duogen_core.formats.cosmos_keys import to_official
-from duogen_core.formats.parts import load_parts
 from duogen_core.mllm.base import Continuation
 from duogen_core.mllm.prompt_states import SYSTEM, prompt_states
 from duogen_core.mllm.prompted import Prompted
 from duogen_core.mllm.qwen2_5_vl import create_tiny
-from duogen_core.pipeline import Callbacks, Settings, generate, pending_caption
+from duogen_core.model_parts import load_parts
+from duogen_core.pipeline import (
+    Callbacks,
+    Settings,
+    generate,
+    pending_caption,
+)
 from duogen_core.sampling import initial_noise, sigmas
 from duogen_core.text_to_picture import draw_prompt, prompt_latent
 from duogen_core.vae import PictureVae, new_vae
+from duogen_core.weights.cosmos_keys import to_official
 from tests.core.tiny import tokenizer
 
 LAYERS, HIDDEN, CROSS = 28, 32, 24

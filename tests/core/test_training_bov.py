@@ -8,9 +8,14 @@ import pytest
 import torch
 
 from duogen_core.errors import DuoGenError
+from duogen_core.mllm.bov import (
+    FIRST_ID,
+    add_bov,
+    load_start,
+    start_bov,
+)
 from duogen_core.mllm.chat import BOV, IM_END
 from duogen_core.mllm.tokenizer import load_tokenizer
-from duogen_core.training.bov import FIRST_ID, add_bov, load_start, start_bov
 from duogen_core.training.next_token import Batcher, NextTokenLoss
 from tests.core.sample_sets import guide
 from tests.core.test_training_lora import untie

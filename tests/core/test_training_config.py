@@ -166,9 +166,9 @@ def test_several_processes_only_where_they_share_the_work(capsys, monkeypatch, t
 @pytest.mark.parametrize(
     "command, works",
     [
-        ("train vae", "duogen_core.training.vae.train"),
+        ("train vae", "duogen_core.sketchbook.vae.train"),
         ("train finetune", "duogen_core.training.finetune.train"),
-        ("ablation", "duogen_core.ablation.command.Ablation.run"),
+        ("ablation", "duogen_core.sketchbook.ablation.command.Ablation.run"),
     ],
 )
 def test_a_full_disk_is_one_sentence(command, works, capsys, monkeypatch, tmp_path):

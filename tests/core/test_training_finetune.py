@@ -14,15 +14,27 @@ import pytest
 import torch
 import yaml
 
-from duogen_core.checkpoint import check_checkpoint, load_checkpoint, read_config, save_checkpoint
+from duogen_core.checkpoint import (
+    check_checkpoint,
+    load_checkpoint,
+    read_config,
+    save_checkpoint,
+)
 from duogen_core.cli import main
-from duogen_core.data.sketchbook.tasks import evaluation_case
 from duogen_core.document import Document, Text
+from duogen_core.document.store import load_document, save_document
 from duogen_core.errors import DuoGenError
-from duogen_core.store import load_document, save_document
+from duogen_core.sketchbook.tasks import evaluation_case
 from duogen_core.training import finetune, stage2_data
 from duogen_core.training.config import plain
-from duogen_core.training.finetune import FinetuneConfig, Stage2Settings, entry, mixed, sources_of, times_of
+from duogen_core.training.finetune import (
+    FinetuneConfig,
+    Stage2Settings,
+    entry,
+    mixed,
+    sources_of,
+    times_of,
+)
 from tests.core.runs import stopped_in
 from tests.core.tiny import random_components
 

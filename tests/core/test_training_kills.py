@@ -12,8 +12,14 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.document import Document, Picture, Text
-from duogen_core.store import save_document
-from duogen_core.training import loop, pretrain, stage1, stage2, stage2_data, vae
+from duogen_core.document.store import save_document
+from duogen_core.sketchbook import pretrain, vae
+from duogen_core.training import (
+    loop,
+    stage1,
+    stage2,
+    stage2_data,
+)
 from duogen_core.training.checkpoints import finish_swap, replaced, swap
 from duogen_core.training.curve import read_lines
 from duogen_core.training.lora import LoraSettings

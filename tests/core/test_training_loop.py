@@ -13,7 +13,12 @@ from torch import nn
 
 from duogen_core.training import checkpoints, curve, loop
 from duogen_core.training.curve import plot_losses, plot_scores, scalars
-from duogen_core.training.loop import Run, TrainingError, rng_for, warmup_cosine
+from duogen_core.training.loop import (
+    Run,
+    TrainingError,
+    rng_for,
+    warmup_cosine,
+)
 from tests.core.runs import losses, stopped_in
 
 

@@ -9,25 +9,34 @@ import numpy as np
 import pytest
 import torch
 
-from duogen_core.data.sketchbook.boards import Board, draw_board, read_board
-from duogen_core.data.sketchbook.draw import draw_scene
-from duogen_core.data.sketchbook.scene import CANVASES, CELLS, COLOURS, Scene, Shape
-from duogen_core.data.sketchbook.tasks import FAMILIES
-from duogen_core.data.sketchbook.things import things
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs, picture_patches
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
-from duogen_core.training import pretrain, stage1
-from duogen_core.training.fast import tower_features
-from duogen_core.training.mllm import evaluate, evaluation_cases, optimizers_of
-from duogen_core.training.next_token import Batcher, NextTokenLoss
-from duogen_core.training.pretrain import PretrainConfig
-from duogen_core.training.recall import ATTRIBUTES, Recall, Vocabulary
-from duogen_core.training.tokenizer import sketchbook_texts, sketchbook_tokenizer
-from duogen_core.training.vision import ReadOut, VisionConfig, palette_points, warm_up, word_directions
-from duogen_core.training.vision_targets import (
+from duogen_core.sketchbook import pretrain
+from duogen_core.sketchbook.boards import Board, draw_board, read_board
+from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.pretrain import PretrainConfig
+from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary
+from duogen_core.sketchbook.scene import (
+    CANVASES,
+    CELLS,
+    COLOURS,
+    Scene,
+    Shape,
+)
+from duogen_core.sketchbook.tasks import FAMILIES
+from duogen_core.sketchbook.things import things
+from duogen_core.sketchbook.tokenizer import sketchbook_texts, sketchbook_tokenizer
+from duogen_core.sketchbook.vision import (
+    ReadOut,
+    VisionConfig,
+    palette_points,
+    warm_up,
+    word_directions,
+)
+from duogen_core.sketchbook.vision_targets import (
     ANY,
     NONE,
     WORDS,
@@ -39,6 +48,10 @@ from duogen_core.training.vision_targets import (
     thing_words,
     visible_parts,
 )
+from duogen_core.training import stage1
+from duogen_core.training.fast import tower_features
+from duogen_core.training.mllm import evaluate, evaluation_cases, optimizers_of
+from duogen_core.training.next_token import Batcher, NextTokenLoss
 from tests.core.runs import losses, stopped_in
 
 SIZES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.store import load_document
+from duogen_core.document.store import load_document
 from duogen_core.training import stage2_data
 from duogen_core.training.samples import FAMILIES
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from duogen_core.cli import main
 from duogen_core.data.sources import Limits, open_mixture
 from duogen_core.document import Document, Text, Turn
+from duogen_core.document.store import document_json
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
-from duogen_core.store import document_json
 from duogen_core.training import mllm as mllm_training
 from duogen_core.training import stage1
 from duogen_core.training.config import load_config

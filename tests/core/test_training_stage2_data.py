@@ -18,8 +18,8 @@ from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture, Text
+from duogen_core.document.store import save_document
 from duogen_core.pipeline import fit_area
-from duogen_core.store import save_document
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.flow import FlowLoss

@@ -8,10 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from duogen_core.training import vae as training
+from duogen_core.sketchbook import vae as training
+from duogen_core.sketchbook.vae_pictures import crop_batch
 from duogen_core.training.muon import Muon, muon_and_adamw, orthogonalised
-from duogen_core.training.vae_data import crop_batch
-from duogen_core.vae import WAN21_MEAN, WAN21_STD, PictureVae, decode_frame, encode_frame, new_vae
+from duogen_core.vae import (
+    WAN21_MEAN,
+    WAN21_STD,
+    PictureVae,
+    decode_frame,
+    encode_frame,
+    new_vae,
+)
 from tests.core.runs import losses, stopped_in
 
 TINY = training.VaeConfig(out=Path("."), base_dim=4, batch=2, calibration_crops=32, steps=6, log_every=1)

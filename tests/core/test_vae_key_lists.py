@@ -12,7 +12,7 @@ import torch
 
 from duogen_core import cli
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.identify import identify
+from duogen_core.identify import identify
 from duogen_core.vae import PictureVae, new_vae, original_key
 from tests.core.headers import hollow, key_list
 

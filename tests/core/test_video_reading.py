@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from duogen_core.data.video import reading as module
-from duogen_core.data.video.inputs import container_of
-from duogen_core.data.video.preset import load_preset
-from duogen_core.data.video.reading import CHILD, ROOT, Reading
+from duogen_core.data.pairs.video import reading as module
+from duogen_core.data.pairs.video.inputs import container_of
+from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.reading import CHILD, ROOT, Reading
 from tests.core.clips import HEIGHT, WIDTH, blend, scene, write_video
 
 PRESET = load_preset()

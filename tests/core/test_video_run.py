@@ -12,13 +12,13 @@ from PIL import Image
 from duogen_core.cli import main
 from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.pairs.sharded import begin, open_run, work
+from duogen_core.data.pairs.video.describe import check
+from duogen_core.data.pairs.video.engine import Engine, Outcome, do_shard
+from duogen_core.data.pairs.video.inputs import about, items, open_inputs
+from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.reading import Reading
 from duogen_core.data.sources import open_source
 from duogen_core.data.sources.base import Sample
-from duogen_core.data.video.describe import check
-from duogen_core.data.video.engine import Engine, Outcome, do_shard
-from duogen_core.data.video.inputs import about, items, open_inputs
-from duogen_core.data.video.preset import load_preset
-from duogen_core.data.video.reading import Reading
 from tests.core.clips import scene, write_video
 from tests.core.endpoint_server import completion, endpoint_server, refusing
 

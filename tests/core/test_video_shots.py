@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from duogen_core.data.video.clips import clips_of
-from duogen_core.data.video.preset import load_preset
-from duogen_core.data.video.shots import Shot, shots
+from duogen_core.data.pairs.video.clips import clips_of
+from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.shots import Shot, shots
 from duogen_core.errors import DuoGenError
 from tests.core.clips import RATE, blend, scene, small
 
@@ -67,7 +67,7 @@ def test_very_short_videos(count):
 def test_long_videos_are_worked_on_in_blocks(monkeypatch):
     frames = scene(1, 50) + scene(2, 50) + blend(scene(2, 50)[-1], scene(3, 1)[0], 8) + scene(3, 50)
     whole = found(frames)
-    monkeypatch.setattr("duogen_core.data.video.shots.BLOCK", 7)
+    monkeypatch.setattr("duogen_core.data.pairs.video.shots.BLOCK", 7)
     assert found(frames) == whole
     assert len(whole) == 3
 

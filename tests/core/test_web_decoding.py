@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duogen_core.data.web.decoding import Decoder
+from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.web.preset import load_preset
 from tests.core.web_pages import file, photo, screenshot
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from duogen_core.data.pictures.codes import code_share
+from duogen_core.data.pictures.duplicates import are_same, looks_of
 from duogen_core.data.web.ad_hosts import read_hosts
-from duogen_core.data.web.codes import code_share
-from duogen_core.data.web.duplicates import are_same, looks_of
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.preset import load_preset

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from duogen_core.data.web.links import absolute, refusal
-from duogen_core.data.web.personal import remove_personal
+from duogen_core.data.net.links import absolute, refusal
+from duogen_core.data.text.personal import remove_personal
 from duogen_core.data.web.preset import load_preset, preset_from_json
 from duogen_core.errors import DuoGenError
 

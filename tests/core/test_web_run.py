@@ -129,7 +129,7 @@ def test_a_kill_before_the_plan_is_whole_changes_nothing(pages, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_shards_and_a_sentence(pages, tmp_path, monkeypatch, capsys):
-    from duogen_core.data import shards
+    from duogen_core.data.runs import shards
 
     add, calls = shards.add_document, []
 
@@ -358,8 +358,8 @@ def test_lists_of_adverts_are_known_by_their_hosts(pages, tmp_path):
 
 
 def test_digests_are_not_taken_again_of_what_is_old_and_unchanged(tmp_path, monkeypatch):
-    from duogen_core.data import file_digests
-    from duogen_core.data.file_digests import FileDigests
+    from duogen_core.data.runs import file_digests
+    from duogen_core.data.runs.file_digests import FileDigests
 
     read = []
     real = file_digests.hashlib.sha256

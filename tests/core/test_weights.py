@@ -12,8 +12,14 @@ import torch
 from safetensors.torch import save, save_file
 
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.reading import WeightFiles, folder_weights
-from duogen_core.weights import Entry, WeightError, check_tensors, read_header, refuse_pickle
+from duogen_core.weights.headers import (
+    Entry,
+    WeightError,
+    check_tensors,
+    read_header,
+    refuse_pickle,
+)
+from duogen_core.weights.reading import WeightFiles, folder_weights
 
 
 class Bomb:

@@ -12,14 +12,14 @@ from duogen_core import cli
 from duogen_core.checkpoint import VAE_FILE, save_checkpoint
 from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
+from duogen_core.dit.published import open_cosmos
 from duogen_core.errors import DuoGenError
-from duogen_core.formats.cosmos import open_cosmos
-from duogen_core.formats.cosmos_keys import to_official
-from duogen_core.formats.quantised import layer_formats
-from duogen_core.formats.reading import WeightFiles
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.vae import PictureVae
+from duogen_core.weights.cosmos_keys import to_official
+from duogen_core.weights.quantised import layer_formats
+from duogen_core.weights.reading import WeightFiles
 from tests.core.test_formats_cosmos import note, official, quantised, tiny
 from tests.core.tiny import random_components
 

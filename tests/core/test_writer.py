@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 
 from duogen_core import pipeline, writer
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.prompted import lesson
 

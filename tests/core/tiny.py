@@ -10,7 +10,12 @@ from functools import lru_cache
 
 import torch
 
-from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, Sampling
+from duogen_core.checkpoint import (
+    CheckpointConfig,
+    Components,
+    PictureSize,
+    Sampling,
+)
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Text

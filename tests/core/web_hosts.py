@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from duogen_core.data.fetch.network import Network, NetworkError
+from duogen_core.data.net.network import Network, NetworkError
 
 Reply = tuple[int, dict[str, str], bytes] | Callable
 

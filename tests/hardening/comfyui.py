@@ -159,8 +159,8 @@ def documents(base: Path) -> list[Path]:
 
 
 def pictures_of(path: Path) -> int:
+    from duogen_core.document.store import load_document
     from duogen_core.errors import DuoGenError
-    from duogen_core.store import load_document
 
     try:
         return len(load_document(path).pictures)
@@ -304,7 +304,7 @@ def values(number: int, seed: int = 0) -> Score:
 
 def write_names(base: Path) -> list[Path]:
     """Documents in output/ whose names a file system takes; the same names for files of other kinds elsewhere."""
-    from duogen_core.store import save_document
+    from duogen_core.document.store import save_document
     from tests.core.sample_sets import guide
     from tests.hardening.hostile_inputs import encoded
 

@@ -524,7 +524,7 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
     for name in ("duogen_core", "tests"):
         (folder / name).symlink_to(ROOT / name)
     from duogen_core.document import Document
-    from duogen_core.store import save_document
+    from duogen_core.document.store import save_document
     from tests.core.sample_sets import guide, members, write_documents, write_jsonl, write_tar
 
     for name in ("train.jsonl", "held-out.jsonl"):
@@ -571,7 +571,7 @@ def models(folder: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from duogen_core.formats.cosmos_keys import to_official
+    from duogen_core.weights.cosmos_keys import to_official
     from tests.comfyui import random_checkpoint
     from tests.comfyui.published_files import transformer
 

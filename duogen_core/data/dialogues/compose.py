@@ -9,7 +9,13 @@ from typing import Any
 from duogen_core.data.dialogues.converse import Exchange
 from duogen_core.data.dialogues.draft import Draft, join
 from duogen_core.data.dialogues.rules import Refused, Values, check_clean
-from duogen_core.document import Document, Part, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Part,
+    Picture,
+    Text,
+    Turn,
+)
 
 
 def compose(draft: Draft, exchanges: Sequence[Exchange], meta: Mapping[str, Any]) -> Document:

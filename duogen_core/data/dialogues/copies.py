@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from duogen_core.data.dialogues.draft import Draft
-from duogen_core.data.web.duplicates import Look, are_same, looks_of
+from duogen_core.data.pictures.duplicates import Look, are_same, looks_of
 
 RULE = "duplicate"
 

@@ -26,7 +26,7 @@ from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.llm.completion import Answer
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.schema import AnswerError
-from duogen_core.data.machine import gave_out, is_of_the_machine
+from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 

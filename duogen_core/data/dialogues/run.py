@@ -15,12 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.dialogues.engine import ENDPOINT, Engine, Outcome, unread
-from duogen_core.data.in_order import in_order
-from duogen_core.data.presets import preset_values
-from duogen_core.data.run_folder import FOLDERS, RunFolder, begin_run, check_unused, make_folders
-from duogen_core.data.run_log import json_lines
-from duogen_core.data.shards import new_shard, photos_as_jpeg
+from duogen_core.data.dialogues.engine import (
+    ENDPOINT,
+    Engine,
+    Outcome,
+    unread,
+)
+from duogen_core.data.runs.folder import (
+    FOLDERS,
+    RunFolder,
+    begin_run,
+    check_unused,
+    make_folders,
+)
+from duogen_core.data.runs.in_order import in_order
+from duogen_core.data.runs.log import json_lines
+from duogen_core.data.runs.presets import preset_values
+from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
 from duogen_core.data.sources import Bad, Source, open_source
 from duogen_core.errors import DuoGenError
 

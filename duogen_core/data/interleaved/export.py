@@ -21,13 +21,18 @@ from PIL import Image
 from duogen_core.data.interleaved.lists import lists_of
 from duogen_core.data.interleaved.rows import as_png, rows_of
 from duogen_core.data.interleaved.writing import write_rows
-from duogen_core.data.shards import add_document, add_files
-from duogen_core.data.sources import Bad, BadLog, Sample, Source
-from duogen_core.data.whole_file import whole_file
+from duogen_core.data.runs.shards import add_document, add_files
+from duogen_core.data.runs.whole_file import whole_file
+from duogen_core.data.sources import (
+    Bad,
+    BadLog,
+    Sample,
+    Source,
+)
 from duogen_core.document import Document, Picture
+from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
-from duogen_core.store import write_atomically
 
 ENDINGS = {"parquet": "parquet", "webdataset": "tar", "mint1t": "tar"}
 STATE = "export.json"

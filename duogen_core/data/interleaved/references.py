@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.sources.tars import TAR_ERRORS, Capped
+from duogen_core.document.picture_file import MAX_BYTES
 from duogen_core.errors import DuoGenError, is_out_of_memory
 from duogen_core.files import parse_json, read_limited
-from duogen_core.picture_file import MAX_BYTES
 
 
 def picture_bytes(row: Mapping[str, Any], root: Path, where: str) -> bytes:

@@ -19,8 +19,13 @@ from itertools import pairwise
 from typing import Any
 
 from duogen_core.document import Document, Picture, Text
+from duogen_core.document.reading import (
+    FORMAT,
+    VERSION,
+    document_from_json,
+    parse_json,
+)
 from duogen_core.errors import DuoGenError
-from duogen_core.store_read import FORMAT, VERSION, document_from_json, parse_json
 
 RESERVED = (
     "sample_id", "position", "modality", "content_type", "text_content", "binary_content", "source_ref",

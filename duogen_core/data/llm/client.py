@@ -20,8 +20,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from duogen_core.data.llm.completion import Answer, completion_of, failure
-from duogen_core.data.llm.endpoint import EndpointError, Limits, check_address, post_json
-from duogen_core.data.llm.messages import PROMPTS, Message, load_prompt, without_marks
+from duogen_core.data.llm.endpoint import (
+    EndpointError,
+    Limits,
+    check_address,
+    post_json,
+)
+from duogen_core.data.llm.messages import (
+    PROMPTS,
+    Message,
+    load_prompt,
+    without_marks,
+)
 from duogen_core.data.llm.pace import Pace
 from duogen_core.data.llm.record import Recording, request_key
 from duogen_core.data.llm.schema import AnswerError, check_schema, parse_answer

@@ -69,7 +69,7 @@ def _broken(mark: re.Match) -> str:
 
 def picture_part(pixels: np.ndarray) -> Message:
     """uint8 RGB [H, W, 3] as a PNG inside the message."""
-    from duogen_core.picture_file import encode_png
+    from duogen_core.document.picture_file import encode_png
 
     code = base64.b64encode(encode_png(pixels, {})).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{code}"}}

@@ -19,7 +19,12 @@ from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.llm.completion import Answer
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.record import Recording
-from duogen_core.document import Document, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Picture,
+    Text,
+    Turn,
+)
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.prompted import Prompted

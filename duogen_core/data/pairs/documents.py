@@ -12,8 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.shards import Encode, as_jpeg, as_png
-from duogen_core.document import Document, Part, Picture, Text, Turn
+from duogen_core.data.runs.shards import Encode, as_jpeg, as_png
+from duogen_core.document import (
+    Document,
+    Part,
+    Picture,
+    Text,
+    Turn,
+)
 
 
 @dataclass(frozen=True)

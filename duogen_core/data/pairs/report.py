@@ -17,9 +17,20 @@ import numpy as np
 
 from duogen_core.data.pairs.again import WHOLE
 from duogen_core.data.pairs.sharded import Run, Shard, open_run
-from duogen_core.data.report_parts import Spread, badge, thumbnail, tiles_of, write_page
-from duogen_core.data.run_log import RunLog, open_logs, parts_of, rule_of
-from duogen_core.data.yields import survey, text
+from duogen_core.data.runs.log import (
+    RunLog,
+    open_logs,
+    parts_of,
+    rule_of,
+)
+from duogen_core.data.runs.report_parts import (
+    Spread,
+    badge,
+    thumbnail,
+    tiles_of,
+    write_page,
+)
+from duogen_core.data.runs.yields import survey, text
 
 SIDE = 170  # longest side of a thumbnail: two stand side by side
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")
@@ -35,9 +46,9 @@ def write_report(
     """step(done, total) is called for every shard that is looked at again."""
     (log,) = open_logs(folder)
     if log.kind == "video":
-        from duogen_core.data.video.showing import Showing
+        from duogen_core.data.pairs.video.showing import Showing
     else:
-        from duogen_core.data.editing.showing import Showing
+        from duogen_core.data.pairs.editing.showing import Showing
     run, chosen = open_run(folder, log.kind), _choose(log, samples)
     shown = _look_again(run, chosen, Showing(run), step)
     body = [f"<pre>{escape(text(survey(log)))}</pre>"]

@@ -10,7 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.pairs.values import change, contrast, relation, sharpness
+from duogen_core.data.pairs.values import (
+    change,
+    contrast,
+    relation,
+    sharpness,
+)
 
 ORDER = ("blank", "blurred", "still", "cut")
 Verdict = tuple[str, Any]

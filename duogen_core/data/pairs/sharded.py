@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.data.in_order import in_order
-from duogen_core.data.presets import digest
-from duogen_core.data.run_folder import (
+from duogen_core.data.runs.folder import (
     FOLDERS,
     RunFolder,
     check_same,
@@ -28,6 +26,8 @@ from duogen_core.data.run_folder import (
     write_plan,
     write_run,
 )
+from duogen_core.data.runs.in_order import in_order
+from duogen_core.data.runs.presets import digest
 from duogen_core.errors import DuoGenError
 
 

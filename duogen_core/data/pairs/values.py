@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from duogen_core.data.web.duplicates import SIDE, part_differences
+from duogen_core.data.pictures.duplicates import SIDE, part_differences
 
 SHARP_SIDE = 512  # longer side at which sharpness is measured
 TILES = 8  # along each side; a sharp subject before a soft background fills few of them

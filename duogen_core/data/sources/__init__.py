@@ -8,8 +8,8 @@ The contract of a `Source` (base.py), the same for every format:
                                     .position, and .skip(n), which reads nothing
     source.identity()               plain JSON that a resumed run compares: it changes with the data, not with its place
 Opening a source finds where its samples lie (a few bytes each are kept) and raises DuoGenError for a place that is not
-there. A source holds no open file, so it can be sent to worker processes. Reading is that of duogen_core.store_read:
-strict, and no path leaves the folder.
+there. A source holds no open file, so it can be sent to worker processes. Reading is that of
+duogen_core.document.reading: strict, and no path leaves the folder.
 
     mixture = open_mixture(["2*documents:guides", {"source": "jsonl:train.jsonl", "weight": 1}, "sketchbook"], seed=0,
                            on_bad=BadLog("runs/x/bad_samples.jsonl"))
@@ -22,9 +22,22 @@ A new format: one file with a Source, one line in spec.KINDS, and the tests in t
 """
 
 from duogen_core.data.sources.bad_log import BadLog
-from duogen_core.data.sources.base import Bad, Epoch, Limits, Sample, Source
+from duogen_core.data.sources.base import (
+    Bad,
+    Epoch,
+    Limits,
+    Sample,
+    Source,
+)
 from duogen_core.data.sources.mixture import Mixture
-from duogen_core.data.sources.spec import KINDS, Spec, open_mixture, open_source, parse_spec, parse_specs
+from duogen_core.data.sources.spec import (
+    KINDS,
+    Spec,
+    open_mixture,
+    open_source,
+    parse_spec,
+    parse_specs,
+)
 
 __all__ = [
     "KINDS",

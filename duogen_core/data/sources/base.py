@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from duogen_core.data.machine import gave_out
+from duogen_core.data.runs.machine import gave_out
 from duogen_core.data.sources.order import mix, shuffled
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError, is_out_of_memory, shown

@@ -15,8 +15,8 @@ from typing import Any
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest
 from duogen_core.document import Document
+from duogen_core.document.reading import JSON_NAME, load_document
 from duogen_core.errors import DuoGenError
-from duogen_core.store_read import JSON_NAME, load_document
 
 
 class DocumentFolders(Source):

@@ -18,8 +18,14 @@ from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest
 from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
+from duogen_core.document.reading import (
+    FORMAT,
+    VERSION,
+    document_from_json,
+    folder_reader,
+    parse_json,
+)
 from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory
-from duogen_core.store_read import FORMAT, VERSION, document_from_json, folder_reader, parse_json
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 TURN_COLUMNS = ("turns", "messages", "conversations", "conversation")

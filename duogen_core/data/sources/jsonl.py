@@ -13,8 +13,13 @@ from typing import Any
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest, find_files
 from duogen_core.document import Document
+from duogen_core.document.reading import (
+    MAX_JSON_BYTES,
+    document_from_json,
+    folder_reader,
+    parse_json,
+)
 from duogen_core.errors import DuoGenError
-from duogen_core.store_read import MAX_JSON_BYTES, document_from_json, folder_reader, parse_json
 
 CHUNK = 1 << 20
 

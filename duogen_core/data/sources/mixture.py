@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.sources.base import Bad, OnBad, Sample, Source
+from duogen_core.data.sources.base import (
+    Bad,
+    OnBad,
+    Sample,
+    Source,
+)
 from duogen_core.data.sources.order import mix, weighted_choices
 from duogen_core.errors import DuoGenError
 

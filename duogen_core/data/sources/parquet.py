@@ -16,7 +16,7 @@ from typing import Any
 
 from duogen_core.data.interleaved.references import picture_bytes
 from duogen_core.data.interleaved.rows import NEEDED, document_of
-from duogen_core.data.machine import states_too_much
+from duogen_core.data.runs.machine import states_too_much
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest, find_files
 from duogen_core.data.sources.nearest import unknown

@@ -21,9 +21,14 @@ from duogen_core.data.interleaved.rows import document_of
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest, find_files
 from duogen_core.document import Document
+from duogen_core.document.picture_file import MAX_BYTES
+from duogen_core.document.reading import (
+    MAX_JSON_BYTES,
+    check_relative,
+    document_from_json,
+    parse_json,
+)
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import MAX_BYTES
-from duogen_core.store_read import MAX_JSON_BYTES, check_relative, document_from_json, parse_json
 
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -19,7 +19,13 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from duogen_core.data.llm.endpoint import EndpointError, Limits, Reply, check_address, exchange
+from duogen_core.data.llm.endpoint import (
+    EndpointError,
+    Limits,
+    Reply,
+    check_address,
+    exchange,
+)
 from duogen_core.data.synthetic.painter import PainterError
 
 WHO = "The ComfyUI server"

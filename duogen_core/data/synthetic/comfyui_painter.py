@@ -20,15 +20,15 @@ from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
 from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.workflow import WANTED_TITLE, Workflow
 from duogen_core.document import Picture
+from duogen_core.document.picture_file import FORMATS
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import FORMATS
 
 
 class ComfyPainter(Painter):
     def __init__(
         self, server: Server, workflows: Sequence[Workflow], preset: Preset, size: tuple[int, int] | None = None
     ) -> None:
-        from duogen_core.data.web.decoding import Decoder
+        from duogen_core.data.pictures.decoding import Decoder
         from duogen_core.data.web.preset import load_preset
 
         self.server, self.size = server, size

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.presets import digest
+from duogen_core.data.runs.presets import digest
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
 from duogen_core.data.synthetic.plans import Entry
 from duogen_core.data.synthetic.preset import Preset
@@ -22,11 +22,17 @@ from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.synthetic.runs import Outcome
 from duogen_core.data.synthetic.verdict import KEPT, Verdict
 from duogen_core.data.web.picture_rules import Seen
-from duogen_core.document import Document, Part, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Part,
+    Picture,
+    Text,
+    Turn,
+)
+from duogen_core.document.picture_file import decode_picture, encode_png, read_picture_bytes
+from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
-from duogen_core.picture_file import decode_picture, encode_png, read_picture_bytes
 from duogen_core.pipeline import picture_seed
-from duogen_core.store import write_atomically
 
 
 class Drawing:

@@ -15,18 +15,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.in_order import in_order
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.runs.in_order import in_order
+from duogen_core.data.runs.whole_file import whole_file
 from duogen_core.data.synthetic.asking import Asking
-from duogen_core.data.synthetic.near import NearIndex, Subjects
 from duogen_core.data.synthetic.plan_rules import judge
 from duogen_core.data.synthetic.plans import Plan, plan_from, schema
 from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.synthetic.verdict import KEPT, Verdict
-from duogen_core.data.whole_file import whole_file
+from duogen_core.data.text.near import NearIndex, Subjects
 from duogen_core.errors import DuoGenError
 
 REFUSED = "endpoint_refused"  # one request may offend an endpoint's filter; all of them say that something is wrong

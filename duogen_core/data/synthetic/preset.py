@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.presets import preset_values
+from duogen_core.data.runs.presets import preset_values
 
 FOLDER = Path(__file__).with_name("presets")
 DEFAULT = "default"

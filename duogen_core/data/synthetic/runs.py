@@ -14,8 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from duogen_core.data.run_folder import FOLDERS, RunFolder, begin_run, make_folders
-from duogen_core.data.shards import new_shard
+from duogen_core.data.runs.folder import (
+    FOLDERS,
+    RunFolder,
+    begin_run,
+    make_folders,
+)
+from duogen_core.data.runs.shards import new_shard
 from duogen_core.data.synthetic.verdict import Verdict
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError

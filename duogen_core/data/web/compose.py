@@ -9,11 +9,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from duogen_core.data.text.personal import remove_personal
 from duogen_core.data.web.page import Block, Page, Walk
-from duogen_core.data.web.personal import remove_personal
 from duogen_core.data.web.pictures import Judged
 from duogen_core.data.web.preset import Preset
-from duogen_core.document import Document, Part, Picture, Text, Turn
+from duogen_core.document import (
+    Document,
+    Part,
+    Picture,
+    Text,
+    Turn,
+)
 
 CLOSE = ("item", "row")  # kinds whose blocks stand on lines of their own, without an empty one between
 

@@ -10,14 +10,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from duogen_core.data.machine import gave_out, is_of_the_machine
+from duogen_core.data.pictures.decoding import Decoder
+from duogen_core.data.pictures.duplicates import are_same
+from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules
 from duogen_core.data.web.compose import compose
-from duogen_core.data.web.decoding import Decoder
-from duogen_core.data.web.duplicates import are_same
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.inputs import Input
-from duogen_core.data.web.page import ImageRef, Page, Verdict, Walk
+from duogen_core.data.web.page import (
+    ImageRef,
+    Page,
+    Verdict,
+    Walk,
+)
 from duogen_core.data.web.pictures import Judged, Pictures
 from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import TooMuch, walk

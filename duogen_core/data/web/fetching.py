@@ -20,24 +20,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.fetch.archive import Archive
-from duogen_core.data.fetch.crawl import crawl
-from duogen_core.data.fetch.fetcher import Fetched, Fetcher
-from duogen_core.data.fetch.network import Network
-from duogen_core.data.file_digests import FileDigests
-from duogen_core.data.machine import gave_out, is_of_the_machine
+from duogen_core.data.net.archive import Archive
+from duogen_core.data.net.crawl import crawl
+from duogen_core.data.net.fetcher import Fetched, Fetcher
+from duogen_core.data.net.links import absolute, refusal
+from duogen_core.data.net.network import Network
+from duogen_core.data.runs.file_digests import FileDigests
+from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules, picture_rules
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.images import PLACEHOLDER
 from duogen_core.data.web.inputs import Found, Input
-from duogen_core.data.web.links import absolute, refusal
 from duogen_core.data.web.page import ImageRef, Page, Walk
 from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import HTML, Warc
+from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
-from duogen_core.store import write_atomically
 
 LISTS = (".txt", ".urls")
 MAX_UNREACHABLE = 0.1  # of the addresses: the share that may be left without an answer

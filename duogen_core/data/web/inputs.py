@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from duogen_core.data.file_digests import FileDigests
+from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.web.page import Page, Walk
 
 PAGES = (".html", ".htm", ".xhtml", ".mhtml", ".mht")

@@ -17,8 +17,8 @@ from datetime import timezone
 from email.message import Message
 from email.utils import parsedate_to_datetime
 
-from duogen_core.data.machine import is_of_the_machine
-from duogen_core.data.web.links import absolute
+from duogen_core.data.net.links import absolute
+from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.errors import DuoGenError
 
 ENDINGS = (".mhtml", ".mht")

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from duogen_core.data.pictures.classing import class_of
+from duogen_core.data.pictures.codes import code_share
+from duogen_core.data.pictures.duplicates import Look, looks_of
 from duogen_core.data.web.ad_hosts import in_list
-from duogen_core.data.web.classing import class_of
-from duogen_core.data.web.codes import code_share
-from duogen_core.data.web.duplicates import Look, looks_of
 from duogen_core.data.web.page import ImageRef, Verdict
 from duogen_core.data.web.preset import Preset
 

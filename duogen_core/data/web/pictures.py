@@ -11,11 +11,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
+from duogen_core.data.pictures.decoding import Decoder
+from duogen_core.data.pictures.nsfw import Nsfw
 from duogen_core.data.web import picture_rules
-from duogen_core.data.web.decoding import Decoder
 from duogen_core.data.web.inputs import Found, Input
-from duogen_core.data.web.nsfw import Nsfw
-from duogen_core.data.web.page import ImageRef, Page, Verdict, Walk
+from duogen_core.data.web.page import (
+    ImageRef,
+    Page,
+    Verdict,
+    Walk,
+)
 from duogen_core.data.web.preset import Preset
 from duogen_core.errors import DuoGenError
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.data.fetch.network import Network
-from duogen_core.data.file_digests import FileDigests
-from duogen_core.data.presets import digest
-from duogen_core.data.run_folder import (
+from duogen_core.data.net.network import Network
+from duogen_core.data.pictures import nsfw
+from duogen_core.data.runs.file_digests import FileDigests
+from duogen_core.data.runs.folder import (
     FOLDERS,
     RunFolder,
     check_same,
@@ -30,9 +30,16 @@ from duogen_core.data.run_folder import (
     write_plan,
     write_run,
 )
-from duogen_core.data.web import nsfw
+from duogen_core.data.runs.presets import digest
 from duogen_core.data.web.ad_hosts import read_hosts
-from duogen_core.data.web.fetching import MAX_UNREACHABLE, Report, WithFetched, fetch, is_list, read_list
+from duogen_core.data.web.fetching import (
+    MAX_UNREACHABLE,
+    Report,
+    WithFetched,
+    fetch,
+    is_list,
+    read_list,
+)
 from duogen_core.data.web.inputs import Input
 from duogen_core.data.web.opening import open_inputs
 from duogen_core.data.web.preset import Preset, preset_from_json

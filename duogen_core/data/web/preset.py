@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.presets import digest, merge, preset_values
+from duogen_core.data.runs.presets import digest, merge, preset_values
 
 FOLDER = Path(__file__).with_name("presets")
 DEFAULT = "howto"

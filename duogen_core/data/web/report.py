@@ -10,14 +10,19 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
-from duogen_core.data.report_parts import badge, thumbnail, tiles_of, write_page
-from duogen_core.data.run_log import open_logs
+from duogen_core.data.runs.log import open_logs
+from duogen_core.data.runs.report_parts import (
+    badge,
+    thumbnail,
+    tiles_of,
+    write_page,
+)
+from duogen_core.data.runs.yields import ORDERS, survey, text
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.page import Block
 from duogen_core.data.web.pictures import Judged
 from duogen_core.data.web.plan import Run
 from duogen_core.data.web.samples import Chosen, choose
-from duogen_core.data.yields import ORDERS, survey, text
 from duogen_core.document import Text
 
 SMALL, LARGE = 160, 320  # longest side of a thumbnail beside a rule, and in a page

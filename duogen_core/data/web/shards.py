@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from duogen_core.data.shards import new_shard, photos_as_jpeg
+from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
 from duogen_core.data.web.engine import Engine
 from duogen_core.data.web.inputs import Input
 from duogen_core.data.web.plan import Run, Shard

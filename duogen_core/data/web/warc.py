@@ -14,16 +14,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.fetch.archive import ROBOTS_HEADER
-from duogen_core.data.file_digests import FileDigests
-from duogen_core.data.machine import is_of_the_machine
+from duogen_core.data.net.archive import ROBOTS_HEADER
+from duogen_core.data.net.links import absolute, refusal, scheme_of
+from duogen_core.data.runs.file_digests import FileDigests
+from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.web.content_encodings import check_packages, decoded
 from duogen_core.data.web.inputs import Found, Input, embedded
-from duogen_core.data.web.links import absolute, refusal, scheme_of
 from duogen_core.data.web.page import Page, Walk
 from duogen_core.data.web.warc_records import Damage, Record, records
+from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError, MissingPackage
-from duogen_core.store import write_atomically
 
 HTML = ("text/html", "application/xhtml+xml")
 REDIRECTS = ("301", "302", "303", "307", "308")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from duogen_core.data.machine import is_of_the_machine
+from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.errors import DuoGenError, MissingPackage
 
 GZIP = b"\x1f\x8b\x08"

@@ -1,0 +1,176 @@
+"""The folder of a run that makes Documents in shards: the same for every data engine.
+
+DIR/run.json            what it was begun with; another identity is refused
+DIR/plan.jsonl          a line a shard: what it is made of (where that is not a range of numbers)
+DIR/shards/00000.tar    the Documents of a shard, as webdataset: read them with webdataset:DIR/shards
+DIR/logs/00000.jsonl    a line an entry, with the rule that refused it (`run_log`); stands for a done shard
+DIR/times/00000.json    seconds by stage, the only thing that differs between two runs
+
+`shards` writes the last three. What an engine keeps beside them stands at the top of its own room.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from duogen_core import __version__
+from duogen_core.data.runs.log import MAX_RUN_BYTES, is_whole, json_lines
+from duogen_core.document import plain_json
+from duogen_core.document.store import write_atomically
+from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
+
+Result = TypeVar("Result")
+VERSION = 1  # of every run.json
+_BEGIN_ANEW = "choose another --out, or remove the folder"
+FOLDERS = ("shards", "logs", "times")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    folder: Path
+
+    def tar(self, shard: int) -> Path:
+        return self.folder / "shards" / f"{shard:05d}.tar"
+
+    def log(self, shard: int) -> Path:
+        return self.folder / "logs" / f"{shard:05d}.jsonl"
+
+    def times(self, shard: int) -> Path:
+        return self.folder / "times" / f"{shard:05d}.json"
+
+    def is_done(self, shard: int) -> bool:
+        """Whether its log stands there to the end; a loss of power may leave one that does not."""
+        return is_whole(self.log(shard))
+
+    def entries_of(self, shards: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """What the logs of done shards say, so that a run that goes on reports all that it holds."""
+        for shard in shards:
+            yield from json_lines(self.log(shard))
+
+    def sweep(self, shard: int | None = None) -> None:
+        """Removes what a killed run left half written; of one shard only where others may be another process's."""
+        names = ".*.duogen-tmp" if shard is None else f".{shard:05d}.*.duogen-tmp"
+        for folder in FOLDERS:
+            for file in (self.folder / folder).glob(names):
+                file.unlink(missing_ok=True)
+
+
+def begin_run(folder: Path, kind: str, identity: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
+    """Makes the folder with its run.json, or goes on with it if it was begun with the same identity."""
+    whole = plain_json({**identity, "duogen": __version__}, "identity")
+    if (folder / "run.json").exists():
+        found = read_run(folder, kind, lambda value: dict(value["identity"]))
+        if found != whole:
+            named = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
+            raise DuoGenError(
+                f"{folder} was begun with other values of {', '.join(named)}; give the same again to go on with it, or "
+                "choose another folder, or remove this one."
+            )
+        return
+    make_folders(folder)
+    write_run(folder, kind, {**(more or {}), "identity": whole})
+
+
+def check_unused(folder: Path, left: Sequence[str] = ()) -> None:
+    """Refuses a folder with anything in it but what a kill leaves of a run that had no run.json yet.
+
+    left: names that the engine makes before that, besides folders without files.
+    """
+
+    def is_left(entry: Path) -> bool:
+        if entry.name in FOLDERS:
+            return entry.is_dir() and next(entry.iterdir(), None) is None
+        return entry.name in left or entry.name.endswith(".duogen-tmp")
+
+    if folder.exists() and not all(map(is_left, folder.iterdir())):
+        raise DuoGenError(f"The folder {folder} has something else in it; choose another --out, or empty it first.")
+
+
+def check_same(folder: Path, found: str, digest: str) -> None:
+    if found != digest:
+        raise DuoGenError(
+            f"{folder} holds a run with other inputs, rules or shard sizes; choose another --out, or give the same "
+            "ones to go on with it."
+        )
+
+
+def make_folders(folder: Path, names: Sequence[str] = ()) -> None:
+    try:
+        for name in ("", *names):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DuoGenError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
+
+
+def write_plan(
+    folder: Path, name: str, groups: Iterable[tuple[Mapping[str, Any], Iterable[Any]]], size: int
+) -> tuple[int, int]:
+    """Cuts the items of each group into shards of this size; how many items and shards there are.
+
+    A group is what its lines say of it, and its items: these stand under `name`.
+    """
+    count = shards = 0
+    temporary = folder / ".plan.jsonl.duogen-tmp"
+    with temporary.open("w", encoding="utf-8") as lines:
+        for about, items in groups:
+            rest = iter(items)
+            while here := list(islice(rest, size)):
+                lines.write(json.dumps({"shard": shards, **about, "first": count, name: here}) + "\n")
+                count, shards = count + len(here), shards + 1
+    temporary.replace(folder / "plan.jsonl")
+    return count, shards
+
+
+def read_plan(folder: Path, shards: int, use: Callable[[dict[str, Any]], Result]) -> Iterator[tuple[int, Result]]:
+    """What `use` makes of every line of plan.jsonl, with the byte at which the line begins."""
+    place = count = 0
+    try:
+        lines = (folder / "plan.jsonl").open("rb")
+    except OSError as error:
+        raise DuoGenError(f"{folder / 'plan.jsonl'} cannot be read ({error.strerror}); {_BEGIN_ANEW}.") from None
+    with lines:
+        for line in lines:
+            yield place, read_plan_line(folder, line, use)
+            place, count = place + len(line), count + 1
+    if count != shards:
+        raise DuoGenError(f"{folder / 'plan.jsonl'} is damaged: it has {count} shards of {shards}; {_BEGIN_ANEW}.")
+
+
+def read_plan_line(folder: Path, line: bytes, use: Callable[[dict[str, Any]], Result]) -> Result:
+    """What `use` makes of a line of plan.jsonl; one that is damaged is a sentence."""
+    try:
+        return use(json.loads(line))
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise DuoGenError(f"{folder / 'plan.jsonl'} is damaged: {line[:60]!r} is no shard; {_BEGIN_ANEW}.") from None
+
+
+def write_run(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
+    value = {"format": f"duogen-{kind}-run", "version": VERSION, **values}
+    write_atomically(folder / "run.json", (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_run(folder: Path, kind: str, use: Callable[[dict[str, Any]], Result]) -> Result:
+    """What `use` makes of run.json: a field that it lacks, or that is of another kind, is the file's fault."""
+    if not (folder / "run.json").exists():
+        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `data {_command(kind)}` made.")
+    value = read_json(folder / "run.json", limit=MAX_RUN_BYTES)
+    try:
+        if value["format"] != f"duogen-{kind}-run" or value["version"] != VERSION:
+            raise KeyError("format")
+        return use(value)
+    except DuoGenError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DuoGenError(
+            f"{folder / 'run.json'} cannot be read ({error}); was it made by `data {_command(kind)}`?"
+        ) from None
+
+
+def _command(kind: str) -> str:
+    return kind.replace("-", " ")

@@ -1,0 +1,107 @@
+"""A run of any engine to look at: one HTML file with documents that were kept and entries that each rule refused.
+
+In: the folder of a run, or of its steps (see `run_log`). Documents come from its shards, entries from its logs. (The
+reports `web.report` and `pairs.report` show the input too, because they look at it again.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from duogen_core.data.runs.log import RunLog, open_logs, rule_of
+from duogen_core.data.runs.report_parts import (
+    Spread,
+    badge,
+    thumbnail,
+    tiles_of,
+    write_page,
+)
+from duogen_core.data.runs.yields import surveys, text
+from duogen_core.document import Document, Picture, Text
+
+SIDE = 260  # longest side of a thumbnail
+SHOWN = 1200  # characters of a refused entry
+CAPTIONS = ("prompt", "caption", "alt")  # of a picture's meta, the first that it has
+
+
+def write_report(folder: Path, file: Path, samples: int = 50) -> None:
+    found, empty = surveys(open_logs(folder))
+    body = []
+    for each in found:
+        body.append(f"<h2>{escape(each.log.folder.name)}</h2><pre>{escape(text(each))}</pre>")
+        body += _documents(each.log, samples)
+        body += _entries(each.log, samples)
+    for log in empty:
+        body.append(f"<h2>{escape(log.folder.name)}</h2><p>begun, and nothing is finished yet</p>")
+    write_page(file, folder, body)
+
+
+def _documents(log: RunLog, samples: int) -> Iterable[str]:
+    """Documents of the shards that are whole."""
+    from duogen_core.data.sources import Sample, open_source
+
+    if not next((log.folder / "shards").glob("*.tar"), None):
+        return
+    if all(map(rule_of, log.lines())):  # the shards hold no sample, which a source refuses
+        yield "<h3>Documents: none was kept</h3>"
+        return
+    source = open_source(f"webdataset:{log.folder / 'shards'}")
+    chosen = Spread(samples)
+    for index in range(len(source)):
+        chosen.add(index)
+    yield f"<h3>Documents: {min(samples, len(source))} of {len(source):,}</h3>"
+    for index, _ in chosen:
+        found = source.read(index)
+        if isinstance(found, Sample):
+            yield _document(found.document)
+
+
+def _document(document: Document) -> str:
+    about = escape(_brief(document.meta))
+    first = " ".join(document.turns[0].text.split())
+    parts = []
+    for turn in document.turns:
+        parts.append(f"<h4>{turn.role}</h4>")
+        parts += [f"<p>{escape(part.text)}</p>" if isinstance(part, Text) else _picture(part) for part in turn.parts]
+    start = escape(first[:160] or "a picture")
+    return f"<details><summary>{start}</summary><p><small>{about}</small></p>{''.join(parts)}</details>"
+
+
+def _picture(picture: Picture) -> str:
+    caption = escape(next((str(picture.meta[name]) for name in CAPTIONS if picture.meta.get(name)), ""))
+    size = f"{picture.size[0]}x{picture.size[1]}"
+    below = f"<figcaption><small>{size} {caption}</small></figcaption>"
+    return f"<figure>{thumbnail(picture.pixels, SIDE)}{below}</figure>"
+
+
+def _entries(log: RunLog, samples: int) -> Iterable[str]:
+    """Entries by the rule that refused them; of the kept ones, those of a step that makes no documents."""
+    groups: dict[str, Spread] = defaultdict(lambda: Spread(samples))
+    with_shards = (log.folder / "shards").is_dir()
+    for index, entry in enumerate(log.lines()):
+        rule = rule_of(entry)
+        if rule or not with_shards:
+            groups[rule].add(index, entry)
+    for rule, found in groups.items():
+        yield tiles_of(rule, [_entry(entry, rule) for _, entry in found])
+
+
+def _entry(entry: Mapping[str, Any], rule: str) -> str:
+    rest = {name: item for name, item in entry.items() if name not in ("kept", "rule", "value", "stage")}
+    return f"<div class=page>{badge(rule, entry.get('value'))}<p>{escape(_brief(rest))}</p></div>"
+
+
+def _brief(value: Mapping[str, Any]) -> str:
+    """The fields of a JSON object, a line each."""
+    lines = [
+        f"{name}: {item if isinstance(item, (str, int, float)) else json.dumps(item, ensure_ascii=False)}"
+        for name, item in value.items()
+        if item not in (None, "", [], {})
+    ]
+    whole = "\n".join(lines)
+    return whole if len(whole) <= SHOWN else f"{whole[:SHOWN]} …"

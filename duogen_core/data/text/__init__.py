@@ -1,0 +1,1 @@
+"""Text of the data engines: its language, near duplicates, personal data, sets of words."""

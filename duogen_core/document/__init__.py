@@ -1,0 +1,23 @@
+"""The Document: the one value that flows everywhere, and how it is kept.
+
+document.py      turns of text and pictures; immutable, checked when made
+picture_file.py  bytes of a picture file <-> pixels
+picture_end.py   whether a picture file is whole
+reading.py       a folder, a document.json or a .zip -> Document, read strictly
+store.py         Document -> a folder or a .zip, whole or not at all
+"""
+
+from duogen_core.document.document import (
+    MAX_DEPTH,
+    ROLES,
+    Document,
+    Part,
+    Picture,
+    Role,
+    Text,
+    Turn,
+    is_text,
+    plain_json,
+)
+
+__all__ = ["MAX_DEPTH", "ROLES", "Document", "Part", "Picture", "Role", "Text", "Turn", "is_text", "plain_json"]

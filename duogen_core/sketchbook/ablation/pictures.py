@@ -1,0 +1,109 @@
+"""How well an arm draws: single pictures in the ideal context of their case, and whole answers of its own.
+
+In the ideal context text and earlier pictures are the case's own, so that only connector and DiT are judged; every arm
+draws the same pictures from the same noise. Each figure is a list with one value a case, so that two arms can be
+compared case by case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import torch
+
+from duogen_core.checkpoint import Components
+from duogen_core.document import Document, Picture
+from duogen_core.pipeline import Draughtsman, Settings, generate
+from duogen_core.sampling import initial_noise
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.evaluation import cases
+from duogen_core.sketchbook.picture_scores import score_pictures
+from duogen_core.sketchbook.scores import score
+
+NOISE = (0.5, 0.75, 0.9, 0.97)  # times at which the velocity is looked at
+Values = dict[str, list[float]]
+Say = Callable[[int, int], object]  # (done, of how many)
+
+
+def silent(done: int, of: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Picture `index` of the ideal answer of a case, and all that comes before it."""
+
+    case: Case
+    index: int
+
+    @property
+    def ideal(self) -> Picture:
+        return self.case.document.last_turn.pictures[self.index]
+
+    @property
+    def context(self) -> Document:
+        *earlier, turn = self.case.document.turns
+        places = [k for k, part in enumerate(turn.parts) if isinstance(part, Picture)]
+        return Document((*earlier, replace(turn, parts=turn.parts[: places[self.index]])))
+
+
+def spots(groups: Sequence[str], count: int, seed: int) -> list[Spot]:
+    """`count` a group, taking turns; of an answer with many pictures any one after the first."""
+    found = []
+    for number, (_, case) in enumerate(cases(count * len(groups), seed, groups)):
+        last = len(case.document.last_turn.pictures) - 1
+        found.append(Spot(case, Random(f"ablation-{seed}-{number}").randint(min(1, last), last)))
+    return found
+
+
+@torch.inference_mode()
+def drawn_in_context(components: Components, settings: Settings, chosen: Sequence[Spot], say: Say = silent) -> Values:
+    """right, kept, psnr (dB) of every spot, per family as "guide.right" and, of psnr, over all."""
+    found: Values = {}
+    for number, spot in enumerate(chosen):
+        say(number, len(chosen))
+        pixels = Draughtsman(components, settings).draw(spot.context, seed=number)
+        one = score_pictures([spot.case], [pixels], [spot.index])
+        for name in ("right", "kept", "psnr"):
+            found.setdefault(f"{spot.case.family}.{name}", []).append(one[name])
+        found.setdefault("psnr", []).append(one["psnr"])
+    return found
+
+
+@torch.inference_mode()
+def velocity_errors(components: Components, chosen: Sequence[Spot]) -> Values:
+    """Held-out flow-matching loss: mean squared error of the velocity (with the text), mean over the times NOISE."""
+    found: Values = {"loss": []}
+    for number, spot in enumerate(chosen):
+        draughtsman = Draughtsman(components, Settings())
+        x0 = draughtsman.latent(spot.ideal)
+        noise = initial_noise(number, tuple(x0.shape))
+        positive, _ = draughtsman.branches(spot.context)
+        errors = []
+        for t in NOISE:
+            v = positive(t * noise + (1 - t) * x0, torch.tensor([t]))
+            errors.append(float((v - (noise - x0)).square().mean()))
+        found["loss"].append(sum(errors) / len(errors))
+    return found
+
+
+def answered(
+    components: Components, settings: Settings, groups: Sequence[str], count: int, seed: int, say: Say = silent
+) -> Values:
+    """The checks of whole answers, the model's own words and pictures, under "own <check>"; and seconds a picture."""
+    found: Values = {}
+    chosen = cases(count * len(groups), seed, groups)
+    for number, (_, case) in enumerate(chosen):
+        say(number, len(chosen))
+        begun = time.perf_counter()
+        document = generate(components, case.prompt, replace(settings, seed=number * 10))
+        seconds = time.perf_counter() - begun
+        for name, value in score(case, document).checks.items():
+            found.setdefault(f"own {name}", []).append(value)
+        pictures = len(document.pictures) - len(case.prompt.pictures)
+        if pictures:
+            found.setdefault("seconds", []).append(seconds / pictures)
+    return found

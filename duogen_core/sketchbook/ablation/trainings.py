@@ -1,0 +1,187 @@
+"""One training of the table: the common start, the arm's changes, the same budget.
+
+Stage 2: a DiT that has so far learnt single pictures from words (`start`: there attention between pictures, references
+and guidance's negative make no difference, so it favours no arm), and a new connector. VAE, language model and prepared
+documents are the same for all. Stage 1: the model's own language model trained on, with Sketchbook's tasks and, where
+they are mixed in, wordless edits (alignment.py).
+In: the settings of the ablation. Out: run folders <out>/seed-0/<name>, with export/; a finished one is only read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from duogen_core.checkpoint import Components, resolve_model, vae_path
+from duogen_core.connector import Connector
+from duogen_core.dit import load_dit
+from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.mllm import family_of
+from duogen_core.sketchbook.ablation import alignment
+from duogen_core.sketchbook.ablation.arms import QUESTIONS, TRAININGS, Question
+from duogen_core.training import stage1, stage2
+from duogen_core.training.checkpoints import write_text
+from duogen_core.training.command import RunConfig
+from duogen_core.training.config import ConfigError
+from duogen_core.training.curve import read_lines
+from duogen_core.training.loop import Run
+from duogen_core.training.stage1 import Stage1Config
+from duogen_core.training.stage2 import Stage2Config
+
+RECORD = "trained.json"
+HEAD = 32  # width of a head of the DiT
+RECALL = 0.5  # weight of the read-outs that the bundled language model was trained with
+START = "start"
+FAMILIES = {"guide": 0.4, "edit": 0.35, "draw": 0.25}
+WORDS = {"guide": 0.2, "edit": 0.2, "continue": 0.1, "draft": 0.15, "undrafted": 0.15, "describe": 0.2}
+
+
+@dataclass(kw_only=True)
+class AblationConfig(RunConfig):
+    """`minutes` and `steps` are an arm's; times taken on a busy machine are not equal, steps are."""
+
+    out: Path = Path("runs/ablation")
+    model: str = "duogen-tiny"  # its VAE and language model serve all arms
+    seeds: int = 1  # trainings of each arm, with seeds counting up from `seed`
+    only: tuple[str, ...] = ()  # questions; none: all
+    start: float = 4.0  # budget of the common start of stage 2, in arms
+    cases: int = 40  # of each task, to measure with
+    own: int = 20  # guides that an arm answers with words and pictures of its own; 0: none
+    draw_steps: int = 8  # of sampling, to measure with
+    layers: int = 4  # of the DiT
+    heads: int = 4
+    shards: int = 16  # of 256 documents each, prepared once for all arms
+    frames: int = 24  # of a batch
+    lr: float = 3e-3
+    families: dict[str, float] = field(default_factory=lambda: dict(FAMILIES))  # of stage 2
+    words: dict[str, float] = field(default_factory=lambda: dict(WORDS))  # of stage 1
+    batch: int = 16  # conversations a step of stage 1
+    alignment: int = 1024  # documents of alignment data
+    alignment_share: float = 0.5  # of what stage 1 reads, where they are mixed in
+    warmup: int = 60
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.only) - set(QUESTIONS))
+        if unknown:
+            raise ConfigError(f"The ablation has no question '{unknown[0]}'; it has {', '.join(QUESTIONS)}.")
+        for name in ("seeds", "cases", "draw_steps", "shards", "alignment"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"'{name}' is {getattr(self, name)}; expected 1 or more.")
+        if not 0 < self.alignment_share < 1:
+            raise ConfigError(f"'alignment_share' is {self.alignment_share}; expected a number between 0 and 1.")
+
+    @property
+    def asked(self) -> dict[str, Question]:
+        return {name: question for name, question in QUESTIONS.items() if not self.only or name in self.only}
+
+    @property
+    def base(self) -> Path:
+        return resolve_model(self.model)
+
+
+def folder_of(config: AblationConfig, name: str, seed: int) -> Path:
+    return config.out / f"seed-{seed}" / name
+
+
+def needed(config: AblationConfig) -> list[str]:
+    """Names of the trainings, in the order in which they are due."""
+    names = list(dict.fromkeys(arm.training for question in config.asked.values() for arm in question.arms))
+    drawing = any(TRAININGS[name].stage == "stage2" for name in names)
+    return [START, *names] if drawing else names
+
+
+def trained(config: AblationConfig, name: str, seed: int) -> dict[str, Any] | None:
+    """{"steps", "seconds", "loss"} of a finished training, else None."""
+    record = folder_of(config, name, seed) / RECORD
+    return json.loads(record.read_text("utf-8")) if record.is_file() else None
+
+
+def train(config: AblationConfig, name: str, seed: int) -> Run:
+    """To the end, or until it is stopped; an unfinished one is continued."""
+    if name == START or TRAININGS[name].stage == "stage2":
+        settings: Any = stage2_config(config, name, seed)
+        if name != START:
+            settings = replace(settings, init=new_start(config, settings, seed))
+        run = stage2.train(settings)
+    else:
+        run = stage1.train(stage1_config(config, name, seed))
+    if not run.interrupted:
+        losses = [line["loss"] for line in read_lines(run.folder / "metrics.jsonl") if "loss" in line]
+        last = losses[-max(1, len(losses) // 10) :]
+        record = {"steps": run.step, "seconds": round(run.elapsed, 1), "loss": round(sum(last) / len(last), 4)}
+        write_text(run.folder / RECORD, json.dumps(record) + "\n")
+    return run
+
+
+def shared(config: AblationConfig, seed: int, budget: float = 1.0) -> dict[str, Any]:
+    """What the settings of all trainings have in common."""
+    names = ("threads", "warmup", "checkpoint_minutes", "log_every", "tensorboard", "bf16")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "minutes": config.minutes and config.minutes * budget,
+        "steps": config.steps and max(1, round(config.steps * budget)),
+        "seed": seed,
+    }
+
+
+def stage2_config(config: AblationConfig, name: str, seed: int) -> Stage2Config:
+    first = name == START
+    changes: dict[str, Any] = {"families": {"draw": 1.0}, "drop_text": 0.0} if first else TRAININGS[name].changes
+    values = {
+        "out": folder_of(config, name, seed),
+        "vae": vae_path(config.base),
+        "mllm": config.base / "mllm",
+        "documents": config.out / ("documents-start" if first else "documents"),
+        "shards": max(1, config.shards // 2) if first else config.shards,
+        "families": config.families,
+        "layers": config.layers,
+        "heads": config.heads,
+        "cross_width": HEAD * config.heads,
+        "frames": config.frames,
+        "lr": config.lr,
+        "alone": 1.0,
+        "sample_minutes": 0.0,
+    }
+    return Stage2Config(**{**values, **shared(config, seed, config.start if first else 1.0), **changes})
+
+
+def new_start(config: AblationConfig, settings: Stage2Config, seed: int) -> Path:
+    """The DiT of the common start and a new connector of this arm, as a folder to start from."""
+    folder = settings.out / "init"
+    shape = json.loads((config.base / "connector" / "config.json").read_text("utf-8"))
+    torch.manual_seed(seed)
+    _, connector = stage2.new_models(settings, shape["num_layers"], shape["hidden_size"])
+    connector.save_pretrained(folder / "connector")
+    PackedCosmos.from_pretrained(folder_of(config, START, seed) / "export" / "dit").save_pretrained(folder / "dit")
+    return folder
+
+
+def stage1_config(config: AblationConfig, name: str, seed: int) -> Stage1Config:
+    """Both arms are given the same sources; whether alignment data is read is a setting of stage 1."""
+    edits = alignment.make(config.out / "alignment", config.alignment, config.seed)
+    share = config.alignment_share
+    values = {
+        "out": folder_of(config, name, seed),
+        "init": config.base / "mllm",
+        "data": [
+            {"source": "sketchbook", "families": dict(config.words), "weight": 1 - share},
+            {"source": f"documents:{edits}", "alignment": True, "weight": share},
+        ],
+        "batch": config.batch,
+        "recall_weight": RECALL,
+        "eval_cases": 0,
+        "sample_minutes": 0.0,
+    }
+    return Stage1Config(**{**values, **shared(config, seed), **TRAININGS[name].changes})
+
+
+def components(config: AblationConfig, name: str, seed: int, base: Components) -> Components:
+    """The model with what this training has made."""
+    export = folder_of(config, name, seed) / "export"
+    if TRAININGS[name].stage == "stage1":
+        return replace(base, mllm=family_of(export).from_pretrained(export))
+    return replace(base, connector=Connector.from_pretrained(export / "connector"), dit=load_dit(export / "dit").eval())

@@ -1,0 +1,88 @@
+"""The small MLLM from nothing: first the language, then the eyes. Where a large one would be downloaded.
+
+    python -m duogen_core train pretrain out=runs/pretrain minutes=30 vision.minutes=12
+
+1. <out>: next-token loss on assistant turns and, with a smaller weight, on the user's text, so that the language itself
+   is learnt too; the vision tower rests.
+2. <out>/vision: the tower learns to be the language model's words for what it sees (vision.py).
+Out: <out>/export, where stage1.py begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from duogen_core.data.sources.nearest import unknown
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
+from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
+from duogen_core.sketchbook.tokenizer import sketchbook_tokenizer
+from duogen_core.sketchbook.vision import VisionConfig, warm_up
+from duogen_core.training.command import add_arguments_for, run_command
+from duogen_core.training.config import ConfigError
+from duogen_core.training.loop import Run
+from duogen_core.training.mllm import MllmConfig, Trainer, export
+from duogen_core.training.mllm_data import evaluation_cases
+from duogen_core.training.samples import ideal_answers, write_answers
+
+
+@dataclass(kw_only=True)
+class PretrainConfig(MllmConfig):
+    out: Path = Path("runs/pretrain")
+    user_weight: float = 0.3  # of the user's text
+    vocab_size: int = 1024
+    tokenizer_cases: int = 4000
+    sizes: Mapping[str, Any] = field(default_factory=dict)  # of new_model
+    vision: VisionConfig = field(default_factory=VisionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = [name for name, each in signature(new_model).parameters.items() if each.kind is each.KEYWORD_ONLY]
+        for name in self.sizes:
+            if name not in known:
+                raise ConfigError(unknown("'sizes': the setting", name, known))
+
+
+def train(config: PretrainConfig) -> Run:
+    """Both phases; returns the last run, whose `interrupted` tells whether it got to its end."""
+    torch.manual_seed(config.seed)
+    folder = config.out / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        sketchbook_tokenizer(config.seed, config.tokenizer_cases, config.vocab_size).save_pretrained(folder)
+    tokenizer, processor = load_tokenizer(folder), small_image_processor(config.sizes.get("patch_size", 16))
+    model = new_model(tokenizer, **config.sizes)
+    mllm = Qwen25VL(model, tokenizer, processor)
+    run = Trainer(mllm, config).run(config.user_weight)
+    if run.interrupted:
+        return run
+    ideals = ideal_answers(evaluation_cases(1))
+    run = warm_up(
+        model,
+        tokenizer,
+        config.out / "vision",
+        config.vision,
+        seed=config.seed,
+        bf16=config.bf16,
+        show=lambda run: write_answers(mllm, ideals, run.folder, run.step),
+        show_minutes=config.sample_minutes,
+        device=config.device,
+        log_every=config.log_every,
+        checkpoint_minutes=config.checkpoint_minutes,
+        tensorboard=config.tensorboard,
+    )
+    export(model, tokenizer, processor, config.out / "export")
+    return run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments_for(parser, PretrainConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_command(args, PretrainConfig, train)

@@ -1,0 +1,102 @@
+"""edit: change one thing of a picture -> one sentence that says what is now different, and the picture.
+
+The picture comes from the user, or is the assistant's own of the turn before.
+truth: {"operation": "recolour" | "remove" | "add" | "move" | "background", "before": scene, "after": scene}.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from duogen_core.document import Picture
+from duogen_core.sketchbook.cases import Case, scene_to_dict
+from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.scene import COLOURS, Scene
+from duogen_core.sketchbook.tasks import draw
+from duogen_core.sketchbook.tasks.common import (
+    PLACES,
+    Canvas,
+    a_shape,
+    allowed,
+    article,
+    assistant_turn,
+    conversation,
+    pick_count,
+    random_scene,
+    random_shape,
+    reference,
+    shape_words,
+    user_cell,
+    user_colour,
+    user_place,
+    user_size,
+    user_turn,
+)
+
+OPERATIONS = {"recolour": 0.26, "remove": 0.18, "add": 0.24, "move": 0.18, "background": 0.14}
+REQUESTS = {
+    "recolour": ("Make {} {}.", "Change the colour of {} to {}.", "Paint {} {}.", "Can you make {} {}?"),
+    "remove": ("Remove {}.", "Take {} away.", "Delete {}.", "Please erase {}.", "Can you remove {}?"),
+    "add": ("Add {}.", "Please add {}.", "Draw {} as well.", "Can you add {}?", "Put {} into the picture."),
+    "move": ("Move {} {}.", "Please move {} {}.", "Shift {} {}.", "Can you move {} {}?"),
+    "background": ("Make the background {}.", "Change the background to {}.", "Paint the background {}."),
+}
+Edit = tuple[Scene, str, str]  # the scene after it, the request, the answer
+
+
+def recolour(rng: Random, scene: Scene) -> Edit:
+    shape = rng.choice(scene.shapes)
+    taken = (shape.colour, scene.background)
+    colour = rng.choice([c for c in COLOURS if c not in taken and allowed(c, shape.kind)])
+    after = scene.remove(shape).add(replace(shape, colour=colour))
+    text = rng.choice(REQUESTS["recolour"]).format(reference(rng, scene, shape), user_colour(rng, colour))
+    return after, text, f"Done: the {shape_words(shape)} is now {colour}."
+
+
+def remove(rng: Random, scene: Scene) -> Edit:
+    shape = rng.choice(scene.shapes)
+    text = rng.choice(REQUESTS["remove"]).format(reference(rng, scene, shape))
+    return scene.remove(shape), text, f"Done: the {shape_words(shape)} is gone."
+
+
+def add(rng: Random, scene: Scene) -> Edit:
+    shape = random_shape(rng, scene)
+    words = [user_size(rng, shape.size), user_colour(rng, shape.colour), shape.kind]
+    if rng.random() < 0.15:
+        words = words[1:]
+    wanted = f"{article(words[0])} {' '.join(words)} {user_place(rng, shape.cell)}"
+    text = rng.choice(REQUESTS["add"]).format(wanted)
+    return scene.add(shape), text, f"Done: there is now {a_shape(shape)}."
+
+
+def move(rng: Random, scene: Scene) -> Edit:
+    shape = rng.choice(scene.shapes)
+    moved = replace(shape, cell=rng.choice(scene.free_cells))
+    text = rng.choice(REQUESTS["move"]).format(reference(rng, scene, shape), user_cell(rng, moved.cell))
+    return scene.remove(shape).add(moved), text, f"Done: the {shape_words(shape)} is now {PLACES[moved.cell]}."
+
+
+def background(rng: Random, scene: Scene) -> Edit:
+    taken = {scene.background, *(shape.colour for shape in scene.shapes)}
+    colour = rng.choice([c for c in COLOURS if c not in taken])
+    text = rng.choice(REQUESTS["background"]).format(user_colour(rng, colour))
+    return replace(scene, background=colour), text, f"Done: the background is now {colour}."
+
+
+EDITS = {"recolour": recolour, "remove": remove, "add": add, "move": move, "background": background}
+
+
+def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+    """With `held_out`, the picture has a shape of a held-out pair before or after."""
+    operation = rng.choices(list(OPERATIONS), list(OPERATIONS.values()))[0]
+    before = random_scene(rng, pick_count(rng, (0.25, 0.3, 0.25, 0.2)), canvas, held_out=held_out)
+    after, text, answer = EDITS[operation](rng, before)
+    if rng.random() < 0.12 and len(before.shapes) <= 3:  # a second turn of a conversation
+        first, _, sentence = draw.request(rng, before)
+        turns = [user_turn(rng, first), assistant_turn(sentence, Picture(draw_scene(before))), user_turn(rng, text)]
+    else:
+        turns = [user_turn(rng, text, Picture(draw_scene(before)))]
+    document = conversation([*turns, assistant_turn(answer, Picture(draw_scene(after)))])
+    truth = {"operation": operation, "before": scene_to_dict(before), "after": scene_to_dict(after)}
+    return Case("edit", document, truth)

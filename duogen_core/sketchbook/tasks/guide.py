@@ -1,0 +1,96 @@
+"""guide: how to draw a thing, step by step -> a text and a picture per step, the picture growing.
+
+truth: {"thing", "steps": how many, "asked": {part: colour} as requested, "colours": {part: colour} of the ideal answer,
+"parts": part names in order, "canvas"}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+
+from duogen_core.document import Picture
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.tasks.common import (
+    Canvas,
+    assistant_turn,
+    conversation,
+    join,
+    user_colour,
+    user_turn,
+)
+from duogen_core.sketchbook.things import Thing, ideal_picture, things
+
+REQUESTS = (
+    "How do I draw {}?",
+    "How do I draw {}?",
+    "How can I draw {}?",
+    "How do you draw {}?",
+    "Show me how to draw {}.",
+    "Show me how to draw {} step by step.",
+    "Teach me to draw {}.",
+    "Draw {} step by step.",
+    "I want to learn how to draw {}.",
+    "Please explain how to draw {}.",
+    "Please make a guide for drawing {}.",
+)
+INTROS = ("Here is how to draw {} in {} steps.", "You can draw {} in {} steps.")
+STEPS = ("Add {} {}.", "Add {} {}.", "Draw {} {}.")
+CLOSINGS = ("Your {} is finished.", "The {} is done.")
+
+
+def ask_colours(rng: Random, thing: Thing) -> dict[str, str]:
+    """None to three colours that a user names, one a part; all may stand together in one picture."""
+    free = [part.name for part in thing.parts if part.free]
+    count = min(rng.choices((0, 1, 2, 3), (0.3, 0.4, 0.2, 0.1))[0], len(free))
+    chosen = thing.choose_colours(rng)
+    return {name: chosen[name] for name in rng.sample(free, count)}
+
+
+def with_colours(rng: Random | None, thing: Thing, asked: Mapping[str, str]) -> str:
+    """ "a house with a red roof and blue walls"; with `rng` in a user's words."""
+    if not asked:
+        return thing.phrase
+    words = [
+        thing.part(name).phrase(colour if rng is None else user_colour(rng, colour)) for name, colour in asked.items()
+    ]
+    return f"{thing.phrase} with {join(words)}"
+
+
+def step_text(rng: Random, thing: Thing, colours: Mapping[str, str], step: int) -> str:
+    part = thing.parts[step - 1]
+    wording = "Start with {} {}." if step == 1 and rng.random() < 0.4 else rng.choice(STEPS)
+    return f"Step {step}: " + wording.format(part.phrase(colours[part.name]), part.where)
+
+
+def guide_parts(
+    rng: Random, thing: Thing, colours: Mapping[str, str], canvas: Canvas, intro: str, first: int = 1
+) -> list[str | Picture]:
+    """Intro, then text and picture of each step from `first` on, then the closing sentence."""
+    parts: list[str | Picture] = []
+    for step in range(first, thing.steps + 1):
+        text = step_text(rng, thing, colours, step)
+        parts += [f"{intro}\n\n{text}" if step == first else text, Picture(ideal_picture(thing, colours, step, canvas))]
+    return [*parts, rng.choice(CLOSINGS).format(thing.name)]
+
+
+def thing_truth(thing: Thing, asked: Mapping[str, str], colours: Mapping[str, str], canvas: Canvas) -> dict:
+    return {
+        "thing": thing.name,
+        "steps": thing.steps,
+        "parts": [part.name for part in thing.parts],
+        "asked": dict(asked),
+        "colours": dict(colours),
+        "canvas": list(canvas),
+    }
+
+
+def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None) -> Case:
+    """A guide for `thing`, or for a random one. `held_out` changes nothing: its colours never make a held-out pair."""
+    thing = thing or rng.choice(list(things().values()))
+    asked = ask_colours(rng, thing)
+    colours = thing.choose_colours(rng, asked)
+    intro = rng.choice(INTROS).format(with_colours(None, thing, asked), thing.steps)
+    request = rng.choice(REQUESTS).format(with_colours(rng, thing, asked))
+    turns = [user_turn(rng, request), assistant_turn(*guide_parts(rng, thing, colours, canvas, intro))]
+    return Case("guide", conversation(turns), thing_truth(thing, asked, colours, canvas))

@@ -1,0 +1,1 @@
+"""The nodes: their schemas, tooltips and checks, one file per family."""

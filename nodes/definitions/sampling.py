@@ -1,0 +1,108 @@
+"""Sampling as the weights want it: DuoGen Sampler (KSampler that knows the trained steps and cfg), DuoGen Sigmas.
+
+The stock KSampler gives the same picture for the same numbers; these two save looking the numbers up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from . import inputs
+
+CATEGORY = "DuoGen/sampling"
+
+
+class DuoGenSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenSampler",
+            display_name="DuoGen Sampler",
+            category=CATEGORY,
+            description="Draws the picture, as KSampler does, with the steps and the cfg that the checkpoint was made "
+            "for. Shows which picture of how many it is, and a preview unless ComfyUI's preview method is set to none.",
+            search_aliases=["ksampler", "draw", "sample picture"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion transformer; LoRAs and patches around the whole model (shift, RescaleCFG, "
+                    "EasyCache) apply.",
+                ),
+                io.Conditioning.Input("positive", tooltip="What the picture shall show."),
+                io.Conditioning.Input("negative", tooltip="What it is told apart from."),
+                io.Latent.Input("latent_image", tooltip="An empty latent of the picture's size, or one to start from."),
+                inputs.seed("The seed of the noise, as in KSampler."),
+                inputs.steps(),
+                inputs.cfg(),
+                inputs.sampler_name(),
+                inputs.scheduler(),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    advanced=True,
+                    tooltip="Less than 1 keeps something of the latent it starts from.",
+                ),
+            ],
+            outputs=[io.Latent.Output("latent", tooltip="The picture's latent, for VAEDecode.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: list,
+        negative: list,
+        latent_image: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float = 1.0,
+    ) -> io.NodeOutput:
+        from ..host.diffusion_model import STEP_TEXT
+        from ..steps import drawing, live, stages
+
+        steps, cfg = stages.trained_sampling(model, steps, cfg)
+        shown = live.LivePicture(cls.hidden, model, positive[0][1].get(STEP_TEXT, "") if positive else "")
+        latent = drawing.draw(
+            model, positive, negative, latent_image, seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name,
+            scheduler=scheduler, denoise=denoise, on_step=shown.on_step, say=lambda text: live.say(cls.hidden, text),
+        )  # fmt: skip
+        return io.NodeOutput(latent)
+
+
+class DuoGenSigmas(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenSigmas",
+            display_name="DuoGen Sigmas",
+            category=CATEGORY,
+            description="The noise levels that the checkpoint was trained for, with its number of steps, its cfg and "
+            "its solver, for SamplerCustom, SamplerCustomAdvanced and CFGGuider.",
+            search_aliases=["scheduler", "schedule", "basic scheduler"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion transformer that will draw."),
+                inputs.steps(),
+            ],
+            outputs=[
+                io.Sigmas.Output("sigmas", tooltip="Noise levels from the first one down to 0, spaced as in training."),
+                io.Int.Output("steps", tooltip="The number of steps."),
+                io.Float.Output("cfg", tooltip="The cfg that the checkpoint was made for."),
+                io.Sampler.Output("sampler", tooltip="The solver that the checkpoint was made for."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, steps: int) -> io.NodeOutput:
+        from ..steps import schedule, stages
+
+        steps, cfg = stages.trained_sampling(model, steps, 0.0)
+        return io.NodeOutput(schedule.trained_sigmas(model, steps), steps, cfg, schedule.trained_solver(model))

@@ -1,0 +1,280 @@
+"""The DiT as a plain MODEL: a `BaseModel` around the core's packed transformer, for every stock sampler and patch node.
+
+In:  the core's DiT with its weights, its flow shift, and what its VAE's latents look like. Out: a `ModelPatcher`.
+Conditioning: `cross_attn` [1, N, W] (the connector's states); `reference_latents`, a list of [1, 16, 1, h, w] as the
+VAE encodes them, each earlier picture at its own size; `duogen_frame_ends`, for each of them the number of text tokens
+before it. The LATENT is the target alone, [B, 16, 1, h, w]. Timestep: sigma itself, 0..1 (multiplier 1).
+Pattern: ComfyUI's own QwenImage (references) and Anima (Cosmos under `ModelType.FLOW`), comfy/model_base.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.common_dit
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.supported_models_base
+import torch
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
+
+from ..steps.schedule import KarrasFlow
+from . import memory_estimates as room
+from .lora import accept_loras, asks_for_names, with_other_names
+from .model_management import (
+    Precision,
+    convert,
+    make_patcher,
+    working_dtypes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import comfy.model_patcher
+
+    from duogen_core.checkpoint import Sampling
+
+# In the conditioning, beside ComfyUI's own keys:
+FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of text tokens before it
+PICTURE_ENDS = "duogen_picture_ends"  # the same for every picture of the context, whether referred to or not
+PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees a picture
+HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier pictures see
+STEP_TEXT = "duogen_text"  # the paragraph that the picture shows
+COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
+
+
+class PictureLatent(comfy.latent_formats.Wan21):
+    """Wan 2.1's latents; statistics and preview colours may be a checkpoint's own.
+
+    vae_width: of the checkpoint's own VAE; None: Wan 2.1's, as published."""
+
+    def __init__(
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        rgb: tuple[list[list[float]], list[float]] | None = None,
+        vae_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.vae_width = vae_width
+        if mean is not None and std is not None:
+            self.latents_mean = torch.tensor(mean).view(1, -1, 1, 1, 1)
+            self.latents_std = torch.tensor(std).view(1, -1, 1, 1, 1)
+        if rgb is not None:
+            self.latent_rgb_factors, self.latent_rgb_factors_bias = rgb
+            self.taesd_decoder_name = None  # made for Wan's own latents
+
+    def same_as(self, other: PictureLatent) -> bool:
+        """Whether both are of the same VAE, as far as its width and its statistics tell."""
+        return (
+            self.vae_width == other.vae_width
+            and torch.equal(self.latents_mean, other.latents_mean)
+            and torch.equal(self.latents_std, other.latents_std)
+        )
+
+
+class DuoGenConfig(comfy.supported_models_base.BASE):
+    """What BaseModel wants to know about a model. Not registered anywhere: only our loader uses it."""
+
+    unet_extra_config: dict[str, Any] = {}
+    latent_format = PictureLatent
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def __init__(
+        self, width: int, shift: float, latent_format: PictureLatent, duogen_sampling: Sampling | None = None
+    ) -> None:
+        super().__init__({"image_model": "duogen", "in_channels": 16, "disable_unet_model_creation": True})
+        self.sampling_settings = {"multiplier": 1.0, "shift": shift}
+        self.latent_format = latent_format
+        self.duogen_sampling = duogen_sampling  # steps and guidance the weights were made for
+        self.memory_usage_factor = 0.95 * width / COSMOS_2B_WIDTH
+
+    def inpaint_model(self) -> bool:
+        return False
+
+
+class DuoGenModel(comfy.model_base.QwenImage):
+    """ComfyUI's QwenImage already takes references of any size, counts their memory, and, because its layers have
+    diffusers' names as ours have, lets LoRA loaders find them under every prefix that trainers write."""
+
+    def __init__(self, config: DuoGenConfig, dit: torch.nn.Module) -> None:
+        super().__init__(config, comfy.model_base.ModelType.FLOW)
+        wanted = config.duogen_sampling
+        if wanted is not None and wanted.schedule == "karras":
+            self.model_sampling = KarrasFlow(config, wanted.steps)
+        self.diffusion_model = PackedForward.adopt(dit)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Torch's. Only ComfyUI's search for the layers of LoRA files gets keys for their other names as well."""
+        state = super().state_dict(*args, **kwargs)
+        return with_other_names(state) if asks_for_names(sys._getframe(1)) else state
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        text = kwargs.get("cross_attn")
+        width = self.diffusion_model.config.text_embed_dim
+        if text is None or text.shape[-1] != width:
+            from duogen_core.errors import DuoGenError
+
+            found = "has no text states" if text is None else f"has text states of width {text.shape[-1]}"
+            raise DuoGenError(
+                f"This MODEL reads the text states of its own connector, {width} numbers a token, but the "
+                f"CONDITIONING {found}; take it from the DuoGen connector of the same checkpoint."
+            )
+        self._check_references(kwargs.get("reference_latents") or ())
+        out = super().extra_conds(**kwargs)
+        ends = kwargs.get(FRAME_ENDS)
+        if ends is not None:
+            out["frame_ends"] = comfy.conds.CONDConstant(tuple(ends))
+        hidden = kwargs.get(HIDDEN_TEXT)
+        if hidden is not None:
+            out["hidden_text"] = comfy.conds.CONDConstant(tuple(hidden))
+        return out
+
+    def _check_references(self, latents: Sequence[torch.Tensor]) -> None:
+        channels = self.latent_format.latent_channels
+        other = next((latent.shape[1] for latent in latents if latent.shape[1] != channels), None)
+        if other is not None:
+            from duogen_core.errors import DuoGenError
+
+            raise DuoGenError(
+                f"A reference latent has {other} channels, but this MODEL draws in {channels}; encode the pictures "
+                "with the VAE of the same checkpoint."
+            )
+        if any(latent.ndim == 4 for latent in latents):
+            from duogen_core.errors import DuoGenError
+
+            raise DuoGenError(
+                "A reference latent was made by a VAE for still images, such as those of FLUX.1 and SD3, whose latents "
+                "this MODEL cannot read; encode the pictures with the VAE of the same checkpoint."
+            )
+
+    def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
+        """With what a frame-causal DiT keeps of the earlier pictures; both branches share it."""
+        shapes = cond_shapes or {}
+        cells = max((shape[-1] for shape in shapes.get("ref_latents", ())), default=0)
+        size = mm.dtype_size(self.get_dtype_inference())
+        return super().memory_required(input_shape, shapes) + room.of_frame_cache(self.diffusion_model, cells, size)
+
+    def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """ModelSamplingSD3, which people set the shift with, also sets the multiplier to 1000."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+
+class PackedForward:
+    """Gives a DiT of the core ComfyUI's calling convention, by becoming the first base of its class: so its weights
+    keep their names (`diffusion_model.transformer_blocks.0…`), which is what LoRA files go by."""
+
+    frame_cache: Any = None
+
+    @classmethod
+    def adopt(cls, dit: torch.nn.Module) -> torch.nn.Module:
+        dit.__class__ = type(f"ComfyUI{type(dit).__name__}", (cls, type(dit)), {})
+        return dit
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        *,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
+    ) -> torch.Tensor:
+        """x [B, 16, 1, h, w] -> v of the same shape, through what other nodes have put around the model (EasyCache)."""
+        options = transformer_options or {}
+        _refuse_inner_patches(options)
+        around = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._velocity, self, around)
+        return executor.execute(x, timesteps, context, transformer_options=options, **conditions)
+
+    def _velocity(
+        self,
+        x: torch.Tensor,
+        timesteps: torch.Tensor,
+        context: torch.Tensor,
+        ref_latents: list[torch.Tensor] | None = None,
+        frame_ends: tuple[int, ...] | None = None,
+        hidden_text: tuple[int, int] | None = None,
+        **unused: Any,
+    ) -> torch.Tensor:
+        from duogen_core.errors import DuoGenError
+
+        if x.ndim != 5 or x.shape[2] != 1:
+            raise DuoGenError(f"DuoGen draws one picture: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
+        height, width = x.shape[-2:]
+        frames = [self._frame(latent) for latent in (*(ref_latents or ()), x)]
+        ends = list(frame_ends or ())
+        if len(ends) >= len(frames):
+            raise DuoGenError(
+                f"The conditioning names the places of {len(ends)} earlier pictures but brings {len(frames) - 1} "
+                "reference latents; take both from the same context."
+            )
+        # A reference that a stock node added has no place in the text: it stands beside the last one that has.
+        ends += (ends[-1:] or [0]) * (len(frames) - 1 - len(ends))
+        velocity = self.forward_packed(
+            frames, timesteps, context, frame_ends=ends, hidden=hidden_text, cache=self.frame_cache
+        )
+        return velocity[..., :height, :width].unsqueeze(2)
+
+    def _frame(self, latent: torch.Tensor) -> torch.Tensor:
+        """[B, 16, 1, h, w] or [B, 16, h, w] -> [B, 16, h, w], padded to whole patches."""
+        frame = latent[:, :, 0] if latent.ndim == 5 else latent
+        return comfy.ldm.common_dit.pad_to_patch_size(frame, tuple(self.config.patch_size[-2:]))
+
+
+def _refuse_inner_patches(options: Mapping[str, Any]) -> None:
+    """Patches of blocks and of attention are made for the layers of other models: here they would do nothing."""
+    patches = [*(options.get("patches") or {}), *(options.get("patches_replace") or {})]
+    if patches:
+        from duogen_core.errors import DuoGenError
+
+        raise DuoGenError(
+            "A node before the sampler (such as Skip Layer Guidance, Perturbed Attention, ToMe or HyperTile) patches "
+            f"layers inside the model ({', '.join(sorted(set(patches)))}), which DuoGen's diffusion transformer cannot "
+            "apply; take that node out."
+        )
+
+
+def make_model(
+    dit: torch.nn.Module,
+    *,
+    shift: float,
+    latent_format: PictureLatent,
+    sampling: Sampling | None = None,
+    precision: Precision | None = None,
+) -> comfy.model_patcher.ModelPatcher:
+    """The core's DiT -> MODEL. precision: given where its layers have ComfyUI's classes already."""
+    device, offload = mm.get_torch_device(), mm.unet_offload_device()
+    if precision is None:
+        precision = Precision(device, *working_dtypes(dit, device))
+        convert(dit, precision.kept)
+        precision.prepare(dit, {})
+    width = dit.config.num_attention_heads * dit.config.attention_head_dim
+    config = DuoGenConfig(width, shift, latent_format, sampling)
+    config.set_inference_dtype(precision.kept, precision.compute)
+    patcher = make_patcher(DuoGenModel(config, dit), device, offload)
+    accept_loras(patcher)
+    if getattr(dit.config, "attention", "full") == "frame_causal":
+        patcher.add_callback(CallbacksMP.ON_PRE_RUN, _new_cache)
+        patcher.add_callback(CallbacksMP.ON_CLEANUP, _drop_cache)
+    return patcher
+
+
+def _new_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Keys and values of the earlier pictures, for this one sampling run: exact, and gone when it ends."""
+    from duogen_core.dit.frame_cache import FrameCache
+
+    if not patcher.hook_patches:  # weights that change during the run (hook LoRAs) would make it stale
+        patcher.model.diffusion_model.frame_cache = FrameCache()
+
+
+def _drop_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    patcher.model.diffusion_model.frame_cache = None

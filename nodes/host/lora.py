@@ -1,0 +1,144 @@
+"""LoRAs on our MODEL through ComfyUI's own loaders: under which names they find its layers, and what is refused.
+
+In:  a ModelPatcher around a DiT whose layers have diffusers' names. Out: the same, and its clones, which (1) are also
+found by the official names (`blocks.0.self_attn.q_proj`, written by trainers that go by ComfyUI's or NVIDIA's layout),
+(2) raise a sentence where a LoRA has matrices of another size, of which ComfyUI only writes to its log, and (3) say on
+the node when it has nothing for this model. What it has beyond that is a line in the log ("lora key not loaded").
+
+ComfyUI makes the names that a LoRA file may use out of the keys of the model's `state_dict`, in one function
+(`comfy.lora.model_lora_keys_unet`) with no way in for a pack. That function is everybody's, so it stays as it is. Our
+model answers it, and nobody else, with keys for the other names as well (`with_other_names`); patches then come under
+those keys, and the patcher puts them where they belong (`accept_loras`).
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import comfy.utils
+import comfy.weight_adapter
+from comfy.patcher_extension import CallbacksMP
+from comfy_execution.utils import get_executing_context
+
+if TYPE_CHECKING:
+    import comfy.model_patcher
+    import torch
+
+PREFIX = "diffusion_model."
+ASKS_FOR_NAMES = "model_lora_keys_unet"
+NOTHING_FOUND = (
+    "This LoRA changes nothing here: none of its layers is one of this MODEL's. (PEFT's adapter_model has its scale in "
+    "another file: python -m duogen_core convert FOLDER NAME.safetensors makes one file of both.)"
+)
+logger = logging.getLogger(__name__)
+
+
+def asks_for_names(caller: FrameType | None) -> bool:
+    """Whether it is ComfyUI's function for the names in LoRA files that wants the keys of the model."""
+    return caller is not None and caller.f_code.co_name == ASKS_FOR_NAMES
+
+
+def with_other_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state`, and each layer's weight again under a key for each other name of the layer."""
+    return {**state, **{other: state[key] for other, key in _other_keys(state).items()}}
+
+
+def _other_keys(state: Mapping[str, Any]) -> dict[str, str]:
+    """{key for another name of a layer: its key}, for example {"diffusion_model.blocks.0.mlp.layer1.weight":
+    "diffusion_model.transformer_blocks.0.ff.net.0.proj.weight"}."""
+    found = {}
+    for key in state:
+        if key.startswith(PREFIX) and key.endswith(".weight"):
+            for name in other_names(key.removeprefix(PREFIX).removesuffix(".weight")):
+                found[f"{PREFIX}{name}.weight"] = key
+    return found
+
+
+def other_names(layer: str) -> Iterator[str]:
+    """What LoRA files call a layer of the DiT, beyond its own name. Of each of these ComfyUI makes more: with
+    `transformer.` and `diffusion_model.` before it, and with underscores, after `lora_unet_` and `lycoris_`."""
+    from duogen_core.weights.cosmos_keys import to_official
+
+    yield f"lora_transformer_{layer.replace('.', '_')}"
+    official = to_official(f"{layer}.weight").removeprefix("net.").removesuffix(".weight")
+    if official != layer:
+        yield from (official, f"net.{official}", f"lora_transformer_{official.replace('.', '_')}")
+
+
+def accept_loras(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """Patches under the other names reach the layers of this patcher and of its clones."""
+    _look_at_patches(patcher)
+    patcher.add_callback(CallbacksMP.ON_CLONE, lambda original, clone: _look_at_patches(clone))
+
+
+def _look_at_patches(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    owner = weakref.ref(patcher)  # a patcher that held itself would not be freed when its last user goes
+
+    def own_patches(patches: Mapping[Any, Any]) -> tuple[Any, dict[Any, Any]]:
+        own = owner()
+        assert own is not None
+        keys = _own_keys(own, patches)
+        _check(own, patches, keys)
+        return own, keys
+
+    # Both return the keys that the model has, as they were given.
+    def add_patches(patches: Mapping[Any, Any], *args: Any, **kwargs: Any) -> list[Any]:
+        own, keys = own_patches(patches)
+        taken = set(type(own).add_patches(own, {keys[key]: patches[key] for key in patches}, *args, **kwargs))
+        return [key for key in patches if keys[key] in taken]
+
+    def add_hook_patches(hook: Any, patches: Mapping[Any, Any], *args: Any, **kwargs: Any) -> list[Any]:
+        own, keys = own_patches(patches)
+        mine = {keys[key]: patches[key] for key in patches}
+        taken = set(type(own).add_hook_patches(own, hook, mine, *args, **kwargs))
+        return [key for key in patches if keys[key] in taken]
+
+    patcher.add_patches, patcher.add_hook_patches = add_patches, add_hook_patches
+
+
+def _own_keys(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any]) -> dict[Any, Any]:
+    """{key of a patch: the same with the layer's own name}. A key is a tensor's, or a tuple that begins with it."""
+    weights = _other_keys(patcher.model.state_dict())
+    layers = {other.removesuffix(".weight"): key.removesuffix(".weight") for other, key in weights.items()}
+
+    def own(key: str) -> str:
+        layer, dot, tensor = key.rpartition(".")
+        return f"{layers.get(layer, layer)}{dot}{tensor}"
+
+    return {key: own(key) if isinstance(key, str) else (own(key[0]), *key[1:]) for key in patches}
+
+
+def _check(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any], keys: Mapping[Any, Any]) -> None:
+    """Raise on matrices of another size. Where no layer was found at all, the LoRA may still be one for a CLIP, which
+    stock loaders let pass: that is only told."""
+    from duogen_core.errors import DuoGenError
+
+    if not patches:
+        _tell(NOTHING_FOUND)
+        return
+    state = patcher.model.state_dict()
+    for key, patch in patches.items():
+        own = keys[key]
+        if own in state and isinstance(patch, comfy.weight_adapter.LoRAAdapter):
+            up, down = patch.weights[:2]
+            found = tuple(comfy.utils.get_attr(patcher.model, own).shape)
+            if found != (up.shape[0], *down.shape[1:]):
+                layer = own.removeprefix(PREFIX).removesuffix(".weight")
+                raise DuoGenError(
+                    f"This LoRA is for another size of model: {layer} is for {up.shape[0]}x{down.shape[1]}, the "
+                    f"MODEL's is {'x'.join(map(str, found))}."
+                )
+
+
+def _tell(message: str) -> None:
+    """In the log, and on the node that runs, which is somebody else's."""
+    from server import PromptServer
+
+    logger.warning("DuoGen: %s", message)
+    context = get_executing_context()
+    if context is not None and PromptServer.instance is not None:
+        PromptServer.instance.send_progress_text(message, context.node_id)
