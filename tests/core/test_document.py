@@ -16,13 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError, features
 
-from duogen_core.document import (
-    Document,
-    Picture,
-    Text,
-    Turn,
-    picture_file,
-)
+from duogen_core.document import Document, Picture, Text, Turn, picture_file
 from duogen_core.document.picture_file import MAX_BYTES
 from duogen_core.errors import DuoGenError
 
