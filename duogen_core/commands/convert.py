@@ -28,7 +28,7 @@ STEM = "diffusion_pytorch_model"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from duogen_core.dit.published import CONVENTIONS
-    from duogen_core.weights.quantise import FORMATS
+    from duogen_core.weights.quantised import FORMATS
 
     add = parser.add_argument
     add("file", metavar="FILE", help="what to convert: a .pt, .pth or .safetensors file, or a diffusers folder")
@@ -81,7 +81,7 @@ def _convert_cosmos(
 ) -> str:  # fmt: skip
     from duogen_core.dit.published import NOTE, match_cosmos
     from duogen_core.weights.cosmos_keys import to_official
-    from duogen_core.weights.quantise import quantised_pieces
+    from duogen_core.weights.quantised import quantised_pieces
 
     found = match_cosmos(weights, source, args.convention)
     one_file = target.suffix.lower() == ".safetensors"
@@ -115,7 +115,7 @@ def _diffusers_config(found: CosmosFile) -> dict[str, Any]:
 def _convert_mllm(weights: Any, source: Path, target: Path, kind: str | None, progress: Progress) -> str:
     """The names stay: every loader of these models knows them."""
     from duogen_core.mllm.loading import build, check, what_is
-    from duogen_core.weights.quantise import quantised_pieces
+    from duogen_core.weights.quantised import quantised_pieces
 
     if target.suffix.lower() != ".safetensors":
         raise DuoGenError(
@@ -133,7 +133,7 @@ def _convert_mllm(weights: Any, source: Path, target: Path, kind: str | None, pr
 def _convert_checkpoint(source: Path, target: Path, kind: str | None, progress: Progress) -> str:
     """Everything but the training log; MLLM and DiT in one file each."""
     from duogen_core.checkpoint import DIFFUSERS_STEM, INDEX, check_checkpoint
-    from duogen_core.weights.quantise import quantised_pieces
+    from duogen_core.weights.quantised import quantised_pieces
     from duogen_core.weights.reading import find_weights
     from duogen_core.weights.writing import replacing, write_file
 

@@ -19,14 +19,7 @@ from duogen_core.weights.headers import (
     check_tensors,
     shapes_of,
 )
-from duogen_core.weights.quantised import (
-    check_names,
-    is_extra,
-    layer_formats,
-    plain_entry,
-    unified,
-    use_scaled_linear,
-)
+from duogen_core.weights.quantised import check_names, is_extra, layer_formats, plain_entry, unified, use_scaled_linear
 from duogen_core.weights.reading import (
     STEMS,
     WeightFiles,

@@ -176,12 +176,7 @@ def open_cosmos(path: str | os.PathLike, convention: str | None = None) -> Cosmo
 def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> CosmosFile:
     """weights: WeightFiles, or what else has files, entries, metadata and notes. path: as the user named them."""
     from duogen_core.dit.cosmos import PackedCosmos
-    from duogen_core.weights.quantised import (
-        check_names,
-        is_extra,
-        layer_formats,
-        plain_entry,
-    )
+    from duogen_core.weights.quantised import check_names, is_extra, layer_formats, plain_entry
 
     layout = keys.layout_of(weights.entries)
     if layout is None:

@@ -14,8 +14,7 @@ from duogen_core.checkpoint import load_checkpoint, save_checkpoint
 from duogen_core.dit.published import open_cosmos
 from duogen_core.errors import DuoGenError
 from duogen_core.weights import writing
-from duogen_core.weights.quantise import FORMATS, quantise
-from duogen_core.weights.quantised import ScaledLinear, layer_formats
+from duogen_core.weights.quantised import FORMATS, ScaledLinear, layer_formats, quantise
 from duogen_core.weights.reading import find_weights
 from tests.core.test_formats_cosmos import official, tiny
 from tests.core.tiny import random_components, request
