@@ -20,13 +20,7 @@ from dataclasses import dataclass
 from duogen_core import pipeline
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.chat import (
-    IM_END,
-    IM_START,
-    IMAGE_PAD,
-    VISION_END,
-    VISION_START,
-)
+from duogen_core.mllm.chat import IM_END, IM_START, IMAGE_PAD, VISION_END, VISION_START
 from duogen_core.mllm.prompted import MarkedStream, Prompted
 
 PLAIN, QWEN = "plain text", "Qwen chat"

@@ -25,6 +25,7 @@ from duogen_core.document import Document
 from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.mllm.chat import (
     Layout,
+    TextStream,
     control_ids,
     control_set,
     has_bov,
@@ -32,9 +33,9 @@ from duogen_core.mllm.chat import (
     layout,
     picture_grid,
     picture_patches,
+    token_bytes,
 )
 from duogen_core.mllm.prompted import MarkedStream, Prompted
-from duogen_core.mllm.text_stream import TextStream, token_bytes
 
 if TYPE_CHECKING:
     from duogen_core.weights.quantised import Prepare

@@ -21,7 +21,7 @@ from duogen_core.document import (
     Text,
     Turn,
 )
-from duogen_core.mllm.text_stream import TextStream
+from duogen_core.mllm.chat import TextStream
 
 OPENING = "<BOV"
 MAX_CAPTION = 2000  # characters; what runs on longer was never a marker

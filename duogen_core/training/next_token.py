@@ -19,12 +19,7 @@ from torch import Tensor, nn
 
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.chat import (
-    control_ids,
-    image_token_counts,
-    layout,
-    picture_grid,
-)
+from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary

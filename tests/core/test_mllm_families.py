@@ -11,12 +11,7 @@ import torch
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.document import Document, Text, Turn
 from duogen_core.mllm.base import Mllm
-from duogen_core.mllm.chat import (
-    build_inputs,
-    control_ids,
-    model_inputs,
-    picture_patches,
-)
+from duogen_core.mllm.chat import build_inputs, control_ids, model_inputs, picture_patches
 from duogen_core.mllm.qwen_vl import hidden_states_for, mrope_positions
 from tests.core.mllm_families import (
     CONTEXTS,

@@ -18,10 +18,9 @@ from duogen_core.document import (
 )
 from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.mllm.base import Mllm
-from duogen_core.mllm.chat import control_ids, encode_text
+from duogen_core.mllm.chat import TextStream, control_ids, encode_text
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.prompt_states import prompt_states
-from duogen_core.mllm.text_stream import TextStream
 from duogen_core.mllm.tokenizer import train_tokenizer
 
 TEXTS = ["Draw a small red circle at the top left, then a large blue square in the centre."] * 8

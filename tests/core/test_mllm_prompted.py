@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from duogen_core.document import Document, Text, Turn
 from duogen_core.mllm.base import Continuation
-from duogen_core.mllm.chat import BOV, NO_TOKEN, encode_text
+from duogen_core.mllm.chat import BOV, NO_TOKEN, _byte_of, encode_text
 from duogen_core.mllm.prompted import (
     MAX_CAPTION,
     MarkedStream,
@@ -17,7 +17,6 @@ from duogen_core.mllm.prompted import (
     clean_caption,
     lesson,
 )
-from duogen_core.mllm.text_stream import _byte_of
 from duogen_core.mllm.tokenizer import train_tokenizer, wrap_tokenizer
 from duogen_core.pipeline import Settings, generate
 from tests.core.mllm_families import CREATE, TEXTS, another, interleaved, lively, picture
