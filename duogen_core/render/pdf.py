@@ -26,16 +26,14 @@ from duogen_core.render.html import (
     document_title,
 )
 from duogen_core.render.parsing import Stop, stop_if
-from duogen_core.render.pdf_fonts import (
-    Fonts,
-    choose_fonts,
-    no_fonts,
-    printable,
-)
 from duogen_core.render.pdf_text import (
+    Fonts,
     Run,
     TextBlock,
+    choose_fonts,
     markdown_blocks,
+    no_fonts,
+    printable,
     typed_block,
 )
 

@@ -28,7 +28,7 @@ from duogen_core.document.reading import load_document
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_limited
 from duogen_core.mllm.tokenizer import load_tokenizer
-from duogen_core.render.pdf_fonts import coverage
+from duogen_core.render.pdf_text import coverage
 from duogen_core.weights.pickled import load_pickled
 from tests.core.test_web_warc import crawl
 from tests.core.web_pages import file, photo, recipe, site

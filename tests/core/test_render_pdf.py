@@ -14,7 +14,7 @@ import pytest
 
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.render import pdf_fonts, render_pdf
+from duogen_core.render import pdf_text, render_pdf
 from duogen_core.render.pdf_text import markdown_blocks
 
 PAGE, MARGIN = 841.89, 56.69  # pt: A4, and 20 mm
@@ -35,7 +35,7 @@ HOSTILE = [
 @pytest.fixture
 def no_fonts(monkeypatch: pytest.MonkeyPatch):
     """A machine without any font file."""
-    monkeypatch.setattr(pdf_fonts, "installed_fonts", dict)
+    monkeypatch.setattr(pdf_text, "installed_fonts", dict)
 
 
 def picture(width: int = 64, height: int = 48, **meta) -> Picture:
@@ -134,19 +134,19 @@ def test_characters_that_no_font_has_are_named(no_fonts):
 
 
 def test_fonts_of_the_machine_are_used():
-    if not pdf_fonts.installed_fonts():
+    if not pdf_text.installed_fonts():
         pytest.skip("No font that this module knows is installed here.")
-    fonts = pdf_fonts.choose_fonts("Привет “a”")
-    assert fonts.files and "П" in set().union(*(pdf_fonts.coverage(file) for file in fonts.files)) - fonts.missing
+    fonts = pdf_text.choose_fonts("Привет “a”")
+    assert fonts.files and "П" in set().union(*(pdf_text.coverage(file) for file in fonts.files)) - fonts.missing
     pdf = render_pdf(answer("Привет"))
     assert b"/FontFile" in pdf and b"/ToUnicode" in pdf
-    assert not pdf_fonts.choose_fonts("plain, Grüße").files, "Western text needs no font file"
+    assert not pdf_text.choose_fonts("plain, Grüße").files, "Western text needs no font file"
 
 
 def test_a_damaged_font_file_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     broken = tmp_path / "DejaVuSans.ttf"
     broken.write_bytes(b"\0\1\0\0 not a font")
-    monkeypatch.setattr(pdf_fonts, "installed_fonts", lambda: {broken.name: broken})
+    monkeypatch.setattr(pdf_text, "installed_fonts", lambda: {broken.name: broken})
     assert "Shown as ?" in contents(render_pdf(answer("Привет")))[0]
 
 
@@ -186,10 +186,10 @@ def make_font(file: Path, characters: str) -> Path:
 @pytest.mark.parametrize("name", ["NotoSansSC-Regular.otf", "NotoSansCJK-Regular.ttc"])
 def test_fonts_for_chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     font = make_font(tmp_path / name, "".join(map(chr, range(0x20, 0x7F))) + "你好")
-    monkeypatch.setattr(pdf_fonts, "installed_fonts", lambda: {name: font})
+    monkeypatch.setattr(pdf_text, "installed_fonts", lambda: {name: font})
     pdf = render_pdf(answer("**你好**, *a* `b` 😀", request="你好"))
     assert b"/ToUnicode" in pdf and b"/Helvetica" not in pdf
-    assert pdf_fonts.choose_fonts("你好 😀").missing == {"😀"}
+    assert pdf_text.choose_fonts("你好 😀").missing == {"😀"}
 
 
 def test_a_font_that_cannot_be_embedded_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -202,8 +202,8 @@ def test_a_font_that_cannot_be_embedded_is_done_without(tmp_path: Path, monkeypa
     damaged = outlines.length // 3  # the outlines themselves stand at the end
     data[outlines.offset + outlines.length - damaged : outlines.offset + outlines.length] = b"\xff" * damaged
     font.write_bytes(data)
-    monkeypatch.setattr(pdf_fonts, "installed_fonts", lambda: {font.name: font})
-    assert pdf_fonts.choose_fonts("你").files, "it can be read as far as its table of characters"
+    monkeypatch.setattr(pdf_text, "installed_fonts", lambda: {font.name: font})
+    assert pdf_text.choose_fonts("你").files, "it can be read as far as its table of characters"
     assert "U+4F60" in contents(render_pdf(answer("你")))[0]
 
 
