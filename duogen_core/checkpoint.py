@@ -24,13 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
-from duogen_core.files import (
-    TEMPORARY,
-    discard,
-    read_json,
-    write_errors,
-)
-from duogen_core.folder_lock import lock_folder
+from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, write_errors
 from duogen_core.weights.headers import refuse_pickle
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 
-from duogen_core import __version__, folder_lock, interrupt
+from duogen_core import __version__, files, interrupt
 from duogen_core.errors import (
     Cancelled,
     DuoGenError,
@@ -152,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             args.parser.refuse(unknown)
         interrupt.raising()
-        folder_lock.program = args.parser.prog
+        files.program = args.parser.prog
         with ExitStack() as held:
             for place in args.locks(args) if "locks" in args else []:
-                held.enter_context(folder_lock.lock_folder(place))
+                held.enter_context(files.lock_folder(place))
             code = args.run(args) or 0
             sys.stdout.flush()  # now, while it can still be told
         return code

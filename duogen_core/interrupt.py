@@ -16,7 +16,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from duogen_core.folder_lock import unlock_all
+from duogen_core.files import unlock_all
 
 EXIT_CODE = 130  # 128 + SIGINT, as shells expect
 

@@ -19,8 +19,7 @@ from duogen_core import interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.commands.progress import Progress
 from duogen_core.errors import DuoGenError
-from duogen_core.files import TEMPORARY, read_json
-from duogen_core.folder_lock import lock_folder
+from duogen_core.files import TEMPORARY, lock_folder, read_json
 
 CONVENTIONS = ("post-trained", "pre-trained")
 

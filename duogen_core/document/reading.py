@@ -25,12 +25,7 @@ from duogen_core.document import (
 )
 from duogen_core.document.picture_file import MAX_BYTES
 from duogen_core.errors import DuoGenError, is_out_of_memory
-from duogen_core.files import (
-    MAX_JSON_BYTES,
-    parse_json,
-    read_json,
-    read_limited,
-)
+from duogen_core.files import MAX_JSON_BYTES, parse_json, read_json, read_limited
 
 FORMAT = "duogen-document"
 VERSION = 1

@@ -24,14 +24,7 @@ from duogen_core.document.reading import (
     load_document,
 )
 from duogen_core.errors import DuoGenError
-from duogen_core.files import (
-    TEMPORARY,
-    discard,
-    replace_file,
-    write_atomically,
-    write_errors,
-)
-from duogen_core.folder_lock import lock_folder
+from duogen_core.files import TEMPORARY, discard, lock_folder, replace_file, write_atomically, write_errors
 
 __all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document", "write_atomically"]
 

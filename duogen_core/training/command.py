@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from safetensors import SafetensorError
 
-from duogen_core.folder_lock import lock_folder
+from duogen_core.files import lock_folder
 from duogen_core.training import sharding
 from duogen_core.training.checkpoints import is_full, reason
 from duogen_core.training.config import (

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duogen_core.errors import DuoGenError
-from duogen_core.files import TEMPORARY, discard
-from duogen_core.folder_lock import lock_folder
+from duogen_core.files import TEMPORARY, discard, lock_folder
 
 MAX_SHARD = 10_000_000_000  # bytes, as diffusers splits its folders
 CHUNK = 1 << 24  # bytes read and written at a time

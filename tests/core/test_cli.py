@@ -319,7 +319,7 @@ def test_the_second_run_on_one_folder_is_told(scene, capsys):
 
 @contextlib.contextmanager
 def lock_elsewhere(folder):
-    code = "import sys; from duogen_core.folder_lock import lock_folder\n"
+    code = "import sys; from duogen_core.files import lock_folder\n"
     code += "with lock_folder(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     holder = start("-c", code, str(folder), cwd=".", stdin=subprocess.PIPE)
     try:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from duogen_core import folder_lock
+from duogen_core import files
 from duogen_core.errors import DuoGenError
-from duogen_core.folder_lock import lock_folder
+from duogen_core.files import lock_folder
 
 HOLD = """
 import sys
-from duogen_core.folder_lock import lock_folder
+from duogen_core.files import lock_folder
 with lock_folder(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
@@ -119,7 +119,7 @@ def test_the_second_run_is_told_which_run_has_the_folder(tmp_path):
 
 FORK = """
 import os, sys, time
-from duogen_core import folder_lock
+from duogen_core import files
 with folder_lock.lock_folder(sys.argv[1]):
     if os.fork() == 0:
         with folder_lock.lock_folder(sys.argv[1]):  # a worker may write to what its run has
@@ -173,7 +173,7 @@ def test_a_disk_without_locks_is_written_to_and_no_lock_file_stays(tmp_path, mon
     def no_locks(_opened):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(folder_lock, "_take", no_locks)
+    monkeypatch.setattr(files, "_take", no_locks)
     (tmp_path / "a").mkdir()
     with lock_folder(tmp_path / "a"), lock_folder(tmp_path / "b" / "c"):
         assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
@@ -189,7 +189,7 @@ def test_the_lock_of_another_user_counts(tmp_path, monkeypatch):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return system(path, flags, *more, **options)
 
-    monkeypatch.setattr(folder_lock.os, "open", not_ours_to_write)
+    monkeypatch.setattr(files.os, "open", not_ours_to_write)
     with pytest.raises(DuoGenError, match=f"in use by another run of DuoGen .process {process.pid}"):
         lock_folder(tmp_path / "a").__enter__()
     monkeypatch.undo()
