@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown:
             args.parser.refuse(unknown)
         interrupt.raising()
-        files.program = args.parser.prog
+        files.program_name = args.parser.prog
         with ExitStack() as held:
             for place in args.locks(args) if "locks" in args else []:
                 held.enter_context(files.lock_folder(place))

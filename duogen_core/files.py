@@ -1,16 +1,8 @@
-"""Files, read and written with care: at most so many bytes, JSON without its loopholes, whole or not at all.
+"""Reads and writes files with care: bounded reads, strict JSON, atomic writes, and one run at a time per folder.
 
-`read_limited` and `read_json` are how files of somebody else are read: every fault is a sentence that names the file.
-`write_atomically` is how one file is written: under a temporary name beside it, then renamed.
-
-One run at a time writes to a folder: a lock that ends with its process, however that ends.
-
-    with lock_folder(out): ...
-
-The lock is the operating system's (flock, or LockFile on Windows) on a file beside the folder, which says what run has
-it; so the folder itself can be replaced in one rename, and after a kill there is nothing to clear away. The file goes
-when the run ends; filelock, which PyTorch brings along, would leave it there. Processes that the run starts have no
-part in the lock: they may outlive a run that was killed.
+`read_limited` and `read_json` read files of somebody else: every fault is a sentence that names the file.
+`write_atomically` writes one file: under a temporary name beside it, then renamed.
+`lock_folder` keeps other processes out of a folder until the block or the process ends, however that ends.
 """
 
 from __future__ import annotations
@@ -169,9 +161,14 @@ def _of_the_system(error: Exception) -> OSError | None:
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
-# ------------------------------------------------------------ folder lock
+# ---------------------------------------------------------------- one run at a time writes to a folder
+# The lock is the operating system's (flock, or LockFile on Windows) on a file beside the folder, which says what run
+# has it; so the folder itself can be replaced in one rename, and after a kill there is nothing to clear away. The file
+# goes when the run ends; filelock, which PyTorch brings along, would leave it there. Processes that the run starts have
+# no part in the lock: they may outlive a run that was killed.
 
-program = Path(getattr(sys, "argv", [""])[0]).name  # what another run is told of this one; the command line sets it
+# What a message in another run calls this one; the command line sets it to the whole command ("duogen data web").
+program_name = Path(getattr(sys, "argv", [""])[0]).name
 
 
 @dataclass
@@ -271,7 +268,7 @@ def _sign(opened: int) -> None:
         os.ftruncate(opened, 0)
         os.lseek(opened, 0, os.SEEK_SET)
         os.write(
-            opened, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "program": program}).encode()
+            opened, json.dumps({"process": os.getpid(), "host": socket.gethostname(), "program": program_name}).encode()
         )
 
 

@@ -1,18 +1,12 @@
-"""Picture files in: bytes of a PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF -> uint8 RGB [H, W, 3]; and an array -> a PNG.
+"""Reads picture files: bytes of a PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF -> uint8 RGB [H, W, 3]. Writes arrays as PNG.
 
 Reading is strict about what a file is and how large it may be, and generous about how the colours are stored: EXIF
-orientation is applied, CMYK, palette, grey and 16-bit pictures are converted, transparency is laid on white. A file of
-another kind is named for what it is. Missing memory is the machine's fault and not the file's: the MemoryError passes,
-so that a run over many files stops and loses none of them.
-
-Whether the bytes of a picture file go on to the file's own end mark: what is cut off is refused.
-
-Decoders do not say so: what is missing after the last pixel they do not notice, and programs that share a process with
-us (ComfyUI and its packs) switch Pillow to fill the rest of a cut-off picture with grey. So the structure is walked, no
-pixel decoded. What follows the end mark, such as a phone's second frame, does not matter.
-Sources: PNG (W3C, section 5), JPEG (ITU T.81, annex B), GIF89a, WebP container (RFC 9649), ISO base media
-file format (ISO/IEC 14496-12, section 4.2), BITMAPINFOHEADER (Microsoft). TIFF has no end: `picture_file` looks whether
-its pixels lie within the file.
+orientation is applied, CMYK, palette, grey and 16-bit images are converted, transparency is laid on white. A file of
+another kind is named for what it is. A cut-off file is refused: `has_end` walks the structure to the file's own end
+mark, because decoders do not notice what is missing after the last pixel. Missing memory is the machine's fault and
+not the file's: the MemoryError passes, so that a run over many files stops and loses none of them.
+Sources of the structures: PNG (W3C, section 5), JPEG (ITU T.81, annex B), GIF89a, WebP container (RFC 9649), ISO base
+media file format (ISO/IEC 14496-12, section 4.2), BITMAPINFOHEADER (Microsoft), TIFF 6.0 (Adobe, 1992), section 8.
 """
 
 from __future__ import annotations
@@ -202,7 +196,10 @@ def encode_png(pixels: np.ndarray, texts: Mapping[str, str]) -> bytes:
     return buffer.getvalue()
 
 
-# ------------------------------------------------------------ picture end
+# ---------------------------------------------------------------- is the file whole?
+# Programs that share a process with us (ComfyUI and its packs) switch Pillow to fill the rest of a cut-off image with
+# grey, so Pillow cannot be asked. No pixel is decoded here. What follows the end mark, such as a phone's second frame,
+# does not matter. TIFF has no end mark: `_check_tiff` looks whether the pixels lie within the file.
 
 # Any marker but those that stand inside JPEG's pixel data: stuffing (00), fill (FF) and restarts (D0 … D7).
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)

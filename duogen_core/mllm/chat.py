@@ -1,18 +1,14 @@
-"""Document -> token ids and picture patches: the one chat layout, shared by inference and training.
+"""Document -> token ids and image patches, and token ids -> text: the one chat layout of inference and training.
 
-    per turn         <|im_start|>{role}\n … <|im_end|>\n          (no system prompt is ever added)
+    per turn         <|im_start|>{role}\\n … <|im_end|>\\n          (no system prompt is ever added)
     text part        its text, verbatim; control tokens spelled out in it stay plain text
     user picture     <|vision_start|> <|image_pad|>*n <|vision_end|>
     drawn picture    <BOV> <|vision_start|> <|image_pad|>*n <|vision_end|>     (<BOV> as text: see prompted.py)
 
 Every part is tokenised by itself, so `layout` is a pure function of the Document and a longer Document never changes
 the tokens of the parts it already had. n = (height/patch)(width/patch)/merge² after the image processor's resizing.
+`TextStream` is the way back: the bytes of one token after another -> whole characters.
 Layout as in Qwen2.5-VL's chat template; `<BOV>` as in DuoGen (arXiv 2602.00508).
-
-Token ids -> text, a token at a time, never splitting a character.
-
-Byte-level BPE tokens are runs of bytes and may end in the middle of a UTF-8 character; what is incomplete waits for
-the next token. What is still incomplete when the text ends is dropped; invalid bytes inside become U+FFFD.
 """
 
 from __future__ import annotations
@@ -303,7 +299,7 @@ def model_inputs(batch: dict[str, Any], *, labels: bool = True) -> dict[str, tor
     return {k: v for k, v in batch.items() if k != "layouts" and (labels or k != "labels")}
 
 
-# ------------------------------------------------------------ text stream
+# ---------------------------------------------------------------- token ids -> text, a token at a time
 
 
 @lru_cache(maxsize=1)

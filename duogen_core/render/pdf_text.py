@@ -1,12 +1,10 @@
-"""Which fonts a PDF takes: the one every reader has for Western text, fonts of this machine for what goes beyond it.
+"""The text of a PDF: a model's Markdown -> the few kinds of blocks that a page shows, and the fonts they take.
 
-In: the characters of a document. Out: `Fonts`, the files to embed in the order in which they are asked for a glyph, and
-the characters that none of them has. No font comes with this package: one that knows Chinese alone is larger than it.
-
-A model's Markdown -> the few kinds of blocks that a PDF page shows, each a list of runs of plain text.
-
-Read by the same parser as the HTML page: HTML is off, images that the text points at become their words, and only
-links to the web and to mailboxes can be clicked.
+Text: read by the same parser as the HTML page. HTML is off, images that the text points at become their words, and only
+links to the web and to mailboxes can be clicked. Each block is a list of runs of plain text.
+Fonts: the one every reader has for Western text, fonts of this machine for what goes beyond it. In: the characters of
+a document. Out: `Fonts`, the files to embed in the order in which they are asked for a glyph, and the characters that
+none of them has. No font comes with this package: one that knows Chinese alone is larger than it.
 """
 
 from __future__ import annotations
@@ -153,7 +151,7 @@ def coverage(path: Path) -> frozenset[str]:
         return frozenset()
 
 
-# ------------------------------------------------------------ pdf text
+# ---------------------------------------------------------------- Markdown
 
 BULLET = "\u00b7"  # one that is in Latin-1, which every PDF reader has
 CELL_GAP = "   "

@@ -1,19 +1,16 @@
-"""Quantised layers in published files: which they are, and fp8 ones that run anywhere.
+"""Quantised layers in weight files: which they are, fp8 layers that run anywhere, and how to write them.
 
-ComfyUI's notes on a quantised layer come in four forms: a tensor `LAYER.comfy_quant` (JSON as bytes), the same in the
-file's metadata (`_quantization_metadata`), the older `scaled_fp8` with `LAYER.scale_weight`, or nothing but a weight in
-fp8. `layer_formats` reads all four from headers; `unified` gives the tensors of all four the names of the first, which
-is what ComfyUI's own mixed-precision layers and our `ScaledLinear` take.
-Source: ComfyUI's QUANTIZATION.md, comfy/utils.py (convert_old_quants), comfy/quant_ops.py.
+Reading. ComfyUI marks a quantised layer in one of four ways: a tensor `LAYER.comfy_quant` (JSON as bytes), the same in
+the file's metadata (`_quantization_metadata`), the older `scaled_fp8` with `LAYER.scale_weight`, or nothing but a
+weight in fp8. `layer_formats` reads all four from headers; `unified` gives the tensors of all four the names of the
+first, which ComfyUI's own mixed-precision layers and our `ScaledLinear` take.
 
-Weights written in eight bits: which layers, and their tensors in ComfyUI's `comfy_quant` form.
-
-In:  the pieces of a model that is about to be written (writing.py). Out: the same, with three in place of each matrix
-     of the blocks: LAYER.weight, LAYER.weight_scale, LAYER.comfy_quant. The timestep's part of the blocks (adaLN),
-     norms, embeddings, the output layer and the vision tower stay as they are.
-    fp8   float8_e4m3fn, one scale a matrix: absmax / 448. Runs everywhere (quantised.py).
-    int8  int8_tensorwise, one scale a row: absmax / 127. Closer to the original; run by ComfyUI alone.
-Source: ComfyUI's QUANTIZATION.md and comfy/ops.py (_load_quantized_module).
+Writing (`convert --quantise`). `quantised_pieces` takes the pieces of a model that is about to be written (writing.py)
+and puts three in place of each matrix of the blocks: LAYER.weight, LAYER.weight_scale, LAYER.comfy_quant. The
+timestep's part of the blocks (adaLN), norms, embeddings, the output layer and the vision tower stay as they are.
+    fp8   float8_e4m3fn, one scale per matrix: absmax / 448. Runs everywhere.
+    int8  int8_tensorwise, one scale per row: absmax / 127. Closer to the original; runs in ComfyUI only.
+Source: ComfyUI's QUANTIZATION.md, comfy/utils.py (convert_old_quants), comfy/quant_ops.py, comfy/ops.py.
 """
 
 from __future__ import annotations
@@ -33,8 +30,6 @@ from duogen_core.weights.headers import Entry, WeightError
 from duogen_core.weights.writing import CHUNK, Piece
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from duogen_core.weights.reading import WeightFiles
 
 NOTE = "comfy_quant"
@@ -191,7 +186,7 @@ def use_scaled_linear(module: nn.Module, formats: Mapping[str, str]) -> None:
         module.get_submodule(layer).__class__ = ScaledLinear
 
 
-# ------------------------------------------------------------ quantise
+# ---------------------------------------------------------------- writing
 
 LAYERS = re.compile(
     r"(^|\.)(transformer_blocks\.\d+\.(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
@@ -254,8 +249,6 @@ def _bytes_of(
     piece: Piece, to: Format, tensor_of: Callable[[str], Tensor], which: int
 ) -> Callable[[], Iterator[memoryview]]:
     def read() -> Iterator[memoryview]:
-        import torch
-
         tensor = quantise(tensor_of(piece.name), to)[which]
         flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         for start in range(0, len(flat), CHUNK):
@@ -266,8 +259,6 @@ def _bytes_of(
 
 def quantise(weight: Tensor, to: Format) -> tuple[Tensor, Tensor]:
     """[out, in] -> (numbers of eight bits, scale float32): weight is about numbers * scale."""
-    import torch
-
     weight = weight.float()
     largest = weight.abs().amax(dim=1, keepdim=True) if to.by_row else weight.abs().amax()
     scale = (largest / to.largest).clamp(min=1e-12)

@@ -120,12 +120,12 @@ def test_the_second_run_is_told_which_run_has_the_folder(tmp_path):
 FORK = """
 import os, sys, time
 from duogen_core import files
-with folder_lock.lock_folder(sys.argv[1]):
+with files.lock_folder(sys.argv[1]):
     if os.fork() == 0:
-        with folder_lock.lock_folder(sys.argv[1]):  # a worker may write to what its run has
+        with files.lock_folder(sys.argv[1]):  # a worker may write to what its run has
             pass
         if sys.argv[2] == "ends":
-            folder_lock.unlock_all()
+            files.unlock_all()
             os._exit(0)
         print(os.getpid(), flush=True)
         time.sleep(600)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from duogen_core import files
 from duogen_core.document import Document, Picture, Text, store
 from duogen_core.document.store import DocumentWriter, load_document, save_document
 from duogen_core.errors import DuoGenError
+from duogen_core.files import unlock_all
 from duogen_core.render import write_rendered
 from tests.core.documents import files, picture, sample
 
@@ -281,7 +281,7 @@ def test_killed_while_an_earlier_answer_is_replaced_nothing_is_lost(tmp_path, mo
             patch.setattr(owner, name, dying(getattr(owner, name)))
         patch.setattr(store, "discard", dying(store.discard))
         save_document(sample(1), tmp_path / "a", overwrite=True)
-    files.unlock_all()  # the process is gone
+    unlock_all()  # the process is gone
     if (tmp_path / "a").exists():
         assert load_document(tmp_path / "a") in (sample(1), sample(2))
     store.finish_swap(tmp_path / "a")
