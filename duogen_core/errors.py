@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 MOST = 2000  # characters of a message; what it quotes may be of any length
 
@@ -35,6 +37,14 @@ def shortened(text: str) -> str:
     note = f" … ({len(text) - MOST:,} characters are left out here) … "
     left = MOST - len(note)
     return text[: left * 2 // 3] + note + text[-(left - left * 2 // 3) :]
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """One sentence for a name that does not exist, with the nearest one that does."""
+    known = list(known)
+    close = get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? Known: " if close else "expected one of "
+    return f"{what} {name!r} is not known; {hint}{', '.join(known)}."
 
 
 def first_line(error: BaseException) -> str:

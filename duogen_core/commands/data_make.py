@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from duogen_core.data.sources.nearest import unknown
+    from duogen_core.errors import unknown
     from duogen_core.sketchbook.tasks import FAMILIES, OF_THINGS, WEIGHTS
     from duogen_core.sketchbook.things import thing_named
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from duogen_core.data.sources.nearest import unknown
+from duogen_core.errors import unknown
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
 from duogen_core.sketchbook.tokenizer import sketchbook_tokenizer

@@ -7,10 +7,9 @@ from random import Random
 from typing import Any
 
 from duogen_core.data.sources.base import Limits, Source
-from duogen_core.data.sources.nearest import unknown
 from duogen_core.data.sources.order import mix
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, unknown
 from duogen_core.sketchbook.tasks import FAMILIES, WEIGHTS, training_case
 
 

@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from duogen_core.data.sources.nearest import unknown
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, unknown
 from duogen_core.sketchbook.draw import paint
 from duogen_core.sketchbook.parts import Part, Thing
 from duogen_core.sketchbook.scene import COLOURS

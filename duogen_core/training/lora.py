@@ -20,8 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duogen_core.data.sources.nearest import unknown
-from duogen_core.errors import MissingPackage
+from duogen_core.errors import MissingPackage, unknown
 from duogen_core.training.config import ConfigError
 
 MLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

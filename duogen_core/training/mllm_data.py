@@ -23,9 +23,8 @@ from duogen_core.data.sources import (
     parse_specs,
 )
 from duogen_core.data.sources.mixture import differences
-from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, unknown
 from duogen_core.mllm.chat import image_token_counts, layout
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.tasks import FAMILIES, evaluation_case, training_case

@@ -13,7 +13,7 @@ from typing import Any
 
 from duogen_core.errors import DuoGenError, MissingPackage
 
-THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
 
 
@@ -22,7 +22,7 @@ class AnswerError(DuoGenError):
 
 
 def parse_answer(text: str, schema: Mapping[str, Any]) -> Any:
-    text = THOUGHTS.sub("", text).strip()
+    text = THINKING.sub("", text).strip()
     fenced = FENCE.match(text)
     try:
         value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse, object_pairs_hook=_object)

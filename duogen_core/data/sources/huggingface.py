@@ -16,7 +16,6 @@ from typing import Any
 
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest
-from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
 from duogen_core.document.reading import (
     FORMAT,
@@ -25,7 +24,7 @@ from duogen_core.document.reading import (
     folder_reader,
     parse_json,
 )
-from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory
+from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory, unknown
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 TURN_COLUMNS = ("turns", "messages", "conversations", "conversation")

@@ -19,9 +19,8 @@ from duogen_core.data.interleaved.rows import NEEDED, document_of
 from duogen_core.data.runs.machine import states_too_much
 from duogen_core.data.sources.base import Limits, Source
 from duogen_core.data.sources.files import digest, find_files
-from duogen_core.data.sources.nearest import unknown
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError, MissingPackage
+from duogen_core.errors import DuoGenError, MissingPackage, unknown
 
 MOST_GROUP_BYTES = 2 * 2**30
 HELD_BYTES = 256 * 2**20  # of decoded row groups that are held, the ones used last

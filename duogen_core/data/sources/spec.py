@@ -17,9 +17,8 @@ from typing import Any
 
 from duogen_core.data.sources.base import Limits, OnBad, Source
 from duogen_core.data.sources.mixture import Mixture
-from duogen_core.data.sources.nearest import unknown
 from duogen_core.document.reading import parse_json
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, unknown
 
 # kind: (module, class). A class without a `path` parameter takes none.
 KINDS: dict[str, tuple[str, str]] = {

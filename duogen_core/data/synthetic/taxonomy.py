@@ -6,18 +6,17 @@ In: taxonomy/*.yaml, one file a domain. Out: a Taxonomy, checked. The paper (Duo
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from duogen_core.config_text import ConfigTextError, read_yaml
+from duogen_core.data.text.near import word_pairs
 from duogen_core.errors import DuoGenError
 
 FOLDER = Path(__file__).with_name("taxonomy")
 SEED_LENGTH = (30, 400)  # characters
 NEAR = 0.6  # shared word pairs of two seeds, of all they have: at this and above they count as the same
-WORD = re.compile(r"\w+(?:'\w+)?")
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,3 @@ def near_duplicates(texts: tuple[str, ...] | list[str], near: float = NEAR) -> l
             shared[both] = shared.get(both, 0) + 1
     close = [both for both, count in shared.items() if count >= near * len(grams[both[0]] | grams[both[1]])]
     return [(texts[first], texts[second]) for first, second in sorted(close)]
-
-
-def word_pairs(text: str) -> frozenset[tuple[str, str]]:
-    words = WORD.findall(text.casefold())
-    return frozenset(zip(["", *words], [*words, ""]))

@@ -12,10 +12,17 @@ word counts the more, the fewer seeds have it ("picture" little, "sourdough" muc
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable
 
-from duogen_core.data.synthetic.taxonomy import WORD, word_pairs
+WORD = re.compile(r"\w+(?:'\w+)?")
+
+
+def word_pairs(text: str) -> frozenset[tuple[str, str]]:
+    """Two words that follow each other, the beginning and the end of the text included."""
+    words = WORD.findall(text.casefold())
+    return frozenset(zip(["", *words], [*words, ""]))
 
 
 class NearIndex:
@@ -51,7 +58,7 @@ class Subjects:
         counts: Counter[str] = Counter()
         total = 0
         for seed in seeds:
-            counts.update(words(seed))
+            counts.update(subject_words(seed))
             total += 1
         self.unknown = math.log(max(total, 2))
         self.weights = {word: math.log(max(total, 2) / count) for word, count in counts.items()}
@@ -60,16 +67,16 @@ class Subjects:
         return sum(self.weights.get(word, self.unknown) for word in found)
 
     def similarity(self, one: str, other: str) -> float:
-        first, second = words(one), words(other)
+        first, second = subject_words(one), subject_words(other)
         return self.weight(first & second) / (self.weight(first | second) or 1.0)
 
     def covered(self, text: str, by: str) -> float:
         """The share of a text's words, by weight, that another text has too."""
-        found = words(text)
-        return self.weight(found & words(by)) / (self.weight(found) or 1.0)
+        found = subject_words(text)
+        return self.weight(found & subject_words(by)) / (self.weight(found) or 1.0)
 
 
-def words(text: str) -> frozenset[str]:
+def subject_words(text: str) -> frozenset[str]:
     """The words of a text, plurals as their singulars."""
     return frozenset(_singular(word) for word in WORD.findall(text.casefold()))
 

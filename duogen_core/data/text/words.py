@@ -15,13 +15,13 @@ _LITTLE_WORDS = (
 )
 LITTLE = frozenset(_LITTLE_WORDS.split())
 POINTER = re.compile(r"\b(?:figure|fig\.?|image|picture|screenshot|step)\s*(\d+(?:[.-]\d+)*)", re.IGNORECASE)
-WORD = re.compile(r"[^\W\d_]\w+")
+LETTERS = re.compile(r"[^\W\d_]\w+")
 ENDINGS = (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", ""))
 
 
 def words_of(text: str) -> list[str]:
     pointers = [f"#{number.replace('-', '.')}" for number in POINTER.findall(text)]
-    words = WORD.findall(POINTER.sub(" ", text).lower())
+    words = LETTERS.findall(POINTER.sub(" ", text).lower())
     return pointers + [stem(word) for word in words if word not in LITTLE]
 
 
