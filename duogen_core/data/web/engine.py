@@ -16,13 +16,7 @@ from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules
 from duogen_core.data.web.compose import compose
 from duogen_core.data.web.encodings import decode_page, garbled
-from duogen_core.data.web.inputs import Input
-from duogen_core.data.web.page import (
-    ImageRef,
-    Page,
-    Verdict,
-    Walk,
-)
+from duogen_core.data.web.page import ImageRef, Input, Page, Verdict, Walk
 from duogen_core.data.web.pictures import Judged, Pictures
 from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import TooMuch, walk

@@ -30,8 +30,7 @@ from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules, picture_rules
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.images import PLACEHOLDER
-from duogen_core.data.web.inputs import Found, Input
-from duogen_core.data.web.page import ImageRef, Page, Walk
+from duogen_core.data.web.page import Found, ImageRef, Input, Page, Walk
 from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import HTML, Warc

@@ -21,19 +21,13 @@ from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.runs.names_below import names_below
 from duogen_core.data.web.encodings import decode_page
-from duogen_core.data.web.inputs import (
-    PAGES,
-    Found,
-    Input,
-    embedded,
-)
 from duogen_core.data.web.mhtml import (
     ENDINGS,
     MAX_BYTES,
     Saved,
     read_mhtml,
 )
-from duogen_core.data.web.page import Page, Walk
+from duogen_core.data.web.page import PAGES, Found, Input, Page, Walk, embedded
 from duogen_core.data.web.walker import walk
 from duogen_core.errors import DuoGenError
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from duogen_core.data.web.folder import Folder
-from duogen_core.data.web.inputs import PAGES, Input
+from duogen_core.data.web.page import PAGES, Input
 from duogen_core.data.web.warc import Warc
 from duogen_core.errors import DuoGenError
 

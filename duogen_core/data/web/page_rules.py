@@ -11,12 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from duogen_core.data.text.language import language_of
-from duogen_core.data.web.page import (
-    Block,
-    Page,
-    Verdict,
-    Walk,
-)
+from duogen_core.data.web.page import Block, Page, Verdict, Walk
 from duogen_core.data.web.preset import Preset
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")

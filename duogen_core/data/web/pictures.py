@@ -14,13 +14,7 @@ from typing import Any
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.pictures.nsfw import Nsfw
 from duogen_core.data.web import picture_rules
-from duogen_core.data.web.inputs import Found, Input
-from duogen_core.data.web.page import (
-    ImageRef,
-    Page,
-    Verdict,
-    Walk,
-)
+from duogen_core.data.web.page import Found, ImageRef, Input, Page, Verdict, Walk
 from duogen_core.data.web.preset import Preset
 from duogen_core.errors import DuoGenError
 

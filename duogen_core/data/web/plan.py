@@ -40,8 +40,8 @@ from duogen_core.data.web.fetching import (
     is_list,
     read_list,
 )
-from duogen_core.data.web.inputs import Input
 from duogen_core.data.web.opening import open_inputs
+from duogen_core.data.web.page import Input
 from duogen_core.data.web.preset import Preset, preset_from_json
 from duogen_core.data.web.warc import Warc, log_damage
 from duogen_core.errors import DuoGenError

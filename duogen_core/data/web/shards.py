@@ -12,7 +12,7 @@ from typing import Any
 
 from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
 from duogen_core.data.web.engine import Engine
-from duogen_core.data.web.inputs import Input
+from duogen_core.data.web.page import Input
 from duogen_core.data.web.plan import Run, Shard
 
 
