@@ -1,4 +1,12 @@
-"""The bytes of a page -> text, as a browser would guess, and never an error.
+"""The body of an HTTP answer as it was sent -> as it is meant: Content-Encoding gzip, deflate, br and zstd.
+
+    decoded(data, "br", most=8_000_000)
+
+Never more than `most` + 1 bytes come out, whatever the data expands to. What is cut off gives what is there, as in a
+browser, and what is not encoded as stated is returned as it is: many archives hold answers decoded under their old
+headers.
+
+The bytes of a page -> text, as a browser would guess, and never an error.
 
 In order: a byte order mark; UTF-8 if the bytes are valid UTF-8 (a wrong declaration is more common than a text in
 another encoding that happens to be valid UTF-8); the charset of the HTTP header; the one the page states; Windows-1252.
@@ -7,7 +15,107 @@ another encoding that happens to be valid UTF-8); the charset of the HTTP header
 from __future__ import annotations
 
 import codecs
+import io
 import re
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+from duogen_core.errors import MissingPackage
+
+STEP = 2**20  # bytes of output at a time
+
+
+def check_packages(content_encoding: str) -> None:
+    """Raises MissingPackage if a package is missing to decode this."""
+    for name in _names(content_encoding):
+        if name in PACKAGES:
+            PACKAGES[name]()
+
+
+def decoded(data: bytes, content_encoding: str, most: int) -> bytes:
+    for name in reversed(_names(content_encoding)):  # they stand in the order in which they were applied
+        if name in DECODERS:
+            data = DECODERS[name](data, most + 1) or data
+    return data
+
+
+def _names(content_encoding: str) -> list[str]:
+    return [name.strip().lower() for name in content_encoding.split(",")]
+
+
+def _zlib(data: bytes, most: int, bits: int) -> bytes:
+    try:
+        return zlib.decompressobj(bits).decompress(data, most)
+    except zlib.error:
+        return b""
+
+
+def _gzip(data: bytes, most: int) -> bytes:
+    return _zlib(data, most, 16 + zlib.MAX_WBITS)
+
+
+def _deflate(data: bytes, most: int) -> bytes:
+    """With zlib's header as the standard wants it, or without one as some servers send it."""
+    return _zlib(data, most, zlib.MAX_WBITS) or _zlib(data, most, -zlib.MAX_WBITS)
+
+
+def _brotli(data: bytes, most: int) -> bytes:
+    brotli = _import_brotli()
+    decoder, found = brotli.Decompressor(), bytearray()
+    try:
+        while len(found) < most and not decoder.is_finished():
+            piece = decoder.process(data, output_buffer_limit=STEP)
+            found += piece
+            if not piece and not data:
+                break  # cut off
+            data = b""
+    except brotli.error:
+        pass
+    return bytes(found[:most])
+
+
+def _zstd(data: bytes, most: int) -> bytes:
+    zstandard = _import_zstandard()
+    found = bytearray()
+    try:
+        # RFC 9659: on the web no window is larger than 8 MB, so no frame can ask for more memory than that.
+        decoder = zstandard.ZstdDecompressor(max_window_size=2**23)
+        with decoder.stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
+            while len(found) < most and (piece := reader.read(min(STEP, most - len(found)))):
+                found += piece
+    except zstandard.ZstdError:
+        pass
+    return bytes(found)
+
+
+def _import_brotli() -> Any:
+    try:
+        import brotli
+    except ImportError:
+        raise MissingPackage("An answer that is compressed with br (Content-Encoding)", "brotli", "data") from None
+    return brotli
+
+
+def _import_zstandard() -> Any:
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingPackage("An answer that is compressed with zstd (Content-Encoding)", "zstandard", "data") from None
+    return zstandard
+
+
+PACKAGES: dict[str, Callable[[], Any]] = {"br": _import_brotli, "zstd": _import_zstandard}
+DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _gzip,
+    "x-gzip": _gzip,
+    "deflate": _deflate,
+    "br": _brotli,
+    "zstd": _zstd,
+}
+
+
+# ------------------------------------------------------------ encodings
 
 BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 STATED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""")

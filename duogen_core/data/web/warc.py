@@ -18,7 +18,7 @@ from duogen_core.data.net.archive import ROBOTS_HEADER
 from duogen_core.data.net.links import absolute, refusal, scheme_of
 from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.machine import is_of_the_machine
-from duogen_core.data.web.content_encodings import check_packages, decoded
+from duogen_core.data.web.encodings import check_packages, decoded
 from duogen_core.data.web.page import Found, Input, Page, Walk, embedded
 from duogen_core.data.web.warc_records import Damage, Record, records
 from duogen_core.document.store import write_atomically
