@@ -30,7 +30,7 @@ from duogen_core.data.runs.shards import add_document, as_png
 from duogen_core.data.sources import open_source
 from duogen_core.data.web.compose import compose
 from duogen_core.data.web.encodings import decode_page
-from duogen_core.data.web.opening import open_inputs
+from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.page import Block, Walk
 from duogen_core.data.web.picture_rules import Seen
 from duogen_core.data.web.pictures import Judged

@@ -27,7 +27,7 @@ from PIL import Image
 from web_material import GIMP, GNUCASH, folder
 
 from duogen_core.data.web.engine import Engine
-from duogen_core.data.web.opening import open_inputs
+from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import walk
 

@@ -20,9 +20,9 @@ from duogen_core.data.interleaved.references import picture_bytes
 from duogen_core.data.pairs.editing.rows import open_rows
 from duogen_core.data.pictures.nsfw import Nsfw
 from duogen_core.data.runs.machine import is_of_the_machine, states_too_much
-from duogen_core.data.web import mhtml, warc
+from duogen_core.data.web import inputs, warc
 from duogen_core.data.web.engine import Engine
-from duogen_core.data.web.folder import Folder
+from duogen_core.data.web.inputs import Folder
 from duogen_core.data.web.preset import load_preset
 from duogen_core.document.reading import load_document
 from duogen_core.errors import DuoGenError
@@ -142,8 +142,8 @@ def test_too_many_open_files_lose_no_page_and_no_picture(tmp_path, monkeypatch, 
 
 
 def saved_page(folder: Path, patched: pytest.MonkeyPatch) -> None:
-    patched.setattr(mhtml.email, "message_from_bytes", raising(MemoryError()))
-    mhtml.read_mhtml(b"", "a.mhtml")
+    patched.setattr(inputs.email, "message_from_bytes", raising(MemoryError()))
+    inputs.read_mhtml(b"", "a.mhtml")
 
 
 def classifier(folder: Path, patched: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from warcio.warcwriter import WARCWriter
 
 from duogen_core.cli import main
 from duogen_core.data.web.engine import Engine, Outcome
-from duogen_core.data.web.opening import open_inputs
+from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.preset import load_preset
 from tests.core.web_pages import file, photo, recipe, screenshot, site
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from duogen_core.data.web import mhtml
+from duogen_core.data.web import inputs
 from duogen_core.data.web.engine import Engine, Outcome
-from duogen_core.data.web.mhtml import read_mhtml
-from duogen_core.data.web.opening import open_inputs
+from duogen_core.data.web.inputs import open_inputs, read_mhtml
 from duogen_core.data.web.preset import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.web_pages import file, photo, recipe, screenshot
@@ -128,10 +127,10 @@ def test_files_that_are_no_saved_pages(look, data, words):
 
 
 def test_caps(monkeypatch):
-    monkeypatch.setattr(mhtml, "MOST_PARTS", 3)
+    monkeypatch.setattr(inputs, "MOST_PARTS", 3)
     with pytest.raises(DuoGenError, match="has 5 parts"):
         read_mhtml(message("<p>x", A, B, A, B), "x.mhtml")
-    monkeypatch.setattr(mhtml, "MAX_BYTES", 1000)
+    monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
     with pytest.raises(DuoGenError, match="is larger than"):
         read_mhtml(message("<p>x", A), "x.mhtml")
 

@@ -40,7 +40,7 @@ from duogen_core.data.web.fetching import (
     is_list,
     read_list,
 )
-from duogen_core.data.web.opening import open_inputs
+from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.page import Input
 from duogen_core.data.web.preset import Preset, preset_from_json
 from duogen_core.data.web.warc import Warc, log_damage

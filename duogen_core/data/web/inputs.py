@@ -1,17 +1,31 @@
-"""A folder of HTML pages, at any depth: saved pages with their pictures beside or inside them, or an unpacked site.
+"""Paths -> Inputs: one of every WARC file and of every folder with pages; a folder may hold WARC files too.
+
+A folder of HTML pages, at any depth: saved pages with their pictures beside or inside them, or an unpacked site.
 
 Pictures are read from the folder and nowhere else: an address that leads out of it, by dots, by a link or by file:, is
 refused, and one on the web is missing. Names are paths relative to the folder.
+
+Saved pages as one file (MHTML: .mhtml, .mht), as browsers write them: the page and its pictures in a MIME message.
+
+    saved = read_mhtml(data)     saved.page, saved.url, saved.part("https://…/a.png") or saved.part("cid:…")
+
+Read with the standard email parser, within caps on bytes and parts. Parts are found by their address or id; what a page
+names otherwise is missing, like everywhere.
 """
 
 from __future__ import annotations
 
+import email
+import email.policy
 import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from email.message import Message
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,15 +35,44 @@ from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.runs.names_below import names_below
 from duogen_core.data.web.encodings import decode_page
-from duogen_core.data.web.mhtml import (
-    ENDINGS,
-    MAX_BYTES,
-    Saved,
-    read_mhtml,
-)
 from duogen_core.data.web.page import PAGES, Found, Input, Page, Walk, embedded
 from duogen_core.data.web.walker import walk
+from duogen_core.data.web.warc import Warc
 from duogen_core.errors import DuoGenError
+
+WARCS = (".warc", ".warc.gz")
+
+
+def open_inputs(paths: Sequence[str]) -> list[Input]:
+    """An Input for each WARC file and each folder or file of pages."""
+    inputs: list[Input] = []
+    for given in paths:
+        path = Path(given)
+        if path.is_file() and is_warc(path):
+            inputs.append(Warc(path))
+        elif path.is_file() and path.suffix.lower() in PAGES:
+            inputs.append(Folder(path.parent, [path.name]))
+        elif path.is_dir():
+            inputs += [Warc(file) for file in sorted(path.iterdir()) if is_warc(file) and file.is_file()]
+            folder = Folder(path)
+            if next(folder.names(), None) is not None:
+                inputs.append(folder)
+        elif path.exists():
+            raise DuoGenError(
+                f"{given} is no input; expected a .warc or .warc.gz file, an .html or .mhtml file, or a folder."
+            )
+        else:
+            raise DuoGenError(f"{given} does not exist; give WARC files or folders of HTML pages.")
+    if not inputs:
+        raise DuoGenError(f"There is no page in {', '.join(paths)}; expected .html, .mhtml, .warc or .warc.gz files.")
+    return inputs
+
+
+def is_warc(path: Path) -> bool:
+    return path.name.lower().endswith(WARCS)
+
+
+# ------------------------------------------------------------ folder
 
 SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")
 
@@ -138,3 +181,83 @@ class Folder(Input):
             files = (self._file_of(page, source) for image in images for source in image.sources)
             found |= {file.relative_to(self.root).as_posix() for file in files if isinstance(file, Path)}
         return found
+
+
+# ------------------------------------------------------------ mhtml
+
+ENDINGS = (".mhtml", ".mht")
+MAX_BYTES = 100_000_000
+MOST_BOUNDARIES = 50  # declared; a browser declares one, or one a frame
+MOST_PARTS = 5_000
+HTML = ("text/html", "application/xhtml+xml")
+BOUNDARY = re.compile(rb"boundary\s*=", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Saved:
+    page: bytes = field(repr=False)
+    content_type: str
+    url: str
+    time: str  # when it was saved, UTC, or nothing
+    parts: Mapping[str, Message] = field(repr=False)  # by address and by cid:…
+
+    def part(self, address: str) -> bytes | None:
+        """What the file holds for an address."""
+        found = self.parts.get(address)
+        return None if found is None else _payload(found)
+
+
+def read_mhtml(data: bytes, name: str) -> Saved:
+    if len(data) > MAX_BYTES:
+        raise DuoGenError(f"{name} is larger than {MAX_BYTES // 10**6} MB, the most that is read of a saved page.")
+    if len(BOUNDARY.findall(data)) > MOST_BOUNDARIES:  # messages in messages without end
+        raise DuoGenError(f"{name} declares more than {MOST_BOUNDARIES} boundaries; that is no saved page.")
+    try:
+        return _read(email.message_from_bytes(data, policy=email.policy.compat32), name)
+    except DuoGenError:
+        raise
+    except Exception as error:  # the parser takes nearly everything, and fails in every way on the rest
+        if is_of_the_machine(error):
+            raise
+        raise DuoGenError(f"{name} cannot be read as MHTML ({type(error).__name__}: {error}).") from None
+
+
+def _read(message: Message, name: str) -> Saved:
+    parts = [part for part in message.walk() if not part.is_multipart()]
+    if len(parts) > MOST_PARTS:
+        raise DuoGenError(f"{name} has {len(parts):,} parts; at most {MOST_PARTS:,} are read.")
+    start = message.get_param("start")
+    pages = [part for part in parts if part.get_content_type() in HTML]
+    root = next((part for part in pages if start and part.get("Content-ID", "").strip() == start), None)
+    if root is None and not pages:
+        raise DuoGenError(f"{name} holds no page; expected a part of the type text/html.")
+    root = root or pages[0]
+    url = _address(message.get("Snapshot-Content-Location") or root.get("Content-Location") or "")
+    found: dict[str, Message] = {}
+    for part in parts:
+        if part is root:
+            continue
+        if location := part.get("Content-Location"):
+            found.setdefault(absolute(_address(location), url), part)
+        if identifier := part.get("Content-ID", "").strip():
+            found.setdefault(f"cid:{identifier.strip('<>')}", part)
+    charset = root.get_content_charset()
+    kind = root.get_content_type() + (f"; charset={charset}" if charset else "")
+    return Saved(_payload(root), kind, url, _time(message), found)
+
+
+def _payload(part: Message) -> bytes:
+    payload = part.get_payload(decode=True)
+    return payload if isinstance(payload, bytes) else b""
+
+
+def _address(text: str) -> str:
+    """An address as it stands in a header, which may be folded."""
+    return "".join(str(text).split())
+
+
+def _time(message: Message) -> str:
+    try:
+        return parsedate_to_datetime(message["Date"]).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (TypeError, ValueError, OverflowError):
+        return ""
