@@ -18,7 +18,7 @@ from warcio.warcwriter import WARCWriter
 from duogen_core.cli import main
 from duogen_core.data.sources import open_source
 from duogen_core.data.web.encodings import decoded
-from duogen_core.data.web.warc_records import Damage, Record, records
+from duogen_core.data.web.warc import Damage, Record, records
 from tests.core.test_web_run import record
 from tests.core.web_pages import file, photo, recipe
 
