@@ -24,8 +24,7 @@ from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.page import ImageRef
 from duogen_core.data.web.picture_rules import AD_SIZES, advert, advert_size
 from duogen_core.data.web.preset import load_preset
-from duogen_core.data.web.regions import region_named
-from duogen_core.data.web.walker import walk
+from duogen_core.data.web.walker import region_named, walk
 
 SEED = 31
 PAGE = "http://manual.example.org/page.html"
