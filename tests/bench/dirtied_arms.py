@@ -32,8 +32,7 @@ from duogen_core.data.web.compose import compose
 from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.page import Block, Walk
-from duogen_core.data.web.picture_rules import Seen
-from duogen_core.data.web.pictures import Judged
+from duogen_core.data.web.pictures import Judged, Seen
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import walk
 from duogen_core.document import Document, Picture, Turn

@@ -20,9 +20,8 @@ import checkout  # noqa: F401
 from PIL import Image
 from web_material import GIMP, GNUCASH, folder
 
-from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.page import ImageRef
-from duogen_core.data.web.picture_rules import AD_SIZES, advert, advert_size
+from duogen_core.data.web.pictures import AD_SIZES, advert, advert_size, read_hosts
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import region_named, walk
 

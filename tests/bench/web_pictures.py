@@ -127,7 +127,7 @@ def codes() -> None:
 def icons() -> None:
     from duogen_core.data.pictures.decoding import Decoder
     from duogen_core.data.web.page import ImageRef
-    from duogen_core.data.web.picture_rules import icon
+    from duogen_core.data.web.pictures import icon
 
     labels = json.loads(Path(__file__).with_name("web_icons.json").read_text("utf-8"))
     right = claimed = real = 0

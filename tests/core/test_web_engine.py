@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 from duogen_core.data.pictures.codes import code_share
 from duogen_core.data.pictures.duplicates import are_same, looks_of
-from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.inputs import open_inputs
+from duogen_core.data.web.pictures import read_hosts
 from duogen_core.data.web.preset import load_preset
 from duogen_core.document import Picture, Text
 from duogen_core.errors import DuoGenError

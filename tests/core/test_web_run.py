@@ -19,7 +19,7 @@ from warcio.warcwriter import WARCWriter
 
 from duogen_core.cli import main
 from duogen_core.data.sources import open_source
-from duogen_core.data.web.ad_hosts import read_hosts
+from duogen_core.data.web.pictures import read_hosts
 from duogen_core.data.web.plan import begin, open_run
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.run import work

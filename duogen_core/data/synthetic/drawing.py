@@ -21,7 +21,7 @@ from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.synthetic.runs import Outcome
 from duogen_core.data.synthetic.verdict import KEPT, Verdict
-from duogen_core.data.web.picture_rules import Seen
+from duogen_core.data.web.pictures import Seen
 from duogen_core.document import (
     Document,
     Part,

@@ -27,7 +27,7 @@ from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.net.network import Network
 from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.machine import gave_out, is_of_the_machine
-from duogen_core.data.web import page_rules, picture_rules
+from duogen_core.data.web import page_rules, pictures
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.images import PLACEHOLDER
 from duogen_core.data.web.page import Found, ImageRef, Input, Page, Walk
@@ -224,7 +224,7 @@ def missing_pictures(input_: Input, preset: Preset) -> Iterator[tuple[str, ...]]
 
 
 def _missing(ref: ImageRef, input_: Input, page: Page, seen: Walk, preset: Preset) -> tuple[str, ...]:
-    if picture_rules.before_loading(ref, page.url, preset) is not None:
+    if pictures.before_loading(ref, page.url, preset) is not None:
         return ()
     addresses = []
     for source in ref.sources:

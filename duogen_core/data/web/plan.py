@@ -31,7 +31,6 @@ from duogen_core.data.runs.folder import (
     write_run,
 )
 from duogen_core.data.runs.presets import digest
-from duogen_core.data.web.ad_hosts import read_hosts
 from duogen_core.data.web.fetching import (
     MAX_UNREACHABLE,
     Report,
@@ -42,6 +41,7 @@ from duogen_core.data.web.fetching import (
 )
 from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.page import Input
+from duogen_core.data.web.pictures import read_hosts
 from duogen_core.data.web.preset import Preset, preset_from_json
 from duogen_core.data.web.warc import Warc, log_damage
 from duogen_core.errors import DuoGenError
