@@ -13,8 +13,7 @@ from itertools import pairwise
 import pytest
 
 from duogen_core.data.net.archive import Archive
-from duogen_core.data.net.crawl import crawl
-from duogen_core.data.net.fetcher import Fetched, Fetcher, user_agent
+from duogen_core.data.net.crawl import Fetched, Fetcher, crawl, user_agent
 from duogen_core.data.net.network import Network, is_public
 from duogen_core.data.web.preset import load_preset
 from duogen_core.errors import DuoGenError

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.data.net.fetcher import Fetched, Hop
+from duogen_core.data.net.crawl import Fetched, Hop
 from duogen_core.errors import DuoGenError, MissingPackage
 
 ROBOTS_HEADER = "DuoGen-Robots-Txt"  # of a WARC record: what robots.txt said, and when it was asked

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.net.archive import Archive
-from duogen_core.data.net.crawl import crawl
-from duogen_core.data.net.fetcher import Fetched, Fetcher
+from duogen_core.data.net.crawl import Fetched, Fetcher, crawl
 from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.net.network import Network
 from duogen_core.data.runs.file_digests import FileDigests
