@@ -21,8 +21,7 @@ from PIL import Image
 from web_material import pixels
 
 from duogen_core.data.pictures import classing
-from duogen_core.data.pictures.classing import CLASSES, WEIGHTS
-from duogen_core.data.pictures.features import NAMES, features
+from duogen_core.data.pictures.classing import CLASSES, NAMES, WEIGHTS, features
 
 LABELS = json.loads(Path(__file__).with_name("web_classes.json").read_text("utf-8"))
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from web_material import GIMP, GNUCASH, folder, pixels
 
-from duogen_core.data.pictures.codes import code_share
+from duogen_core.data.pictures.classing import code_share
 from duogen_core.data.pictures.duplicates import are_same, looks_of
 from duogen_core.data.web.preset import load_preset
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from duogen_core.data.pictures.codes import code_share
+from duogen_core.data.pictures.classing import code_share
 from duogen_core.data.pictures.duplicates import are_same, looks_of
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.inputs import open_inputs

@@ -2,6 +2,15 @@
 
 A linear classifier over `features`, with its weights in classing.json (made by tests/bench/web_classing.py, which also
 measures it). Drawings and charts are counted with what they most resemble, most often screenshots.
+
+Numbers that tell photographs, GUI screenshots and document pages apart, from the pixels alone.
+
+Screens are drawn: neighbouring pixels are equal, edges lie along rows and columns, lines run far. Photographs have
+noise and soft slopes everywhere. Document pages are ink on paper: one light colour, little else, short marks in rows.
+How light a picture is says nothing, since themes may be dark. Rows are sampled: a large picture costs no more than a
+small one.
+
+QR codes and bar codes in a picture: the share of it that they cover. Read by zxing-cpp.
 """
 
 from __future__ import annotations
@@ -11,8 +20,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from duogen_core.data.pictures.features import NAMES, features
+from duogen_core.errors import MissingPackage
 
 CLASSES = ("photo", "screenshot", "document")
 WEIGHTS = Path(__file__).with_name("classing.json")
@@ -33,3 +43,99 @@ def _weights() -> tuple[np.ndarray, ...]:
     values = json.loads(WEIGHTS.read_text("utf-8"))
     assert tuple(values["features"]) == NAMES and tuple(values["classes"]) == CLASSES
     return tuple(np.array(values[name]) for name in ("mean", "scale", "weight", "bias"))
+
+
+# ------------------------------------------------------------ features
+
+NAMES = (
+    "equal", "soft", "sharp", "paper", "top", "colours", "saturation", "long_lines", "blank_rows", "ink", "upright",
+    "noise",
+)  # fmt: skip
+ROWS = 240  # rows that are looked at
+BITS = 4  # of a colour channel, for counting colours
+
+
+def features(pixels: np.ndarray) -> np.ndarray:
+    """One number for each of NAMES, most of them shares between 0 and 1."""
+    height, width = pixels.shape[:2]
+    rows = np.linspace(0, height - 1, min(ROWS, height)).astype(int)
+    sampled, below = pixels[rows], pixels[np.minimum(rows + 1, height - 1)]
+    step = _apart(sampled[:, 1:], sampled[:, :-1]) if width > 1 else np.zeros((len(rows), 1), np.uint8)
+    down = _apart(sampled, below)
+    red, green, blue = (sampled[..., channel] for channel in range(3))
+    codes = (red >> (8 - BITS)).astype(np.uint16) << 2 * BITS | (green >> (8 - BITS)).astype(np.uint16) << BITS
+    counts = np.bincount((codes | blue >> (8 - BITS)).ravel())
+    shares = np.sort(counts[counts > 0])[::-1] / counts.sum()
+    brightest, darkest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
+    saturation = brightest - darkest
+    grey = red.astype(np.uint16) + green + blue  # three times the grey
+    paper = (darkest >= 225) & (saturation <= 20)
+    blank = paper.mean(1) >= 0.98
+    return np.array(
+        [
+            (step <= 1).mean(),
+            ((step > 2) & (step < 24)).mean(),
+            (step >= 64).mean(),
+            paper.mean(),
+            shares[0],
+            np.log1p(np.searchsorted(np.cumsum(shares), 0.95)) / 8,
+            saturation.mean() / 255,
+            _long_runs(down >= 12, width),
+            blank.mean(),
+            (grey < 384)[~blank].mean() if (~blank).any() else 0.0,
+            min(height / width, 3.0) / 3,
+            ((step >= 1) & (step <= 4)).mean(),
+        ]
+    )
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The largest difference of a channel, pixel by pixel."""
+    difference = np.maximum(one, other) - np.minimum(one, other)
+    return np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2])
+
+
+def _long_runs(edges: np.ndarray, width: int) -> float:
+    """The share of rows in which an edge runs along at least a fifth of the width without a gap."""
+    need = max(int(width * 0.2), 8)
+    if width <= need:
+        return 0.0
+    sums = np.cumsum(np.pad(edges, ((0, 0), (1, 0))), axis=1)
+    return float(((sums[:, need:] - sums[:, :-need]) >= need).any(1).mean())
+
+
+# ------------------------------------------------------------ codes
+
+LONGEST = 1200  # pixels; a code in a larger picture is found in a smaller copy of it
+
+
+def code_share(pixels: np.ndarray) -> tuple[float, str]:
+    """The largest code's share of the picture (0 where there is none), and its kind."""
+    try:
+        import zxingcpp
+    except ImportError:
+        raise MissingPackage("Finding QR codes", "zxing-cpp", "data") from None
+    image = Image.fromarray(pixels).convert("L")
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    best, kind = 0.0, ""
+    for code in zxingcpp.read_barcodes(np.asarray(image), formats=_formats(zxingcpp)):
+        corners = (
+            code.position.top_left,
+            code.position.top_right,
+            code.position.bottom_right,
+            code.position.bottom_left,
+        )
+        share = _area([(point.x, point.y) for point in corners]) / (image.width * image.height)
+        if share >= best:
+            best, kind = max(share, 1e-4), str(code.format).rpartition(".")[2]
+    return round(min(best, 1.0), 4), kind
+
+
+def _formats(zxingcpp) -> list:
+    names = ("QRCode", "MicroQRCode", "Aztec", "DataMatrix", "PDF417", "EAN13", "Code128")
+    return [getattr(zxingcpp.BarcodeFormat, name) for name in names]
+
+
+def _area(points: list[tuple[int, int]]) -> float:
+    pairs = zip(points, points[1:] + points[:1])
+    return abs(sum(x * b - a * y for (x, y), (a, b) in pairs)) / 2

@@ -30,8 +30,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from duogen_core.data.pictures.classing import class_of
-from duogen_core.data.pictures.codes import code_share
+from duogen_core.data.pictures.classing import class_of, code_share
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.pictures.duplicates import Look, looks_of
 from duogen_core.data.pictures.nsfw import Nsfw
