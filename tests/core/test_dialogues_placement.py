@@ -23,7 +23,7 @@ from duogen_core.data.dialogues.placement import (
 from duogen_core.data.dialogues.placement_model import place_by_model
 from duogen_core.data.dialogues.run import load_preset
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.text.words import words_of
+from duogen_core.data.text.similarity import words_of
 from duogen_core.document import (
     Document,
     Picture,

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duogen_core.data.dialogues.draft import Draft
-from duogen_core.data.text.words import words_of
+from duogen_core.data.text.similarity import words_of
 from duogen_core.document import Picture
 
 NUMBERED = re.compile(r"^\s*(?:figure|fig\.?|table|image|picture|screenshot)\s*[\d.-]+[.:]?\s*", re.IGNORECASE)

@@ -15,7 +15,7 @@ from typing import Any
 from duogen_core.data.llm.messages import TEMPLATE_MARKS
 from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.text.personal import remove_personal
-from duogen_core.data.text.words import words_of
+from duogen_core.data.text.similarity import words_of
 from duogen_core.mllm.prompted import OPENING
 
 LINK = re.compile(

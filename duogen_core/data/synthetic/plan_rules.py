@@ -18,7 +18,7 @@ from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.request_rules import LINK, ORDER
 from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.synthetic.verdict import KEPT, Verdict
-from duogen_core.data.text.near import Subjects, word_pairs
+from duogen_core.data.text.similarity import Subjects, word_pairs
 
 PICTURE_MARKS = ("![", "<img", "<BOV>", "[image", "[picture", "<image", "<picture")
 PAINTER_MARKS = ("embedding:", "<lora:", "<hypernet:", "__")  # what image programs take for more than words

@@ -26,7 +26,7 @@ from duogen_core.data.synthetic.plans import Plan, plan_from, schema
 from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.synthetic.verdict import KEPT, Verdict
-from duogen_core.data.text.near import NearIndex, Subjects
+from duogen_core.data.text.similarity import NearIndex, Subjects
 from duogen_core.errors import DuoGenError
 
 REFUSED = "endpoint_refused"  # one request may offend an endpoint's filter; all of them say that something is wrong
