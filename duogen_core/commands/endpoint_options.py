@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.data.llm.client import Client
-    from duogen_core.data.llm.usage import Usage
+    from duogen_core.data.llm.client import Client, Usage
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +110,7 @@ def spent(usage: Usage) -> str:
 
 
 def _price(text: str | None):
-    from duogen_core.data.llm.usage import Price
+    from duogen_core.data.llm.client import Price
 
     if text is None:
         return Price()

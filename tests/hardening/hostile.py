@@ -159,8 +159,7 @@ def one(folder: Path, common: Path, zygote: Zygote, family: Family, seed: str, k
 def without_pauses(arguments: list[str]) -> int:
     """The command line; what would wait for seconds before it asks a server again waits for less."""
     from duogen_core import cli
-    from duogen_core.data.llm.client import Client
-    from duogen_core.data.llm.pace import Pace
+    from duogen_core.data.llm.client import Client, Pace
     from duogen_core.data.synthetic.comfyui import Server
 
     sleep = time.sleep
