@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from duogen_core.data.llm.answers import AnswerError, check_schema, parse_answer
 from duogen_core.data.llm.client import Pace
 from duogen_core.data.llm.messages import as_data, messages
-from duogen_core.data.llm.schema import AnswerError, check_schema, parse_answer
 from duogen_core.errors import DuoGenError
 from tests.core.endpoint_server import Clock
 

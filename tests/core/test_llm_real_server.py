@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import pytest
 
+from duogen_core.data.llm.answers import AnswerError, Recording
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.llm.endpoint import EndpointError
-from duogen_core.data.llm.record import Recording
-from duogen_core.data.llm.schema import AnswerError
 from tests.bench import llm_server
 
 

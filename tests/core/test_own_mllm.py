@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from duogen_core.data.llm.answers import AnswerError, Recording
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.messages import messages
@@ -17,8 +18,6 @@ from duogen_core.data.llm.own_mllm import (
     document_of,
     own_client,
 )
-from duogen_core.data.llm.record import Recording
-from duogen_core.data.llm.schema import AnswerError
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Continuation

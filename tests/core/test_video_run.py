@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from duogen_core.cli import main
-from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.pairs.sharded import begin, open_run, work
 from duogen_core.data.pairs.video.describe import check
 from duogen_core.data.pairs.video.engine import Engine, Outcome, do_shard

@@ -22,10 +22,9 @@ from duogen_core.data.dialogues.placement_model import place_by_model
 from duogen_core.data.dialogues.prompts import prompts_digest
 from duogen_core.data.dialogues.rewrite import rewrite
 from duogen_core.data.dialogues.rules import Refused, Values
+from duogen_core.data.llm.answers import Answer, AnswerError
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.llm.completion import Answer
 from duogen_core.data.llm.endpoint import EndpointError
-from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError

@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.messages import TEMPLATE_MARKS
-from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.text.personal import remove_personal
 from duogen_core.data.text.similarity import words_of
 from duogen_core.mllm.prompted import OPENING

@@ -28,7 +28,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from duogen_core.data.llm.completion import Answer, completion_of, failure
+from duogen_core.data.llm.answers import (
+    Answer,
+    AnswerError,
+    Recording,
+    check_schema,
+    completion_of,
+    failure,
+    parse_answer,
+    request_key,
+)
 from duogen_core.data.llm.endpoint import (
     EndpointError,
     Limits,
@@ -41,8 +50,6 @@ from duogen_core.data.llm.messages import (
     load_prompt,
     without_marks,
 )
-from duogen_core.data.llm.record import Recording, request_key
-from duogen_core.data.llm.schema import AnswerError, check_schema, parse_answer
 from duogen_core.errors import DuoGenError
 
 LONGEST_PAUSE = 60.0

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.llm.answers import Answer, Recording
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.llm.completion import Answer
 from duogen_core.data.llm.endpoint import EndpointError
-from duogen_core.data.llm.record import Recording
 from duogen_core.document import (
     Document,
     Picture,

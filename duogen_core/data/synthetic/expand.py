@@ -20,9 +20,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import Message
-from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.synthetic.asking import Asking
 from duogen_core.data.synthetic.preset import Preset

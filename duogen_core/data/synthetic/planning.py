@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.endpoint import EndpointError
-from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.runs.whole_file import whole_file
 from duogen_core.data.synthetic.asking import Asking

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import load_prompt, messages
-from duogen_core.data.llm.schema import AnswerError
 from duogen_core.data.runs.presets import digest
 
 PROMPTS = Path(__file__).with_name("prompts")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.llm.schema import AnswerError
+from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.pairs.documents import Step, document_of, encoding
 from duogen_core.data.pairs.rules import Verdict, judge
 from duogen_core.data.pairs.sharded import Run, Shard

@@ -1,0 +1,255 @@
+"""What an endpoint sends back: the bytes of a chat completion -> an Answer, and a refused request -> an error.
+
+Nothing in it is believed: every field is looked at before use, and texts of the server appear in messages shortened.
+
+Answers as JSON: the text of an answer -> a value that fits a JSON Schema, or an AnswerError saying what is wrong.
+
+Nothing is repaired. Two habits of models are understood: thoughts before the answer (<think>…</think>) and one code
+fence around all of it.
+
+Record and replay: a file of answers, each under the hash of its request.
+
+    Recording(file, "record")   answers from the file what it holds; the rest is asked and written down
+    Recording(file, "replay")   answers from the file only, and says when something is missing
+
+One JSON object a line, written whole and flushed, so that a killed run loses at most the answer it was waiting for. The
+hash covers model, messages (pictures too) and options, not the endpoint's address. The file holds no request, and no
+key. One process writes a file at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from duogen_core.data.llm.endpoint import EndpointError, Reply
+from duogen_core.errors import DuoGenError, MissingPackage
+
+AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
+MOST_TOKENS = 10**8
+THOUGHTS = ("reasoning", "reasoning_content")  # where Ollama and vLLM, and where llama.cpp and DeepSeek put them
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    finish: str
+    prompt_tokens: int
+    completion_tokens: int
+    counted: bool
+    value: Any = None
+
+    def with_value(self, value: Any) -> Answer:
+        return replace(self, value=value)
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: item for name, item in asdict(self).items() if name != "value"}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> Answer:
+        return Answer(
+            str(value["text"]),
+            str(value.get("finish", "")),
+            int(value.get("prompt_tokens", 0)),
+            int(value.get("completion_tokens", 0)),
+            bool(value.get("counted", False)),
+        )
+
+
+def completion_of(body: bytes, where: str) -> Answer:
+    try:
+        value = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise EndpointError(f"The endpoint {where} answered with something that is not JSON; check base_url.") from None
+    try:
+        choice = value["choices"][0]
+        message = choice["message"]
+        text = message["content"]
+    except (KeyError, IndexError, TypeError):
+        raise EndpointError(f"The endpoint {where} sent JSON that is no chat completion; check base_url.") from None
+    if not isinstance(text, str) or not text.strip():
+        thought = next((message[name] for name in THOUGHTS if isinstance(message.get(name), str)), "").strip()
+        if thought:
+            ended = " until max_tokens was reached" if choice.get("finish_reason") == "length" else ""
+            raise EndpointError(
+                f"The endpoint {where} sent only the model's thoughts{ended} ({len(thought):,} characters of "
+                "reasoning) and no answer; turn thinking off with --think false or --reasoning-effort none, or raise "
+                "max_tokens.",
+                again=False,
+            )
+        raise EndpointError(f"The endpoint {where} sent an answer without text; raise max_tokens or ask otherwise.")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise EndpointError(f"The endpoint {where} sent an answer that is not valid Unicode.")
+    usage = value.get("usage")
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+    counted = all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts)
+    prompt, completion = counts if counted else (0, 0)
+    return Answer(text, str(choice.get("finish_reason") or "")[:40], prompt, completion, counted)
+
+
+def failure(reply: Reply, where: str, key: str) -> EndpointError:
+    """The error for a status other than 200."""
+    said = _said(reply.body)
+    if key:
+        said = said.replace(key, "***")
+    said = "".join(letter if letter.isprintable() else " " for letter in said)[:200].strip()
+    about = f" ({said})" if said else ""
+    advice = {
+        400: "; a server that knows no JSON schema needs structured: none",
+        401: "; check the API key's variable",
+        403: "; check the API key's variable",
+        404: "; check base_url (it usually ends in /v1) and the model's name",
+        422: "; a server that knows no JSON schema needs structured: none",
+    }.get(reply.status, "")
+    message = f"The endpoint {where} refused with status {reply.status}{about}{advice}."
+    return EndpointError(message, reply.status in AGAIN, _seconds(reply.headers.get("retry-after", "")))
+
+
+def _said(body: bytes) -> str:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    for name in ("error", "message", "detail"):
+        if isinstance(value, dict) and name in value:
+            value = value[name]
+    return value if isinstance(value, str) else ""
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if text.isascii() and text.isdigit() else None
+
+
+# ------------------------------------------------------------ schema
+
+THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
+
+
+class AnswerError(DuoGenError):
+    """The answer is not what was asked for; the sentence is also what the model is told when it is asked again."""
+
+
+def parse_answer(text: str, schema: Mapping[str, Any]) -> Any:
+    text = THINKING.sub("", text).strip()
+    fenced = FENCE.match(text)
+    try:
+        value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse, object_pairs_hook=_object)
+    except RecursionError:
+        raise AnswerError("The answer is nested too deeply; answer with JSON that fits the schema.") from None
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise AnswerError(f"The answer is not JSON ({reason}); answer with one JSON value and nothing else.") from None
+    check_value(value, schema)
+    return value
+
+
+def check_value(value: Any, schema: Mapping[str, Any]) -> None:
+    from jsonschema.exceptions import best_match
+
+    error = best_match(_validator(schema).iter_errors(value))
+    if error is not None:
+        place = "".join(f"[{one!r}]" for one in error.absolute_path) or "as a whole"
+        expected = json.dumps({error.validator: error.validator_value})[:200]
+        raise AnswerError(f"The answer does not fit the schema: {place[:200]} does not satisfy {expected}.")
+
+
+def check_schema(schema: Mapping[str, Any]) -> None:
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        _validator(schema).check_schema(schema)
+    except SchemaError as error:
+        raise DuoGenError(f"The schema is no valid JSON Schema: {error.message[:200]}.") from None
+
+
+def _validator(schema: Mapping[str, Any]):
+    try:
+        from jsonschema import Draft202012Validator
+    except ImportError:
+        raise MissingPackage("Checking answers", "jsonschema", "data") from None
+    return Draft202012Validator(schema)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("an object has the same key twice")
+    return value
+
+
+# ------------------------------------------------------------ record
+
+MODES = ("record", "replay")
+
+
+def request_key(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True, allow_nan=False).encode()).hexdigest()
+
+
+class Recording:
+    def __init__(self, file: str | os.PathLike[str], mode: str = "record"):
+        if mode not in MODES:
+            raise DuoGenError(f"A recording's mode is {' or '.join(MODES)}, not {mode!r}.")
+        self.file, self.mode = Path(file), mode
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.lock = threading.Lock()
+        try:
+            if mode == "record":
+                self.file.parent.mkdir(parents=True, exist_ok=True)
+                self.file.touch()
+            self._load()
+        except OSError as error:
+            raise DuoGenError(f"The recording {self.file} cannot be opened: {error.strerror or error}.") from None
+
+    def _load(self) -> None:
+        data = self.file.read_bytes()
+        whole = data.rfind(b"\n") + 1  # what follows was cut off by a kill
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+            try:
+                entry = json.loads(line)
+                key, answer = entry["key"], entry["answer"]
+                if not isinstance(key, str) or not isinstance(answer["text"], str):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise DuoGenError(
+                    f"Line {number} of the recording {self.file} is not a recorded answer; remove that line."
+                ) from None
+            self.answers.setdefault(key, answer)
+        if self.mode == "record" and whole < len(data):
+            with self.file.open("r+b") as file:
+                file.truncate(whole)
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        with self.lock:
+            answer = self.answers.get(key)
+        if answer is None and self.mode == "replay":
+            raise DuoGenError(
+                f"The recording {self.file} has no answer to the request {key[:12]}: a prompt, an input or the model "
+                "differs from the recorded run; record it first."
+            )
+        return answer
+
+    def keep(self, key: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """Writes an answer down; when two threads asked the same, the first one counts for both."""
+        line = json.dumps({"key": key, "answer": answer}, ensure_ascii=True).encode() + b"\n"
+        with self.lock:
+            if key not in self.answers:
+                try:
+                    with self.file.open("ab") as file:
+                        file.write(line)
+                except OSError as error:
+                    raise DuoGenError(f"The recording {self.file} cannot be written: {error.strerror}.") from None
+                self.answers[key] = answer
+            return self.answers[key]
