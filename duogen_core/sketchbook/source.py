@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
-from duogen_core.data.sources.base import Limits, Source
-from duogen_core.data.sources.order import mix
+from duogen_core.data.sources.base import Limits, Source, mix
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
 from duogen_core.sketchbook.tasks import FAMILIES, WEIGHTS, training_case

@@ -22,7 +22,7 @@ from duogen_core.data.sources import (
     open_source,
     parse_spec,
 )
-from duogen_core.data.sources.order import shuffled, weighted_choices
+from duogen_core.data.sources.base import shuffled, weighted_choices
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.tasks import WEIGHTS

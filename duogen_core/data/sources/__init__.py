@@ -22,13 +22,7 @@ A new format: one file with a Source, one line in spec.KINDS, and the tests in t
 """
 
 from duogen_core.data.sources.bad_log import BadLog
-from duogen_core.data.sources.base import (
-    Bad,
-    Epoch,
-    Limits,
-    Sample,
-    Source,
-)
+from duogen_core.data.sources.base import Bad, Epoch, Limits, Sample, Source
 from duogen_core.data.sources.mixture import Mixture
 from duogen_core.data.sources.spec import (
     KINDS,

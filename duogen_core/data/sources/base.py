@@ -1,14 +1,26 @@
-"""What every source is: `Source`, what it yields (`Sample`, `Bad`), and what a sample must be (`Limits`)."""
+"""What every source is: `Source`, what it yields (`Sample`, `Bad`), and what a sample must be (`Limits`).
+
+Orders that can be entered anywhere: a shuffle without a list, and weighted choices by number.
+
+All are pure functions of their arguments, the same on every machine and with every version of Python and numpy.
+
+Which files a source reads: a path, a folder or a pattern -> sorted files; and a digest of names and sizes.
+"""
 
 from __future__ import annotations
 
+import glob
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from duogen_core.data.runs.machine import gave_out
-from duogen_core.data.sources.order import mix, shuffled
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError, is_out_of_memory, shown
 
@@ -186,3 +198,85 @@ class Epoch(Iterator[Sample]):
             if self.on_bad is not None:
                 self.on_bad(found)
         raise StopIteration
+
+
+# ------------------------------------------------------------ order
+
+ROUNDS = 6
+
+
+def mix(*key: object) -> int:
+    """64 bits that depend on every part of the key."""
+    return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+
+
+def shuffled(position: int, size: int, key: int) -> int:
+    """Where `position` of 0 … size - 1 goes in the shuffle named by `key`; no two go to the same place.
+
+    A Feistel network permutes the numbers of an even number of bits; results outside the range go through it again.
+    """
+    if not 0 <= position < size:
+        raise IndexError(f"position {position} of {size}")
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    mask = (1 << bits) - 1
+    while True:
+        left, right = position >> bits, position & mask
+        for number in range(ROUNDS):
+            left, right = right, left ^ (mix(key, number, right) & mask)
+        position = left << bits | right
+        if position < size:
+            return position
+
+
+def weighted_choices(weights: np.ndarray, count: int, key: int) -> np.ndarray:
+    """`count` numbers of weights, int64, each as often as its weight says."""
+    bits = np.random.Philox(key=key).random_raw(count)
+    uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    edges = np.cumsum(weights, dtype=np.float64)
+    # side="right" and the clip: a weight of zero is never chosen, and rounding never leads past the last one.
+    return np.searchsorted(edges / edges[-1], uniform, side="right").clip(max=int(np.flatnonzero(weights)[-1]))
+
+
+# ------------------------------------------------------------ files
+
+
+def find_files(pattern: str, suffixes: Sequence[str], what: str) -> list[Path]:
+    """The files that `pattern` names: one file, all of a folder with one of these endings, or those of a pattern.
+
+    A pattern is a glob, or has one range as webdataset writes it: train-{000..146}.tar, each of which must be there.
+    """
+    place = Path(pattern)
+    if (span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)) and not place.exists():
+        first, last = span.groups()
+        if len(last) > 7:
+            raise DuoGenError(f"{pattern} names more than ten million files; is the range right?")
+        names = [
+            f"{n:0{len(first)}d}".join((pattern[: span.start()], pattern[span.end() :]))
+            for n in range(int(first), int(last) + 1)
+        ]
+        return [file for name in names for file in find_files(name, suffixes, what)]
+    try:
+        if place.is_dir():
+            found = [file for file in place.iterdir() if file.name.endswith(tuple(suffixes)) and file.is_file()]
+        elif place.is_file():
+            found = [place]
+        elif place.exists():
+            raise DuoGenError(f"{pattern} is not a file; expected {what}.")
+        else:
+            found = [Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()]
+    except (OSError, ValueError) as error:
+        if isinstance(error, DuoGenError):
+            raise
+        raise DuoGenError(f"{pattern} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    if not found:
+        if place.is_dir():
+            raise DuoGenError(f"The folder {pattern} has no file that ends in {' or '.join(suffixes)}.")
+        raise DuoGenError(f"{pattern} does not exist; check the path. Expected {what}.")
+    return sorted(found)
+
+
+def digest(names: Iterable[object]) -> str:
+    found = sha256()
+    for name in names:
+        found.update(repr(name).encode("utf-8", "surrogatepass") + b"\n")
+    return found.hexdigest()[:16]

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.sources.base import Limits, Source
-from duogen_core.data.sources.files import digest
+from duogen_core.data.sources.base import Limits, Source, digest
 from duogen_core.document import Document
 from duogen_core.document.reading import JSON_NAME, load_document
 from duogen_core.errors import DuoGenError

@@ -10,8 +10,7 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.sources.base import Limits, Source
-from duogen_core.data.sources.files import digest, find_files
+from duogen_core.data.sources.base import Limits, Source, digest, find_files
 from duogen_core.document import Document
 from duogen_core.document.reading import (
     MAX_JSON_BYTES,

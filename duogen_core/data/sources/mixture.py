@@ -12,13 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.sources.base import (
-    Bad,
-    OnBad,
-    Sample,
-    Source,
-)
-from duogen_core.data.sources.order import mix, weighted_choices
+from duogen_core.data.sources.base import Bad, OnBad, Sample, Source, mix, weighted_choices
 from duogen_core.errors import DuoGenError
 
 BLOCK = 1 << 14  # draws whose sources are chosen together

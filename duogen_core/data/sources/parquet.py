@@ -17,8 +17,7 @@ from typing import Any
 from duogen_core.data.interleaved.references import picture_bytes
 from duogen_core.data.interleaved.rows import NEEDED, document_of
 from duogen_core.data.runs.machine import states_too_much
-from duogen_core.data.sources.base import Limits, Source
-from duogen_core.data.sources.files import digest, find_files
+from duogen_core.data.sources.base import Limits, Source, digest, find_files
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, MissingPackage, unknown
 

@@ -18,8 +18,7 @@ from typing import IO, Any
 
 from duogen_core.data.interleaved.lists import FILE, is_lists, rows_of_lists
 from duogen_core.data.interleaved.rows import document_of
-from duogen_core.data.sources.base import Limits, Source
-from duogen_core.data.sources.files import digest, find_files
+from duogen_core.data.sources.base import Limits, Source, digest, find_files
 from duogen_core.document import Document
 from duogen_core.document.picture_file import MAX_BYTES
 from duogen_core.document.reading import (

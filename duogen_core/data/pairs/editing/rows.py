@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.runs.machine import is_of_the_machine
-from duogen_core.data.sources.files import digest
+from duogen_core.data.sources.base import digest
 from duogen_core.document.reading import folder_reader
 from duogen_core.errors import DuoGenError, MissingPackage
 

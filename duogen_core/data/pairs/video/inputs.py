@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.runs.names_below import names_below
-from duogen_core.data.sources.files import digest
+from duogen_core.data.sources.base import digest
 from duogen_core.errors import DuoGenError
 
 ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ogv", ".flv", ".ts", ".mpg", ".mpeg")
