@@ -205,7 +205,7 @@ def test_a_broken_zip(tmp_path):
 
 
 def test_lines_are_found_across_blocks_and_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr("duogen_core.data.sources.jsonl.CHUNK", 7)
+    monkeypatch.setattr("duogen_core.data.sources.documents.CHUNK", 7)
     file = write_jsonl(tmp_path / "a.jsonl", [guide(0), guide(1)])
     first, second = file.read_bytes().splitlines()
     file.write_bytes(first + b"\r\n\r\n\n" + second)  # empty lines between, and no line end at the last
@@ -251,7 +251,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
 
 def test_a_line_without_end_is_not_read(tmp_path, monkeypatch):
     file = write_jsonl(tmp_path / "a.jsonl", [guide(0)])
-    monkeypatch.setattr("duogen_core.data.sources.jsonl.MAX_JSON_BYTES", 100)
+    monkeypatch.setattr("duogen_core.data.sources.documents.MAX_JSON_BYTES", 100)
     only_bad(open_source(f"jsonl:{file}"), "is longer than")
 
 
