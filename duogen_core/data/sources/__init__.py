@@ -21,9 +21,8 @@ duogen_core.document.reading: strict, and no path leaves the folder.
 A new format: one file with a Source, one line in spec.KINDS, and the tests in tests/core/test_data_sources.py.
 """
 
-from duogen_core.data.sources.bad_log import BadLog
 from duogen_core.data.sources.base import Bad, Epoch, Limits, Sample, Source
-from duogen_core.data.sources.mixture import Mixture
+from duogen_core.data.sources.mixture import BadLog, Mixture
 from duogen_core.data.sources.spec import (
     KINDS,
     Spec,
