@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.interleaved.references import picture_bytes
 from duogen_core.data.pairs.editing.rows import open_rows
 from duogen_core.data.pictures.nsfw import Nsfw
 from duogen_core.data.runs.machine import is_of_the_machine, states_too_much
+from duogen_core.data.sources.parquet import picture_bytes
 from duogen_core.data.web import inputs, warc
 from duogen_core.data.web.engine import Engine
 from duogen_core.data.web.inputs import Folder

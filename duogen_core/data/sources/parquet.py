@@ -3,23 +3,33 @@
 The rows of a sample stand one after another, as Curator writes them. Opening reads the column sample_id; a sample is
 then one row group that is read, so row groups should be small: `data export` writes some MB each, Curator's writer
 takes write_kwargs={"row_group_size": 500}.
+
+The bytes of a picture whose row holds only a source_ref: {path, member, byte_offset, byte_size, frame_index}.
+
+A path alone is a picture file; with a member it is a tar, read at byte_offset if that is stated. Only files inside one
+folder are read, whatever a row says, and nothing from the network: such rows must be materialized by who wrote them.
 """
 
 from __future__ import annotations
 
+import lzma
+import tarfile
+import zlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.interleaved.references import picture_bytes
 from duogen_core.data.interleaved.rows import NEEDED, document_of
 from duogen_core.data.runs.machine import states_too_much
 from duogen_core.data.sources.base import Limits, Source, digest, find_files
+from duogen_core.data.sources.tars import TAR_ERRORS, Capped
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError, MissingPackage, unknown
+from duogen_core.document.picture_file import MAX_BYTES
+from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory, unknown
+from duogen_core.files import parse_json, read_limited
 
 MOST_GROUP_BYTES = 2 * 2**30
 HELD_BYTES = 256 * 2**20  # of decoded row groups that are held, the ones used last
@@ -139,3 +149,69 @@ class InterleavedParquet(Source):
     def identity(self) -> dict[str, Any]:
         names = [(file.name, size) for file, size in zip(self.files, self.sizes, strict=True)]
         return {"kind": "parquet", "samples": len(self), "request": self.request, "digest": digest(names)}
+
+
+# ------------------------------------------------------------ references
+
+
+def picture_bytes(row: Mapping[str, Any], root: Path, where: str) -> bytes:
+    """The bytes in the row, or those that it points to inside `root`."""
+    if isinstance(row.get("binary_content"), bytes):
+        return row["binary_content"]
+    text = row.get("source_ref")
+    stated = parse_json(text.encode(), f"{where}, source_ref") if isinstance(text, str) and text else None
+    if not isinstance(stated, dict) or not isinstance(stated.get("path"), str):
+        raise DuoGenError(f"{where} is a picture without its bytes and without a source_ref that says where they are.")
+    if stated.get("frame_index"):
+        raise DuoGenError(f"{where}: a frame of a TIFF file is not read; materialize it when the rows are written.")
+    file, name = _inside(stated["path"], root, where), f"{stated['path']} (named by {where})"
+    member, start, size = (stated.get(key) for key in ("member", "byte_offset", "byte_size"))
+    if not member:
+        return read_limited(file, MAX_BYTES, name)
+    if isinstance(start, int) and isinstance(size, int) and size > 0:
+        return _range(file, start, size, name)
+    return _member(file, str(member), name)
+
+
+def _inside(path: str, root: Path, where: str) -> Path:
+    try:
+        file = (root / path).resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise DuoGenError(f"{where}: the path {path!r} cannot be followed.") from None
+    if "://" in path or not file.is_relative_to(root.resolve()):
+        raise DuoGenError(
+            f"{where}: its picture lies at {path!r}, outside of {root}, and is not read; give the folder with the "
+            "option root, or write the rows with their bytes."
+        )
+    return file
+
+
+def _range(file: Path, start: int, size: int, name: str) -> bytes:
+    if start < 0 or size > MAX_BYTES:
+        raise DuoGenError(f"{name}: {size:,} bytes from byte {start:,} on are no picture that is read.")
+    try:
+        with file.open("rb") as stream:
+            stream.seek(start)
+            return stream.read(size)
+    except (OSError, OverflowError, ValueError) as error:  # the last two: an offset that no file has
+        if is_out_of_memory(error):
+            raise
+        raise DuoGenError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _member(file: Path, member: str, name: str) -> bytes:
+    try:
+        with file.open("rb") as opened, tarfile.open(fileobj=Capped(opened)) as archive:
+            found = archive.getmember(member)
+            stream = archive.extractfile(found) if found.isreg() and found.size <= MAX_BYTES else None
+            if stream is None:
+                raise DuoGenError(f"{name}: its member {member!r} is no plain file of at most {MAX_BYTES:,} bytes.")
+            return stream.read()
+    except KeyError:
+        raise DuoGenError(f"{name} has no member {member!r}.") from None
+    except DuoGenError:
+        raise
+    except (OSError, lzma.LZMAError, zlib.error, *TAR_ERRORS) as error:
+        if is_out_of_memory(error):
+            raise
+        raise DuoGenError(f"{name} cannot be read: {error or type(error).__name__}.") from None
