@@ -16,14 +16,9 @@ from PIL import Image
 
 from duogen_core.cli import main
 from duogen_core.data.interleaved import writing
-from duogen_core.data.interleaved.rows import (
-    METADATA,
-    RESERVED,
-    rows_of,
-    schema,
-)
 from duogen_core.data.interleaved.writing import write_rows
 from duogen_core.data.sources import Sample, open_source
+from duogen_core.data.sources.rows import METADATA, RESERVED, rows_of, schema
 from duogen_core.document import (
     Document,
     Picture,

@@ -18,8 +18,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from duogen_core.data.interleaved.lists import lists_of
-from duogen_core.data.interleaved.rows import as_png, rows_of
 from duogen_core.data.interleaved.writing import write_rows
 from duogen_core.data.runs.shards import add_document, add_files
 from duogen_core.data.runs.whole_file import whole_file
@@ -29,6 +27,7 @@ from duogen_core.data.sources import (
     Sample,
     Source,
 )
+from duogen_core.data.sources.rows import as_png, lists_of, rows_of
 from duogen_core.document import Document, Picture
 from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError

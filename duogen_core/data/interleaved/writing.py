@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
-from duogen_core.data.interleaved.rows import schema
+from duogen_core.data.sources.rows import schema
 from duogen_core.errors import MissingPackage
 
 GROUP_BYTES = 4 * 2**20

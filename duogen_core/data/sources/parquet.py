@@ -1,4 +1,4 @@
-"""Interleaved Parquet rows (NeMo Curator's layout, see duogen_core.data.interleaved.rows): parquet:FILES.
+"""Interleaved Parquet rows (NeMo Curator's layout, see duogen_core.data.sources.rows): parquet:FILES.
 
 The rows of a sample stand one after another, as Curator writes them. Opening reads the column sample_id; a sample is
 then one row group that is read, so row groups should be small: `data export` writes some MB each, Curator's writer
@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.interleaved.rows import NEEDED, document_of
 from duogen_core.data.runs.machine import states_too_much
 from duogen_core.data.sources.base import Limits, Source, digest, find_files
+from duogen_core.data.sources.rows import NEEDED, document_of
 from duogen_core.data.sources.tars import TAR_ERRORS, Capped
 from duogen_core.document import Document
 from duogen_core.document.picture_file import MAX_BYTES

@@ -2,7 +2,7 @@
 
 The JSON is that of document.json; an image's `file` is its member's name after "key." ("000.png") or its whole name.
 Tars in the layout of MINT-1T and NeMo Curator, whose JSON has parallel lists of texts and images, are read too
-(duogen_core.data.interleaved.lists).
+(duogen_core.data.sources.rows).
 Read with tarfile and not with the webdataset package: a tar's headers say where every sample lies, so samples are read
 in any order and a resume costs nothing, where the package streams and would read everything again; and that package
 unpickles members by their ending. Compressed tars cannot be entered in the middle and are refused.
@@ -16,9 +16,8 @@ from array import array
 from pathlib import Path
 from typing import IO, Any
 
-from duogen_core.data.interleaved.lists import FILE, is_lists, rows_of_lists
-from duogen_core.data.interleaved.rows import document_of
 from duogen_core.data.sources.base import Limits, Source, digest, find_files
+from duogen_core.data.sources.rows import FILE, document_of, is_lists, rows_of_lists
 from duogen_core.document import Document
 from duogen_core.document.picture_file import MAX_BYTES
 from duogen_core.document.reading import (
