@@ -15,9 +15,8 @@ import pytest
 from PIL import Image
 
 from duogen_core.cli import main
-from duogen_core.data.interleaved import writing
-from duogen_core.data.interleaved.writing import write_rows
-from duogen_core.data.sources import Sample, open_source
+from duogen_core.data.sources import Sample, export, open_source
+from duogen_core.data.sources.export import write_rows
 from duogen_core.data.sources.rows import METADATA, RESERVED, rows_of, schema
 from duogen_core.document import (
     Document,
@@ -76,7 +75,7 @@ def test_a_document_survives_with_everything_in_it(tmp_path):
 
 
 def test_small_row_groups_and_samples_that_go_on_in_the_next(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "GROUP_BYTES", 1)
+    monkeypatch.setattr(export, "GROUP_BYTES", 1)
     with (tmp_path / "a.parquet").open("wb") as stream:
         write_rows(stream, (rows_of(guide(k), str(k)) for k in range(3)))
     assert pq.ParquetFile(tmp_path / "a.parquet").num_row_groups == 3

@@ -5,6 +5,10 @@
 Shard k holds the samples k * size … in the order of the source, and is written whole or not at all; the same call goes
 on where the last one stopped. Bad samples are left out and named in bad_samples.jsonl. OUT/export.json says what is
 written here, so that nothing else is added to it.
+
+Rows -> a Parquet file that can be read sample by sample: whole samples in row groups of a few MB.
+
+Texts are compressed, pictures are not: they are already. The same rows give the same bytes (with the same pyarrow).
 """
 
 from __future__ import annotations
@@ -12,13 +16,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 from PIL import Image
 
-from duogen_core.data.interleaved.writing import write_rows
 from duogen_core.data.runs.shards import add_document, add_files
 from duogen_core.data.runs.whole_file import whole_file
 from duogen_core.data.sources import (
@@ -27,10 +31,10 @@ from duogen_core.data.sources import (
     Sample,
     Source,
 )
-from duogen_core.data.sources.rows import as_png, lists_of, rows_of
+from duogen_core.data.sources.rows import as_png, lists_of, rows_of, schema
 from duogen_core.document import Document, Picture
 from duogen_core.document.store import write_atomically
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.files import read_json
 
 ENDINGS = {"parquet": "parquet", "webdataset": "tar", "mint1t": "tar"}
@@ -117,3 +121,37 @@ def encoded(picture: Picture, quality: int | None) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     Image.fromarray(picture.pixels).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue(), "image/jpeg"
+
+
+# ------------------------------------------------------------ writing
+
+GROUP_BYTES = 4 * 2**20
+TEXTS = ("content_type", "modality", "role", "sample_id")  # few different values
+
+
+def write_rows(stream: IO[bytes], samples: Iterable[list[Mapping[str, Any]]]) -> int:
+    """Writes every sample's rows; returns how many samples there were."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackage("Writing Parquet", "pyarrow", "parquet") from None
+    columns = schema()
+    compression = {name: "none" if name == "binary_content" else "snappy" for name in columns.names}
+    count = size = 0
+    rows: list[Mapping[str, Any]] = []
+    with pyarrow.parquet.ParquetWriter(stream, columns, compression=compression, use_dictionary=list(TEXTS)) as writer:
+
+        def flush() -> None:
+            if rows:
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema=columns))
+
+        for sample in samples:
+            rows += sample
+            count += 1
+            size += sum(len(row["binary_content"] or b"") + len(row["text_content"] or "") + 100 for row in sample)
+            if size >= GROUP_BYTES:
+                flush()
+                rows, size = [], 0
+        flush()
+    return count
