@@ -5,14 +5,8 @@
 
 Two kinds of second attempt: the same request again when the endpoint failed (with growing pauses), and a longer request
 that shows the model its answer and what is wrong with it when that does not fit the schema, or what the caller checks.
-Another `transport` answers in the endpoint's place (`own_mllm`: the core's own model). Threads may share a client.
-
-Rate limit: how many requests and tokens leave within any 60 seconds, for all threads of a process together.
-
-`wait` books a request with the tokens it is expected to cost and returns when it may go; `settle` puts in what it did
-cost. A request larger than the whole limit goes when nothing else is booked, since waiting would not help it.
-
-What was asked and what it cost: requests, retries, tokens and money, for all threads together.
+Another `transport` answers in the endpoint's place (`own_mllm`: the core's own model). Threads may share a client: the
+rate limit (`Pace`) and what was spent (`Usage`) are counted for all of them together.
 """
 
 from __future__ import annotations
@@ -55,6 +49,95 @@ from duogen_core.errors import DuoGenError
 LONGEST_PAUSE = 60.0
 PICTURE_TOKENS = 1000  # a booking for the rate limit; the endpoint's own count replaces it
 SHOWN_ANSWER = 4000  # characters of a refused answer that the model is shown again
+WINDOW = 60.0
+
+
+@dataclass
+class Booking:
+    time: float
+    tokens: int
+
+
+class Pace:
+    """Limits how many requests and tokens leave within any 60 seconds, for all threads of a process together.
+
+    `wait` books a request with the tokens it is expected to cost and returns when it may go; `settle` corrects the
+    booking to what it did cost. A request larger than the whole limit goes when nothing else is booked, since waiting
+    would not help it.
+    """
+
+    def __init__(
+        self,
+        requests: int | None = None,
+        tokens: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.requests, self.tokens = requests, tokens
+        self.clock, self.sleep = clock, sleep
+        self.booked: deque[Booking] = deque()
+        self.lock = threading.Lock()
+
+    def wait(self, tokens: int) -> Booking:
+        while True:
+            with self.lock:
+                now = self.clock()
+                while self.booked and self.booked[0].time <= now - WINDOW:
+                    self.booked.popleft()
+                if self._fits(tokens):
+                    booking = Booking(now, tokens)
+                    self.booked.append(booking)
+                    return booking
+                pause = self.booked[0].time + WINDOW - now
+            self.sleep(max(pause, 0.001))
+
+    def settle(self, booking: Booking, tokens: int) -> None:
+        with self.lock:
+            booking.tokens = tokens
+
+    def _fits(self, tokens: int) -> bool:
+        if not self.booked:
+            return True
+        if self.requests is not None and len(self.booked) >= self.requests:
+            return False
+        return self.tokens is None or sum(one.tokens for one in self.booked) + tokens <= self.tokens
+
+
+@dataclass(frozen=True)
+class Price:
+    """Money for a million tokens, in whatever currency; 0 for a server of one's own."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+
+@dataclass
+class Usage:
+    """Counts requests, retries and tokens, and their price, for all threads together."""
+
+    price: Price = field(default_factory=Price)
+    requests: int = 0
+    retries: int = 0
+    refused_answers: int = 0
+    recorded: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, **counts: int) -> None:
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self, name, getattr(self, name) + count)
+
+    @property
+    def cost(self) -> float:
+        """Only of the answers whose tokens the endpoint counted; `uncounted` says how many it did not."""
+        return (self.prompt_tokens * self.price.prompt + self.completion_tokens * self.price.completion) / 1e6
+
+    def to_json(self) -> dict[str, float]:
+        names = ("requests", "retries", "refused_answers", "recorded", "prompt_tokens", "completion_tokens")
+        return {**{name: getattr(self, name) for name in names}, "uncounted": self.uncounted, "cost": self.cost}
 
 
 @dataclass(frozen=True)
@@ -226,90 +309,3 @@ def _pause(attempt: int, asked: float | None) -> float:
     if asked is not None:
         return min(asked, LONGEST_PAUSE)
     return min(2.0**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)
-
-
-# ------------------------------------------------------------ pace
-
-WINDOW = 60.0
-
-
-@dataclass
-class Booking:
-    time: float
-    tokens: int
-
-
-class Pace:
-    def __init__(
-        self,
-        requests: int | None = None,
-        tokens: int | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
-        self.requests, self.tokens = requests, tokens
-        self.clock, self.sleep = clock, sleep
-        self.booked: deque[Booking] = deque()
-        self.lock = threading.Lock()
-
-    def wait(self, tokens: int) -> Booking:
-        while True:
-            with self.lock:
-                now = self.clock()
-                while self.booked and self.booked[0].time <= now - WINDOW:
-                    self.booked.popleft()
-                if self._fits(tokens):
-                    booking = Booking(now, tokens)
-                    self.booked.append(booking)
-                    return booking
-                pause = self.booked[0].time + WINDOW - now
-            self.sleep(max(pause, 0.001))
-
-    def settle(self, booking: Booking, tokens: int) -> None:
-        with self.lock:
-            booking.tokens = tokens
-
-    def _fits(self, tokens: int) -> bool:
-        if not self.booked:
-            return True
-        if self.requests is not None and len(self.booked) >= self.requests:
-            return False
-        return self.tokens is None or sum(one.tokens for one in self.booked) + tokens <= self.tokens
-
-
-# ------------------------------------------------------------ usage
-
-
-@dataclass(frozen=True)
-class Price:
-    """Money for a million tokens, in whatever currency; 0 for a server of one's own."""
-
-    prompt: float = 0.0
-    completion: float = 0.0
-
-
-@dataclass
-class Usage:
-    price: Price = field(default_factory=Price)
-    requests: int = 0
-    retries: int = 0
-    refused_answers: int = 0
-    recorded: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    uncounted: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-
-    def add(self, **counts: int) -> None:
-        with self._lock:
-            for name, count in counts.items():
-                setattr(self, name, getattr(self, name) + count)
-
-    @property
-    def cost(self) -> float:
-        """Only of the answers whose tokens the endpoint counted; `uncounted` says how many it did not."""
-        return (self.prompt_tokens * self.price.prompt + self.completion_tokens * self.price.completion) / 1e6
-
-    def to_json(self) -> dict[str, float]:
-        names = ("requests", "retries", "refused_answers", "recorded", "prompt_tokens", "completion_tokens")
-        return {**{name: getattr(self, name) for name in names}, "uncounted": self.uncounted, "cost": self.cost}
