@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from duogen_core.errors import first_line
+from duogen_core.training.distributed import split_like, whole_state
 from duogen_core.training.ema import Ema
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.sharding import split_like, whole_state
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 
 from duogen_core.files import lock_folder
-from duogen_core.training import sharding
+from duogen_core.training import distributed
 from duogen_core.training.checkpoints import is_full, reason
 from duogen_core.training.config import (
     ConfigError,
@@ -28,10 +28,10 @@ from duogen_core.training.config import (
     settings_help,
     to_yaml,
 )
+from duogen_core.training.distributed import started
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.launcher import KINDS, launch, reported
 from duogen_core.training.loop import Run
-from duogen_core.training.parallel import started
 from duogen_core.training.recipes import find_config, recipes_of
 
 C = TypeVar("C", bound="RunConfig")
@@ -128,7 +128,7 @@ def _run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Ru
         return 0
     if started() > 1 and not parallel:
         raise TrainingError(f"train {command_of(cls)} runs in one process; start it without a launcher.")
-    if sharding.asked_for() and sharding.precision() != "no" and not config.bf16:
+    if distributed.asked_for() and distributed.precision() != "no" and not config.bf16:
         raise TrainingError("bf16 is false, but accelerate's mixed_precision is not 'no'; set both alike.")
     if not config.steps and not config.minutes:
         raise ConfigError("A training run needs an end: give steps=N, minutes=M or both.")

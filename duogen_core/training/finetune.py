@@ -51,9 +51,9 @@ from duogen_core.training.config import (
     plain,
     to_yaml,
 )
+from duogen_core.training.distributed import started
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.loop import Run
-from duogen_core.training.parallel import started
 from duogen_core.training.recipes import find_config
 
 RECIPE = "finetune.json"

@@ -19,6 +19,7 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.sketchbook.tokenizer import sketchbook_tokenizer
 from duogen_core.training import launcher, stage2_data
+from duogen_core.training.distributed import Processes, shard, touch_all
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.next_token import (
     Batcher,
@@ -26,8 +27,6 @@ from duogen_core.training.next_token import (
     Whole,
     part_of,
 )
-from duogen_core.training.parallel import Processes
-from duogen_core.training.sharding import shard, touch_all
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.test_folder_lock import holder
 from tests.core.test_training_mllm import SIZES, cases
