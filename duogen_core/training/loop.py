@@ -43,12 +43,10 @@ from duogen_core.training.checkpoints import (
     write_checkpoint,
     write_text,
 )
-from duogen_core.training.curve import MissingExtra, plot_curves
 from duogen_core.training.distributed import Processes
 from duogen_core.training.ema import Ema
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.journal import Journal, sentence
-from duogen_core.training.progress import Progress, clock
+from duogen_core.training.metrics import Journal, MissingExtra, Progress, clock, plot_curves, sentence
 
 NAMED = 4  # samples of a failed step that the error names; metrics.jsonl has all
 

@@ -32,7 +32,7 @@ from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import reference_pixels
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.journal import changes, sentence
+from duogen_core.training.metrics import changes, sentence
 from duogen_core.vae import PictureVae, pixels_to_tensor
 
 SHARD = 256  # documents

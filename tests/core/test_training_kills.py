@@ -21,8 +21,8 @@ from duogen_core.training import (
     stage2_data,
 )
 from duogen_core.training.checkpoints import finish_swap, replaced, swap
-from duogen_core.training.curve import read_lines
 from duogen_core.training.lora import LoraSettings
+from duogen_core.training.metrics import read_lines
 from duogen_core.training.stage1 import Stage1Config
 from duogen_core.training.stage2 import Stage2Config
 from tests.core.runs import losses, stopped_in

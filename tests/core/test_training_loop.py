@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from duogen_core.training import checkpoints, curve, loop
-from duogen_core.training.curve import plot_losses, plot_scores, scalars
+from duogen_core.training import checkpoints, loop, metrics
 from duogen_core.training.loop import (
     Run,
     TrainingError,
     rng_for,
     warmup_cosine,
 )
+from duogen_core.training.metrics import plot_losses, plot_scores, scalars
 from tests.core.runs import losses, stopped_in
 
 
@@ -81,7 +81,7 @@ def test_what_a_killed_session_measured_after_its_last_checkpoint_stands_there_o
         run.record(psnr=30.0 + session)
         run.record(psnr=20.0, loss=1.0)
         run.record(changed={"lr": [session, session + 1]})
-    lines = [line for line in curve.read_lines(tmp_path / "metrics.jsonl") if line["step"] == run.step]
+    lines = [line for line in metrics.read_lines(tmp_path / "metrics.jsonl") if line["step"] == run.step]
     assert [line["psnr"] for line in lines if "psnr" in line] == [32.0, 20.0]
     assert [line["changed"]["lr"][1] for line in lines if "changed" in line] == [1, 2, 3], "lines about a session stay"
 
@@ -273,7 +273,7 @@ def test_only_whole_lines_of_the_metrics_are_drawn(tmp_path):
     """A killed run may leave half a line; JSON may hold U+2028, U+0085 and the like as they are."""
     odd = json.dumps({"step": 2, "loss": 1.0, "changed": {"init": ["a\u2028b\x85c", "d"]}}, ensure_ascii=False)
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n' + odd + '\n[1]\n{"step": 3, "lo', "utf-8")
-    assert [line["step"] for line in curve.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [line["step"] for line in metrics.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
     assert plot_losses(tmp_path).exists()
 
 
@@ -281,7 +281,7 @@ def test_the_last_curves_show_the_scores_after_the_last_step_also_after_a_kill(t
     drawn = []
 
     def plot(folder):
-        lines = curve.read_lines(folder / "metrics.jsonl")
+        lines = metrics.read_lines(folder / "metrics.jsonl")
         drawn.append(("eval" in lines[-1], lines[-1]["step"]))
         if len(drawn) == 1:
             raise KeyboardInterrupt  # stands for a kill right after the last checkpoint, whose curves are not drawn
@@ -307,7 +307,7 @@ def test_curves_of_the_scores(tmp_path, monkeypatch):
         lines += [{"step": step, "seconds": 2.0, "psnr": 30.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     drawn = []
-    monkeypatch.setattr(curve, "_save", lambda figure, target: drawn.append(figure) or target)
+    monkeypatch.setattr(metrics, "_save", lambda figure, target: drawn.append(figure) or target)
     assert plot_scores(tmp_path) == tmp_path / "scores.png"
     panels = {axes.get_ylabel(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
     assert panels["token"] == panels["when"] == ["draw", "b/c"] and len(panels["psnr"]) == 1

@@ -121,7 +121,7 @@ def test_pictures_made_smaller_are_told_and_counted(folder, tmp_path, capsys, st
 
 
 def test_preparing_documents_is_announced_and_has_a_bar(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("duogen_core.training.progress.Progress.due", lambda self: True)
+    monkeypatch.setattr("duogen_core.training.metrics.Progress.due", lambda self: True)
     monkeypatch.setattr(stage2_data, "CHUNK", 3)
     config = settings(folder, tmp_path, shards=2, steps=1)
     trained(config)

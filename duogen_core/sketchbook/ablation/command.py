@@ -42,9 +42,7 @@ from duogen_core.training.config import (
     plain,
     to_yaml,
 )
-from duogen_core.training.curve import MissingExtra
-from duogen_core.training.journal import versions
-from duogen_core.training.progress import clock
+from duogen_core.training.metrics import MissingExtra, clock, versions
 
 FORMAT = "duogen-ablation"
 VERSION = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.sketchbook.ablation.results import is_share
-from duogen_core.training.curve import MissingExtra
+from duogen_core.training.metrics import MissingExtra
 
 COLOURS = ("#1f4e79", "#c8553d", "#7a9e3a")
 ROWS = 5  # figures of a panel, at most

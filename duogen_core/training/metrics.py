@@ -1,0 +1,306 @@
+"""What a run writes down beside its weights: config.json (settings, seed, versions), metrics.jsonl, TensorBoard.
+
+metrics.jsonl has one JSON object a line, each with `step` and `seconds`: means of the figures, evaluations, settings
+that changed on resume.
+
+The figures of a run for TensorBoard, beside metrics.jsonl: `tensorboard --logdir runs`.
+
+The curves of a run: metrics.jsonl -> loss.png and, where it was scored, scores.png.
+
+Needs matplotlib, an optional extra.
+
+The progress line of a run: how far, the figures as running means, time gone and left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from duogen_core import __version__
+from duogen_core.errors import DuoGenError
+from duogen_core.training.checkpoints import write_text
+
+PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
+UNTOLD = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
+CHANGES = {"changed", "changed_data"}  # lines about a session; all others are about the weights of their step
+
+
+class Journal:
+    def __init__(self, folder: Path, tensorboard: bool = False, quiet: bool = False) -> None:
+        """quiet: not the main process; nothing is written."""
+        self.folder, self.tensorboard, self.quiet = folder, tensorboard and not quiet, quiet
+        self.board: Board | None = None
+        self.begun = 0  # the step from which this session went on
+
+    def begin(self, step: int) -> None:
+        """Lines after `step` belong to a session that was killed, and will be written again."""
+        self.begun = step
+        path = self.folder / "metrics.jsonl"
+        if path.exists() and not self.quiet:
+            self._write(line for line in read_lines(path) if line["step"] <= step)
+        if self.tensorboard:
+            self.board = Board(self.folder, step)
+
+    def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        write_text(self.folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def changes(self, record: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """What is other than in the session before, {name: [old, new]}."""
+        path = self.folder / "config.json"
+        try:
+            before = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return changes(before, json.loads(json.dumps(record, default=str)))
+
+    def settings(self, record: Mapping[str, Any]) -> None:
+        if not self.quiet:
+            record = {**record, "versions": versions()}
+            write_text(self.folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
+
+    def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
+        if self.quiet:
+            return
+        path = self.folder / "metrics.jsonl"
+        entry = {"step": step, "seconds": round(seconds, 1), **values}
+        if step == self.begun and path.exists() and not CHANGES & entry.keys():
+            # A session that was killed after the last checkpoint may have measured the same of the same weights.
+            lines = read_lines(path)
+            others = [line for line in lines if line["step"] != step or line.keys() != entry.keys()]
+            if len(others) < len(lines):
+                self._write(others)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self.board is not None:
+            self.board.add(step, values)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """{name: [old, new]} of two records; settings in sections by their path, "families.guide"."""
+    old, new = (flat({**record, **record.get("config", {})}) for record in (before, now))
+    names = [name for name in [*new, *(old.keys() - new.keys())] if name.split(".")[0] not in {*UNTOLD, "config"}]
+    return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def sentence(changed: Mapping[str, list[Any]]) -> str:
+    """ "lr: 0.003 -> 0.001, steps: 12 -> 8" """
+    return ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in changed.items())
+
+
+def versions() -> dict[str, str]:
+    found = {"duogen": __version__, "python": platform.python_version()}
+    found["machine"] = f"{platform.system()} {platform.machine()}"
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+# ------------------------------------------------------------ board
+
+
+class Board:
+    """Writes to <run folder>/tensorboard; what an earlier session wrote from `step` on is not shown any more."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise MissingExtra(
+                "There will be no figures for TensorBoard, which is not installed: pip install -e '.[train]', or set "
+                "tensorboard=false."
+            ) from error
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def add(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in scalars(values):
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+
+# ------------------------------------------------------------ curve
+
+
+class MissingExtra(DuoGenError):
+    """An optional dependency that is not installed."""
+
+
+def plot_curves(folder: str | Path) -> None:
+    plot_losses(folder)
+    plot_scores(folder)
+
+
+def plot_losses(folder: str | Path) -> Path | None:
+    """loss.png (log scale, thin: every line, thick: running mean)."""
+    figure_of, lines = _matplotlib(), _lines(folder)
+    points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    if not points:
+        return None
+    steps, losses = zip(*points, strict=True)
+    smooth, mean = [], losses[0]
+    for loss in losses:
+        mean = 0.9 * mean + 0.1 * loss
+        smooth.append(mean)
+    figure = figure_of(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, losses, color="#9bb8d3", linewidth=0.8)
+    axes.plot(steps, smooth, color="#1f4e79", linewidth=1.8)
+    if min(losses) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3, which="both")
+    return _save(figure, Path(folder) / "loss.png")
+
+
+def plot_scores(folder: str | Path) -> Path | None:
+    """scores.png: a panel for each kind of score ("token", "psnr"), a line for each family or source."""
+    figure_of = _matplotlib()
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
+    for line in _lines(folder):
+        for name, value in scalars(line) if "loss" not in line else ():
+            if name not in ("step", "seconds"):
+                of, _, score = name.removeprefix("eval/").rpartition("/")
+                curves[score][of].append((line["step"], value))
+    if not curves:
+        return None
+    figure = figure_of(figsize=(8, 3.5 * len(curves)), layout="constrained")
+    for axes, (score, lines) in zip(figure.subplots(len(curves), squeeze=False)[:, 0], curves.items(), strict=True):
+        for of, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker=".", label=of or None)
+        axes.set_xlabel("step")
+        axes.set_ylabel(score)
+        axes.grid(alpha=0.3)
+        if any(lines):
+            axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return _save(figure, Path(folder) / "scores.png")
+
+
+def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """{"eval": {"draw": {"token": 0.5}}} -> ("eval/draw/token", 0.5)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{key}", float(value)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; one that a kill or a full disk cut short is left out."""
+    found = []
+    for line in path.read_bytes().split(b"\n"):  # str.splitlines would also split at U+2028, which JSON may hold
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict) and "step" in entry:
+            found.append(entry)
+    return found
+
+
+def _lines(folder: str | Path) -> list[dict[str, Any]]:
+    path = Path(folder) / "metrics.jsonl"
+    return read_lines(path) if path.exists() else []
+
+
+def _matplotlib() -> Any:
+    """The class of figures, which draw into files alone."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra(
+            "The curves need matplotlib: pip install -e '.[train]'. Everything else was saved."
+        ) from error
+    return Figure
+
+
+def _save(figure: Any, target: Path) -> Path:
+    figure.savefig(target.with_suffix(".new.png"), dpi=110)
+    os.replace(target.with_suffix(".new.png"), target)
+    return target
+
+
+# ------------------------------------------------------------ progress
+
+PAUSE = 0.3  # seconds between two lines that overwrite each other on a terminal
+
+
+class Progress:
+    """Prints at most every `pause` seconds (on a terminal more often, in place); on the main process only."""
+
+    def __init__(self, pause: float, quiet: bool = False) -> None:
+        self.pause, self.quiet = pause, quiet
+        self.means: dict[str, float] = {}
+        self.begin(0.0)
+
+    def begin(self, done: float) -> None:
+        """The loop starts, with this part of the run (0 to 1) behind it."""
+        self._start = self._printed = time.monotonic()
+        self._done = done
+
+    def add(self, figures: dict[str, float]) -> None:
+        for key, value in figures.items():
+            self.means[key] = value if key not in self.means else 0.95 * self.means[key] + 0.05 * value
+
+    def due(self) -> bool:
+        return time.monotonic() - self._printed >= (PAUSE if sys.stdout.isatty() else self.pause)
+
+    def show(self, done: float, steps: str, seconds: float) -> str:
+        """Prints and returns the line. done: 0 to 1; steps: "120/4000"; seconds of training so far."""
+        self._printed = time.monotonic()
+        left = max(0.0, (1 - done) * (self._printed - self._start) / max(done - self._done, 1e-9))
+        figures = " ".join(f"{k} {v:.4g}" for k, v in self.means.items())
+        bar = "#" * int(20 * min(1, done))
+        line = f"[{bar:<20}] {100 * min(1, done):3.0f}% step {steps}"
+        line += f" | {figures} | {clock(seconds)} gone, {clock(left)} left"
+        if sys.stdout.isatty():
+            self._print(f"\r\x1b[K{line}", end="\n" if done >= 1 else "")
+        else:
+            self._print(line)
+        return line
+
+    def task(self, what: str, done: float) -> None:
+        """The line of something that comes before the first step: what, how far (0 to 1), time gone and left."""
+        if not self.due() and done < 1:
+            return
+        self._printed = time.monotonic()
+        gone = self._printed - self._start
+        left = (1 - done) * gone / max(done - self._done, 1e-9)
+        line = f"[{'#' * int(20 * min(1, done)):<20}] {100 * min(1, done):3.0f}% {what}"
+        line += f" | {clock(gone)} gone, {clock(left)} left"
+        if sys.stdout.isatty():
+            self._print(f"\r\x1b[K{line}", end="\n" if done >= 1 else "")
+        else:
+            self._print(line)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the progress line."""
+        self._print(("\r\x1b[K" if sys.stdout.isatty() else "") + text)
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        if not self.quiet:
+            print(text, end=end, flush=True)
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
