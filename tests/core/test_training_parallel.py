@@ -18,7 +18,7 @@ from duogen_core.cli import main
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.sketchbook.tokenizer import sketchbook_tokenizer
-from duogen_core.training import launcher, stage2_data
+from duogen_core.training import stage2_data
 from duogen_core.training.distributed import Processes, shard, touch_all
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.next_token import (
@@ -185,7 +185,7 @@ def test_a_process_that_was_killed_is_a_sentence_and_an_exit_code_is_passed_on(m
     assert "Error: Process 1 was ended by SIGKILL" in capsys.readouterr().err
     failed(monkeypatch, exitcode=130)
     assert main(command) == 130
-    assert launcher.LAUNCHED not in os.environ and not (tmp_path / "run").exists()
+    assert command.LAUNCHED not in os.environ and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
