@@ -25,13 +25,7 @@ from duogen_core.training.command import RunConfig
 from duogen_core.training.config import ConfigError, check_numbers
 from duogen_core.training.fast import recomputing
 from duogen_core.training.loop import Run
-from duogen_core.training.lora import (
-    LoraSettings,
-    Trainable,
-    learnt,
-    merged_state,
-    save_adapter,
-)
+from duogen_core.training.lora import LoraSettings, Trainable, learnt, merged_state, save_adapter
 from duogen_core.training.mllm_data import (
     check_families,
     evaluation_cases,

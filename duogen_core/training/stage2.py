@@ -29,7 +29,6 @@ from duogen_core.training import stage2_data
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import check_numbers
-from duogen_core.training.dit_lora import save_dit, save_dit_adapter
 from duogen_core.training.fast import recomputing
 from duogen_core.training.flow import (
     Chance,
@@ -38,12 +37,7 @@ from duogen_core.training.flow import (
     draw,
 )
 from duogen_core.training.loop import Run
-from duogen_core.training.lora import (
-    DIT_TARGETS,
-    LoraSettings,
-    Trainable,
-    add_lora,
-)
+from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora, save_dit, save_dit_adapter
 from duogen_core.training.mllm_data import check_families
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.published import start_from

@@ -136,12 +136,14 @@ def test_what_stage_2_trains_loads_as_it_is_written(server: Server, random_model
 
     from duogen_core import cli
     from duogen_core.dit import load_dit
-    from duogen_core.training.dit_lora import DIFFUSERS_FILE, save_dit, save_dit_adapter
     from duogen_core.training.lora import (
+        DIFFUSERS_FILE,
         DIT_TARGETS,
         LoraSettings,
         add_lora,
         learnt,
+        save_dit,
+        save_dit_adapter,
     )
 
     dit = load_dit(random_model / "dit")
@@ -267,14 +269,7 @@ def adapter(server: Server, loras: Path) -> Callable[[Path], str]:
         import torch
 
         from duogen_core.mllm.base import Mllm
-        from duogen_core.training.lora import (
-            MLLM_TARGETS,
-            LoraSettings,
-            add_lora,
-            learnt,
-            merged_state,
-            save_adapter,
-        )
+        from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, learnt, merged_state, save_adapter
 
         name = f"merged-mllm-{checkpoint.name}"
         folder = server.base / "models" / "duogen" / name

@@ -32,14 +32,7 @@ def untie(model) -> None:
 
 def written(folder, *, tied: bool = True, rows: bool = True, **settings):
     """An adapter that is not zero, in `folder` -> (the model's state before, its state with the adapter merged)."""
-    from duogen_core.training.lora import (
-        MLLM_TARGETS,
-        LoraSettings,
-        add_lora,
-        learnt,
-        merged_state,
-        save_adapter,
-    )
+    from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, learnt, merged_state, save_adapter
 
     mllm = random_components().mllm
     if not tied:
@@ -344,13 +337,7 @@ def test_other_adapters_of_pefts_are_named_and_not_applied(config, tmp_path, cap
 def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
     """Its numbers are those of the file that training writes for ComfyUI, which has the scale in lora_B."""
     from duogen_core import cli
-    from duogen_core.training.dit_lora import DIFFUSERS_FILE, save_dit_adapter
-    from duogen_core.training.lora import (
-        DIT_TARGETS,
-        LoraSettings,
-        add_lora,
-        learnt,
-    )
+    from duogen_core.training.lora import DIFFUSERS_FILE, DIT_TARGETS, LoraSettings, add_lora, learnt, save_dit_adapter
 
     dit = random_components().dit
     add_lora(dit, LoraSettings(rank=3, alpha=6.0), within="transformer_blocks", usual=DIT_TARGETS)

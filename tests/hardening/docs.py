@@ -603,8 +603,7 @@ def one_file(folder: Path) -> None:
 def adapter(folder: Path, whole: Path) -> None:
     """PEFT's folder of a DiT, as stage 2 with LoRA writes it."""
     from duogen_core.checkpoint import load_checkpoint
-    from duogen_core.training.dit_lora import save_dit_adapter
-    from duogen_core.training.lora import DIT_TARGETS, LoraSettings, add_lora
+    from duogen_core.training.lora import DIT_TARGETS, LoraSettings, add_lora, save_dit_adapter
 
     dit = load_checkpoint(whole).dit
     add_lora(dit, LoraSettings(rank=2), within="transformer_blocks", usual=DIT_TARGETS)
