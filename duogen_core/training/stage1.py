@@ -6,24 +6,63 @@ Next-token loss on assistant turns only, <BOV> and <|im_end|> counted; user and 
 learnt. Alignment data is left out: it would blunt what the MLLM learnt after its pre-training.
 In: an exported or a published MLLM; Sketchbook, or your own documents with data=[...]. Out: <out>/export, whole; with
 lora also <out>/adapter.
+
+What pretrain.py and stage1.py share: settings, optimizers, the training loop, held-out scores and the export.
+
+A step = `batch` conversations, a pure function of (seed, step), of Sketchbook or of the sources in `data`
+(mllm_data.py). Out: <out>/export, a Hugging Face folder (safetensors); with LoRA also <out>/adapter, in PEFT's layout;
+answers to look at in <out>/samples.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
+from duogen_core.data.sources import Limits
+from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.bov import load_start
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
-from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.config import ConfigError
+from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.recall import Recall
+from duogen_core.training.checkpoints import evaluation_mode, replaced
+from duogen_core.training.command import RunConfig, add_arguments_for, run_command
+from duogen_core.training.config import ConfigError, check_numbers
+from duogen_core.training.fast import recomputing
 from duogen_core.training.loop import Run
-from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora
-from duogen_core.training.mllm import MllmConfig, Trainer
+from duogen_core.training.lora import (
+    MLLM_TARGETS,
+    LoraSettings,
+    Trainable,
+    add_lora,
+    learnt,
+    merged_state,
+    save_adapter,
+)
+from duogen_core.training.mllm_data import (
+    check_families,
+    evaluation_cases,
+    held_out,
+    open_data,
+    token_counter,
+)
+from duogen_core.training.next_token import (
+    Batcher,
+    NextTokenLoss,
+    Whole,
+    hidden_states,
+    part_of,
+    predict,
+    see,
+)
+from duogen_core.training.samples import ideal_answers, write_answers
 
 
 @dataclass(kw_only=True)
@@ -69,3 +108,247 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     return run_command(args, Stage1Config, train, parallel=True)
+
+
+# ------------------------------------------------------------ mllm
+
+__all__ = ["MllmConfig", "Trainer", "evaluate", "evaluation_cases", "export", "optimizers_of"]
+
+WEIGHTS = {
+    "guide": 0.11,
+    "draw": 0.06,
+    "edit": 0.12,
+    "edit_chain": 0.06,
+    "continue": 0.09,
+    "plan": 0.07,
+    "draft": 0.18,
+    "undrafted": 0.06,
+    "describe": 0.13,
+    "quiz": 0.14,
+}
+SKETCHBOOK_RECALL = 0.5
+
+
+@dataclass(kw_only=True)
+class MllmConfig(RunConfig):
+    warmup: int = 60
+    batch: int = 16  # conversations a step
+    lr: float = 2e-3  # of AdamW
+    muon_lr: float = 5e-3
+    tower_lr: float = 0.0  # 0: frozen; at 1e-3 the gradients of an untrained language model undid the warm-up
+    optimizer: Literal["muon", "adamw"] = "muon"  # for the matrices of the decoder layers; AdamW has the rest
+    weight_decay: float = 0.03
+    recall_weight: float | None = None  # of the read-outs of recall.py; None: 0.5 on Sketchbook's own cases, else 0
+    micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
+    accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, more time
+    gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, more time
+    data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
+    eval_data: list[Any] = field(default_factory=list)  # sources that are not learnt from, to score the model on
+    include_alignment: bool = False  # learn from alignment data too, which the paper keeps for stage 2
+    max_side: int = 8192  # pixels of a picture in `data`
+    max_tokens: int | None = None  # of a sample in `data`; None: as many as the model can look back on
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))  # of Sketchbook's task families
+    vision_families: tuple[str, ...] = ("plan", "draft", "undrafted", "edit", "edit_chain", "continue")
+    eval_cases: int = 16  # a family of Sketchbook, or a source of `eval_data`; 0: no scores
+    eval_minutes: float = 3.0
+    sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, least={"batch": 1, "micro_tokens": 1, "max_side": 1, "max_tokens": 1, "eval_cases": 0})
+        check_families("weights", self.weights)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Document | Case]]
+) -> dict[str, dict[str, float]]:
+    """Teacher-forced, per family or source: `token`, share of learnt tokens foreseen; `when`, share of conversations in
+    which the model would draw and stop exactly where the ideal answer does."""
+    control, device = batcher.control, model.get_input_embeddings().weight.device
+    stops = torch.tensor([control.bov, control.im_end], device=device)
+    scores = {}
+    for family, some in cases.items():
+        right = tokens = in_time = 0
+        for case in some:  # one by one: a conversation is judged as a whole
+            batches, pixels = batcher([case], 0.0)
+            batch = batches[0].to(device)
+            states = hidden_states(model, batch, see(model.model.visual, pixels))
+            logits, targets, _ = predict(model, batch, states[-1])
+            guess = logits.argmax(-1)
+            right += int((guess == targets).sum())
+            tokens += len(targets)
+            decides = torch.isin(guess, stops) | torch.isin(targets, stops)
+            in_time += bool((guess == targets)[decides].all())
+        scores[family] = {"token": round(right / tokens, 4), "when": round(in_time / len(some), 4)}
+    return scores
+
+
+def optimizers_of(
+    model: nn.Module, config: MllmConfig, recall: Recall | None = None
+) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for all, or Muon for the matrices of the decoder layers and AdamW for the rest. Norms, biases and the
+    embedding do not decay; the tower, already warm, learns more slowly."""
+    muon, decayed, rest, tower = [], [], [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim >= 2 and "embed_tokens" not in name
+        if "visual" in name:
+            parameter.requires_grad_(config.tower_lr > 0)
+            tower += [parameter] if config.tower_lr > 0 else []
+        elif matrix and config.optimizer == "muon":
+            muon.append(parameter)
+        else:
+            (decayed if matrix else rest).append(parameter)
+    rest += [] if recall is None else list(recall.parameters())
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+        {"params": tower, "weight_decay": 0.0, "lr": config.tower_lr},
+    ]
+    found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=(0.9, 0.98))}
+    if muon:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"Muon comes with torch 2.9, and this is {torch.__version__}: update torch, or set optimizer=adamw."
+            )
+        found["muon"] = torch.optim.Muon(
+            muon, config.muon_lr, config.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"
+        )
+    return found
+
+
+def lora_optimizers(model: nn.Module, config: MllmConfig, recall: Recall | None) -> dict[str, torch.optim.Optimizer]:
+    """AdamW for the learnt weights, without decay: what LoRA adds is small as it is."""
+    parameters = [*learnt(model).values(), *([] if recall is None else recall.parameters())]
+    return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=0.0)}
+
+
+def export(model: nn.Module, tokenizer: Any, processor: Any, folder: Path) -> None:
+    """As a Hugging Face folder, what LoRA learnt added in."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    state = merged_state(model) if getattr(model, "peft_config", None) else model.state_dict()
+    with replaced(folder) as new:
+        model.save_pretrained(new, state_dict=state)
+        tokenizer.save_pretrained(new)
+        processor.save_pretrained(new)
+
+
+@dataclass
+class Trainer:
+    mllm: Mllm
+    config: MllmConfig
+    lora: LoraSettings | None = None
+
+    def run(self, user_weight: float = 0.0) -> Run:
+        """Train to the end; a finished run is only read. Evaluates, exports and writes samples every few minutes."""
+        if self.config.recall_weight is None:
+            self.config = replace(self.config, recall_weight=0.0 if self.config.data else SKETCHBOOK_RECALL)
+        config, model = self.config, self.mllm.model
+        run = config.run()
+        limits = self.limits()
+        self.examples = examples = open_data(run, config, limits)
+        self.cases = held_out(config, limits)
+        self.batcher = Batcher(
+            self.mllm.tokenizer,
+            self.mllm.image_processor,
+            micro_tokens=config.micro_tokens,
+            vision_families=config.vision_families,
+        )
+        recall = Recall(self.mllm.num_layers, self.mllm.hidden_size) if config.recall_weight else None
+        modules: dict[str, nn.Module] = {"model": Trainable(model) if self.lora else model}
+        modules |= {"recall": recall} if recall else {}
+        optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, recall)
+        if config.gradient_checkpointing:
+            checkpoint_layers(model, run.processes.device)
+        together = run.processes
+        loss_of = together.prepare(NextTokenLoss(model, recall, bf16=config.bf16), optimizers)
+        run.attach(modules, optimizers)
+        due = run.elapsed + 60 * config.eval_minutes
+        self.samples_due = run.elapsed + 60 * config.sample_minutes
+        for step in run:
+            some = examples(step)
+            batches, pixels = self.batcher([example.content for example in some], user_weight)
+            mine = part_of(batches, pixels, together.rank, together.count)
+            figures = {"loss": 0.0, "recall": 0.0} if recall else {"loss": 0.0}
+            norm = run.update(
+                self.losses(loss_of, mine, Whole.of(batches), figures),
+                clip=1.0,
+                clipped=learnt(model).values(),
+                samples=[example.name for example in some],
+            )
+            run.report(
+                **{name: together.total(value) for name, value in figures.items()},
+                norm=norm,
+                tokens=sum(batch.ids.numel() for batch in batches),
+            )
+            if run.elapsed >= due:
+                self.check(run)
+                due = run.elapsed + 60 * config.eval_minutes
+        if run.finished and not run.complete(*self.outputs(run)):
+            self.check(run, last=True)
+            if told := examples.summary():
+                run.say(told)
+            run.mark_complete()
+        return run
+
+    def losses(
+        self, loss_of: nn.Module, mine: tuple[Any, Any], whole: Whole, figures: dict[str, Any]
+    ) -> Iterator[Tensor]:
+        """What to go backward from, in one part or one for each micro-batch; adds up the figures."""
+        for part in apart(*mine) if self.config.accumulate else [mine]:
+            loss, recalled = loss_of(*part, whole)
+            figures["loss"] += loss.detach()
+            if "recall" in figures:
+                figures["recall"] += recalled.detach()
+                loss = loss + self.config.recall_weight * recalled
+            yield loss
+
+    def limits(self) -> Limits:
+        """What a sample of `data` may be."""
+        mllm, config = self.mllm, self.config
+        return Limits(
+            max_side=config.max_side,
+            max_tokens=config.max_tokens or mllm.max_positions,
+            count_tokens=token_counter(mllm.tokenizer, mllm.image_processor),
+            alignment=config.include_alignment,
+        )
+
+    def outputs(self, run: Run) -> list[Path]:
+        """What the run leaves: the whole model, an adapter, or both."""
+        found = [run.folder / "adapter"] if self.lora else []
+        return found + ([run.folder / "export"] if self.lora is None or self.lora.merge else [])
+
+    def check(self, run: Run, last: bool = False) -> None:
+        """Scores, samples and export, by the main process; under FSDP, where none has the whole model, the export."""
+        model, mllm = self.mllm.model, self.mllm
+        if run.main and not run.processes.sharded:
+            if self.cases:
+                with evaluation_mode(model):
+                    scores = evaluate(model, self.batcher, self.cases)
+                run.record(eval=scores)
+                run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
+            if self.config.sample_minutes and (last or run.elapsed >= self.samples_due):
+                write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
+                self.samples_due = run.elapsed + 60 * self.config.sample_minutes
+        with run.processes.gathered(model):
+            if run.main:
+                if self.lora:
+                    with replaced(run.folder / "adapter") as new:
+                        save_adapter(model, new)
+                if self.lora is None or self.lora.merge:
+                    export(model, mllm.tokenizer, mllm.image_processor, run.folder / "export")
+
+
+def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
+    """Decoder layers compute what they hold inside a second time, on the way back. device: where they will do so."""
+    # transformers 5.23 changed the name
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "context_fn": recomputing(device)})
+
+
+def apart(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
+    """One micro-batch after the other, each with its pictures."""
+    for k in range(len(batches)):
+        yield part_of(batches, pixels, k, len(batches))

@@ -42,7 +42,7 @@ from duogen_core.sketchbook.cases import Case  # noqa: E402
 from duogen_core.sketchbook.evaluation import cases  # noqa: E402
 from duogen_core.sketchbook.scores import answer_of, numbers, score  # noqa: E402
 from duogen_core.sketchbook.things import parse_step, thing_named  # noqa: E402
-from duogen_core.training.mllm import export  # noqa: E402
+from duogen_core.training.stage1 import export  # noqa: E402
 
 ARMS = ("raw", "rules", "engine", "written", "ideal")
 OTHERS = {"draw": 0.3, "edit": 0.25, "describe": 0.2, "plan": 0.1, "draft": 0.15}

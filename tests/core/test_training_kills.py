@@ -14,12 +14,7 @@ from duogen_core.cli import main
 from duogen_core.document import Document, Picture, Text
 from duogen_core.document.store import save_document
 from duogen_core.sketchbook import pretrain, vae
-from duogen_core.training import (
-    loop,
-    stage1,
-    stage2,
-    stage2_data,
-)
+from duogen_core.training import loop, stage1, stage2, stage2_data
 from duogen_core.training.checkpoints import finish_swap, replaced, swap
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import read_lines

@@ -50,8 +50,8 @@ from duogen_core.sketchbook.vision_targets import (
 )
 from duogen_core.training import stage1
 from duogen_core.training.fast import tower_features
-from duogen_core.training.mllm import evaluate, evaluation_cases, optimizers_of
 from duogen_core.training.next_token import Batcher, NextTokenLoss
+from duogen_core.training.stage1 import evaluate, evaluation_cases, optimizers_of
 from tests.core.runs import losses, stopped_in
 
 SIZES = {

@@ -16,15 +16,14 @@ from duogen_core.document import Document, Text, Turn
 from duogen_core.document.store import document_json
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
-from duogen_core.training import mllm as mllm_training
 from duogen_core.training import stage1
+from duogen_core.training import stage1 as mllm_training
 from duogen_core.training.config import load_config
 from duogen_core.training.lora import LoraSettings
-from duogen_core.training.mllm import checkpoint_layers, evaluate
 from duogen_core.training.mllm_data import held_out
 from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.samples import answer, write_answers
-from duogen_core.training.stage1 import Stage1Config
+from duogen_core.training.stage1 import Stage1Config, checkpoint_layers, evaluate
 from tests.core.documents import picture
 from tests.core.runs import losses, stopped_in
 from tests.core.sample_sets import ANSWER, USER, guide, write_documents, write_jsonl
