@@ -27,9 +27,8 @@ from duogen_core.training.stage2_data import Named, Prepared, Reader
 
 if TYPE_CHECKING:
     from duogen_core.mllm.base import Mllm
-    from duogen_core.training.flow import Sample
     from duogen_core.training.loop import Run
-    from duogen_core.training.stage2 import Stage2Config
+    from duogen_core.training.stage2 import Sample, Stage2Config
 
 
 def drawn_case(rng: Random, weights: Mapping[str, float]) -> Case:

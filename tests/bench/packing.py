@@ -23,12 +23,7 @@ import checkout  # noqa: F401
 import torch
 
 from duogen_core.training import stage2
-from duogen_core.training.flow import (
-    Chance,
-    FlowLoss,
-    Sample,
-    draw,
-)
+from duogen_core.training.stage2 import Chance, FlowLoss, Sample, draw
 from duogen_core.training.stage2_corpus import drawn_case
 from duogen_core.training.stage2_data import Prepared
 

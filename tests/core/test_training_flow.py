@@ -16,9 +16,9 @@ from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import Draughtsman, Settings
-from duogen_core.training import flow, stage2
-from duogen_core.training.flow import Chance, FlowLoss, draw
+from duogen_core.training import stage2
 from duogen_core.training.loop import rng_for
+from duogen_core.training.stage2 import Chance, FlowLoss, draw
 from duogen_core.training.stage2_data import Prepared, places
 from tests.core.tiny import random_components
 
@@ -89,7 +89,7 @@ def trained_and_drawn(
     draughtsman = Draughtsman(components, Settings(size=None))
     with torch.inference_mode():
         text = connector.project(sample.states)
-        trained = dit.forward_train([flow._noised(sample, text)])[0]
+        trained = dit.forward_train([stage2._noised(sample, text)])[0]
         drawn = []
         for k, t, noise, x0 in zip(sample.places[len(sample.clean) :], sample.timestep, sample.noise, sample.targets):
             document = context(said or conversation(), k)

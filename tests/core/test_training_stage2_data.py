@@ -22,9 +22,9 @@ from duogen_core.document.store import save_document
 from duogen_core.pipeline import fit_area
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.flow import FlowLoss
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.samples import asked
+from duogen_core.training.stage2 import FlowLoss
 from duogen_core.training.stage2_corpus import Documents, packs
 from duogen_core.training.stage2_data import Reader, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
