@@ -52,16 +52,14 @@ from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_
 from duogen_core.training.mllm_data import check_families
 from duogen_core.training.muon import muon_and_adamw
 from duogen_core.training.samples import sketchbook_ideals, write_samples
-from duogen_core.training.stage2_corpus import (
+from duogen_core.training.stage2_data import (
     Corpus,
     Documents,
-    Stream,
-    packs,
-)
-from duogen_core.training.stage2_data import (
     Prepared,
     Reader,
+    Stream,
     load_shard,
+    packs,
     prepare_shard,
     shard_path,
 )

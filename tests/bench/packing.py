@@ -24,8 +24,7 @@ import torch
 
 from duogen_core.training import stage2
 from duogen_core.training.stage2 import Chance, FlowLoss, Sample, draw
-from duogen_core.training.stage2_corpus import drawn_case
-from duogen_core.training.stage2_data import Prepared
+from duogen_core.training.stage2_data import Prepared, drawn_case
 
 HIDDEN, LAYERS = 192, 5  # of the bundled MLLM
 SIDES = (8, 10, 12, 14, 16, 18, 20, 24)  # of latents

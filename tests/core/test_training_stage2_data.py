@@ -25,8 +25,7 @@ from duogen_core.training.errors import TrainingError
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.samples import asked
 from duogen_core.training.stage2 import FlowLoss
-from duogen_core.training.stage2_corpus import Documents, packs
-from duogen_core.training.stage2_data import Reader, load_shard, prepare_shard
+from duogen_core.training.stage2_data import Documents, Reader, load_shard, packs, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
