@@ -35,6 +35,7 @@ from duogen_core.sketchbook.recall import Recall
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import ConfigError, check_numbers
+from duogen_core.training.data import check_families, evaluation_cases, held_out, open_data, token_counter
 from duogen_core.training.fast import recomputing
 from duogen_core.training.loop import Run
 from duogen_core.training.lora import (
@@ -45,13 +46,6 @@ from duogen_core.training.lora import (
     learnt,
     merged_state,
     save_adapter,
-)
-from duogen_core.training.mllm_data import (
-    check_families,
-    evaluation_cases,
-    held_out,
-    open_data,
-    token_counter,
 )
 from duogen_core.training.next_token import (
     Batcher,

@@ -19,8 +19,8 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training import stage1
 from duogen_core.training import stage1 as mllm_training
 from duogen_core.training.config import load_config
+from duogen_core.training.data import held_out
 from duogen_core.training.lora import LoraSettings
-from duogen_core.training.mllm_data import held_out
 from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.samples import answer, write_answers
 from duogen_core.training.stage1 import Stage1Config, checkpoint_layers, evaluate
