@@ -11,7 +11,7 @@ from typing import Any
 from duogen_core.document import Text
 from duogen_core.mllm.tokenizer import train_tokenizer
 from duogen_core.sketchbook.tasks import training_case
-from duogen_core.training.loop import rng_for
+from duogen_core.training.run import rng_for
 
 
 def sketchbook_texts(seed: int, cases: int) -> Iterator[str]:

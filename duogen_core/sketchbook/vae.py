@@ -28,8 +28,8 @@ from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import check_numbers
 from duogen_core.training.fast import quick_bf16
-from duogen_core.training.loop import Run
 from duogen_core.training.muon import muon_and_adamw
+from duogen_core.training.run import Run
 from duogen_core.training.samples import write_round_trips
 from duogen_core.vae import (
     WAN21_MEAN,

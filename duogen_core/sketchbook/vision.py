@@ -33,7 +33,7 @@ from duogen_core.sketchbook.vision_targets import (
 )
 from duogen_core.training.config import check_numbers
 from duogen_core.training.fast import quick_bf16, tower_features
-from duogen_core.training.loop import Run
+from duogen_core.training.run import Run
 
 POINTS = 4  # palette points per token side
 SHARPNESS = 20.0  # logit of a word whose direction the token has; five words at once reach 20 / sqrt(5) each

@@ -41,8 +41,8 @@ from duogen_core.training.config import (
 )
 from duogen_core.training.distributed import started
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.loop import Run
 from duogen_core.training.recipes import find_config, recipes_of
+from duogen_core.training.run import Run
 
 C = TypeVar("C", bound="RunConfig")
 

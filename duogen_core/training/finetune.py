@@ -53,8 +53,8 @@ from duogen_core.training.config import (
 )
 from duogen_core.training.distributed import started
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.loop import Run
 from duogen_core.training.recipes import find_config
+from duogen_core.training.run import Run
 
 RECIPE = "finetune.json"
 LOOKED_AT = 2000  # documents, before anything is trained

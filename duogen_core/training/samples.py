@@ -23,7 +23,7 @@ from duogen_core.render import render_html
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.tasks import evaluation_case
 from duogen_core.training.checkpoints import evaluation_mode
-from duogen_core.training.loop import rng_for
+from duogen_core.training.run import rng_for
 from duogen_core.vae import PictureVae
 
 FAMILIES = ("guide", "draw", "edit", "plan")

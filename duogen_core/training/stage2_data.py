@@ -47,13 +47,13 @@ from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training.data import Samples, token_counter
 from duogen_core.training.errors import TrainingError
-from duogen_core.training.loop import rng_for
 from duogen_core.training.metrics import changes, sentence
+from duogen_core.training.run import rng_for
 from duogen_core.vae import PictureVae, pixels_to_tensor
 
 if TYPE_CHECKING:
     from duogen_core.mllm.base import Mllm
-    from duogen_core.training.loop import Run
+    from duogen_core.training.run import Run
     from duogen_core.training.stage2 import Sample, Stage2Config
 
 

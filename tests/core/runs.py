@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from duogen_core.training.loop import Run
+from duogen_core.training.run import Run
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from duogen_core.mllm.chat import build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import Draughtsman, Settings
 from duogen_core.training import stage2
-from duogen_core.training.loop import rng_for
+from duogen_core.training.run import rng_for
 from duogen_core.training.stage2 import Chance, FlowLoss, draw
 from duogen_core.training.stage2_data import Prepared, places
 from tests.core.tiny import random_components

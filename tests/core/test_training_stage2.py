@@ -17,7 +17,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.tasks import FAMILIES
 from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
-from duogen_core.training.loop import rng_for
+from duogen_core.training.run import rng_for
 from duogen_core.training.stage2_data import Corpus, Documents, Prepared, Reader, drawn_case, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components

@@ -12,7 +12,7 @@ from pathlib import Path
 from duogen_core.document import Document
 from duogen_core.document.store import save_document
 from duogen_core.sketchbook.tasks import training_case
-from duogen_core.training.loop import rng_for
+from duogen_core.training.run import rng_for
 
 
 def wordless_edit(seed: int, number: int) -> Document:
