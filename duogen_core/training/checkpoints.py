@@ -26,8 +26,8 @@ from torch import nn
 
 from duogen_core.errors import first_line
 from duogen_core.training.distributed import split_like, whole_state
-from duogen_core.training.ema import Ema
 from duogen_core.training.errors import TrainingError
+from duogen_core.training.optimisation import Ema
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

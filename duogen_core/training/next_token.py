@@ -23,12 +23,7 @@ from duogen_core.mllm.chat import control_ids, image_token_counts, layout, pictu
 from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary
-from duogen_core.training.fast import (
-    CLIP_MEAN,
-    CLIP_STD,
-    quick_bf16,
-    tower_of,
-)
+from duogen_core.training.optimisation import CLIP_MEAN, CLIP_STD, quick_bf16, tower_of
 
 
 class Seen(NamedTuple):

@@ -44,9 +44,9 @@ from duogen_core.training.checkpoints import (
     write_text,
 )
 from duogen_core.training.distributed import Processes
-from duogen_core.training.ema import Ema
 from duogen_core.training.errors import TrainingError
 from duogen_core.training.metrics import Journal, MissingExtra, Progress, clock, plot_curves, sentence
+from duogen_core.training.optimisation import Ema
 
 NAMED = 4  # samples of a failed step that the error names; metrics.jsonl has all
 

@@ -36,7 +36,6 @@ from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.config import ConfigError, check_numbers
 from duogen_core.training.data import check_families, evaluation_cases, held_out, open_data, token_counter
-from duogen_core.training.fast import recomputing
 from duogen_core.training.lora import (
     MLLM_TARGETS,
     LoraSettings,
@@ -55,6 +54,7 @@ from duogen_core.training.next_token import (
     predict,
     see,
 )
+from duogen_core.training.optimisation import recomputing
 from duogen_core.training.run import Run
 from duogen_core.training.samples import ideal_answers, write_answers
 
