@@ -25,7 +25,7 @@ from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
 from duogen_core.sketchbook.tokenizer import sketchbook_tokenizer
 from duogen_core.sketchbook.vision import VisionConfig, warm_up
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.config import ConfigError
+from duogen_core.training.configuration import ConfigError
 from duogen_core.training.data import evaluation_cases
 from duogen_core.training.run import Run
 from duogen_core.training.samples import ideal_answers, write_answers

@@ -26,7 +26,7 @@ from duogen_core.sketchbook.scene import CANVASES
 from duogen_core.sketchbook.vae_pictures import crop_batch, whole_picture
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
-from duogen_core.training.config import check_numbers
+from duogen_core.training.configuration import check_numbers
 from duogen_core.training.optimisation import muon_and_adamw, quick_bf16
 from duogen_core.training.run import Run
 from duogen_core.training.samples import write_round_trips

@@ -31,7 +31,7 @@ from duogen_core.sketchbook.vision_targets import (
     palette_index,
     random_pictures,
 )
-from duogen_core.training.config import check_numbers
+from duogen_core.training.configuration import check_numbers
 from duogen_core.training.optimisation import quick_bf16, tower_features
 from duogen_core.training.run import Run
 

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from duogen_core.errors import first_line
+from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import split_like, whole_state
-from duogen_core.training.errors import TrainingError
 from duogen_core.training.optimisation import Ema
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -31,8 +31,9 @@ from duogen_core.errors import DuoGenError
 from duogen_core.files import lock_folder
 from duogen_core.training import distributed
 from duogen_core.training.checkpoints import is_full, reason
-from duogen_core.training.config import (
+from duogen_core.training.configuration import (
     ConfigError,
+    TrainingError,
     check_numbers,
     load_config,
     plain,
@@ -40,7 +41,6 @@ from duogen_core.training.config import (
     to_yaml,
 )
 from duogen_core.training.distributed import started
-from duogen_core.training.errors import TrainingError
 from duogen_core.training.recipes import find_config, recipes_of
 from duogen_core.training.run import Run
 

@@ -29,7 +29,7 @@ from duogen_core.mllm.chat import image_token_counts, layout
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.tasks import FAMILIES, evaluation_case, training_case
 from duogen_core.training.checkpoints import write_text
-from duogen_core.training.config import ConfigError
+from duogen_core.training.configuration import ConfigError
 from duogen_core.training.run import Run, rng_for
 
 LOOKED_AT = 16  # samples of each source, before the first step

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from duogen_core.training.errors import TrainingError
+from duogen_core.training.configuration import TrainingError
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # that the others wait while the main process evaluates or writes

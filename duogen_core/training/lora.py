@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.errors import MissingPackage, unknown
-from duogen_core.training.config import ConfigError
+from duogen_core.training.configuration import ConfigError
 
 MLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DIT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")

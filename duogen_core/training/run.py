@@ -43,8 +43,8 @@ from duogen_core.training.checkpoints import (
     write_checkpoint,
     write_text,
 )
+from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import Processes
-from duogen_core.training.errors import TrainingError
 from duogen_core.training.metrics import Journal, MissingExtra, Progress, clock, plot_curves, sentence
 from duogen_core.training.optimisation import Ema
 

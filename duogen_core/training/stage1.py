@@ -34,7 +34,7 @@ from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.recall import Recall
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
-from duogen_core.training.config import ConfigError, check_numbers
+from duogen_core.training.configuration import ConfigError, check_numbers
 from duogen_core.training.data import check_families, evaluation_cases, held_out, open_data, token_counter
 from duogen_core.training.lora import (
     MLLM_TARGETS,

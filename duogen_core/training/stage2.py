@@ -45,7 +45,7 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.training import stage2_data
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
-from duogen_core.training.config import check_numbers
+from duogen_core.training.configuration import check_numbers
 from duogen_core.training.data import check_families
 from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora, save_dit, save_dit_adapter
 from duogen_core.training.optimisation import muon_and_adamw, quick_bf16, recomputing

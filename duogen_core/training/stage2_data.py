@@ -45,8 +45,8 @@ from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import reference_pixels
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.tasks import training_case
+from duogen_core.training.configuration import TrainingError
 from duogen_core.training.data import Samples, token_counter
-from duogen_core.training.errors import TrainingError
 from duogen_core.training.metrics import changes, sentence
 from duogen_core.training.run import rng_for
 from duogen_core.vae import PictureVae, pixels_to_tensor

@@ -14,7 +14,7 @@ from duogen_core.config_text import ConfigTextError, read_toml, read_yaml
 from duogen_core.data.synthetic.taxonomy import load_taxonomy
 from duogen_core.data.web.preset import load_preset
 from duogen_core.errors import DuoGenError
-from duogen_core.training.config import ConfigError, load_config
+from duogen_core.training.configuration import ConfigError, load_config
 from duogen_core.training.stage2 import Stage2Config
 
 BOMB = "&a [x, x, x, x, x, x, x, x, x]\n" + "".join(

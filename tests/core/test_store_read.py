@@ -15,7 +15,7 @@ from PIL import Image
 from duogen_core.document.store import load_document, save_document
 from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.files import parse_json
-from duogen_core.training.errors import TrainingError
+from duogen_core.training.configuration import TrainingError
 from tests.core.documents import base, files, put, sample, zipped
 
 

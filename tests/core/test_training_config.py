@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.training.config import ConfigError, load_config, to_yaml
+from duogen_core.training.configuration import ConfigError, load_config, to_yaml
 from duogen_core.training.recipes import find_config, recipes_of
 
 

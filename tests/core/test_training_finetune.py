@@ -26,7 +26,7 @@ from duogen_core.document.store import load_document, save_document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.tasks import evaluation_case
 from duogen_core.training import finetune, stage2_data
-from duogen_core.training.config import plain
+from duogen_core.training.configuration import plain
 from duogen_core.training.finetune import (
     FinetuneConfig,
     Stage2Settings,

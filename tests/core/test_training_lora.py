@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from duogen_core.errors import DuoGenError
-from duogen_core.training.config import load_config
+from duogen_core.training.configuration import load_config
 from duogen_core.training.lora import (
     DIT_TARGETS,
     MLLM_TARGETS,

@@ -18,7 +18,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training import stage1
 from duogen_core.training import stage1 as mllm_training
-from duogen_core.training.config import load_config
+from duogen_core.training.configuration import load_config
 from duogen_core.training.data import held_out
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.next_token import Batcher, NextTokenLoss

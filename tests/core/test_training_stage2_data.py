@@ -21,7 +21,7 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.document.store import save_document
 from duogen_core.pipeline import fit_area
 from duogen_core.training import stage2, stage2_data
-from duogen_core.training.errors import TrainingError
+from duogen_core.training.configuration import TrainingError
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.samples import asked
 from duogen_core.training.stage2 import FlowLoss

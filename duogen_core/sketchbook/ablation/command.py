@@ -36,12 +36,7 @@ from duogen_core.sketchbook.ablation.trainings import (
 )
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.command import add_arguments_for, output_folder
-from duogen_core.training.config import (
-    ConfigError,
-    load_config,
-    plain,
-    to_yaml,
-)
+from duogen_core.training.configuration import ConfigError, load_config, plain, to_yaml
 from duogen_core.training.metrics import MissingExtra, clock, versions
 
 FORMAT = "duogen-ablation"

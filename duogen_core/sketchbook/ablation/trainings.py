@@ -26,7 +26,7 @@ from duogen_core.sketchbook.ablation.arms import QUESTIONS, TRAININGS, Question
 from duogen_core.training import stage1, stage2
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.command import RunConfig
-from duogen_core.training.config import ConfigError
+from duogen_core.training.configuration import ConfigError
 from duogen_core.training.metrics import read_lines
 from duogen_core.training.run import Run
 from duogen_core.training.stage1 import Stage1Config

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
-from duogen_core.training.config import ConfigError
+from duogen_core.training.configuration import ConfigError
 
 FOLDER = Path(__file__).parent
 

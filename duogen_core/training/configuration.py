@@ -1,4 +1,6 @@
-"""Settings of a training run: a dataclass with defaults, a YAML or TOML file over it, and `name=value` over that.
+"""Errors of training: a run folder or a setting that cannot be used, a run that cannot go on.
+
+Settings of a training run: a dataclass with defaults, a YAML or TOML file over it, and `name=value` over that.
 
     config = load_config(Stage2Config, Path("my.yaml"), ["lr=1e-3", "families.guide=0.5"])
 
@@ -31,6 +33,13 @@ from duogen_core.config_text import (
     shorten,
 )
 from duogen_core.errors import DuoGenError
+
+
+class TrainingError(DuoGenError):
+    """A run folder or a training setting that cannot be used, or a step that makes going on pointless."""
+
+
+# ------------------------------------------------------------ config
 
 T = TypeVar("T")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
