@@ -32,7 +32,8 @@ from duogen_core.sketchbook.vision_targets import (
     random_pictures,
 )
 from duogen_core.training.configuration import check_numbers
-from duogen_core.training.optimisation import quick_bf16, tower_features
+from duogen_core.training.next_token import tower_features
+from duogen_core.training.optimisation import quick_bf16
 from duogen_core.training.run import Run
 
 POINTS = 4  # palette points per token side

@@ -35,13 +35,14 @@ from duogen_core.training.configuration import (
     ConfigError,
     TrainingError,
     check_numbers,
+    find_config,
     load_config,
     plain,
+    recipes_of,
     settings_help,
     to_yaml,
 )
 from duogen_core.training.distributed import started
-from duogen_core.training.recipes import find_config, recipes_of
 from duogen_core.training.run import Run
 
 C = TypeVar("C", bound="RunConfig")

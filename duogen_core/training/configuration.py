@@ -1,6 +1,4 @@
-"""Errors of training: a run folder or a setting that cannot be used, a run that cannot go on.
-
-Settings of a training run: a dataclass with defaults, a YAML or TOML file over it, and `name=value` over that.
+"""Settings of a training run: a dataclass with defaults, a YAML or TOML file over it, and `name=value` over that.
 
     config = load_config(Stage2Config, Path("my.yaml"), ["lr=1e-3", "families.guide=0.5"])
 
@@ -230,3 +228,33 @@ def plain(value: Any, fixed: bool = True) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each, fixed) for each in value]
     return str(value) if isinstance(value, Path) else value
+
+
+# -- recipes: configurations that come with the package, by name: `train stage1 --config tiny-stage1`
+
+RECIPES = Path(__file__).parent / "recipes"  # <command>/<name>.yaml; the first line, a comment, says what it is for
+
+
+def recipes_of(command: str) -> dict[str, str]:
+    """{name: what it is for}"""
+    files = sorted((RECIPES / command).glob("*.yaml"))
+    return {file.stem: file.read_text("utf-8").splitlines()[0].lstrip("# ") for file in files}
+
+
+def find_config(given: str, command: str) -> Path:
+    """The file that --config means: one that exists, or the name of a recipe."""
+    path = Path(given)
+    if path.is_file() or path.suffix in (".yaml", ".yml", ".toml", ".json") or path.name != given:
+        return path
+    names = recipes_of(command)
+    if given in names:
+        return RECIPES / command / f"{given}.yaml"
+    others = [file.parent.name for file in RECIPES.glob(f"*/{given}.yaml")]
+    if others:
+        raise ConfigError(f"'{given}' is a recipe of train {others[0]}, not of train {command}.")
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.4)
+    if not names:
+        meant = f"train {command} has none, so give a YAML or TOML file."
+    else:
+        meant = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names)}."
+    raise ConfigError(f"There is no file and no recipe '{given}'; {meant}")

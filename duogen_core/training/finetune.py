@@ -45,9 +45,8 @@ from duogen_core.training import stage1, stage2
 from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
 from duogen_core.training.command import add_arguments_for, output_folder
-from duogen_core.training.configuration import ConfigError, TrainingError, load_config, plain, to_yaml
+from duogen_core.training.configuration import ConfigError, TrainingError, find_config, load_config, plain, to_yaml
 from duogen_core.training.distributed import started
-from duogen_core.training.recipes import find_config
 from duogen_core.training.run import Run
 
 RECIPE = "finetune.json"

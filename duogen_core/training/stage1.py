@@ -58,54 +58,6 @@ from duogen_core.training.optimisation import recomputing
 from duogen_core.training.run import Run
 from duogen_core.training.samples import ideal_answers, write_answers
 
-
-@dataclass(kw_only=True)
-class Stage1Config(MllmConfig):
-    out: Path = Path("runs/stage1")
-    init: Path = Path("runs/pretrain/export")  # the MLLM to train, a Hugging Face folder
-    lr: float = 1.5e-3
-    muon_lr: float = 4e-3
-    lora: LoraSettings | None = None  # learn small matrices beside the frozen ones: lora.rank=16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.lora and self.tower_lr > 0:
-            raise ConfigError("'tower_lr' trains the vision tower, which 'lora' leaves as it is; give one of them.")
-
-
-def train(config: Stage1Config) -> Run:
-    torch.manual_seed(config.seed)
-    mllm, started = load_start(config.init)
-    if mllm.model_type != Qwen25VL.model_type:
-        raise ConfigError(f"{config.init} is a {mllm.model_type} model; stage 1 trains those of {Qwen25VL.model_type}.")
-    if started:
-        print(f"<BOV> was never learnt by {config.init}: its rows start anew ({' and '.join(started)}).", flush=True)
-    if config.lora is None:
-        mllm.model.float()  # bfloat16 has too few digits for small steps
-    else:
-        adapt(mllm, config.lora)
-    mllm.model.train()
-    return Trainer(mllm, config, config.lora).run()
-
-
-def adapt(mllm: Mllm, lora: LoraSettings) -> None:
-    """LoRA on the language model's layers; the rows of <BOV> are learnt whole."""
-    model, rows = mllm.model, [mllm.control.bov]
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    tokens = {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows}
-    add_lora(model, lora, within="model.language_model.layers", usual=MLLM_TARGETS, tokens=tokens)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_arguments_for(parser, Stage1Config, parallel=True)
-
-
-def run(args: argparse.Namespace) -> int:
-    return run_command(args, Stage1Config, train, parallel=True)
-
-
-# ------------------------------------------------------------ mllm
-
 __all__ = ["MllmConfig", "Trainer", "evaluate", "evaluation_cases", "export", "optimizers_of"]
 
 WEIGHTS = {
@@ -346,3 +298,48 @@ def apart(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tupl
     """One micro-batch after the other, each with its pictures."""
     for k in range(len(batches)):
         yield part_of(batches, pixels, k, len(batches))
+
+
+@dataclass(kw_only=True)
+class Stage1Config(MllmConfig):
+    out: Path = Path("runs/stage1")
+    init: Path = Path("runs/pretrain/export")  # the MLLM to train, a Hugging Face folder
+    lr: float = 1.5e-3
+    muon_lr: float = 4e-3
+    lora: LoraSettings | None = None  # learn small matrices beside the frozen ones: lora.rank=16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lora and self.tower_lr > 0:
+            raise ConfigError("'tower_lr' trains the vision tower, which 'lora' leaves as it is; give one of them.")
+
+
+def train(config: Stage1Config) -> Run:
+    torch.manual_seed(config.seed)
+    mllm, started = load_start(config.init)
+    if mllm.model_type != Qwen25VL.model_type:
+        raise ConfigError(f"{config.init} is a {mllm.model_type} model; stage 1 trains those of {Qwen25VL.model_type}.")
+    if started:
+        print(f"<BOV> was never learnt by {config.init}: its rows start anew ({' and '.join(started)}).", flush=True)
+    if config.lora is None:
+        mllm.model.float()  # bfloat16 has too few digits for small steps
+    else:
+        adapt(mllm, config.lora)
+    mllm.model.train()
+    return Trainer(mllm, config, config.lora).run()
+
+
+def adapt(mllm: Mllm, lora: LoraSettings) -> None:
+    """LoRA on the language model's layers; the rows of <BOV> are learnt whole."""
+    model, rows = mllm.model, [mllm.control.bov]
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    tokens = {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows}
+    add_lora(model, lora, within="model.language_model.layers", usual=MLLM_TARGETS, tokens=tokens)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_arguments_for(parser, Stage1Config, parallel=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    return run_command(args, Stage1Config, train, parallel=True)

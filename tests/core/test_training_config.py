@@ -10,8 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.training.configuration import ConfigError, load_config, to_yaml
-from duogen_core.training.recipes import find_config, recipes_of
+from duogen_core.training.configuration import ConfigError, find_config, load_config, recipes_of, to_yaml
 
 
 @dataclass(kw_only=True)

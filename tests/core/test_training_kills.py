@@ -14,7 +14,8 @@ from duogen_core.cli import main
 from duogen_core.document import Document, Picture, Text
 from duogen_core.document.store import save_document
 from duogen_core.sketchbook import pretrain, vae
-from duogen_core.training import run, stage1, stage2, stage2_data
+from duogen_core.training import run as run_module
+from duogen_core.training import stage1, stage2, stage2_data
 from duogen_core.training.checkpoints import finish_swap, replaced, swap
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import read_lines
@@ -51,7 +52,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(run, "plot_curves", lambda folder: None)
+    monkeypatch.setattr(run_module, "plot_curves", lambda folder: None)
     monkeypatch.setattr(stage2_data, "SHARD", 4)
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from duogen_core.training import checkpoints, metrics, run
+from duogen_core.training import checkpoints, metrics
+from duogen_core.training import run as run_module
 from duogen_core.training.metrics import plot_losses, plot_scores, scalars
 from duogen_core.training.run import Run, TrainingError, rng_for, warmup_cosine
 from tests.core.runs import losses, stopped_in
@@ -115,7 +116,7 @@ def test_another_model_cannot_continue_a_checkpoint(tmp_path):
 
 def test_time_limit_ends_the_run_annealed(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(run.time, "monotonic", lambda: now.__setitem__(0, now[0] + 1.0) or now[0])
+    monkeypatch.setattr(run_module.time, "monotonic", lambda: now.__setitem__(0, now[0] + 1.0) or now[0])
     run, losses, _ = train(tmp_path, steps=None, minutes=1)
     assert run.finished and 5 < len(losses) <= 60
     assert run.lr_factor == pytest.approx(0.02)
@@ -153,7 +154,7 @@ def learn_until(folder, bad, steps=6):
 
 @pytest.mark.parametrize("what", ["loss is nan", "norm of the gradients is inf"])
 def test_what_is_not_finite_stops_before_it_spoils_anything(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(run, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
     spoilt = {"loss is nan": lambda loss: loss * float("nan"), "norm of the gradients is inf": torch.sqrt}
 
     def bad(step, loss):
@@ -175,7 +176,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, width):
     """A file may have 4 kB: state.json does not fit; with a wide model its weights do not."""
     import resource
 
-    monkeypatch.setattr(run, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
     _, losses, _ = train(tmp_path / "whole", width=width)
     train(tmp_path / "run", stop_at=4, width=width)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoint").iterdir()}
@@ -199,7 +200,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
     whole, losses, _ = train(tmp_path / "whole", steps=6)
     names = ("save_tensors", "write_text", "os.replace", "shutil.rmtree")
     calls = []
-    monkeypatch.setattr(run, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
 
     def dies_at(name, last):
         module, _, function = f"checkpoints.{name}".rpartition(".")
@@ -219,7 +220,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
         train(folder, steps=6, stop_at=2)
         with monkeypatch.context() as patch:
             calls.clear()
-            patch.setattr(run, "write_text", lambda *_: None)
+            patch.setattr(run_module, "write_text", lambda *_: None)
             for name in names:
                 patch.setattr(*dies_at(name, last))
             try:
@@ -236,7 +237,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_kill_9_at_any_moment_costs_nothing_but_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
     whole, _, _ = train(tmp_path / "whole", steps=60)
     start = time.perf_counter()
     train(tmp_path / "timed", steps=60, checkpoint_minutes=0)
@@ -281,7 +282,7 @@ def test_the_last_curves_show_the_scores_after_the_last_step_also_after_a_kill(t
         if len(drawn) == 1:
             raise KeyboardInterrupt  # stands for a kill right after the last checkpoint, whose curves are not drawn
 
-    monkeypatch.setattr(run, "plot_curves", plot)
+    monkeypatch.setattr(run_module, "plot_curves", plot)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     run, losses, _ = train(tmp_path)

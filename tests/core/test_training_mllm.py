@@ -49,8 +49,7 @@ from duogen_core.sketchbook.vision_targets import (
     visible_parts,
 )
 from duogen_core.training import stage1
-from duogen_core.training.next_token import Batcher, NextTokenLoss
-from duogen_core.training.optimisation import tower_features
+from duogen_core.training.next_token import Batcher, NextTokenLoss, tower_features
 from duogen_core.training.stage1 import evaluate, evaluation_cases, optimizers_of
 from tests.core.runs import losses, stopped_in
 

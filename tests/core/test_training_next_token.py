@@ -12,8 +12,14 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs
 from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.sketchbook.tasks import FAMILIES
-from duogen_core.training.next_token import Batcher, NextTokenLoss, Whole
-from duogen_core.training.optimisation import own_features, sees_whole_pictures, tower_features
+from duogen_core.training.next_token import (
+    Batcher,
+    NextTokenLoss,
+    Whole,
+    own_features,
+    sees_whole_pictures,
+    tower_features,
+)
 from tests.core.documents import picture
 from tests.core.tiny import random_components
 
