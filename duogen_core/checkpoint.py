@@ -19,12 +19,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, write_errors
+from duogen_core.sampling import Sampling
 from duogen_core.weights.headers import refuse_pickle
 
 if TYPE_CHECKING:
@@ -49,22 +50,6 @@ class CheckpointError(DuoGenError):
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the DiT of this checkpoint likes to be sampled. Ours: the paper publishes no such numbers."""
-
-    steps: int = 20
-    guidance: float = 2.0
-    shift: float = 1.0
-    schedule: Literal["shifted", "karras"] = "shifted"
-    solver: Literal["euler", "unipc"] = "euler"
-
-    def __post_init__(self) -> None:
-        for name, known in (("schedule", ("shifted", "karras")), ("solver", ("euler", "unipc"))):
-            if getattr(self, name) not in known:
-                raise CheckpointError(f"sampling.{name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
-
-
-@dataclass(frozen=True)
 class PictureSize:
     """The size of a picture when nobody names one, and the longest side it was trained for."""
 
@@ -73,10 +58,13 @@ class PictureSize:
     max_side: int = 160
 
 
+PUBLISHED_PICTURE = PictureSize(1280, 704, 1280)  # what Cosmos-Predict2.5's own pipeline draws
+
+
 @dataclass(frozen=True)
 class CheckpointConfig:
     name: str = DEFAULT_MODEL
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     picture: PictureSize = PictureSize()
 
 
@@ -272,6 +260,36 @@ def _loading(load: Callable[[Path], Any], path: Path, what: str) -> Any:
         if is_out_of_memory(error):
             raise
         raise CheckpointError(f"The {what} in {path} cannot be loaded: {first_line(error)}.") from error
+
+
+def load_parts(
+    mllm: str | os.PathLike,
+    dit: str | os.PathLike,
+    vae: str | os.PathLike,
+    *,
+    convention: str | None = None,
+    tokenizer: str | os.PathLike | None = None,
+) -> Components:
+    """A model put together from published files: an MLLM, Cosmos-Predict2.5 and a Wan VAE, each a folder or a file.
+
+    Nothing of it was tuned together; the connector is the one that ships inside the DiT. On the CPU, in eval mode, in
+    the types of the files. tokenizer: a folder, where the MLLM is a single file.
+    """
+    from duogen_core.dit.loading import open_cosmos
+    from duogen_core.mllm.base import Mllm
+    from duogen_core.mllm.loading import what_is
+    from duogen_core.vae import PictureVae
+
+    # Headers and JSON first: whether the parts belong together shows before any weights are loaded.
+    file, mllm = open_cosmos(dit, convention), resolve_mllm(mllm)
+    text = what_is(mllm)[1]
+    text = text.get("text_config") or text
+    connector = file.load_connector((text["num_hidden_layers"], text["hidden_size"]))
+    writer = Mllm.from_pretrained(mllm, tokenizer=tokenizer)
+    config = CheckpointConfig(file.name, file.sampling, PUBLISHED_PICTURE)
+    components = Components(writer, connector, file.load_dit(), PictureVae.from_pretrained(vae), config)
+    check_fit(components)
+    return components
 
 
 # ---------------------------------------------------------------- writing

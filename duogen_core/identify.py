@@ -140,7 +140,7 @@ def _cosmos(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
             return _own_dit(weights, path, formats, config)
         if "patch_embed.proj.weight" not in weights.entries:
             return None
-    from duogen_core.dit.published import match_cosmos
+    from duogen_core.dit.loading import match_cosmos
 
     shapes = cosmos_keys.shapes_in_diffusers(weights.entries, layout[1], layout[0])
     relative = cosmos_keys.relative(shapes)

@@ -10,18 +10,20 @@ Follows ComfyUI's ModelSamplingDiscreteFlow (shift, multiplier 1), simple_schedu
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from duogen_core.errors import Cancelled, DuoGenError
+
+if TYPE_CHECKING:  # the settings alone are read in many places that draw nothing
+    from torch import Tensor
 
 TABLE = 1000  # ComfyUI picks its steps from a table of this many times
 SEEDS = 2**64
 
-VelocityFn = Callable[[Tensor, Tensor], Tensor]  # (x, t [B]) -> v
-OnStep = Callable[[int, int, Tensor], None]  # (steps done, steps in all, the present guess of x0)
-Step = Callable[[Tensor, Tensor, int], Tensor]  # (x, the guess of x0, number of the step) -> x at the next time
+VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]  # (x, t [B]) -> v
+OnStep = Callable[[int, int, "Tensor"], None]  # (steps done, steps in all, the present guess of x0)
+Step = Callable[["Tensor", "Tensor", int], "Tensor"]  # (x, the guess of x0, number of the step) -> x at the next time
 
 SCHEDULES = ("shifted", "karras")
 SOLVERS = ("euler", "unipc")
@@ -32,12 +34,31 @@ class SamplingError(DuoGenError):
     """A setting of the sampler that has no meaning."""
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a DiT is sampled when nobody says otherwise; stored with its weights (model_index.json)."""
+
+    # Ours: the paper publishes no such numbers.
+    steps: int = 20
+    guidance: float = 2.0
+    shift: float = 1.0
+    schedule: Literal["shifted", "karras"] = "shifted"
+    solver: Literal["euler", "unipc"] = "euler"
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("solver", SOLVERS)):
+            if getattr(self, name) not in known:
+                raise SamplingError(f"sampling.{name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
+
+
 def sigmas(steps: int, shift: float = 1.0, schedule: str = "shifted") -> Tensor:
     """[steps + 1] float32 times from 1 down to 0, closer together near 1 for a shift above 1.
 
     shifted: even in the table's unshifted time, rounded down to its entries, as ComfyUI's "simple" takes them: so both
     sample the same times even where steps does not divide 1000. karras: no shift; from 0.995 on.
     """
+    import torch
+
     if schedule not in SCHEDULES:
         raise SamplingError(f"The schedule is {schedule!r}; expected {' or '.join(SCHEDULES)}.")
     if not 1 <= steps <= TABLE:
@@ -62,6 +83,8 @@ def karras_time(place: Tensor) -> Tensor:
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
     """float32 noise on the CPU, for a latent [B, 16, h, w] or [B, 16, 1, h, w] the same numbers as ComfyUI's."""
+    import torch
+
     if not 0 <= seed < SEEDS:
         raise SamplingError(f"The seed is {seed}; expected 0 to {SEEDS - 1}.")
     generator = torch.Generator("cpu").manual_seed(seed)

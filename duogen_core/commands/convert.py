@@ -20,14 +20,14 @@ from duogen_core.errors import DuoGenError
 from duogen_core.weights.headers import PICKLE_SUFFIXES, check_tensors
 
 if TYPE_CHECKING:
-    from duogen_core.dit.published import CosmosFile
+    from duogen_core.dit.loading import CosmosFile
     from duogen_core.weights.writing import Piece
 
 STEM = "diffusion_pytorch_model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from duogen_core.dit.published import CONVENTIONS
+    from duogen_core.dit.loading import CONVENTIONS
     from duogen_core.weights.quantised import FORMATS
 
     add = parser.add_argument
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _convert_cosmos(
     weights: Any, source: Path, target: Path, args: argparse.Namespace, progress: Progress
 ) -> str:  # fmt: skip
-    from duogen_core.dit.published import NOTE, match_cosmos
+    from duogen_core.dit.loading import NOTE, match_cosmos
     from duogen_core.weights.cosmos_keys import to_official
     from duogen_core.weights.quantised import quantised_pieces
 

@@ -198,7 +198,7 @@ def _model(args: argparse.Namespace) -> str:
 
 
 def _load_parts(parts: dict[str, str | None], progress: Progress) -> Components:
-    from duogen_core.model_parts import load_parts
+    from duogen_core.checkpoint import load_parts
 
     progress.line(f"Loading {Path(parts['mllm']).name}, {Path(parts['dit']).name} and {Path(parts['vae']).name} …")
     return load_parts(**parts)

@@ -48,7 +48,7 @@ def load_model(args: argparse.Namespace, progress: RunProgress) -> Components:
         raise DuoGenError("A model is --model, or all of --mllm, --dit and --vae; give one of the two.")
     progress.line(f"Loading {model_name(args)} …")
     if given:
-        from duogen_core.model_parts import load_parts
+        from duogen_core.checkpoint import load_parts
 
         return load_parts(args.mllm, args.dit, args.vae)
     from duogen_core.checkpoint import DEFAULT_MODEL, load_checkpoint

@@ -60,7 +60,7 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
     """The DiT in a diffusers-style folder, of whichever family its config.json names, in eval mode.
 
     prepare: gives layers other classes before their weights come, which are then mapped from the file in its own type,
-    or in dtype (formats/own_dit.py); so are those of a quantised one. Else everything is read into float32.
+    or in dtype (dit/loading.py); so are those of a quantised one. Else everything is read into float32.
     """
     from duogen_core.dit.own_weights import is_quantised, load_mapped
 

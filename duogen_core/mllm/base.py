@@ -151,7 +151,7 @@ class Mllm:
 
         Mllm itself takes every family; a family's own class refuses a model of another with a DuoGenError.
         dtype: None keeps the file's. prepare(module, formats) comes before the weights, to give layers other classes;
-        formats names the quantised ones (see formats/quantised.py).
+        formats names the quantised ones (see weights/quantised.py).
         tokenizer: for a single file, a folder that holds one.
         """
         from duogen_core.mllm.loading import load

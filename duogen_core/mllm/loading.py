@@ -5,7 +5,7 @@ is built without memory and the tensors are put in as they come from the disk (m
 converted), so that loading needs little more memory than the model. Whatever does not fit is named before that.
 A single file has no configuration and no tokenizer: the first follows from its shapes, the second lies in a folder that
 the caller names: the model's own, or ComfyUI's comfy/text_encoders/qwen25_tokenizer, which serves both families.
-Layers in fp8 stay in fp8 (formats/quantised.py); other formats need layer classes that `prepare` gives them.
+Layers in fp8 stay in fp8 (weights/quantised.py); other formats need layer classes that `prepare` gives them.
 """
 
 from __future__ import annotations

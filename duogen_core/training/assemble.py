@@ -17,13 +17,13 @@ from duogen_core.checkpoint import (
     CheckpointConfig,
     Components,
     PictureSize,
-    Sampling,
     save_checkpoint,
 )
 from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_of
+from duogen_core.sampling import Sampling
 from duogen_core.vae import PictureVae
 
 RECORD = ("config.json", "metrics.jsonl", "loss.png", "scores.png")

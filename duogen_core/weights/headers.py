@@ -1,6 +1,6 @@
 """Weight files, looked at before anything is loaded: safetensors only, and every fault named.
 
-In: the path of one weight file (folders and shards: formats/reading.py).
+In: the path of one weight file (folders and shards: weights/reading.py).
 Out: a table {tensor name: Entry(dtype, shape)} read from the header alone, or a WeightError whose sentence names the
 file, what is wrong with it and what was expected.
 A safetensors file is 8 bytes (header length, little endian), a JSON header, and the tensors' bytes; the header says

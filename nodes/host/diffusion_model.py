@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     import comfy.model_patcher
 
-    from duogen_core.checkpoint import Sampling
+    from duogen_core.sampling import Sampling
 
 # In the conditioning, beside ComfyUI's own keys:
 FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of text tokens before it

@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 def load_mllm(path: Path, tokenizer: Path | None = None) -> Managed:
     """tokenizer: a folder, where the model is a single file. Its pictures are as large as the painter's own."""
+    from duogen_core.checkpoint import PUBLISHED_PICTURE
     from duogen_core.mllm.base import Mllm
     from duogen_core.mllm.loading import stored_in, what_is
-    from duogen_core.model_parts import PICTURE
 
     what_is(path)  # says what is wrong with a folder or file before anything else does
     precision = Precision.of(*stored_in(path), mm.text_encoder_device())
     core = Mllm.from_pretrained(path, precision.kept, precision.prepare, tokenizer=None if path.is_dir() else tokenizer)
     managed = manage_mllm(core, precision)
-    managed.config = CheckpointConfig(name=name_of(path), picture=PICTURE)
+    managed.config = CheckpointConfig(name=name_of(path), picture=PUBLISHED_PICTURE)
     return managed
 
 
 def load_dit(path: Path, convention: str | None = None) -> comfy.model_patcher.ModelPatcher:
     """Cosmos-Predict2.5 in any of its layouts; convention: "pre-trained", "post-trained", None: as the file says."""
-    from duogen_core.dit.published import open_cosmos
+    from duogen_core.dit.loading import open_cosmos
 
     from .diffusion_model import PictureLatent, make_model
 
@@ -57,7 +57,7 @@ def load_dit(path: Path, convention: str | None = None) -> comfy.model_patcher.M
 
 def load_connector(path: Path, mllm: Managed | None = None) -> Managed:
     """`crossattn_proj` of a Cosmos-Predict2.5. mllm: says how many layers it has, where that is not known."""
-    from duogen_core.dit.published import open_cosmos
+    from duogen_core.dit.loading import open_cosmos
 
     shape = (mllm.core.num_layers, mllm.core.hidden_size) if mllm is not None else None
     return manage_connector(open_cosmos(path).load_connector(shape))

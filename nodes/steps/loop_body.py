@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from comfy_execution.graph_utils import GraphBuilder
 
-    from duogen_core.checkpoint import Sampling
+    from duogen_core.sampling import Sampling
 
 SAMPLERS = {"DuoGenSampler", "KSampler"}
 Node = tuple[str, "Mapping[str, Any]"]

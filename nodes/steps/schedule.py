@@ -16,7 +16,7 @@ import torch
 from duogen_core import sampling
 
 if TYPE_CHECKING:
-    from duogen_core.checkpoint import Sampling
+    from duogen_core.sampling import Sampling
 
 TABLE = 1000
 

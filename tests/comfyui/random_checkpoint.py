@@ -27,13 +27,13 @@ def write(
         CheckpointConfig,
         Components,
         PictureSize,
-        Sampling,
         save_checkpoint,
     )
     from duogen_core.connector import Connector, ConnectorConfig
     from duogen_core.dit.cosmos import PackedCosmos
     from duogen_core.mllm.qwen2_5_vl import create_tiny
     from duogen_core.mllm.tokenizer import train_tokenizer
+    from duogen_core.sampling import Sampling
     from duogen_core.vae import PictureVae, new_vae
 
     torch.manual_seed(7)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from duogen_core import cli
-from duogen_core.dit.published import open_cosmos
+from duogen_core.dit.loading import open_cosmos
 from duogen_core.vae import PictureVae, new_vae
 from duogen_core.weights import writing
 from duogen_core.weights.cosmos_keys import to_official
@@ -191,7 +191,7 @@ def test_two_runs_at_once_do_not_write_one_file(tmp_path, weights, capsys):
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, weights, capsys, monkeypatch):
     save_file(weights, tmp_path / "one.safetensors")
-    from duogen_core.dit import published as cosmos
+    from duogen_core.dit import loading as cosmos
 
     match = cosmos.match_cosmos
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from duogen_core.dit.published import open_cosmos
+from duogen_core.dit.loading import open_cosmos
 from duogen_core.errors import DuoGenError
 from tests.core.headers import hollow, key_list
 from tests.core.test_formats_cosmos import PUBLISHED, layout

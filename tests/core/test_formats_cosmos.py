@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.dit.published import CONVENTIONS, NOTE, open_cosmos
+from duogen_core.dit.loading import CONVENTIONS, NOTE, open_cosmos
 from duogen_core.errors import DuoGenError
 from duogen_core.weights.cosmos_keys import to_diffusers, to_official
 from tests.core.headers import hollow, key_list

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 import torch
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.dit.published import open_cosmos
+from duogen_core.dit.loading import open_cosmos
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()

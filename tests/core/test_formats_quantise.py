@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from duogen_core import cli
 from duogen_core.checkpoint import load_checkpoint, save_checkpoint
-from duogen_core.dit.published import open_cosmos
+from duogen_core.dit.loading import open_cosmos
 from duogen_core.errors import DuoGenError
 from duogen_core.weights import writing
 from duogen_core.weights.quantised import FORMATS, ScaledLinear, layer_formats, quantise

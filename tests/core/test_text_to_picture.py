@@ -16,15 +16,15 @@ from duogen_core.checkpoint import (
     Components,
     PictureSize,
     load_checkpoint,
+    load_parts,
 )
-from duogen_core.dit.published import CONVENTIONS, open_cosmos
+from duogen_core.dit.loading import CONVENTIONS, open_cosmos
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Continuation
 from duogen_core.mllm.prompt_states import SYSTEM, prompt_states
 from duogen_core.mllm.prompted import Prompted
 from duogen_core.mllm.qwen2_5_vl import create_tiny
-from duogen_core.model_parts import load_parts
 from duogen_core.pipeline import (
     Callbacks,
     Settings,

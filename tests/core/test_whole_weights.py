@@ -12,7 +12,7 @@ from duogen_core import cli
 from duogen_core.checkpoint import VAE_FILE, save_checkpoint
 from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
-from duogen_core.dit.published import open_cosmos
+from duogen_core.dit.loading import open_cosmos
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL

@@ -14,7 +14,6 @@ from duogen_core.checkpoint import (
     CheckpointConfig,
     Components,
     PictureSize,
-    Sampling,
 )
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos
@@ -22,6 +21,7 @@ from duogen_core.document import Document, Text
 from duogen_core.mllm.base import Continuation
 from duogen_core.mllm.qwen2_5_vl import create_tiny
 from duogen_core.mllm.tokenizer import train_tokenizer
+from duogen_core.sampling import Sampling
 from duogen_core.vae import PictureVae, new_vae
 
 LINES = ["How do I draw a house with a red roof?", "Draw a large blue square.", "Add a yellow star in the top left."]

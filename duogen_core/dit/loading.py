@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.checkpoint import Sampling
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
+from duogen_core.sampling import Sampling
 from duogen_core.weights import cosmos_keys as keys
 from duogen_core.weights.headers import WeightError, check_tensors, shapes_of
 from duogen_core.weights.reading import WeightFiles, find_weights
