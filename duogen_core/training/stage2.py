@@ -37,8 +37,8 @@ from torch.utils.checkpoint import checkpoint
 from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
+from duogen_core.dit.loading import open_cosmos
 from duogen_core.dit.packing import Sequence as TrainingSequence
-from duogen_core.dit.published import open_cosmos
 from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
