@@ -11,7 +11,7 @@ from duogen_core.sketchbook.things_catalogue import ANY, BRIGHT, p
 
 GLASS = ellipse(64, 60, 46)
 
-_ALL = (
+_NOVEL = (
     Thing(
         "snow globe",
         (
@@ -28,4 +28,4 @@ _ALL = (
         ),
     ),
 )
-NOVEL = {thing.name: thing for thing in _ALL}
+NOVEL = {thing.name: thing for thing in _NOVEL}

@@ -27,16 +27,16 @@ from duogen_core.sketchbook.tasks import (
 from duogen_core.sketchbook.things import thing_named
 
 FAMILIES: dict[str, Callable[..., Case]] = {
-    "guide": guide.sample,
+    "guide": guide.sample_guide,
     "draw": draw.sample,
-    "edit": edit.sample,
-    "edit_chain": edit_chain.sample,
-    "continue": continue_.sample,
+    "edit": edit.sample_edit,
+    "edit_chain": edit_chain.sample_chain,
+    "continue": continue_.sample_continuation,
     "plan": plan.sample,
     "draft": draft.sample,
     "undrafted": partial(draft.sample, drawn=False),
-    "describe": describe.sample,
-    "quiz": quiz.sample,
+    "describe": describe.sample_description,
+    "quiz": quiz.sample_quiz,
 }
 WEIGHTS: dict[str, float] = {
     "guide": 0.24,

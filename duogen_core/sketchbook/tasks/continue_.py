@@ -34,10 +34,10 @@ UNNAMED = (
     "Continue this drawing.",
     "Go on, please.",
 )
-INTROS = ("Let us finish the {}.", "This is {}. Here is how to go on.")
+CONTINUATIONS = ("Let us finish the {}.", "This is {}. Here is how to go on.")
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None) -> Case:
+def sample_continuation(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None) -> Case:
     """`thing`, or a random one. `held_out` changes nothing: a thing's colours never make a held-out pair."""
     thing = thing or rng.choice(list(things().values()))
     done = rng.randint(1, thing.steps - 1)
@@ -53,7 +53,7 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, 
         text += (
             f" I want {join([thing.part(name).phrase(user_colour(rng, colour)) for name, colour in asked.items()])}."
         )
-    intro = rng.choice(INTROS)
+    intro = rng.choice(CONTINUATIONS)
     intro = intro.format(thing.name if "the {}" in intro else thing.phrase)
     answer = guide_parts(rng, thing, colours, canvas, intro, first=done + 1)
     turns = [user_turn(rng, text, Picture(ideal_picture(thing, colours, done, canvas))), assistant_turn(*answer)]

@@ -116,7 +116,7 @@ def sample_thing(rng: Random, canvas: Canvas) -> Case:
     return Case("describe", document, {"question": "thing", "answer": answer, "key": [thing.name, *key], "scene": None})
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+def sample_description(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
     question = rng.choices(
         ("scene", "count", "colour", "place", "cell", "thing", "plain", "unknown"),
         (0.34, 0.14, 0.08, 0.08, 0.1, 0.1, 0.12, 0.04),

@@ -87,7 +87,7 @@ def background(rng: Random, scene: Scene) -> Edit:
 EDITS = {"recolour": recolour, "remove": remove, "add": add, "move": move, "background": background}
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+def sample_edit(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
     """With `held_out`, the picture has a shape of a held-out pair before or after."""
     operation = rng.choices(list(OPERATIONS), list(OPERATIONS.values()))[0]
     before = random_scene(rng, pick_count(rng, (0.25, 0.3, 0.25, 0.2)), canvas, held_out=held_out)

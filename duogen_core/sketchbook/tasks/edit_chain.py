@@ -28,7 +28,7 @@ MOST_SHAPES = 5
 NEXT = ("", "", "", "", "Now ", "Then ", "And now ")
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+def sample_chain(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
     """With `held_out`, the first picture has a shape of a held-out pair."""
     count = pick_count(rng, LENGTHS)
     after = random_scene(rng, pick_count(rng, (0.35, 0.35, 0.3)), canvas, held_out=held_out)

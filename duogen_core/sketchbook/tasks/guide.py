@@ -85,7 +85,7 @@ def thing_truth(thing: Thing, asked: Mapping[str, str], colours: Mapping[str, st
     }
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None) -> Case:
+def sample_guide(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None) -> Case:
     """A guide for `thing`, or for a random one. `held_out` changes nothing: its colours never make a held-out pair."""
     thing = thing or rng.choice(list(things().values()))
     asked = ask_colours(rng, thing)

@@ -160,7 +160,7 @@ def questions(rng: Random, ask: dict[Callable[..., Answered], int], about: objec
     return list(found.items())
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+def sample_quiz(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
     count, kind = rng.randint(3, LONGEST), rng.random()
     if kind < 0.55:
         scene = random_scene(rng, pick_count(rng, (0.1, 0.2, 0.2, 0.2, 0.15, 0.15)), canvas, held_out=held_out)
