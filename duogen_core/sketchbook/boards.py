@@ -13,12 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.sketchbook.draw import (
-    Mark,
-    ellipse,
-    paint,
-    rectangle,
-)
+from duogen_core.sketchbook.drawing import Mark, ellipse, paint, rectangle
 from duogen_core.sketchbook.scene import PALETTE
 
 CELL = 32

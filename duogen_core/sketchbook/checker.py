@@ -25,14 +25,7 @@ from duogen_core.sketchbook.colours import (
     shrink,
     smooth,
 )
-from duogen_core.sketchbook.draw import (
-    RADIUS,
-    Mark,
-    cell_centre,
-    outline,
-    paint,
-    unit,
-)
+from duogen_core.sketchbook.drawing import RADIUS, Mark, cell_centre, outline, paint, unit
 from duogen_core.sketchbook.scene import (
     CELLS,
     COLOURS,

@@ -31,7 +31,7 @@ from duogen_core.sketchbook.colours import (
     nearest,
     shrink,
 )
-from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.picture_scores import (
     STEP_RIGHT,
     agreement,

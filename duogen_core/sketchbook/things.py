@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from duogen_core.errors import DuoGenError, unknown
-from duogen_core.sketchbook.draw import paint
-from duogen_core.sketchbook.parts import Part, Thing
+from duogen_core.sketchbook.drawing import Part, Thing, paint
 from duogen_core.sketchbook.scene import COLOURS
 from duogen_core.sketchbook.things_catalogue import THINGS
 from duogen_core.sketchbook.things_novel import NOVEL

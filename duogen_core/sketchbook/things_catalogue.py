@@ -5,9 +5,9 @@ Every part is at least about 16 pixels each way in sum, so that a small model ca
 
 from __future__ import annotations
 
-from duogen_core.sketchbook.draw import ellipse as e
-from duogen_core.sketchbook.draw import rectangle as r
-from duogen_core.sketchbook.parts import Part, Polygon, Thing
+from duogen_core.sketchbook.drawing import Part, Polygon, Thing
+from duogen_core.sketchbook.drawing import ellipse as e
+from duogen_core.sketchbook.drawing import rectangle as r
 
 BRIGHT = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 ANY = (*BRIGHT, "black", "grey")

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from duogen_core.sketchbook.draw import ellipse
-from duogen_core.sketchbook.parts import Part, Thing
+from duogen_core.sketchbook.drawing import Part, Thing, ellipse
 from duogen_core.sketchbook.things_catalogue import ANY, BRIGHT, p
 
 GLASS = ellipse(64, 60, 46)

@@ -13,15 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from duogen_core.sketchbook.draw import (
-    Mark,
-    Point,
-    draw_scene,
-    ellipse,
-    paint,
-    rectangle,
-    star,
-)
+from duogen_core.sketchbook.drawing import Mark, Point, draw_scene, ellipse, paint, rectangle, star
 from duogen_core.sketchbook.scene import (
     CANVASES,
     CELLS,

@@ -16,8 +16,7 @@ from random import Random
 import numpy as np
 
 from duogen_core.sketchbook.boards import Board, draw_board, random_board
-from duogen_core.sketchbook.draw import cell_centre, draw_scene, paint
-from duogen_core.sketchbook.parts import Thing
+from duogen_core.sketchbook.drawing import Thing, cell_centre, draw_scene, paint
 from duogen_core.sketchbook.scene import (
     CANVASES,
     CELLS,

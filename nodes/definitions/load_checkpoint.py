@@ -170,7 +170,7 @@ def sketchbook_charts(count: int = 4) -> list[np.ndarray]:
     """Pictures [128, 128, 3] of the bundled model's world, that show all its colours and kinds of shapes."""
     from itertools import cycle
 
-    from duogen_core.sketchbook.draw import draw_scene
+    from duogen_core.sketchbook.drawing import draw_scene
     from duogen_core.sketchbook.scene import (
         CELLS,
         COLOURS,

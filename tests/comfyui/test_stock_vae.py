@@ -13,7 +13,7 @@ from server import Server
 
 from duogen_core.checkpoint import VAE_FILE
 from duogen_core.sketchbook.checker import read_scene
-from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.tasks.common import random_scene
 from duogen_core.vae import PictureVae, pixels_to_tensor, tensor_to_pixels
 

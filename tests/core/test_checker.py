@@ -23,15 +23,7 @@ from duogen_core.sketchbook.colours import (
     nearest,
     shrink,
 )
-from duogen_core.sketchbook.draw import (
-    RADIUS,
-    Mark,
-    cell_centre,
-    draw_scene,
-    outline,
-    paint,
-    rectangle,
-)
+from duogen_core.sketchbook.drawing import RADIUS, Mark, cell_centre, draw_scene, outline, paint, rectangle
 from duogen_core.sketchbook.scene import (
     CANVASES,
     CELLS,

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from duogen_core.document import Picture, Text
 from duogen_core.evaluation import report as reports
 from duogen_core.sketchbook.cases import scene_from_dict, scene_to_dict
-from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.evaluation import GROUPS, cases, evaluate
 from duogen_core.sketchbook.picture_scores import score_pictures, step_agreement, step_right
 from duogen_core.sketchbook.scene import PALETTE, Scene, Shape

@@ -24,7 +24,7 @@ from duogen_core.sketchbook.boards import (
 )
 from duogen_core.sketchbook.cases import Case, scene_from_dict
 from duogen_core.sketchbook.checker import read_scene
-from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import (
     CANVASES,
     CELLS,

@@ -16,7 +16,7 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.sketchbook import pretrain
 from duogen_core.sketchbook.boards import Board, draw_board, read_board
-from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.pretrain import PretrainConfig
 from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary
 from duogen_core.sketchbook.scene import (

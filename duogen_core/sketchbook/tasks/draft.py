@@ -19,7 +19,7 @@ from random import Random
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.cases import Case, scene_to_dict
-from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import COLOURS, Scene, Shape
 from duogen_core.sketchbook.tasks.common import (
     BANDS,

@@ -10,7 +10,7 @@ from random import Random
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.cases import Case, scene_to_dict
-from duogen_core.sketchbook.draw import draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import HELD_OUT, Scene, Shape
 from duogen_core.sketchbook.tasks.common import (
     Canvas,

@@ -18,8 +18,7 @@ from duogen_core.sketchbook.boards import (
     solve,
 )
 from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.draw import draw_scene
-from duogen_core.sketchbook.parts import Part, Thing
+from duogen_core.sketchbook.drawing import Part, Thing, draw_scene
 from duogen_core.sketchbook.scene import Scene
 from duogen_core.sketchbook.tasks.common import (
     BANDS,
