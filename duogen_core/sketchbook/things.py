@@ -16,8 +16,7 @@ import numpy as np
 from duogen_core.errors import DuoGenError, unknown
 from duogen_core.sketchbook.drawing import Part, Thing, paint
 from duogen_core.sketchbook.scene import COLOURS
-from duogen_core.sketchbook.things_catalogue import THINGS
-from duogen_core.sketchbook.things_novel import NOVEL
+from duogen_core.sketchbook.things_catalogue import NOVEL, THINGS
 
 __all__ = ["ParsedStep", "Part", "Thing", "ideal_picture", "parse_step", "part_names", "thing_named", "things"]
 

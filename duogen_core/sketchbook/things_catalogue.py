@@ -1,11 +1,15 @@
 """The twenty things of the guides: their parts, in drawing order, on the 128x128 canvas.
 
 Every part is at least about 16 pixels each way in sum, so that a small model can draw it.
+
+Things that no training of the bundled model shows: what a fine-tuning is tried and measured on.
+
+`things.things()` stays the twenty of things_catalogue.py; these are found by name (`things.thing_named`).
 """
 
 from __future__ import annotations
 
-from duogen_core.sketchbook.drawing import Part, Polygon, Thing
+from duogen_core.sketchbook.drawing import Part, Polygon, Thing, ellipse
 from duogen_core.sketchbook.drawing import ellipse as e
 from duogen_core.sketchbook.drawing import rectangle as r
 
@@ -264,3 +268,27 @@ _ALL = (
     ),
 )
 THINGS = {thing.name: thing for thing in _ALL}
+
+
+# ------------------------------------------------------------ things novel
+
+GLASS = ellipse(64, 60, 46)
+
+_NOVEL = (
+    Thing(
+        "snow globe",
+        (
+            Part("base", "a", "at the bottom", ANY, (p((36, 98), (92, 98), (104, 122), (24, 122)),)),
+            Part("glass", "a", "on top of the base", ("blue", "grey", "purple", "green"), (GLASS,), "circle"),
+            Part(
+                "snow",
+                "",
+                "at the bottom of the glass",
+                ("white", "pink", "grey"),
+                (tuple(point for point in GLASS if point[1] >= 76),),
+            ),
+            Part("tree", "a", "in the glass", BRIGHT, (p((42, 84), (86, 84), (64, 24)),), "triangle"),
+        ),
+    ),
+)
+NOVEL = {thing.name: thing for thing in _NOVEL}

@@ -19,7 +19,7 @@ from duogen_core.sketchbook.things import (
     thing_named,
     things,
 )
-from duogen_core.sketchbook.things_novel import NOVEL
+from duogen_core.sketchbook.things_catalogue import NOVEL
 
 
 def make(*arguments: str) -> int:

@@ -53,7 +53,7 @@ from duogen_core.sketchbook.tasks.edit_chain import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.tasks.quiz import LONGEST
 from duogen_core.sketchbook.things import ideal_picture, parse_step, things
-from duogen_core.sketchbook.things_novel import NOVEL
+from duogen_core.sketchbook.things_catalogue import NOVEL
 
 PLACE_OF = {words: cell for cell, words in PLACES.items()}
 SHAPE = re.compile(
