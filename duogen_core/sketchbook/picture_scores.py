@@ -12,16 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.checker import read
-from duogen_core.sketchbook.colours import (
-    PALETTE_RGB,
-    alike,
-    changed,
-    grow,
-    kept,
-    nearest,
-    shrink,
-)
+from duogen_core.sketchbook.checker import PALETTE_RGB, alike, changed, grow, kept, nearest, read, shrink
 from duogen_core.sketchbook.scene import Scene
 
 STEP_RIGHT = 0.9  # share of the changed region that must show the ideal's colours

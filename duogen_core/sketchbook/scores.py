@@ -23,14 +23,7 @@ from duogen_core.sketchbook.boards import (
     read_board,
 )
 from duogen_core.sketchbook.cases import Case, scene_from_dict
-from duogen_core.sketchbook.checker import read
-from duogen_core.sketchbook.colours import (
-    changed,
-    grow,
-    kept,
-    nearest,
-    shrink,
-)
+from duogen_core.sketchbook.checker import changed, grow, kept, nearest, read, shrink
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.picture_scores import (
     STEP_RIGHT,

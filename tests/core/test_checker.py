@@ -12,15 +12,13 @@ from PIL import Image, ImageFilter
 from duogen_core.sketchbook.checker import (
     MIN_LEAD,
     MIN_OVERLAP,
-    read,
-    read_scene,
-)
-from duogen_core.sketchbook.colours import (
     alike,
     changed,
     grow,
     kept,
     nearest,
+    read,
+    read_scene,
     shrink,
 )
 from duogen_core.sketchbook.drawing import RADIUS, Mark, cell_centre, draw_scene, outline, paint, rectangle

@@ -17,7 +17,7 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.pipeline import Settings, generate, with_text
 from duogen_core.sketchbook.ablation.pictures import Say, Values, silent
 from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.colours import PALETTE_RGB
+from duogen_core.sketchbook.checker import PALETTE_RGB
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.sketchbook.scene import COLOURS
 from duogen_core.sketchbook.scores import score
