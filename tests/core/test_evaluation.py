@@ -14,13 +14,15 @@ from duogen_core.evaluation import report as reports
 from duogen_core.sketchbook.cases import scene_from_dict, scene_to_dict
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.evaluation import GROUPS, cases, evaluate
-from duogen_core.sketchbook.picture_scores import score_pictures, step_agreement, step_right
 from duogen_core.sketchbook.scene import PALETTE, Scene, Shape
 from duogen_core.sketchbook.scores import (
     CHECKS,
     described,
     right_words,
     score,
+    score_pictures,
+    step_agreement,
+    step_right,
 )
 from duogen_core.sketchbook.tasks import FAMILIES
 from tests.core.ideal_answers import PROMISED, answered, case_of

@@ -20,8 +20,7 @@ from duogen_core.pipeline import Draughtsman, Settings, generate
 from duogen_core.sampling import initial_noise
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.evaluation import cases
-from duogen_core.sketchbook.picture_scores import score_pictures
-from duogen_core.sketchbook.scores import score
+from duogen_core.sketchbook.scores import score, score_pictures
 
 NOISE = (0.5, 0.75, 0.9, 0.97)  # times at which the velocity is looked at
 Values = dict[str, list[float]]
