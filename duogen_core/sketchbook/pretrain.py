@@ -1,4 +1,8 @@
-"""The small MLLM from nothing: first the language, then the eyes. Where a large one would be downloaded.
+"""The small model's own vocabulary: byte-level BPE on Sketchbook text, with Qwen's control tokens and <BOV>.
+
+The text is that of `cases` random training conversations, user's and assistant's alike, so words come out whole.
+
+The small MLLM from nothing: first the language, then the eyes. Where a large one would be downloaded.
 
     python -m duogen_core train pretrain out=runs/pretrain minutes=30 vision.minutes=12
 
@@ -11,7 +15,7 @@ Out: <out>/export, where stage1.py begins.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
@@ -19,17 +23,32 @@ from typing import Any
 
 import torch
 
+from duogen_core.document import Text
 from duogen_core.errors import unknown
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
-from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor
-from duogen_core.sketchbook.tokenizer import sketchbook_tokenizer
+from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor, train_tokenizer
+from duogen_core.sketchbook.tasks import training_case
 from duogen_core.sketchbook.vision import VisionConfig, warm_up
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import ConfigError
 from duogen_core.training.data import evaluation_cases
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, rng_for
 from duogen_core.training.samples import ideal_answers, write_answers
 from duogen_core.training.stage1 import MllmConfig, Trainer, export
+
+
+def sketchbook_texts(seed: int, cases: int) -> Iterator[str]:
+    for k in range(cases):
+        for turn in training_case(rng_for(seed, "tokenizer", k)).document.turns:
+            yield f"{turn.role}\n"
+            yield from (part.text for part in turn.parts if isinstance(part, Text))
+
+
+def sketchbook_tokenizer(seed: int = 0, cases: int = 4000, vocab_size: int = 1024) -> Any:
+    return train_tokenizer(sketchbook_texts(seed, cases), vocab_size)
+
+
+# ------------------------------------------------------------ pretrain
 
 
 @dataclass(kw_only=True)

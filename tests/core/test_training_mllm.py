@@ -17,7 +17,7 @@ from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.sketchbook import pretrain
 from duogen_core.sketchbook.boards import Board, draw_board, read_board
 from duogen_core.sketchbook.drawing import draw_scene
-from duogen_core.sketchbook.pretrain import PretrainConfig
+from duogen_core.sketchbook.pretrain import PretrainConfig, sketchbook_texts, sketchbook_tokenizer
 from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary
 from duogen_core.sketchbook.scene import (
     CANVASES,
@@ -28,7 +28,6 @@ from duogen_core.sketchbook.scene import (
 )
 from duogen_core.sketchbook.tasks import FAMILIES
 from duogen_core.sketchbook.things import things
-from duogen_core.sketchbook.tokenizer import sketchbook_texts, sketchbook_tokenizer
 from duogen_core.sketchbook.vision import (
     ReadOut,
     VisionConfig,

@@ -17,7 +17,7 @@ import duogen_core.training
 from duogen_core.cli import main
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
-from duogen_core.sketchbook.tokenizer import sketchbook_tokenizer
+from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
 from duogen_core.training import stage2_data
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import Processes, shard, touch_all
