@@ -29,23 +29,21 @@ from duogen_core.sketchbook.scene import (
 from duogen_core.sketchbook.tasks import FAMILIES
 from duogen_core.sketchbook.things import things
 from duogen_core.sketchbook.vision import (
-    ReadOut,
-    VisionConfig,
-    palette_points,
-    warm_up,
-    word_directions,
-)
-from duogen_core.sketchbook.vision_targets import (
     ANY,
     NONE,
     WORDS,
+    ReadOut,
+    VisionConfig,
     board_words,
+    palette_points,
     random_pictures,
     random_scene,
     scene_words,
     smudged,
     thing_words,
     visible_parts,
+    warm_up,
+    word_directions,
 )
 from duogen_core.training import stage1
 from duogen_core.training.next_token import Batcher, NextTokenLoss, tower_features
