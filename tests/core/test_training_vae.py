@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from duogen_core.sketchbook import vae as training
-from duogen_core.sketchbook.vae_pictures import crop_batch
+from duogen_core.sketchbook.vae import crop_batch
 from duogen_core.training.optimisation import Muon, muon_and_adamw, orthogonalised
 from duogen_core.vae import (
     WAN21_MEAN,
