@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 from duogen_core.document import Picture
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.checker import PALETTE_RGB
-from duogen_core.sketchbook.tasks import guide
+from duogen_core.sketchbook.tasks import guides
 from duogen_core.sketchbook.things import thing_named
 
 SCALE = 2  # of the pictures on the pages
@@ -54,7 +54,7 @@ class Dirt:
 
 
 def guides(count: int, seed: int) -> list[Case]:
-    return [guide.sample(Random(f"pages-{seed}-{number}")) for number in range(count)]
+    return [guides.sample(Random(f"pages-{seed}-{number}")) for number in range(count)]
 
 
 def write_site(folder: Path, cases: list[Case], seed: int, dirt: Dirt) -> Counter[str]:

@@ -13,25 +13,15 @@ from random import Random
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.scene import CANVASES
-from duogen_core.sketchbook.tasks import (
-    continue_,
-    describe,
-    draft,
-    draw,
-    edit,
-    edit_chain,
-    guide,
-    plan,
-    quiz,
-)
+from duogen_core.sketchbook.tasks import describe, draft, draw, edit, edit_chain, guides, plan, quiz
 from duogen_core.sketchbook.things import thing_named
 
 FAMILIES: dict[str, Callable[..., Case]] = {
-    "guide": guide.sample_guide,
+    "guide": guides.sample_guide,
     "draw": draw.sample,
     "edit": edit.sample_edit,
     "edit_chain": edit_chain.sample_chain,
-    "continue": continue_.sample_continuation,
+    "continue": guides.sample_continuation,
     "plan": plan.sample,
     "draft": draft.sample,
     "undrafted": partial(draft.sample, drawn=False),
