@@ -49,7 +49,7 @@ from duogen_core.sketchbook.tasks.common import (
     join,
     shape_words,
 )
-from duogen_core.sketchbook.tasks.edit_chain import LENGTHS, MOST_SHAPES
+from duogen_core.sketchbook.tasks.edits import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.tasks.quiz import LONGEST
 from duogen_core.sketchbook.things import ideal_picture, parse_step, things

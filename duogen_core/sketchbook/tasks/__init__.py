@@ -13,14 +13,14 @@ from random import Random
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.scene import CANVASES
-from duogen_core.sketchbook.tasks import describe, draft, draw, edit, edit_chain, guides, plan, quiz
+from duogen_core.sketchbook.tasks import describe, draft, draw, edits, guides, plan, quiz
 from duogen_core.sketchbook.things import thing_named
 
 FAMILIES: dict[str, Callable[..., Case]] = {
     "guide": guides.sample_guide,
     "draw": draw.sample,
-    "edit": edit.sample_edit,
-    "edit_chain": edit_chain.sample_chain,
+    "edit": edits.sample_edit,
+    "edit_chain": edits.sample_chain,
     "continue": guides.sample_continuation,
     "plan": plan.sample,
     "draft": draft.sample,
