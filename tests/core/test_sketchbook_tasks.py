@@ -51,7 +51,7 @@ from duogen_core.sketchbook.tasks.common import (
 )
 from duogen_core.sketchbook.tasks.edits import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.tasks.plan import parse_move
-from duogen_core.sketchbook.tasks.quiz import LONGEST
+from duogen_core.sketchbook.tasks.questions import LONGEST
 from duogen_core.sketchbook.things import ideal_picture, parse_step, things
 from duogen_core.sketchbook.things_catalogue import NOVEL
 

@@ -13,7 +13,7 @@ from random import Random
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.scene import CANVASES
-from duogen_core.sketchbook.tasks import describe, draft, draw, edits, guides, plan, quiz
+from duogen_core.sketchbook.tasks import draft, draw, edits, guides, plan, questions
 from duogen_core.sketchbook.things import thing_named
 
 FAMILIES: dict[str, Callable[..., Case]] = {
@@ -25,8 +25,8 @@ FAMILIES: dict[str, Callable[..., Case]] = {
     "plan": plan.sample,
     "draft": draft.sample,
     "undrafted": partial(draft.sample, drawn=False),
-    "describe": describe.sample_description,
-    "quiz": quiz.sample_quiz,
+    "describe": questions.sample_description,
+    "quiz": questions.sample_quiz,
 }
 WEIGHTS: dict[str, float] = {
     "guide": 0.24,

@@ -37,7 +37,7 @@ from duogen_core.sketchbook.tasks.common import (
     user_cell,
     user_turn,
 )
-from duogen_core.sketchbook.tasks.describe import chosen, counted, describe_scene
+from duogen_core.sketchbook.tasks.questions import chosen, counted, describe_scene
 
 Draft = tuple[Scene, str, str]  # the scene after it, the request's first sentence, the sentence of what is done
 
