@@ -15,7 +15,6 @@ from duogen_core.document import Picture, Text
 from duogen_core.pipeline import Draughtsman, Settings
 from duogen_core.sampling import initial_noise
 from duogen_core.sketchbook.ablation import command, pictures, words
-from duogen_core.sketchbook.ablation.arms import QUESTIONS, TRAININGS
 from duogen_core.sketchbook.ablation.results import (
     answer_to,
     difference,
@@ -26,7 +25,9 @@ from duogen_core.sketchbook.ablation.results import (
     verdict,
 )
 from duogen_core.sketchbook.ablation.trainings import (
+    QUESTIONS,
     START,
+    TRAININGS,
     AblationConfig,
     needed,
     stage1_config,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from duogen_core.evaluation.report import gain, interval
-from duogen_core.sketchbook.ablation.arms import Question
+from duogen_core.sketchbook.ablation.trainings import Question
 
 LOWER_IS_BETTER = ("loss", "seconds")
 UNITS = {"psnr": "psnr, dB", "loss": "loss, held out", "seconds": "seconds a picture"}

@@ -1,4 +1,12 @@
-"""One training of the table: the common start, the arm's changes, the same budget.
+"""The table of the ablation: which questions are asked, which arms answer them, which trainings the arms need.
+
+The first arm of a question is DuoGen's own way; the others differ from it in the one thing that is asked about.
+
+Alignment data, as stage 2 of the paper has it: a picture, what to change, and the changed picture without a word.
+
+Made of Sketchbook's edits. Out: a folder of Document folders, a pure function of seed and count; it appears whole.
+
+One training of the table: the common start, the arm's changes, the same budget.
 
 Stage 2: a DiT that has so far learnt single pictures from words (`start`: there attention between pictures, references
 and guidance's negative make no difference, so it favours no arm), and a new connector. VAE, language model and prepared
@@ -10,9 +18,11 @@ In: the settings of the ablation. Out: run folders <out>/seed-0/<name>, with exp
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,17 +30,148 @@ from duogen_core.checkpoint import Components, resolve_model, vae_path
 from duogen_core.connector import Connector
 from duogen_core.dit import load_dit
 from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.document import Document
+from duogen_core.document.store import save_document
 from duogen_core.mllm import family_of
-from duogen_core.sketchbook.ablation import alignment
-from duogen_core.sketchbook.ablation.arms import QUESTIONS, TRAININGS, Question
+from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training import stage1, stage2
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.command import RunConfig
 from duogen_core.training.configuration import ConfigError
 from duogen_core.training.metrics import read_lines
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, rng_for
 from duogen_core.training.stage1 import Stage1Config
 from duogen_core.training.stage2 import Stage2Config
+
+
+@dataclass(frozen=True)
+class Training:
+    """One model to train: DuoGen's recipe with these settings changed (of Stage2Config or Stage1Config)."""
+
+    stage: Literal["stage1", "stage2"]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is measured: a training, answering in this way."""
+
+    name: str
+    training: str
+    guidance: float | None = None  # None: the model's own
+    pictures: Literal["ideal", "own"] = "ideal"  # of an answer in words: put in, or drawn
+    figures: tuple[tuple[str, str], ...] = ()  # (name in the table, name measured) where they differ
+
+
+@dataclass(frozen=True)
+class Question:
+    title: str
+    claim: str  # what the paper has, and why
+    kind: Literal["pictures", "words"]
+    figures: tuple[str, ...]  # shown in the table, the telling one first
+    arms: tuple[Arm, ...]
+
+
+DRAWN = ("edit.kept", "guide.kept", "guide.right", "edit.right", "draw.right", "psnr", "loss")
+GUIDED = ("guide.right", "draw.right", "edit.right", "edit.kept", "guide.kept", "psnr")
+
+TRAININGS: dict[str, Training] = {
+    "duogen": Training("stage2"),
+    "no-references": Training("stage2", {"references": False}),
+    "drop-all-text": Training("stage2", {"drop": "all_text"}),
+    "last-layer": Training("stage2", {"connector_layers": "last"}),
+    "full": Training("stage2", {"attention": "full"}),
+    "kept-out": Training("stage1"),
+    "mixed-in": Training("stage1", {"include_alignment": True}),
+}
+
+QUESTIONS: dict[str, Question] = {
+    "references": Question(
+        "Does a picture have to see the earlier ones?",
+        "Every earlier picture is a clean frame beside the one being drawn, so that the answer keeps its things.",
+        "pictures",
+        ("own guide.kept", *DRAWN),
+        (Arm("all earlier pictures", "duogen"), Arm("none", "no-references")),
+    ),
+    "guidance": Question(
+        "What should guidance's negative branch leave out?",
+        "The last text segment only; all pictures and all earlier text stay.",
+        "pictures",
+        GUIDED,
+        (
+            Arm("the last segment", "duogen"),
+            Arm("all text", "drop-all-text"),
+            Arm("no guidance", "duogen", guidance=1.0),
+        ),
+    ),
+    "connector": Question(
+        "Which of the language model's layers should the connector read?",
+        "The outputs of all decoder layers, concatenated.",
+        "pictures",
+        ("draw.right", *(name for name in DRAWN if name != "draw.right")),
+        (Arm("all layers", "duogen"), Arm("the last layer", "last-layer")),
+    ),
+    "attention": Question(
+        "Should finished pictures see later ones?",
+        "All frames see each other, as in Cosmos. Our own frame_causal lets a picture see only what came before "
+        "it, so that finished ones are computed once.",
+        "pictures",
+        ("loss", *(name for name in DRAWN if name != "loss"), "seconds"),
+        (Arm("frame_causal", "duogen"), Arm("full", "full")),
+    ),
+    "alignment": Question(
+        "Should stage 2's alignment data be in stage 1 too?",
+        "It is kept out of stage 1, since it would blunt what the language model has learnt.",
+        "words",
+        (
+            "describe.right",
+            "guide.structure",
+            "continue.structure",
+            "edit.words",
+            "draft.answer",
+            "describe.no_picture",
+        ),
+        (Arm("kept out", "kept-out"), Arm("mixed in", "mixed-in")),
+    ),
+    "draft": Question(
+        "Does it help to draw before answering?",
+        "Visual drafts: the model draws the changed picture first, and reads the answer from it.",
+        "words",
+        ("draft.answer",),
+        (
+            Arm("with the right picture", "kept-out"),
+            Arm("with its own picture", "kept-out", pictures="own"),
+            Arm("without drawing", "kept-out", figures=(("draft.answer", "undrafted.answer"),)),
+        ),
+    ),
+}
+
+
+# ------------------------------------------------------------ alignment
+
+
+def wordless_edit(seed: int, number: int) -> Document:
+    """Two pictures: the user's, and after the instruction the assistant's."""
+    rng = rng_for(seed, "alignment", number)
+    while True:
+        document = training_case(rng, {"edit": 1.0}).document
+        *earlier, answer = document.turns
+        if len(earlier) == 1 and earlier[0].pictures:
+            return Document((*earlier, replace(answer, parts=answer.pictures)))
+
+
+def make(folder: Path, count: int, seed: int) -> Path:
+    """The folder; made unless it is there."""
+    if not folder.exists():
+        new = folder.with_name(folder.name + ".new")
+        shutil.rmtree(new, ignore_errors=True)
+        for number in range(count):
+            save_document(wordless_edit(seed, number), new / f"{number:06d}")
+        new.rename(folder)
+    return folder
+
+
+# ------------------------------------------------------------ trainings
 
 RECORD = "trained.json"
 HEAD = 32  # width of a head of the DiT
@@ -162,7 +303,7 @@ def new_start(config: AblationConfig, settings: Stage2Config, seed: int) -> Path
 
 def stage1_config(config: AblationConfig, name: str, seed: int) -> Stage1Config:
     """Both arms are given the same sources; whether alignment data is read is a setting of stage 1."""
-    edits = alignment.make(config.out / "alignment", config.alignment, config.seed)
+    edits = make(config.out / "alignment", config.alignment, config.seed)
     share = config.alignment_share
     values = {
         "out": folder_of(config, name, seed),
