@@ -14,7 +14,7 @@ from duogen_core.data.sources import Limits, open_mixture
 from duogen_core.document import Picture, Text
 from duogen_core.pipeline import Draughtsman, Settings
 from duogen_core.sampling import initial_noise
-from duogen_core.sketchbook.ablation import command, pictures, words
+from duogen_core.sketchbook.ablation import command, measuring
 from duogen_core.sketchbook.ablation.results import (
     answer_to,
     difference,
@@ -152,8 +152,8 @@ def tiny():
 
 
 def test_spots_are_the_same_for_every_arm_and_hold_back_the_picture():
-    chosen = pictures.spots(("guide", "edit"), 4, seed=1)
-    again = pictures.spots(("guide", "edit"), 4, seed=1)
+    chosen = measuring.spots(("guide", "edit"), 4, seed=1)
+    again = measuring.spots(("guide", "edit"), 4, seed=1)
     assert [spot.index for spot in chosen] == [spot.index for spot in again]
     assert {spot.index for spot in chosen[1::2]} == {0}
     assert 0 not in (indices := {spot.index for spot in chosen[::2]}) and len(indices) > 1
@@ -164,10 +164,10 @@ def test_spots_are_the_same_for_every_arm_and_hold_back_the_picture():
 
 
 def test_ideal_pictures_are_right_and_the_true_velocity_has_no_error(tiny, monkeypatch):
-    chosen = pictures.spots(("guide", "draw", "edit"), 2, seed=1)
+    chosen = measuring.spots(("guide", "draw", "edit"), 2, seed=1)
     ideals = {spot.context.text: spot.ideal for spot in chosen}
     monkeypatch.setattr(Draughtsman, "draw", lambda self, document, seed: ideals[document.text].pixels)
-    found = pictures.drawn_in_context(tiny, Settings(), chosen)
+    found = measuring.drawn_in_context(tiny, Settings(), chosen)
     assert found["psnr"] == [60.0] * 6
     assert found["guide.right"] == found["draw.right"] == found["edit.kept"] == [1.0, 1.0]
 
@@ -178,7 +178,7 @@ def test_ideal_pictures_are_right_and_the_true_velocity_has_no_error(tiny, monke
 
     monkeypatch.setattr(Draughtsman, "branches", truth)
     for offset in (0.0, 0.5):
-        assert np.allclose(pictures.velocity_errors(tiny, chosen)["loss"], offset**2)
+        assert np.allclose(measuring.velocity_errors(tiny, chosen)["loss"], offset**2)
 
 
 def ideal_script(case) -> list[tuple[str, str]]:
@@ -199,8 +199,8 @@ def test_ideal_words_are_right_with_ideal_pictures_put_in(family, check, monkeyp
     [(_, case)] = cases(1, 5, [family])
     components = random_components()
     scripted(components, *ideal_script(case))
-    monkeypatch.setattr(words, "cases", lambda *_: [(family, case)])
-    found = words.written(lambda case, _: words.with_ideal_pictures(components.mllm, case), 1, 5)
+    monkeypatch.setattr(measuring, "cases", lambda *_: [(family, case)])
+    found = measuring.written(lambda case, _: measuring.with_ideal_pictures(components.mllm, case), 1, 5)
     assert found[check] == [1.0]
 
 
@@ -208,7 +208,7 @@ def test_an_answer_that_never_ends_its_drawing_is_cut_off():
     [(_, case)] = cases(1, 5, ["describe"])
     components = random_components()
     scripted(components, *[("Look.", "picture")] * 9)
-    document = words.with_ideal_pictures(components.mllm, case)
+    document = measuring.with_ideal_pictures(components.mllm, case)
     assert document.generation["stop_reason"] == "picture" and len(document.last_turn.pictures) == 2
 
 
@@ -224,7 +224,7 @@ def model(tmp_path_factory, tiny):
 def small(monkeypatch):
     monkeypatch.setattr(stage2_data, "SHARD", 6)
     monkeypatch.setattr(command, "LIMITS", Settings(max_images=1, max_new_tokens=3))
-    monkeypatch.setattr(words, "TOKENS", 3)
+    monkeypatch.setattr(measuring, "TOKENS", 3)
 
 
 def arguments(out, model, *more: str) -> list[str]:

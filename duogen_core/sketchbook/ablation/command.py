@@ -22,7 +22,7 @@ import torch
 
 from duogen_core.checkpoint import Components, load_checkpoint
 from duogen_core.pipeline import Settings
-from duogen_core.sketchbook.ablation import pictures, words
+from duogen_core.sketchbook.ablation import measuring
 from duogen_core.sketchbook.ablation.plot import plot
 from duogen_core.sketchbook.ablation.results import answer_to, markdown, over_seeds
 from duogen_core.sketchbook.ablation.trainings import (
@@ -132,18 +132,18 @@ class Ablation:
         if arm.guidance is not None:
             settings = replace(settings, guidance=arm.guidance)
         if question.kind == "pictures":
-            spots = pictures.spots(DRAWN_GROUPS, count, SEED)
-            values = pictures.drawn_in_context(model, settings, spots, self.ticker("pictures"))
-            values |= pictures.velocity_errors(model, spots)
+            spots = measuring.spots(DRAWN_GROUPS, count, SEED)
+            values = measuring.drawn_in_context(model, settings, spots, self.ticker("pictures"))
+            values |= measuring.velocity_errors(model, spots)
             if self.config.own:
-                values |= pictures.answered(model, settings, OWN_GROUPS, self.config.own, SEED, self.ticker("answers"))
+                values |= measuring.answered(model, settings, OWN_GROUPS, self.config.own, SEED, self.ticker("answers"))
         elif arm.pictures == "own":
-            values = words.written(
-                words.with_own_pictures(model, settings), count, SEED, ("draft",), self.ticker("answers")
+            values = measuring.written(
+                measuring.with_own_pictures(model, settings), count, SEED, ("draft",), self.ticker("answers")
             )
         else:
-            values = words.written(
-                lambda case, _: words.with_ideal_pictures(model.mllm, case), count, SEED, say=self.ticker("answers")
+            values = measuring.written(
+                lambda case, _: measuring.with_ideal_pictures(model.mllm, case), count, SEED, say=self.ticker("answers")
             )
         path = self.file_of(question, arm, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ class Ablation:
         known = [count * guess[kind] for kind, count in due.items() if kind in guess]
         return sum(known) if known else None
 
-    def ticker(self, what: str) -> pictures.Say:
+    def ticker(self, what: str) -> measuring.Say:
         last = time.monotonic()
 
         def say(done: int, of: int) -> None:
