@@ -15,15 +15,7 @@ from duogen_core.document import Picture, Text
 from duogen_core.pipeline import Draughtsman, Settings
 from duogen_core.sampling import initial_noise
 from duogen_core.sketchbook.ablation import command, measuring
-from duogen_core.sketchbook.ablation.results import (
-    answer_to,
-    difference,
-    figure,
-    markdown,
-    over_seeds,
-    table,
-    verdict,
-)
+from duogen_core.sketchbook.ablation.results import answer_to, difference, figure, markdown, over_seeds, table, verdict
 from duogen_core.sketchbook.ablation.trainings import (
     QUESTIONS,
     START,
