@@ -87,7 +87,7 @@ def make(folder: Path, count: int, seed: int, weights: dict[str, float], thing: 
 
 
 def overview(made: Sequence[Case], file: Path) -> None:
-    from duogen_core.evaluation.sheet import contact_sheet
+    from duogen_core.evaluation.report import contact_sheet
 
     rows = [
         (f"{number:06d} {case.family}", case.document, len(case.prompt.turns), {}) for number, case in enumerate(made)

@@ -167,7 +167,7 @@ def evaluate(
                 save_document(document, folder / f"{number:04d} {group}".replace(" ", "-"), overwrite=True)
                 rows.append((f"{number:04d} {group}", document, given, found.checks))
         if folder is not None:
-            from duogen_core.evaluation.sheet import contact_sheet
+            from duogen_core.evaluation.report import contact_sheet
 
             contact_sheet(sorted(rows, key=lambda row: GROUPS.index(row[0][5:])), folder / "overview.png", most=200)
     checks = [found.checks for found, _ in scores]
