@@ -1,11 +1,7 @@
-"""Figures from many checked answers: means, counts, 95% intervals; the JSON report and the table.
+"""What every evaluation reports: means, counts, 95% intervals, the JSON report, a table, and an overview image.
 
-A check is a number in [0, 1]; a measure (PSNR, seconds) is any number and is reported apart, under "extra". A gain is
-the difference of two checks of the same cases, in [-1, 1].
-
-An overview of answers as one PNG: a row each, the request and what the model wrote above its pictures.
-
-Pictures of the prompt have a grey frame, drawn ones a green (all checks right), orange or red (all wrong) one.
+In: the checks and measures of each answer, by name. A check is a number in [0, 1]. A measure (PSNR in dB, seconds) is
+any number and is reported apart, under "extra". A gain is the difference of two checks of the same cases, in [-1, 1].
 """
 
 from __future__ import annotations
@@ -16,13 +12,14 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw
-
-from duogen_core.document import Document
-from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from duogen_core.document import Document
 
 FORMAT = "duogen-report"
 
@@ -100,17 +97,25 @@ def write(report: Mapping[str, Any], target: Path) -> None:
     write_atomically(target, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-# ------------------------------------------------------------ sheet
+# ---------------------------------------------------------------- the overview, as one image
 
-TILE, EDGE, LINE = 128, 4, 12
-FRAMES = {"given": "#999999", "right": "#2e9e4f", "partly": "#e08a1e", "wrong": "#d23a32"}
+TILE, EDGE, LINE = 128, 4, 12  # pixels: an image's side, the frame around it, a line of text
+FRAMES = {"prompt": "#999999", "right": "#2e9e4f", "partly": "#e08a1e", "wrong": "#d23a32"}
 
 
 def contact_sheet(
     rows: Sequence[tuple[str, Document, int, Mapping[str, float]]], path: Path, columns: int = 7, most: int = 60
 ) -> None:
-    """rows: (label, answered document, number of turns of its prompt, checks). At most `most` rows are shown."""
-    strips = [strip(*row, columns=columns) for row in rows[:most]]
+    """Writes a PNG with a row for each answer: the request and what the model wrote, above its images.
+
+    rows: (label, answered document, number of turns of its prompt, checks). At most `most` rows. Images of the
+    prompt have a grey frame, drawn ones a green (all checks right), orange or red (all wrong) one.
+    """
+    from PIL import Image
+
+    from duogen_core.document.store import write_atomically
+
+    strips = [_strip(*row, columns=columns) for row in rows[:most]]
     if not strips:
         return
     sheet = Image.new("RGB", (strips[0].width, sum(one.height for one in strips)), "white")
@@ -123,18 +128,23 @@ def contact_sheet(
     write_atomically(path, file.getvalue())
 
 
-def strip(label: str, document: Document, given: int, checks: Mapping[str, float], *, columns: int) -> Image.Image:
+def _strip(
+    label: str, document: Document, prompt_turns: int, checks: Mapping[str, float], *, columns: int
+) -> Image.Image:
+    from PIL import Image, ImageDraw
+
     width = columns * (TILE + 2 * EDGE)
-    asked = " / ".join(turn.text for turn in document.turns[:given] if turn.text)
-    wrote = " ".join("".join(turn.text for turn in document.turns[given:]).split())
+    asked = " / ".join(turn.text for turn in document.turns[:prompt_turns] if turn.text)
+    wrote = " ".join("".join(turn.text for turn in document.turns[prompt_turns:]).split())
     marks = "  ".join(f"{name.partition('.')[2]} {value:.2g}" for name, value in checks.items())
     lines = [f"{label}   {marks}", *textwrap.wrap(f"> {asked}", 150)[:2], *textwrap.wrap(wrote, 150)[:4]]
-    before = sum(len(turn.pictures) for turn in document.turns[:given])
+    before = sum(len(turn.pictures) for turn in document.turns[:prompt_turns])
     pictures = document.pictures[:columns]
     image = Image.new("RGB", (width, LINE * len(lines) + 2 * EDGE + (TILE + 2 * EDGE if pictures else 0)), "white")
-    pen = ImageDraw.Draw(image)
+    draw = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
-        pen.text((EDGE, EDGE + number * LINE), line.encode("latin-1", "replace").decode("latin-1"), fill="black")
+        # Pillow's built-in font has Latin-1 only; anything else becomes a question mark instead of an error.
+        draw.text((EDGE, EDGE + number * LINE), line.encode("latin-1", "replace").decode("latin-1"), fill="black")
     values = list(checks.values())
     state = "right" if values and min(values) >= 0.95 else "wrong" if not any(values) else "partly"
     top = LINE * len(lines) + EDGE
@@ -142,7 +152,7 @@ def strip(label: str, document: Document, given: int, checks: Mapping[str, float
         tile = Image.fromarray(picture.pixels)
         tile.thumbnail((TILE, TILE))
         left = index * (TILE + 2 * EDGE)
-        frame = FRAMES["given" if index < before else state]
-        pen.rectangle((left, top, left + tile.width + 2 * EDGE - 1, top + tile.height + 2 * EDGE - 1), fill=frame)
+        frame = FRAMES["prompt" if index < before else state]
+        draw.rectangle((left, top, left + tile.width + 2 * EDGE - 1, top + tile.height + 2 * EDGE - 1), fill=frame)
         image.paste(tile, (left + EDGE, top + EDGE))
     return image

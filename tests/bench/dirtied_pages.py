@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import dirtied_arms  # noqa: E402
-from sketchbook_pages import Dirt, guides, write_site  # noqa: E402
+from sketchbook_pages import Dirt, guide_cases, write_site  # noqa: E402
 
 from duogen_core.document import Document, Picture  # noqa: E402
 from duogen_core.document.store import save_document, write_atomically  # noqa: E402
@@ -65,7 +65,7 @@ def main() -> None:
     args = parser.parse_args()
     args.arms = args.arms.split(",")
     torch.set_num_threads(args.threads)
-    pages = guides(args.pages, seed=0)
+    pages = guide_cases(args.pages, seed=0)
     made = prepare(args.out, pages, args.arms)
     begin(args.out / "start", args)
     held_out = [case for _, case in cases(args.cases, 0, ("guide",))]

@@ -1,6 +1,6 @@
 """Sketchbook's guides as web pages with their pictures beside them, clean or dirtied on purpose.
 
-    planted = write_site(folder, count, seed, Dirt())        guides(count, seed) are the documents they were made from
+    planted = write_site(folder, count, seed, Dirt())    guide_cases(count, seed) are their documents
 
 A page has the request as its title, and in order a paragraph for each sentence and an <img> for each picture, twice as
 large as it was; some pictures have an alt text or a caption, as on real pages. Dirt moves pictures to any place between
@@ -53,8 +53,8 @@ class Dirt:
     lines: float = 0.5  # and with a line of the site in their text
 
 
-def guides(count: int, seed: int) -> list[Case]:
-    return [guides.sample(Random(f"pages-{seed}-{number}")) for number in range(count)]
+def guide_cases(count: int, seed: int) -> list[Case]:
+    return [guides.sample_guide(Random(f"pages-{seed}-{number}")) for number in range(count)]
 
 
 def write_site(folder: Path, cases: list[Case], seed: int, dirt: Dirt) -> Counter[str]:

@@ -160,7 +160,7 @@ def wordless_edit(seed: int, number: int) -> Document:
             return Document((*earlier, replace(answer, parts=answer.pictures)))
 
 
-def make(folder: Path, count: int, seed: int) -> Path:
+def make_alignment(folder: Path, count: int, seed: int) -> Path:
     """The folder; made unless it is there."""
     if not folder.exists():
         new = folder.with_name(folder.name + ".new")
@@ -303,7 +303,7 @@ def new_start(config: AblationConfig, settings: Stage2Config, seed: int) -> Path
 
 def stage1_config(config: AblationConfig, name: str, seed: int) -> Stage1Config:
     """Both arms are given the same sources; whether alignment data is read is a setting of stage 1."""
-    edits = make(config.out / "alignment", config.alignment, config.seed)
+    edits = make_alignment(config.out / "alignment", config.alignment, config.seed)
     share = config.alignment_share
     values = {
         "out": folder_of(config, name, seed),
