@@ -20,15 +20,15 @@ from duogen_core.data.sources.mixture import Mixture
 from duogen_core.document.reading import parse_json
 from duogen_core.errors import DuoGenError, unknown
 
-# kind: (module, class), by name, so that only the one asked for is imported, and a source may come from a package that
-# itself imports this one. A class without a `path` parameter takes none.
-KINDS: dict[str, tuple[str, str]] = {
-    "documents": ("duogen_core.data.sources.documents", "DocumentFolders"),
-    "jsonl": ("duogen_core.data.sources.jsonl", "JsonLines"),
-    "webdataset": ("duogen_core.data.sources.tars", "WebDataset"),
-    "parquet": ("duogen_core.data.sources.parquet", "InterleavedParquet"),
-    "hf": ("duogen_core.data.sources.huggingface", "HuggingFace"),
-    "sketchbook": ("duogen_core.sketchbook.source", "Sketchbook"),
+# kind: where its Source is, as "module:class". Named and not imported: formats bring optional packages, and Sketchbook
+# stands above this package. A class without a `path` parameter takes none.
+KINDS = {
+    "documents": "duogen_core.data.sources.documents:DocumentFolders",
+    "jsonl": "duogen_core.data.sources.documents:JsonLines",
+    "webdataset": "duogen_core.data.sources.tars:WebDataset",
+    "parquet": "duogen_core.data.sources.parquet:InterleavedParquet",
+    "hf": "duogen_core.data.sources.huggingface:HuggingFace",
+    "sketchbook": "duogen_core.sketchbook.source:Sketchbook",
 }
 
 
@@ -110,7 +110,7 @@ def _weight(value: Any, text: str) -> float:
 
 
 def _class(kind: str) -> type[Source]:
-    module, name = KINDS[kind]
+    module, _, name = KINDS[kind].partition(":")
     return getattr(import_module(module), name)
 
 
