@@ -53,7 +53,7 @@ def ideal(cases: Sequence[Case]) -> Iterator[Document]:
 
 def raw(site: Path) -> Iterator[Document]:
     preset, (pages,) = load_preset(), open_inputs([str(site)])
-    with Decoder(preset) as decoder:
+    with Decoder({**preset.load, "stored_side": preset.picture["stored_side"]}) as decoder:
         for name in pages.names():
             page = pages.page(name, preset.page["max_bytes"])
             seen = walk(decode_page(page.body, page.content_type))

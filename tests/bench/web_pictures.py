@@ -131,7 +131,7 @@ def icons() -> None:
 
     labels = json.loads(Path(__file__).with_name("web_icons.json").read_text("utf-8"))
     right = claimed = real = 0
-    with Decoder(PRESET) as decoder:
+    with Decoder({**PRESET.load, "stored_side": PRESET.picture["stored_side"]}) as decoder:
         for name, is_icon in labels.items():
             facts, _ = decoder.decode((folder() / name).read_bytes())
             said = not icon(ImageRef((name,)), facts, PRESET).keep

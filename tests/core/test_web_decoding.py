@@ -13,13 +13,12 @@ import pytest
 from PIL import Image
 
 from duogen_core.data.pictures.decoding import Decoder
-from duogen_core.data.web.preset import load_preset
 from tests.core.web_pages import file, photo, screenshot
 
 
 @pytest.fixture(scope="module")
 def decoder():
-    with Decoder(load_preset(settings=["load.max_seconds=120"])) as decoder:  # for a machine with other work to do
+    with Decoder({"max_seconds": 120}) as decoder:  # for a machine with other work to do
         yield decoder
 
 
@@ -102,20 +101,20 @@ def test_a_polyglot_comes_back_as_pixels_only(decoder):
 
 
 def test_too_many_bytes_are_not_even_sent():
-    decoder = Decoder(load_preset(settings=["load.max_bytes=1000"]))
+    decoder = Decoder({"max_bytes": 1000})
     assert decoder.decode(bytes(1001)) == ({"rule": "too_many_bytes", "size": 1001}, None)
     assert decoder.child is None
 
 
 def test_a_picture_that_takes_too_much_memory():
-    with Decoder(load_preset(settings=["load.max_memory_mb=400", "load.max_pixels=1000000000"])) as decoder:
+    with Decoder({"max_memory_mb": 400, "max_pixels": 1_000_000_000}) as decoder:
         facts, _ = decoder.decode(png_that_claims(9000, 7000))
         assert facts["rule"] in ("too_much_memory", "crashed", "broken")
         assert decoder.decode(file(photo()))[1] is not None
 
 
 def test_a_child_that_hangs_is_ended_and_another_one_started():
-    with Decoder(load_preset(settings=["load.max_seconds=60"])) as decoder:
+    with Decoder({"max_seconds": 60}) as decoder:
         assert decoder.decode(file(photo()))[1] is not None
         stopped = decoder.child
         os.kill(stopped.pid, signal.SIGSTOP)  # it answers nothing

@@ -1,6 +1,6 @@
 """Pictures from the web -> RGB pixels, decoded in a limited child process (`decoder_child`).
 
-    with Decoder(preset) as decoder:
+    with Decoder({"max_pixels": 40_000_000, "stored_side": 1536}) as decoder:
         facts, pixels = decoder.decode(data)   # pixels is None when facts["rule"] says why not
 
 The child is started once and again after every picture that ended it. What comes back is only pixels: names, places,
@@ -15,29 +15,34 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from duogen_core.data.web.preset import Preset
 from duogen_core.errors import DuoGenError
 
 CHILD = Path(__file__).with_name("decoder_child.py")
 ROOT = Path(__file__).parents[3]
+LIMITS = {
+    "max_bytes": 20_000_000,
+    "max_pixels": 40_000_000,
+    "max_seconds": 10,  # for one picture
+    "max_memory_mb": 1024,  # of the child
+    "stored_side": 1536,  # longer side of what comes back
+}
 STARTS = 3  # of the child in a row without an answer, before we say that it does not work here
 
 
 class Decoder:
-    def __init__(self, preset: Preset) -> None:
-        self.max_bytes, self.max_seconds = preset.load["max_bytes"], preset.load["max_seconds"]
-        self.memory = preset.load["max_memory_mb"]
-        self.caps = {
-            "max_pixels": preset.load["max_pixels"],
-            "max_seconds": self.max_seconds,
-            "min_side": 8,
-            "stored_side": preset.picture["stored_side"],
-        }
+    def __init__(self, limits: Mapping[str, Any] = LIMITS) -> None:
+        """limits: those that differ from LIMITS; other names in it, as a preset has them, are passed over."""
+        limits = {**LIMITS, **limits}
+        self.max_bytes, self.max_seconds, self.memory = (
+            limits[name] for name in ("max_bytes", "max_seconds", "max_memory_mb")
+        )
+        self.caps = {name: limits[name] for name in ("max_pixels", "max_seconds", "stored_side")} | {"min_side": 8}
         self.child: subprocess.Popen | None = None
         self.lock = threading.Lock()
 

@@ -29,17 +29,13 @@ class ComfyPainter(Painter):
         self, server: Server, workflows: Sequence[Workflow], preset: Preset, size: tuple[int, int] | None = None
     ) -> None:
         from duogen_core.data.pictures.decoding import Decoder
-        from duogen_core.data.web.preset import load_preset
 
         self.server, self.size = server, size
         self.workflows = sorted(workflows, key=lambda each: each.pictures)
         _check(self.workflows, size)
         self.caps = preset.picture
         side = self.caps["max_side"]
-        self.decoder = Decoder(load_preset(settings=[
-            f"load.max_pixels={side**2}", f"load.max_bytes={self.caps['max_bytes']}",
-            f"load.max_seconds={self.caps['max_seconds']}", f"picture.stored_side={side}",
-        ]))  # fmt: skip
+        self.decoder = Decoder({**self.caps, "max_pixels": side**2, "stored_side": side})
         self.uploaded: dict[str, str] = {}
 
     def identity(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Engine:
 
     def __init__(self, preset: Preset) -> None:
         self.preset = preset
-        self.decoder = Decoder(preset)
+        self.decoder = Decoder({**preset.load, "stored_side": preset.picture["stored_side"]})
         self.pictures = Pictures(preset, self.decoder)
 
     def __enter__(self) -> Engine:

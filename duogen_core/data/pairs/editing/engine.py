@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -125,7 +124,7 @@ class Engine:
         yield start, len(self.rows)
 
     def decoder(self) -> Decoder:
-        return Decoder(SimpleNamespace(load=self.preset["load"], picture={"stored_side": self.preset["store"]["side"]}))
+        return Decoder({**self.preset["load"], "stored_side": self.preset["store"]["side"]})
 
     def spans(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
         """Each item with its rows. One thread reads them; items in ascending order cost one pass over the set."""
