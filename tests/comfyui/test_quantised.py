@@ -1,6 +1,6 @@
 """Quantised copies of a checkpoint (`convert --quantise`) run in ComfyUI: layers stay as they are, pictures stay close.
 
-The figures are in docs/models.md; run with -s to see them.
+The figures are in docs/convert.md; run with -s to see them.
 """
 
 from __future__ import annotations

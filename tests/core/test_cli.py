@@ -78,10 +78,12 @@ def test_an_answer_on_disk_and_its_path_on_stdout(scene, capsys):
     assert "\r" not in err and "\x1b" not in err  # not a terminal: plain lines
 
 
-def test_the_conversation_that_readme_shows_comes_out_right(tmp_path, monkeypatch):
-    """README's example of --document, as it is typed, with the bundled model: the pictures are what was asked for."""
+def test_the_conversation_that_the_page_shows_comes_out_right(tmp_path, monkeypatch):
+    """The example of --document in docs/command-line.md, as typed, with the bundled model, draws what was asked for."""
     typed = [
-        shlex.split(line) for line in (ROOT / "README.md").read_text("utf-8").splitlines() if "--out shapes" in line
+        shlex.split(line)
+        for line in (ROOT / "docs" / "command-line.md").read_text("utf-8").splitlines()
+        if "--out shapes" in line
     ]
     assert [line[:4] for line in typed] == [["python", "-m", "duogen_core", "generate"]] * 2
     monkeypatch.chdir(tmp_path)

@@ -410,7 +410,7 @@ def test_missing_files_and_folders(tmp_path):
 
 
 def test_every_page_states_the_formats_that_are_read():
-    """README, documentation and --help; where the list grows, they must."""
+    """The pages that name the formats, and --help; where the list grows, they must."""
     root = Path(__file__).parents[2]
     helped = subprocess.run(
         [sys.executable, "-m", "duogen_core", "generate", "--help"],
@@ -419,6 +419,8 @@ def test_every_page_states_the_formats_that_are_read():
         text=True,
         check=True,
     )
-    pages = [root / name for name in ("README.md", "docs/data.md", "docs/data-engine.md", "docs/data-synthetic.md")]
+    pages = [
+        root / name for name in ("docs/command-line.md", "docs/data.md", "docs/data-web.md", "docs/data-synthetic.md")
+    ]
     for text in [helped.stdout, *(page.read_text() for page in pages)]:
         assert picture_file.FORMATS in " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The README's commands from nothing to a checkpoint that answers, at two steps each."""
+"""The commands of models/duogen-tiny/README.md from nothing to a checkpoint that answers, at two steps each."""
 
 from __future__ import annotations
 

@@ -62,17 +62,29 @@ Entry = Runs | Parses | Left
 QUICK = ("--steps", "1", "--max-tokens", "40")
 SHORT = ("steps=1", "log_every=1", "threads=1")
 PIP = Left("installs packages; dev.py does it with the same extras")
+CLONE = Left("asks the host of this repository")
 HOURS = "takes an hour or more; tests/core/test_ablation.py runs the same in small"
 
 COMMANDS: dict[str, Entry] = {
     # README.md
-    "python3 dev.py answer": Left("makes an environment; tests/test_dev.py runs it"),
     'python3 dev.py answer "How do I draw a house with a red roof?"': Left("makes an environment; tests/test_dev.py runs it"),
     "python3 dev.py test": Left("runs all tests, and this one with them"),
+    "git clone ADDRESS_OF_THIS_REPOSITORY ComfyUI-DuoGen": CLONE,
+    "pip install -r ComfyUI-DuoGen/requirements.txt": PIP,
+    "python -m duogen_core train finetune data=my-guides out=runs/mine": Parses("finetuning.md's command runs"),
+    "python -m duogen_core data web saved-pages/ --out run/": Parses("data-web.md's command runs"),
+    **dict.fromkeys((f"python -m duogen_core {name} --help" for name in ("train", "data", "generate")), Runs()),
+    # install.md
+    r"git clone ADDRESS_OF_THIS_REPOSITORY ComfyUI\custom_nodes\ComfyUI-DuoGen": CLONE,
+    "git clone ADDRESS_OF_THIS_REPOSITORY custom_nodes/ComfyUI-DuoGen": CLONE,
+    "pip install -r custom_nodes/ComfyUI-DuoGen/requirements.txt": PIP,
+    # own-models.md
     "python -m duogen_core inspect FILE_OR_FOLDER --memory 12": Runs(instead={"FILE_OR_FOLDER": "models/duogen-tiny"}),
     "python -m duogen_core convert model.pt model.safetensors --quantise fp8": Runs(
         fresh=("model.safetensors",), makes=("model.safetensors",)
     ),
+    # command-line.md
+    'python3 dev.py answer "…"': Left("makes an environment; tests/test_dev.py runs it"),
     'python -m duogen_core generate "How do I draw a house with a red roof?" --out answer --seed 7': Runs(
         QUICK, makes=("answer/document.json", "answer/document.html", "answer/document.md", "answer/images/000.png")
     ),
@@ -89,10 +101,11 @@ COMMANDS: dict[str, Entry] = {
         {"QWEN": "Qwen2.5-VL-7B-Instruct", "COSMOS": "cosmos-predict2.5-2b.safetensors", "VAE": "wan_2.1_vae.safetensors"},
         makes=("boat/document.json",),
     ),
-    "python -m duogen_core evaluate sketchbook --out report.json --samples 200": Runs(
-        instead={"200": "1"}, makes=("report.json",)
+    # measured.md
+    "python -m duogen_core evaluate sketchbook --out report.json --samples 500": Runs(
+        instead={"500": "1"}, makes=("report.json",)
     ),
-    "python -m duogen_core evaluate sketchbook --out report.json --samples 500": Parses("the same with more samples"),
+    # models/duogen-tiny/README.md
     "python -m duogen_core train vae minutes=45": Runs(
         ("threads=1", "batch=2"), {"minutes=45": "minutes=0.02"}, makes=("runs/vae/export",)
     ),
@@ -113,12 +126,6 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core train assemble --out models/my-model --steps 16 --guidance 2.0": Runs(
         makes=("models/my-model/model_index.json",)
     ),
-    "python -m duogen_core data check documents:my-guides": Runs(),
-    "python -m duogen_core train finetune data=my-guides out=runs/mine": Runs(
-        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.frames=4", "stage2.shards=1", "share=0", "threads=1"),
-        makes=("runs/mine/model/model_index.json",),
-    ),
-    "python -m duogen_core ablation": Parses(HOURS),
     # ablation.md
     "python -m duogen_core ablation out=runs/ablation steps=1200": Parses(HOURS),
     "python -m duogen_core ablation out=runs/ablation steps=1200 start=2.33 only=[references,guidance,connector]": Parses(HOURS),
@@ -182,11 +189,12 @@ COMMANDS: dict[str, Entry] = {
          "stage1.eval_cases=0", "stage1.sample_minutes=0", "stage2.sample_minutes=0"),
         makes=("runs/snow-globe/model/model_index.json",),
     ),
+    "python -m duogen_core data check documents:my-guides": Runs(),
     "python -m duogen_core train finetune --help": Runs(),
     'python -m duogen_core generate "How do I draw a snow globe?" --model runs/snow-globe/model --out answer': Runs(
         (*QUICK, "--max-images", "1"), makes=("answer/document.json",)
     ),
-    # models.md
+    # models.md and convert.md
     "python -m duogen_core convert model.pt model.safetensors": Runs(
         fresh=("model.safetensors",), makes=("model.safetensors",)
     ),
@@ -197,6 +205,7 @@ COMMANDS: dict[str, Entry] = {
                  "[--memory": "--memory", "12]": "12", "[--size": "--size", "1024x1024]": "1024x1024",
                  "[--references": "--references", "2]": "2", "[--tokens": "--tokens", "4096]": "4096", "[--json]": "--json"},
     ),
+    # lora.md
     "python -m duogen_core convert FOLDER lora.safetensors": Runs(
         instead={"FOLDER": "adapter"}, fresh=("lora.safetensors",), makes=("lora.safetensors",)
     ),
@@ -222,7 +231,7 @@ COMMANDS: dict[str, Entry] = {
         {"vae|pretrain|stage1|stage2": "stage1", "[--config": "--config", "FILE|NAME]": "tiny-stage1",
          "[name=value": "steps=3", "...]": ""},
     ),
-    "python -m duogen_core train assemble --out models/my-model": Parses("README's commands run it"),
+    "python -m duogen_core train assemble --out models/my-model": Parses("the commands of models/duogen-tiny/README.md run it"),
     "accelerate launch --config_file duogen_core/training/launch/ddp.yaml --num_processes 4 -m duogen_core train stage2 --config my.yaml":
         Parses("several processes; tests/core/test_training_parallel.py runs two"),
     "python -m duogen_core train stage2 --launch ddp --config my.yaml":
@@ -408,7 +417,7 @@ def script_answers(script: Path) -> str:
 def campaign(names: Sequence[str] = (), zygote: Zygote | None = None, show: Any = lambda _: None) -> list[Score]:
     scores: dict[str, Score] = {}
     with shared(zygote) as forks:
-        for each in docs_commands.commands():
+        for each in (*docs_commands.commands(), *docs_commands.programs()):
             scores.setdefault(each.page, Score(each.page))
         for page, score in scores.items():
             if not names or page in names or any(name in page for name in names if name not in scores):
@@ -525,19 +534,20 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
         (folder / name).symlink_to(ROOT / name)
     from duogen_core.document import Document
     from duogen_core.document.store import save_document
-    from tests.core.sample_sets import guide, members, write_documents, write_jsonl, write_tar
+    from tests.core.sample_sets import guide, members, write_jsonl, write_tar
 
     for name in ("train.jsonl", "held-out.jsonl"):
         write_jsonl(folder / name, [guide(k, (32, 32)) for k in range(4)])
     (folder / "my.yaml").write_text("steps: 3\n")
     urls: dict[str, str] = {}
-    if page == "README.md":
+    if page == "documents.md":
+        save_document(Document(guide(1, (32, 32)).turns), folder / "answer")
+    if page == "command-line.md":
         circle(folder / "drawing.png")
-        write_documents(folder / "my-guides", [guide(k, (32, 32)) for k in range(4)])
     if page == "data.md":
         (folder / "shards").mkdir()
         write_tar(folder / "shards" / "a.tar", [members("x", guide(7))])
-    if page in ("README.md", "models.md", "data.md", "training.md"):
+    if page in ("command-line.md", "own-models.md", "convert.md", "lora.md", "models.md", "data.md", "training.md"):
         models(folder)
     if page == "models.md":
         one_file(folder)
@@ -547,13 +557,13 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
         (folder / "report.json").write_text(json.dumps(report))
     if page.startswith("web/docs/"):
         save_document(Document(guide(1, (32, 32)).turns[:1]), folder / "unfinished")
-    if page in ("data-engine.md", "data-dialogues.md"):
+    if page in ("data-web.md", "data-dialogues.md"):
         web(folder)
     if page == "data-dialogues.md":
         urls[ENDPOINT] = dialogues(folder, stack)
     if page == "data-synthetic.md":
         urls |= synthetic(folder, stack)
-    if page == "data-video.md":
+    if page == "data-pairs.md":
         urls[ENDPOINT] = videos(folder, stack)
     return urls
 

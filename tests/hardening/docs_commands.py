@@ -1,7 +1,8 @@
 """Finds what the pages tell a user to type: shell commands in code blocks and inline code, programs in Python, and the
 options and settings that are named in passing.
 
-Pages: README.md, docs/*.md, the bundled model's README.md, and the help pages of the nodes.
+Pages: README.md, docs/*.md (named without their folder, but for docs/README.md), the bundled model's README.md, and
+the help pages of the nodes.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ class Written:
 
 def pages() -> dict[str, str]:
     """Name and text; those of docs/ are named without their folder."""
-    paths = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    found = {path.name: path.read_text("utf-8") for path in paths}
+    found = {"README.md": (ROOT / "README.md").read_text("utf-8")}
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        found[path.name if path.name != "README.md" else "docs/README.md"] = path.read_text("utf-8")
     for path in [ROOT / "models" / "duogen-tiny" / "README.md", *sorted((ROOT / "web" / "docs").rglob("*.md"))]:
         found[path.relative_to(ROOT).as_posix()] = path.read_text("utf-8")
     return found

@@ -77,7 +77,7 @@ def test_every_command_option_and_setting_of_the_pages_is_known(zygote):
     assert docs.unknown_settings(zygote) == []
 
 
-@pytest.mark.parametrize("page", sorted({each.page for each in docs_commands.commands()}))
+@pytest.mark.parametrize("page", sorted({each.page for each in (*docs_commands.commands(), *docs_commands.programs())}))
 def test_the_commands_of_a_page_do_what_it_says(zygote, page):
     assert faults(docs.campaign([page], zygote=zygote)) == []
 
