@@ -21,7 +21,8 @@ ENDINGS = (".py", ".md", ".json", ".yaml", ".toml", ".svg")
 OF_USERS = {
     "config.json", "tokenizer.json", "vocab.json", "preprocessor_config.json", "tokenizer_config.json", "document.json",
     "document.md", "model_index.json", "adapter_config.json", "ablation.json", "ablation.md", "run.json", "data.json",
-    "key.json", "mine.yaml", "extra_model_paths.yaml", "scores.json", "transformer/config.json", "text_and_image_to_image.json",
+    "key.json", "mine.yaml", "extra_model_paths.yaml", "scores.json", "transformer/config.json",
+    "text_and_image_to_image.json",
 }  # fmt: skip
 
 
