@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_workers(args)
-    from duogen_core.data.net.network import Network
+    from duogen_core.data.net.client import HttpClient
     from duogen_core.data.runs.log import kept_parts, rule_of
     from duogen_core.data.web.plan import begin
     from duogen_core.data.web.preset import load_preset
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise DuoGenError(f"--max-unreachable is {args.max_unreachable:g}; expected a share from 0 to 1.")
     preset = load_preset(args.preset, args.set)
     progress = RunProgress(args.quiet, "pages")
-    network = Network() if args.fetch else None
+    network = HttpClient() if args.fetch else None
     folder = Path(args.out)
     this = begin(
         folder, args.inputs, preset, args.shard_pages, progress.line, network, progress.fetched, args.max_unreachable

@@ -66,7 +66,7 @@ def client_of(args: argparse.Namespace, recording: Path) -> Client:
             raise DuoGenError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
     from duogen_core.data.llm.answers import Recording
     from duogen_core.data.llm.client import Client, Endpoint
-    from duogen_core.data.llm.endpoint import Limits
+    from duogen_core.data.net.client import Limits
 
     endpoint = Endpoint(
         args.endpoint or "http://127.0.0.1/v1",

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from duogen_core.data.llm.endpoint import Limits
+from duogen_core.data.net.client import Limits
 
 QUICK = Limits(connect=5, read=20, total=60, max_bytes=50_000)  # a busy machine may keep a test's server waiting
 HASTY = Limits(connect=5, read=0.5, total=20, max_bytes=50_000)  # for servers that never answer

@@ -13,8 +13,8 @@ from itertools import pairwise
 import pytest
 
 from duogen_core.data.net.archive import Archive
+from duogen_core.data.net.client import HttpClient, is_public
 from duogen_core.data.net.crawl import Fetched, Fetcher, crawl, user_agent
-from duogen_core.data.net.network import Network, is_public
 from duogen_core.data.web.preset import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.web_hosts import Web, html, leads, rule_of, serving
@@ -28,7 +28,7 @@ def web():
         yield web
 
 
-def fetcher(web: Web, *settings: str, network: Network | None = None) -> Fetcher:
+def fetcher(web: Web, *settings: str, network: HttpClient | None = None) -> Fetcher:
     quick = ["fetch.delay=0.01", "fetch.max_seconds=60", *settings]
     return Fetcher(load_preset(settings=quick).fetch, network or web.network())
 
@@ -38,10 +38,10 @@ def fetcher(web: Web, *settings: str, network: Network | None = None) -> Fetcher
 
 def test_only_public_addresses(web):
     """The system's own resolver and check: this very server must not be reached, by any name or number."""
-    network = Network()
+    network = HttpClient()
     for url in (web.url("127.0.0.1/"), web.url("localhost/"), f"http://[::1]:{web.port}/"):
         assert rule_of(lambda url=url: network.get(url, {}, CAP, 60)) == "refused_link"
-    to_us = Network(resolve=lambda host, port: ["127.0.0.1"])
+    to_us = HttpClient(resolve=lambda host, port: ["127.0.0.1"])
     assert rule_of(lambda: to_us.get(web.url("a.example.com/"), {}, CAP, 60)) == "private_address"
     assert web.asked == []
 
@@ -68,7 +68,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(web):
     """DNS rebinding: the second answer of the resolver would be private; it is not asked twice."""
     answers = iter([["127.0.0.1"], ["10.0.0.1"]])
     web.pages["a.example.com/"] = html("fine")
-    network = Network(lambda host, port: next(answers), lambda address: address == "127.0.0.1")
+    network = HttpClient(lambda host, port: next(answers), lambda address: address == "127.0.0.1")
     answer = network.get(web.url("a.example.com/"), {}, CAP, 60)
     assert (answer.body, answer.address) == (b"fine", "127.0.0.1")
     assert next(answers) == ["10.0.0.1"]
@@ -271,7 +271,7 @@ def take(web: Web, places: list[tuple[str, ...]], asked: Fetcher, done: dict[str
 
 
 def test_one_request_to_a_host_at_a_time_with_a_pause(web):
-    class Timed(Network):
+    class Timed(HttpClient):
         """Measured where the pause is kept: a server on a busy machine may take note late."""
 
         spans: list[tuple[float, float]] = []

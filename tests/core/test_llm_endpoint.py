@@ -9,11 +9,11 @@ import pytest
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.llm.endpoint import (
+from duogen_core.data.net.client import Limits
+from duogen_core.data.net.endpoint import (
     EndpointError,
-    Limits,
+    ask_server,
     check_address,
-    exchange,
 )
 from duogen_core.errors import DuoGenError
 from tests.core.endpoint_server import HASTY, QUICK, completion, dripping, endpoint_server, hanging, raw
@@ -31,7 +31,7 @@ def asked(server, limits: Limits = QUICK):
 @pytest.mark.parametrize(
     ("reply", "sentence"),
     [
-        (raw(OK + b"Content-Length: 9000\r\n\r\n" + BODY), "announced 9000 bytes and sent"),
+        (raw(OK + b"Content-Length: 9000\r\n\r\n" + BODY), f"{len(BODY)} of 9000 bytes"),
         (raw(OK + b"Content-Length: 20\r\n\r\n" + BODY), "not JSON"),
         (raw(OK + b"Content-Length: 99999999999999\r\n\r\n" + BODY), "more than 50,000 bytes"),
         (raw(OK + b"\r\n" + b" " * 60_000 + BODY), "more than 50,000 bytes"),
@@ -157,5 +157,5 @@ def test_address(address):
 @pytest.mark.parametrize("host", ["a..b", "a" * 300])
 def test_a_name_that_is_no_hosts_is_a_sentence_wherever_it_comes_from(host):
     with pytest.raises(EndpointError, match="has no host's name") as caught:
-        exchange("GET", f"http://{host}/", None, {}, QUICK)
+        ask_server("GET", f"http://{host}/", None, {}, QUICK)
     assert not caught.value.again and len(str(caught.value)) < 300

@@ -9,7 +9,6 @@ import pytest
 
 from duogen_core.data.llm.answers import AnswerError, Recording
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.llm.endpoint import EndpointError
 from duogen_core.data.llm.messages import messages
 from duogen_core.data.llm.own_mllm import (
     HERE,
@@ -18,6 +17,7 @@ from duogen_core.data.llm.own_mllm import (
     document_of,
     own_client,
 )
+from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Continuation

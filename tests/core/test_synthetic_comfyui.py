@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from duogen_core.data.llm.endpoint import Limits
+from duogen_core.data.net.client import Limits
 from duogen_core.data.synthetic.comfyui import Server
 from duogen_core.data.synthetic.comfyui_painter import ComfyPainter
 from duogen_core.data.synthetic.painter import PainterError, Wanted

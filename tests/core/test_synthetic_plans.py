@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.llm.endpoint import EndpointError
+from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.synthetic.plan_rules import judge
 from duogen_core.data.synthetic.planning import Planning
 from duogen_core.data.synthetic.plans import (

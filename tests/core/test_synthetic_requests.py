@@ -9,7 +9,7 @@ import random
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.llm.endpoint import EndpointError
+from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.synthetic import balance
 from duogen_core.data.synthetic.expand import Expansion
 from duogen_core.data.synthetic.preset import load_preset

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.net import network
-from duogen_core.data.net.network import Network
+from duogen_core.data.net import client
+from duogen_core.data.net.client import HttpClient
 from duogen_core.data.sources import open_source
 from duogen_core.data.web import engine, fetching
 from duogen_core.data.web.walker import walk
@@ -21,7 +21,7 @@ from tests.core.web_pages import file, page, photo, recipe, screenshot, site
 @pytest.fixture
 def web(monkeypatch):
     with serving() as web:
-        monkeypatch.setattr(network, "Network", web.network)
+        monkeypatch.setattr(client, "HttpClient", web.network)
         yield web
 
 
@@ -156,7 +156,7 @@ def test_without_a_resolver_nothing_is_done_and_later_all_of_it(web, tmp_path, c
     def down(host: str, port: int) -> list[str]:
         raise OSError("Temporary failure in name resolution")
 
-    monkeypatch.setattr(network, "Network", lambda: Network(down, lambda address: True))
+    monkeypatch.setattr(client, "HttpClient", lambda: HttpClient(down, lambda address: True))
     out = tmp_path / "out"
     assert run(tmp_path / "list.txt", "--out", out, "--fetch") == 2
     told = capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_without_a_resolver_nothing_is_done_and_later_all_of_it(web, tmp_path, c
     assert not (out / "run.json").exists() and not (out / "plan.jsonl").exists()
     (line,) = lines(out / "fetched" / "pages.jsonl")
     assert (line["kept"], line["rule"], line["may_pass"]) == (False, "robots_txt", True)
-    monkeypatch.setattr(network, "Network", working)
+    monkeypatch.setattr(client, "HttpClient", working)
     assert run(tmp_path / "list.txt", "--out", out, "--fetch") == 0
     assert len(documents(out)) == 1 and len(lines(out / "fetched" / "pages.jsonl")) == 1
 
@@ -196,19 +196,19 @@ def test_faults_that_pass_are_asked_for_again(web, tmp_path, monkeypatch, fault)
         web.pages["a.example.com/robots.txt"] = (404, {}, b"")
         working = web.network
 
-        def made() -> Network:
+        def made() -> HttpClient:
             made = working()
             get = made.get
 
             def answer(url, *rest):
                 if failing[0] and "bread" in url:
-                    raise network.NetworkError({"reset": "unreachable"}.get(fault, fault), "a fault")
+                    raise client.NetworkError({"reset": "unreachable"}.get(fault, fault), "a fault")
                 return get(url, *rest)
 
             made.get = answer
             return made
 
-        monkeypatch.setattr(network, "Network", made)
+        monkeypatch.setattr(client, "HttpClient", made)
     command = (tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch", "--set", "fetch.max_delay=0.01")
     assert run(*command) == 2
     asked = len(web.asked)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from duogen_core.data.net.network import Network, NetworkError
+from duogen_core.data.net.client import HttpClient, NetworkError
 
 Reply = tuple[int, dict[str, str], bytes] | Callable
 
@@ -28,13 +28,13 @@ class Web:
         host, slash, path = place.partition("/")
         return f"http://{host}:{self.port}{slash}{path}"
 
-    def network(self) -> Network:
+    def network(self) -> HttpClient:
         def resolve(host: str, port: int) -> list[str]:
             if host.startswith("gone."):
                 raise OSError("no such host")
             return self.names.get(host, ["127.0.0.1"])
 
-        return Network(resolve, lambda address: address == "127.0.0.1")
+        return HttpClient(resolve, lambda address: address == "127.0.0.1")
 
     def paths(self) -> list[str]:
         return [f"{host}{path}" for host, path, _ in self.asked]

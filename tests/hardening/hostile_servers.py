@@ -236,11 +236,11 @@ def host(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 
 def on_loopback(arguments: list[str]) -> int:
     """The command line; every host of the web is 127.0.0.1."""
-    from duogen_core.data.net import network
+    from duogen_core.data.net import client
     from tests.hardening.hostile import without_pauses
 
-    real = network.Network
-    network.Network = lambda: real(lambda name, port: ["127.0.0.1"], lambda address: address == "127.0.0.1")
+    real = client.HttpClient
+    client.HttpClient = lambda: real(lambda name, port: ["127.0.0.1"], lambda address: address == "127.0.0.1")
     return without_pauses(arguments)
 
 

@@ -24,7 +24,7 @@ from duogen_core.data.dialogues.rewrite import rewrite
 from duogen_core.data.dialogues.rules import Refused, Values
 from duogen_core.data.llm.answers import Answer, AnswerError
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.llm.endpoint import EndpointError
+from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError

@@ -32,17 +32,17 @@ from duogen_core.data.llm.answers import (
     parse_answer,
     request_key,
 )
-from duogen_core.data.llm.endpoint import (
-    EndpointError,
-    Limits,
-    check_address,
-    post_json,
-)
 from duogen_core.data.llm.messages import (
     PROMPTS,
     Message,
     load_prompt,
     without_marks,
+)
+from duogen_core.data.net.client import Limits
+from duogen_core.data.net.endpoint import (
+    EndpointError,
+    ask_server,
+    check_address,
 )
 from duogen_core.errors import DuoGenError
 
@@ -268,9 +268,12 @@ class Client:
         raise AssertionError("attempts is at least 1")
 
     def _post(self, body: Mapping[str, Any]) -> Answer:
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        headers = {"Content-Type": "application/json"}
+        if self.key:  # redirects are not followed, so it goes to this host and to no other
+            headers["Authorization"] = f"Bearer {self.key}"
         url = f"{self.endpoint.base_url.rstrip('/')}/chat/completions"
-        reply = post_json(url, body, headers, self.endpoint.limits)
+        text = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        reply = ask_server("POST", url, text, headers, self.endpoint.limits)
         if reply.status != 200:
             raise failure(reply, self.endpoint.base_url, self.key)
         return completion_of(reply.body, self.endpoint.base_url)

@@ -1,9 +1,9 @@
-"""Fetching from the web, for those who ask for it (`data web --fetch`): politely, from public addresses only.
+"""HTTP for the data engines: to servers that the user names, and to the web for those who ask for it (--fetch).
 
-    network   one GET: the host is resolved once, every address must be public, and that very address is connected to
-    robots    robots.txt of a host (RFC 9309)
-    fetcher   an address -> what came back: redirects, each checked again; one request to a host at a time, with a pause
-    crawl     many addresses, several hosts at once
+    client    one request: the host is resolved once, its addresses checked, limits on every wait and on bytes
+    endpoint  requests to a server that the user names; what goes wrong is a sentence
+    links     addresses as pages write them: made absolute, and refused when they lead where no page may lead
+    crawl     many addresses, politely: robots.txt, redirects, one request to a host at a time with a pause
     archive   what came back -> a WARC file and a log, gone on with after a kill
 
 What was fetched is read from the WARC file like any other crawl, so a run after it is the same every time.

@@ -1,23 +1,13 @@
-"""robots.txt of a host (RFC 9309): whether an address may be fetched, when that was asked, and how long to pause.
+"""Crawls: many addresses -> what came back, politely: several hosts at once, of each host one thing after another.
 
-allowed      the file allows it, or there is none (status 400 to 499)
-disallowed   the file forbids it
-unreachable  the host answers with an error, or not at all: then nothing is fetched from it
-
-An address -> what came back: asks robots.txt, follows redirects and checks each, pauses between requests to a host.
-
-    fetcher = Fetcher(preset.fetch, Network())
+    fetcher = Fetcher(preset.fetch, HttpClient())
     fetched = fetcher.fetch("http://a.example.com/", max_bytes)     fetched.rule is "" when there is an answer
+    for fetched in crawl(wanted, fetcher, hosts=8, max_bytes=…, check=…, done={}): ...
 
-A host is asked for one thing at a time, with the longer of the preset's pause and its own Crawl-delay between two.
-Threads may share a Fetcher.
-
-Many addresses: several hosts at once, of each host one thing after another. Results come as they are ready.
-
-    for fetched in crawl(wanted, fetcher, hosts=8, max_bytes=…, good=…): ...
-
-`wanted` are tuples of addresses of the same thing, best first: the next one is tried when one gives nothing good. An
-address is asked for once, however often it is wanted. Leaving the loop cuts what is on its way.
+Asks a host for its robots.txt first (RFC 9309), follows redirects and checks each, and waits between two requests to a
+host: the longer of the preset's pause and the host's own Crawl-delay. `wanted` are tuples of addresses of the same
+thing, best first: the next one is tried when one gives nothing good. An address is asked for once, however often it is
+wanted. Leaving the loop cuts what is on its way. Threads may share a Fetcher.
 """
 
 from __future__ import annotations
@@ -32,17 +22,23 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from duogen_core import __version__
+from duogen_core.data.net.client import HttpClient, NetworkError, Reply
 from duogen_core.data.net.links import absolute, refusal
-from duogen_core.data.net.network import Answer, Network, NetworkError
 from duogen_core.errors import DuoGenError, MissingPackage
 
-MAX_BYTES = 500 * 1024  # of a file; the standard asks for at least as many to be read
-Get = Callable[[str], Any]  # an address -> an Answer, redirects followed
+Wanted = tuple[str, ...]
+Check = Callable[["Fetched"], "Fetched"]
+ROBOTS_BYTES = 500 * 1024  # of a robots.txt; the standard asks for at least as many to be read
+REDIRECTS = (301, 302, 303, 307, 308)
+LATER = (429, 503)  # the host asks for patience
+PASSING = ("unreachable", "too_slow", "unresolved", "host_down", "cut_off", "broke_off")  # rules for faults that pass
+PASSING_STATUS = (408, 425, 429, *range(500, 600))  # and what a host answers that is not well, or busy
+DOWN = 5  # requests in a row that failed before a host is left alone
 
 
 @dataclass(frozen=True)
 class Robots:
-    """What one host says. time: when it was asked, UTC."""
+    """What the robots.txt of one host says. time: when it was asked for, UTC."""
 
     rules: Any  # protego's, or None
     reachable: bool
@@ -50,6 +46,7 @@ class Robots:
     agent: str
 
     def verdict(self, url: str) -> str:
+        """allowed (also where there is no file: status 400 to 499), disallowed, or unreachable: nothing is fetched."""
         if not self.reachable:
             return "unreachable"
         return "allowed" if self.rules is None or self.rules.can_fetch(url, self.agent) else "disallowed"
@@ -60,8 +57,8 @@ class Robots:
         return float(stated or 0.0)
 
 
-def ask(origin: str, agent: str, get: Get) -> Robots:
-    """The robots.txt of an origin such as https://a.example.com."""
+def ask_robots(origin: str, agent: str, get: Callable[[str], Reply]) -> Robots:
+    """The robots.txt of an origin such as https://a.example.com. get: follows redirects."""
     now = utc()
     try:
         answer = get(f"{origin}/robots.txt")
@@ -71,28 +68,15 @@ def ask(origin: str, agent: str, get: Get) -> Robots:
         return Robots(None, True, now, agent)
     if answer.status != 200:
         return Robots(None, False, now, agent)
-    return Robots(_parse(answer.body.decode("utf-8", "replace")), True, now, agent)
-
-
-def _parse(text: str) -> Any:
     try:
         from protego import Protego
     except ImportError:
         raise MissingPackage("--fetch", "protego", "data") from None
-    return Protego.parse(text)
+    return Robots(Protego.parse(answer.body.decode("utf-8", "replace")), True, now, agent)
 
 
 def utc() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-# ------------------------------------------------------------ fetcher
-
-REDIRECTS = (301, 302, 303, 307, 308)
-LATER = (429, 503)  # the host asks for patience
-PASSING = ("unreachable", "too_slow", "unresolved", "host_down", "cut_off")  # rules for faults that pass
-PASSING_STATUS = (408, 425, 429, *range(500, 600))  # and what a host answers that is not well, or busy
-DOWN = 5  # requests in a row that failed before a host is left alone
 
 
 @dataclass(frozen=True)
@@ -100,7 +84,7 @@ class Hop:
     """One answer on the way, a redirect or the last. robots: what robots.txt says of it, robots_time: when asked."""
 
     url: str
-    answer: Answer
+    answer: Reply
     time: str
     robots: str
     robots_time: str
@@ -132,8 +116,8 @@ class _Host:
 
 
 class Fetcher:
-    def __init__(self, rules: Mapping[str, Any], network: Network, stop: threading.Event | None = None) -> None:
-        self.rules, self.network, self.stop = rules, network, stop or threading.Event()
+    def __init__(self, rules: Mapping[str, Any], client: HttpClient, stop: threading.Event | None = None) -> None:
+        self.rules, self.client, self.stop = rules, client, stop or threading.Event()
         self.agent = str(rules["agent"])
         self.headers = {"User-Agent": user_agent(self.agent, str(rules["contact"])), "Accept": "*/*"}
         self.hosts: dict[str, _Host] = {}
@@ -169,29 +153,29 @@ class Fetcher:
         host = self._host(origin)
         with host.lock:
             if host.robots is None:
-                host.robots = ask(origin, self.agent, self._plain)
+                host.robots = ask_robots(origin, self.agent, self._plain)
                 host.free = time.monotonic() + self.rules["delay"]
             return host.robots
 
-    def _plain(self, url: str) -> Answer:
+    def _plain(self, url: str) -> Reply:
         """robots.txt itself: nothing is asked for it, and its redirects may lead to other hosts."""
         for _ in range(self.rules["max_redirects"] + 1):
-            answer = self.network.get(url, self.headers, MAX_BYTES, self.rules["max_seconds"])
+            answer = self.client.get(url, self.headers, ROBOTS_BYTES, self.rules["max_seconds"])
             if answer.status not in REDIRECTS or not answer.header("location"):
                 return answer
             url = absolute(answer.header("location"), url)
         raise NetworkError("too_many_redirects", url[:200])
 
-    def _patient(self, origin: str, url: str, max_bytes: int, delay: float) -> Answer:
+    def _patient(self, origin: str, url: str, max_bytes: int, delay: float) -> Reply:
         """One request in the host's turn; a second one if it asks for patience."""
         host = self._host(origin)
         pause = min(max(self.rules["delay"], delay), self.rules["max_delay"])
         for again in (True, False):
             with self._turn(host, pause):
                 try:
-                    answer = self.network.get(url, self.headers, max_bytes, self.rules["max_seconds"])
+                    answer = self.client.get(url, self.headers, max_bytes, self.rules["max_seconds"])
                 except NetworkError as error:
-                    host.failed += error.rule in ("unreachable", "too_slow", "unresolved")
+                    host.failed += error.rule in ("unreachable", "too_slow", "unresolved", "broke_off")
                     raise
                 host.failed = 0
             if answer.status not in LATER or not again:
@@ -223,12 +207,6 @@ def user_agent(agent: str, contact: str) -> str:
     if not agent or not text.isascii() or not text.isprintable() or any(mark in agent for mark in " /()"):
         raise DuoGenError(f"fetch.agent and fetch.contact give the User-Agent {text!r}; expected plain words.")
     return text
-
-
-# ------------------------------------------------------------ crawl
-
-Wanted = tuple[str, ...]
-Check = Callable[[Fetched], Fetched]
 
 
 class _Crawl:
@@ -301,6 +279,6 @@ def crawl(
                 yield result
     finally:
         fetcher.stop.set()
-        fetcher.network.close()
+        fetcher.client.close()
         for thread in threads:
             thread.join(timeout=5)

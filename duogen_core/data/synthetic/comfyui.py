@@ -19,12 +19,11 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from duogen_core.data.llm.endpoint import (
+from duogen_core.data.net.client import Limits, Reply
+from duogen_core.data.net.endpoint import (
     EndpointError,
-    Limits,
-    Reply,
+    ask_server,
     check_address,
-    exchange,
 )
 from duogen_core.data.synthetic.painter import PainterError
 
@@ -84,7 +83,7 @@ class Server:
         brief = replace(self.limits, connect=3, read=3, total=5)
         for path, value in (("/queue", {"delete": [id_]}), ("/interrupt", {"prompt_id": id_})):
             with contextlib.suppress(PainterError, EndpointError):
-                exchange("POST", f"{self.address}{path}", json.dumps(value).encode(), JSON, brief, WHO)
+                ask_server("POST", f"{self.address}{path}", json.dumps(value).encode(), JSON, brief, WHO)
 
     def _queue(self, nodes: Mapping[str, Any]) -> str:
         body = json.dumps({"prompt": nodes, "client_id": self.client}, allow_nan=False).encode()
@@ -141,7 +140,7 @@ class Server:
     ) -> Reply:  # fmt: skip
         for attempt in range(attempts):
             try:
-                reply = exchange(method, f"{self.address}{path}", body, headers or {}, self.limits, WHO)
+                reply = ask_server(method, f"{self.address}{path}", body, headers or {}, self.limits, WHO)
             except EndpointError as error:
                 if error.again and attempt + 1 < attempts:
                     self.sleep(2.0**attempt)

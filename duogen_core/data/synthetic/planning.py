@@ -17,7 +17,7 @@ from typing import Any
 
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
-from duogen_core.data.llm.endpoint import EndpointError
+from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.runs.whole_file import whole_file
 from duogen_core.data.synthetic.asking import Asking

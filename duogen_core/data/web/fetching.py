@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.net.archive import Archive
+from duogen_core.data.net.client import HttpClient
 from duogen_core.data.net.crawl import Fetched, Fetcher, crawl
 from duogen_core.data.net.links import absolute, refusal
-from duogen_core.data.net.network import Network
 from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules, pictures
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.images import PLACEHOLDER
-from duogen_core.data.web.page import Found, ImageRef, Input, Page, Walk
+from duogen_core.data.web.page import HTML, Found, ImageRef, Input, Page, Walk
 from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import walk
-from duogen_core.data.web.warc import HTML, Warc
+from duogen_core.data.web.warc import Warc
 from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
@@ -103,7 +103,7 @@ def fetch(
     lists: Sequence[Path],
     opened: Callable[[], Sequence[Input]],
     preset: Preset,
-    network: Network,
+    network: HttpClient,
     report: Report,
     max_unreachable: float = MAX_UNREACHABLE,
 ) -> list[str]:
@@ -124,7 +124,7 @@ def fetch(
 class _Job:
     folder: Path
     preset: Preset
-    network: Network
+    network: HttpClient
     report: Report
     max_unreachable: float
 

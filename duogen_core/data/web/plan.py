@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.data.net.network import Network
+from duogen_core.data.net.client import HttpClient
 from duogen_core.data.pictures import nsfw
 from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.folder import (
@@ -95,7 +95,7 @@ def begin(
     preset: Preset,
     shard_pages: int = SHARD_PAGES,
     say: Callable[[str], None] = lambda _: None,
-    network: Network | None = None,
+    network: HttpClient | None = None,
     report: Report = lambda *_: None,
     max_unreachable: float = MAX_UNREACHABLE,
 ) -> Run:

@@ -1,0 +1,203 @@
+"""The one HTTP client: a request -> its Reply, within limits on every wait, on the whole exchange and on bytes.
+
+    HttpClient().get("https://a.example.com/x", {"User-Agent": …}, max_bytes=…, max_seconds=…)     public addresses only
+    HttpClient(allowed=ANY).request("POST", url, body, headers, Limits(total=600))                 servers of the user's
+
+A name may mean a public address when it is checked and a private one when it is connected to (DNS rebinding); so it is
+resolved once, all of its addresses are checked, and one of these is connected to, while the certificate must still be
+the name's. Redirects are not followed, so headers with a key go to the named host alone; proxies of the environment are
+not used, since they would resolve the name again. Anything that goes wrong is a NetworkError with the name of a rule.
+
+The standard library's http.client speaks HTTP. requests, urllib3 and httpx would not make this file shorter: they bound
+single waits, not the exchange or the bytes, and resolve names themselves; and huggingface_hub brings httpx in one
+version and httpx2 in the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote, urlsplit
+
+from duogen_core.data.net.links import is_private, refusal
+
+CHUNK = 64 * 1024
+TRIED = 3  # addresses of a host
+TO_CONNECT = 10.0  # seconds, to each of them
+QUERY = "/%:@!$&'()*+,;=?~-._[]"  # what may stand in a query as it is
+
+Resolve = Callable[[str, int], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds to connect, without a byte, and for the whole exchange; and the most bytes a reply may have."""
+
+    connect: float = 10.0
+    read: float = 120.0
+    total: float = 600.0
+    max_bytes: int = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: Mapping[str, str]  # lower-case names
+    body: bytes = field(repr=False)
+    address: str = ""  # the IP address that answered
+
+    def header(self, name: str) -> str:
+        return self.headers.get(name, "")
+
+
+class NetworkError(Exception):
+    """Why there is no reply. rule: its short name, as a run's log has it; value: what it was decided by."""
+
+    def __init__(self, rule: str, value: str | int | float = "") -> None:
+        super().__init__(f"{rule} {value}")
+        self.rule, self.value = rule, value
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """The IP addresses of a host."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(entry[4][0] for entry in found))
+
+
+def is_public(address: str) -> bool:
+    try:
+        ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return not is_private(address)
+
+
+def ANY(address: str) -> bool:
+    """Allows every address: for servers that the user names, which may well be this machine."""
+    return True
+
+
+class HttpClient:
+    """Threads may share one. resolve and allowed can be replaced; only public addresses are allowed otherwise."""
+
+    def __init__(self, resolve: Resolve = resolve, allowed: Callable[[str], bool] = is_public) -> None:
+        self.resolve, self.allowed = resolve, allowed
+        self.open: set[socket.socket] = set()
+
+    def get(self, url: str, headers: Mapping[str, str], max_bytes: int, max_seconds: float) -> Reply:
+        """GET of an address that stands in a page: nobody has looked at it before."""
+        if reason := refusal(url):
+            raise NetworkError("refused_link", reason)
+        limits = Limits(min(max_seconds, TO_CONNECT), max_seconds, max_seconds, max_bytes)
+        return self.request("GET", url, None, headers, limits)
+
+    def request(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str], limits: Limits) -> Reply:
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
+        address, wire = self._connect(parts.hostname or "", parts.port or (443 if secure else 80), secure, limits)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port or (443 if secure else 80))
+        connection.default_port = 443 if secure else 80  # left out of the Host header
+        connection.sock = wire  # it is connected already, and to an address that was checked
+        target = (parts.path or "/") + (f"?{quote(parts.query, safe=QUERY)}" if parts.query else "")
+        late = threading.Event()
+        try:
+            with self._until(wire, limits.total, late):
+                fields = {**headers, "Accept-Encoding": "identity", "Connection": "close"}
+                connection.request(method, target, body=body, headers=fields)
+                response = connection.getresponse()
+                data = _body(response, limits.max_bytes)
+            if late.is_set():  # what was cut looks whole where only the end of the connection tells
+                raise NetworkError("too_slow", limits.total)
+            return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, data, address)
+        except (OSError, http.client.HTTPException, ValueError, NetworkError) as error:
+            if late.is_set():
+                raise NetworkError("too_slow", limits.total) from None
+            if isinstance(error, NetworkError):
+                raise
+            if isinstance(error, TimeoutError):
+                # Where one wait may take as long as everything, which of the two ended first says nothing.
+                silent = limits.read < limits.total
+                raise NetworkError(*(("silent", limits.read) if silent else ("too_slow", limits.total))) from None
+            # Reset, or ended before an answer: that may pass. Anything else is not HTTP.
+            rule = "broke_off" if isinstance(error, ConnectionError) else "bad_answer"
+            raise NetworkError(rule, f"{type(error).__name__}: {error}"[:200]) from None
+        finally:
+            connection.close()
+            wire.close()
+
+    def _connect(self, host: str, port: int, secure: bool, limits: Limits) -> tuple[str, socket.socket]:
+        try:
+            addresses = list(self.resolve(host, port))
+        except (OSError, UnicodeError, ValueError):
+            raise NetworkError("unresolved", host[:100]) from None
+        if not addresses or not all(map(self.allowed, addresses)):
+            raise NetworkError("private_address" if addresses else "unresolved", host[:100])
+        failed: OSError | None = None
+        for address in addresses[:TRIED]:
+            wire = None
+            try:
+                wire = socket.create_connection((address, port), limits.connect)
+                if secure:
+                    wire = ssl.create_default_context().wrap_socket(wire, server_hostname=host)
+                wire.settimeout(limits.read)
+                return address, wire
+            except OSError as error:
+                if wire is not None:
+                    wire.close()
+                if isinstance(error, ssl.SSLError):
+                    raise NetworkError("bad_certificate", str(error)[:200]) from None
+                failed = error
+        raise NetworkError("unreachable", (failed.strerror or str(failed) or "no answer")[:200])
+
+    @contextlib.contextmanager
+    def _until(self, wire: socket.socket, seconds: float, late: threading.Event) -> Iterator[None]:
+        """Cuts the connection when the time is over: a timeout of the socket never ends a server that drips bytes."""
+
+        def end() -> None:
+            late.set()
+            _cut(wire)
+
+        clock = threading.Timer(seconds, end)
+        clock.daemon = True
+        clock.start()
+        self.open.add(wire)
+        try:
+            yield
+        finally:
+            clock.cancel()
+            self.open.discard(wire)
+
+    def close(self) -> None:
+        """Cut every request that is still on its way."""
+        for wire in list(self.open):
+            _cut(wire)
+
+
+def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
+    coding = response.getheader("Content-Encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise NetworkError("encoded", coding[:50])  # we asked for none
+    stated = response.length  # None where only the end of the connection tells
+    if stated is not None and stated > max_bytes:
+        raise NetworkError("too_many_bytes", stated)
+    pieces, size = [], 0
+    while piece := response.read1(CHUNK):
+        pieces.append(piece)
+        size += len(piece)
+        if size > max_bytes:
+            raise NetworkError("too_many_bytes", size)
+    if stated is not None and size < stated:
+        raise NetworkError("cut_off", f"{size} of {stated} bytes")
+    return b"".join(pieces)
+
+
+def _cut(wire: socket.socket) -> None:
+    """End a request from another thread: whoever reads from it reads its end."""
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(wire, socket.SHUT_RDWR)  # TLS's own shutdown would race with the reader
