@@ -4,12 +4,8 @@ Pages that load pictures late hold the real address in data-src and the like and
 in this order: late ones, those of <source> and srcset from the largest to the smallest, src. Where src is missing or a
 placeholder, any attribute that holds the address of a picture counts as a late one.
 
-A srcset attribute -> its candidates, by the HTML standard's parsing rules.
-
-    srcset("a.jpg 1024w 768h, b.jpg 2048w 1536h")     [Candidate("a.jpg", 1.024), Candidate("b.jpg", 2.048)]
-
-Follows "parse a srcset attribute" of https://html.spec.whatwg.org/multipage/images.html step by step, because no
-pattern reads addresses that hold commas and descriptors that hold parentheses as browsers do.
+`srcset` follows "parse a srcset attribute" of https://html.spec.whatwg.org/multipage/images.html step by step, because
+no pattern reads addresses that hold commas and descriptors that hold parentheses as browsers do.
 """
 
 from __future__ import annotations
@@ -117,8 +113,6 @@ def _short(text: str | None) -> str:
     return " ".join((text or "")[:MOST_CHARACTERS].split())
 
 
-# ------------------------------------------------------------ srcset
-
 SPACE = " \t\n\f\r"
 NOT_SPACE = re.compile(r"[^ \t\n\f\r]+")
 BETWEEN = re.compile(r"[ \t\n\f\r,]*")
@@ -137,7 +131,10 @@ class Candidate:
 
 
 def srcset(text: str) -> list[Candidate]:
-    """The candidates that a browser would choose from, in their order. What has a wrong descriptor is left out."""
+    """The candidates that a browser would choose from, in their order. What has a wrong descriptor is left out.
+
+    srcset("a.jpg 1024w 768h, b.jpg 2048w 1536h")     [Candidate("a.jpg", 1.024), Candidate("b.jpg", 2.048)]
+    """
     found: dict[float, Candidate] = {}
     place = BETWEEN.match(text).end()
     while place < len(text):

@@ -1,16 +1,14 @@
-"""Paths -> Inputs: one of every WARC file and of every folder with pages; a folder may hold WARC files too.
+"""The inputs of a run: paths -> an Input for each WARC file, each folder of pages and each saved page.
 
-A folder of HTML pages, at any depth: saved pages with their pictures beside or inside them, or an unpacked site.
+    inputs = open_inputs(["crawl.warc.gz", "site/", "page.mhtml"])
 
-Pictures are read from the folder and nowhere else: an address that leads out of it, by dots, by a link or by file:, is
-refused, and one on the web is missing. Names are paths relative to the folder.
+A folder holds HTML pages at any depth, saved pages with their pictures beside or inside them, or an unpacked site; and
+WARC files (`warc`). Pictures are read from the folder and nowhere else: an address that leads out of it, by dots, by a
+link or by file:, is refused, and one on the web is missing. Names are paths relative to the folder.
 
-Saved pages as one file (MHTML: .mhtml, .mht), as browsers write them: the page and its pictures in a MIME message.
-
-    saved = read_mhtml(data)     saved.page, saved.url, saved.part("https://…/a.png") or saved.part("cid:…")
-
-Read with the standard email parser, within caps on bytes and parts. Parts are found by their address or id; what a page
-names otherwise is missing, like everywhere.
+A page saved as one file (MHTML: .mhtml, .mht) is a MIME message with the page and its pictures. Python's email parser
+reads it, within caps on bytes and parts. Parts are found by their address or id; what a page names otherwise is
+missing, like everywhere.
 """
 
 from __future__ import annotations
@@ -35,12 +33,18 @@ from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.runs.names_below import names_below
 from duogen_core.data.web.encodings import decode_page
-from duogen_core.data.web.page import PAGES, Found, Input, Page, Walk, embedded
+from duogen_core.data.web.page import HTML, PAGES, Found, Input, Page, Walk, embedded
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
 from duogen_core.errors import DuoGenError
 
 WARCS = (".warc", ".warc.gz")
+SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")
+MHTML = (".mhtml", ".mht")
+MOST_BYTES = 100_000_000  # of an MHTML file
+MOST_BOUNDARIES = 50  # declared; a browser declares one, or one a frame
+MOST_PARTS = 5_000
+BOUNDARY = re.compile(rb"boundary\s*=", re.IGNORECASE)
 
 
 def open_inputs(paths: Sequence[str]) -> list[Input]:
@@ -72,11 +76,6 @@ def is_warc(path: Path) -> bool:
     return path.name.lower().endswith(WARCS)
 
 
-# ------------------------------------------------------------ folder
-
-SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")
-
-
 class Folder(Input):
     def __init__(self, path: Path, only: Sequence[str] = ()) -> None:
         self.path, self.only = path, tuple(only)
@@ -88,10 +87,10 @@ class Folder(Input):
 
     def page(self, name: str, max_bytes: int) -> Page:
         file = self.root / name
-        is_mhtml = name.lower().endswith(ENDINGS)
+        is_mhtml = name.lower().endswith(MHTML)
         try:
             with file.open("rb") as stream:
-                body = stream.read((MAX_BYTES if is_mhtml else max_bytes) + 1)
+                body = stream.read((MOST_BYTES if is_mhtml else max_bytes) + 1)
             changed = datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
         except OSError as error:
             if is_of_the_machine(error):
@@ -112,7 +111,7 @@ class Folder(Input):
     def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
         if scheme_of(source) == "data":
             return embedded(source, max_bytes)
-        if page.name.lower().endswith(ENDINGS):
+        if page.name.lower().endswith(MHTML):
             return self._inside(page, walk, source, max_bytes)
         file = self._file_of(page, source)
         return self._read(file, max_bytes) if isinstance(file, Path) else file
@@ -174,23 +173,13 @@ class Folder(Input):
         found = set(self.only)
         for name in self.only:
             try:
-                page = self.page(name, MAX_BYTES)
+                page = self.page(name, MOST_BYTES)
                 images = walk(decode_page(page.body, page.content_type)).images
             except DuoGenError:  # the run itself says what is wrong with it
                 continue
             files = (self._file_of(page, source) for image in images for source in image.sources)
             found |= {file.relative_to(self.root).as_posix() for file in files if isinstance(file, Path)}
         return found
-
-
-# ------------------------------------------------------------ mhtml
-
-ENDINGS = (".mhtml", ".mht")
-MAX_BYTES = 100_000_000
-MOST_BOUNDARIES = 50  # declared; a browser declares one, or one a frame
-MOST_PARTS = 5_000
-HTML = ("text/html", "application/xhtml+xml")
-BOUNDARY = re.compile(rb"boundary\s*=", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -208,8 +197,8 @@ class Saved:
 
 
 def read_mhtml(data: bytes, name: str) -> Saved:
-    if len(data) > MAX_BYTES:
-        raise DuoGenError(f"{name} is larger than {MAX_BYTES // 10**6} MB, the most that is read of a saved page.")
+    if len(data) > MOST_BYTES:
+        raise DuoGenError(f"{name} is larger than {MOST_BYTES // 10**6} MB, the most that is read of a saved page.")
     if len(BOUNDARY.findall(data)) > MOST_BOUNDARIES:  # messages in messages without end
         raise DuoGenError(f"{name} declares more than {MOST_BOUNDARIES} boundaries; that is no saved page.")
     try:

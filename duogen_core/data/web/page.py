@@ -1,11 +1,9 @@
 """The values that flow through the web engine before a Document exists.
 
-Page -> (walker) -> Walk: blocks of text and image references in source order -> (engine) -> Document. Verdict is what a
-rule says: its name, the value it measured, and whether the page or picture stays.
-
-What the engine reads: an Input lists its pages by name, and gives pages and the pictures they show.
-
-A name means the same page at any time, so a plan made of names can be gone on with.
+Input -> Page -> (walker) -> Walk: blocks of text and image references in source order -> (engine) -> Document. An Input
+lists its pages by name and gives pages and the pictures they show; a name means the same page at any time, so a plan
+made of names can be gone on with. Verdict is what a rule says: its name, the value it measured, and whether the page or
+picture stays.
 """
 
 from __future__ import annotations
@@ -21,6 +19,8 @@ from urllib.parse import unquote_to_bytes
 
 from duogen_core.data.runs.file_digests import FileDigests
 
+HTML = ("text/html", "application/xhtml+xml")  # the types of pages
+PAGES = (".html", ".htm", ".xhtml", ".mhtml", ".mht")
 BlockKind = Literal["text", "heading", "item", "row", "code", "caption"]
 
 
@@ -95,11 +95,6 @@ class Verdict:
     rule: str
     keep: bool
     value: float | int | str | None = None
-
-
-# ------------------------------------------------------------ inputs
-
-PAGES = (".html", ".htm", ".xhtml", ".mhtml", ".mht")
 
 
 @dataclass(frozen=True)

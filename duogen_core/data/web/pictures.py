@@ -1,19 +1,15 @@
-"""Rules for pictures: each says by what value it decides. `judge` asks them in order; the first that says no counts.
+"""The pictures of a page: finds, decodes and judges them. ImageRef -> Judged.
 
-Before the pixels are known: `region` (navigation, adverts' places), `advert` (addresses, stated sizes), links and files
-(see `pictures`). After: `icon`, `small`, `blank`, `code`, then by class `narrow`, `low`, `aspect`.
+Each address of a picture is tried until one gives a picture that can be read. Then the rules are asked in order; the
+first that says no counts, and each says by what value it decides:
+    before the pixels are known   region (navigation, places of adverts), advert (addresses, stated sizes)
+    by the decoder's facts        advert (sizes of the trade), icon, small
+    by the pixels                 blank, code, then by class narrow, low, aspect; nsfw if there is a model for it
 
-Advertisers' hosts in a file of the user's (preset advert.hosts): a hosts file, or a filter list such as EasyList.
-
-    in_list("img.ads.example.com", "easylist.txt")
-
-Of a filter list only entries that stand for a whole host count: ||host^ with at most the options third-party, popup and
-image. No list comes with this project.
-
-Finds, decodes and judges the pictures of a page: ImageRef -> Judged.
-
-Each address of a picture is tried until one gives a picture that can be read. Pictures that stand on many pages, as
-icons do, are decoded once: what is known of the last ones is kept, by the hash of their bytes.
+Pictures that stand on many pages, as icons do, are decoded once: what is known of the last ones is kept, by the hash of
+their bytes. Advertisers' hosts may come from a file of the user's (preset advert.hosts): a hosts file, or a filter list
+such as EasyList, of which only entries that stand for a whole host count: ||host^ with at most the options third-party,
+popup and image. No list comes with this project.
 """
 
 from __future__ import annotations
@@ -54,6 +50,11 @@ AD_SIZES = frozenset(
     {(728, 90), (468, 60), (300, 250), (336, 280), (160, 600), (120, 600), (300, 600), (320, 50), (320, 100), (970, 90)}
     | {(970, 250), (234, 60), (120, 240), (125, 125), (250, 250), (200, 200), (300, 1050), (88, 31)}
 )
+HOST = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)+"
+FILTER = re.compile(rf"\|\|({HOST})\^(?:\$(?:third-party|popup|image|all|doc|document|,)+)?$")
+HOSTS_LINE = re.compile(rf"(?:(?:0\.0\.0\.0|127\.0\.0\.1)\s+)?({HOST})\s*(?:#.*)?$")
+REMEMBERED = 2000  # refused pictures
+HELD_BYTES = 48 * 2**20  # of pixels
 
 
 @dataclass
@@ -90,6 +91,103 @@ class Seen:
         codes = (self.pixels[::2, ::2] >> 3).astype(np.int32)
         counts = np.bincount((codes[..., 0] << 10 | codes[..., 1] << 5 | codes[..., 2]).ravel())
         return float(counts.max() / counts.sum())
+
+
+@dataclass
+class Judged:
+    """A picture of a page after the rules. verdict: the rule that refused it, or None; then `seen` is there."""
+
+    ref: ImageRef
+    verdict: Verdict | None
+    url: str = ""
+    sha256: str = ""
+    facts: dict[str, Any] | None = None
+    seen: Seen | None = None
+
+    def log(self) -> dict[str, Any]:
+        """What the run's log says of it."""
+        entry: dict[str, Any] = {"source": self.ref.sources[0][:200] if self.ref.sources else ""}
+        if self.facts and "width" in self.facts:
+            entry["size"] = [self.facts["width"], self.facts["height"]]
+        if self.sha256:
+            entry["sha256"] = self.sha256
+        if self.seen and "kind" in self.seen.__dict__:  # only if a rule came to ask for it
+            entry["class"], entry["certainty"] = self.seen.kind
+        if self.seen and self.seen.nsfw is not None:
+            entry["nsfw"] = self.seen.nsfw
+        return {**entry, **({"rule": self.verdict.rule, "value": self.verdict.value} if self.verdict else {})}
+
+
+class Pictures:
+    def __init__(self, preset: Preset, decoder: Decoder) -> None:
+        self.preset, self.decoder = preset, decoder
+        self.refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self.held: OrderedDict[str, Seen] = OrderedDict()
+        self.held_bytes = 0
+        self.nsfw = Nsfw(preset.nsfw) if preset.nsfw["model"] else None
+
+    def judge(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Judged:
+        if (verdict := before_loading(ref, page.url, self.preset)) is not None:
+            return Judged(ref, verdict)
+        refused: Judged | None = None
+        for source in ref.sources:
+            found = self._bytes(source, page, walk, input_)
+            if found.rule:
+                if refused is None or not refused.sha256:  # what is there and cannot be read says more
+                    refused = Judged(ref, Verdict(found.rule, False, found.value), found.url)
+                continue
+            sha256 = hashlib.sha256(found.data).hexdigest()
+            facts, seen = self._decode(sha256, found.data)
+            if seen is not None:
+                verdict = by_facts(ref, facts, page.url, self.preset)
+                verdict = verdict or by_pixels(seen, self.preset) or self._by_model(seen)
+                self._hold(sha256, seen)
+                return Judged(ref, verdict, found.url, sha256, facts, seen)
+            if refused is None or not refused.sha256:
+                # Its size was read before a rule of the decoder refused it, and says more.
+                verdict = by_facts(ref, facts, page.url, self.preset) if "width" in facts else None
+                verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
+                refused = Judged(ref, verdict, found.url, sha256, facts)
+        return refused or Judged(ref, Verdict("missing", False, "no address"))
+
+    def _bytes(self, source: str, page: Page, walk: Walk, input_: Input) -> Found:
+        try:
+            found = input_.picture(page, walk, source, self.preset.load["max_bytes"])
+        except DuoGenError as error:  # its place in the input is damaged
+            return Found(rule="unreadable", value=str(error)[:300])
+        if not found.rule and len(found.data) > self.preset.load["max_bytes"]:
+            return Found(url=found.url, rule="too_many_bytes", value=len(found.data))
+        return found
+
+    def _decode(self, sha256: str, data: bytes) -> tuple[dict[str, Any], Seen | None]:
+        if sha256 in self.held:
+            self.held.move_to_end(sha256)
+            return self.held[sha256].facts, self.held[sha256]
+        if sha256 in self.refused:
+            self.refused.move_to_end(sha256)
+            return self.refused[sha256], None
+        facts, pixels = self.decoder.decode(data)
+        if pixels is None:
+            self.refused[sha256] = facts
+            if len(self.refused) > REMEMBERED:
+                self.refused.popitem(last=False)
+            return facts, None
+        return facts, Seen(facts, pixels)
+
+    def _by_model(self, seen: Seen) -> Verdict | None:
+        """The last and dearest rule."""
+        if self.nsfw is None:
+            return None
+        if seen.nsfw is None:
+            seen.nsfw = self.nsfw.score(seen.pixels)
+        return Verdict("nsfw", False, seen.nsfw) if seen.nsfw >= self.preset.nsfw["threshold"] else None
+
+    def _hold(self, sha256: str, seen: Seen) -> None:
+        if sha256 not in self.held:
+            self.held_bytes += seen.pixels.nbytes
+        self.held[sha256] = seen
+        while self.held_bytes > HELD_BYTES and len(self.held) > 1:
+            self.held_bytes -= self.held.popitem(last=False)[1].pixels.nbytes
 
 
 def region(ref: ImageRef, preset: Preset) -> Verdict:
@@ -204,13 +302,6 @@ def _path(address: str) -> str:
         return ""
 
 
-# ------------------------------------------------------------ ad hosts
-
-HOST = r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)+"
-FILTER = re.compile(rf"\|\|({HOST})\^(?:\$(?:third-party|popup|image|all|doc|document|,)+)?$")
-HOSTS_LINE = re.compile(rf"(?:(?:0\.0\.0\.0|127\.0\.0\.1)\s+)?({HOST})\s*(?:#.*)?$")
-
-
 def in_list(host: str, file: str) -> bool:
     """Whether the host, or one that it belongs to, stands in the file; never where no file is named."""
     if not file:
@@ -230,106 +321,3 @@ def read_hosts(file: str) -> frozenset[str]:
     if not hosts:
         raise DuoGenError(f"advert.hosts={file} holds no host; expected a hosts file, or entries such as ||host^.")
     return hosts
-
-
-# ------------------------------------------------------------ pictures
-
-REMEMBERED = 2000  # refused pictures
-HELD_BYTES = 48 * 2**20  # of pixels
-
-
-@dataclass
-class Judged:
-    """A picture of a page after the rules. verdict: the rule that refused it, or None; then `seen` is there."""
-
-    ref: ImageRef
-    verdict: Verdict | None
-    url: str = ""
-    sha256: str = ""
-    facts: dict[str, Any] | None = None
-    seen: Seen | None = None
-
-    def log(self) -> dict[str, Any]:
-        """What the run's log says of it."""
-        entry: dict[str, Any] = {"source": self.ref.sources[0][:200] if self.ref.sources else ""}
-        if self.facts and "width" in self.facts:
-            entry["size"] = [self.facts["width"], self.facts["height"]]
-        if self.sha256:
-            entry["sha256"] = self.sha256
-        if self.seen and "kind" in self.seen.__dict__:  # only if a rule came to ask for it
-            entry["class"], entry["certainty"] = self.seen.kind
-        if self.seen and self.seen.nsfw is not None:
-            entry["nsfw"] = self.seen.nsfw
-        return {**entry, **({"rule": self.verdict.rule, "value": self.verdict.value} if self.verdict else {})}
-
-
-class Pictures:
-    def __init__(self, preset: Preset, decoder: Decoder) -> None:
-        self.preset, self.decoder = preset, decoder
-        self.refused: OrderedDict[str, dict[str, Any]] = OrderedDict()
-        self.held: OrderedDict[str, Seen] = OrderedDict()
-        self.held_bytes = 0
-        self.nsfw = Nsfw(preset.nsfw) if preset.nsfw["model"] else None
-
-    def judge(self, ref: ImageRef, page: Page, walk: Walk, input_: Input) -> Judged:
-        if (verdict := before_loading(ref, page.url, self.preset)) is not None:
-            return Judged(ref, verdict)
-        refused: Judged | None = None
-        for source in ref.sources:
-            found = self._bytes(source, page, walk, input_)
-            if found.rule:
-                if refused is None or not refused.sha256:  # what is there and cannot be read says more
-                    refused = Judged(ref, Verdict(found.rule, False, found.value), found.url)
-                continue
-            sha256 = hashlib.sha256(found.data).hexdigest()
-            facts, seen = self._decode(sha256, found.data)
-            if seen is not None:
-                verdict = by_facts(ref, facts, page.url, self.preset)
-                verdict = verdict or by_pixels(seen, self.preset) or self._by_model(seen)
-                self._hold(sha256, seen)
-                return Judged(ref, verdict, found.url, sha256, facts, seen)
-            if refused is None or not refused.sha256:
-                # Its size was read before a rule of the decoder refused it, and says more.
-                verdict = by_facts(ref, facts, page.url, self.preset) if "width" in facts else None
-                verdict = verdict or Verdict(facts["rule"], False, facts.get("format", ""))
-                refused = Judged(ref, verdict, found.url, sha256, facts)
-        return refused or Judged(ref, Verdict("missing", False, "no address"))
-
-    def _bytes(self, source: str, page: Page, walk: Walk, input_: Input) -> Found:
-        try:
-            found = input_.picture(page, walk, source, self.preset.load["max_bytes"])
-        except DuoGenError as error:  # its place in the input is damaged
-            return Found(rule="unreadable", value=str(error)[:300])
-        if not found.rule and len(found.data) > self.preset.load["max_bytes"]:
-            return Found(url=found.url, rule="too_many_bytes", value=len(found.data))
-        return found
-
-    def _decode(self, sha256: str, data: bytes) -> tuple[dict[str, Any], Seen | None]:
-        if sha256 in self.held:
-            self.held.move_to_end(sha256)
-            return self.held[sha256].facts, self.held[sha256]
-        if sha256 in self.refused:
-            self.refused.move_to_end(sha256)
-            return self.refused[sha256], None
-        facts, pixels = self.decoder.decode(data)
-        if pixels is None:
-            self.refused[sha256] = facts
-            if len(self.refused) > REMEMBERED:
-                self.refused.popitem(last=False)
-            return facts, None
-        return facts, Seen(facts, pixels)
-
-    def _by_model(self, seen: Seen) -> Verdict | None:
-        """The last and dearest rule."""
-        if self.nsfw is None:
-            return None
-        if seen.nsfw is None:
-            seen.nsfw = self.nsfw.score(seen.pixels)
-        return Verdict("nsfw", False, seen.nsfw) if seen.nsfw >= self.preset.nsfw["threshold"] else None
-
-    def _hold(self, sha256: str, seen: Seen) -> None:
-        if sha256 not in self.held:
-            self.held_bytes += seen.pixels.nbytes
-        self.held[sha256] = seen
-        while self.held_bytes > HELD_BYTES and len(self.held) > 1:
-            self.held_bytes -= self.held.popitem(last=False)[1].pixels.nbytes

@@ -5,13 +5,10 @@ would show and marks what stands in navigation, adverts and the like, for the ru
 Markdown (`block_writer`); links lose their addresses. Iterative, within the caps of the preset; the parser reads
 nothing but the bytes it is given.
 
-Which parts of a page are no content: navigation, headers and footers, adverts; and what a visitor cannot see.
-
-`region_of(element)` goes by the tag, the role and the names in class and id: whole names (GIMP's "guimenu" is no menu),
-and for adverts the words that names are made of, since every site has names of its own ("sideBarAd-2", "ad_box300").
-`is_hidden(element)` goes by attributes and the style in the element; style sheets are not read.
-
-What a page says about itself: title, language, licence, wishes to robots, base and canonical address.
+Which parts of a page are no content (`region_of`) is told by the tag, the role and the names in class and id: whole
+names (GIMP's "guimenu" is no menu), and for adverts the words that names are made of, since every site has names of its
+own ("sideBarAd-2", "ad_box300"). What a visitor cannot see (`is_hidden`) is told by attributes and the style in the
+element; style sheets are not read. What a page says about itself (`statements`) goes into the Walk too.
 """
 
 from __future__ import annotations
@@ -218,8 +215,6 @@ def is_data(table: Any) -> bool:
     return all(sum(map(len, cell.itertext())) <= CELL_CHARACTERS for cell in cells)
 
 
-# ------------------------------------------------------------ regions
-
 TAGS = {"nav": "nav", "aside": "aside", "footer": "footer", "dialog": "popup"}
 ROLES = {
     "navigation": "nav",
@@ -297,8 +292,6 @@ def is_hidden(element: Any) -> bool:
     style = element.get("style")
     return bool(style) and INVISIBLE.search(style) is not None
 
-
-# ------------------------------------------------------------ statements
 
 MOST = 500  # characters of any of them
 RIGHTS = ("dc.rights", "dcterms.rights", "dcterms.license", "copyright", "rights", "license")

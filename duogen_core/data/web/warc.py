@@ -1,16 +1,12 @@
 """A WARC file (.warc, .warc.gz): the pages in it, and the pictures that were captured with them.
 
-One pass writes an index beside the run's other files: where each page begins, where the answer for each other address
-does, redirects included, and where records are damaged. Pages and pictures are then read by their place. Names are
-places in the file.
+One pass (`records`) writes an index beside the run's other files: where each page begins, where the answer for each
+other address does, redirects included, and where records are damaged. Pages and pictures are then read by their place.
+Names are places in the file.
 
-One pass over a WARC file that reads every record to its end: Records, and Damage where there is none to be read.
-
-    for found in records(path): ...
-
-warcio's own iterator stops at the first damage, and takes a record that is cut off for a whole one. Here the gzip
-member of each record is unpacked to its check sum, its length is compared with what its header states, and behind a
-damaged place the next record is searched for. The headers are warcio's to parse.
+The pass is not warcio's own iterator, which stops at the first damage and takes a record that is cut off for a whole
+one. Here the gzip member of each record is unpacked to its check sum, its length is compared with what its header
+states, and behind a damaged place the next record is searched for. The headers are warcio's to parse.
 """
 
 from __future__ import annotations
@@ -31,15 +27,20 @@ from duogen_core.data.net.links import absolute, refusal, scheme_of
 from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.web.encodings import check_packages, decoded
-from duogen_core.data.web.page import Found, Input, Page, Walk, embedded
+from duogen_core.data.web.page import HTML, Found, Input, Page, Walk, embedded
 from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError, MissingPackage
 
-HTML = ("text/html", "application/xhtml+xml")
 REDIRECTS = ("301", "302", "303", "307", "308")
 HOPS = 5
 MOST_NOTES = 20  # sentences about damaged places; the log has them all
 KEPT_HEADERS = ("x-robots-tag", "last-modified", "content-language", "link")
+GZIP = b"\x1f\x8b\x08"
+START = re.compile(rb"WARC/(?:1\.[01]|0\.1[78])\r?\n[A-Za-z][A-Za-z-]*:")
+HEADER_END = re.compile(rb"\r?\n\r?\n")
+HEAD = 2**20  # bytes of a record in which its headers, and those of HTTP, stand
+STEP = 2**16
+BEHIND = 64  # bytes that are looked at behind a record: blank lines, or the next record
 TABLES = """
 create table pages (place integer primary key, url text);
 create table others (url text primary key, place integer, leads text) without rowid;
@@ -249,16 +250,6 @@ def _index_record(record: Record, base: sqlite3.Connection) -> None:
         base.execute("insert into pages values (?, ?)", (record.place, url))
     else:
         base.execute("insert or ignore into others values (?, ?, '')", (absolute(url, url), record.place))
-
-
-# ------------------------------------------------------------ warc records
-
-GZIP = b"\x1f\x8b\x08"
-START = re.compile(rb"WARC/(?:1\.[01]|0\.1[78])\r?\n[A-Za-z][A-Za-z-]*:")
-HEADER_END = re.compile(rb"\r?\n\r?\n")
-HEAD = 2**20  # bytes of a record in which its headers, and those of HTTP, stand
-STEP = 2**16
-BEHIND = 64  # bytes that are looked at behind a record: blank lines, or the next record
 
 
 @dataclass(frozen=True)
