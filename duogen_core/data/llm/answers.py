@@ -1,20 +1,12 @@
-"""What an endpoint sends back: the bytes of a chat completion -> an Answer, and a refused request -> an error.
+"""What comes back from a model: the bytes of a chat completion -> an Answer -> JSON that fits a schema; kept on disk.
 
-Nothing in it is believed: every field is looked at before use, and texts of the server appear in messages shortened.
+    answer = completion_of(reply.body, where)              failure(reply, where, key)     of a status other than 200
+    value = parse_answer(answer.text, schema)              or an AnswerError saying what is wrong
+    Recording("answers.jsonl", "record" or "replay")       so that a run repeats exactly and needs no endpoint
 
-Answers as JSON: the text of an answer -> a value that fits a JSON Schema, or an AnswerError saying what is wrong.
-
-Nothing is repaired. Two habits of models are understood: thoughts before the answer (<think>…</think>) and one code
-fence around all of it.
-
-Record and replay: a file of answers, each under the hash of its request.
-
-    Recording(file, "record")   answers from the file what it holds; the rest is asked and written down
-    Recording(file, "replay")   answers from the file only, and says when something is missing
-
-One JSON object a line, written whole and flushed, so that a killed run loses at most the answer it was waiting for. The
-hash covers model, messages (pictures too) and options, not the endpoint's address. The file holds no request, and no
-key. One process writes a file at a time.
+Nothing that is sent is believed: every field is looked at before use, and texts of the server appear in messages
+shortened. Nothing is repaired; two habits of models are understood: thoughts before the answer (<think>…</think>) and
+one code fence around all of it.
 """
 
 from __future__ import annotations
@@ -36,6 +28,9 @@ from duogen_core.errors import DuoGenError, MissingPackage
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
 MOST_TOKENS = 10**8
 THOUGHTS = ("reasoning", "reasoning_content")  # where Ollama and vLLM, and where llama.cpp and DeepSeek put them
+THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
+MODES = ("record", "replay")
 
 
 @dataclass(frozen=True)
@@ -128,12 +123,6 @@ def _seconds(text: str) -> float | None:
     return float(text) if text.isascii() and text.isdigit() else None
 
 
-# ------------------------------------------------------------ schema
-
-THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
-
-
 class AnswerError(DuoGenError):
     """The answer is not what was asked for; the sentence is also what the model is told when it is asked again."""
 
@@ -190,16 +179,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-# ------------------------------------------------------------ record
-
-MODES = ("record", "replay")
-
-
 def request_key(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=True, allow_nan=False).encode()).hexdigest()
 
 
 class Recording:
+    """A file of answers, each under the hash of its request (`request_key`).
+
+    record: answers from the file what it holds; the rest is asked and written down. replay: from the file only.
+
+    One JSON object a line, written whole and flushed, so that a killed run loses at most the answer it was waiting for.
+    The hash covers model, messages (pictures too) and options, not the endpoint's address. The file holds no request,
+    and no key. One process writes a file at a time.
+    """
+
     def __init__(self, file: str | os.PathLike[str], mode: str = "record"):
         if mode not in MODES:
             raise DuoGenError(f"A recording's mode is {' or '.join(MODES)}, not {mode!r}.")

@@ -1,1 +1,1 @@
-"""Pictures of the data engines: decoded in a process of their own, compared, embedded, classed."""
+"""Pictures for the data engines: decoded in a limited process, classed, compared with each other, judged by a model."""

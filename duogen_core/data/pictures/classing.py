@@ -1,16 +1,15 @@
-"""What a picture is: a photograph, a screenshot of a GUI, or a document page.
+"""What a picture shows: a photograph, a screenshot of a GUI or a document page; and the QR and bar codes in it.
 
-A linear classifier over `features`, with its weights in classing.json (made by tests/bench/web_classing.py, which also
-measures it). Drawings and charts are counted with what they most resemble, most often screenshots.
+    class_of(pixels)     ("screenshot", 0.98)       code_share(pixels)     (0.12, "QRCode")
 
-Numbers that tell photographs, GUI screenshots and document pages apart, from the pixels alone.
+The class comes from a linear classifier over `features`, numbers from the pixels alone, with its weights in
+classing.json (made by tests/bench/web_classing.py, which also measures it). Drawings and charts are counted with what
+they most resemble, most often screenshots.
 
 Screens are drawn: neighbouring pixels are equal, edges lie along rows and columns, lines run far. Photographs have
 noise and soft slopes everywhere. Document pages are ink on paper: one light colour, little else, short marks in rows.
 How light a picture is says nothing, since themes may be dark. Rows are sampled: a large picture costs no more than a
 small one.
-
-QR codes and bar codes in a picture: the share of it that they cover. Read by zxing-cpp.
 """
 
 from __future__ import annotations
@@ -26,6 +25,13 @@ from duogen_core.errors import MissingPackage
 
 CLASSES = ("photo", "screenshot", "document")
 WEIGHTS = Path(__file__).with_name("classing.json")
+NAMES = (  # of the features
+    "equal", "soft", "sharp", "paper", "top", "colours", "saturation", "long_lines", "blank_rows", "ink", "upright",
+    "noise",
+)  # fmt: skip
+ROWS = 240  # rows that are looked at
+BITS = 4  # of a colour channel, for counting colours
+LONGEST = 1200  # pixels along the longer side; a code in a larger picture is found in a smaller copy of it
 
 
 def class_of(pixels: np.ndarray) -> tuple[str, float]:
@@ -43,16 +49,6 @@ def _weights() -> tuple[np.ndarray, ...]:
     values = json.loads(WEIGHTS.read_text("utf-8"))
     assert tuple(values["features"]) == NAMES and tuple(values["classes"]) == CLASSES
     return tuple(np.array(values[name]) for name in ("mean", "scale", "weight", "bias"))
-
-
-# ------------------------------------------------------------ features
-
-NAMES = (
-    "equal", "soft", "sharp", "paper", "top", "colours", "saturation", "long_lines", "blank_rows", "ink", "upright",
-    "noise",
-)  # fmt: skip
-ROWS = 240  # rows that are looked at
-BITS = 4  # of a colour channel, for counting colours
 
 
 def features(pixels: np.ndarray) -> np.ndarray:
@@ -104,13 +100,8 @@ def _long_runs(edges: np.ndarray, width: int) -> float:
     return float(((sums[:, need:] - sums[:, :-need]) >= need).any(1).mean())
 
 
-# ------------------------------------------------------------ codes
-
-LONGEST = 1200  # pixels; a code in a larger picture is found in a smaller copy of it
-
-
 def code_share(pixels: np.ndarray) -> tuple[float, str]:
-    """The largest code's share of the picture (0 where there is none), and its kind."""
+    """The largest code's share of the picture (0 where there is none), and its kind. zxing-cpp finds them."""
     try:
         import zxingcpp
     except ImportError:

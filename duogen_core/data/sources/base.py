@@ -1,10 +1,8 @@
 """What every source is: `Source`, what it yields (`Sample`, `Bad`), and what a sample must be (`Limits`).
 
-Orders that can be entered anywhere: a shuffle without a list, and weighted choices by number.
-
-All are pure functions of their arguments, the same on every machine and with every version of Python and numpy.
-
-Which files a source reads: a path, a folder or a pattern -> sorted files; and a digest of names and sizes.
+Below them what sources share: which files they read (`find_files`, `digest`), and orders that can be entered anywhere
+(a shuffle without a list, weighted choices by number): pure functions of their arguments, the same on every machine
+and with every version of Python and numpy.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError, is_out_of_memory, shown
 
 MOST_CHARACTERS = 1000  # of a sentence
+ROUNDS = 6  # of the Feistel network that shuffles
 
 
 class Excluded(DuoGenError):
@@ -200,11 +199,6 @@ class Epoch(Iterator[Sample]):
         raise StopIteration
 
 
-# ------------------------------------------------------------ order
-
-ROUNDS = 6
-
-
 def mix(*key: object) -> int:
     """64 bits that depend on every part of the key."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
@@ -235,9 +229,6 @@ def weighted_choices(weights: np.ndarray, count: int, key: int) -> np.ndarray:
     edges = np.cumsum(weights, dtype=np.float64)
     # side="right" and the clip: a weight of zero is never chosen, and rounding never leads past the last one.
     return np.searchsorted(edges / edges[-1], uniform, side="right").clip(max=int(np.flatnonzero(weights)[-1]))
-
-
-# ------------------------------------------------------------ files
 
 
 def find_files(pattern: str, suffixes: Sequence[str], what: str) -> list[Path]:

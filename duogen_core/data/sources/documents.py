@@ -1,13 +1,4 @@
-"""A folder of document folders and .zip files of them, at any depth.
-
-A folder with document.json is a document and is not searched further; so is one with nothing but images/ in it, which
-is then reported as bad. Names that begin with a dot are passed over. A link to a folder is followed when that folder is
-itself a document.
-
-JSONL: one document a line, in the layout of document.json, with image paths relative to the file's folder.
-
-Only where each line begins is kept in memory; a line and its pictures are read when they are asked for.
-"""
+"""Documents as this pack writes them: folders and .zip files (documents:PATH), and lines of JSON (jsonl:PATH)."""
 
 from __future__ import annotations
 
@@ -30,8 +21,17 @@ from duogen_core.document.reading import (
 )
 from duogen_core.errors import DuoGenError
 
+CHUNK = 1 << 20  # bytes that are searched for line ends at a time
+
 
 class DocumentFolders(Source):
+    """A folder of document folders and .zip files of them, at any depth.
+
+    A folder with document.json is a document and is not searched further; so is one with nothing but images/ in it,
+    which is then reported as bad. Names that begin with a dot are passed over. A link to a folder is followed when that
+    folder is itself a document.
+    """
+
     def __init__(self, path: str, limits: Limits | None = None) -> None:
         super().__init__(f"documents:{path}", limits)
         self.root = Path(path)
@@ -77,12 +77,12 @@ def _documents(folder: Path, inside: str) -> Iterator[str]:
             yield name
 
 
-# ------------------------------------------------------------ jsonl
-
-CHUNK = 1 << 20
-
-
 class JsonLines(Source):
+    """One document a line, in the layout of document.json, with image paths relative to the file's folder.
+
+    Only where each line begins is kept in memory; a line and its pictures are read when they are asked for.
+    """
+
     def __init__(self, path: str, limits: Limits | None = None) -> None:
         super().__init__(f"jsonl:{path}", limits)
         self.files = find_files(path, (".jsonl", ".ndjson"), "a .jsonl file, a folder of them or a pattern")

@@ -5,10 +5,6 @@
 Shard k holds the samples k * size … in the order of the source, and is written whole or not at all; the same call goes
 on where the last one stopped. Bad samples are left out and named in bad_samples.jsonl. OUT/export.json says what is
 written here, so that nothing else is added to it.
-
-Rows -> a Parquet file that can be read sample by sample: whole samples in row groups of a few MB.
-
-Texts are compressed, pictures are not: they are already. The same rows give the same bytes (with the same pyarrow).
 """
 
 from __future__ import annotations
@@ -25,12 +21,8 @@ from PIL import Image
 
 from duogen_core.data.runs.shards import add_document, add_files
 from duogen_core.data.runs.whole_file import whole_file
-from duogen_core.data.sources import (
-    Bad,
-    BadLog,
-    Sample,
-    Source,
-)
+from duogen_core.data.sources.base import Bad, Sample, Source
+from duogen_core.data.sources.mixture import BadLog
 from duogen_core.data.sources.rows import as_png, lists_of, rows_of, schema
 from duogen_core.document import Document, Picture
 from duogen_core.document.store import write_atomically
@@ -39,6 +31,8 @@ from duogen_core.files import read_json
 
 ENDINGS = {"parquet": "parquet", "webdataset": "tar", "mint1t": "tar"}
 STATE = "export.json"
+GROUP_BYTES = 4 * 2**20
+TEXTS = ("content_type", "modality", "role", "sample_id")  # few different values
 
 
 def begin(source: Source, folder: Path, kind: str, size: int, quality: int | None) -> None:
@@ -123,14 +117,11 @@ def encoded(picture: Picture, quality: int | None) -> tuple[bytes, str]:
     return buffer.getvalue(), "image/jpeg"
 
 
-# ------------------------------------------------------------ writing
-
-GROUP_BYTES = 4 * 2**20
-TEXTS = ("content_type", "modality", "role", "sample_id")  # few different values
-
-
 def write_rows(stream: IO[bytes], samples: Iterable[list[Mapping[str, Any]]]) -> int:
-    """Writes every sample's rows; returns how many samples there were."""
+    """Writes samples as Parquet, to be read one by one: whole samples in row groups of a few MB. Returns how many.
+
+    Texts are compressed, pictures are not: they are already. The same rows give the same bytes (with the same pyarrow).
+    """
     try:
         import pyarrow
         import pyarrow.parquet

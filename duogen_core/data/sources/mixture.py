@@ -1,9 +1,8 @@
 """Several sources by weight, endlessly: draw k is a pure function of (seed, k), whoever asks and in whatever order.
 
 A source's own draws go through it epoch by epoch, each in an order of its own. In the place of a bad sample stands
-another one of the same source, chosen by (seed, k) too: every rank uses exactly its own numbers and stays in step.
-
-The list of bad samples that a run met: counted, each named once, one JSON line each.
+another one of the same source, chosen by (seed, k) too: every rank uses exactly its own numbers and stays in step. A
+`BadLog` lists the bad ones on disk.
 """
 
 from __future__ import annotations
@@ -156,11 +155,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-# ------------------------------------------------------------ bad log
-
-
 class BadLog:
-    """An `on_bad` callback. A file that is there already goes on: what it names is not named again."""
+    """Counts bad samples and names each once, one JSON line each: an `on_bad` callback.
+
+    A file that is there already goes on: what it names is not named again.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path) if path is not None else None

@@ -4,10 +4,9 @@ The rows of a sample stand one after another, as Curator writes them. Opening re
 then one row group that is read, so row groups should be small: `data export` writes some MB each, Curator's writer
 takes write_kwargs={"row_group_size": 500}.
 
-The bytes of a picture whose row holds only a source_ref: {path, member, byte_offset, byte_size, frame_index}.
-
-A path alone is a picture file; with a member it is a tar, read at byte_offset if that is stated. Only files inside one
-folder are read, whatever a row says, and nothing from the network: such rows must be materialized by who wrote them.
+The row of a picture may hold only a source_ref: {path, member, byte_offset, byte_size, frame_index}. A path alone is a
+picture file; with a member it is a tar, read at byte_offset if that is stated. Only files inside one folder are read,
+whatever a row says, and nothing from the network: such rows must be materialized by who wrote them.
 """
 
 from __future__ import annotations
@@ -149,9 +148,6 @@ class InterleavedParquet(Source):
     def identity(self) -> dict[str, Any]:
         names = [(file.name, size) for file, size in zip(self.files, self.sizes, strict=True)]
         return {"kind": "parquet", "samples": len(self), "request": self.request, "digest": digest(names)}
-
-
-# ------------------------------------------------------------ references
 
 
 def picture_bytes(row: Mapping[str, Any], root: Path, where: str) -> bytes:

@@ -2,7 +2,7 @@
 
     sample_id, position, modality   which sample, where in it (-1: about all of it), text | image | metadata
     content_type, text_content, binary_content   a text, or the bytes of a picture file
-    source_ref, materialize_error   where the bytes lie if they are not here (`references`); why they could not be had
+    source_ref, materialize_error   where the bytes lie if they are not here (see `parquet`); why they could not be had
 and, in columns of the user, which Curator passes on as they are, what a stream of parts has no place for:
     turn, role                      the number of the turn, and who speaks
     meta                            JSON: of the part; in the metadata row turns, generation and meta of the document
@@ -10,10 +10,10 @@ and, in columns of the user, which Curator passes on as they are, what a stream 
 Rows of others have no turns. Then all up to the first text is what the user says, and the rest is the answer; with
 `request` the user says what stands in that column instead. What other columns say of the sample becomes its meta.
 
-Interleaved rows <-> parallel lists, as MINT-1T's tars hold them and NeMo Curator reads and writes them.
+MINT-1T's tars hold the same as parallel lists, which NeMo Curator reads and writes too (`rows_of_lists`, `lists_of`):
 
-KEY.json         {"sample_id", "texts": [text or null, …], "images": [member or null, …], …}: one of the two at a place
-KEY.3.png        the picture at place 3
+    KEY.json         {"sample_id", "texts": [text or null, …], "images": [member or null, …], …}: one of them at a place
+    KEY.3.png        the picture at place 3
 
 Our own columns (turn, role, meta) become lists with an entry for each text and picture, which Curator passes on; so a
 document comes back exactly. Whatever else the JSON of others says about the sample becomes its meta.
@@ -44,6 +44,8 @@ RESERVED = (
 OWN = ("turn", "role", "meta")
 NEEDED = ("sample_id", "position", "modality")
 METADATA = -1  # position of the row that is about the whole sample
+FILE = "file"  # of a row: the member that holds its picture
+PARTS_META = "parts_meta"
 Row = Mapping[str, Any]
 Encode = Callable[[Picture], tuple[bytes, str]]
 
@@ -174,12 +176,6 @@ def _plain(cell: Any) -> Any:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
-# ------------------------------------------------------------ lists
-
-FILE = "file"  # of a row: the member that holds its picture
-PARTS_META = "parts_meta"
 
 
 def is_lists(value: Any) -> bool:

@@ -1,1 +1,1 @@
-"""Text of the data engines: its language, near duplicates, personal data, sets of words."""
+"""Text for the data engines: how alike two texts are, and personal data taken out of them."""

@@ -1,17 +1,18 @@
-"""Near-duplicates among requests and answers, found exactly and in any order of arrival.
+"""How alike two texts are: by their wording, by their subject, or by the words that say what they are about.
 
     index = NearIndex(0.6);  index.find(text) -> (earlier text, similarity) or None;  index.add(text)
     subjects = Subjects(seeds);  subjects.similarity(one, other)
+    words_of("Figure 3.2 selects the layers.")     ["#3.2", "select", "layer"]
 
-NearIndex sees the same wording: the share of word pairs that two texts have in common (Jaccard). A text that shares
-t of its pairs with another has at least one of any (1 - t) of them + 1 in common with it, so only its rarest pairs are
-looked up: exact, and fast without hashing. Subjects sees the same matter in other words: the share of words, where a
-word counts the more, the fewer seeds have it ("picture" little, "sourdough" much).
+NearIndex finds near-duplicates exactly and in any order of arrival, by the share of word pairs that two texts have in
+common (Jaccard). A text that shares t of its pairs with another has at least one of any (1 - t) of them + 1 in common
+with it, so only its rarest pairs are looked up: exact, and fast without hashing.
 
-Text -> the words that say what it is about, to compare texts: lower case, endings off, little words out.
+Subjects sees the same matter in other words: the share of words, where a word counts the more, the fewer seeds have it
+("picture" little, "sourdough" much).
 
-A crude stemmer is enough to meet "selected" and "selects"; "Figure 3.2" and "Step 4" become one word each, since they
-point at a place.
+words_of is for matching a picture with its text: lower case, endings off, little words out. A crude stemmer is enough
+to meet "selected" and "selects"; "Figure 3.2" and "Step 4" become one word each, since they point at a place.
 """
 
 from __future__ import annotations
@@ -93,8 +94,6 @@ def _singular(word: str) -> str:
 def _jaccard(one: frozenset[Hashable], other: frozenset[Hashable]) -> float:
     return len(one & other) / (len(one | other) or 1)
 
-
-# ------------------------------------------------------------ words
 
 _LITTLE_WORDS = (
     "a all also an and are as at be been being but by can do does for from has have here how i if in into is it its "
