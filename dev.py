@@ -1,7 +1,8 @@
 """The two commands of this repository, for a machine that has Python and nothing else.
 
     python3 dev.py answer ["question"] [options of `generate`]    answer with the bundled model, into answer/
-    python3 dev.py test [options of pytest]                       style and all tests
+    python3 dev.py test [--quick] [options of pytest]             style and all tests; --quick: those of the core that
+                                                                  need no server, no browser and no training
 
 Both make their own environment in .venv on the first run and bring it up to date when the requirements change.
 Only the standard library is used here. The exit code is that of the command that ran.
@@ -58,16 +59,26 @@ def answer(arguments: list[str]) -> int:
 def test(arguments: list[str]) -> int:
     """Check the style and run the tests; every check runs, and the first that failed gives the exit code."""
     requirements = ["requirements.txt", "requirements-dev.txt"]
-    comfyui = find_comfyui()
+    quick = "--quick" in arguments
+    arguments = [argument for argument in arguments if argument != "--quick"]
+    comfyui = None if quick else find_comfyui()
     settings = {}
     if comfyui:
         settings["COMFYUI_PATH"] = str(comfyui)
         if (ROOT / "requirements-comfyui-test.txt").is_file():
             requirements.append("requirements-comfyui-test.txt")
-    print(f"ComfyUI: {comfyui or 'not found, so the tests against it will be skipped'}", flush=True)
+    if quick:
+        arguments = ["tests/core", "tests/test_dev.py", "-m", "not slow", *arguments]
+    else:
+        print(f"ComfyUI: {comfyui or 'not found, so the tests against it will be skipped'}", flush=True)
     prepare(*requirements)
+    # A test process per core, and one thread of torch in each: the models of the tests are too small to share among
+    # cores. Four are enough, since each starts ComfyUI servers of its own.
+    workers = min(4, os.cpu_count() or 1)
+    settings["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    parallel = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
     codes = [run([PYTHON, "-m", "ruff", "check", ROOT]), run([PYTHON, "-m", "ruff", "format", "--check", ROOT])]
-    codes.append(run([PYTHON, "-m", "pytest", "-rs", *arguments], cwd=ROOT, **settings))
+    codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *arguments], cwd=ROOT, **settings))
     return next((code for code in codes if code), 0)
 
 

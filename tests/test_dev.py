@@ -78,6 +78,22 @@ def test_all_checks_run_and_the_first_failure_is_the_exit_code(dev):
     assert dev.main(["test"]) == 3 and "pytest" in dev.ran[-1]
 
 
+def test_quick_leaves_out_servers_and_slow_tests(dev, monkeypatch, tmp_path):
+    monkeypatch.setattr(dev, "find_comfyui", lambda: tmp_path)
+    assert dev.main(["test", "--quick", "-x"]) == 0
+    assert "requirements-comfyui-test.txt" not in installs(dev)
+    assert dev.ran[-1].endswith("core test_dev.py -m not slow -x")  # (last parts of paths)
+    dev.main(["test"])
+    assert "not slow" not in dev.ran[-1]
+
+
+def test_a_process_per_core(dev, monkeypatch):
+    for cores, words in ((1, "pytest -rs"), (2, "-n 2 "), (64, "-n 4 ")):
+        monkeypatch.setattr(dev.os, "cpu_count", lambda cores=cores: cores)
+        dev.main(["test"])
+        assert words in dev.ran[-1] and ("-n" in dev.ran[-1]) == (cores > 1)
+
+
 def test_requirements_for_comfyui_only_where_there_is_one(dev, monkeypatch, tmp_path):
     dev.main(["test"])
     assert "requirements-comfyui-test.txt" not in installs(dev)
