@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,9 +29,9 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor, train_tokenizer
 from duogen_core.sketchbook.tasks import training_case
 from duogen_core.sketchbook.vision import VisionConfig, warm_up
+from duogen_core.sketchbook.world import SketchbookWorld
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import ConfigError
-from duogen_core.training.data import evaluation_cases
 from duogen_core.training.run import Run, rng_for
 from duogen_core.training.samples import ideal_answers, write_answers
 from duogen_core.training.stage1 import MllmConfig, Trainer, export
@@ -53,6 +53,7 @@ def sketchbook_tokenizer(seed: int = 0, cases: int = 4000, vocab_size: int = 102
 
 @dataclass(kw_only=True)
 class PretrainConfig(MllmConfig):
+    command: ClassVar[str] = "pretrain"
     out: Path = Path("runs/pretrain")
     user_weight: float = 0.3  # of the user's text
     vocab_size: int = 1024
@@ -80,7 +81,7 @@ def train(config: PretrainConfig) -> Run:
     run = Trainer(mllm, config).run(config.user_weight)
     if run.interrupted:
         return run
-    ideals = ideal_answers(evaluation_cases(1))
+    ideals = ideal_answers(SketchbookWorld().evaluation_examples(1))
     run = warm_up(
         model,
         tokenizer,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from duogen_core.data.sources.base import Limits, Source, mix
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
 from duogen_core.sketchbook.tasks import FAMILIES, WEIGHTS, training_case
+
+if TYPE_CHECKING:
+    from duogen_core.sketchbook.world import SketchbookWorld
 
 
 class Sketchbook(Source):
@@ -39,6 +42,13 @@ class Sketchbook(Source):
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
         return mix(seed, epoch, position)
+
+    @staticmethod
+    def world() -> SketchbookWorld:
+        """What training asks of Sketchbook beyond documents."""
+        from duogen_core.sketchbook.world import SketchbookWorld
+
+        return SketchbookWorld()
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "sketchbook", "families": self.families}

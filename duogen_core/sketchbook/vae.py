@@ -23,6 +23,7 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -125,6 +126,7 @@ TEST_SEED = 999
 
 @dataclass(kw_only=True)
 class VaeConfig(RunConfig):
+    command: ClassVar[str] = "vae"
     out: Path = Path("runs/vae")
     bf16: bool = False  # the bundled one trained in float32
     base_dim: int = 16

@@ -21,7 +21,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -52,6 +52,8 @@ C = TypeVar("C", bound="RunConfig")
 class RunConfig:
     """Settings of every training run. It ends at `steps` or `minutes`, whichever comes first; the learning rate
     anneals to that end. A run found in `out` is continued."""
+
+    command: ClassVar[str]  # "stage1", of `train stage1`; its recipes lie in the folder of that name
 
     out: Path = Path("runs/unnamed")  # run folder
     minutes: float | None = None
@@ -84,14 +86,9 @@ class RunConfig:
         )
 
 
-def command_of(cls: type[RunConfig]) -> str:
-    """Settings stand in the module of their command: "stage1"."""
-    return cls.__module__.rsplit(".", 1)[-1]
-
-
 def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C], *, parallel: bool = False) -> None:
     """parallel: as of `run_command`."""
-    recipes = recipes_of(command_of(cls))
+    recipes = recipes_of(cls.command)
     kinds = ("FILE|NAME", ", or one of the recipes below") if recipes else ("FILE", "")
     parser.add_argument("--config", metavar=kinds[0], help=f"settings: a YAML or TOML file{kinds[1]}")
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and leave")
@@ -132,20 +129,20 @@ def run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run
 
 
 def _run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Run], parallel: bool) -> int:
-    file = find_config(args.config, command_of(cls)) if args.config else None
+    file = find_config(args.config, cls.command) if args.config else None
     config = load_config(cls, file, args.settings)
     if args.print_config:
         print(to_yaml(config), end="")
         return 0
     if started() > 1 and not parallel:
-        raise TrainingError(f"train {command_of(cls)} runs in one process; start it without a launcher.")
+        raise TrainingError(f"train {cls.command} runs in one process; start it without a launcher.")
     if distributed.asked_for() and distributed.precision() != "no" and not config.bf16:
         raise TrainingError("bf16 is false, but accelerate's mixed_precision is not 'no'; set both alike.")
     if not config.steps and not config.minutes:
         raise ConfigError("A training run needs an end: give steps=N, minutes=M or both.")
     if parallel and args.launch:
         given = ["--config", args.config] if args.config else []
-        return launch(args.launch, args.processes, ["train", command_of(cls), *given, *args.settings])
+        return launch(args.launch, args.processes, ["train", cls.command, *given, *args.settings])
     if parallel and args.processes:
         raise ConfigError("--processes goes with --launch; add --launch ddp or --launch fsdp.")
     if config.threads:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from duogen_core.data.sources import (
     Bad,
@@ -23,14 +24,16 @@ from duogen_core.data.sources import (
     parse_specs,
 )
 from duogen_core.data.sources.mixture import differences
+from duogen_core.data.sources.spec import source_class
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
 from duogen_core.mllm.chat import image_token_counts, layout
-from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.tasks import FAMILIES, evaluation_case, training_case
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import ConfigError
-from duogen_core.training.run import Run, rng_for
+from duogen_core.training.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOOKED_AT = 16  # samples of each source, before the first step
 TRIES = 1000
@@ -39,8 +42,8 @@ TOLD = 3  # bad samples that the terminal names; the file has all
 Specs = Sequence[Any]
 
 
-def check_families(setting: str, weights: Mapping[str, float], known: Sequence[str] = tuple(FAMILIES)) -> None:
-    """A ConfigError for a family that Sketchbook lacks, or for weights that choose none."""
+def check_families(setting: str, weights: Mapping[str, float], known: Sequence[str]) -> None:
+    """A ConfigError for a family of tasks that the world lacks, or for weights that choose none."""
     for name, weight in weights.items():
         if name not in known:
             raise ConfigError(unknown(f"'{setting}': the task family", name, known))
@@ -52,22 +55,65 @@ def check_families(setting: str, weights: Mapping[str, float], known: Sequence[s
 
 class Example(NamedTuple):
     name: str
-    content: Document | Case
+    document: Document
+    drawn_teach: bool = True  # whether the vision tower learns from pictures of the assistant, too
+    shown: bool = True  # whether its request is answered in <out>/samples, if it is one of those to be scored on
 
 
-class SketchbookCases:
-    """Training cases of the task families, by their weights."""
+class World(Protocol):
+    """What a procedural source offers beyond documents: families of tasks to mix, fixed cases to score on, and probes.
 
-    def __init__(self, run: Run, weights: Mapping[str, float], batch: int) -> None:
-        self.run, self.weights, self.batch = run, weights, batch
+    Where a configuration names no `data`, training learns from the world of the small model, which is found by the
+    kind of its source (`world`). Training itself knows no scene and no task.
+    """
+
+    families: tuple[str, ...]
+    mixtures: Mapping[str, Mapping[str, float]]  # {"stage1": how often each family comes up, "stage2": …, "replay": …}
+    vision_families: tuple[str, ...]  # whose drawn pictures teach the vision tower, too
+    probe_weight: float  # of the probes' loss in stage 1
+
+    def examples(
+        self, rng: Random, weights: Mapping[str, float], count: int, vision_families: Sequence[str]
+    ) -> list[Example]: ...
+
+    def evaluation_examples(self, count: int, vision_families: Sequence[str] = ()) -> dict[str, list[Example]]:
+        """Fixed cases of every family that no training seed draws."""
+
+    def drawn_example(self, rng: Random, weights: Mapping[str, float]) -> Example:
+        """For stage 2: pictures of one size, the assistant's after the user's."""
+
+    def ideals(self) -> dict[str, Document]:
+        """Ideal conversations whose requests stage 2 answers in <out>/samples."""
+
+    def probes(self, tokenizer: Any, layers: int, hidden: int) -> Probes: ...
+
+
+class Probes(Protocol):
+    """A module of linear probes that reads out of hidden states what tokens stand for; thrown away after training."""
+
+    def labels(self, ids: Sequence[int]) -> list[list[int]]:
+        """What each probe should say at each token; -1: nothing."""
+
+    def __call__(self, states: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """States of all layers, [B, N, hidden] each, and labels [B, N, probes] -> mean cross-entropy."""
+
+
+def world(kind: str = "sketchbook") -> World:
+    return source_class(kind).world()
+
+
+class WorldExamples:
+    """Examples that the world draws, families by their weights."""
+
+    def __init__(self, run: Run, config: Any) -> None:
+        self.run, self.config = run, config
 
     def __call__(self, step: int) -> list[Example]:
-        rng = self.run.rng(step)
-        cases = [training_case(rng, self.weights) for _ in range(self.batch)]
-        return [Example(f"{case.family} ({k})", case) for k, case in enumerate(cases)]
+        config = self.config
+        return world().examples(self.run.rng(step), config.weights, config.batch, config.vision_families)
 
-    def some(self) -> dict[str, list[Document | Case]]:
-        return dict(evaluation_cases(1))
+    def some(self) -> dict[str, list[Example]]:
+        return world().evaluation_examples(1, self.config.vision_families)
 
     def summary(self) -> str:
         return ""
@@ -111,10 +157,10 @@ class Samples:
                 self.run.record(changed_data=changed)
         write_text(file, json.dumps(recipe, indent=2) + "\n")
 
-    def some(self) -> dict[str, list[Document | Case]]:
-        """A document of each source."""
+    def some(self) -> dict[str, list[Example]]:
+        """An example of each source."""
         found = {source.name: first_of(source) for source in self.mixture.sources}
-        return {name: [document] for name, document in found.items() if document is not None}
+        return {name: [Example(name, document)] for name, document in found.items() if document is not None}
 
     def summary(self) -> str:
         if not self.log:
@@ -146,10 +192,10 @@ def token_counter(tokenizer: Any, processor: Any) -> Callable[[Document], int]:
     return lambda document: len(layout(document, tokenizer, image_token_counts(document, processor)).ids)
 
 
-def open_data(run: Run, config: Any, limits: Limits) -> SketchbookCases | Samples:
+def open_data(run: Run, config: Any, limits: Limits) -> WorldExamples | Samples:
     if config.data:
         return Samples(run, config.data, config.batch, limits)
-    return SketchbookCases(run, config.weights, config.batch)
+    return WorldExamples(run, config)
 
 
 def first_of(source: Source) -> Document | None:
@@ -159,25 +205,16 @@ def first_of(source: Source) -> Document | None:
     return next((sample.document for sample in samples if isinstance(sample, Sample)), None)
 
 
-def uses_sketchbook(data: Specs) -> bool:
-    return not data or any(spec.kind == "sketchbook" for spec in parse_specs(data))
-
-
-def held_out(config: Any, limits: Limits) -> dict[str, list[Document | Case]]:
-    """{name: what the model is scored on}: the first samples of `eval_data`, and cases of every Sketchbook family where
-    training learns from Sketchbook."""
-    found: dict[str, list[Document | Case]] = {}
+def held_out(config: Any, limits: Limits) -> dict[str, list[Example]]:
+    """{name: what the model is scored on}: the first samples of `eval_data`, and cases of every family of the world
+    where training learns from it."""
+    found: dict[str, list[Example]] = {}
     if config.eval_cases:
-        if uses_sketchbook(config.data):
-            found |= evaluation_cases(config.eval_cases)
+        if not config.data or any(spec.kind == "sketchbook" for spec in parse_specs(config.data)):
+            found |= world().evaluation_examples(config.eval_cases, config.vision_families)
         for source in (open_source(spec, limits=limits) for spec in parse_specs(config.eval_data)):
-            samples = [sample.document for sample in islice(source.epoch(0, 0), config.eval_cases)]
+            samples = [Example(s.label, s.document) for s in islice(source.epoch(0, 0), config.eval_cases)]
             if not samples:
                 raise DuoGenError(f"{source.name}, of eval_data, has no usable sample; run `data check` on it.")
             found[source.name] = samples
     return found
-
-
-def evaluation_cases(count: int, families: Sequence[str] = tuple(FAMILIES)) -> dict[str, list[Case]]:
-    """Fixed cases that no training seed draws."""
-    return {f: [evaluation_case(f, rng_for(0, "mllm evaluation", f, k)) for k in range(count)] for f in families}

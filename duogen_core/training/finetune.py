@@ -46,6 +46,7 @@ from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
 from duogen_core.training.command import add_arguments_for, output_folder
 from duogen_core.training.configuration import ConfigError, TrainingError, find_config, load_config, plain, to_yaml
+from duogen_core.training.data import world
 from duogen_core.training.distributed import started
 from duogen_core.training.run import Run
 
@@ -54,19 +55,6 @@ LOOKED_AT = 2000  # documents, before anything is trained
 # Settings of stage 2, and what the configs of a checkpoint's parts call them.
 DIT = {"attention": "attention", "references": "references"}
 CONNECTOR = {"connector_layers": "layers", "drop": "drop"}
-# Of replay from Sketchbook. What the new documents are most like is forgotten first, so guides are half of it.
-REPLAYED = {
-    "guide": 0.34,
-    "continue": 0.16,
-    "draw": 0.1,
-    "edit": 0.12,
-    "edit_chain": 0.04,
-    "plan": 0.06,
-    "draft": 0.08,
-    "undrafted": 0.02,
-    "describe": 0.06,
-    "quiz": 0.02,
-}
 
 
 @dataclass(kw_only=True)
@@ -118,6 +106,7 @@ class Stage2Settings(stage2.Stage2Config):
 
 @dataclass(kw_only=True)
 class FinetuneConfig:
+    command: ClassVar[str] = "finetune"
     data: Any = None  # your documents: a folder of them, or sources as of `data check`
     model: str = DEFAULT_MODEL  # the checkpoint to start from, by name or path
     out: Path = Path("runs/finetune")
@@ -227,12 +216,13 @@ def train(config: FinetuneConfig) -> Run:
         out=config.out / "stage1",
         init=base / "mllm",
         seed=config.seed,
-        data=mixed(own, replay, config.share, REPLAYED),
+        data=mixed(own, replay, config.share, world().mixtures["replay"]),
     )
     say(f"\nStage 1 of 2: the MLLM learns the words ({words.out}).")
     done = stage1.train(words)
     if done.interrupted:
         return done
+    drawn = {name: world().mixtures["replay"][name] for name in world().mixtures["stage2"]}
     pictures = replace(
         config.stage2,
         out=config.out / "stage2",
@@ -240,7 +230,7 @@ def train(config: FinetuneConfig) -> Run:
         vae=vae_path(base),
         mllm=words.out / "export",
         seed=config.seed,
-        data=mixed(own, replay, config.share, {name: REPLAYED[name] for name in stage2.FAMILY_WEIGHTS}),
+        data=mixed(own, replay, config.share, drawn),
         **kind_of(base),
     )
     say(f"\nStage 2 of 2: connector and DiT learn the pictures ({pictures.out}).")

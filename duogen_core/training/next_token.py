@@ -22,8 +22,7 @@ from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
-from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary
+from duogen_core.training.data import Example, Probes
 from duogen_core.training.optimisation import quick_bf16
 
 # transformers' OpenAI CLIP constants, which Qwen2-VL's picture preprocessing uses
@@ -47,7 +46,7 @@ class MicroBatch:
     weight: Tensor
     positions: Tensor
     pictures: list[Seen]
-    named: Tensor  # int [B, N, 4], what recall.py reads out
+    labels: Tensor | None = None  # int [B, N, probes], what the probes should read out of the states
 
     @property
     def learnt(self) -> float:
@@ -56,7 +55,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         tensors = (each.to(device) for each in (self.ids, self.weight, self.positions))
-        return MicroBatch(*tensors, self.pictures, self.named.to(device))
+        return MicroBatch(*tensors, self.pictures, None if self.labels is None else self.labels.to(device))
 
 
 class Whole(NamedTuple):
@@ -80,33 +79,33 @@ def part_of(
     mine = list(batches[rank::count])
     if len(mine) < -(-len(batches) // count):
         last = batches[-1]
-        mine.append(replace(last, weight=torch.zeros_like(last.weight), named=torch.full_like(last.named, -1)))
+        silent = None if last.labels is None else torch.full_like(last.labels, -1)
+        mine.append(replace(last, weight=torch.zeros_like(last.weight), labels=silent))
     seen = {key for batch in mine for key in batch.pictures}
     return mine, {key: picture for key, picture in pixels.items() if key in seen}
 
 
 class Batcher:
-    """Documents (or Sketchbook cases) -> micro-batches and the distinct pictures they show, uint8 [H, W, 3]."""
+    """Documents, or examples of them -> micro-batches and the distinct pictures they show, uint8 [H, W, 3]."""
 
     def __init__(
-        self, tokenizer: Any, processor: Any, *, micro_tokens: int = 1536, vision_families: Sequence[str] = ()
+        self, tokenizer: Any, processor: Any, *, micro_tokens: int = 1536, probes: Probes | None = None
     ) -> None:
-        """micro_tokens: padded tokens of a micro-batch, at most (one conversation at least)."""
+        """micro_tokens: padded tokens of a micro-batch, at most (one conversation at least). probes: give labels."""
         if tuple(processor.image_mean) != CLIP_MEAN or tuple(processor.image_std) != CLIP_STD:
             raise DuoGenError("The image processor has another mean or spread of colours than Qwen2-VL's; use its own.")
         self.tokenizer, self.processor = tokenizer, processor
-        self.micro_tokens, self.vision_families = micro_tokens, vision_families
+        self.micro_tokens, self.probes = micro_tokens, probes
         self.control = control_ids(tokenizer)
-        self.vocabulary = Vocabulary(tokenizer)
 
     def __call__(
-        self, examples: Sequence[Document | Case], user_weight: float = 0.0
+        self, examples: Sequence[Document | Example], user_weight: float = 0.0
     ) -> tuple[list[MicroBatch], dict[Seen, Tensor]]:
         pixels: dict[Seen, Tensor] = {}
         rows = []
         for example in examples:
-            document = example.document if isinstance(example, Case) else example
-            drawn_teach = not isinstance(example, Case) or example.family in self.vision_families
+            example = Example("", example) if isinstance(example, Document) else example
+            document = example.document
             spans = layout(document, self.tokenizer, image_token_counts(document, self.processor))
             weight = torch.tensor(spans.learn, dtype=torch.float32)
             for span in spans.parts:
@@ -116,7 +115,7 @@ class Batcher:
             keys = []
             for span, picture, grid in zip(spans.pictures, document.pictures, grids, strict=True):
                 size = (grid[2] * self.processor.patch_size, grid[1] * self.processor.patch_size)
-                keys.append(Seen(picture.digest, not span.drawn or drawn_teach, size))
+                keys.append(Seen(picture.digest, not span.drawn or example.drawn_teach, size))
                 if keys[-1] not in pixels:
                     pixels[keys[-1]] = torch.from_numpy(resized(picture, size, self.processor.resample))
             positions = mrope_positions(spans.ids, grids, self.control.image_pad, self.processor.merge_size)
@@ -137,13 +136,16 @@ class Batcher:
             torch.zeros(len(rows), length),
             torch.zeros(3, len(rows), length, dtype=torch.long),
             [key for *_, keys in rows for key in keys],
-            torch.full((len(rows), length, len(ATTRIBUTES)), -1),
         )
+        labels = [[] if self.probes is None else self.probes.labels(ids) for ids, *_ in rows]
+        if self.probes is not None:
+            batch.labels = torch.full((len(rows), length, len(labels[0][0])), -1)
         for k, (ids, weight, positions, _) in enumerate(rows):
             batch.ids[k, : len(ids)] = torch.tensor(ids)
             batch.weight[k, : len(ids)] = weight
             batch.positions[:, k, : len(ids)] = positions
-            batch.named[k, : len(ids)] = torch.tensor(self.vocabulary.last_named(ids))
+            if batch.labels is not None:
+                batch.labels[k, : len(ids)] = torch.tensor(labels[k])
         return batch
 
 
@@ -190,11 +192,11 @@ def predict(model: nn.Module, batch: MicroBatch, hidden: Tensor) -> tuple[Tensor
 
 
 class NextTokenLoss(nn.Module):
-    """(weighted next-token loss, loss of the read-outs, 0 without any): a module, so that DDP and FSDP can wrap it."""
+    """(weighted next-token loss, loss of the probes, 0 without any): a module, so that DDP and FSDP can wrap it."""
 
-    def __init__(self, model: nn.Module, recall: Recall | None = None, *, bf16: bool = False) -> None:
+    def __init__(self, model: nn.Module, probes: Probes | None = None, *, bf16: bool = False) -> None:
         super().__init__()
-        self.model, self.recall, self.bf16 = model, recall, bf16
+        self.model, self.probes, self.bf16 = model, probes, bf16
 
     def forward(
         self, batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], whole: Whole | None = None
@@ -202,7 +204,7 @@ class NextTokenLoss(nn.Module):
         """whole: of the step, if these batches are a part of it; the parts' losses then add up to the step's."""
         whole = whole or Whole.of(batches)
         device = self.model.get_input_embeddings().weight.device
-        loss, recalled = torch.zeros((), device=device), torch.zeros((), device=device)
+        loss, probed = torch.zeros((), device=device), torch.zeros((), device=device)
         with quick_bf16(device, self.bf16):
             features = see(self.model.model.visual, pixels)
             for batch in (each.to(device) for each in batches):
@@ -210,9 +212,9 @@ class NextTokenLoss(nn.Module):
                 logits, targets, weight = predict(self.model, batch, states[-1])
                 losses = F.cross_entropy(logits.float(), targets, reduction="none")
                 loss = loss + (losses * weight).sum() / whole.learnt
-                if self.recall is not None:
-                    recalled = recalled + self.recall(states, batch.named) / whole.batches
-        return loss, recalled
+                if self.probes is not None:
+                    probed = probed + self.probes(states, batch.labels) / whole.batches
+        return loss, probed
 
 
 # -- the vision tower in fewer and larger operations

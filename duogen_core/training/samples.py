@@ -20,14 +20,10 @@ from duogen_core.document.store import write_atomically
 from duogen_core.mllm.base import Mllm
 from duogen_core.pipeline import Settings, fit_area, generate
 from duogen_core.render import render_html
-from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.tasks import evaluation_case
 from duogen_core.training.checkpoints import evaluation_mode
-from duogen_core.training.run import rng_for
+from duogen_core.training.data import Example
 from duogen_core.vae import PictureVae
 
-FAMILIES = ("guide", "draw", "edit", "plan")
-WRITTEN = (*FAMILIES, "draft", "describe")
 SETTINGS = Settings(max_images=8, max_new_tokens=300)  # an untrained model may not know where to end
 
 
@@ -42,10 +38,6 @@ def asked(ideal: Document, components: Components) -> tuple[Document, Settings]:
     last = max(k for k, turn in enumerate(ideal.turns) if turn.role == "assistant" and turn.pictures)
     size = fit_area(*ideal.turns[last].pictures[0].size, components.config)
     return Document(ideal.turns[:last]), replace(SETTINGS, size=size)
-
-
-def sketchbook_ideals(families: Sequence[str] = FAMILIES) -> dict[str, Document]:
-    return {family: evaluation_case(family, rng_for(0, "samples", family)).document for family in families}
 
 
 def write_round_trips(vae: PictureVae, pictures: Sequence[np.ndarray], folder: Path, step: int) -> list[Path]:
@@ -68,14 +60,9 @@ def write_all(answers: Iterable[tuple[str, Document]], folder: Path, step: int) 
     return written
 
 
-def ideal_answers(cases: Mapping[str, Sequence[Document | Case]]) -> dict[str, Document]:
-    """The first conversation of each source that the model is scored on, and of Sketchbook's main families."""
-    first = {name: some[0] for name, some in cases.items()}
-    return {
-        name: case.document if isinstance(case, Case) else case
-        for name, case in first.items()
-        if name in WRITTEN or not isinstance(case, Case)
-    }
+def ideal_answers(examples: Mapping[str, Sequence[Example]]) -> dict[str, Document]:
+    """The first conversation of each source, or family, that is to be shown."""
+    return {name: some[0].document for name, some in examples.items() if some[0].shown}
 
 
 def write_answers(mllm: Mllm, ideals: Mapping[str, Document], folder: Path, step: int) -> list[Path]:

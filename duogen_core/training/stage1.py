@@ -20,22 +20,19 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from duogen_core.data.sources import Limits
-from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.bov import load_start
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
-from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.recall import Recall
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.configuration import ConfigError, check_numbers
-from duogen_core.training.data import check_families, evaluation_cases, held_out, open_data, token_counter
+from duogen_core.training.data import Example, Probes, check_families, held_out, open_data, token_counter, world
 from duogen_core.training.lora import (
     MLLM_TARGETS,
     LoraSettings,
@@ -58,22 +55,6 @@ from duogen_core.training.optimisation import recomputing
 from duogen_core.training.run import Run
 from duogen_core.training.samples import ideal_answers, write_answers
 
-__all__ = ["MllmConfig", "Trainer", "evaluate", "evaluation_cases", "export", "optimizers_of"]
-
-WEIGHTS = {
-    "guide": 0.11,
-    "draw": 0.06,
-    "edit": 0.12,
-    "edit_chain": 0.06,
-    "continue": 0.09,
-    "plan": 0.07,
-    "draft": 0.18,
-    "undrafted": 0.06,
-    "describe": 0.13,
-    "quiz": 0.14,
-}
-SKETCHBOOK_RECALL = 0.5
-
 
 @dataclass(kw_only=True)
 class MllmConfig(RunConfig):
@@ -93,8 +74,8 @@ class MllmConfig(RunConfig):
     include_alignment: bool = False  # learn from alignment data too, which the paper keeps for stage 2
     max_side: int = 8192  # pixels of a picture in `data`
     max_tokens: int | None = None  # of a sample in `data`; None: as many as the model can look back on
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))  # of Sketchbook's task families
-    vision_families: tuple[str, ...] = ("plan", "draft", "undrafted", "edit", "edit_chain", "continue")
+    weights: Mapping[str, float] = field(default_factory=lambda: dict(world().mixtures["stage1"]))  # of task families
+    vision_families: tuple[str, ...] = field(default_factory=lambda: world().vision_families)
     eval_cases: int = 16  # a family of Sketchbook, or a source of `eval_data`; 0: no scores
     eval_minutes: float = 3.0
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
@@ -102,13 +83,11 @@ class MllmConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, least={"batch": 1, "micro_tokens": 1, "max_side": 1, "max_tokens": 1, "eval_cases": 0})
-        check_families("weights", self.weights)
+        check_families("weights", self.weights, world().families)
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Document | Case]]
-) -> dict[str, dict[str, float]]:
+def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, float]]:
     """Teacher-forced, per family or source: `token`, share of learnt tokens foreseen; `when`, share of conversations in
     which the model would draw and stop exactly where the ideal answer does."""
     control, device = batcher.control, model.get_input_embeddings().weight.device
@@ -131,7 +110,7 @@ def evaluate(
 
 
 def optimizers_of(
-    model: nn.Module, config: MllmConfig, recall: Recall | None = None
+    model: nn.Module, config: MllmConfig, probes: Probes | None = None
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW for all, or Muon for the matrices of the decoder layers and AdamW for the rest. Norms, biases and the
     embedding do not decay; the tower, already warm, learns more slowly."""
@@ -145,7 +124,7 @@ def optimizers_of(
             muon.append(parameter)
         else:
             (decayed if matrix else rest).append(parameter)
-    rest += [] if recall is None else list(recall.parameters())
+    rest += [] if probes is None else list(probes.parameters())
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": rest, "weight_decay": 0.0},
@@ -163,9 +142,9 @@ def optimizers_of(
     return found
 
 
-def lora_optimizers(model: nn.Module, config: MllmConfig, recall: Recall | None) -> dict[str, torch.optim.Optimizer]:
+def lora_optimizers(model: nn.Module, config: MllmConfig, probes: Probes | None) -> dict[str, torch.optim.Optimizer]:
     """AdamW for the learnt weights, without decay: what LoRA adds is small as it is."""
-    parameters = [*learnt(model).values(), *([] if recall is None else recall.parameters())]
+    parameters = [*learnt(model).values(), *([] if probes is None else probes.parameters())]
     return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=0.0)}
 
 
@@ -190,34 +169,33 @@ class Trainer:
     def run(self, user_weight: float = 0.0) -> Run:
         """Train to the end; a finished run is only read. Evaluates, exports and writes samples every few minutes."""
         if self.config.recall_weight is None:
-            self.config = replace(self.config, recall_weight=0.0 if self.config.data else SKETCHBOOK_RECALL)
+            self.config = replace(self.config, recall_weight=0.0 if self.config.data else world().probe_weight)
         config, model = self.config, self.mllm.model
         run = config.run()
         limits = self.limits()
         self.examples = examples = open_data(run, config, limits)
         self.cases = held_out(config, limits)
+        probes = None
+        if config.recall_weight:
+            probes = world().probes(self.mllm.tokenizer, self.mllm.num_layers, self.mllm.hidden_size)
         self.batcher = Batcher(
-            self.mllm.tokenizer,
-            self.mllm.image_processor,
-            micro_tokens=config.micro_tokens,
-            vision_families=config.vision_families,
+            self.mllm.tokenizer, self.mllm.image_processor, micro_tokens=config.micro_tokens, probes=probes
         )
-        recall = Recall(self.mllm.num_layers, self.mllm.hidden_size) if config.recall_weight else None
         modules: dict[str, nn.Module] = {"model": Trainable(model) if self.lora else model}
-        modules |= {"recall": recall} if recall else {}
-        optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, recall)
+        modules |= {"recall": probes} if probes else {}  # its name in the files of a checkpoint
+        optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, probes)
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
         together = run.processes
-        loss_of = together.prepare(NextTokenLoss(model, recall, bf16=config.bf16), optimizers)
+        loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers)
         run.attach(modules, optimizers)
         due = run.elapsed + 60 * config.eval_minutes
         self.samples_due = run.elapsed + 60 * config.sample_minutes
         for step in run:
             some = examples(step)
-            batches, pixels = self.batcher([example.content for example in some], user_weight)
+            batches, pixels = self.batcher(some, user_weight)
             mine = part_of(batches, pixels, together.rank, together.count)
-            figures = {"loss": 0.0, "recall": 0.0} if recall else {"loss": 0.0}
+            figures = {"loss": 0.0, "recall": 0.0} if probes else {"loss": 0.0}
             norm = run.update(
                 self.losses(loss_of, mine, Whole.of(batches), figures),
                 clip=1.0,
@@ -244,11 +222,11 @@ class Trainer:
     ) -> Iterator[Tensor]:
         """What to go backward from, in one part or one for each micro-batch; adds up the figures."""
         for part in apart(*mine) if self.config.accumulate else [mine]:
-            loss, recalled = loss_of(*part, whole)
+            loss, probed = loss_of(*part, whole)
             figures["loss"] += loss.detach()
             if "recall" in figures:
-                figures["recall"] += recalled.detach()
-                loss = loss + self.config.recall_weight * recalled
+                figures["recall"] += probed.detach()
+                loss = loss + self.config.recall_weight * probed
             yield loss
 
     def limits(self) -> Limits:
@@ -302,6 +280,7 @@ def apart(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tupl
 
 @dataclass(kw_only=True)
 class Stage1Config(MllmConfig):
+    command: ClassVar[str] = "stage1"
     out: Path = Path("runs/stage1")
     init: Path = Path("runs/pretrain/export")  # the MLLM to train, a Hugging Face folder
     lr: float = 1.5e-3

@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +46,11 @@ from duogen_core.training import stage2_data
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
 from duogen_core.training.configuration import check_numbers
-from duogen_core.training.data import check_families
+from duogen_core.training.data import check_families, world
 from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora, save_dit, save_dit_adapter
 from duogen_core.training.optimisation import muon_and_adamw, quick_bf16, recomputing
 from duogen_core.training.run import Run
-from duogen_core.training.samples import sketchbook_ideals, write_samples
+from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import (
     Corpus,
     Documents,
@@ -68,19 +68,10 @@ from duogen_core.weights.headers import Entry, check_tensors, shapes_of
 if TYPE_CHECKING:
     from duogen_core.dit.cosmos import PackedCosmos
 
-FAMILY_WEIGHTS = {
-    "guide": 0.16,
-    "draw": 0.21,
-    "edit": 0.2,
-    "edit_chain": 0.06,
-    "continue": 0.09,
-    "plan": 0.09,
-    "draft": 0.19,
-}
-
 
 @dataclass(kw_only=True)
 class Stage2Config(RunConfig):
+    command: ClassVar[str] = "stage2"
     out: Path = Path("runs/stage2")
     vae: Path = Path("runs/vae/export")  # a diffusers folder or one file
     mllm: Path = Path("runs/stage1/export")
@@ -113,13 +104,13 @@ class Stage2Config(RunConfig):
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
     ema: float = 0.999
     clip: float = 1.0
-    families: dict[str, float] = field(default_factory=lambda: dict(FAMILY_WEIGHTS))
+    families: dict[str, float] = field(default_factory=lambda: dict(world().mixtures["stage2"]))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "frames"), 1)
         check_numbers(self, least=least)
-        check_families("families", self.families, tuple(FAMILY_WEIGHTS))  # a family without a drawing teaches nothing
+        check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
 
 
 def is_end(name: str) -> bool:
@@ -327,7 +318,7 @@ def train(config: Stage2Config) -> Run:
     dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)
     asked = CheckpointConfig("in training", picture=PictureSize(max_side=config.max_side))
     components = Components(mllm, connector, dit, vae, asked)
-    ideals = documents.some() or sketchbook_ideals()
+    ideals = documents.some() or world().ideals()
     learn(run, config, corpus, dit, connector, lambda: write_samples(components, run.folder, run.step, ideals))
     if isinstance(corpus, Stream) and (told := documents.summary()):
         run.say(told)

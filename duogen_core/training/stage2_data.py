@@ -43,10 +43,8 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import reference_pixels
-from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training.configuration import TrainingError
-from duogen_core.training.data import Samples, token_counter
+from duogen_core.training.data import Samples, token_counter, world
 from duogen_core.training.metrics import changes, sentence
 from duogen_core.training.run import rng_for
 from duogen_core.vae import PictureVae, pixels_to_tensor
@@ -55,16 +53,6 @@ if TYPE_CHECKING:
     from duogen_core.mllm.base import Mllm
     from duogen_core.training.run import Run
     from duogen_core.training.stage2 import Sample, Stage2Config
-
-
-def drawn_case(rng: Random, weights: Mapping[str, float]) -> Case:
-    """A training case with pictures of one size, the assistant's after the user's."""
-    while True:
-        case = training_case(rng, weights)
-        pictures = case.document.pictures
-        one_size = len({picture.size for picture in pictures}) == 1
-        if one_size and any(part in pictures for part in case.document.last_turn.parts):
-            return case
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ class Documents:
 
     def __call__(self, number: int) -> list[tuple[str, Document]]:
         if self.samples is not None:
-            found = [(example.name, example.content) for example in self.samples(number)]
+            found = [(example.name, example.document) for example in self.samples(number)]
         else:
             found = self._drawn(number)
         for name, document in found:
@@ -108,8 +96,8 @@ class Documents:
 
     def _drawn(self, number: int) -> list[tuple[str, Document]]:
         numbers = range(number * self.count, (number + 1) * self.count)
-        cases = [drawn_case(rng_for(self.run.seed, "stage2", k), self.config.families) for k in numbers]
-        return [(f"{case.family} {k}", case.document) for k, case in zip(numbers, cases, strict=True)]
+        found = [world().drawn_example(rng_for(self.run.seed, "stage2", k), self.config.families) for k in numbers]
+        return [(f"{each.name} {k}", each.document) for k, each in zip(numbers, found, strict=True)]
 
     def _note_shrunk(self, name: str, document: Document) -> None:
         """Counts documents whose pictures are learnt smaller than they are; the first one is told at once."""
@@ -126,7 +114,7 @@ class Documents:
 
     def some(self) -> dict[str, Document]:
         """A document of each source of `data`, to look at what is answered to it."""
-        return {} if self.samples is None else {name: some[0] for name, some in self.samples.some().items()}
+        return {} if self.samples is None else {name: some[0].document for name, some in self.samples.some().items()}
 
     def summary(self) -> str:
         """What was passed over, and how many documents were made smaller; "" for neither."""

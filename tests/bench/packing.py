@@ -22,9 +22,10 @@ from random import Random
 import checkout  # noqa: F401
 import torch
 
+from duogen_core.sketchbook.world import SketchbookWorld, drawn_case
 from duogen_core.training import stage2
 from duogen_core.training.stage2 import Chance, FlowLoss, Sample, draw
-from duogen_core.training.stage2_data import Prepared, drawn_case
+from duogen_core.training.stage2_data import Prepared
 
 HIDDEN, LAYERS = 192, 5  # of the bundled MLLM
 SIDES = (8, 10, 12, 14, 16, 18, 20, 24)  # of latents
@@ -33,7 +34,7 @@ SIDES = (8, 10, 12, 14, 16, 18, 20, 24)  # of latents
 def sketchbook_document(rng: Random) -> Prepared:
     """A training case; about a token for every four letters, and 16 for a picture."""
     pictures, ends, segments, drawn, tokens = [], [], [], [], 4
-    for turn in drawn_case(rng, stage2.FAMILY_WEIGHTS).document.turns:
+    for turn in drawn_case(rng, SketchbookWorld.mixtures["stage2"]).document.turns:
         start = tokens
         for part in turn.parts:
             if hasattr(part, "text"):

@@ -3,14 +3,17 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from duogen_core.cli import main
+from duogen_core.sketchbook.pretrain import PretrainConfig
+from duogen_core.sketchbook.vae import VaeConfig
 from duogen_core.training.configuration import ConfigError, find_config, load_config, recipes_of, to_yaml
+from duogen_core.training.stage1 import Stage1Config
+from duogen_core.training.stage2 import Stage2Config
 
 
 @dataclass(kw_only=True)
@@ -123,14 +126,13 @@ def test_bad_overrides_and_missing_files(tmp_path):
         load_config(Settings, tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("command", ["vae", "pretrain", "stage1", "stage2"])
-def test_every_recipe_is_a_configuration_of_its_command(command):
-    settings = {"vae": "VaeConfig", "pretrain": "PretrainConfig", "stage1": "Stage1Config", "stage2": "Stage2Config"}
-    module = import_module(f"duogen_core.training.{command}")
+@pytest.mark.parametrize("settings", [VaeConfig, PretrainConfig, Stage1Config, Stage2Config])
+def test_every_recipe_is_a_configuration_of_its_command(settings):
+    command = settings.command
     recipes = recipes_of(command)
     assert f"tiny-{command}" in recipes and all(recipes.values())
     for name in recipes:
-        config = load_config(getattr(module, settings[command]), find_config(name, command))
+        config = load_config(settings, find_config(name, command))
         assert config.steps or config.minutes
 
 

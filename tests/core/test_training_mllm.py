@@ -18,7 +18,7 @@ from duogen_core.sketchbook import pretrain
 from duogen_core.sketchbook.boards import Board, draw_board, read_board
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.pretrain import PretrainConfig, sketchbook_texts, sketchbook_tokenizer
-from duogen_core.sketchbook.recall import ATTRIBUTES, Recall, Vocabulary
+from duogen_core.sketchbook.probes import ATTRIBUTES, Vocabulary, WordProbes
 from duogen_core.sketchbook.scene import (
     CANVASES,
     CELLS,
@@ -45,9 +45,10 @@ from duogen_core.sketchbook.vision import (
     warm_up,
     word_directions,
 )
+from duogen_core.sketchbook.world import SketchbookWorld, evaluation_cases, example_of
 from duogen_core.training import stage1
 from duogen_core.training.next_token import Batcher, NextTokenLoss, tower_features
-from duogen_core.training.stage1 import evaluate, evaluation_cases, optimizers_of
+from duogen_core.training.stage1 import evaluate, optimizers_of
 from tests.core.runs import losses, stopped_in
 
 SIZES = {
@@ -79,9 +80,16 @@ def model(tokenizer):
     return new_model(tokenizer, **SIZES)
 
 
+class CaseBatcher(Batcher):
+    """Takes cases."""
+
+    def __call__(self, cases, user_weight=0.0):
+        return super().__call__([example_of(case, TINY.vision_families) for case in cases], user_weight)
+
+
 @pytest.fixture
 def batcher(tokenizer):
-    return Batcher(tokenizer, small_image_processor(), vision_families=TINY.vision_families)
+    return CaseBatcher(tokenizer, small_image_processor())
 
 
 def cases(count: int, seed: int = 0):
@@ -107,7 +115,7 @@ def test_the_batched_tower_equals_transformers_own(model, canvas):
 
 def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokenizer):
     some = cases(7)
-    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(some, 0.0)
+    batches, pixels = CaseBatcher(tokenizer, small_image_processor(), micro_tokens=300)(some, 0.0)
     assert len(batches) > 1
     batch = build_inputs([case.document for case in some], tokenizer, small_image_processor())
     with torch.no_grad():
@@ -117,7 +125,7 @@ def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokeni
 
 
 def test_micro_batches_hold_every_conversation_once_and_stay_within_the_budget(tokenizer):
-    batches, _ = Batcher(tokenizer, small_image_processor(), micro_tokens=500)(cases(14), 0.0)
+    batches, _ = CaseBatcher(tokenizer, small_image_processor(), micro_tokens=500)(cases(14), 0.0)
     assert sum(len(batch.ids) for batch in batches) == 14
     assert all(batch.ids.numel() <= 500 or len(batch.ids) == 1 for batch in batches)
 
@@ -148,7 +156,9 @@ def test_equal_pictures_are_seen_once(batcher):
 
 
 def test_evaluation_scores(model, batcher):
-    scores = evaluate(model, batcher, evaluation_cases(1, ("draw", "describe")))
+    some = SketchbookWorld().evaluation_examples(1)
+    batcher = Batcher(batcher.tokenizer, batcher.processor)
+    scores = evaluate(model, batcher, {family: some[family] for family in ("draw", "describe")})
     assert set(scores) == {"draw", "describe"}
     assert all(0 <= value <= 1 for score in scores.values() for value in score.values())
     assert evaluation_cases(2, ("edit",)) == evaluation_cases(2, ("edit",))
@@ -304,11 +314,13 @@ def test_what_belongs_together_is_known_at_the_last_word_of_it(tokenizer):
     assert named("a red star. Let us go on with something else that takes many words, then one") == [None] * 4
 
 
-def test_states_learn_what_belongs_together(model, batcher):
-    recall = Recall(2, 32)
-    loss_of = NextTokenLoss(model, recall)
-    some = batcher([FAMILIES["draw"](random.Random(k)) for k in range(4)], 0.0)
-    optimizer = torch.optim.AdamW([*model.parameters(), *recall.parameters()], 3e-3)
+def test_states_learn_what_belongs_together(model, tokenizer):
+    probes = WordProbes(tokenizer, 2, 32)
+    loss_of = NextTokenLoss(model, probes)
+    some = CaseBatcher(tokenizer, small_image_processor(), probes=probes)(
+        [FAMILIES["draw"](random.Random(k)) for k in range(4)], 0.0
+    )
+    optimizer = torch.optim.AdamW([*model.parameters(), *probes.parameters()], 3e-3)
     losses = []
     for _ in range(30):
         losses.append(loss_of(*some)[1])

@@ -18,6 +18,7 @@ from duogen_core.cli import main
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
+from duogen_core.sketchbook.world import example_of
 from duogen_core.training import stage2_data
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import Processes, shard, touch_all
@@ -209,7 +210,9 @@ def test_the_parts_of_a_step_add_up_to_it():
     torch.manual_seed(0)
     tokenizer = sketchbook_tokenizer(0, 60, 500)
     loss_of = NextTokenLoss(new_model(tokenizer, **SIZES))
-    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(cases(5), 0.0)
+    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(
+        [example_of(case) for case in cases(5)], 0.0
+    )
     whole, (loss, _) = Whole.of(batches), loss_of(batches, pixels)
     for count in (2, 3, len(batches) + 1):
         parts = [part_of(batches, pixels, rank, count) for rank in range(count)]

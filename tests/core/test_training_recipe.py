@@ -6,8 +6,8 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.document.store import load_document
+from duogen_core.sketchbook.world import DRAWN
 from duogen_core.training import stage2_data
-from duogen_core.training.samples import FAMILIES
 
 
 @pytest.mark.slow
@@ -25,7 +25,7 @@ def test_from_nothing_to_an_answer(tmp_path, monkeypatch, capsys):
     ):
         assert main(["train", *command]) == 0, capsys.readouterr().err
     assert list((tmp_path / "runs/stage2/tensorboard").iterdir())
-    assert {p.name for p in (tmp_path / "runs/stage2/samples/000002").iterdir()} == {f"{f}.html" for f in FAMILIES}
+    assert {p.name for p in (tmp_path / "runs/stage2/samples/000002").iterdir()} == {f"{f}.html" for f in DRAWN}
     assert {path.name for path in (tmp_path / "models/mine/training").iterdir()} == {
         "vae", "pretrain", "stage1", "stage2"
     }  # fmt: skip

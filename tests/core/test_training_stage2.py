@@ -15,10 +15,11 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.tasks import FAMILIES
+from duogen_core.sketchbook.world import SketchbookWorld, drawn_case
 from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
 from duogen_core.training.run import rng_for
-from duogen_core.training.stage2_data import Corpus, Documents, Prepared, Reader, drawn_case, load_shard, prepare_shard
+from duogen_core.training.stage2_data import Corpus, Documents, Prepared, Reader, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -100,7 +101,7 @@ def test_full_and_frame_causal_attention_get_as_many_frames_a_step(tmp_path, pic
 
 
 def test_family_weights_name_families_that_exist_and_draw():
-    assert set(stage2.FAMILY_WEIGHTS) < set(FAMILIES)
+    assert set(SketchbookWorld.mixtures["stage2"]) < set(FAMILIES)
 
 
 @pytest.mark.parametrize(

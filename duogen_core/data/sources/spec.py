@@ -109,25 +109,26 @@ def _weight(value: Any, text: str) -> float:
     return weight
 
 
-def _class(kind: str) -> type[Source]:
+def source_class(kind: str) -> type[Source]:
+    """The class of a kind of source; only now is its module imported."""
     module, _, name = KINDS[kind].partition(":")
     return getattr(import_module(module), name)
 
 
 def _parameters(kind: str) -> list[str]:
-    return [name for name in inspect.signature(_class(kind)).parameters if name != "limits"]
+    return [name for name in inspect.signature(source_class(kind)).parameters if name != "limits"]
 
 
 def open_source(spec: SpecLike, base: str | Path | None = None, limits: Limits | None = None) -> Source:
     """Find the samples; none is read yet. base: the folder that relative paths start from (None: the current one)."""
     spec = parse_spec(spec)
     if not spec.path:
-        return _class(spec.kind)(limits=limits, **spec.options)
+        return source_class(spec.kind)(limits=limits, **spec.options)
     path = Path(spec.path).expanduser()
     place = Path(base, path) if base is not None else path
     # A name on the hub looks like a path, so it is taken for one only when something stands there.
     name = spec.path if spec.kind == "hf" and not place.exists() else str(place)
-    return _class(spec.kind)(name, limits=limits, **spec.options)
+    return source_class(spec.kind)(name, limits=limits, **spec.options)
 
 
 def open_mixture(

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -183,6 +183,7 @@ WORDS = {"guide": 0.2, "edit": 0.2, "continue": 0.1, "draft": 0.15, "undrafted":
 
 @dataclass(kw_only=True)
 class AblationConfig(RunConfig):
+    command: ClassVar[str] = "ablation"
     """`minutes` and `steps` are an arm's; times taken on a busy machine are not equal, steps are."""
 
     out: Path = Path("runs/ablation")

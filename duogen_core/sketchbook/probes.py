@@ -1,9 +1,9 @@
-"""Read-outs that make a small MLLM's states say what belongs together: "large", "red", "star", "top left".
+"""Linear probes that make a small MLLM's states say what belongs together: "large", "red", "star", "top left".
 
-Our own addition to the training of the small MLLM (mllm.py). The diffusion transformer sees the text through the
+Our own addition to the training of the small MLLM (stage 1). The diffusion transformer sees the text through the
 states alone, without positions: which place belongs to which shape must stand in the state of one token. A large
 pre-trained MLLM brings that along; next-token loss on Sketchbook hardly asks for it. So, from what the connector sees
-of each token, a linear read-out that is thrown away afterwards tells which kind, colour, size and cell were last named
+of each token, a linear probe that is thrown away afterwards tells which kind, colour, size and cell were last named
 up to there, as long as the word is at most `REACH` tokens back.
 
 In: token ids int [B, N] and the states of all decoder layers, each [B, N, H]. Out: a mean cross-entropy.
@@ -67,16 +67,13 @@ class Vocabulary:
             found.append([index if place - seen <= REACH else -1 for index, seen in zip(last, at, strict=True)])
         return found
 
-    def targets(self, ids: Tensor) -> Tensor:
-        """int [B, N] -> int [B, N, 4]."""
-        return torch.tensor([self.last_named(row) for row in ids.tolist()])
 
-
-class Recall(nn.Module):
+class WordProbes(nn.Module):
     SIZES = tuple(len(words) for words in ATTRIBUTES.values())
 
-    def __init__(self, layers: int, hidden: int) -> None:
+    def __init__(self, tokenizer: Any, layers: int, hidden: int) -> None:
         super().__init__()
+        self.labels = Vocabulary(tokenizer).last_named
         self.read_out = nn.Linear(layers * hidden, sum(self.SIZES))
 
     def forward(self, states: Sequence[Tensor], targets: Tensor) -> Tensor:
