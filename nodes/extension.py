@@ -11,27 +11,39 @@ from .definitions.conditioning import (
     DuoGenPictureSize,
     DuoGenReferenceImages,
 )
-from .definitions.documents import DuoGenFormat, DuoGenPrompt, DuoGenSaveDocument
-from .definitions.given import DuoGenGiven
-from .definitions.interleave import DuoGenInterleave, DuoGenInterleaveStep
-from .definitions.load_checkpoint import DuoGenLoadCheckpoint, register_model_folder
-from .definitions.load_document import DuoGenLoadDocument
-from .definitions.load_lora import DuoGenLoadMLLMLoRA
-from .definitions.load_parts import DuoGenLoadConnector, DuoGenLoadDiT, DuoGenLoadMLLM
+from .definitions.documents import DuoGenFormat, DuoGenLoadDocument, DuoGenPreview, DuoGenSaveDocument
+from .definitions.loaders import (
+    DuoGenLoadCheckpoint,
+    DuoGenLoadConnector,
+    DuoGenLoadDiT,
+    DuoGenLoadMLLM,
+    DuoGenLoadMLLMLoRA,
+)
 from .definitions.loop import (
+    DuoGenGiven,
+    DuoGenInterleave,
+    DuoGenInterleaveStep,
+    DuoGenListEntry,
     DuoGenLoopClose,
     DuoGenLoopNext,
     DuoGenLoopOpen,
     DuoGenLoopRound,
 )
-from .definitions.preview import DuoGenPreview
-from .definitions.prompt import DuoGenEncodePrompt
+from .definitions.prompt import DuoGenEncodePrompt, DuoGenPrompt
 from .definitions.sampling import DuoGenSampler, DuoGenSigmas
 from .definitions.sockets import refuse_plain_values
-from .definitions.writers import DuoGenAskWriter, DuoGenReadWriter, DuoGenReadWriterNext
-from .definitions.writing import DuoGenAppendImage, DuoGenEditContext, DuoGenWrite
-from .host.expansion import DuoGenListEntry
-from .host.step_cache import PROVIDER
+from .definitions.writing import (
+    DuoGenAppendImage,
+    DuoGenAskWriter,
+    DuoGenEditContext,
+    DuoGenReadWriter,
+    DuoGenReadWriterNext,
+    DuoGenWrite,
+)
+from .host.caches import PROVIDER
+from .host.expansion import forget_values
+from .host.loading import register_model_folder
+from .steps import unfinished
 
 NODES: list[type[io.ComfyNode]] = [
     DuoGenLoadCheckpoint,
@@ -74,6 +86,7 @@ for _node in NODES:
 class DuoGenExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_model_folder()
+        PROVIDER.when_prompt_ends += [forget_values, unfinished.end_run]
         await Caching().register_provider(PROVIDER)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..host.images import image_from_picture
+from ..steps import FIXED, LIKE_LAST, LIKE_NUMBER
 from . import sockets
-from .writing import CATEGORY
 
 if TYPE_CHECKING:
     from duogen_core.document import Document
 
+CATEGORY = "DuoGen/stages"
 CHOICE = "all, none, last 2, or numbers such as 1, 3-4; also together: 1, last 2"
 EARLIER = 3  # images that TextEncodeQwenImageEditPlus takes
-LIKE_LAST, LIKE_NUMBER, FIXED = "like the last picture", "like picture n", "fixed"
 
 
 class DuoGenEncodeContext(io.ComfyNode):
@@ -72,7 +73,7 @@ class DuoGenConnector(io.ComfyNode):
     def execute(cls, states: Any) -> io.NodeOutput:
         from ..steps import stages
 
-        return io.NodeOutput(*stages.connect(states))
+        return io.NodeOutput(*stages.condition(states))
 
 
 class DuoGenReferenceImages(io.ComfyNode):
@@ -119,9 +120,8 @@ class DuoGenReferenceImages(io.ComfyNode):
         cls, positive: list, negative: list, vae: Any, context: Document, which: str, megapixels: float = 0.0
     ) -> io.NodeOutput:
         from ..steps import answer, stages
-        from ..steps import planned_answer as plan
 
-        pictures = plan.before_next_picture(context).pictures
+        pictures = answer.before_next_picture(context).pictures
         chosen = answer.choose(which, len(pictures))
         return io.NodeOutput(*stages.refer([positive, negative], vae, pictures, chosen, megapixels))
 
@@ -158,12 +158,11 @@ class DuoGenEarlierImages(io.ComfyNode):
     @classmethod
     def execute(cls, context: Document, which: str) -> io.NodeOutput:
         from ..steps import answer
-        from ..steps import planned_answer as plan
 
-        pictures = plan.before_next_picture(context).pictures
+        pictures = answer.before_next_picture(context).pictures
         chosen = answer.choose(which, len(pictures))[-EARLIER:]
-        images = [sockets.image_from_picture(pictures[index]) for index in chosen]
-        return io.NodeOutput(*images, *[None] * (EARLIER - len(images)), len(images))
+        shown = [image_from_picture(pictures[index]) for index in chosen]
+        return io.NodeOutput(*shown, *[None] * (EARLIER - len(shown)), len(shown))
 
 
 class DuoGenPictureSize(io.ComfyNode):
@@ -202,11 +201,10 @@ class DuoGenPictureSize(io.ComfyNode):
     def execute(
         cls, context: Document, size: str, picture: int, width: int, height: int, mllm: Any = None
     ) -> io.NodeOutput:
-        from ..steps import planned_answer as plan
-        from ..steps import stages
+        from ..steps import answer, stages
 
         width, height = stages.size_of_next(
-            plan.before_next_picture(context),
+            answer.before_next_picture(context),
             mllm.config if mllm is not None else None,
             size=(width, height) if size == FIXED else None,
             like=picture if size == LIKE_NUMBER else 0,

@@ -1,6 +1,6 @@
-"""The ends of the graph: DuoGen Prompt makes a context, DuoGen Format takes an answer apart, DuoGen Save keeps it.
+"""Conversations at rest: shown in a node, taken apart for other nodes, saved to disk, opened again.
 
-A context is a Document (`duogen_core.document`). What is saved is the document folder of the command line, with the
+In: a context (`duogen_core.document.Document`). What is saved is the document folder of the command line, with the
 HTML and Markdown beside it, a PDF and a .zip if wanted, and this workflow inside each of them and inside every PNG.
 """
 
@@ -9,117 +9,63 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management as mm
+import folder_paths
 from comfy_api.latest import io
 
-from ..host.metadata import with_workflow, workflow_of
-from ..host.png_text import add_text
+from .. import PACK
+from ..host.images import image_list
+from ..host.loading import fingerprint_of
+from ..host.metadata import add_text, check_template, new_folder, with_workflow, workflow_of
+from ..steps import unfinished
 from . import sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
-    from duogen_core.document import Document, Picture
+    from duogen_core.document import Document
 
 CATEGORY = "DuoGen"
+DEPTH = 4  # folders below output and input that are looked through
+INDEX = "document.json"
+EXAMPLES = PACK / "workflows" / "examples"
 
 
-class DuoGenPrompt(io.ComfyNode):
+class DuoGenPreview(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="DuoGenPrompt",
-            display_name="DuoGen Prompt",
-            category=CATEGORY,
-            description="A request in words, with pictures if you like: to edit one, to continue one, or to ask about "
-            "one. With an earlier context it is the next request of the same conversation.",
-            search_aliases=["request", "question", "chat", "interleaved prompt"],
+            node_id="DuoGenPreview",
+            display_name="DuoGen Preview",
+            category="DuoGen",
+            description="Shows an answer in the node: text and pictures in order, each picture in its own size. Saves "
+            "nothing.",
+            search_aliases=["show answer", "view document", "viewer"],
             inputs=[
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    default="How do I draw a house with a red roof?",
-                    tooltip="What you want to know or to have drawn, in your own words. <image1> stands for the first "
-                    "picture below; pictures without such a marker come before the text.",
-                ),
-                io.Autogrow.Input(
-                    "images",
-                    optional=True,
-                    tooltip="Pictures the request is about, in order; another input appears as you connect one.",
-                    template=io.Autogrow.TemplateNames(
-                        io.Image.Input(
-                            "image",
-                            optional=True,
-                            tooltip="A picture the request is about. A batch counts as several pictures.",
-                        ),
-                        names=[f"image{number}" for number in range(1, 17)],
-                        min=0,
-                    ),
-                ),
-                io.String.Input(
-                    "system",
-                    multiline=True,
-                    default="",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Instructions for the whole conversation. The bundled model was trained without any: leave "
-                    "this empty for it.",
-                ),
-                sockets.Context.Input(
-                    "context", optional=True, tooltip="An earlier conversation that this request goes on with."
+                sockets.Context.Input("context", tooltip="The conversation to show."),
+                io.Combo.Input(
+                    "part",
+                    options=["answer", "conversation"],
+                    default="answer",
+                    tooltip="The last answer alone, or the whole conversation with the requests and their pictures.",
                 ),
             ],
-            outputs=[sockets.Context.Output("context", tooltip="The conversation, ready to be answered.")],
+            outputs=[sockets.Context.Output("context", tooltip="The same conversation.")],
+            is_output_node=True,
         )
 
     @classmethod
-    def execute(
-        cls, text: str, images: dict[str, Any] | None = None, system: str = "", context: Document | None = None
-    ) -> io.NodeOutput:
-        from duogen_core.document import Document
-        from duogen_core.errors import DuoGenError
+    def execute(cls, context: Document, part: str) -> io.NodeOutput:
+        from ..steps import answer
 
-        pictures = {
-            name: sockets.pictures_from_image(image) for name, image in (images or {}).items() if image is not None
-        }
-        parts = request_parts(text, pictures)
-        if not text.strip() and not pictures:
-            raise DuoGenError("The request is empty; write in DuoGen Prompt what the answer should be about.")
-        if context is not None and system.strip():
-            raise DuoGenError("The system text belongs to the beginning of a conversation; clear it, or the context.")
-        document = context if context is not None else Document()
-        if system.strip():
-            from duogen_core.document import Text
-
-            document = document.begin_turn("system", [Text(system)])
-        return io.NodeOutput(document.begin_turn("user", parts))
-
-
-def request_parts(text: str, pictures: Mapping[str, Sequence[Picture]]) -> list[Any]:
-    """Text and pictures in the order of the markers; {"image1": pictures}. Pictures without a marker come first."""
-    from duogen_core.document import Text
-    from duogen_core.errors import DuoGenError
-
-    left = dict(pictures)
-    pieces: list[Any] = []
-    for index, piece in enumerate(re.split(r"<(image\d+)>", text)):
-        if index % 2 == 0:
-            pieces += [Text(piece)] if piece else []
-        elif piece not in pictures:
-            there = ", ".join(sorted(pictures)) or "none"
-            raise DuoGenError(
-                f"The request speaks of <{piece}>, but no picture is connected there; connected: {there}."
-            )
-        else:
-            left.pop(piece, None)
-            pieces += pictures[piece]
-    return [picture for batch in left.values() for picture in batch] + pieces
+        document = answer.last_answer(context) if part == "answer" else context
+        shown = [unfinished.temporary_view(picture) for picture in document.pictures]
+        return io.NodeOutput(context, ui={"duogen_document": [unfinished.document_ui(document, shown)]})
 
 
 class DuoGenFormat(io.ComfyNode):
@@ -156,12 +102,71 @@ class DuoGenFormat(io.ComfyNode):
 
     @classmethod
     def execute(cls, context: Document, part: str) -> io.NodeOutput:
-        document = sockets.last_answer(context) if part == "answer" else context
+        from ..steps import answer
+
+        document = answer.last_answer(context) if part == "answer" else context
         with interruptible():
             markdown = markdown_of(document)
         pictures = document.pictures
-        images, texts = sockets.image_list(pictures), paragraphs(document)
+        images, texts = image_list(pictures), paragraphs(document)
         return io.NodeOutput(markdown, images, len(pictures), texts, ui={"text": (markdown,)})
+
+
+class DuoGenLoadDocument(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadDocument",
+            display_name="DuoGen Load Document",
+            category="DuoGen",
+            description="Opens a saved conversation with its pictures: to look at, to change, or to go on with by "
+            "another DuoGen Prompt.",
+            search_aliases=["open document", "continue answer", "reload conversation"],
+            inputs=[
+                io.Combo.Input(
+                    "document",
+                    options=list(saved_documents()),
+                    tooltip="A saved conversation in ComfyUI's output or input folder, the newest first, or one of "
+                    "this pack's examples. Copy a document folder, or a .zip of one, into the input folder to have it "
+                    "listed.",
+                ),
+            ],
+            outputs=[sockets.Context.Output("context", tooltip="The conversation as it was saved.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, document: str) -> str:
+        path = saved_documents().get(document)
+        return fingerprint_of(path) if path else ""
+
+    @classmethod
+    def execute(cls, document: str) -> io.NodeOutput:
+        from duogen_core.document.store import load_document
+        from duogen_core.errors import DuoGenError
+
+        path = saved_documents().get(document)
+        if path is None:
+            raise DuoGenError(f"The document {document!r} is no longer in ComfyUI's output or input folder.")
+        unfinished.opened(path)
+        return io.NodeOutput(load_document(path))
+
+
+def saved_documents() -> dict[str, Path]:
+    """Name as listed -> where it lies; the newest first, the examples last."""
+    found: dict[str, tuple[float, Path]] = {}
+    for kind, root in (("output", folder_paths.get_output_directory()), ("input", folder_paths.get_input_directory())):
+        base = Path(root)
+        for level in range(1, DEPTH + 1):
+            for file in base.glob("/".join(["*"] * level + [INDEX])):
+                if any(part.startswith(".") for part in file.parent.relative_to(base).parts):
+                    continue  # a folder that is being written, or that a killed process left half written
+                name = f"{file.parent.relative_to(base).as_posix()} [{kind}]"
+                found[name] = (file.stat().st_mtime, file.parent)
+        if kind == "input":
+            for file in base.glob("*.zip"):
+                found[f"{file.name} [{kind}]"] = (file.stat().st_mtime, file)
+    listed = {name: path for name, (_, path) in sorted(found.items(), key=lambda item: -item[1][0])}
+    return listed | {f"{file.parent.name} [example]": file.parent for file in sorted(EXAMPLES.glob(f"*/{INDEX}"))}
 
 
 class DuoGenSaveDocument(io.ComfyNode):
@@ -207,10 +212,8 @@ class DuoGenSaveDocument(io.ComfyNode):
         """Refuses a name that no file can have. None: it comes from another node, and is looked at when it is there."""
         from duogen_core.errors import DuoGenError
 
-        from ..host import file_prefix
-
         try:
-            file_prefix.check_template(filename_prefix or "")
+            check_template(filename_prefix or "")
         except DuoGenError as error:
             return str(error)
         return True
@@ -219,13 +222,9 @@ class DuoGenSaveDocument(io.ComfyNode):
     def execute(cls, context: Document, filename_prefix: str, pdf: bool = False, zip: bool = False) -> io.NodeOutput:
         from duogen_core.document.store import image_name
 
-        from ..host import file_prefix
-        from ..steps import unfinished
-        from .preview import document_ui
-
         size = next((picture.size for picture in context.last_turn.pictures), (0, 0)) if context.turns else (0, 0)
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
-        folder, subfolder = file_prefix.new_folder(filename_prefix, cls.hidden.prompt or {}, workflow, size)
+        folder, subfolder = new_folder(filename_prefix, cls.hidden.prompt or {}, workflow, size)
         with interruptible():
             files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
             markdown = markdown_of(context)
@@ -238,21 +237,11 @@ class DuoGenSaveDocument(io.ComfyNode):
                 "images": [{**place, "type": "output"} for place in places],
                 "text": (markdown,),
                 "document": [{"folder": inside, **files}],
-                "duogen_document": [document_ui(context, [{**place, "folder": "output"} for place in places])],
+                "duogen_document": [
+                    unfinished.document_ui(context, [{**place, "folder": "output"} for place in places])
+                ],
             }
         )
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """What is given up inside because the user interrupted the prompt ends it the way ComfyUI expects."""
-    from duogen_core.errors import Cancelled
-
-    try:
-        yield
-    except Cancelled:
-        mm.throw_exception_if_processing_interrupted()
-        raise
 
 
 def save(
@@ -310,3 +299,15 @@ def markdown_of(document: Document) -> str:
 
     names = [image_name(index) for index in range(len(document.pictures))]
     return render_markdown(document, names, mm.processing_interrupted)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """What is given up inside because the user interrupted the prompt ends it the way ComfyUI expects."""
+    from duogen_core.errors import Cancelled
+
+    try:
+        yield
+    except Cancelled:
+        mm.throw_exception_if_processing_interrupted()
+        raise

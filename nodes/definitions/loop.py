@@ -1,93 +1,179 @@
-"""DuoGen Loop Open and Loop Close: the loop of DuoGen Interleave with the user's own nodes where a picture is drawn.
+"""Whole answers: DuoGen Interleave in one node, or DuoGen Loop Open and Loop Close around nodes of the user's own.
 
-    Loop Open -> (context, text, seed, number) -> whatever draws a picture -> Loop Close -> the finished answer
+    Loop Open -> (context, text, seed, number) -> whatever draws an image -> Loop Close -> the finished answer
 
-Open writes up to the first picture. Close appends what was drawn, lets the model write on, and while it wants another
-picture puts a copy of everything between Open and Close into the running graph (ComfyUI's node expansion), with a Round
-in the place of Open. Close asks for its picture only when one is due (a lazy input), so an answer without pictures
-draws none. Each copy is cached by its inputs. Close holds the settings of single pictures (their seeds, the limit),
-because everything after Open is computed again when an input of Open changes.
+Both put nodes into the running graph (steps/loop.py). Interleave writes, draws, looks at what it drew, and writes on.
+Of the loop, Open writes up to the first image. Close appends what was drawn, lets the model write on, and while it
+wants another image puts in a copy of everything between Open and Close, with a Round in the place of Open. Close asks
+for its image only when one is due (a lazy input), so an answer without images draws none. Close holds the settings of
+single images (their seeds, the limit), because everything after Open runs again when an input of Open changes.
+
+The nodes in DuoGen/internal are put in at run time and shown to developers only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from comfy_execution.graph_utils import ExecutionBlocker
-from comfy_execution.utils import get_executing_context
 
-from ..host.expansion import expand, list_index, new_graph
-from ..steps.loop_body import copy_body, sampling_between
-from . import given, inputs, sockets
-from .inputs import AS_IT_GOES, PLAN_FIRST
+from ..host import display
+from ..host.expansion import add_values, list_index, new_graph, values_of
+from ..host.images import image_list
+from ..steps import AS_IT_GOES, PLAN_FIRST, unfinished
+from ..steps import loop as steps_loop
+from . import sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from comfy_execution.graph_utils import GraphBuilder
-
     from duogen_core.document import Document
 
-    from ..steps.answer import Step
+    from ..steps.loop import Round
 
 CATEGORY = "DuoGen/loop"
 
 
-@dataclass(frozen=True, eq=False)
-class Round:
-    """DUOGEN_LOOP: the answer when its next picture is due, or when it ended."""
+class DuoGenInterleave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenInterleave",
+            display_name="DuoGen Interleave",
+            category="DuoGen",
+            description="Answers a request with text and pictures in turn. The language model writes; where it wants a "
+            "picture, the diffusion transformer draws it while looking at every earlier picture; the picture joins the "
+            "context and the writing goes on, until the answer ends.",
+            search_aliases=[
+                "interleaved generation",
+                "illustrated answer",
+                "text and images",
+                "storyboard",
+                "how-to guide",
+            ],
+            inputs=[
+                sockets.Mllm.Input("mllm", tooltip="The language model that writes, from DuoGen Load Checkpoint."),
+                sockets.Connector.Input("connector", tooltip="The connector of the same checkpoint."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The diffusion transformer that draws; LoRAs and patches around the whole model (shift, "
+                    "RescaleCFG, EasyCache) apply.",
+                ),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                sockets.Context.Input(
+                    "context", tooltip="The request, from DuoGen Prompt, or an answer to go on with."
+                ),
+                sockets.seed(
+                    "The seed of the answer and of its first picture; later ones get seeds of their own, "
+                    "made of it. The same seed gives the same answer."
+                ),
+                sockets.steps(),
+                sockets.cfg(),
+                sockets.sampler_name(),
+                sockets.scheduler(),
+                sockets.max_images(),
+                sockets.max_tokens(),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=16,
+                    tooltip="Width of every picture in pixels. 0: like the last picture of the context, or the "
+                    "checkpoint's own size when there is none.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=16,
+                    tooltip="Height of every picture in pixels. 0: see width.",
+                ),
+                sockets.picture_seeds(
+                    "Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures "
+                    "before the first one named stay as they are, and are not drawn again.",
+                    optional=True,
+                ),
+                sockets.mode(optional=True),
+                io.String.Input(
+                    "references",
+                    default="all",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which earlier pictures each new one looks at: all, none, last 2, or numbers such as "
+                    "1, 3-4.",
+                ),
+                io.Int.Input(
+                    "size_like",
+                    default=0,
+                    min=0,
+                    max=1000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="With width and height 0: the size of this picture of the conversation, counted from 1. "
+                    "0: of the last one.",
+                ),
+                sockets.temperature(optional=True, advanced=True),
+            ],
+            outputs=[
+                sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
+                io.String.Output("text", tooltip="The text of the answer, without its pictures."),
+                io.Image.Output(
+                    "images", is_output_list=True, tooltip="The pictures of the answer, each in its own size."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            enable_expand=True,
+        )
 
-    context: Document
-    stop: str  # why the writing stopped
-    step: Step
-    mllm: Any = None  # nothing where any writer writes (writer_nodes.py)
-    connector: Any = None
-    # Of a list of requests: whether a picture is due, entry by entry. All rounds of the list have the same one.
-    due: Sequence[bool] = ()
+    @classmethod
+    def execute(
+        cls,
+        mllm: Any,
+        connector: Any,
+        model: Any,
+        vae: Any,
+        context: Document,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        max_images: int,
+        max_tokens: int,
+        width: int,
+        height: int,
+        seeds: str = "",
+        mode: str = AS_IT_GOES,
+        references: str = "all",
+        size_like: int = 0,
+        temperature: float = 0.0,
+    ) -> io.NodeOutput:
+        from duogen_core import pipeline
+        from duogen_core.errors import DuoGenError
 
+        from ..host import compatibility
+        from ..steps import answer
 
-_list_now: tuple[Any, list[bool]] = (None, [])
-
-
-def due_in_list(stop: str) -> list[bool]:
-    """Round.due. ComfyUI calls a node for one entry after the other, so it grows with every call."""
-    global _list_now
-    context, index = get_executing_context(), list_index()
-    node = context and (context.prompt_id, context.node_id)
-    if index == 0 or _list_now[0] != node:
-        _list_now = (node, [])
-    _list_now[1].append(stop == "picture")
-    return _list_now[1]
-
-
-def round_outputs() -> list[io.Output]:
-    return [
-        sockets.Loop.Output("loop", tooltip="To DuoGen Loop Close."),
-        sockets.Context.Output("context", tooltip="The answer up to the place where a picture is due."),
-        io.String.Output(
-            "text",
-            tooltip="What the picture is to show: the paragraph before it, or the caption of a language model that "
-            "was asked for one. A prompt for any other model.",
-        ),
-        io.Int.Output(
-            "seed", tooltip="The seed of this picture, made of the answer's, or its own from DuoGen Loop Close."
-        ),
-        io.Int.Output("number", tooltip="Which picture of the answer is due, counted from 1."),
-    ]
-
-
-def given_out(state: Round) -> list[Any]:
-    """The values of `round_outputs`; nothing but the loop goes on when no picture is due."""
-    from duogen_core import pipeline
-
-    from ..steps import planned_answer as plan
-
-    if state.stop != "picture":
-        return [state, *[ExecutionBlocker(None)] * 4]
-    text = pipeline.picture_prompt(plan.before_next_picture(state.context))
-    return [state, state.context, text, state.step.picture_seed, state.step.drawn + 1]
+        compatibility.check_connector(mllm, connector)
+        compatibility.check_model(model, connector)
+        compatibility.check_vae(vae, model)
+        if (width == 0) != (height == 0):
+            raise DuoGenError(
+                f"The size is {width} x {height}: set both sides, or both to 0 to let the context decide."
+            )
+        settings = pipeline.Settings(seed=seed, steps=steps or None, guidance=cfg or None)
+        settings = settings.resolved(compatibility.config_of(mllm, model))
+        answer.choose(references, 0)  # says now what is wrong with it, not after the first paragraph
+        step = answer.begin(
+            context, seed=seed, max_images=max_images, tokens_left=max_tokens, steps=settings.steps,
+            cfg=settings.guidance, shift=settings.shift, sampler_name=sampler_name, scheduler=scheduler, width=width,
+            height=height, size_like=size_like, temperature=temperature, references=references, seeds=seeds,
+        )  # fmt: skip
+        graph = new_graph(cls.hidden)
+        links = add_values(
+            graph, "values", mllm=mllm, connector=connector, model=model, vae=vae, context=context
+        )  # fmt: skip
+        return steps_loop.start_writing(graph, mllm, links, links["context"], step, mode)
 
 
 class DuoGenLoopOpen(io.ComfyNode):
@@ -108,12 +194,12 @@ class DuoGenLoopOpen(io.ComfyNode):
                     optional=True,
                     tooltip="The connector that the pictures are made with. Not needed when another model draws.",
                 ),
-                inputs.seed(
+                sockets.seed(
                     "The seed of the answer and of its first picture; later ones get seeds of their own, made of it."
                 ),
-                inputs.max_tokens(),
-                inputs.mode(),
-                inputs.temperature(advanced=True),
+                sockets.max_tokens(),
+                sockets.mode(),
+                sockets.temperature(advanced=True),
             ],
             outputs=round_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -130,19 +216,147 @@ class DuoGenLoopOpen(io.ComfyNode):
         temperature: float,
         connector: Any = None,
     ) -> io.NodeOutput:
-        from ..steps import answer, live, stages
+        from ..steps import answer, stages
 
         step = answer.begin(context, seed=seed, tokens_left=max_tokens, max_images=0, temperature=temperature)
-        paragraph = live.LiveText(cls.hidden)
+        paragraph = display.TextStream(cls.hidden)
         write = stages.write_whole if mode == PLAN_FIRST else stages.write
         written = write(
             mllm, connector, context, max_new_tokens=max_tokens, seed=step.write_seed, temperature=temperature,
             on_token=paragraph.on_token,
         )  # fmt: skip
-        live.say(cls.hidden, "Picture 1" if written.stop == "picture" else "", written.text.strip())
+        display.say(cls.hidden, "Image 1" if written.stop == "picture" else "", written.text.strip())
         step = step.after_text(written.tokens)
-        state = Round(written.context, written.stop, step, mllm, connector, due_in_list(written.stop))
-        return io.NodeOutput(*given_out(state))
+        state = steps_loop.Round(
+            written.context, written.stop, step, mllm, connector, steps_loop.due_in_list(written.stop)
+        )
+        return io.NodeOutput(*steps_loop.round_values(state))
+
+
+def round_outputs() -> list[io.Output]:
+    return [
+        sockets.Loop.Output("loop", tooltip="To DuoGen Loop Close."),
+        sockets.Context.Output("context", tooltip="The answer up to the place where a picture is due."),
+        io.String.Output(
+            "text",
+            tooltip="What the picture is to show: the paragraph before it, or the caption of a language model that "
+            "was asked for one. A prompt for any other model.",
+        ),
+        io.Int.Output(
+            "seed", tooltip="The seed of this picture, made of the answer's, or its own from DuoGen Loop Close."
+        ),
+        io.Int.Output("number", tooltip="Which picture of the answer is due, counted from 1."),
+    ]
+
+
+class DuoGenLoopClose(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _close_schema(
+            node_id="DuoGenLoopClose",
+            display_name="DuoGen Loop Close",
+            category=CATEGORY,
+            description="Takes the picture that was drawn since DuoGen Loop Open, shows it to the language model, and "
+            "goes round again until the answer ends.",
+            search_aliases=["end loop", "loop end"],
+        )
+
+    @classmethod
+    def check_lazy_status(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> list[str]:
+        return steps_loop.missing_image(loop, max_images, image)
+
+    @classmethod
+    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
+        return steps_loop.close(cls.hidden, loop, max_images, seeds, image)
+
+
+def _close_schema(**kwargs: Any) -> io.Schema:
+    images = io.Image.Output(
+        "images",
+        is_output_list=kwargs["node_id"] == "DuoGenLoopClose",
+        tooltip="The pictures of the answer, each in its own size.",
+    )
+    return io.Schema(
+        inputs=[
+            sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open, or from DuoGen Read Writer."),
+            io.Image.Input("image", lazy=True, tooltip="The picture for this place of the answer."),
+            sockets.max_images(),
+            sockets.picture_seeds(
+                "Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures before "
+                "the first one named are not drawn again. The first picture has the seed of DuoGen Loop Open."
+            ),
+        ],
+        outputs=[
+            sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
+            io.String.Output("text", tooltip="The text of the answer, without its pictures."),
+            images,
+        ],
+        hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        enable_expand=True,
+        **kwargs,
+    )
+
+
+class DuoGenInterleaveStep(io.ComfyNode):
+    """Put in by DuoGen Interleave. Its third output is one value, a list: outputs that are lists do not survive an
+    expansion, except as the value that the outermost node makes its list of."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenInterleaveStep",
+            display_name="DuoGen Interleave Step",
+            category="DuoGen/internal",
+            description="DuoGen Interleave puts this node in while it runs. It is not meant to be used by hand.",
+            inputs=[
+                sockets.Mllm.Input("mllm", tooltip="As DuoGen Interleave has it."),
+                sockets.Connector.Input("connector", tooltip="As DuoGen Interleave has it."),
+                io.Model.Input("model", tooltip="As DuoGen Interleave has it."),
+                io.Vae.Input("vae", tooltip="As DuoGen Interleave has it."),
+                sockets.Context.Input("context", tooltip="The answer so far."),
+                io.String.Input("stop", tooltip="Why the writing stopped."),
+                io.Int.Input("tokens", tooltip="How many tokens were written."),
+                io.String.Input("duogen_step", tooltip="Settings and progress, as JSON."),
+            ],
+            outputs=[
+                sockets.Context.Output("context", tooltip="The finished conversation."),
+                io.String.Output("text", tooltip="The text of the answer."),
+                io.Image.Output("images", tooltip="The pictures of the answer, as one list."),
+            ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            enable_expand=True,
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mllm: Any,
+        connector: Any,
+        model: Any,
+        vae: Any,
+        context: Document,
+        stop: str,
+        tokens: int,
+        duogen_step: str,
+    ) -> io.NodeOutput:
+        from ..steps import answer
+
+        before = answer.Step.from_text(duogen_step).after_text(tokens)
+        ending = before.ending(stop)
+        if ending is not None:
+            context = before.finished(context, mllm.config.name, ending)
+            display.say(cls.hidden, unfinished.LIMITS.get(ending, ""), answer.whole_answer(context))
+            drawn = image_list(context.pictures[before.first_picture :])
+            ui = unfinished.show_end(cls.hidden, context, drawn=before.drawn)
+            return io.NodeOutput(context, before.written(context), drawn, ui=ui)
+        if before.drawn:  # what was written since the last picture; pictures that come from a cache
+            unfinished.keep(cls.hidden, context, before.record(mllm.config.name, "interrupted"))
+        graph = new_graph(cls.hidden)
+        links = add_values(graph, "values", mllm=mllm, connector=connector, model=model, vae=vae, context=context)
+        return steps_loop.start_writing(
+            graph, mllm, links, steps_loop.draw_next(graph, links, before), before.after_picture()
+        )
 
 
 class DuoGenLoopRound(io.ComfyNode):
@@ -172,65 +386,16 @@ class DuoGenLoopRound(io.ComfyNode):
     ) -> io.NodeOutput:
         from duogen_core import pipeline
 
-        from ..steps import answer, live
-        from ..steps import planned_answer as plan
+        from ..steps import answer
 
         step = answer.Step.from_text(duogen_step).after_text(tokens)
-        state = Round(context, step.ending(stop) or "picture", step, mllm, connector)
+        state = steps_loop.Round(context, step.ending(stop) or "picture", step, mllm, connector)
         if state.stop == "picture":
             close = cls.hidden.dynprompt.get_parent_node_id(cls.hidden.unique_id)
             limit = cls.hidden.dynprompt.get_node(close)["inputs"].get("max_images")
-            title = f"Picture {step.drawn + 1}" + (f" of at most {limit}" if isinstance(limit, int) else "")
-            live.say(cls.hidden, title, pipeline.step_text(plan.before_next_picture(context)))
-        return io.NodeOutput(*given_out(state))
-
-
-def _close_schema(**kwargs: Any) -> io.Schema:
-    images = io.Image.Output(
-        "images",
-        is_output_list=kwargs["node_id"] == "DuoGenLoopClose",
-        tooltip="The pictures of the answer, each in its own size.",
-    )
-    return io.Schema(
-        inputs=[
-            sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open, or from DuoGen Read Writer."),
-            io.Image.Input("image", lazy=True, tooltip="The picture for this place of the answer."),
-            inputs.max_images(),
-            inputs.picture_seeds(
-                "Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures before "
-                "the first one named are not drawn again. The first picture has the seed of DuoGen Loop Open."
-            ),
-        ],
-        outputs=[
-            sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
-            io.String.Output("text", tooltip="The text of the answer, without its pictures."),
-            images,
-        ],
-        hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-        enable_expand=True,
-        **kwargs,
-    )
-
-
-class DuoGenLoopClose(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _close_schema(
-            node_id="DuoGenLoopClose",
-            display_name="DuoGen Loop Close",
-            category=CATEGORY,
-            description="Takes the picture that was drawn since DuoGen Loop Open, shows it to the language model, and "
-            "goes round again until the answer ends.",
-            search_aliases=["end loop", "loop end"],
-        )
-
-    @classmethod
-    def check_lazy_status(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> list[str]:
-        return missing_image(loop, max_images, image)
-
-    @classmethod
-    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
-        return close(cls.hidden, loop, max_images, seeds, image)
+            title = f"Image {step.drawn + 1}" + (f" of at most {limit}" if isinstance(limit, int) else "")
+            display.say(cls.hidden, title, pipeline.step_text(answer.before_next_picture(context)))
+        return io.NodeOutput(*steps_loop.round_values(state))
 
 
 class DuoGenLoopNext(io.ComfyNode):
@@ -248,7 +413,7 @@ class DuoGenLoopNext(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> list[str]:
-        return missing_image(loop, max_images, image)
+        return steps_loop.missing_image(loop, max_images, image)
 
     @classmethod
     def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
@@ -259,95 +424,51 @@ class DuoGenLoopNext(io.ComfyNode):
                 "One picture is due in each round of the loop, but what lies between DuoGen Loop Open and Loop Close "
                 "gives a list of several; choose one of them first."
             )
-        return close(cls.hidden, loop, max_images, seeds, image)
+        return steps_loop.close(cls.hidden, loop, max_images, seeds, image)
 
 
-def missing_image(state: Round, max_images: int, image: Any) -> list[str]:
-    """Asked for is the picture that is drawn in the user's own nodes: for all requests of a list, or for none. Where
-    one answer needs no picture, ComfyUI would block its Close along with the nodes that draw."""
-    return ["image"] if image is None and ending(state, max_images) is None and all(state.due) else []
-
-
-def ending(state: Round, max_images: int) -> str | None:
-    """Why the answer ends here; None: a picture is due."""
-    if state.stop != "picture":
-        return state.stop
-    return "max_images" if state.step.drawn >= max_images else None
-
-
-def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) -> io.NodeOutput:
-    from duogen_core.errors import DuoGenError
-
-    from ..steps import answer, live, unfinished
-    from ..steps.writer_loop import ask_again, asked, read_again
-
-    own, step = answer.parse_seeds(seeds), state.step
-    if 1 in own:
-        where = "Loop Open" if state.mllm else "Read Writer"
-        raise DuoGenError(f"The first picture of a loop has the seed of DuoGen {where}; change it there.")
-    why, name = ending(state, max_images), state.mllm.config.name if state.mllm else None
-    if why is not None:
-        context = step.finished(state.context, name, why)
-        live.say(hidden, live.LIMITS.get(why, ""), live.whole_answer(context))
-        images = sockets.image_list(context.pictures[step.first_picture :])
-        ui = unfinished.show_end(hidden, context, drawn=step.drawn)
-        return io.NodeOutput(context, step.written(context), images, ui=ui)
-    if step.drawn:  # what was written since the last picture; pictures that come from a cache
-        unfinished.keep(hidden, state.context, step.record(name, "interrupted"))
-
-    links = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
-    opened = links["loop"][0]
-    start = opened if state.mllm else asked(hidden, opened)
-    if hidden.dynprompt.get_node(start)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound", "DuoGenAskWriter"):
-        raise DuoGenError("The loop input must come straight from DuoGen Loop Open; remove what lies between them.")
-    graph = new_graph(hidden)
-    following = answer.for_next_picture(step if image is None else step.after_picture(), own, max_images)
-    if not step.drawn:
-        sampling = state.mllm.config.sampling if state.mllm else None
-        following = replace(following, **sampling_between(hidden, start, sampling))
-    models = given.put_in(
-        graph, "given", mllm=state.mllm, connector=state.connector, context=state.context, image=image
-    )  # fmt: skip
-    context = models.pop("context")
-    if image is not None:
-        append = graph.node(
-            "DuoGenAppendImage", "append", context=context, image=models.pop("image"), seed=step.picture_seed
+class DuoGenGiven(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenGiven",
+            display_name="DuoGen Given",
+            category="DuoGen/internal",
+            description="DuoGen Interleave and the loop put this node in while they run. It hands on what they have.",
+            inputs=[io.String.Input("names", tooltip="Which value goes where, as JSON.")],
+            outputs=[
+                sockets.Mllm.Output("mllm", tooltip="The language model."),
+                sockets.Connector.Output("connector", tooltip="The connector."),
+                io.Model.Output("model", tooltip="The diffusion transformer."),
+                io.Vae.Output("vae", tooltip="The VAE."),
+                sockets.Context.Output("context", tooltip="The answer so far."),
+                io.Image.Output("image", tooltip="The picture that was drawn."),
+            ],
+            is_dev_only=True,
         )
-        context = append.out(0)
-    # Without an image, the first one is drawn in a copy of the user's nodes (see missing_image). What the user hung on
-    # the nodes themselves, a preview for example, has asked for it there too, and shows it twice.
-    if state.mllm:
-        round_ = write_on(graph, hidden, opened, models, context, following, write=image is not None)
-        copies = copy_body(graph, hidden, opened, round_.id)
-    else:
-        round_ = ask_again(graph, hidden, start, None if image is None else context)
-        changed = read_again(hidden, opened, following)
-        copies = copy_body(graph, hidden, start, round_.id, changed)
-    again = graph.node("DuoGenLoopNext", "next", max_images=max_images, seeds=seeds)
-    for name in ("loop", "image"):
-        again.set_input(name, copies(links[name]))
-    return expand(graph, state.mllm or state, again, hidden.unique_id)
+
+    @classmethod
+    def execute(cls, names: str) -> io.NodeOutput:
+        return io.NodeOutput(*values_of(names))
 
 
-def write_on(
-    graph: GraphBuilder, hidden: Any, opened: str, models: dict, context: list, following: Step, *, write: bool
-) -> Any:
-    """The Round that stands for Open in the next round. write: our language model writes up to the next picture first;
-    otherwise a picture is due now."""
-    stop: Any = "picture"
-    tokens: Any = 0
-    shown = []
-    if write:
-        written = graph.node(
-            "DuoGenWrite", "write", **models, context=context, max_tokens=following.tokens_left,
-            seed=following.write_seed, temperature=following.temperature, top_p=1.0, mode=AS_IT_GOES,
-        )  # fmt: skip
-        context, stop, tokens = written.out(0), written.out(3), written.out(4)
-        shown.append(written)
-    round_ = graph.node(
-        "DuoGenLoopRound", "round", **models, context=context, stop=stop, tokens=tokens,
-        duogen_step=following.to_text(),
-    )  # fmt: skip
-    for node in (*shown, round_):
-        node.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
-    return round_
+class DuoGenListEntry(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenListEntry",
+            display_name="DuoGen List Entry",
+            category="DuoGen/internal",
+            description="DuoGen Loop Close puts this node in while it runs. It takes one entry out of a list.",
+            inputs=[
+                io.AnyType.Input("values", tooltip="The list."),
+                io.Int.Input("index", tooltip="Which entry, counted from 0; of a shorter list, the last."),
+            ],
+            outputs=[io.AnyType.Output("value", tooltip="The entry.")],
+            is_input_list=True,
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def execute(cls, values: list[Any], index: list[int]) -> io.NodeOutput:
+        return io.NodeOutput(values[min(index[0], len(values) - 1)])

@@ -1,19 +1,119 @@
-"""DuoGen Encode Prompt: one prompt -> CONDITIONING, exactly as Cosmos-Predict2.5 was published. No conversation.
+"""What the user asks: DuoGen Prompt begins or continues a conversation, DuoGen Encode Prompt is one prompt without one.
 
-In: the language model and the connector of a Cosmos-Predict2.5, a prompt. Out: positive and negative, whose states are
-those of diffusers' pipeline (`duogen_core.text_to_picture`). Of a picture in the loop it draws what the caption says.
+Encode Prompt gives CONDITIONING exactly as Cosmos-Predict2.5 was published, with the states of diffusers' pipeline
+(`duogen_core.mllm.prompt_states`). In a loop it draws what the caption of an image says.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
+from ..host import images as image_conversion
 from . import sockets
-from .writing import CATEGORY
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from duogen_core.document import Document, Picture
 
 TRAINED_TOKENS = 512
+
+
+class DuoGenPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenPrompt",
+            display_name="DuoGen Prompt",
+            category="DuoGen",
+            description="A request in words, with pictures if you like: to edit one, to continue one, or to ask about "
+            "one. With an earlier context it is the next request of the same conversation.",
+            search_aliases=["request", "question", "chat", "interleaved prompt"],
+            inputs=[
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    default="How do I draw a house with a red roof?",
+                    tooltip="What you want to know or to have drawn, in your own words. <image1> stands for the first "
+                    "picture below; pictures without such a marker come before the text.",
+                ),
+                io.Autogrow.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Pictures the request is about, in order; another input appears as you connect one.",
+                    template=io.Autogrow.TemplateNames(
+                        io.Image.Input(
+                            "image",
+                            optional=True,
+                            tooltip="A picture the request is about. A batch counts as several pictures.",
+                        ),
+                        names=[f"image{number}" for number in range(1, 17)],
+                        min=0,
+                    ),
+                ),
+                io.String.Input(
+                    "system",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Instructions for the whole conversation. The bundled model was trained without any: leave "
+                    "this empty for it.",
+                ),
+                sockets.Context.Input(
+                    "context", optional=True, tooltip="An earlier conversation that this request goes on with."
+                ),
+            ],
+            outputs=[sockets.Context.Output("context", tooltip="The conversation, ready to be answered.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, text: str, images: dict[str, Any] | None = None, system: str = "", context: Document | None = None
+    ) -> io.NodeOutput:
+        from duogen_core.document import Document
+        from duogen_core.errors import DuoGenError
+
+        pictures = {
+            name: image_conversion.pictures_from_image(image)
+            for name, image in (images or {}).items()
+            if image is not None
+        }
+        parts = request_parts(text, pictures)
+        if not text.strip() and not pictures:
+            raise DuoGenError("The request is empty; write in DuoGen Prompt what the answer should be about.")
+        if context is not None and system.strip():
+            raise DuoGenError("The system text belongs to the beginning of a conversation; clear it, or the context.")
+        document = context if context is not None else Document()
+        if system.strip():
+            from duogen_core.document import Text
+
+            document = document.begin_turn("system", [Text(system)])
+        return io.NodeOutput(document.begin_turn("user", parts))
+
+
+def request_parts(text: str, pictures: Mapping[str, Sequence[Picture]]) -> list[Any]:
+    """Text and pictures in the order of the markers; {"image1": pictures}. Pictures without a marker come first."""
+    from duogen_core.document import Text
+    from duogen_core.errors import DuoGenError
+
+    left = dict(pictures)
+    pieces: list[Any] = []
+    for index, piece in enumerate(re.split(r"<(image\d+)>", text)):
+        if index % 2 == 0:
+            pieces += [Text(piece)] if piece else []
+        elif piece not in pictures:
+            there = ", ".join(sorted(pictures)) or "none"
+            raise DuoGenError(
+                f"The request speaks of <{piece}>, but no picture is connected there; connected: {there}."
+            )
+        else:
+            left.pop(piece, None)
+            pieces += pictures[piece]
+    return [picture for batch in left.values() for picture in batch] + pieces
 
 
 class DuoGenEncodePrompt(io.ComfyNode):
@@ -22,7 +122,7 @@ class DuoGenEncodePrompt(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenEncodePrompt",
             display_name="DuoGen Encode Prompt",
-            category=CATEGORY,
+            category="DuoGen/stages",
             description="Text to picture as Cosmos-Predict2.5 was published: the prompt alone, filled up to 512 "
             "tokens, with a negative prompt of its own. For weights that were never taught to read a conversation.",
             search_aliases=["clip text encode", "text to image", "cosmos prompt", "negative prompt"],
@@ -58,7 +158,8 @@ class DuoGenEncodePrompt(io.ComfyNode):
     def execute(
         cls, mllm: Any, connector: Any, prompt: str, negative_prompt: str = "", tokens: int = TRAINED_TOKENS
     ) -> io.NodeOutput:
-        from ..steps import live, prompts
+        from ..host import display
+        from ..steps import stages
 
-        say = lambda text: live.say(cls.hidden, text)  # noqa: E731
-        return io.NodeOutput(*prompts.encode(mllm, connector, prompt, negative_prompt, tokens or None, say))
+        say = lambda text: display.say(cls.hidden, text)  # noqa: E731
+        return io.NodeOutput(*stages.encode_prompt(mllm, connector, prompt, negative_prompt, tokens or None, say))

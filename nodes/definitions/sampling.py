@@ -9,7 +9,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from . import inputs
+from . import sockets
 
 CATEGORY = "DuoGen/sampling"
 
@@ -33,11 +33,11 @@ class DuoGenSampler(io.ComfyNode):
                 io.Conditioning.Input("positive", tooltip="What the picture shall show."),
                 io.Conditioning.Input("negative", tooltip="What it is told apart from."),
                 io.Latent.Input("latent_image", tooltip="An empty latent of the picture's size, or one to start from."),
-                inputs.seed("The seed of the noise, as in KSampler."),
-                inputs.steps(),
-                inputs.cfg(),
-                inputs.sampler_name(),
-                inputs.scheduler(),
+                sockets.seed("The seed of the noise, as in KSampler."),
+                sockets.steps(),
+                sockets.cfg(),
+                sockets.sampler_name(),
+                sockets.scheduler(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -66,14 +66,18 @@ class DuoGenSampler(io.ComfyNode):
         scheduler: str,
         denoise: float = 1.0,
     ) -> io.NodeOutput:
+        from ..host import display, sampling
         from ..host.diffusion_model import STEP_TEXT
-        from ..steps import drawing, live, stages
+        from ..steps import answer, stages
 
         steps, cfg = stages.trained_sampling(model, steps, cfg)
-        shown = live.LivePicture(cls.hidden, model, positive[0][1].get(STEP_TEXT, "") if positive else "")
-        latent = drawing.draw(
-            model, positive, negative, latent_image, seed=seed, steps=steps, cfg=cfg, sampler_name=sampler_name,
-            scheduler=scheduler, denoise=denoise, on_step=shown.on_step, say=lambda text: live.say(cls.hidden, text),
+        paragraph = positive[0][1].get(STEP_TEXT, "") if positive else ""
+        preview = display.SamplingPreview(cls.hidden, model, answer.picture_title(cls.hidden), paragraph)
+        latent = sampling.draw(
+            model, positive, negative, latent_image, seed=seed, steps=steps, cfg=cfg,
+            sampler_name=None if sampler_name == sockets.AS_TRAINED else sampler_name,
+            scheduler=None if scheduler == sockets.AS_TRAINED else scheduler,
+            denoise=denoise, on_step=preview.on_step, say=lambda text: display.say(cls.hidden, text),
         )  # fmt: skip
         return io.NodeOutput(latent)
 
@@ -90,7 +94,7 @@ class DuoGenSigmas(io.ComfyNode):
             search_aliases=["scheduler", "schedule", "basic scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer that will draw."),
-                inputs.steps(),
+                sockets.steps(),
             ],
             outputs=[
                 io.Sigmas.Output("sigmas", tooltip="Noise levels from the first one down to 0, spaced as in training."),
@@ -102,7 +106,8 @@ class DuoGenSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, steps: int) -> io.NodeOutput:
-        from ..steps import schedule, stages
+        from ..host import sampling
+        from ..steps import stages
 
         steps, cfg = stages.trained_sampling(model, steps, 0.0)
-        return io.NodeOutput(schedule.trained_sigmas(model, steps), steps, cfg, schedule.trained_solver(model))
+        return io.NodeOutput(sampling.trained_sigmas(model, steps), steps, cfg, sampling.trained_solver(model))

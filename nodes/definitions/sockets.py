@@ -1,29 +1,27 @@
-"""The sockets of our own, where ComfyUI's core has none, what their values hold, and IMAGE <-> Picture at the border.
+"""What several nodes share: the sockets of our own, and the widgets that appear on more than one node.
 
-DUOGEN_CONTEXT is a `duogen_core.document.Document`, DUOGEN_MLLM and DUOGEN_CONNECTOR are the managed models of
-`managed.py`, DUOGEN_STATES is `stages.States`, DUOGEN_LOOP is `loop.Round`.
-IMAGE is ComfyUI's float [B, H, W, C] in 0..1, a Picture is uint8 RGB [H, W, 3].
+Sockets, where ComfyUI's core has none, and what they carry: DUOGEN_CONTEXT a `duogen_core.document.Document`,
+DUOGEN_MLLM and DUOGEN_CONNECTOR a `ModelHandle` (host/model_management.py), DUOGEN_STATES a `States` (steps/stages.py),
+DUOGEN_LOOP a `Round` (steps/loop.py). Widgets take what differs between the nodes (tooltip, `optional`, `advanced`).
 """
 
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import comfy.samplers
 from comfy_api.latest import io
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
-
-    from duogen_core.document import Document, Picture
+from ..steps import AS_IT_GOES, PLAN_FIRST
 
 Mllm = io.Custom("DUOGEN_MLLM")
 Connector = io.Custom("DUOGEN_CONNECTOR")
 Context = io.Custom("DUOGEN_CONTEXT")
 States = io.Custom("DUOGEN_STATES")
 Loop = io.Custom("DUOGEN_LOOP")
+
+AS_TRAINED = "as trained"
 # What JSON can hold, and no socket of these types does; the others are our nodes' widgets.
 _OBJECTS = ("MODEL", "VAE", "IMAGE", *(each.io_type for each in (Mllm, Connector, Context, States, Loop)))
 PLAIN = {
@@ -56,72 +54,91 @@ def refuse_plain_values(node: type[io.ComfyNode]) -> None:
     node.execute = classmethod(execute)
 
 
-def pictures_from_image(image: torch.Tensor) -> list[Picture]:
-    """IMAGE [B, H, W, 1|3|4] -> one Picture an entry of the batch; transparency is laid on white."""
-    import torch
-
-    from duogen_core.document import Picture
-    from duogen_core.errors import DuoGenError
-
-    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
-        raise DuoGenError(f"An IMAGE must be [batch, height, width, channels]; this one is {list(image.shape)}.")
-    image = image.float().cpu().clamp(0, 1)
-    if image.shape[-1] == 4:
-        image = image[..., :3] * image[..., 3:] + (1 - image[..., 3:])
-    if image.shape[-1] == 1:
-        image = image.expand(-1, -1, -1, 3)
-    return [Picture(one.numpy()) for one in (image * 255).round().to(torch.uint8)]
+def seed(tooltip: str) -> io.Int.Input:
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )  # fmt: skip
 
 
-def image_from_picture(picture: Picture) -> torch.Tensor:
-    """Picture -> IMAGE [1, H, W, 3] on the device and in the dtype ComfyUI keeps its images in."""
-    import comfy.model_management as mm
-    import numpy as np
-    import torch
-
-    image = torch.from_numpy(np.array(picture.pixels))[None].float() / 255
-    return image.to(device=mm.intermediate_device(), dtype=mm.intermediate_dtype())
-
-
-def image_list(pictures: Sequence[Picture]) -> list[Any]:
-    """For an output that is a list. Without pictures, what hangs on it is skipped; an empty list would crash it."""
-    from comfy_execution.graph_utils import ExecutionBlocker
-
-    return [image_from_picture(picture) for picture in pictures] or [ExecutionBlocker(None)]
+def steps() -> io.Int.Input:
+    return io.Int.Input(
+        "steps",
+        default=0,
+        min=0,
+        max=1000,
+        tooltip="Sampling steps for each picture. 0: as many as the checkpoint was made for.",
+    )
 
 
-def one_batch(pictures: Sequence[Picture]) -> torch.Tensor | None:
-    """IMAGE [n, H, W, 3] of several pictures, for a node that takes them all at once; None where there are none.
-
-    An IMAGE has one size. Pictures of another one are scaled to fit into the largest sides there are, on white.
-    """
-    import torch
-
-    if not pictures:
-        return None
-    size = tuple(max(picture.size[side] for picture in pictures) for side in (0, 1))
-    return torch.cat([image_from_picture(on_canvas(picture, size)) for picture in pictures])
-
-
-def on_canvas(picture: Picture, size: tuple[int, int]) -> Picture:
-    """The picture as large as it fits into (width, height), in the middle of white."""
-    if picture.size == size:
-        return picture
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    from duogen_core.document import Picture
-
-    image = ImageOps.pad(Image.fromarray(picture.pixels), size, Image.Resampling.LANCZOS, color=(255, 255, 255))
-    return Picture(np.asarray(image))
+def cfg() -> io.Float.Input:
+    return io.Float.Input(
+        "cfg",
+        default=0.0,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="How closely a picture follows the paragraph before it. 1 is off and twice as fast. 0: the value the "
+        "checkpoint was made for.",
+    )
 
 
-def last_answer(document: Document) -> Document:
-    """The last turn alone, when it is an answer."""
-    from dataclasses import replace
+def sampler_name() -> io.Combo.Input:
+    return io.Combo.Input(
+        "sampler_name",
+        options=[AS_TRAINED, *comfy.samplers.KSampler.SAMPLERS],
+        default=AS_TRAINED,
+        tooltip="The sampling algorithm. as trained: the one that the MODEL was published with. The others are "
+        "KSampler's.",
+    )
 
-    from duogen_core.errors import DuoGenError
 
-    if not document.turns or document.last_turn.role != "assistant":
-        raise DuoGenError("The context holds no answer yet; connect the context that comes out of DuoGen Interleave.")
-    return replace(document, turns=document.turns[-1:])
+def scheduler() -> io.Combo.Input:
+    return io.Combo.Input(
+        "scheduler",
+        options=[AS_TRAINED, *comfy.samplers.KSampler.SCHEDULERS],
+        default=AS_TRAINED,
+        tooltip="How the noise levels are spaced. as trained: as the MODEL was trained. The others are KSampler's.",
+    )
+
+
+def max_images() -> io.Int.Input:
+    return io.Int.Input(
+        "max_images",
+        default=8,
+        min=0,
+        max=100,
+        tooltip="The answer ends when it asks for a picture beyond this number.",
+    )
+
+
+def max_tokens(tooltip: str = "The answer ends when it has written this many tokens.") -> io.Int.Input:
+    return io.Int.Input("max_tokens", default=1024, min=1, max=32768, tooltip=tooltip)
+
+
+def mode(**options: Any) -> io.Combo.Input:
+    return io.Combo.Input(
+        "mode",
+        options=[AS_IT_GOES, PLAN_FIRST],
+        default=AS_IT_GOES,
+        tooltip="as it goes: each paragraph is written with the pictures before it in view. plan first: the whole text "
+        "is written at once, with places for its pictures, and can be changed before they are drawn.",
+        **options,
+    )
+
+
+def temperature(**options: Any) -> io.Float.Input:
+    return io.Float.Input(
+        "temperature",
+        default=0.0,
+        min=0.0,
+        max=10.0,
+        step=0.05,
+        tooltip="0 takes the likeliest word every time; higher values write more freely.",
+        **options,
+    )
+
+
+def picture_seeds(tooltip: str, **options: Any) -> io.String.Input:
+    """ "3: 1234, 5: 99": see answer.parse_seeds."""
+    return io.String.Input("seeds", default="", tooltip=tooltip, **options)

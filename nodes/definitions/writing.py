@@ -1,6 +1,9 @@
-"""The stages that make a context longer or change it: DuoGen Write, DuoGen Append Image, DuoGen Edit Context.
+"""The nodes that make a context longer or change it: a language model of ours writes, an image is appended, a part is
+edited; or any other model writes, between DuoGen Ask Writer and DuoGen Read Writer.
 
-A context is a Document; each node returns a new one.
+A context is a Document; each node returns a new one. Ask puts the conversation into a prompt; Read finds in the written
+text what belongs to the answer and whether an image is due (`duogen_core.writer`). Between them goes ComfyUI's Generate
+Text with any CLIP that can write, or a node of another pack. In a loop, Read stands where Loop Open stands otherwise.
 """
 
 from __future__ import annotations
@@ -10,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
 
-from . import inputs, sockets
-from .inputs import AS_IT_GOES, PLAN_FIRST
+from ..host import display
+from ..host.images import one_batch, pictures_from_image
+from ..steps import AS_IT_GOES, PLAN_FIRST, unfinished
+from . import sockets
+from .loop import round_outputs
 
 if TYPE_CHECKING:
     from duogen_core.document import Document
 
+    from ..steps.answer import Step
+
 CATEGORY = "DuoGen/stages"
+LOOP_CATEGORY = "DuoGen/loop"
+PLAIN, QWEN = "plain text", "Qwen chat"  # duogen_core.writer.FORMATS, which is imported when a node runs
+REPLACE_AND_CUT, REPLACE, CUT = "replace it, cut what follows", "replace it, keep what follows", "cut from it on"
 
 
 class DuoGenWrite(io.ComfyNode):
@@ -38,9 +49,9 @@ class DuoGenWrite(io.ComfyNode):
                     tooltip="The connector that the next picture is made with. With it, its part of the work is done "
                     "while the text is written; without it, DuoGen Encode Context reads the context once more.",
                 ),
-                inputs.max_tokens("The text ends after this many tokens."),
-                inputs.seed("Decides which words are drawn by lot; with temperature 0 it changes nothing."),
-                inputs.temperature(),
+                sockets.max_tokens("The text ends after this many tokens."),
+                sockets.seed("Decides which words are drawn by lot; with temperature 0 it changes nothing."),
+                sockets.temperature(),
                 io.Float.Input(
                     "top_p",
                     default=1.0,
@@ -50,7 +61,7 @@ class DuoGenWrite(io.ComfyNode):
                     advanced=True,
                     tooltip="Only the likeliest words that together have this probability are drawn from.",
                 ),
-                inputs.mode(optional=True),
+                sockets.mode(optional=True),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The context with what was written."),
@@ -74,15 +85,15 @@ class DuoGenWrite(io.ComfyNode):
         connector: Any = None,
         mode: str = AS_IT_GOES,
     ) -> io.NodeOutput:
-        from ..steps import live, stages
+        from ..steps import stages
 
-        paragraph = live.LiveText(cls.hidden)
+        paragraph = display.TextStream(cls.hidden)
         write = stages.write_whole if mode == PLAN_FIRST else stages.write
         written = write(
             mllm, connector, context, max_new_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p,
             on_token=paragraph.on_token,
         )  # fmt: skip
-        live.say(cls.hidden, written.text.strip())
+        display.say(cls.hidden, written.text.strip())
         return io.NodeOutput(written.context, written.text, written.stop == "picture", written.stop, written.tokens)
 
 
@@ -116,13 +127,10 @@ class DuoGenAppendImage(io.ComfyNode):
 
     @classmethod
     def execute(cls, context: Document, image: Any, seed: int | None = None) -> io.NodeOutput:
-        from ..steps import stages, unfinished
+        from ..steps import stages
 
         context = stages.append(context, image, seed)
         return io.NodeOutput(context, ui=unfinished.show(cls.hidden, context))
-
-
-REPLACE_AND_CUT, REPLACE, CUT = "replace it, cut what follows", "replace it, keep what follows", "cut from it on"
 
 
 class DuoGenEditContext(io.ComfyNode):
@@ -163,8 +171,7 @@ class DuoGenEditContext(io.ComfyNode):
         from duogen_core.document import Picture, Text
         from duogen_core.errors import DuoGenError
 
-        from ..steps import planned_answer as plan
-        from ..steps import stages
+        from ..steps import answer, stages
 
         stages.check_answering(context)
         parts = context.last_turn.parts
@@ -175,11 +182,147 @@ class DuoGenEditContext(io.ComfyNode):
         if action != CUT:
             if image is None and not text:
                 raise DuoGenError("There is nothing to put in the place of the part; write a text or connect an image.")
-            pictures = [] if image is None else sockets.pictures_from_image(image)
+            pictures = [] if image is None else pictures_from_image(image)
             if len(pictures) > 1:
                 raise DuoGenError(f"One picture is to be put in, but the IMAGE is a batch of {len(pictures)}.")
             new = (Picture(pictures[0].pixels),) if pictures else (Text(text),)
         kept = after if action == REPLACE else ()
-        changed = plan.with_last_turn(context, replace(context.last_turn, parts=(*before, *new, *kept)))
+        changed = answer.with_last_turn(context, replace(context.last_turn, parts=(*before, *new, *kept)))
         changed = replace(changed, generation={})  # how the unchanged answer was made no longer holds
-        return io.NodeOutput(changed if action == REPLACE else plan.with_planned_stop(changed, None))
+        return io.NodeOutput(changed if action == REPLACE else answer.with_planned_stop(changed, None))
+
+
+class DuoGenAskWriter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenAskWriter",
+            display_name="DuoGen Ask Writer",
+            category=LOOP_CATEGORY,
+            description="Puts the conversation, and the answer as far as it goes, into a prompt for any model that "
+            "writes: ComfyUI's Generate Text with a CLIP that can, or a node of another pack. The prompt teaches the "
+            "model how to say that a picture is due. What it writes goes into DuoGen Read Writer.",
+            search_aliases=["llm prompt", "generate text", "chat template", "any writer", "qwen3-vl"],
+            inputs=[
+                sockets.Context.Input("context", tooltip="A request, or an answer to go on with."),
+                io.Combo.Input(
+                    "format",
+                    options=[PLAIN, QWEN],
+                    default=PLAIN,
+                    tooltip="plain text: for any model, the pictures are only numbered in it. Qwen chat: for Qwen3-VL, "
+                    "which then sees each picture at its place and writes on where its answer stops.",
+                ),
+                io.String.Input(
+                    "which",
+                    default="all",
+                    tooltip="Which pictures the writer looks at: all, none, last 2, or numbers such as 1, 3-4. Choose "
+                    "none for a model without eyes.",
+                ),
+                io.Boolean.Input(
+                    "captions",
+                    default=True,
+                    tooltip="Ask for a caption of each picture, made for the painter. Otherwise the paragraph before a "
+                    "picture is what the painter gets.",
+                ),
+            ],
+            outputs=[
+                sockets.Context.Output("context", tooltip="The same context, for DuoGen Read Writer."),
+                io.String.Output("prompt", tooltip="For the node that writes."),
+                io.Image.Output(
+                    "pictures",
+                    tooltip="The pictures that go with the prompt, as one batch; those of another shape are laid on "
+                    "white. Nothing where there are none.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, context: Document, format: str, which: str, captions: bool) -> io.NodeOutput:
+        from duogen_core import writer
+
+        from ..steps import answer
+
+        pictures = context.pictures
+        shown = answer.choose(which, len(pictures))
+        prompt = writer.ask(context, format, shown=shown, captions=captions)
+        return io.NodeOutput(context, prompt, one_batch([pictures[index] for index in shown]))
+
+
+class DuoGenReadWriter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenReadWriter",
+            display_name="DuoGen Read Writer",
+            category=LOOP_CATEGORY,
+            description="Takes what a writer wrote up to its first wish for a picture, and adds it to the answer. "
+            "Everything between this node and DuoGen Loop Close draws that picture; then the writer is asked again.",
+            search_aliases=["llm answer", "parse text", "any writer", "begin loop"],
+            inputs=[
+                *_read_inputs(),
+                sockets.seed(
+                    "The seed of the answer and of its first picture; later ones get seeds of their own, made of it."
+                ),
+            ],
+            outputs=_read_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+        )
+
+    @classmethod
+    def execute(cls, context: Document, text: str, seed: int) -> io.NodeOutput:
+        from ..steps import answer
+
+        step = answer.begin(context, seed=seed, tokens_left=0, max_images=0)
+        return read(cls.hidden, context, text, step, first=True)
+
+
+class DuoGenReadWriterNext(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenReadWriterNext",
+            display_name="DuoGen Read Writer Next",
+            category="DuoGen/internal",
+            description="DuoGen Loop Close puts this node in while it runs. It is not meant to be used by hand.",
+            inputs=[*_read_inputs(), io.String.Input("duogen_step", tooltip="Settings and progress, as JSON.")],
+            outputs=_read_outputs(),
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
+            is_dev_only=True,
+        )
+
+    @classmethod
+    def execute(cls, context: Document, text: str, duogen_step: str) -> io.NodeOutput:
+        from ..steps import answer
+
+        return read(cls.hidden, context, text, answer.Step.from_text(duogen_step), first=False)
+
+
+def _read_inputs() -> list[io.Input]:
+    return [
+        sockets.Context.Input("context", tooltip="From DuoGen Ask Writer."),
+        io.String.Input("text", force_input=True, tooltip="What the writer wrote for the prompt of DuoGen Ask Writer."),
+    ]
+
+
+def _read_outputs() -> list[io.Output]:
+    return [
+        *round_outputs(),
+        sockets.Context.Output("written", tooltip="What was written, with all before it, picture due or not."),
+        io.Boolean.Output("wants_image", tooltip="Whether a picture is due now."),
+    ]
+
+
+def read(hidden: Any, context: Document, text: str, step: Step, *, first: bool) -> io.NodeOutput:
+    """What the loop and its body get; the body gets nothing where no picture is due. A first picture is always due:
+    the limit is DuoGen Loop Close's, which looks at it before it asks for the picture."""
+    from duogen_core import pipeline, writer
+
+    from ..steps.loop import Round, due_in_list, round_values
+
+    written = writer.read(context, text)
+    stop = written.stop if first else step.ending(written.stop) or "picture"
+    state = Round(written.document, stop, step, due=due_in_list(stop) if first else ())
+    title = f"Image {step.drawn + 1}" if stop == "picture" else ""
+    caption = pipeline.pending_caption(written.document) if title else ""
+    display.say(hidden, title, written.text.strip(), caption)
+    return io.NodeOutput(*round_values(state), written.document, stop == "picture")

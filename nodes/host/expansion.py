@@ -1,12 +1,22 @@
-"""What every node that expands shares: ids that no other call of it has, and the entry of a list that a call works on.
+"""Puts nodes into the running graph (ComfyUI's node expansion): what DuoGen Interleave and the loop share.
 
-ComfyUI calls a node once for each entry of a list on its sockets. Each call puts nodes of its own into the running
-graph, so their ids hold the number of the call. A link of theirs to something outside gives the whole list, in every
-call; `DuoGenListEntry` takes out of it the entry that this call has.
+Ids. ComfyUI calls a node once for each entry of a list on its sockets. Each call puts in nodes of its own, so their ids
+hold the number of the call. A link of theirs to something outside carries the whole list, in every call;
+`DuoGenListEntry` takes out of it the entry that this call is for.
+
+Values. A node that expands has its inputs in hand. If the nodes it puts in linked back to where these came from,
+ComfyUI would run all of that again wherever the result is not cached: with --cache-none the loaders and every earlier
+image, at each step. So `add_values` puts in one node without links, DuoGenGiven, whose input names the values: a
+context and an image by their content, a model by the object that it is. Equal names mean equal values, so ComfyUI's
+cache may use them as its key. The values stay here until the prompt ends, not in the graph, which ComfyUI keeps longer.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
@@ -15,10 +25,12 @@ from comfy_execution.utils import get_executing_context
 
 import nodes as comfy_nodes
 
-from . import step_cache as kept
+from . import caches
 
 if TYPE_CHECKING:
     from comfy_execution.graph import DynamicPrompt
+
+    from duogen_core.document import Document
 
 
 def list_index() -> int:
@@ -28,16 +40,18 @@ def list_index() -> int:
 
 
 def new_graph(hidden: Any) -> GraphBuilder:
-    """A graph for the running node to put in, with ids of this call's own."""
+    """Returns an empty graph whose node ids belong to this call of the running node alone."""
     index = list_index()
     return GraphBuilder(prefix=f"{hidden.unique_id}.{index}." if index else f"{hidden.unique_id}.")
 
 
 def expand(graph: GraphBuilder, owner: Any, last: Any, by: str | None = None) -> io.NodeOutput:
-    """The graph in the place of the running node, whose three outputs are those of `last`. owner, by: as in
-    kept.KeptResults.watch."""
+    """Returns `graph` as the running node's result; its three outputs are those of `last`.
+
+    owner, by: as in caches.ResultCacheProvider.watch.
+    """
     nodes = graph.finalize()
-    kept.PROVIDER.watch(owner, nodes, by)
+    caches.PROVIDER.watch(owner, nodes, by)
     return io.NodeOutput(*(last.out(i) for i in range(3)), expand=nodes)
 
 
@@ -60,30 +74,60 @@ def may_be_list(nodes: DynamicPrompt, link: list, seen: set[str] | None = None) 
 
 
 def entry_of(graph: GraphBuilder, nodes: DynamicPrompt, link: list) -> list:
-    """A link to this call's entry of what `link` gives; the link itself where that is no list."""
+    """Returns a link to this call's entry of the list that `link` carries, or `link` itself where that is no list."""
     if not may_be_list(nodes, link):
         return link
     name = f"entry.{link[0]}.{link[1]}"
     return graph.node("DuoGenListEntry", name, values=link, index=list_index()).out(0)
 
 
-class DuoGenListEntry(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DuoGenListEntry",
-            display_name="DuoGen List Entry",
-            category="DuoGen/internal",
-            description="DuoGen Loop Close puts this node in while it runs. It takes one entry out of a list.",
-            inputs=[
-                io.AnyType.Input("values", tooltip="The list."),
-                io.Int.Input("index", tooltip="Which entry, counted from 0; of a shorter list, the last."),
-            ],
-            outputs=[io.AnyType.Output("value", tooltip="The entry.")],
-            is_input_list=True,
-            is_dev_only=True,
-        )
+VALUE_OUTPUTS = ("mllm", "connector", "model", "vae", "context", "image")
+_values: dict[str, Any] = {}
+_model_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+_count = itertools.count()
 
-    @classmethod
-    def execute(cls, values: list[Any], index: list[int]) -> io.NodeOutput:
-        return io.NodeOutput(values[min(index[0], len(values) - 1)])
+
+def add_values(graph: GraphBuilder, node: str, **values: Any) -> dict[str, list]:
+    """Adds a DuoGenGiven node that outputs these values to `graph`; returns the link to each that is not None."""
+    names = {output: value_name(value) for output, value in values.items() if value is not None}
+    _values.update((names[output], values[output]) for output in names)
+    added = graph.node("DuoGenGiven", node, names=json.dumps(names))
+    return {output: added.out(VALUE_OUTPUTS.index(output)) for output in names}
+
+
+def values_of(names: str) -> list[Any]:
+    """For DuoGenGiven: the values in the order of VALUE_OUTPUTS, None where it has none."""
+    wanted = json.loads(names)
+    return [_values[wanted[output]] if output in wanted else None for output in VALUE_OUTPUTS]
+
+
+def forget_values(prompt_id: str) -> None:
+    _values.clear()
+
+
+def value_name(value: Any) -> str:
+    import torch
+
+    from duogen_core.document import Document
+
+    if isinstance(value, Document):
+        return f"context {hashlib.sha256(_content(value).encode()).hexdigest()}"
+    if isinstance(value, torch.Tensor):
+        pixels = value.detach().cpu().contiguous()
+        digest = hashlib.sha256(f"{pixels.dtype} {list(pixels.shape)}".encode())
+        digest.update(pixels.view(torch.uint8).numpy())
+        return f"image {digest.hexdigest()}"
+    return _model_names.setdefault(value, f"{type(value).__name__} {next(_count)}")
+
+
+def _content(context: Document) -> str:
+    from duogen_core.document import Text
+
+    turns = [
+        (
+            *(turn.role, dict(turn.meta)),
+            [(part.text if isinstance(part, Text) else part.digest, dict(part.meta)) for part in turn.parts],
+        )
+        for turn in context.turns
+    ]
+    return json.dumps([turns, dict(context.generation), dict(context.meta)], sort_keys=True)

@@ -1,18 +1,21 @@
-"""LoRAs on our MODEL through ComfyUI's own loaders: under which names they find its layers, and what is refused.
+"""LoRAs of our MODEL, through ComfyUI's own loaders, and of the language model.
 
-In:  a ModelPatcher around a DiT whose layers have diffusers' names. Out: the same, and its clones, which (1) are also
-found by the official names (`blocks.0.self_attn.q_proj`, written by trainers that go by ComfyUI's or NVIDIA's layout),
-(2) raise a sentence where a LoRA has matrices of another size, of which ComfyUI only writes to its log, and (3) say on
-the node when it has nothing for this model. What it has beyond that is a line in the log ("lora key not loaded").
+MODEL. In: a ModelPatcher around a DiT whose layers have diffusers' names. Out: the same, and its clones, which (1) also
+accept the official names (`blocks.0.self_attn.q_proj`, written by trainers that use ComfyUI's or NVIDIA's layout), (2)
+raise an error where a LoRA has matrices of another size, which ComfyUI only writes to its log, and (3) say on the node
+when it has nothing for this model. What it has beyond that is a line in the log ("lora key not loaded").
 
 ComfyUI makes the names that a LoRA file may use out of the keys of the model's `state_dict`, in one function
-(`comfy.lora.model_lora_keys_unet`) with no way in for a pack. That function is everybody's, so it stays as it is. Our
-model answers it, and nobody else, with keys for the other names as well (`with_other_names`); patches then come under
-those keys, and the patcher puts them where they belong (`accept_loras`).
+(`comfy.lora.model_lora_keys_unet`) that a pack cannot extend. Replacing it would change every other model, so it stays
+as it is. Instead our model answers that function, and no other caller, with keys for the other names as well
+(`with_other_names`); patches then come under those keys, and the patcher maps them to the layers (`accept_loras`).
+
+Language model. In: a handle and an adapter that the core has read. Out: another handle on the same weights.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import weakref
 from collections.abc import Iterator, Mapping
@@ -20,13 +23,17 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import comfy.utils
-import comfy.weight_adapter
 from comfy.patcher_extension import CallbacksMP
+from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from comfy_execution.utils import get_executing_context
 
 if TYPE_CHECKING:
     import comfy.model_patcher
     import torch
+
+    from duogen_core.mllm.adapter import Adapter, Change
+
+    from .model_management import ModelHandle
 
 PREFIX = "diffusion_model."
 ASKS_FOR_NAMES = "model_lora_keys_unet"
@@ -114,16 +121,16 @@ def _own_keys(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, A
 
 def _check(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any], keys: Mapping[Any, Any]) -> None:
     """Raise on matrices of another size. Where no layer was found at all, the LoRA may still be one for a CLIP, which
-    stock loaders let pass: that is only told."""
+    stock loaders let pass: then a message on the node is enough."""
     from duogen_core.errors import DuoGenError
 
     if not patches:
-        _tell(NOTHING_FOUND)
+        _report(NOTHING_FOUND)
         return
     state = patcher.model.state_dict()
     for key, patch in patches.items():
         own = keys[key]
-        if own in state and isinstance(patch, comfy.weight_adapter.LoRAAdapter):
+        if own in state and isinstance(patch, LoRAAdapter):
             up, down = patch.weights[:2]
             found = tuple(comfy.utils.get_attr(patcher.model, own).shape)
             if found != (up.shape[0], *down.shape[1:]):
@@ -134,11 +141,60 @@ def _check(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any]
                 )
 
 
-def _tell(message: str) -> None:
-    """In the log, and on the node that runs, which is somebody else's."""
+def _report(message: str) -> None:
+    """Writes to the log and on the running node, which is a stock loader."""
     from server import PromptServer
 
     logger.warning("DuoGen: %s", message)
     context = get_executing_context()
     if context is not None and PromptServer.instance is not None:
         PromptServer.instance.send_progress_text(message, context.node_id)
+
+
+class CoreAdapter(WeightAdapterBase):
+    """A change made by the core's own arithmetic, which is PEFT's: ComfyUI's DoRA divides by other lengths.
+
+    weights: the fields of a Change; ComfyUI makes copies of the adapter with its tensors on other devices.
+    """
+
+    name = "duogen"
+
+    def __init__(self, loaded_keys: set[str], weights: tuple[Any, ...]) -> None:
+        self.loaded_keys, self.weights = loaded_keys, weights
+
+    def calculate_weight(
+        self, weight: Any, key: str, strength: float, strength_model: float, offset: Any, function: Any, *_: Any
+    ) -> Any:
+        from duogen_core.mllm.adapter import Change
+
+        merged = Change(*self.weights).to(weight.device).merged(weight, strength)
+        weight += function((merged - weight.float()).to(weight.dtype))
+        return weight
+
+
+def patch_of(change: Change) -> WeightAdapterBase:
+    if change.kind == "LoRA" and change.lengths is None:
+        up, down = change.parts
+        return LoRAAdapter(set(), (up, down, change.scale * len(down), None, None, None))
+    return CoreAdapter(set(), (change.kind, change.parts, change.scale, change.lengths))
+
+
+def mllm_with_lora(mllm: ModelHandle, adapter: Adapter, strength: float) -> ModelHandle:
+    """Returns the language model with this LoRA, on the same weights: ComfyUI changes them when this one runs, and back
+    for the others. Rows of tokens replace the model's own at any strength: half a <BOV> means nothing."""
+    from comfy.patcher_extension import CallbacksMP
+
+    from duogen_core.mllm.adapter import with_marker
+
+    core = with_marker(mllm.core, adapter)
+    patcher = mllm.patcher.clone()
+    patches: dict[Any, Any] = {f"model.{name}.weight": patch_of(change) for name, change in adapter.layers.items()}
+    for name, rows in adapter.rows.items():
+        for token, row in rows.items():
+            patches[f"model.{name}.weight", (0, token, 1)] = ("set", (row[None],))
+    taken = patcher.add_patches(patches, strength)
+    assert len(taken) == len(patches), "read_adapter names the modules of this very model"
+    patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())
+    changed = copy.copy(mllm)
+    changed.core, changed.patcher = core, patcher
+    return changed

@@ -4,17 +4,23 @@ In: an `nn.Module` with its weights. Out: a `ModelPatcher` around it, whose laye
 
 ComfyUI moves weights layer by layer when a model does not fit, which needs its own layer classes (`comfy.ops`). They
 are subclasses of torch's layers without state of their own, so an existing layer becomes one by class assignment, and
-keeps `isinstance`, its weights and its name. A file of weights gets them before it is read (`Precision.prepare`), so
-that nothing is converted that need not be, and quantised layers come as ComfyUI's own, which keep and run every format
-it knows. Nothing here or in the nodes ever says `.to("cuda")`.
+keeps `isinstance`, its weights and its name. A module gets them before its weights are read (`Precision.prepare`), so
+that nothing is converted needlessly, and quantised layers come as ComfyUI's own, which run every format it knows.
+Nothing here or in the nodes ever says `.to("cuda")`.
+
+Also here: estimates of the memory a run needs beside the weights (a little above what is measured, for an attention
+that does not store its matrix), and the second try when memory runs out all the same.
 """
 
 from __future__ import annotations
 
+import gc
+import logging
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -24,8 +30,13 @@ from comfy.cli_args import args
 from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
+from duogen_core.document import Picture
+from duogen_core.errors import DuoGenError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from duogen_core.document import Document
 
 LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "LayerNorm", "GroupNorm", "RMSNorm")
 # A model this small is run in the precision it was trained in: nothing is won by halving it.
@@ -168,8 +179,11 @@ def make_patcher(
     return patcher
 
 
-class Managed:
-    """A core object (`.core`) and the patchers that hold its weights. ComfyUI protects what `get_models` names."""
+class ModelHandle:
+    """A core object (`.core`) and the ModelPatcher that holds its weights; travels on our own sockets.
+
+    ComfyUI protects the models that `get_models` names from being unloaded while a prompt uses them.
+    """
 
     def __init__(self, core: Any, patcher: comfy.model_patcher.ModelPatcher) -> None:
         self.core, self.patcher = core, patcher
@@ -178,7 +192,7 @@ class Managed:
         return [self.patcher]
 
 
-def manage_mllm(core: Any, precision: Precision | None = None) -> Managed:
+def mllm_handle(core: Any, precision: Precision | None = None) -> ModelHandle:
     """A `duogen_core.mllm.Mllm` under management; the device is the one ComfyUI runs text models on.
 
     precision: given where its layers have ComfyUI's classes already."""
@@ -193,19 +207,19 @@ def manage_mllm(core: Any, precision: Precision | None = None) -> Managed:
     core.device = device  # inputs go here even while weights lie elsewhere
     patcher = make_patcher(_Holder("DuoGenMllm", core.model), device, offload)
     patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())  # unloaded: its KV cache goes too
-    return Managed(core, patcher)
+    return ModelHandle(core, patcher)
 
 
-def manage_connector(core: nn.Module) -> Managed:
+def connector_handle(core: nn.Module) -> ModelHandle:
     """A `duogen_core.connector.Connector`. It multiplies by slices of its one matrix and moves those itself, so its
     layers keep their classes; the patcher only accounts for it."""
     holder = _Holder("DuoGenConnector", core)
-    return Managed(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
+    return ModelHandle(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
 
 
-def load_models(*managed: Managed | None, memory_required: float = 0) -> None:
-    """Bring models to their devices just before they are used, with room for what the run needs besides weights."""
-    patchers = [patcher for one in managed if one is not None for patcher in one.get_models()]
+def load_models(*handles: ModelHandle | None, memory_required: float = 0) -> None:
+    """Brings models to their devices just before they are used. memory_required: bytes beside the weights."""
+    patchers = [patcher for handle in handles if handle is not None for patcher in handle.get_models()]
     mm.load_models_gpu(patchers, memory_required=memory_required)
 
 
@@ -220,3 +234,119 @@ def interrupted_as_comfyui() -> Iterator[None]:
     except Cancelled:
         mm.throw_exception_if_processing_interrupted()
         raise
+
+
+# ------------------------------------------------------------ memory estimates
+
+
+def memory_of_context(mllm: ModelHandle, context: Document, max_new_tokens: int) -> float:
+    """Bytes for writing on from a context. Qwen has 28 x 28 pixels a token, and a character is at most one token."""
+    pixels = sum(picture.size[0] * picture.size[1] for picture in context.pictures)
+    characters = sum(len(part.text) for turn in context.turns for part in turn.parts if not isinstance(part, Picture))
+    return memory_of_tokens(mllm, pixels // 28**2 + characters + max_new_tokens, pixels)
+
+
+def memory_of_tokens(mllm: ModelHandle, tokens: int, pixels: int = 0) -> float:
+    """Bytes for the KV cache of all tokens, the activations of one chunk of a prefill, and those of the images."""
+    from duogen_core.mllm.base import CHUNK
+
+    text = mllm.core.model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = next(mllm.core.model.parameters()).element_size()
+    kv_cache = tokens * text.num_hidden_layers * text.num_key_value_heads * head * 2 * size
+    embedded = tokens * text.hidden_size * size
+    chunk = min(tokens, CHUNK) * (8 * text.hidden_size + 2 * text.intermediate_size) * size + text.vocab_size * 4
+    return kv_cache + embedded + chunk + pixels / 14**2 * 6 * text.hidden_size * size
+
+
+def memory_of_frame_cache(dit: Any, cells: int, size: int) -> float:
+    """Bytes for the keys and values of earlier images, which a frame-causal DiT keeps while it samples.
+
+    cells: of the latents of these images together. size: bytes a number.
+    """
+    config = dit.config
+    if getattr(config, "attention", "full") != "frame_causal":
+        return 0.0
+    width = config.num_attention_heads * config.attention_head_dim
+    patch = config.patch_size[-1] * config.patch_size[-2]
+    return cells / patch * config.num_layers * 2 * width * size
+
+
+# ------------------------------------------------------------ when memory runs out
+
+T = TypeVar("T")
+RETRY_FACTOR = 4.0  # the second try keeps this many times the estimate free
+RETRYING = "Memory ran out; trying once more with less of the model on the card."
+# PyTorch has no error class for the computer's own memory; these are the words of its RuntimeErrors.
+ALLOCATOR = ("not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or mm.is_oom(error):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in ALLOCATOR)
+
+
+def retry_out_of_memory(
+    work: Callable[[float], T], *, what: str, advice: str, say: Callable[[str], None] | None = None
+) -> T:
+    """Runs work(factor); when memory runs out, frees everything and runs it once more with a larger factor.
+
+    ComfyUI loads as much of a model as it thinks fits beside what a run needs, but the estimate may be too small, or
+    other programs use the card too. factor: multiplies the estimate. what, advice: for the error message.
+    """
+    try:
+        return work(1.0)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    # Outside of `except`, because the exception's frames hold the tensors that are to be freed.
+    free_memory()
+    logging.warning("DuoGen: %s", RETRYING)
+    if say is not None:
+        say(RETRYING)
+    try:
+        return work(RETRY_FACTOR)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+    free_memory()
+    raise DuoGenError(f"Memory ran out twice while {what}; {advice}.")
+
+
+def free_memory() -> None:
+    """Unloads every model from the card; ComfyUI loads each again when it is needed."""
+    gc.collect()
+    mm.unload_all_models()
+    mm.soft_empty_cache()
+
+
+@contextmanager
+def scaled_memory_estimate(model: Any, factor: float) -> Iterator[None]:
+    """Lets a MODEL ask for `factor` times the memory: less of it is loaded, and branches run one by one."""
+    inner = model.model
+    before = inner.memory_usage_factor
+    inner.memory_usage_factor = before * factor
+    try:
+        yield
+    finally:
+        inner.memory_usage_factor = before
+
+
+def without_repeats(on_text: Callable[[str], None] | None) -> Callable[[], Callable[[str], None] | None]:
+    """For a text that is streamed again on a second try: each call returns a stream that passes on only new text."""
+    sent = 0
+
+    def new_stream() -> Callable[[str], None] | None:
+        position = 0
+
+        def put(piece: str) -> None:
+            nonlocal position, sent
+            position += len(piece)
+            if position > sent:
+                on_text(piece[len(piece) - (position - sent) :])
+                sent = position
+
+        return put if on_text is not None else None
+
+    return new_stream

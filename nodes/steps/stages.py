@@ -1,8 +1,8 @@
-"""The stages of an answer, one function each: write, encode, connect, refer, append.
+"""The stages of an answer, one function each: write, encode, condition, refer to earlier images, size, append.
 
-Each takes and returns what travels between nodes (Document, States, CONDITIONING, LATENT, IMAGE) and keeps nothing, so
+Each takes and returns what travels between nodes (Document, States, CONDITIONING, LATENT, IMAGE) and keeps no state, so
 that a node is a schema around one of them. What makes the answer equal to the command line's is shared with it:
-`duogen_core.pipeline`. Drawing has a file of its own, drawing.py; decoding is the stock VAEDecode.
+`duogen_core.pipeline`. Sampling is in nodes/host/sampling.py; decoding is the stock VAEDecode.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from duogen_core.checkpoint import CheckpointConfig, PictureSize
 from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
 
-from ..definitions.sockets import pictures_from_image
-from ..host import memory_estimates as room
-from ..host import out_of_memory as leaner
-from ..host import part_check as fit
-from ..host.diffusion_model import (
-    FRAME_ENDS,
-    HIDDEN_TEXT,
-    PICTURE_ENDS,
-    PICTURE_LIMIT,
-    STEP_TEXT,
+from ..host.compatibility import check_connector, check_vae
+from ..host.diffusion_model import FRAME_ENDS, HIDDEN_TEXT, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
+from ..host.images import pictures_from_image
+from ..host.model_management import (
+    ModelHandle,
+    interrupted_as_comfyui,
+    load_models,
+    memory_of_context,
+    memory_of_tokens,
+    retry_out_of_memory,
+    without_repeats,
 )
-from ..host.model_management import Managed, interrupted_as_comfyui, load_models
-from . import planned_answer as plan
+from . import answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from duogen_core.document import Document
     from duogen_core.mllm.base import ContextStates, Continuation
 
-
 UNLIMITED = 16384  # pixels a side
-ADVICE = "leave out early turns, use smaller pictures, or start ComfyUI with --lowvram"
-MAX_PLACES = 100  # of a planned answer, for a model that wants pictures without end
+ADVICE = "leave out early turns, use smaller images, or start ComfyUI with --lowvram"
+MAX_PLACEHOLDERS = 100  # of a planned answer, for a model that never stops asking for images
+UNPADDED = 2048  # tokens, for the estimate of what an unpadded prompt needs
 _latents: weakref.WeakKeyDictionary[Picture, list] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class States:
-    """DUOGEN_STATES: what the connector made of the context, for the one picture that is due.
+    """DUOGEN_STATES: the context as the connector projects it, for the one image that is due.
 
     The projection is summed layer by layer while the language model runs, so these are [tokens, width of the DiT's
     text input] and never tokens x layers x hidden size. Finished with bias and GELU, not yet split into the positive
@@ -59,34 +59,34 @@ class States:
 
     states: ContextStates
     config: CheckpointConfig
-    text: str  # the paragraph that the picture shows
+    text: str  # the paragraph that the image illustrates
 
 
 @dataclass(frozen=True)
 class Written:
     context: Document
     text: str
-    stop: str  # "picture", "end" or "max_tokens"
+    stop: str  # "picture" (one is due), "end" or "max_tokens"
     tokens: int
 
 
-def write(mllm: Managed, connector: Managed | None, context: Document, **how: Any) -> Written:
-    """Lets the MLLM write until it wants a picture or ends. A planned answer is written already: nothing to do.
+def write(mllm: ModelHandle, connector: ModelHandle | None, context: Document, **how: Any) -> Written:
+    """Lets the MLLM write until it wants an image or ends. A planned answer is written already: nothing to do.
 
     how: see `_continue`.
     """
     pipeline.check_request(context)
-    if plan.pending_index(context) is not None:
+    if answer.pending_index(context) is not None:
         return Written(context, "", "picture", 0)
-    stop = plan.planned_stop(context)
+    stop = answer.planned_stop(context)
     if stop:
-        return Written(plan.with_planned_stop(context, None), "", stop, 0)
+        return Written(answer.with_planned_stop(context, None), "", stop, 0)
     return _continue(mllm, connector, context, **how)
 
 
 def _continue(
-    mllm: Managed,
-    connector: Managed | None,
+    mllm: ModelHandle,
+    connector: ModelHandle | None,
     context: Document,
     *,
     max_new_tokens: int,
@@ -95,8 +95,8 @@ def _continue(
     top_p: float = 1.0,
     on_token: Callable[[str], None] | None = None,
 ) -> Written:
-    fit.check_connector(mllm, connector)
-    needed, stream = room.of_context(mllm, context, max_new_tokens), leaner.skipping(on_token)
+    check_connector(mllm, connector)
+    needed, stream = memory_of_context(mllm, context, max_new_tokens), without_repeats(on_token)
 
     def continue_(factor: float) -> Continuation:
         load_models(mllm, connector, memory_required=needed * factor)
@@ -111,55 +111,55 @@ def _continue(
             cancelled=mm.processing_interrupted,
         )
 
-    written = leaner.twice(continue_, what="writing", advice=ADVICE)
+    written = retry_out_of_memory(continue_, what="writing", advice=ADVICE)
     mm.throw_exception_if_processing_interrupted()
     context = pipeline.with_caption(pipeline.with_text(context, written.text), written.caption)
     return Written(context, written.text, written.stop, written.tokens)
 
 
 def write_whole(
-    mllm: Managed, connector: Managed | None, context: Document, *, max_new_tokens: int, **how: Any
+    mllm: ModelHandle, connector: ModelHandle | None, context: Document, *, max_new_tokens: int, **how: Any
 ) -> Written:
-    """Lets the MLLM write its whole answer, with an empty place wherever it wants a picture (see plan.py)."""
+    """Lets the MLLM write its whole answer, with a placeholder wherever it wants an image (see answer.py)."""
     pipeline.check_request(context)
-    if plan.pending_index(context) is not None:
+    if answer.pending_index(context) is not None:
         return Written(context, "", "picture", 0)
     start = len(context.text) if context.last_turn.role == "assistant" else 0
     tokens = places = 0
     while True:
         written = _continue(mllm, connector, context, max_new_tokens=max_new_tokens - tokens, **how)
         context, tokens = written.context, tokens + written.tokens
-        if written.stop != "picture" or places == MAX_PLACES:
+        if written.stop != "picture" or places == MAX_PLACEHOLDERS:
             break
-        place = plan.place(size_of_next(context, mllm.config), pipeline.pending_caption(context))
-        context = pipeline.with_caption(context.append(place), "")
+        empty = answer.placeholder(size_of_next(context, mllm.config), pipeline.pending_caption(context))
+        context = pipeline.with_caption(context.append(empty), "")
         places += 1
     if places:
         stop = "max_images" if written.stop == "picture" else written.stop
-        context = plan.with_planned_stop(context, stop)
+        context = answer.with_planned_stop(context, stop)
     return Written(context, context.text[start:], "picture" if places else written.stop, tokens)
 
 
-def encode(mllm: Managed, connector: Managed, context: Document) -> States:
-    """What the next picture shall show: the connector's states of everything before it."""
-    context = plan.before_next_picture(context)
+def encode(mllm: ModelHandle, connector: ModelHandle, context: Document) -> States:
+    """Returns the connector's states of everything before the next image: what it shall show."""
+    context = answer.before_next_picture(context)
     check_answering(context)
-    fit.check_connector(mllm, connector)
-    needed = room.of_context(mllm, context, 1)
+    check_connector(mllm, connector)
+    needed = memory_of_context(mllm, context, 1)
 
     def encoded(factor: float) -> ContextStates:
         load_models(mllm, connector, memory_required=needed * factor)
         return pipeline.picture_states(mllm.core, connector.core, context, mm.processing_interrupted)
 
     with interrupted_as_comfyui():
-        states = leaner.twice(encoded, what="reading the conversation", advice=ADVICE)
+        states = retry_out_of_memory(encoded, what="reading the conversation", advice=ADVICE)
     return States(states, mllm.config, pipeline.step_text(context))
 
 
-def connect(encoded: States) -> tuple[list, list]:
-    """(positive, negative) CONDITIONING: the negative hides the last text segment and keeps every picture.
+def condition(encoded: States) -> tuple[list, list]:
+    """(positive, negative) CONDITIONING: the negative hides the last text segment and keeps every image.
 
-    Where the pictures stand in the text travels along; which of them the DiT sees is decided by `refer`.
+    Where the images stand in the text travels along; which of them the DiT sees is decided by `refer`.
     """
     states = encoded.states
     values = {
@@ -171,13 +171,42 @@ def connect(encoded: States) -> tuple[list, list]:
 
     def conditioning(text: torch.Tensor, hidden: tuple[int, int] | None = None) -> list:
         if hidden and hidden[0] >= max(states.frame_ends, default=0):
-            # No earlier picture saw this text, so that it can simply be left out.
+            # No earlier image saw this text, so it can simply be left out.
             text, hidden = torch.cat([text[: hidden[0]], text[hidden[1] :]]), None
         own = {HIDDEN_TEXT: hidden} if hidden else {}
         return [[text[None].float().to(device), {**values, **own}]]
 
     positive = states.positive()
     return conditioning(positive), conditioning(*(states.negative() or (positive,)))
+
+
+def encode_prompt(
+    mllm: ModelHandle,
+    connector: ModelHandle,
+    prompt: str,
+    negative: str,
+    pad_to: int | None,
+    say: Callable[[str], None] | None = None,
+) -> list[list]:
+    """Returns positive and negative CONDITIONING of two texts, as Cosmos-Predict2.5 was published: no conversation.
+
+    negative: empty for Cosmos' own. pad_to: tokens that shorter texts are filled up to; None: as many as they have.
+    """
+    from duogen_core.mllm.prompt_states import default_negative_prompt, prompt_states
+
+    check_connector(mllm, connector)
+    needed = memory_of_tokens(mllm, pad_to or UNPADDED)
+
+    def states(factor: float) -> list[Any]:
+        load_models(mllm, connector, memory_required=needed * factor)
+        texts = (prompt, negative.strip() or default_negative_prompt())
+        cancelled = mm.processing_interrupted
+        return [prompt_states(mllm.core, connector.core, text, pad_to, cancelled=cancelled) for text in texts]
+
+    with interrupted_as_comfyui():
+        both = retry_out_of_memory(states, what="reading the prompt", advice="start ComfyUI with --lowvram", say=say)
+    device = mm.intermediate_device()
+    return [[[text[None].float().to(device), {STEP_TEXT: prompt}]] for text in both]
 
 
 def refer(
@@ -187,13 +216,14 @@ def refer(
     chosen: Sequence[int],
     megapixels: float = 0.0,
 ) -> list[list]:
-    """Each conditioning with these pictures as reference latents, every one in its own place of the text.
+    """Adds these images to each conditioning as reference latents, each in its own place of the text.
 
-    megapixels: what larger pictures are scaled down to; 0: nothing."""
+    pictures: all of the conversation. chosen: indexes. megapixels: larger images are scaled down to this; 0: never.
+    """
     values = next((entries[0][1] for entries in conditionings if entries), {})
     if PICTURE_ENDS in values:  # of our connector, so a MODEL of ours will draw
-        # Without earlier pictures too: the same VAE decodes the first picture, in a stock node that does not check it.
-        fit.check_vae(vae)
+        # Checked without earlier images too: the same VAE decodes the first one, in a stock node that does not check.
+        check_vae(vae)
     if not chosen:
         return list(conditionings)
     limit = values.get(PICTURE_LIMIT, UNLIMITED)
@@ -204,7 +234,7 @@ def refer(
     if ends is not None:
         if len(ends) != len(pictures):
             raise DuoGenError(
-                f"The conditioning was made from a context with {len(ends)} pictures, but this context holds "
+                f"The conditioning was made from a context with {len(ends)} images, but this context holds "
                 f"{len(pictures)}; connect the context that went into DuoGen Encode Context."
             )
         added[FRAME_ENDS] = tuple(ends[i] for i in chosen)
@@ -212,35 +242,35 @@ def refer(
 
 
 def side_for(picture: Picture, megapixels: float) -> int:
-    """The longer side at which a picture has this many pixels; 0: no limit."""
+    """The longer side at which an image has this many pixels; 0: no limit."""
     width, height = picture.size
     area = megapixels * 1024 * 1024
     return round(max(width, height) * math.sqrt(area / (width * height))) if area else UNLIMITED
 
 
 def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> torch.Tensor:
-    """One earlier picture as the VAE's latent, ours [1, 16, 1, h, w]. One at a time: a batch would be read as a video.
+    """Encodes one earlier image, with our VAE to [1, 16, 1, h, w]. One at a time: a video VAE reads a batch as time.
 
-    Every later picture of an answer looks at it again; its latent is kept as long as the picture itself.
+    Every later image of an answer refers to it again, so its latent is cached as long as the image itself lives.
     """
-    known = _latents.setdefault(picture, [])
-    for made_by, side, latent in known:
+    cached = _latents.setdefault(picture, [])
+    for made_by, side, latent in cached:
         if made_by() is vae and side == max_side:
             return latent
     pixels = pipeline.reference_pixels(picture, CheckpointConfig(picture=PictureSize(max_side=max_side)))
     latent = vae.encode(torch.from_numpy(pixels.copy())[None].float() / 255)
-    known[:] = [entry for entry in known if entry[0]() is not None] + [(weakref.ref(vae), max_side, latent)]
+    cached[:] = [entry for entry in cached if entry[0]() is not None] + [(weakref.ref(vae), max_side, latent)]
     return latent
 
 
 def size_of_next(
     context: Document, config: CheckpointConfig | None, *, size: tuple[int, int] | None = None, like: int = 0
 ) -> tuple[int, int]:
-    """(width, height) of the next picture: as asked for, else like picture `like` (from 1), 0: like the last one."""
+    """(width, height) of the next image: as asked for, else like image `like` (from 1), 0: like the last one."""
     pictures = context.pictures
     if size is None and not pictures and config is None:
         raise DuoGenError(
-            "The context has no picture whose size the next one could take; connect the mllm, or choose a fixed size."
+            "The context has no image whose size the next one could take; connect the mllm, or choose a fixed size."
         )
     config = config or CheckpointConfig(picture=PictureSize(max_side=UNLIMITED))
     if size is None and like and pictures:
@@ -249,33 +279,37 @@ def size_of_next(
 
 
 def empty_latent(width: int, height: int) -> dict[str, Any]:
-    """What the stock EmptyLatentImage gives: samplers fit it to the MODEL at hand, ours or another."""
+    """Returns what the stock EmptyLatentImage does: samplers fit it to any MODEL, ours or another."""
     device, dtype = mm.intermediate_device(), mm.intermediate_dtype()
     samples = torch.zeros((1, 4, height // 8, width // 8), device=device, dtype=dtype)
     return {"samples": samples, "downscale_ratio_spacial": 8}
 
 
 def append(context: Document, image: torch.Tensor, seed: int | None = None) -> Document:
-    """The context with the drawn picture, which joins it as any viewer would see it: 8 bits a colour."""
+    """Adds the drawn image to the context, as any viewer would see it: 8 bits a colour."""
     check_answering(context)
     pictures = pictures_from_image(image)
     if len(pictures) != 1:
         raise DuoGenError(
-            f"One picture is due, but the IMAGE is a batch of {len(pictures)}; choose one of them first, for example "
+            f"One image is due, but the IMAGE is a batch of {len(pictures)}; choose one of them first, for example "
             "with ImageFromBatch."
         )
-    before = plan.before_next_picture(context)
+    before = answer.before_next_picture(context)
     meta = {**({} if seed is None else {"seed": seed}), "text": pipeline.step_text(before)}
     caption = pipeline.pending_caption(before)
     picture = Picture(pictures[0].pixels, meta | ({pipeline.CAPTION: caption} if caption else {}))
     context = pipeline.with_caption(context, "")
-    return context.append(picture) if plan.pending_index(context) is None else plan.filled(context, picture)
+    return (
+        context.append(picture)
+        if answer.pending_index(context) is None
+        else answer.with_placeholder_filled(context, picture)
+    )
 
 
 def check_answering(context: Document) -> None:
     if not context.turns or context.last_turn.role != "assistant":
         raise DuoGenError(
-            "The context holds a request but no answer yet, so no picture is due; connect the context that comes out "
+            "The context holds a request but no answer yet, so no image is due; connect the context that comes out "
             "of DuoGen Write."
         )
 

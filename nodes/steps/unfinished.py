@@ -1,19 +1,20 @@
-"""The answer so far, kept on disk while it grows: a cancel, an error or a killed server loses no finished picture.
+"""Shows the answer so far, and keeps it on disk: a cancel, an error or a killed server loses no finished image.
 
-In: the context, each time a picture is finished. Out: a document folder under duogen/unfinished in ComfyUI's output
-folder (the temp folder would be emptied when ComfyUI starts again), written by the core's DocumentWriter as the command
-line's answer is. DuoGen Load Document lists it, so the answer can go on from there.
+In: the context, each time an image is finished. Out: `ui` for the page (`document_ui`), and a document folder under
+duogen/unfinished in ComfyUI's output folder (its temp folder is emptied at every start), written by the core's
+DocumentWriter as the command line's answer is. DuoGen Load Document lists it, so the answer can go on from there.
 
 A run that ends well removes its copy: what the user wants to have is saved by then. After any other end the copy
 stays, and the log says where. When the same answer is tried again in the same server, the copy grows on; where another
-picture takes the place of one in it, it stays as it is, beside a new one. A copy that was opened belongs to the user
-and is not touched again.
+image takes the place of one in it, it stays as it is, beside a new one. A copy that was opened belongs to the user and
+is not touched again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -24,16 +25,17 @@ import folder_paths
 from comfy_execution.progress import NodeState, get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from ..definitions import preview, sockets
 from ..host.metadata import with_workflow, workflow_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from duogen_core.document import Document
     from duogen_core.document.store import DocumentWriter
 
 FOLDER = Path("duogen", "unfinished")
+PREFIX = "duogen"  # of files in the temp folder
+LIMITS = {"max_images": "Stopped at the limit of images.", "max_tokens": "Stopped at the limit of tokens."}
 logger = logging.getLogger(__name__)
 
 
@@ -59,14 +61,14 @@ _copies: list[Copy] = []
 
 
 def show(hidden: Any, context: Document) -> dict[str, Any] | None:
-    """Keep the answer so far, and return it as `ui` for the page, with each finished picture at its full size."""
+    """Keeps the answer so far, and returns it as `ui` for the page, with each finished image at its full size."""
     return _ui(context, keep(hidden, context), running=True)
 
 
 def show_end(hidden: Any, context: Document, *, drawn: int) -> dict[str, Any] | None:
-    """`ui` of a finished answer. It is kept as well until the prompt is over: saving it may still fail.
+    """Returns `ui` of a finished answer. It is kept as well until the prompt is over: saving it may still fail.
 
-    drawn: how many pictures of it were drawn now. Without any, there is nothing to lose.
+    drawn: how many images of it were drawn now. Without any, there is nothing to lose.
     """
     if drawn:
         keep(hidden, context, context.generation)
@@ -74,15 +76,15 @@ def show_end(hidden: Any, context: Document, *, drawn: int) -> dict[str, Any] | 
 
 
 def _ui(context: Document, copy: Copy | None, *, running: bool) -> dict[str, Any] | None:
-    from . import planned_answer as plan
+    from .answer import is_pending, last_answer
 
-    answer = sockets.last_answer(context)
+    answer = last_answer(context)
     try:
-        views = [{} if plan.is_pending(picture) else preview.temporary_view(picture) for picture in answer.pictures]
+        views = [{} if is_pending(picture) else temporary_view(picture) for picture in answer.pictures]
     except OSError as error:  # a full disk costs the view, never the run
         logger.warning("DuoGen: the answer so far could not be shown: %s.", error.strerror or error)
         return None
-    shown = preview.document_ui(answer, views)
+    shown = document_ui(answer, views)
     if running:
         shown["running"] = True
     if copy is not None:
@@ -91,17 +93,16 @@ def _ui(context: Document, copy: Copy | None, *, running: bool) -> dict[str, Any
 
 
 def keep(hidden: Any, context: Document, generation: Mapping[str, Any] | None = None) -> Copy | None:
-    """Write the answer so far, if it has a finished picture. None: it could not be written, which costs the copy (and
-    is told in the log), never the run.
+    """Writes the answer so far, if it has a finished image. None: there was none, or it could not be written.
 
-    generation: how the answer is made, where the caller knows.
+    A fault of the disk is told in the log; the run goes on. generation: how the answer is made, where it is known.
     """
     from duogen_core.document.store import DocumentWriter
     from duogen_core.errors import DuoGenError
 
-    from . import planned_answer as plan
+    from .answer import is_pending, last_answer
 
-    if all(plan.is_pending(picture) for picture in sockets.last_answer(context).pictures):
+    if all(is_pending(picture) for picture in last_answer(context).pictures):
         return None
     content, prompt = content_of(context), running_prompt()
     copy = _copy_for(content, prompt)
@@ -118,7 +119,7 @@ def keep(hidden: Any, context: Document, generation: Mapping[str, Any] | None = 
         logger.warning("DuoGen: the answer so far could not be kept: %s", error)
         return None
     copy.content = content
-    copy.pictures = sum(not plan.is_pending(picture) for picture in sockets.last_answer(context).pictures)
+    copy.pictures = sum(not is_pending(picture) for picture in last_answer(context).pictures)
     if copy not in _copies:
         _copies.append(copy)
     return copy
@@ -158,7 +159,7 @@ def end_run(prompt: str) -> None:
             _discard(copy)
         elif not well:
             logger.info(
-                "DuoGen: the run stopped before its end. The answer so far (pictures: %d) is kept in %s, which DuoGen "
+                "DuoGen: the run stopped before its end. The answer so far (images: %d) is kept in %s, which DuoGen "
                 "Load Document lists as %s",
                 *(copy.pictures, copy.folder, copy.name),
             )
@@ -174,11 +175,11 @@ def content_of(context: Document) -> str:
     """Texts and drawn pictures in order, up to the last picture: how every later stage of the same answer begins."""
     from duogen_core.document import Text
 
-    from . import planned_answer as plan
+    from .answer import before_next_picture
 
     pieces: list[str] = []
     end = 0
-    for turn in plan.before_next_picture(context).turns:
+    for turn in before_next_picture(context).turns:
         pieces.append(f"\0{turn.role}\0")
         for part in turn.parts:
             pieces.append(part.text if isinstance(part, Text) else f"\0{part.digest}\0")
@@ -187,14 +188,17 @@ def content_of(context: Document) -> str:
 
 
 def _ended_well() -> bool:
-    """ComfyUI tells nobody how a prompt ended before its end is over. But a node that failed, or was interrupted, or
-    waits for one that was, is still running as far as its progress goes."""
+    """Whether the prompt that is ending succeeded.
+
+    At this time ComfyUI has told nobody how it ended. But its progress still calls a node running that failed, was
+    interrupted, or waits for one that was.
+    """
     states = [node["state"] for node in get_progress_state().nodes.values()]
     return NodeState.Running not in states and NodeState.Error not in states
 
 
 def _discard(copy: Copy) -> None:
-    """Remove what was written and nothing else. document.json goes first: without it nobody takes the rest for a
+    """Removes what was written and nothing else. document.json goes first: without it nobody takes the rest for a
     document. Folders go if they are empty."""
     _copies.remove(copy)
     for file in (copy.folder / "document.json", *copy.folder.glob("images/[0-9]*.png")):
@@ -203,3 +207,50 @@ def _discard(copy: Copy) -> None:
     for folder in (copy.folder / "images", copy.folder, copy.folder.parent, copy.folder.parent.parent):
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+# ------------------------------------------------------------ what the page gets
+
+
+def temporary_view(picture: Any) -> dict[str, str]:
+    """Writes the image to ComfyUI's temp folder, named by its content: shown twice, written once."""
+    folder = Path(folder_paths.get_temp_directory()) / PREFIX
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{picture.digest[:32]}.png"
+    if not file.exists():
+        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+        unfinished.write_bytes(picture.to_png())
+        os.replace(unfinished, file)
+    return {"filename": file.name, "subfolder": PREFIX, "folder": "temp"}
+
+
+def document_ui(document: Document, views: Sequence[dict[str, str]]) -> dict[str, Any]:
+    """What the viewer in web/ draws; the server sends it with `executed`. views: for each image where /view finds it.
+
+        {"turns": [{"role": "system" | "user" | "assistant", "parts": [
+             {"type": "text", "text": "…"},
+             {"type": "image", "filename": "…", "subfolder": "…", "folder": "temp" | "output",
+              "width": 128, "height": 128, "seed": 7, "text": "…", "pending": true}, …]}, …],
+         "generation": {"model": "…", "seed": 7, "stop_reason": "end", …},
+         "running": true, "unfinished": "duogen/unfinished/… [output]"}
+
+    filename, subfolder and folder are /view's `filename`, `subfolder` and `type`. seed, text (the paragraph it shows)
+    and pending (planned, not drawn yet) are there only where an image has them. All texts are plain text of a model or
+    a user, never markup. running: the answer so far, of a run that goes on; unfinished: what DuoGen Load Document calls
+    the copy of it on disk. A finished answer has neither.
+    """
+    from duogen_core.document import Text
+
+    files = iter(views)
+    turns = []
+    for turn in document.turns:
+        parts: list[dict[str, Any]] = []
+        for part in turn.parts:
+            if isinstance(part, Text):
+                parts.append({"type": "text", "text": part.text})
+                continue
+            width, height = part.size
+            known = {key: part.meta[key] for key in ("seed", "text", "pending") if key in part.meta}
+            parts.append({"type": "image", **next(files), "width": width, "height": height, **known})
+        turns.append({"role": turn.role, "parts": parts})
+    return {"turns": turns, "generation": dict(document.generation)}

@@ -66,7 +66,7 @@ def main(checkpoint: str) -> dict[str, Any]:
         return mllm.encode(request, plain.connector).states
 
     model = diffusion_model.make_model(ours.dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
-    mllm = model_management.manage_mllm(ours.mllm)
+    mllm = model_management.mllm_handle(ours.mllm)
     out["unmanaged"] = unmanaged(ours.dit) + unmanaged(ours.mllm.model)
     out["lora key"] = next(key for key in model.model.state_dict() if "transformer_blocks.0.attn1.to_q" in key)
 
@@ -91,7 +91,7 @@ def main(checkpoint: str) -> dict[str, Any]:
     model_management.working_dtypes = diffusion_model.working_dtypes = lambda *_: (torch.bfloat16, torch.float32)
     ours = load_checkpoint(checkpoint)
     diffusion_model.make_model(ours.dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
-    model_management.manage_mllm(ours.mllm)
+    model_management.mllm_handle(ours.mllm)
     for module in (plain.dit, plain.mllm.model):
         module.bfloat16().float()
     out["half precision"] = difference()
@@ -100,29 +100,29 @@ def main(checkpoint: str) -> dict[str, Any]:
 
 
 def kept_results() -> dict[str, Any]:
-    """What kept.Kept holds on to when its bounds are reached: names of results of 400 bytes, bound 1000."""
+    """What caches.ResultCache holds on to when its bounds are reached: names of results of 400 bytes, bound 1000."""
     import torch
     from comfy_api.latest import Caching
-    from pack.nodes.host.step_cache import Kept, plain_bytes
+    from pack.nodes.host.caches import ResultCache, plain_bytes
 
     def result(value: Any = None) -> Any:
         return Caching.CacheValue([[torch.zeros(100) if value is None else value]])
 
-    kept, out = Kept(limit=1000), {}
+    cache, out = ResultCache(limit=1000), {}
     for name in ("a1", "b1", "c1"):
-        kept.add(name, result())
-    out["of one run"] = sorted(kept.results)
-    kept.end_run()
-    kept.get("b1")
-    kept.add("a2", result())
-    out["of the next run"] = sorted(kept.results)
-    kept.add("model", result(object()))
-    out["never"] = sorted(kept.results)
-    kept.end_run()
-    kept.get("a2")
-    kept.end_run()
-    kept.end_run()
-    out["two runs later"] = sorted(kept.results)
+        cache.add(name, result())
+    out["of one run"] = sorted(cache.results)
+    cache.end_run()
+    cache.get("b1")
+    cache.add("a2", result())
+    out["of the next run"] = sorted(cache.results)
+    cache.add("model", result(object()))
+    out["never"] = sorted(cache.results)
+    cache.end_run()
+    cache.get("a2")
+    cache.end_run()
+    cache.end_run()
+    out["two runs later"] = sorted(cache.results)
     shared = torch.zeros(100)
     out["counted once"] = plain_bytes([[shared], {"samples": shared[:50]}], set())
     return out

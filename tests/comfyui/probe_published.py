@@ -65,22 +65,26 @@ def pipelines_latent(folder: Path, guidance: float) -> Any:
 
 
 def parts(folder: Path, mllm: str = "tiny_vl.safetensors", dit: str = "tiny_cosmos.safetensors") -> tuple:
-    from pack.nodes.host import model_files, published
+    import folder_paths
+    from pack.nodes.host import loading
 
-    text = published.load_mllm(folder / "text_encoders" / mllm, model_files.tokenizer_folder("auto"))
-    path = folder / "diffusion_models" / dit
-    return text, published.load_connector(path, text), published.load_dit(path)
+    loading.register_model_folder()
+    for category in ("text_encoders", "diffusion_models"):
+        folder_paths.add_model_folder_path(category, str(folder / category))
+    text = loading.load_mllm(mllm)
+    return text, loading.load_connector(dit, text), loading.load_dit(dit)
 
 
-def drawn(loaded: tuple, guidance: float, scheduler: str = "as trained", sampler: str = "as trained") -> Any:
+def drawn(loaded: tuple, guidance: float, scheduler: str | None = None, sampler: str | None = None) -> Any:
     """The normalised latent, by the functions that the nodes are made of."""
     import torch
-    from pack.nodes.steps import drawing, prompts
+    from pack.nodes.host import sampling
+    from pack.nodes.steps import stages
 
     mllm, connector, model = loaded
-    positive, negative = prompts.encode(mllm, connector, PROMPT, NEGATIVE, 512)
+    positive, negative = stages.encode_prompt(mllm, connector, PROMPT, NEGATIVE, 512)
     latent = {"samples": torch.zeros(1, 16, 1, HEIGHT // 8, WIDTH // 8)}
-    out = drawing.draw(
+    out = sampling.draw(
         model, positive, negative, latent, seed=SEED, steps=STEPS, cfg=guidance, sampler_name=sampler,
         scheduler=scheduler,
     )["samples"]  # fmt: skip
@@ -149,7 +153,7 @@ def fp8(folder: Path) -> dict[str, Any]:
 def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     """The first try runs out of memory: the second asks for more room, and gives the same."""
     import torch
-    from pack.nodes.host import out_of_memory
+    from pack.nodes.host import model_management
 
     from duogen_core.errors import DuoGenError
 
@@ -176,7 +180,7 @@ def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     del model.diffusion_model.forward_packed
     out["room afterwards"] = model.memory_usage_factor / factor
     told: list[str] = []
-    stream = out_of_memory.skipping(told.append)
+    stream = model_management.without_repeats(told.append)
     first = stream()
     first("Once ")
     first("upon")
@@ -255,7 +259,7 @@ def estimates(loaded: tuple) -> dict[str, list[float]]:
     from types import SimpleNamespace
 
     import numpy as np
-    from pack.nodes.host import memory_estimates
+    from pack.nodes.host import model_management
 
     from duogen_core.document import Document, Picture, Text
 
@@ -269,8 +273,8 @@ def estimates(loaded: tuple) -> dict[str, list[float]]:
         "drawing": [
             model.model.memory_required([1, 16, 1, 32, 32], {"ref_latents": [[1, 16, 1024 * n]]}) for n in range(3)
         ],
-        "writing": [memory_estimates.of_context(mllm, document, 10) for document in seen],
-        "kept of pictures": [memory_estimates.of_frame_cache(causal, 1024 * n, 4) for n in range(3)],
+        "writing": [model_management.memory_of_context(mllm, document, 10) for document in seen],
+        "kept of pictures": [model_management.memory_of_frame_cache(causal, 1024 * n, 4) for n in range(3)],
     }
 
 

@@ -34,7 +34,16 @@ from aiohttp import web
 from server import PromptServer
 
 NODE_CLASS_MAPPINGS: dict = {}
-WATCHED = {"Managed", "DuoGenModel", "DuoGenMllm", "DuoGenConnector", "VAE", "Kept", "Document", "PrefixCache"}
+WATCHED = {
+    "ModelHandle",
+    "DuoGenModel",
+    "DuoGenMllm",
+    "DuoGenConnector",
+    "VAE",
+    "ResultCache",
+    "Document",
+    "PrefixCache",
+}
 COMFYUI, PACK = Path(folder_paths.__file__).parent, Path(__file__).resolve().parents[2]
 ENDINGS = (".safetensors", ".json", ".png", ".zip", ".html", ".md", ".tmp")
 

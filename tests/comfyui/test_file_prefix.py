@@ -24,7 +24,7 @@ def prefixes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     stub = ModuleType("folder_paths")
     stub.get_output_directory = lambda: str(tmp_path)
     monkeypatch.setitem(sys.modules, "folder_paths", stub)
-    return runpy.run_path(str(PACK / "nodes" / "host" / "file_prefix.py"))
+    return runpy.run_path(str(PACK / "nodes" / "host" / "metadata.py"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from server import PACK, Result, Server
 from ui_to_api import convert
 
 PICTURES = 3
-OURS = ("Managed", "DuoGenModel", "DuoGenMllm", "DuoGenConnector", "VAE", "Kept", "PrefixCache")
+OURS = ("ModelHandle", "DuoGenModel", "DuoGenMllm", "DuoGenConnector", "VAE", "ResultCache", "PrefixCache")
 
 
 @pytest.fixture(scope="module")

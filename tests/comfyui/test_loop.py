@@ -25,7 +25,7 @@ def test_loop_is_interleave(server: Server, random_model: Path, mode: str):
     assert len(looped.outputs["6"]["images"]) == 3
     previews = [node for node in looped.outputs if node.endswith("shown")]
     assert len(previews) == 3, "the user's preview shows each picture, and none is drawn beyond the limit"
-    assert any("Picture 3 of at most 3" in text for text in looped.texts)
+    assert any("Image 3 of at most 3" in text for text in looped.texts)
     # The random model writes whatever it sees, so a plan is the answer that is written as it goes.
     plain = saved_document(server, server.run(graphs.loop(random_model.name, request, prefix="loop/same", **limits)))
     assert_same_turns(ours, plain)

@@ -32,4 +32,6 @@ def test_memory_does_not_grow(fresh: Server, random_model: Path):
     assert found["cancelled"] >= 3 and found["answers kept of cancelled runs"] == 3
     first, last = found["open descriptors after the fifth and at the end"]
     assert last <= first + 2
-    assert found["objects alive at the end"]["Kept"] == 1 and found["objects alive at the end"]["DuoGenModel"] == 1
+    assert (
+        found["objects alive at the end"]["ResultCache"] == 1 and found["objects alive at the end"]["DuoGenModel"] == 1
+    )

@@ -53,7 +53,7 @@ def test_out_of_memory_is_tried_once_more_with_more_room(found: dict[str, Any]):
     short = found["short of memory"]
     assert short["same"] < 1e-6
     assert short["room"] == [1.0, 4.0] and short["room afterwards"] == 1.0
-    assert short["sentence"].startswith("Memory ran out twice while drawing a picture of 48 x 32 pixels; draw smaller")
+    assert short["sentence"].startswith("Memory ran out twice while drawing an image of 48 x 32 pixels; draw smaller")
     assert short["streamed"] == "Once upon a time"
 
 

@@ -69,7 +69,7 @@ def interrupt_in_picture(number: int, server: Server):
     pressed = []
 
     def watch(kind: str, data: Any, result: Result) -> None:
-        if kind == "text" and data.startswith(f"Picture {number}") and ", step " in data and not pressed:
+        if kind == "text" and data.startswith(f"Image {number}") and ", step " in data and not pressed:
             pressed.append(server.post("/interrupt", {}))
 
     return watch
@@ -111,7 +111,7 @@ def left(comfyui: Path, random_model: Path, tmp_path_factory: pytest.TempPathFac
         assert all(name in server.log for name in found.names.values()), "the log says where they are"
 
         def kill(kind: str, data: Any, result: Result) -> None:
-            if kind == "text" and data.startswith("Picture 3"):
+            if kind == "text" and data.startswith("Image 3"):
                 server.process.kill()
                 server.process.wait()
 

@@ -77,7 +77,7 @@ def test_streams_and_previews(server: Server, random_model: Path):
     graph = graphs.answer(random_model.name, "What is live?", prefix="live", seed=11, max_images=2)
     result = server.run(graph)
     answer = result.outputs["4"]["text"][0]
-    assert any("Picture 2 of at most 2, step 1 of" in text for text in result.texts)
+    assert any("Image 2 of at most 2, step 1 of" in text for text in result.texts)
     assert "First a wall.\n\n[picture 1]\n\n Now the roof\n\n[picture 2]" in result.texts[-1], (
         "the whole answer at the end"
     )

@@ -77,9 +77,9 @@ def test_freed_memory_holds_no_rounds(server: Server, small_models: None):
     assert ids["SamplerCustomAdvanced"] not in again.ran
     server.post("/free", {"unload_models": True, "free_memory": True})
     end = time.monotonic() + 120
-    while server.memory()["alive"]["Kept"] and time.monotonic() < end:
+    while server.memory()["alive"]["ResultCache"] and time.monotonic() < end:
         time.sleep(0.5)
-    assert server.memory()["alive"]["Kept"] == 0
+    assert server.memory()["alive"]["ResultCache"] == 0
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
 // A document -> DOM. What a model wrote goes into the page as text only: createElement and textContent, never markup.
-// In: the `duogen_document` of nodes/definitions/preview.py, which may be old or foreign, so nothing in it is taken for granted.
+// In: the `duogen_document` of nodes/steps/unfinished.py, which may be old or foreign, so nothing in it is taken for granted.
 // Out: elements, and the pictures in order as {number, url, alt, facts, width, height}.
 
 export function element(tag, className = "", text = null) {

@@ -150,10 +150,10 @@ export class AnswerViewer {
   }
 }
 
-// "Picture 2 of at most 5, step 3 of 8", then the paragraph it shows. The last text of a run is the whole answer in
+// "Image 2 of at most 5, step 3 of 8", then the paragraph it shows. The last text of a run is the whole answer in
 // plain lines, which the document replaces at once.
-const STATUS = /^(Picture(?: \d+)?(?: of at most \d+)?(?:, step \d+ of \d+)?)(?:\n\n|$)/;
-const WHOLE = /\[picture \d+\]/;
+const STATUS = /^(Image(?: \d+)?(?: of at most \d+)?(?:, step \d+ of \d+)?)(?:\n\n|$)/;
+const WHOLE = /\[image \d+\]/;
 
 function splitProgress(text) {
   const [whole, status] = STATUS.exec(text) ?? ["", ""];

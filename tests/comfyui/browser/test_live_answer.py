@@ -48,10 +48,10 @@ def test_finished_picture_is_shown_while_the_next_is_drawn(
     seed = {"canvas": 50, "nodes2": 52}[renderer] + preview
     _, shower = build(frontend, random_model.name, seed, preview=preview, steps=4)
     shower = shower if preview else interleave(frontend)
-    frontend.hold("Picture 2 of at most 2, step 1 of")
+    frontend.hold("Image 2 of at most 2, step 1 of")
     before = start(frontend)
     assert wait_for_pictures(frontend, 1) == [[96, 64]], "not yet the whole size"
-    wait_for_status(frontend, "Picture 2 of at most 2, step 1 of")
+    wait_for_status(frontend, "Image 2 of at most 2, step 1 of")
     assert not set(frontend.server.get("/history")) - before
     assert viewers(frontend) == ["DuoGenPreview" if preview else "DuoGenInterleave"], "the answer is shown once"
     assert frontend.order(shower)[:2] == [FIRST, "[picture]"]
@@ -75,14 +75,14 @@ def test_the_whole_answer_in_the_node_that_made_it(frontend: Frontend, random_mo
     frontend.page.wait_for_timeout(500)
     assert viewers(frontend) == ["DuoGenInterleave"]
     assert frontend.order(node)[:4] == [FIRST, "[picture]", NEXT, "[picture]"]
-    assert frontend.viewer(node).get_by_role("status").inner_text() == "Stopped at the limit of pictures."
+    assert frontend.viewer(node).get_by_role("status").inner_text() == "Stopped at the limit of images."
     assert frontend.page.locator(".duogen-work:not([hidden])").count() == 0
 
 
 def test_a_cancelled_answer_is_there_after_a_reload(frontend: Frontend, random_model: Path, renderer: str):
     seed = {"canvas": 56, "nodes2": 57}[renderer]
     build(frontend, random_model.name, seed, preview=False, steps=4)
-    frontend.hold("Picture 2 of at most 2, step 1 of")
+    frontend.hold("Image 2 of at most 2, step 1 of")
     before = start(frontend)
     wait_for_pictures(frontend, 1)
     wait_for_draft(frontend)

@@ -78,12 +78,12 @@ def test_reload_while_it_runs(frontend: Frontend, random_model: Path, renderer: 
     """The rest of the run arrives at the new page, and can be cancelled from there."""
     seed = {"canvas": 41, "nodes2": 42}[renderer]
     _, shower = build(frontend, random_model.name, seed, preview=True, steps=4)
-    frontend.hold("Picture 1 of at most 2, step 1 of")
+    frontend.hold("Image 1 of at most 2, step 1 of")
     start(frontend)
     wait_for_draft(frontend)
     frontend.open()
     frontend.page.wait_for_function("(id) => app.graph.getNodeById(id)?.type === 'DuoGenPreview'", arg=shower)
-    frontend.hold("Picture 1 of at most 2, step 2 of")
+    frontend.hold("Image 1 of at most 2, step 2 of")
     wait_for_status(frontend, "step 2 of")
     assert frontend.viewer(shower).locator(".duogen-work .duogen-text").all_text_contents()[0] == FIRST
     frontend.page.evaluate("() => app.api.interrupt()")
@@ -94,7 +94,7 @@ def test_the_run_ends_while_the_page_is_away(frontend: Frontend, random_model: P
     """Nothing arrives any more: the answer comes from the server's history, on the node that saved it."""
     seed = {"canvas": 43, "nodes2": 44}[renderer]
     saver, _ = build(frontend, random_model.name, seed, preview=False, steps=4)
-    frontend.hold("Picture 1 of at most 2, step 1 of")
+    frontend.hold("Image 1 of at most 2, step 1 of")
     before = start(frontend)
     wait_for_draft(frontend)
     frontend.page.goto("about:blank")

@@ -82,7 +82,7 @@ def test_workflow_runs_and_shows_the_answer(frontend: Frontend, random_model: Pa
     assert frontend.page.evaluate("() => window.hit") is None
     assert frontend.viewer(node).locator("script, b, a").count() == 0
     live = [piece for pieces in frontend.page.evaluate("() => window.seen") for piece in pieces]
-    assert any("Picture 1 of at most 2" in piece for piece in live), "no running text reached the viewer"
+    assert any("Image 1 of at most 2" in piece for piece in live), "no running text reached the viewer"
     assert "preview" in live, "no sampling preview reached the viewer"
     assert frontend.page.locator(".duogen-work:not([hidden])").count() == 0, "still at work after the end"
     saver = ids["DuoGenSaveDocument"]
@@ -124,8 +124,8 @@ def test_pictures_keep_their_sizes(frontend: Frontend, shown: int):
     box = frontend.viewer(shown).bounding_box()
     assert box["height"] >= 300, "the viewer fills the node"
     facts = frontend.viewer(shown).locator("figcaption").all_text_contents()
-    assert facts == ["Picture 1 · 96 × 64 · seed 7", "Picture 2 · 1200 × 300"]
-    assert frontend.viewer(shown).get_by_role("status").inner_text() == "Stopped at the limit of pictures."
+    assert facts == ["Image 1 · 96 × 64 · seed 7", "Image 2 · 1200 × 300"]
+    assert frontend.viewer(shown).get_by_role("status").inner_text() == "Stopped at the limit of images."
 
 
 def test_copy_text(frontend: Frontend, shown: int):
@@ -137,12 +137,12 @@ def test_copy_text(frontend: Frontend, shown: int):
 def test_open_a_picture(frontend: Frontend, shown: int):
     """By mouse and by keyboard; the dialog names the picture, leads to the next, and gives the focus back."""
     page = frontend.page
-    opener = frontend.viewer(shown).get_by_role("button", name=f"Picture 1: {FIRST}")
+    opener = frontend.viewer(shown).get_by_role("button", name=f"Image 1: {FIRST}")
     opener.click()
     dialog = page.locator("dialog.duogen-dialog")
-    assert dialog.locator("img").get_attribute("alt") == f"Picture 1: {FIRST}"
+    assert dialog.locator("img").get_attribute("alt") == f"Image 1: {FIRST}"
     page.keyboard.press("ArrowRight")
-    assert dialog.locator("img").get_attribute("alt") == f"Picture 2: {NEXT}"
+    assert dialog.locator("img").get_attribute("alt") == f"Image 2: {NEXT}"
     assert re.search(r"/view\?filename=wide\.png", dialog.get_by_role("link").get_attribute("href"))
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
@@ -165,16 +165,16 @@ def test_follows_what_is_upstream(frontend: Frontend):
     frontend.send("progress_text", {"nodeId": str(other), "text": "not for you"})
     assert work.is_hidden()
     for words in (
-        "Pic",
-        "Picture",
-        "Picture of a wall.",
-        "Picture 1 of at most 2, step 1 of 4\n\nPicture of a wall.",
+        "Ima",
+        "Image",
+        "Image of a wall.",
+        "Image 1 of at most 2, step 1 of 4\n\nImage of a wall.",
         HOSTILE,
     ):
         frontend.send("progress_text", {"nodeId": f"{source}.0.0.7", "text": words})
-    assert work.locator("p").all_text_contents() == ["Picture of a wall.", HOSTILE], "what is finished stays"
+    assert work.locator("p").all_text_contents() == ["Image of a wall.", HOSTILE], "what is finished stays"
     frontend.send("execution_error", {"prompt_id": "p", "node_id": str(source), "node_type": "", "executed": []})
-    assert work.locator("p").all_text_contents() == ["Picture of a wall.", HOSTILE]
+    assert work.locator("p").all_text_contents() == ["Image of a wall.", HOSTILE]
     assert frontend.viewer(node).get_by_role("status").inner_text() == "The run failed; what was finished stays here."
     frontend.send("progress_text", {"nodeId": str(source), "text": NEXT})
     assert work.locator("p").all_text_contents() == [NEXT], "another run"

@@ -1,7 +1,7 @@
-"""What a running answer shows on its node: the text while it is written, the picture while it is sampled.
+"""Shows on a node what is going on: text while it is written, the image while it is sampled.
 
-Nodes that DuoGen Interleave and the loop put in at run time have no place on the user's canvas; what they have to say
-appears on the node they stand for (`DynamicPrompt.get_display_node_id`).
+Nodes that DuoGen Interleave and the loop put in at run time have no place on the user's canvas; their messages appear
+on the node they stand for (`DynamicPrompt.get_display_node_id`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from duogen_core.document import Document
 
 # Seconds between two messages. A fast model makes more of them than a page can show, above all one with Nodes 2.0, and
-# a page that falls behind shows a finished picture only when the next ones are finished too.
+# a page that falls behind shows a finished image only when the next ones are finished too.
 TEXT_INTERVAL, STEP_INTERVAL = 0.05, 0.1
-LIMITS = {"max_images": "Stopped at the limit of pictures.", "max_tokens": "Stopped at the limit of tokens."}
 
 
 def say(hidden: Any, *paragraphs: str) -> None:
-    """Show this text on the node; an empty paragraph is left out."""
+    """Shows this text on the node; empty paragraphs are left out."""
     from server import PromptServer
 
     if PromptServer.instance is not None:
@@ -29,8 +27,8 @@ def say(hidden: Any, *paragraphs: str) -> None:
         PromptServer.instance.send_progress_text("\n\n".join(p for p in paragraphs if p), node)
 
 
-class LiveText:
-    """The `on_token` of one paragraph."""
+class TextStream:
+    """Shows one paragraph while it is written: its `on_token` takes each new piece."""
 
     def __init__(self, hidden: Any) -> None:
         self.hidden, self.text, self.last_sent = hidden, "", 0.0
@@ -43,25 +41,29 @@ class LiveText:
             say(self.hidden, self.text.strip())
 
 
-class LivePicture:
-    """The sampler's callback: step, preview, and which picture of how many it is, where somebody counts."""
+class SamplingPreview:
+    """Shows an image while it is sampled: `on_step` is the sampler's callback.
 
-    def __init__(self, hidden: Any, model: Any, paragraph: str = "") -> None:
+    title: which image of how many. paragraph: the text it illustrates.
+    """
+
+    def __init__(self, hidden: Any, model: Any, title: str, paragraph: str = "") -> None:
         import comfy.utils
         import latent_preview
 
-        self.hidden, self.paragraph, self.title = hidden, paragraph, picture_title(hidden)
+        self.hidden, self.title, self.paragraph = hidden, title, paragraph
         self.progress: Any = None
         self.last_sent = 0.0
         self.new_progress = comfy.utils.ProgressBar
         latents = model.model.latent_format
-        # The user's preview method; who chose none gets colours straight from the latent, which cost next to nothing.
+        # ComfyUI's default method is none. Then colours straight from the latent are shown, which cost next to nothing,
+        # unless the user chose none.
         self.previewer = latent_preview.get_previewer(model.load_device, latents)
         if self.previewer is None and latents.latent_rgb_factors is not None and not previews_unwanted():
             self.previewer = latent_preview.Latent2RGBPreviewer(
                 latents.latent_rgb_factors, latents.latent_rgb_factors_bias
             )
-        say(hidden, self.title, paragraph)
+        say(hidden, title, paragraph)
 
     def on_step(self, step: int, denoised: torch.Tensor, noisy: torch.Tensor, steps: int) -> None:
         moment = time.monotonic()
@@ -76,9 +78,10 @@ class LivePicture:
 
 
 def previews_unwanted() -> bool:
-    """Whether the user chose "none": in ComfyUI's settings, which come with each prompt, or as --preview-method.
+    """Whether the user chose "none", in ComfyUI's settings (which come with each prompt) or as --preview-method.
 
-    "none" is also ComfyUI's default, so the method in force does not tell whether somebody wants it.
+    "none" is also ComfyUI's default, so the method in force does not tell whether somebody chose it; ComfyUI has no
+    public way to ask. Hence the look into the queue and a second reading of the command line.
     """
     from argparse import Namespace
 
@@ -94,32 +97,5 @@ def previews_unwanted() -> bool:
             return extra_data["preview_method"] == "none"
     # argparse gives no default to what is set already, so this stays None unless the option is on the command line.
     words = None if comfy.options.args_parsing else []
-    given, _ = parser.parse_known_args(words, Namespace(preview_method=None))
-    return given.preview_method is not None and given.preview_method.value == "none"
-
-
-def picture_title(hidden: Any) -> str:
-    """The step that put this node in knows the number of its picture. It is looked up rather than given as an input:
-    inputs are what ComfyUI's cache goes by, and a changed limit must not draw a finished picture again."""
-    parent = hidden.dynprompt and hidden.dynprompt.get_parent_node_id(hidden.unique_id)
-    inputs = hidden.dynprompt.get_node(parent)["inputs"] if parent else {}
-    if "duogen_step" not in inputs:
-        return "Picture"
-    from .answer import Step
-
-    step = Step.from_text(inputs["duogen_step"])
-    return f"Picture {step.drawn + 1} of at most {step.max_images}"
-
-
-def whole_answer(context: Document) -> str:
-    """The last turn in a few plain lines."""
-    from duogen_core.document import Picture
-
-    pieces, count = [], 0
-    for part in context.last_turn.parts:
-        if isinstance(part, Picture):
-            count += 1
-            pieces.append(f"\n\n[picture {count}]\n\n")
-        else:
-            pieces.append(part.text)
-    return "".join(pieces).strip()
+    options, _ = parser.parse_known_args(words, Namespace(preview_method=None))
+    return options.preview_method is not None and options.preview_method.value == "none"

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from duogen_core.checkpoint import CheckpointConfig
 
-    from .model_management import Managed
+    from .model_management import ModelHandle
 
 
-def check_connector(mllm: Managed, connector: Managed | None) -> None:
+def check_connector(mllm: ModelHandle, connector: ModelHandle | None) -> None:
     if connector is None:
         return
     text = mllm.core.model.config.get_text_config()
@@ -31,7 +31,7 @@ def check_connector(mllm: Managed, connector: Managed | None) -> None:
         )
 
 
-def check_model(model: Any, connector: Managed | None = None) -> None:
+def check_model(model: Any, connector: ModelHandle | None = None) -> None:
     """Whether this MODEL can read what a connector gives, and this one at that."""
     from .diffusion_model import DuoGenModel
 
@@ -49,7 +49,7 @@ def check_model(model: Any, connector: Managed | None = None) -> None:
         )
 
 
-def config_of(mllm: Managed, model: Any) -> CheckpointConfig:
+def config_of(mllm: ModelHandle, model: Any) -> CheckpointConfig:
     """The language model's configuration, with the sampling that this MODEL was made for: they may come apart."""
     own = model.model.model_config.duogen_sampling
     return mllm.config if own is None else replace(mllm.config, sampling=own)

@@ -1,23 +1,23 @@
-"""What the steps of an answer gave out, kept for the next run beside ComfyUI's own cache.
+"""Caches the results of an answer's steps for the next run, beside ComfyUI's own cache.
 
-ComfyUI's default cache drops, after each node, whatever the running prompt has not asked for yet, on every machine with
-less than 128 GB of memory. The nodes of a finished step are asked for only when the step before them has run, so
-they are gone by then, and a reroll of picture 5 would draw the first four again. This is a cache provider, ComfyUI's
-own way in (comfy_api.latest Caching): it is asked where the cache has nothing. It goes by ComfyUI's key of the node and
-its inputs, answers for nothing but nodes that DuoGen Interleave or the loop put in (the user's own in the loop among
-them), and keeps plain values only, never a model.
+ComfyUI's default cache (since about 0.23, on every machine with less than 128 GB of memory) drops after each node
+whatever the running prompt has not asked for yet. The nodes of a finished step are asked for only when the step before
+them has run; by then they are gone, and a new seed for image 5 would draw the first four again. So this is a cache
+provider, ComfyUI's public interface for this (comfy_api.latest Caching), which is asked where ComfyUI's cache has
+nothing. It uses ComfyUI's own key of a node and its inputs, answers only for nodes that DuoGen Interleave or the loop
+put in (the user's own nodes in the loop among them), and stores plain values, never a model.
 
-In: `watch(owner, nodes)` at every expansion. Kept is what the last two runs used, so that going back to the seed before
-is free as well, and as long as the language model it was written with (or the first round of any other writer) stays in
-ComfyUI's cache: /free, or a workflow that pushes it out, takes it along. LIMIT bounds its size.
-The classic cache and --cache-none never ask.
+In: `watch(owner, nodes)` at every expansion. The results of the last two runs stay, so that going back to the seed
+before is free as well. They go with the language model that wrote the answer (or the first round of any other writer):
+when that leaves ComfyUI's cache, by /free or another workflow, they leave too. LIMIT bounds their size.
+The classic cache and --cache-none never ask a provider.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import comfy.model_management as mm
@@ -25,16 +25,13 @@ import numpy as np
 import torch
 from comfy_api.latest import Caching
 
-from ..definitions import given
-from ..steps import unfinished
-
 LIMIT = min(2**30, mm.total_ram * 2**20 / 16)  # bytes for one language model
-# These give out models, or cost less to run than to keep.
-NEVER = {"DuoGenGiven", "DuoGenListEntry", "DuoGenInterleaveStep", "DuoGenLoopRound", "DuoGenLoopNext"}
+# These output models, or cost less to run than to store.
+NOT_CACHED = {"DuoGenGiven", "DuoGenListEntry", "DuoGenInterleaveStep", "DuoGenLoopRound", "DuoGenLoopNext"}
 
 
-class Kept:
-    """Results by ComfyUI's key: those that this run and the one before used. Full: those of the one before go first."""
+class ResultCache:
+    """Results by ComfyUI's key that this run or the one before used. When it is full, those of the one before go."""
 
     def __init__(self, limit: float = LIMIT) -> None:
         self.limit, self.run = limit, 0
@@ -69,42 +66,46 @@ class Kept:
                 entries.pop(key, None)
 
 
-class KeptResults(Caching.CacheProvider):
+class ResultCacheProvider(Caching.CacheProvider):
     def __init__(self) -> None:
-        self.kept: weakref.WeakKeyDictionary[Any, Kept] = weakref.WeakKeyDictionary()
-        self.watched: dict[str, Kept] = {}
+        self.caches: weakref.WeakKeyDictionary[Any, ResultCache] = weakref.WeakKeyDictionary()
+        self.watched: dict[str, ResultCache] = {}
+        self.when_prompt_ends: list[Callable[[str], None]] = []  # each gets the id of the prompt
 
     def watch(self, owner: Any, nodes: Iterable[str], by: str | None = None) -> None:
-        """The nodes that were just put into the running graph. owner: the `mllm` that writes the answer; any other
-        writer's first round. by: the node that put them in; what it was put in for itself goes on with them."""
-        kept = self.watched.get(by) or self.kept.setdefault(owner, Kept())
-        self.watched.update(dict.fromkeys(nodes, kept))
+        """Caches results of these nodes, which were just put into the running graph.
+
+        owner: the `mllm` that writes the answer, or the first round of any other writer. by: the node that put them
+        in; where it is watched itself, they share its cache.
+        """
+        cache = self.watched.get(by) or self.caches.setdefault(owner, ResultCache())
+        self.watched.update(dict.fromkeys(nodes, cache))
 
     def should_cache(self, context: Caching.CacheContext, value: Caching.CacheValue | None = None) -> bool:
-        kept = self.watched.get(context.node_id)
-        if kept is None or context.class_type in NEVER:
+        cache = self.watched.get(context.node_id)
+        if cache is None or context.class_type in NOT_CACHED:
             return False
         if value is None:
             return True
-        # Kept here and now: on_store is a task, and a prompt of nodes that never wait ends before it gets its turn.
-        kept.add(context.cache_key_hash, value)
+        # Stored at once: on_store runs as a task, and a prompt whose nodes never wait ends before its turn comes.
+        cache.add(context.cache_key_hash, value)
         return False
 
     async def on_lookup(self, context: Caching.CacheContext) -> Caching.CacheValue | None:
         return self.watched[context.node_id].get(context.cache_key_hash)
 
     async def on_store(self, context: Caching.CacheContext, value: Caching.CacheValue) -> None:
-        """Never asked for: see should_cache."""
+        """Never called: see should_cache."""
 
     def on_prompt_end(self, prompt_id: str) -> None:
-        for kept in {id(kept): kept for kept in self.watched.values()}.values():
-            kept.end_run()
+        for cache in {id(cache): cache for cache in self.watched.values()}.values():
+            cache.end_run()
         self.watched.clear()
-        given.forget()
-        unfinished.end_run(prompt_id)
+        for call in self.when_prompt_ends:
+            call(prompt_id)
 
 
-PROVIDER = KeptResults()
+PROVIDER = ResultCacheProvider()
 
 
 def plain_bytes(value: Any, seen: set[int]) -> int | None:

@@ -1,0 +1,232 @@
+"""The nodes that load models: a whole DuoGen checkpoint, its parts one by one, a LoRA of the language model.
+
+A part may come from a DuoGen checkpoint or be a published model, a file or a folder in ComfyUI's own folders. Loading
+itself is in host/loading.py. The MODEL takes ComfyUI's own LoRA loaders.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..host import loading
+from . import sockets
+
+CATEGORY = "DuoGen/loaders"
+BY_FILE = "auto"
+CONVENTIONS = [BY_FILE, "post-trained", "pre-trained"]
+LORAS = "loras"
+
+
+class DuoGenLoadCheckpoint(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadCheckpoint",
+            display_name="DuoGen Load Checkpoint",
+            category="DuoGen/loaders",
+            description="Loads a DuoGen model: the language model that writes, the connector, the diffusion "
+            "transformer that draws, and its VAE. duogen-tiny comes with this pack and needs no download.",
+            search_aliases=["interleaved", "duogen-tiny", "load duogen"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=list(loading.checkpoints()),
+                    tooltip="The DuoGen model to load. Listed are the one that comes with this pack and every folder "
+                    "in ComfyUI's models/duogen.",
+                ),
+            ],
+            outputs=[
+                sockets.Mllm.Output(
+                    "mllm", tooltip="The language model: writes, decides when to draw, looks at pictures."
+                ),
+                sockets.Connector.Output("connector", tooltip="Carries what the language model thinks to the DiT."),
+                io.Model.Output(
+                    "model", tooltip="The diffusion transformer, for KSampler and every node that takes a MODEL."
+                ),
+                io.Vae.Output("vae", tooltip="The VAE (Wan 2.1 family) of this model."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str) -> str:
+        return loading.checkpoint_fingerprint(checkpoint)
+
+    @classmethod
+    def execute(cls, checkpoint: str) -> io.NodeOutput:
+        return io.NodeOutput(*loading.load_checkpoint(checkpoint))
+
+
+class DuoGenLoadMLLM(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadMLLM",
+            display_name="DuoGen Load MLLM",
+            category=CATEGORY,
+            description="Loads the language model alone: it writes, decides when to draw, and looks at pictures. From "
+            "a DuoGen checkpoint, or Qwen2.5-VL or Qwen3-VL as published.",
+            search_aliases=["load llm", "language model", "qwen2.5-vl", "qwen3-vl", "text encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=loading.names(loading.MLLM),
+                    tooltip="The DuoGen model whose part to load: the one that comes with this pack, or a folder in "
+                    "ComfyUI's models/duogen. Or a published Qwen-VL: a file or a Hugging Face folder in "
+                    "models/text_encoders.",
+                ),
+                io.Combo.Input(
+                    "tokenizer",
+                    options=[loading.OWN_TOKENIZER, *loading.names(loading.TOKENIZER, files=False)],
+                    default=loading.OWN_TOKENIZER,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For a single file, which has no tokenizer in it: the folder that has one. auto: the one "
+                    "that ComfyUI brings for Qwen's models. Folders and checkpoints have their own.",
+                ),
+            ],
+            outputs=[sockets.Mllm.Output("mllm", tooltip="The language model.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, tokenizer: str = loading.OWN_TOKENIZER) -> str:
+        from duogen_core.errors import DuoGenError
+
+        try:
+            folder = loading.tokenizer_folder(tokenizer)
+        except DuoGenError as error:
+            return str(error)
+        return loading.fingerprint(checkpoint, loading.MLLM, "mllm", beside=folder)
+
+    @classmethod
+    def execute(cls, checkpoint: str, tokenizer: str = loading.OWN_TOKENIZER) -> io.NodeOutput:
+        return io.NodeOutput(loading.load_mllm(checkpoint, tokenizer))
+
+
+class DuoGenLoadConnector(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadConnector",
+            display_name="DuoGen Load Connector",
+            category=CATEGORY,
+            description="Loads the connector alone: that of a DuoGen checkpoint, or the one that Cosmos-Predict2.5 has "
+            "within it. It fits one language model and one MODEL.",
+            search_aliases=["connector", "projection", "crossattn_proj"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=loading.names(loading.DIT),
+                    tooltip="The DuoGen model whose part to load: the one that comes with this pack, or a folder in "
+                    "ComfyUI's models/duogen. Or the file or folder of Cosmos-Predict2.5, as in DuoGen Load DiT.",
+                ),
+                sockets.Mllm.Input(
+                    "mllm",
+                    optional=True,
+                    tooltip="The language model it will read: whether the two fit is then said here. Not needed.",
+                ),
+            ],
+            outputs=[sockets.Connector.Output("connector", tooltip="Carries the language model's states to the DiT.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, mllm: Any = None) -> str:
+        return loading.fingerprint(checkpoint, loading.DIT, "connector")
+
+    @classmethod
+    def execute(cls, checkpoint: str, mllm: Any = None) -> io.NodeOutput:
+        return io.NodeOutput(loading.load_connector(checkpoint, mllm))
+
+
+class DuoGenLoadDiT(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadDiT",
+            display_name="DuoGen Load DiT",
+            category=CATEGORY,
+            description="Loads the diffusion transformer alone, as a MODEL like any other: that of a DuoGen "
+            "checkpoint, or Cosmos-Predict2.5 as published.",
+            search_aliases=["load diffusion model", "unet", "cosmos", "cosmos-predict2.5"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=loading.names(loading.DIT),
+                    tooltip="The DuoGen model whose part to load: the one that comes with this pack, or a folder in "
+                    "ComfyUI's models/duogen. Or Cosmos-Predict2.5: a file or a diffusers folder in "
+                    "models/diffusion_models.",
+                ),
+                io.Combo.Input(
+                    "convention",
+                    options=CONVENTIONS,
+                    default=BY_FILE,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How a published Cosmos-Predict2.5 was trained, which its weights do not show. auto: as "
+                    "the file or its name says, else post-trained. A DuoGen checkpoint knows.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", tooltip="For KSampler, LoRA loaders and every node that takes a MODEL.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, convention: str = BY_FILE) -> str:
+        # The MODEL holds what its VAE's latents look like.
+        return loading.fingerprint(checkpoint, loading.DIT, "dit", "vae")
+
+    @classmethod
+    def execute(cls, checkpoint: str, convention: str = BY_FILE) -> io.NodeOutput:
+        return io.NodeOutput(loading.load_dit(checkpoint, None if convention == BY_FILE else convention))
+
+
+class DuoGenLoadMLLMLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadMLLMLoRA",
+            display_name="DuoGen Load MLLM LoRA",
+            category="DuoGen/loaders",
+            description="Applies a LoRA to the language model, such as one that DuoGen's stage 1 was trained as. For a "
+            "LoRA of the MODEL, take ComfyUI's own loader.",
+            search_aliases=["lora", "adapter", "peft", "language model lora"],
+            inputs=[
+                sockets.Mllm.Input("mllm", tooltip="The language model that the LoRA was trained on."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[name for name in folder_paths.get_filename_list(LORAS) if name.endswith(".safetensors")],
+                    tooltip="A LoRA in ComfyUI's models/loras. Of an adapter in PEFT's layout, put the whole folder "
+                    "there and choose its adapter_model.safetensors.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How strongly it changes the model. 0 is no LoRA, 1 as it was trained.",
+                ),
+            ],
+            outputs=[sockets.Mllm.Output("mllm", tooltip="The language model with the LoRA.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, mllm: Any, lora_name: str, strength: float) -> str:
+        """Changes when the file or its configuration does, so that it is read again."""
+        from duogen_core.mllm.adapter import CONFIG
+
+        path = folder_paths.get_full_path(LORAS, lora_name)
+        return loading.fingerprint_of(Path(path), Path(path).with_name(CONFIG)) if path else ""
+
+    @classmethod
+    def execute(cls, mllm: Any, lora_name: str, strength: float) -> io.NodeOutput:
+        from duogen_core.mllm.adapter import read_adapter
+
+        from ..host.lora import mllm_with_lora
+
+        if strength == 0:
+            return io.NodeOutput(mllm)
+        adapter = read_adapter(folder_paths.get_full_path_or_raise(LORAS, lora_name), mllm.core)
+        return io.NodeOutput(mllm_with_lora(mllm, adapter, strength))
