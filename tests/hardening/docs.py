@@ -78,6 +78,7 @@ COMMANDS: dict[str, Entry] = {
     r"git clone ADDRESS_OF_THIS_REPOSITORY ComfyUI\custom_nodes\ComfyUI-DuoGen": CLONE,
     "git clone ADDRESS_OF_THIS_REPOSITORY custom_nodes/ComfyUI-DuoGen": CLONE,
     "pip install -r custom_nodes/ComfyUI-DuoGen/requirements.txt": PIP,
+    "python3 dev.py test --quick": Left("runs all tests of the core, and this one with them"),
     # own-models.md
     "python -m duogen_core inspect FILE_OR_FOLDER --memory 12": Runs(instead={"FILE_OR_FOLDER": "models/duogen-tiny"}),
     "python -m duogen_core convert model.pt model.safetensors --quantise fp8": Runs(
@@ -293,6 +294,7 @@ PROGRAMS: dict[str, Mapping[str, str]] = {
 OTHERS = {
     "tests/hardening": ("--json", "--number", "--only", "--case", "--keep"),
     "accelerate": ("--config_file", "--num_processes"),
+    "dev.py": ("--quick",),
     "ComfyUI": ("--cache-classic", "--cache-lru", "--cache-none", "--preview-method", "--disable-metadata"),
 }
 NO_SETTINGS = {"name=value": "stands for any", "rel=sponsored": "of HTML", "include_alignment=true": "of a mixture"}
