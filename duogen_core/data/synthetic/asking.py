@@ -15,12 +15,12 @@ from string import Template
 
 from duogen_core.data.llm.messages import Message, load_prompt, messages
 
-FOLDER = Path(__file__).with_name("prompts")
+PROMPTS = Path(__file__).with_name("prompts")
 
 
 class Asking:
     def __init__(self, name: str) -> None:
-        self.prompt = load_prompt(FOLDER / name)
+        self.prompt = load_prompt(PROMPTS / name)
         self.digest = hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
 
     def messages(self, values: Mapping[str, str], data: Mapping[str, str]) -> list[Message]:

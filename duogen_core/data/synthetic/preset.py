@@ -12,7 +12,7 @@ from typing import Any
 
 from duogen_core.data.runs.presets import preset_values
 
-FOLDER = Path(__file__).with_name("presets")
+PRESETS = Path(__file__).with_name("presets")
 DEFAULT = "default"
 
 
@@ -29,4 +29,4 @@ class Preset:
 
 
 def load_preset(name: str | None = None, settings: Sequence[str] = ()) -> Preset:
-    return Preset(**preset_values(FOLDER, DEFAULT, name or DEFAULT, settings))
+    return Preset(**preset_values(PRESETS, DEFAULT, name or DEFAULT, settings))
