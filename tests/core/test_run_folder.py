@@ -18,7 +18,7 @@ from duogen_core.data.runs.folder import (
     read_run,
     write_plan,
 )
-from duogen_core.data.runs.names_below import names_below
+from duogen_core.data.runs.input_files import names_below
 from duogen_core.data.runs.report_parts import Spread, badge
 from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
 from duogen_core.document import (

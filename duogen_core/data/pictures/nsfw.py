@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.runs.file_digests import FileDigests
+from duogen_core.data.runs.input_files import FileDigests
 from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.errors import DuoGenError
 

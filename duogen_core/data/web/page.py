@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
-from duogen_core.data.runs.file_digests import FileDigests
+from duogen_core.data.runs.input_files import FileDigests
 
 HTML = ("text/html", "application/xhtml+xml")  # the types of pages
 PAGES = (".html", ".htm", ".xhtml", ".mhtml", ".mht")

@@ -17,7 +17,6 @@ from typing import Any
 from duogen_core import __version__
 from duogen_core.data.net.client import HttpClient
 from duogen_core.data.pictures import nsfw
-from duogen_core.data.runs.file_digests import FileDigests
 from duogen_core.data.runs.folder import (
     FOLDERS,
     RunFolder,
@@ -30,6 +29,7 @@ from duogen_core.data.runs.folder import (
     write_plan,
     write_run,
 )
+from duogen_core.data.runs.input_files import FileDigests
 from duogen_core.data.runs.presets import digest
 from duogen_core.data.web.fetching import (
     MAX_UNREACHABLE,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.runs.names_below import names_below
+from duogen_core.data.runs.input_files import names_below
 from duogen_core.data.sources.base import digest
 from duogen_core.errors import DuoGenError
 
