@@ -7,26 +7,35 @@
 
 Each of the three files appears whole or not at all, the log last; none does if the block is left by an exception. A
 sample of the tar is key.json with key.000.png, key.001.jpg, …
+
+Files that appear under their name when all of them is written, or not at all; a full disk is one sentence.
+
+    with whole_file(path) as stream: stream.write(...)
+
+Meant for shards: the sentence about a full disk says that finished ones are whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
+import secrets
 import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from duogen_core.data.runs.folder import RunFolder
-from duogen_core.data.runs.whole_file import whole_file
 from duogen_core.document import Document, Picture
 from duogen_core.document.store import document_json
+from duogen_core.errors import DuoGenError
 
 PNG_LEVEL = 4  # of 9: within a few per cent of the smallest, in a third of the time
 Encode = Callable[[Picture], tuple[bytes, str]]  # a picture's file, and the ending of its name
@@ -100,3 +109,26 @@ def as_png(pixels: np.ndarray) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue(), "png"
+
+
+# ------------------------------------------------------------ whole file
+
+
+@contextlib.contextmanager
+def whole_file(file: Path) -> Iterator[Any]:
+    """A stream whose file takes its name when all of it is written. Its own name is no other process's, anywhere."""
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.duogen-tmp")
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+        temporary.replace(file)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DuoGenError(
+                f"The disk is full: {file} could not be written. Finished shards are whole; free some space, then run "
+                "the same command again to go on."
+            ) from None
+        raise DuoGenError(f"{file} could not be written: {error.strerror or error}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -19,8 +19,7 @@ from typing import IO, Any
 
 from PIL import Image
 
-from duogen_core.data.runs.shards import add_document, add_files
-from duogen_core.data.runs.whole_file import whole_file
+from duogen_core.data.runs.shards import add_document, add_files, whole_file
 from duogen_core.data.sources.base import Bad, Sample, Source
 from duogen_core.data.sources.mixture import BadLog
 from duogen_core.data.sources.rows import as_png, lists_of, rows_of, schema

@@ -19,7 +19,7 @@ from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.whole_file import whole_file
+from duogen_core.data.runs.shards import whole_file
 from duogen_core.data.synthetic.asking import Asking
 from duogen_core.data.synthetic.plan_rules import judge
 from duogen_core.data.synthetic.plans import Plan, plan_from, schema
