@@ -16,18 +16,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from duogen_core.data.runs import yields
+    from duogen_core.data.runs import log
     from duogen_core.data.runs.log import open_logs
 
     logs = open_logs(Path(args.folder))
-    found, empty = yields.surveys(logs)
+    found, empty = log.surveys(logs)
     figures = {each.log.folder.name: each.to_json() for each in found} if len(logs) > 1 else found[0].to_json()
     if args.plot:
-        yields.plot(found, Path(args.plot))
+        log.plot(found, Path(args.plot))
     if write_json(args.json, figures):
         return 0
     for each in found:
-        print((f"{each.log.folder}\n" if len(logs) > 1 else "") + yields.text(each))
+        print((f"{each.log.folder}\n" if len(logs) > 1 else "") + log.text(each))
     for log in empty:
         print(f"{log.folder}\nbegun, and nothing is finished yet")
     if args.plot:

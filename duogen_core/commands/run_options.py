@@ -52,8 +52,7 @@ def done_before(before: int, total: int) -> str:
 
 def nothing_kept(folder: Path) -> str:
     """Why a run has kept nothing, and how to look."""
-    from duogen_core.data.runs.log import open_logs
-    from duogen_core.data.runs.yields import refused_most, survey
+    from duogen_core.data.runs.log import open_logs, refused_most, survey
 
     most = refused_most(survey(*open_logs(folder)))
     return (

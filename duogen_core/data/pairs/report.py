@@ -17,12 +17,7 @@ import numpy as np
 
 from duogen_core.data.pairs.again import WHOLE
 from duogen_core.data.pairs.sharded import Run, Shard, open_run
-from duogen_core.data.runs.log import (
-    RunLog,
-    open_logs,
-    parts_of,
-    rule_of,
-)
+from duogen_core.data.runs.log import RunLog, open_logs, parts_of, rule_of, survey, text
 from duogen_core.data.runs.report_parts import (
     Spread,
     badge,
@@ -30,7 +25,6 @@ from duogen_core.data.runs.report_parts import (
     tiles_of,
     write_page,
 )
-from duogen_core.data.runs.yields import survey, text
 
 SIDE = 170  # longest side of a thumbnail: two stand side by side
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")

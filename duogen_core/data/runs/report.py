@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.runs.log import RunLog, open_logs, rule_of
+from duogen_core.data.runs.log import RunLog, open_logs, rule_of, surveys, text
 from duogen_core.data.runs.report_parts import (
     Spread,
     badge,
@@ -21,7 +21,6 @@ from duogen_core.data.runs.report_parts import (
     tiles_of,
     write_page,
 )
-from duogen_core.data.runs.yields import surveys, text
 from duogen_core.document import Document, Picture, Text
 
 SIDE = 260  # longest side of a thumbnail
