@@ -19,7 +19,7 @@ from duogen_core.data.runs.folder import (
     write_plan,
 )
 from duogen_core.data.runs.input_files import names_below
-from duogen_core.data.runs.report_parts import Spread, badge
+from duogen_core.data.runs.report import Spread, badge
 from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
 from duogen_core.document import (
     Document,

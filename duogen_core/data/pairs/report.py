@@ -18,13 +18,7 @@ import numpy as np
 from duogen_core.data.pairs.again import WHOLE
 from duogen_core.data.pairs.sharded import Run, Shard, open_run
 from duogen_core.data.runs.log import RunLog, open_logs, parts_of, rule_of, survey, text
-from duogen_core.data.runs.report_parts import (
-    Spread,
-    badge,
-    thumbnail,
-    tiles_of,
-    write_page,
-)
+from duogen_core.data.runs.report import Spread, badge, thumbnail, tiles_of, write_page
 
 SIDE = 170  # longest side of a thumbnail: two stand side by side
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")

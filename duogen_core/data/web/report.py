@@ -11,12 +11,7 @@ from html import escape
 from pathlib import Path
 
 from duogen_core.data.runs.log import ORDERS, open_logs, survey, text
-from duogen_core.data.runs.report_parts import (
-    badge,
-    thumbnail,
-    tiles_of,
-    write_page,
-)
+from duogen_core.data.runs.report import badge, thumbnail, tiles_of, write_page
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.page import Block
 from duogen_core.data.web.pictures import Judged

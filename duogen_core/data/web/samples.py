@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from duogen_core.data.runs.log import LATER, RunLog, rule_of
-from duogen_core.data.runs.report_parts import Spread
+from duogen_core.data.runs.report import Spread
 
 Place = tuple[int, int]  # a page's number in the run, and a picture's among those judged; -1 for the page itself
 
