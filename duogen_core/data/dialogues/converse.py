@@ -14,9 +14,8 @@ from typing import Any
 
 from duogen_core.data.dialogues import rules as rule
 from duogen_core.data.dialogues.draft import Draft
-from duogen_core.data.dialogues.prompts import prompt
 from duogen_core.data.dialogues.rewrite import mark, told
-from duogen_core.data.dialogues.rules import Refused, Values
+from duogen_core.data.dialogues.rules import Refused, Values, prompt
 from duogen_core.data.llm.messages import messages
 
 SCHEMA = {

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.dialogues.prompts import prompt
-from duogen_core.data.dialogues.rules import check_clean
+from duogen_core.data.dialogues.rules import check_clean, prompt
 from duogen_core.data.llm.messages import messages
 from duogen_core.data.text.personal import remove_personal
 from duogen_core.document import Picture

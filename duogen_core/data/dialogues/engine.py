@@ -19,9 +19,8 @@ from duogen_core.data.dialogues.describe import describe
 from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.placement import Placement, clue_of, place
 from duogen_core.data.dialogues.placement_model import place_by_model
-from duogen_core.data.dialogues.prompts import prompts_digest
 from duogen_core.data.dialogues.rewrite import rewrite
-from duogen_core.data.dialogues.rules import Refused, Values
+from duogen_core.data.dialogues.rules import Refused, Values, prompts_digest
 from duogen_core.data.llm.answers import Answer, AnswerError
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.net.endpoint import EndpointError

@@ -11,8 +11,7 @@ from typing import Any
 
 from duogen_core.data.dialogues.draft import Draft
 from duogen_core.data.dialogues.placement import Clue, Placement
-from duogen_core.data.dialogues.prompts import prompt
-from duogen_core.data.dialogues.rules import Refused
+from duogen_core.data.dialogues.rules import Refused, prompt
 from duogen_core.data.llm.messages import messages
 
 SHOWN = 60  # words of a passage, its first ones

@@ -14,8 +14,7 @@ from typing import Any
 
 from duogen_core.data.dialogues import rules as rule
 from duogen_core.data.dialogues.draft import Draft, join, paragraphs
-from duogen_core.data.dialogues.prompts import prompt
-from duogen_core.data.dialogues.rules import Values
+from duogen_core.data.dialogues.rules import Values, prompt
 from duogen_core.data.llm.messages import messages
 from duogen_core.document import Picture
 

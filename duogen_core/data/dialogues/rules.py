@@ -1,4 +1,6 @@
-"""What a model's text must be to be taken: rules with a name, a threshold and a value. Each returns what it measured.
+"""The prompts of these steps: plain files in prompts/, read once; their digest tells one run's from another's.
+
+What a model's text must be to be taken: rules with a name, a threshold and a value. Each returns what it measured.
 
     Values()                       collects the values of all rules that were asked, for the log
     values.ask("rewrite.length", 0.2, low=0.3)    raises Refused("rewrite.length", 0.2, "…") out of bounds
@@ -8,15 +10,36 @@ A refusal is an AnswerError: the client shows its sentence to the model and asks
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from duogen_core.data.llm.answers import AnswerError
-from duogen_core.data.llm.messages import TEMPLATE_MARKS
+from duogen_core.data.llm.messages import PROMPTS, TEMPLATE_MARKS, load_prompt
 from duogen_core.data.text.personal import remove_personal
 from duogen_core.data.text.similarity import words_of
 from duogen_core.mllm.prompted import OPENING
+
+FOLDER = Path(__file__).with_name("prompts")
+
+
+@cache
+def prompt(name: str) -> str:
+    return load_prompt(FOLDER / f"{name}.txt")
+
+
+def prompts_digest() -> str:
+    """Changes when any prompt does, those of the client included."""
+    total = hashlib.sha256()
+    for file in [*sorted(FOLDER.glob("*.txt")), *sorted(PROMPTS.glob("*.txt"))]:
+        total.update(f"{file.name}\0{load_prompt(file)}\0".encode())
+    return total.hexdigest()[:16]
+
+
+# ------------------------------------------------------------ rules
 
 LINK = re.compile(
     r"\b(?:[a-z][a-z0-9+.-]{1,15}://|www\.|mailto:|javascript:|data:[a-z]+/)\S+"
