@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duogen_core.data.dialogues.copies import copies
 from duogen_core.data.dialogues.draft import Draft
 from duogen_core.data.dialogues.engine import Engine, Outcome
+from duogen_core.data.dialogues.placement import copies
 from duogen_core.data.dialogues.run import load_preset
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.web.preset import load_preset as web_preset

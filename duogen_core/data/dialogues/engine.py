@@ -14,11 +14,9 @@ from typing import Any
 
 from duogen_core.data.dialogues.compose import compose, validate
 from duogen_core.data.dialogues.converse import converse, plain
-from duogen_core.data.dialogues.copies import RULE, copies
 from duogen_core.data.dialogues.describe import describe
 from duogen_core.data.dialogues.draft import Draft, read_draft
-from duogen_core.data.dialogues.placement import Placement, clue_of, place
-from duogen_core.data.dialogues.placement_model import place_by_model
+from duogen_core.data.dialogues.placement import RULE, Placement, clue_of, copies, place, place_by_model
 from duogen_core.data.dialogues.rewrite import rewrite
 from duogen_core.data.dialogues.rules import Refused, Values, prompts_digest
 from duogen_core.data.llm.answers import Answer, AnswerError

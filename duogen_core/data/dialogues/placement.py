@@ -9,6 +9,19 @@ repeat the request announces what others show, so the request's words count litt
 evidence, a page at a time: whether the page's places are trusted (then only a picture with a much better place moves),
 and whether the pictures' order is kept (where that costs next to nothing of the fit). mmc4 assigns pictures to
 sentences in this manner with CLIP; DuoGen asks a model.
+
+Placement by a language model: it reads the numbered passages and the pictures' words, and names a passage for each.
+
+The same in and out as `placement.place`, with a writer beside. What it answers is checked: every picture once, every
+passage one there is.
+
+Copies that placement brought together: of two side by side that show the same, the one that fits better stays.
+
+    copies(draft, scores, rules) -> {index of a picture to drop: the difference it was decided by}
+
+`data web` drops a copy right after its picture; one that stood elsewhere on the page only now stands beside it. What a
+copy is, is decided as there (data/web/duplicates); with text between them, two may be screens that differ in a number,
+one for each step, and both stay. draft.places are the new ones; scores say how well each picture fits where it stands.
 """
 
 from __future__ import annotations
@@ -18,9 +31,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from duogen_core.data.dialogues.draft import Draft
+from duogen_core.data.dialogues.rules import Refused, prompt
+from duogen_core.data.llm.messages import messages
+from duogen_core.data.pictures.duplicates import Look, are_same, looks_of
 from duogen_core.data.text.similarity import words_of
 from duogen_core.document import Picture
 
@@ -196,3 +213,75 @@ def _at(row: Sequence[float], place: int) -> float:
 
 def _total(rows: Sequence[Sequence[float]], places: Sequence[int]) -> float:
     return sum(_at(row, place) for row, place in zip(rows, places))
+
+
+# ------------------------------------------------------------ placement model
+
+SHOWN = 60  # words of a passage, its first ones
+
+
+def place_by_model(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any], writer: Any) -> Placement:
+    if not draft.passages or not clues:
+        return Placement(draft.places, (0.0,) * len(draft.places), True, True)
+    numbers = list(range(1, len(clues) + 1))
+
+    def check(value: Any) -> None:
+        named = [entry["image"] for entry in value["places"]]
+        if sorted(named) != numbers:
+            raise Refused("place.images", named, f"The images are {numbers}, each once; the answer has {named}.")
+
+    data = {"passages": _numbered(draft.passages), "images": _described(clues)}
+    asked = messages(prompt("place"), data)
+    value = writer.ask(asked, schema(len(clues), len(draft.passages)), 64 + 24 * len(clues), check=check).value
+    places = tuple(entry["passage"] for entry in sorted(value["places"], key=lambda entry: entry["image"]))
+    return Placement(places, (0.0,) * len(places), False, list(places) == sorted(places))
+
+
+def schema(pictures: int, passages: int) -> dict[str, Any]:
+    fields = {
+        "image": {"type": "integer", "minimum": 1, "maximum": pictures},
+        "passage": {"type": "integer", "minimum": 1, "maximum": passages},
+    }
+    entry = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+    places = {"type": "array", "items": entry, "minItems": pictures, "maxItems": pictures}
+    return {"type": "object", "properties": {"places": places}, "required": ["places"], "additionalProperties": False}
+
+
+def _numbered(passages: Sequence[str]) -> str:
+    return "\n\n".join(f"[{k}] {' '.join(passage.split()[:SHOWN])}" for k, passage in enumerate(passages, 1))
+
+
+def _described(clues: Sequence[Clue]) -> str:
+    lines = []
+    for number, clue in enumerate(clues, 1):
+        seen = f" | text in it: {clue.seen[:400]}" if clue.seen else ""
+        lines.append(f"[image {number}] {clue.core[:300]} | {clue.rest[:600]}{seen}")
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------ copies
+
+RULE = "duplicate"
+
+
+def copies(draft: Draft, scores: Sequence[float], rules: Mapping[str, Any]) -> dict[int, float]:
+    """Of equal fits the first stays."""
+    dropped: dict[int, float] = {}
+    if not rules["drop"]:
+        return dropped
+
+    @cache
+    def looks(index: int) -> tuple[Look, ...]:
+        return looks_of(draft.pictures[index].pixels)
+
+    last: int | None = None
+    for index in sorted(range(len(draft.pictures)), key=lambda index: draft.places[index]):
+        if last is not None and draft.places[last] == draft.places[index]:
+            same, difference = are_same(looks(last), looks(index), rules)
+            if same:
+                worse = last if scores[index] > scores[last] else index
+                dropped[worse] = difference
+                last = index if worse == last else last
+                continue
+        last = index
+    return dropped
