@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from duogen_core.data.dialogues.compose import compose, validate
-from duogen_core.data.dialogues.converse import Exchange, plain
+from duogen_core.data.dialogues.converse import Exchange, compose, plain, validate
 from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.engine import Engine, Outcome
 from duogen_core.data.dialogues.rewrite import pieces

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from duogen_core.data.dialogues.compose import compose, validate
-from duogen_core.data.dialogues.converse import converse, plain
+from duogen_core.data.dialogues.converse import compose, converse, plain, validate
 from duogen_core.data.dialogues.describe import describe
 from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.placement import RULE, Placement, clue_of, copies, place, place_by_model
