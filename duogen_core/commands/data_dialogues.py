@@ -41,13 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.give_up < 1:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
-    from duogen_core.data.dialogues.engine import Engine, asks_a_model, no_model
-    from duogen_core.data.dialogues.run import (
-        begin,
-        load_preset,
-        open_input,
-        work,
-    )
+    from duogen_core.data.dialogues.engine import Engine, asks_a_model, begin, load_preset, no_model, open_input, work
     from duogen_core.data.runs.log import kept_parts, rule_of
 
     preset, source, out = load_preset(args.preset, args.set), open_input(args.input), Path(args.out)

@@ -22,7 +22,7 @@ from dirtied_writer import StandIn
 from PIL import Image
 
 from duogen_core.cli import main as command
-from duogen_core.data.dialogues import run as dialogues
+from duogen_core.data.dialogues import engine as dialogues
 from duogen_core.data.dialogues.engine import Engine
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.pictures.decoding import Decoder

@@ -26,8 +26,8 @@ import checkout  # noqa: F401
 from PIL import Image
 
 from duogen_core.data.dialogues.draft import Draft, leads, read_draft
+from duogen_core.data.dialogues.engine import load_preset, open_input
 from duogen_core.data.dialogues.placement import Clue, clue_of, place
-from duogen_core.data.dialogues.run import load_preset, open_input
 from duogen_core.data.text.similarity import words_of
 from duogen_core.document import Document, Picture, Turn
 

@@ -132,7 +132,7 @@ def test_dialogues_without_a_model(tmp_path, capsys):
 
 def test_only_real_line_ends_end_a_line(tmp_path):
     """JSON may hold U+2028, U+0085 and the like as they are; str.splitlines takes them for line ends."""
-    from duogen_core.data.dialogues.run import Run
+    from duogen_core.data.dialogues.engine import Run
     from duogen_core.data.llm.answers import Recording
     from duogen_core.data.sources import Bad, BadLog, open_source
     from duogen_core.data.synthetic.requests import Request, read_requests, request_lines

@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 
 from duogen_core.data.dialogues.draft import Draft
-from duogen_core.data.dialogues.engine import Engine, Outcome
+from duogen_core.data.dialogues.engine import Engine, Outcome, load_preset
 from duogen_core.data.dialogues.placement import copies
-from duogen_core.data.dialogues.run import load_preset
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.web.preset import load_preset as web_preset
 from duogen_core.document import Document, Picture, Turn

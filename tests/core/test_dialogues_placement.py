@@ -14,8 +14,8 @@ from duogen_core.data.dialogues.draft import (
     paragraphs,
     read_draft,
 )
+from duogen_core.data.dialogues.engine import load_preset
 from duogen_core.data.dialogues.placement import Clue, clue_of, fit, place, place_by_model
-from duogen_core.data.dialogues.run import load_preset
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.text.similarity import words_of
 from duogen_core.document import (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.dialogues.run import begin
+from duogen_core.data.dialogues.engine import begin
 from duogen_core.data.sources import open_source
 from tests.core import scripted_writer
 from tests.core.dialogue_pages import write_pages

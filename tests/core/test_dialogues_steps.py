@@ -10,10 +10,9 @@ import pytest
 
 from duogen_core.data.dialogues.converse import Exchange, compose, plain, validate
 from duogen_core.data.dialogues.draft import Draft, read_draft
-from duogen_core.data.dialogues.engine import Engine, Outcome
+from duogen_core.data.dialogues.engine import Engine, Outcome, load_preset
 from duogen_core.data.dialogues.rewrite import pieces
 from duogen_core.data.dialogues.rules import Refused, Values, check_clean, new_numbers, overlap
-from duogen_core.data.dialogues.run import load_preset
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
