@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from duogen_core.data.pairs.rules import judge
-from duogen_core.data.pairs.values import (
-    change,
-    contrast,
-    relation,
-    sharpness,
-)
+from duogen_core.data.pairs.rules import change, contrast, judge, relation, sharpness
 from duogen_core.data.pairs.video.preset import load_preset
 from tests.core.clips import scene
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.pairs.documents import Step, document_of, encoding
 from duogen_core.data.pairs.editing.layouts import (
     LAYOUTS,
     Layout,
@@ -33,9 +32,8 @@ from duogen_core.data.pairs.editing.layouts import (
 )
 from duogen_core.data.pairs.editing.preset import Preset
 from duogen_core.data.pairs.editing.rows import RowReader, Rows, open_rows
-from duogen_core.data.pairs.rules import Verdict
+from duogen_core.data.pairs.rules import Step, Verdict, change, document_of, encoding
 from duogen_core.data.pairs.sharded import Run
-from duogen_core.data.pairs.values import change
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.runs.presets import digest

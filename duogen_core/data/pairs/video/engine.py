@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.data.llm.answers import AnswerError
-from duogen_core.data.pairs.documents import Step, document_of, encoding
-from duogen_core.data.pairs.rules import Verdict, judge
+from duogen_core.data.pairs.rules import Step, Verdict, document_of, encoding, judge
 from duogen_core.data.pairs.sharded import Run, Shard
 from duogen_core.data.pairs.video.clips import Clip
 from duogen_core.data.pairs.video.describe import Describer, undescribed
