@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from duogen_core.data.pairs.again import WHOLE, words_of
 from duogen_core.data.pairs.editing.engine import engine_of
 from duogen_core.data.pairs.editing.rows import RowReader
+from duogen_core.data.pairs.report import WHOLE, words_of
 from duogen_core.data.pairs.sharded import Run, Shard
 
 

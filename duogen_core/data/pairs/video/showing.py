@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from duogen_core.data.pairs.again import WHOLE, words_of
+from duogen_core.data.pairs.report import WHOLE, words_of
 from duogen_core.data.pairs.sharded import Run, Shard
 from duogen_core.data.pairs.video.engine import Engine, Outcome
 from duogen_core.data.pairs.video.inputs import open_inputs
