@@ -43,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
         import pyarrow  # noqa: F401
     except ImportError:
         raise MissingPackage("Sets of edits", "pyarrow", "hf") from None
-    from duogen_core.data.pairs.editing.engine import engine_of, work
-    from duogen_core.data.pairs.editing.preset import load_preset
+    from duogen_core.data.pairs.editing.engine import engine_of, load_preset, work
     from duogen_core.data.pairs.sharded import begin
 
     preset, folder = load_preset(args.preset, args.set), Path(args.out)

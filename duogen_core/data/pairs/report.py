@@ -55,7 +55,7 @@ def write_report(
     if log.kind == "video":
         from duogen_core.data.pairs.video.showing import Showing
     else:
-        from duogen_core.data.pairs.editing.showing import Showing
+        from duogen_core.data.pairs.editing.engine import Showing
     run, chosen = open_run(folder, log.kind), _choose(log, samples)
     shown = _look_again(run, chosen, Showing(run), step)
     body = [f"<pre>{escape(text(survey(log)))}</pre>"]

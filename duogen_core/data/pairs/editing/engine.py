@@ -1,4 +1,6 @@
-"""One edit, or one conversation of edits, through the rules; and the shards of a run.
+"""The converters' preset: every threshold under the name of its rule. presets/edits.yaml holds them all.
+
+One edit, or one conversation of edits, through the rules; and the shards of a run.
 
     engine.sample(item, rows, decoder)            its pictures, or the rule that refused it
     for found in work(run, engine, workers): …    writes the shards that are not done: Documents and logs
@@ -9,6 +11,8 @@ Threads judge the samples and encode their pictures, and the shards are written 
 An item is [start, stop, inverse]: rows of one document, and whether it goes back from the result to the first picture.
 In a conversation the user brings a picture only where it is not the last answer; it ends before a turn that a rule
 refuses.
+
+Samples of a finished run to look at again, for the report: their pictures, whether a rule refused them or not.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,16 +35,31 @@ from duogen_core.data.pairs.editing.layouts import (
     check_columns,
     split_at_markers,
 )
-from duogen_core.data.pairs.editing.preset import Preset
 from duogen_core.data.pairs.editing.rows import RowReader, Rows, open_rows
+from duogen_core.data.pairs.report import WHOLE, words_of
 from duogen_core.data.pairs.rules import Step, Verdict, change, document_of, encoding
-from duogen_core.data.pairs.sharded import Run
+from duogen_core.data.pairs.sharded import Run, Shard
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.presets import digest
+from duogen_core.data.runs.presets import digest, preset_values
 from duogen_core.data.runs.shards import document_files, new_shard
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
+
+FOLDER = Path(__file__).with_name("presets")
+DEFAULT = "edits"
+Preset = dict[str, dict[str, Any]]
+
+
+def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:
+    """A named preset or a YAML file, with settings such as picture.min_side=256 on top."""
+    values = preset_values(FOLDER, DEFAULT, name, settings)
+    if values["store"]["format"] not in ("jpeg", "png"):
+        raise DuoGenError(f"store.format is {values['store']['format']!r}; expected jpeg or png.")
+    return values
+
+
+# ------------------------------------------------------------ engine
 
 Item = Sequence[Any]
 LONGEST = 1000  # characters of a value that is kept in meta
@@ -286,3 +306,27 @@ def _empty(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, bool)) else str(value)[:LONGEST]
+
+
+# ------------------------------------------------------------ showing
+
+
+class Showing:
+    """One engine and one reader for all shards of a report, which come in order, so that the set is read once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.engine = run, engine_of(run.details)
+        self.reader = RowReader(self.engine.rows, self.engine.columns)
+
+    def __call__(
+        self, shard: Shard, wanted: Mapping[int, set[int]]
+    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
+        with self.engine.decoder() as decoder:
+            for number in sorted(wanted):
+                item = shard.items[number - shard.first]
+                sample = self.engine.sample(item, self.reader.read(item[0], item[1]), decoder)
+                pictures = [
+                    part for step in sample.steps for part in (*step.asked, step.result) if isinstance(part, np.ndarray)
+                ]
+                words = words_of(self.run, shard.number, f"{number:08d}")
+                yield (number, WHOLE), pictures or sample.looked_at, words
