@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from duogen_core.data.pairs.video.clips import clips_of
 from duogen_core.data.pairs.video.preset import load_preset
-from duogen_core.data.pairs.video.shots import Shot, shots
+from duogen_core.data.pairs.video.shots import Shot, clips_of, shots
 from duogen_core.errors import DuoGenError
 from tests.core.clips import RATE, blend, scene, small
 

@@ -24,8 +24,7 @@ sys.path.insert(0, sys.argv[1])
 import av
 import numpy as np
 
-from duogen_core.data.pairs.video.clips import clips_of
-from duogen_core.data.pairs.video.shots import HEIGHT, WIDTH, shots
+from duogen_core.data.pairs.video.shots import HEIGHT, WIDTH, clips_of, shots
 
 CONTAINER, PRESET = sys.argv[2:4]
 HIGH_RANGE = (16, 18)  # transfer curves: PQ and HLG, which need tone mapping to be seen as meant

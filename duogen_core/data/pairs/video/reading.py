@@ -26,10 +26,9 @@ from typing import Any
 import numpy as np
 
 from duogen_core.data.pairs.rules import Verdict
-from duogen_core.data.pairs.video.clips import Clip
 from duogen_core.data.pairs.video.inputs import container_of
 from duogen_core.data.pairs.video.preset import Preset
-from duogen_core.data.pairs.video.shots import Shot
+from duogen_core.data.pairs.video.shots import Clip, Shot
 from duogen_core.errors import MissingPackage
 
 CHILD = Path(__file__).with_name("child.py")
