@@ -43,9 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from duogen_core.data.pairs.sharded import begin, work
     from duogen_core.data.pairs.video.describe import Describer
     from duogen_core.data.pairs.video.engine import Engine, do_shard
-    from duogen_core.data.pairs.video.inputs import items, open_inputs
     from duogen_core.data.pairs.video.preset import load_preset
-    from duogen_core.data.pairs.video.reading import check_installed
+    from duogen_core.data.pairs.video.reading import check_installed, items, open_inputs
     from duogen_core.data.runs.log import kept_parts
 
     check_installed()

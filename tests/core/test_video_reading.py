@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from duogen_core.data.pairs.video import reading as module
-from duogen_core.data.pairs.video.inputs import container_of
 from duogen_core.data.pairs.video.preset import load_preset
-from duogen_core.data.pairs.video.reading import CHILD, ROOT, Reading
+from duogen_core.data.pairs.video.reading import CHILD, ROOT, Reading, container_of
 from tests.core.clips import HEIGHT, WIDTH, blend, scene, write_video
 
 PRESET = load_preset()

@@ -22,9 +22,8 @@ from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.pairs.rules import Step, Verdict, document_of, encoding, judge
 from duogen_core.data.pairs.sharded import Run, Shard
 from duogen_core.data.pairs.video.describe import Describer, undescribed
-from duogen_core.data.pairs.video.inputs import Folder, about
 from duogen_core.data.pairs.video.preset import Preset
-from duogen_core.data.pairs.video.reading import Reading
+from duogen_core.data.pairs.video.reading import Folder, Reading, about
 from duogen_core.data.pairs.video.shots import Clip
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.runs.presets import digest

@@ -9,7 +9,7 @@ import numpy as np
 from duogen_core.data.pairs.report import WHOLE, words_of
 from duogen_core.data.pairs.sharded import Run, Shard
 from duogen_core.data.pairs.video.engine import Engine, Outcome
-from duogen_core.data.pairs.video.inputs import open_inputs
+from duogen_core.data.pairs.video.reading import open_inputs
 
 
 class Showing:
