@@ -41,9 +41,7 @@ def run(args: argparse.Namespace) -> int:
             "--undescribed to keep them without descriptions; one of the two."
         )
     from duogen_core.data.pairs.sharded import begin, work
-    from duogen_core.data.pairs.video.describe import Describer
-    from duogen_core.data.pairs.video.engine import Engine, do_shard
-    from duogen_core.data.pairs.video.preset import load_preset
+    from duogen_core.data.pairs.video.engine import Describer, Engine, do_shard, load_preset
     from duogen_core.data.pairs.video.reading import check_installed, items, open_inputs
     from duogen_core.data.runs.log import kept_parts
 

@@ -27,7 +27,7 @@ from video_material import videos
 from web_speed import digest
 
 from duogen_core.data.pairs.rules import judge
-from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.engine import load_preset
 from duogen_core.data.pairs.video.reading import Reading
 
 LABELS = json.loads(Path(__file__).with_name("video_shots.json").read_text("utf-8"))

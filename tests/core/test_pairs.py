@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from duogen_core.data.pairs.rules import change, contrast, judge, relation, sharpness
-from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.engine import load_preset
 from tests.core.clips import scene
 
 RULES = load_preset()["pair"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from duogen_core.data.pairs.video import reading as module
-from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.engine import load_preset
 from duogen_core.data.pairs.video.reading import CHILD, ROOT, Reading, container_of
 from tests.core.clips import HEIGHT, WIDTH, blend, scene, write_video
 

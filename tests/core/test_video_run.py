@@ -12,9 +12,7 @@ from PIL import Image
 from duogen_core.cli import main
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.pairs.sharded import begin, open_run, work
-from duogen_core.data.pairs.video.describe import check
-from duogen_core.data.pairs.video.engine import Engine, Outcome, do_shard
-from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.engine import Engine, Outcome, check, do_shard, load_preset
 from duogen_core.data.pairs.video.reading import Reading, about, items, open_inputs
 from duogen_core.data.sources import open_source
 from duogen_core.data.sources.base import Sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from duogen_core.data.pairs.video.preset import load_preset
+from duogen_core.data.pairs.video.engine import load_preset
 from duogen_core.data.pairs.video.shots import Shot, clips_of, shots
 from duogen_core.errors import DuoGenError
 from tests.core.clips import RATE, blend, scene, small

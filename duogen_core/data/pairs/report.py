@@ -53,7 +53,7 @@ def write_report(
     """step(done, total) is called for every shard that is looked at again."""
     (log,) = open_logs(folder)
     if log.kind == "video":
-        from duogen_core.data.pairs.video.showing import Showing
+        from duogen_core.data.pairs.video.engine import Showing
     else:
         from duogen_core.data.pairs.editing.engine import Showing
     run, chosen = open_run(folder, log.kind), _choose(log, samples)

@@ -1,34 +1,128 @@
-"""One video through all rules, and the shards of a run.
+"""The video engine's preset: every threshold under the name of its rule. presets/clips.yaml holds them all.
+
+The transition from a clip's first frame to its last, in words by a vision-language model: object, action, camera.
+
+    Describer(client).describe(first, last, seconds) -> {"object", "action", "camera", "instruction"}
+
+An answer counts if it fits the schema and passes `check`; otherwise it is asked for again by the client, and in the end
+an AnswerError is raised.
+
+One video through all rules, and the shards of a run.
 
     engine = Engine(preset, describer)
     for judged in engine.clips(file, outcome): …      every clip with its values, and the rule that refused it
     do_shard(run, shard, engine, inputs)              the Documents of a shard, and its log
 
 Without a describer the pairs that are kept say only how much later the second picture is.
+
+Clips of a finished run to look at again, for the report: the same frames, and the words of the stored Documents.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from duogen_core.data.llm.answers import AnswerError
+from duogen_core.data.llm.client import Client
+from duogen_core.data.llm.messages import load_prompt, messages
+from duogen_core.data.pairs.report import WHOLE, words_of
 from duogen_core.data.pairs.rules import Step, Verdict, document_of, encoding, judge
 from duogen_core.data.pairs.sharded import Run, Shard
-from duogen_core.data.pairs.video.describe import Describer, undescribed
-from duogen_core.data.pairs.video.preset import Preset
-from duogen_core.data.pairs.video.reading import Folder, Reading, about
+from duogen_core.data.pairs.video.reading import Folder, Reading, about, open_inputs
 from duogen_core.data.pairs.video.shots import Clip
 from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.presets import digest
+from duogen_core.data.runs.presets import digest, preset_values
 from duogen_core.data.runs.shards import new_shard
 from duogen_core.document import Document
+from duogen_core.errors import DuoGenError
+
+FOLDER = Path(__file__).with_name("presets")
+DEFAULT = "clips"
+Preset = dict[str, dict[str, Any]]
+
+
+def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:
+    """A named preset or a YAML file, with settings such as clip.seconds=3 on top."""
+    values = preset_values(FOLDER, DEFAULT, name, settings)
+    clip, store = values["clip"], values["store"]
+    if not 0 < clip["min_seconds"] <= clip["seconds"] <= 600:
+        raise DuoGenError(
+            f"clip.seconds is {clip['seconds']} and clip.min_seconds {clip['min_seconds']}; expected more than 0, the "
+            "second at most the first, and at most 600."
+        )
+    if store["format"] not in ("jpeg", "png"):
+        raise DuoGenError(f"store.format is {store['format']!r}; expected jpeg or png.")
+    return values
+
+
+# ------------------------------------------------------------ describe
+
+PROMPTS = Path(__file__).with_name("prompts")
+SIDE = 768  # longer side of what the model is shown
+MOST_TOKENS = 700
+FIELDS = {"object": 600, "action": 600, "camera": 300, "instruction": 900}  # and the most characters of each
+SCHEMA = {
+    "type": "object",
+    "properties": {name: {"type": "string", "minLength": 3, "maxLength": most} for name, most in FIELDS.items()},
+    "required": list(FIELDS),
+    "additionalProperties": False,
+}
+LINK = re.compile(r"https?://|www\.|<[a-z/!|][^>]*>", re.IGNORECASE)
+TALK = re.compile(r"\b(?:frames?|clip|video|(?:second|last|first) (?:picture|image))\b", re.IGNORECASE)
+FEWEST_WORDS = 4
+
+
+class Describer:
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.prompt = load_prompt(PROMPTS / "describe.txt")
+
+    def identity(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        return {"model": self.client.endpoint.model, "prompt": digest([self.prompt, SCHEMA, SIDE])}
+
+    def describe(self, first: np.ndarray, last: np.ndarray, seconds: float) -> dict[str, str]:
+        prompt = self.prompt.replace("SECONDS", f"{seconds:g}")
+        asked = messages(prompt, {}, [_shown(first), _shown(last)])
+        answer = self.client.ask(asked, SCHEMA, max_tokens=MOST_TOKENS, check=check)
+        return {name: " ".join(answer.value[name].split()) for name in FIELDS}
+
+
+def check(value: Mapping[str, str]) -> None:
+    """Raises an AnswerError, which the model is shown, for what a schema cannot say."""
+    for name in FIELDS:
+        if LINK.search(value[name]):
+            raise AnswerError(f"{name} has a link or a tag in it; describe the pictures in plain words.")
+    instruction = value["instruction"]
+    if len(instruction.split()) < FEWEST_WORDS:
+        raise AnswerError("instruction is too short to draw by; say what moves, what it does and where it ends.")
+    if word := TALK.search(instruction):
+        raise AnswerError(f"instruction speaks of {word[0]!r}; ask for the new picture as if it did not exist yet.")
+
+
+def undescribed(seconds: float) -> str:
+    """The request of a pair that nobody described: it says only how much later."""
+    return load_prompt(PROMPTS / "undescribed.txt").replace("SECONDS", f"{seconds:g}")
+
+
+def _shown(pixels: np.ndarray) -> np.ndarray:
+    if max(pixels.shape[:2]) <= SIDE:
+        return pixels
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+# ------------------------------------------------------------ engine
 
 SHARD_VIDEOS = 4
 
@@ -167,3 +261,24 @@ def document_from(judged: Judged, name: str, origin: dict[str, str], engine: Eng
         **({"described_by": engine.describer.identity()} if words else {}),
     }
     return document_of([Step([judged.first, text], judged.last)], meta)
+
+
+# ------------------------------------------------------------ showing
+
+
+class Showing:
+    def __init__(self, run: Run) -> None:
+        self.run, self.inputs = run, open_inputs(run.details["paths"])
+        self.engine = Engine(run.details["preset"])
+
+    def __call__(
+        self, shard: Shard, wanted: Mapping[int, set[int]]
+    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
+        for number, (place, name) in enumerate(shard.items, shard.first):
+            indices = wanted.get(number, set()) - {WHOLE}
+            if not indices:
+                continue
+            for index, judged in enumerate(self.engine.clips(self.inputs[place].root / name, Outcome())):
+                if index in indices and judged.first is not None:
+                    words = words_of(self.run, shard.number, f"{number:08d}-{index:04d}")
+                    yield (number, index), (judged.first, judged.last), words

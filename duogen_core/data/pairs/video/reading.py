@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.data.pairs.rules import Verdict
-from duogen_core.data.pairs.video.preset import Preset
+from duogen_core.data.pairs.video.engine import Preset
 from duogen_core.data.pairs.video.shots import Clip, Shot
 from duogen_core.data.runs.input_files import names_below
 from duogen_core.data.sources.base import digest
