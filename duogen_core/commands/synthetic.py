@@ -18,7 +18,7 @@ from duogen_core.commands.run_options import add_json
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.data.synthetic.preset import Preset
+    from duogen_core.data.synthetic.requests import Preset
     from duogen_core.data.synthetic.taxonomy import Taxonomy
 
 
@@ -41,7 +41,7 @@ def taxonomy_of(args: argparse.Namespace) -> Taxonomy:
 
 
 def preset_of(args: argparse.Namespace) -> Preset:
-    from duogen_core.data.synthetic.preset import load_preset
+    from duogen_core.data.synthetic.requests import load_preset
 
     return load_preset(args.preset, args.set)
 

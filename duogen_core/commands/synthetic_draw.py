@@ -24,7 +24,7 @@ from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
     from duogen_core.data.synthetic.painter import Painter
-    from duogen_core.data.synthetic.preset import Preset
+    from duogen_core.data.synthetic.requests import Preset
 
 PAINTERS = ("duogen", "text-to-picture", "comfyui")
 

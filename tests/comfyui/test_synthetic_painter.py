@@ -12,7 +12,7 @@ from server import Server
 from duogen_core.data.synthetic import comfyui
 from duogen_core.data.synthetic.comfyui_painter import ComfyPainter
 from duogen_core.data.synthetic.painter import PainterError, Wanted
-from duogen_core.data.synthetic.preset import load_preset
+from duogen_core.data.synthetic.requests import load_preset
 from duogen_core.data.synthetic.workflow import Workflow
 from duogen_core.document import Picture
 

@@ -96,8 +96,8 @@ def test_a_step_that_finished_nothing_hides_no_other(begun, capsys):
 
 def test_a_run_that_refused_everything_can_be_looked_at(tmp_path, capsys, monkeypatch):
     from duogen_core.data.synthetic import answering
+    from duogen_core.data.synthetic.requests import Verdict
     from duogen_core.data.synthetic.runs import Outcome
-    from duogen_core.data.synthetic.verdict import Verdict
 
     monkeypatch.setattr(answering.Answering, "document", lambda *_: Outcome(Verdict("few_pictures", "0")))
     command = ["data", "synthetic", "answer", str(tmp_path / "run"), "--limit", "1", "--quiet"]

@@ -14,7 +14,7 @@ from duogen_core.cli import main
 from duogen_core.data.synthetic.drawing import Drawing
 from duogen_core.data.synthetic.painter import Painter, PainterError
 from duogen_core.data.synthetic.plans import Plan
-from duogen_core.data.synthetic.preset import load_preset
+from duogen_core.data.synthetic.requests import load_preset
 from duogen_core.data.synthetic.runs import begin, work
 from tests.core.synthetic_plans import entries
 

@@ -13,8 +13,7 @@ from duogen_core.data.sources import open_source
 from duogen_core.data.synthetic.answering import Answering
 from duogen_core.data.synthetic.core_painter import ConversationPainter, PromptPainter
 from duogen_core.data.synthetic.painter import Wanted
-from duogen_core.data.synthetic.preset import load_preset
-from duogen_core.data.synthetic.requests import Request
+from duogen_core.data.synthetic.requests import Request, load_preset
 from duogen_core.document import Picture
 from duogen_core.pipeline import Settings
 from duogen_core.training import stage1

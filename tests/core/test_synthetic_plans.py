@@ -18,8 +18,7 @@ from duogen_core.data.synthetic.plans import (
     plan_from,
     read_plans,
 )
-from duogen_core.data.synthetic.preset import load_preset
-from duogen_core.data.synthetic.requests import Request
+from duogen_core.data.synthetic.requests import Request, load_preset
 from duogen_core.data.text.similarity import Subjects
 from duogen_core.errors import DuoGenError
 from tests.core.synthetic_writer import (

@@ -12,10 +12,10 @@ from duogen_core.cli import main
 from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.synthetic import balance
 from duogen_core.data.synthetic.expand import Expansion
-from duogen_core.data.synthetic.preset import load_preset
 from duogen_core.data.synthetic.request_rules import RequestRules
 from duogen_core.data.synthetic.requests import (
     Request,
+    load_preset,
     read_requests,
     request_lines,
     seed_requests,

@@ -11,10 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.data.synthetic.drawing import about, judge, logged_request
-from duogen_core.data.synthetic.preset import Preset
-from duogen_core.data.synthetic.requests import Request
+from duogen_core.data.synthetic.requests import KEPT, Preset, Request, Verdict
 from duogen_core.data.synthetic.runs import Outcome
-from duogen_core.data.synthetic.verdict import KEPT, Verdict
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
 

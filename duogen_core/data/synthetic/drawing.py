@@ -17,10 +17,8 @@ import numpy as np
 from duogen_core.data.runs.presets import digest
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
 from duogen_core.data.synthetic.plans import Entry
-from duogen_core.data.synthetic.preset import Preset
-from duogen_core.data.synthetic.requests import Request
+from duogen_core.data.synthetic.requests import KEPT, Preset, Request, Verdict
 from duogen_core.data.synthetic.runs import Outcome
-from duogen_core.data.synthetic.verdict import KEPT, Verdict
 from duogen_core.data.web.pictures import Seen
 from duogen_core.document import (
     Document,

@@ -24,12 +24,9 @@ from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import Message
 from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.synthetic.asking import Asking
-from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.request_rules import RequestRules
-from duogen_core.data.synthetic.requests import Request, request_lines, seed_requests
+from duogen_core.data.synthetic.requests import Asking, Preset, Request, Verdict, request_lines, seed_requests
 from duogen_core.data.synthetic.taxonomy import Subcategory, Taxonomy
-from duogen_core.data.synthetic.verdict import Verdict
 from duogen_core.document.store import write_atomically
 
 SHOWN_EARLIER = 3  # times as many earlier requests are shown as seeds

@@ -14,10 +14,8 @@ from typing import Any
 
 from duogen_core.data.llm.messages import TEMPLATE_MARKS
 from duogen_core.data.synthetic.plans import Plan
-from duogen_core.data.synthetic.preset import Preset
 from duogen_core.data.synthetic.request_rules import LINK, ORDER
-from duogen_core.data.synthetic.requests import Request
-from duogen_core.data.synthetic.verdict import KEPT, Verdict
+from duogen_core.data.synthetic.requests import KEPT, Preset, Request, Verdict
 from duogen_core.data.text.similarity import Subjects, word_pairs
 
 PICTURE_MARKS = ("![", "<img", "<BOV>", "[image", "[picture", "<image", "<picture")

@@ -20,12 +20,9 @@ from duogen_core.data.llm.client import Client
 from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.runs.shards import whole_file
-from duogen_core.data.synthetic.asking import Asking
 from duogen_core.data.synthetic.plan_rules import judge
 from duogen_core.data.synthetic.plans import Plan, plan_from, schema
-from duogen_core.data.synthetic.preset import Preset
-from duogen_core.data.synthetic.requests import Request
-from duogen_core.data.synthetic.verdict import KEPT, Verdict
+from duogen_core.data.synthetic.requests import KEPT, Asking, Preset, Request, Verdict
 from duogen_core.data.text.similarity import NearIndex, Subjects
 from duogen_core.errors import DuoGenError
 

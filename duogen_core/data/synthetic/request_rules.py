@@ -11,9 +11,7 @@ import re
 from collections.abc import Iterable
 
 from duogen_core.data.llm.messages import TEMPLATE_MARKS
-from duogen_core.data.synthetic.preset import Preset
-from duogen_core.data.synthetic.requests import Request
-from duogen_core.data.synthetic.verdict import KEPT, Verdict
+from duogen_core.data.synthetic.requests import KEPT, Preset, Request, Verdict
 from duogen_core.data.text.similarity import NearIndex, Subjects
 
 LINK = re.compile(r"https?://|www\.|\w+@\w+\.\w|\]\(", re.IGNORECASE)

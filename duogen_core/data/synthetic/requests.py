@@ -1,4 +1,17 @@
-"""Requests: what a synthetic document answers. In memory a Request; on disk a line of requests.jsonl each.
+"""The synthetic engine's preset: presets/default.yaml, a file of the user and settings on top.
+
+preset = load_preset(None, ["answer.max_pictures=5"])
+
+What became of a request, an answer or a picture: the first rule that refused it, and the value it decided by.
+
+A prompt file of this room: what is put into it as part of the instruction, and what as data of strangers.
+
+    asking = Asking("answer.txt");  asking.messages({"least": "2"}, {"request": text});  asking.digest
+
+Names of the taxonomy and numbers of the preset are the user's own and stand in the text as they are. Everything that a
+language model or a page may have written is delimited data (`duogen_core.data.llm.messages`).
+
+Requests: what a synthetic document answers. In memory a Request; on disk a line of requests.jsonl each.
 
 Without a file the taxonomy's own seeds are the requests, so that every later step can be tried at once.
 """
@@ -7,12 +20,74 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Template
+from typing import Any
 
+from duogen_core.data.llm.messages import Message, load_prompt, messages
+from duogen_core.data.runs.presets import preset_values
 from duogen_core.data.synthetic.taxonomy import Taxonomy
 from duogen_core.errors import DuoGenError
+
+PRESETS = Path(__file__).with_name("presets")
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Preset:
+    expand: Mapping[str, Any]
+    request: Mapping[str, Any]
+    answer: Mapping[str, Any]
+    picture: Mapping[str, Any]
+
+    def part(self, *sections: str) -> dict[str, Any]:
+        """What a step depends on: its sections alone, so that the others may change."""
+        return {name: dict(asdict(self)[name]) for name in sections}
+
+
+def load_preset(name: str | None = None, settings: Sequence[str] = ()) -> Preset:
+    return Preset(**preset_values(PRESETS, DEFAULT, name or DEFAULT, settings))
+
+
+# ------------------------------------------------------------ verdict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """rule: "" for what is kept."""
+
+    rule: str = ""
+    value: Any = None
+
+    @property
+    def kept(self) -> bool:
+        return not self.rule
+
+    def log(self) -> dict[str, Any]:
+        return {"kept": True} if self.kept else {"kept": False, "rule": self.rule, "value": self.value}
+
+
+KEPT = Verdict()
+
+
+# ------------------------------------------------------------ asking
+
+PROMPTS = Path(__file__).with_name("prompts")
+
+
+class Asking:
+    def __init__(self, name: str) -> None:
+        self.prompt = load_prompt(PROMPTS / name)
+        self.digest = hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
+
+    def messages(self, values: Mapping[str, str], data: Mapping[str, str]) -> list[Message]:
+        plain = {name: value.replace("$", "$$") for name, value in values.items()}
+        return messages(Template(self.prompt).safe_substitute(plain), data)
+
+
+# ------------------------------------------------------------ requests
 
 SEED = "seed"  # the origin of requests that people wrote
 

@@ -21,7 +21,7 @@ from duogen_core.data.runs.folder import (
     make_folders,
 )
 from duogen_core.data.runs.shards import new_shard
-from duogen_core.data.synthetic.verdict import Verdict
+from duogen_core.data.synthetic.requests import Verdict
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 
