@@ -11,8 +11,7 @@ import pytest
 from duogen_core.cli import main
 from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.synthetic import balance
-from duogen_core.data.synthetic.expand import Expansion
-from duogen_core.data.synthetic.request_rules import RequestRules
+from duogen_core.data.synthetic.expand import Expansion, RequestRules
 from duogen_core.data.synthetic.requests import (
     Request,
     load_preset,

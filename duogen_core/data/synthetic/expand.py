@@ -1,4 +1,10 @@
-"""Expansion: from about ten seeds of every subcategory to as many requests as wanted, written by a language model.
+"""Rules for a request that a language model wrote: each a name, a threshold of the preset, and the value it decided by.
+
+    verdict = RequestRules(preset, taxonomy).judge(request)     # a Verdict; the first rule that refuses it, or "kept"
+
+The rules know all requests that were kept before, so the order matters: see `expand`.
+
+Expansion: from about ten seeds of every subcategory to as many requests as wanted, written by a language model.
 
 In: a folder, the taxonomy, a preset, a client. Out: DIR/requests.jsonl (the seeds and what was kept, in the taxonomy's
 order), DIR/expand/logs (every request that was judged, with the rule that refused it), DIR/expand/answers.jsonl (the
@@ -13,8 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -22,12 +29,58 @@ from typing import Any
 
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
-from duogen_core.data.llm.messages import Message
+from duogen_core.data.llm.messages import TEMPLATE_MARKS, Message
 from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.synthetic.request_rules import RequestRules
-from duogen_core.data.synthetic.requests import Asking, Preset, Request, Verdict, request_lines, seed_requests
+from duogen_core.data.synthetic.requests import KEPT, Asking, Preset, Request, Verdict, request_lines, seed_requests
 from duogen_core.data.synthetic.taxonomy import Subcategory, Taxonomy
+from duogen_core.data.text.similarity import NearIndex, Subjects
 from duogen_core.document.store import write_atomically
+
+LINK = re.compile(r"https?://|www\.|\w+@\w+\.\w|\]\(", re.IGNORECASE)
+MARKUP = re.compile(r"</?\w+[^<>]*>|```|\$\{|[{}]")
+ORDER = re.compile(
+    r"\b(ignore|disregard|forget|override)\b.{0,40}\b(instruction|prompt|rule|above|previous)"
+    r"|\b(system prompt|developer message|as an ai\b|jailbreak)",
+    re.IGNORECASE,
+)
+
+
+class RequestRules:
+    def __init__(self, preset: Preset, seeds: Iterable[Request]) -> None:
+        self.rules = preset.request
+        seeds = list(seeds)
+        self.pictures = re.compile(rf"\b(?:{'|'.join(map(re.escape, self.rules['picture_words']))})", re.IGNORECASE)
+        self.subjects = Subjects(each.text for each in seeds)
+        self.index = NearIndex(self.rules["max_same_wording"])
+        self.groups: dict[tuple[str, str], list[str]] = {}
+        for each in seeds:
+            self.keep(each)
+
+    def keep(self, request: Request) -> None:
+        self.index.add(request.text)
+        self.groups.setdefault((request.domain, request.subcategory), []).append(request.text)
+
+    def judge(self, request: Request) -> Verdict:
+        text, rules = request.text, self.rules
+        if len(text) < rules["min_characters"]:
+            return Verdict("too_short", len(text))
+        if len(text) > rules["max_characters"]:
+            return Verdict("too_long", len(text))
+        for rule, pattern in (("link", LINK), ("markup", MARKUP), ("markup", TEMPLATE_MARKS), ("order", ORDER)):
+            if found := pattern.search(text):
+                return Verdict(rule, found[0][:80])
+        if not self.pictures.search(text):
+            return Verdict("asks_for_no_picture", text[:80])
+        if near := self.index.find(text):
+            return Verdict("same_wording", f"{near[1]:.2f} {near[0][:80]}")
+        group = self.groups.get((request.domain, request.subcategory), [])
+        similarity, closest = max(((self.subjects.similarity(text, each), each) for each in group), default=(0.0, ""))
+        if similarity >= rules["max_same_subject"]:
+            return Verdict("same_subject", f"{similarity:.2f} {closest[:80]}")
+        return KEPT
+
+
+# ------------------------------------------------------------ expand
 
 SHOWN_EARLIER = 3  # times as many earlier requests are shown as seeds
 

@@ -13,8 +13,8 @@ from itertools import combinations
 from typing import Any
 
 from duogen_core.data.llm.messages import TEMPLATE_MARKS
+from duogen_core.data.synthetic.expand import LINK, ORDER
 from duogen_core.data.synthetic.plans import Plan
-from duogen_core.data.synthetic.request_rules import LINK, ORDER
 from duogen_core.data.synthetic.requests import KEPT, Preset, Request, Verdict
 from duogen_core.data.text.similarity import Subjects, word_pairs
 
