@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from duogen_core.data.synthetic import runs
     from duogen_core.data.synthetic.drawing import Drawing
-    from duogen_core.data.synthetic.plans import read_plans
+    from duogen_core.data.synthetic.planning import read_plans
 
     preset, part = preset_of(args), part_of(args.part)
     folder = Path(args.folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from duogen_core.data.synthetic.plans import Entry, plan_from, read_plans
+from duogen_core.data.synthetic.planning import Entry, plan_from, read_plans
 from duogen_core.data.synthetic.requests import Request, request_lines
 from tests.core.synthetic_writer import new_request, plan_for
 

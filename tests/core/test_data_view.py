@@ -13,7 +13,7 @@ import pytest
 from duogen_core.cli import main
 from duogen_core.data.synthetic.drawing import Drawing
 from duogen_core.data.synthetic.painter import Painter, PainterError
-from duogen_core.data.synthetic.plans import Plan
+from duogen_core.data.synthetic.planning import Plan
 from duogen_core.data.synthetic.requests import load_preset
 from duogen_core.data.synthetic.runs import begin, work
 from tests.core.synthetic_plans import entries

@@ -10,14 +10,7 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.data.net.endpoint import EndpointError
-from duogen_core.data.synthetic.plan_rules import judge
-from duogen_core.data.synthetic.planning import Planning
-from duogen_core.data.synthetic.plans import (
-    Plan,
-    Step,
-    plan_from,
-    read_plans,
-)
+from duogen_core.data.synthetic.planning import Plan, Planning, Step, judge, plan_from, read_plans
 from duogen_core.data.synthetic.requests import Request, load_preset
 from duogen_core.data.text.similarity import Subjects
 from duogen_core.errors import DuoGenError

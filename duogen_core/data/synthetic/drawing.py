@@ -16,7 +16,7 @@ import numpy as np
 
 from duogen_core.data.runs.presets import digest
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
-from duogen_core.data.synthetic.plans import Entry
+from duogen_core.data.synthetic.planning import Entry
 from duogen_core.data.synthetic.requests import KEPT, Preset, Request, Verdict
 from duogen_core.data.synthetic.runs import Outcome
 from duogen_core.data.web.pictures import Seen

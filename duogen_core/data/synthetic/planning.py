@@ -1,4 +1,18 @@
-"""Planning: a language model writes the interleaved answer to every request; rules look at it before anything is drawn.
+"""Plans: the interleaved answer to a request before its pictures are drawn. On disk a line of plans.jsonl each.
+
+    {"number": 0, "request": {...}, "kept": true, "plan": {"steps": [{"text": "…", "picture": "…"}], "closing": ""}}
+
+Refused ones stand there too, with the rule and its value. `steps` hold a text and the prompt of the picture after it
+("" where none is wanted).
+
+Rules for the answer that a language model planned: each a name, a threshold of the preset, and a logged value.
+
+    for rule, value in broken(plan, request, preset.answer, subjects): ...     # lazily; the first one decides
+
+A language model's JSON may fit its schema and still be prose, nonsense, the same picture over and over, or an echo of
+orders that stood in the request. What these rules cannot see is whether an answer is true.
+
+Planning: a language model writes the interleaved answer to every request; rules look at it before anything is drawn.
 
 In: a folder with requests, a client. Out: DIR/plans.jsonl (a line a request, refused ones with the rule), the same in
 DIR/plan/logs for `data stats` and `data view`, and DIR/plan/answers.jsonl (the recording). An answer depends on its
@@ -10,21 +24,193 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
+from duogen_core.data.llm.messages import TEMPLATE_MARKS
 from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.runs.shards import whole_file
-from duogen_core.data.synthetic.plan_rules import judge
-from duogen_core.data.synthetic.plans import Plan, plan_from, schema
-from duogen_core.data.synthetic.requests import KEPT, Asking, Preset, Request, Verdict
-from duogen_core.data.text.similarity import NearIndex, Subjects
+from duogen_core.data.synthetic.expand import LINK, ORDER
+from duogen_core.data.synthetic.requests import KEPT, Asking, Preset, Request, Verdict, request_from
+from duogen_core.data.text.similarity import NearIndex, Subjects, word_pairs
 from duogen_core.errors import DuoGenError
+
+
+@dataclass(frozen=True)
+class Step:
+    text: str
+    picture: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    steps: tuple[Step, ...]
+    closing: str = ""
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        return tuple(step.picture for step in self.steps if step.picture)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(text for text in (*(step.text for step in self.steps), self.closing) if text)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"steps": [{"text": one.text, "picture": one.picture} for one in self.steps], "closing": self.closing}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of plans.jsonl that was kept: what is to be drawn. seed: the random seed of its first picture."""
+
+    number: int
+    request: Request
+    plan: Plan
+    seed: int
+    model: str
+    prompt: str  # the digest of the prompt that had it written
+
+
+def plan_from(value: Any) -> Plan:
+    """A Plan from JSON that fits SCHEMA; white space at the ends goes."""
+    steps = tuple(Step(each["text"].strip(), " ".join(each["picture"].split())) for each in value["steps"])
+    return Plan(steps, value["closing"].strip())
+
+
+def schema(most_steps: int) -> dict[str, Any]:
+    step = {
+        "type": "object",
+        "properties": {"text": {"type": "string"}, "picture": {"type": "string"}},
+        "required": ["text", "picture"],
+        "additionalProperties": False,
+    }
+    return {
+        "type": "object",
+        "properties": {
+            "steps": {"type": "array", "items": step, "minItems": 1, "maxItems": 2 * most_steps},
+            "closing": {"type": "string"},
+        },
+        "required": ["steps", "closing"],
+        "additionalProperties": False,
+    }
+
+
+def read_plans(file: Path) -> Iterator[Entry]:
+    """The plans that were kept, in order."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                entry = _entry(line, f"Line {number} of {file}")
+                if entry is not None:
+                    yield entry
+    except FileNotFoundError:
+        raise DuoGenError(f"{file} does not exist; run `data synthetic plan` with the same folder first.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DuoGenError(f"The plans {file} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _entry(line: str, where: str) -> Entry | None:
+    try:
+        value = json.loads(line)
+        if not value["kept"]:
+            return None
+        plan = plan_from(value["plan"])
+        numbers = int(value["number"]), int(value["seed"])
+        texts = str(value["model"]), str(value["prompt"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DuoGenError(f"{where} is no plan; run `data synthetic plan` again.") from None
+    request = request_from(json.dumps(value["request"]), where)
+    return Entry(numbers[0], request, plan, numbers[1], *texts)
+
+
+# ------------------------------------------------------------ plan rules
+
+PICTURE_MARKS = ("![", "<img", "<BOV>", "[image", "[picture", "<image", "<picture")
+PAINTER_MARKS = ("embedding:", "<lora:", "<hypernet:", "__")  # what image programs take for more than words
+DATA_MARKS = ("<data", "</data")
+
+
+def judge(plan: Plan, request: Request, preset: Preset, subjects: Subjects) -> Verdict:
+    return next(broken(plan, request, preset.answer, subjects), KEPT)
+
+
+def broken(plan: Plan, request: Request, rules: Mapping[str, Any], subjects: Subjects) -> Iterator[Verdict]:
+    yield from _counts(plan, rules)
+    yield from _lengths(plan, rules)
+    yield from _marks(plan)
+    yield from _repeats(plan, request, rules)
+    covered = subjects.covered(request.text, " ".join((*plan.texts, *plan.prompts)))
+    if covered < rules["min_on_subject"]:
+        yield Verdict("off_subject", round(covered, 3))
+
+
+def _counts(plan: Plan, rules: Mapping[str, Any]) -> Iterator[Verdict]:
+    for rule, count in (("steps", len(plan.steps)), ("pictures", len(plan.prompts))):
+        if count < rules[f"min_{rule}"]:
+            yield Verdict(f"few_{rule}", count)
+        if count > rules[f"max_{rule}"]:
+            yield Verdict(f"many_{rule}", count)
+
+
+def _lengths(plan: Plan, rules: Mapping[str, Any]) -> Iterator[Verdict]:
+    lengths = [len(step.text) for step in plan.steps]
+    if min(lengths) < rules["min_characters"]:
+        yield Verdict("short_text", min(lengths))
+    if max(*lengths, len(plan.closing)) > rules["max_characters"]:
+        yield Verdict("long_text", max(*lengths, len(plan.closing)))
+    prompts = [len(prompt) for prompt in plan.prompts]
+    if min(prompts, default=rules["min_prompt"]) < rules["min_prompt"]:
+        yield Verdict("short_prompt", min(prompts))
+    if max(prompts, default=0) > rules["max_prompt"]:
+        yield Verdict("long_prompt", max(prompts))
+
+
+def _marks(plan: Plan) -> Iterator[Verdict]:
+    everything = (*plan.texts, *plan.prompts)
+    for text in everything:
+        if found := LINK.search(text):
+            yield Verdict("link", found[0][:80])
+        if found := TEMPLATE_MARKS.search(text):
+            yield Verdict("template_mark", found[0][:80])
+        if found := ORDER.search(text):
+            yield Verdict("order", found[0][:80])
+        for rule, marks in (("picture_mark", PICTURE_MARKS), ("data_mark", DATA_MARKS)):
+            for mark in marks:
+                if mark.casefold() in text.casefold():
+                    yield Verdict(rule, mark)
+    for prompt in plan.prompts:
+        for mark in PAINTER_MARKS:
+            if mark in prompt.casefold():
+                yield Verdict("painter_mark", mark)
+
+
+def _repeats(plan: Plan, request: Request, rules: Mapping[str, Any]) -> Iterator[Verdict]:
+    texts = [step.text for step in plan.steps]
+    for rule, among, most in (
+        ("same_text", texts, rules["max_same_text"]),
+        ("same_prompt", plan.prompts, rules["max_same_prompt"]),
+    ):
+        worst = max((same(*both) for both in combinations(among, 2)), default=0.0)
+        if worst >= most:
+            yield Verdict(rule, round(worst, 3))
+    echo = max(same(text, request.text) for text in (*texts, *plan.prompts))
+    if echo >= rules["max_same_request"]:
+        yield Verdict("same_request", round(echo, 3))
+
+
+def same(one: str, other: str) -> float:
+    """The share of word pairs that two texts have in common."""
+    first, second = word_pairs(one), word_pairs(other)
+    return len(first & second) / (len(first | second) or 1)
+
+
+# ------------------------------------------------------------ planning
 
 REFUSED = "endpoint_refused"  # one request may offend an endpoint's filter; all of them say that something is wrong
 MOST_REFUSED = 3
