@@ -75,7 +75,7 @@ def _painter(args: argparse.Namespace, preset: Preset, progress: RunProgress) ->
         return ComfyPainter(Server(args.server, args.timeout), workflows, preset, size_of(args.size))
     if args.workflow:
         raise DuoGenError("--workflow is for --painter comfyui; give that, or leave it out.")
-    from duogen_core.data.synthetic.core_painter import ConversationPainter, PromptPainter
+    from duogen_core.data.synthetic.painter import ConversationPainter, PromptPainter
 
     settings = settings_of(args)
     kind = ConversationPainter if args.painter == "duogen" else PromptPainter

@@ -11,8 +11,7 @@ from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sources import open_source
 from duogen_core.data.synthetic.answering import Answering
-from duogen_core.data.synthetic.core_painter import ConversationPainter, PromptPainter
-from duogen_core.data.synthetic.painter import Wanted
+from duogen_core.data.synthetic.painter import ConversationPainter, PromptPainter, Wanted
 from duogen_core.data.synthetic.requests import Request, load_preset
 from duogen_core.document import Picture
 from duogen_core.pipeline import Settings
