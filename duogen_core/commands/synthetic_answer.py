@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 1:
         raise DuoGenError(f"--limit is {args.limit}; expected at least 1.")
-    from duogen_core.data.synthetic import runs
-    from duogen_core.data.synthetic.answering import Answering
+    from duogen_core.data.synthetic import drawing
+    from duogen_core.data.synthetic.drawing import Answering
     from duogen_core.data.synthetic.requests import request_lines, requests_of, spread
 
     preset, part = preset_of(args), part_of(args.part)
@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
     answering = Answering(load_model(args, progress), settings, model_name(args), preset)
     identity = {"requests": hashlib.sha256(request_lines(requests)).hexdigest()[:16], **answering.identity()}
     out = Path(args.out) if args.out else Path(args.folder) / "answer"
-    run = runs.begin(out, len(requests), args.shard, identity)
+    run = drawing.begin(out, len(requests), args.shard, identity)
     return make_documents(run, requests, answering.document, lambda _: None, part, progress, args)

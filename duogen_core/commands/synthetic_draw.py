@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from duogen_core.data.synthetic import runs
+    from duogen_core.data.synthetic import drawing
     from duogen_core.data.synthetic.drawing import Drawing
     from duogen_core.data.synthetic.planning import read_plans
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             "painter": painter.identity(),
             **preset.part("picture"),
         }
-        run = runs.begin(out, len(plans), args.shard, identity)
+        run = drawing.begin(out, len(plans), args.shard, identity)
         drawing = Drawing(painter, preset, out / "drawn")
         return make_documents(run, plans, drawing.document, drawing.forget, part, progress, args)
 

@@ -15,7 +15,7 @@ from duogen_core.commands.synthetic import add_run_options
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.data.synthetic.runs import Outcome, Run
+    from duogen_core.data.synthetic.drawing import Outcome, Run
 
 
 def add_make_options(parser: argparse.ArgumentParser, name: str) -> None:
@@ -46,7 +46,7 @@ def make_documents(
     if args.give_up < 1:
         raise DuoGenError(f"--give-up is {args.give_up}; expected at least 1.")
     from duogen_core.data.runs.log import kept_parts, rule_of
-    from duogen_core.data.synthetic.runs import work
+    from duogen_core.data.synthetic.drawing import work
 
     mine = [len(run.entries(shard)) for shard in range(part[0] - 1, run.shards, part[1])]
     todo = sum(len(run.entries(shard)) for shard in run.chosen(part))

@@ -95,11 +95,11 @@ def test_a_step_that_finished_nothing_hides_no_other(begun, capsys):
 
 
 def test_a_run_that_refused_everything_can_be_looked_at(tmp_path, capsys, monkeypatch):
-    from duogen_core.data.synthetic import answering
+    from duogen_core.data.synthetic import drawing
+    from duogen_core.data.synthetic.drawing import Outcome
     from duogen_core.data.synthetic.requests import Verdict
-    from duogen_core.data.synthetic.runs import Outcome
 
-    monkeypatch.setattr(answering.Answering, "document", lambda *_: Outcome(Verdict("few_pictures", "0")))
+    monkeypatch.setattr(drawing.Answering, "document", lambda *_: Outcome(Verdict("few_pictures", "0")))
     command = ["data", "synthetic", "answer", str(tmp_path / "run"), "--limit", "1", "--quiet"]
     for _ in ("begun", "done before"):
         assert main(command) == 0

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.synthetic.drawing import Drawing
+from duogen_core.data.synthetic.drawing import Drawing, begin, work
 from duogen_core.data.synthetic.painter import Painter, PainterError
 from duogen_core.data.synthetic.planning import Plan
 from duogen_core.data.synthetic.requests import load_preset
-from duogen_core.data.synthetic.runs import begin, work
 from tests.core.synthetic_plans import entries
 
 EVIL = "<script>alert(1)</script><img src=http://evil.example/x>"

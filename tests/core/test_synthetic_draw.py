@@ -14,10 +14,9 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.data.sources import open_source
-from duogen_core.data.synthetic.drawing import Drawing
+from duogen_core.data.synthetic.drawing import Drawing, begin, work
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
 from duogen_core.data.synthetic.requests import load_preset
-from duogen_core.data.synthetic.runs import begin, work
 from duogen_core.document import Text
 from duogen_core.errors import DuoGenError
 from duogen_core.pipeline import picture_seed

@@ -10,7 +10,7 @@ import pytest
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sources import open_source
-from duogen_core.data.synthetic.answering import Answering
+from duogen_core.data.synthetic.drawing import Answering
 from duogen_core.data.synthetic.painter import ConversationPainter, PromptPainter, Wanted
 from duogen_core.data.synthetic.requests import Request, load_preset
 from duogen_core.document import Picture
