@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for each in found:
         print((f"{each.log.folder}\n" if len(logs) > 1 else "") + log.text(each))
-    for log in empty:
-        print(f"{log.folder}\nbegun, and nothing is finished yet")
+    for each in empty:
+        print(f"{each.folder}\nbegun, and nothing is finished yet")
     if args.plot:
         print(args.plot)
     return 0

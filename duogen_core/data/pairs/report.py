@@ -9,8 +9,6 @@ What is shown goes through the engine again (nothing of a refused pair is stored
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
@@ -19,25 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.pairs.sharded import Run, Shard, open_run
+from duogen_core.data.pairs.sharded import WHOLE, Run, Shard, open_run
 from duogen_core.data.runs.log import RunLog, open_logs, parts_of, rule_of, survey, text
 from duogen_core.data.runs.report import Spread, badge, thumbnail, tiles_of, write_page
-
-WHOLE = -1  # the index of an entry itself, in place of one of its parts
-
-
-def words_of(run: Run, shard: int, key: str) -> str:
-    """What the user says in a stored Document; "" if it is not there."""
-    try:
-        with tarfile.open(run.tar(shard)) as archive:
-            turns = json.loads(archive.extractfile(f"{key}.json").read())["turns"]
-        users = (turn["parts"] for turn in turns if turn["role"] == "user")
-        return " / ".join(" ".join(part["text"] for part in parts if part["type"] == "text") for parts in users)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, tarfile.TarError):
-        return ""
-
-
-# ------------------------------------------------------------ report
 
 SIDE = 170  # longest side of a thumbnail: two stand side by side
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")

@@ -9,6 +9,8 @@ processes, and threads can share one client of a language model.
 
 from __future__ import annotations
 
+import json
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,3 +93,17 @@ def work(run: Run, do: Callable[[Shard], Any], workers: int = 1) -> Iterator[Any
     todo = (shard for shard in run.plan() if not run.is_done(shard.number))
     for _, result in in_order(do, todo, workers):
         yield result
+
+
+WHOLE = -1  # the index of an entry itself, in place of one of its parts
+
+
+def words_of(run: Run, shard: int, key: str) -> str:
+    """What the user says in a stored Document; "" if it is not there."""
+    try:
+        with tarfile.open(run.tar(shard)) as archive:
+            turns = json.loads(archive.extractfile(f"{key}.json").read())["turns"]
+        users = (turn["parts"] for turn in turns if turn["role"] == "user")
+        return " / ".join(" ".join(part["text"] for part in parts if part["type"] == "text") for parts in users)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, tarfile.TarError):
+        return ""

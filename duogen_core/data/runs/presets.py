@@ -17,6 +17,8 @@ from typing import Any
 from duogen_core.config_text import ConfigTextError, read_yaml, shorten
 from duogen_core.errors import DuoGenError
 
+Preset = dict[str, dict[str, Any]]  # section -> rule -> threshold
+
 
 def preset_values(folder: Path, default: str, name: str, settings: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """The sections of a named preset or a YAML file on top of the default one, with settings on top."""

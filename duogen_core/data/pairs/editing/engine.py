@@ -36,19 +36,17 @@ from duogen_core.data.pairs.editing.layouts import (
     split_at_markers,
 )
 from duogen_core.data.pairs.editing.rows import RowReader, Rows, open_rows
-from duogen_core.data.pairs.report import WHOLE, words_of
 from duogen_core.data.pairs.rules import Step, Verdict, change, document_of, encoding
-from duogen_core.data.pairs.sharded import Run, Shard
+from duogen_core.data.pairs.sharded import WHOLE, Run, Shard, words_of
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.presets import digest, preset_values
+from duogen_core.data.runs.presets import Preset, digest, preset_values
 from duogen_core.data.runs.shards import document_files, new_shard
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 
 FOLDER = Path(__file__).with_name("presets")
 DEFAULT = "edits"
-Preset = dict[str, dict[str, Any]]
 
 
 def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:

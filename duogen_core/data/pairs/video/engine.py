@@ -34,20 +34,18 @@ from PIL import Image
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import load_prompt, messages
-from duogen_core.data.pairs.report import WHOLE, words_of
 from duogen_core.data.pairs.rules import Step, Verdict, document_of, encoding, judge
-from duogen_core.data.pairs.sharded import Run, Shard
+from duogen_core.data.pairs.sharded import WHOLE, Run, Shard, words_of
 from duogen_core.data.pairs.video.reading import Folder, Reading, about, open_inputs
 from duogen_core.data.pairs.video.shots import Clip
 from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.presets import digest, preset_values
+from duogen_core.data.runs.presets import Preset, digest, preset_values
 from duogen_core.data.runs.shards import new_shard
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 
 FOLDER = Path(__file__).with_name("presets")
 DEFAULT = "clips"
-Preset = dict[str, dict[str, Any]]
 
 
 def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:
