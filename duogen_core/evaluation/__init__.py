@@ -1,8 +1,8 @@
-"""How good a model is, in figures. `evaluate sketchbook` measures the bundled world with its exact checker.
+"""What every evaluation shares, whatever it measures: it knows no benchmark and no world.
 
-pictures.py    one picture against the ideal: the new part right, the rest kept
-scores.py      an answer (Document) against the truth of its Case -> checks in [0, 1], one function a task family
-report.py      means, counts and intervals; the JSON report and the table
-sheet.py       an overview of answers as one PNG
-sketchbook.py  the command: draws cases, lets the model answer them, scores, writes the report
+answering.py  answers prompts with a model, in this process or in several
+report.py     means, counts and intervals; the JSON report, the table, the overview image
+
+A benchmark is a command of its own (`evaluate NAME`) that brings prompts and scores the answers; see
+sketchbook/evaluation.py for one.
 """

@@ -1,8 +1,8 @@
-"""Who answers the cases: a function in this process, or the model in several processes.
+"""Answers prompts: with a function in this process, or with the model loaded in several processes.
 
-In: prompts, each with the seed of its pictures. Out: the answers in the order of the prompts, each with its seconds.
-An answer is a pure function of prompt and seed, so the number of processes changes nothing but the time. (The number
-of threads may: it decides how a matrix product is summed.)
+In: prompts, each with the seed of its images. Out: the answers in the order of the prompts, each with its seconds.
+An answer is a pure function of prompt and seed, so the number of processes changes only the time. (The number of CPU
+threads may change it: it decides in which order a matrix product is summed.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Question = tuple[Document, int]  # the prompt, and the seed of its pictures
 
 @dataclass
 class ModelAnswer:
-    """An `Answer` that can be sent to another process, where it loads the model for itself."""
+    """An `Answer` that can be sent to another process, where it loads the model again."""
 
     model: Path
     settings: Settings
@@ -38,21 +38,20 @@ class ModelAnswer:
         return generate(self.load(), prompt, replace(self.settings, seed=seed))
 
     def __getstate__(self) -> dict:
+        # Weights are read from the disk there: sending gigabytes through a pipe would take longer.
         return {**self.__dict__, "components": None}
 
 
 def answers(
     answer: Answer, questions: Sequence[Question], jobs: int = 1, threads: int = 1
 ) -> Iterator[tuple[Document, float]]:
-    """With more than one job, `answer` is sent to that many processes, each with so many CPU threads."""
+    """Yields each answer with its seconds. With more than one job, `answer` is sent to that many processes, each with
+    `threads` CPU threads."""
     if jobs == 1:
         for question in questions:
             yield timed(answer, question)
         return
-    ended = (
-        f"One of the {jobs} processes that answer was ended from outside, perhaps for want of memory; "
-        "use a smaller --jobs."
-    )
+    ended = f"One of the {jobs} worker processes was killed, perhaps because memory ran out; use a smaller --jobs."
     yield from in_processes(
         _answer, questions, min(jobs, len(questions)), _begin, (answer, threads), in_order=True, ended=ended
     )
@@ -64,7 +63,7 @@ def timed(answer: Answer, question: Question) -> tuple[Document, float]:
     return document, time.perf_counter() - started
 
 
-_chosen: Answer  # of a process that answers
+_chosen: Answer  # set once in each worker process
 
 
 def _begin(answer: Answer, threads: int) -> None:

@@ -122,7 +122,7 @@ def test_answers_come_in_order_and_errors_through():
     for answer, error, sentence in (
         (refuse, DuoGenError, "nothing to say"),
         (fail, RuntimeError, "ZeroDivisionError: by hand"),
-        (die, DuoGenError, "One of the 2 processes that answer was ended from outside"),
+        (die, DuoGenError, "One of the 2 worker processes was killed"),
     ):
         with pytest.raises(error, match=sentence):
             list(answers(answer, questions, 2))

@@ -72,7 +72,7 @@ def test_an_error_of_the_function_comes_out() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 def test_a_worker_that_is_ended_from_outside_is_a_sentence() -> None:
     """multiprocessing.Pool starts another one, and waits forever for the result of the first."""
-    with pytest.raises(DuoGenError, match=r"A worker process was ended from outside.* fewer --workers"):
+    with pytest.raises(DuoGenError, match=r"A worker process was killed.* fewer --workers"):
         list(in_processes(die, range(3), 2, start, (0,)))
 
 
