@@ -1,11 +1,20 @@
 """Sketchbook: a flat-drawing world drawn by code, with an exact checker, so that quality is measured and not guessed.
 
-scene.py    shapes on a nine-cell canvas, the values a picture is made from
-draw.py     marks -> pixels
-parts.py    a thing and its parts, one per step of a guide
-things.py   all the things (things_catalogue.py), their pictures, and reading a step back; things_novel.py has what
-            training never shows
-boards.py   the plan boards
-tasks/      one file per task family: a random case -> Document
-checker.py  pixels -> scene, without knowing the request
+The world
+  scene.py             what an image is made from: shapes of a palette on a nine-cell canvas
+  drawing.py           coloured polygons -> pixels; a thing and its parts
+  things.py            what can be drawn step by step, and reading a step back (things_catalogue.py: the data)
+  boards.py            the boards of the plan task: drawing, reading, solving
+  checker.py           pixels -> scene, without knowing the request
+The tasks
+  cases.py             a task with its ideal answer
+  tasks/               one file per family of tasks: a random case -> Document
+  source.py            the tasks as an endless source of documents to learn from
+  scores.py            an answer against its case
+  evaluation.py        the command `evaluate sketchbook`
+What the small model learns before stage 1
+  vae.py               its VAE
+  pretrain.py          its language model from nothing, then its vision tower (vision.py)
+  recall.py            an auxiliary loss of its language model
+  ablation/            what each of DuoGen's choices is worth, measured here
 """

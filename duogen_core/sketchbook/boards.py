@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.sketchbook.drawing import Mark, ellipse, paint, rectangle
-from duogen_core.sketchbook.scene import PALETTE
+from duogen_core.sketchbook.scene import COLOURS, nearest
 
 CELL = 32
 GOAL_HALF, MARKER_RADIUS = 13.0, 9.5
@@ -135,14 +135,9 @@ def read_board(pixels: np.ndarray) -> Board | None:
     return Board(columns, rows, marker, goal, tuple(walls), *colours)
 
 
-_NAMES = tuple(PALETTE)
-_VALUES = np.array([PALETTE[name] for name in _NAMES], dtype=np.float32)
-
-
 def _colour(pixels: np.ndarray) -> str:
-    """The palette colour nearest to the median pixel."""
-    median = np.median(pixels.reshape(-1, 3), axis=0)
-    return _NAMES[int(((_VALUES - median) ** 2).sum(1).argmin())]
+    """Returns the palette colour nearest to the median pixel."""
+    return COLOURS[nearest(np.median(pixels.reshape(-1, 3), axis=0))]
 
 
 def board_to_dict(board: Board) -> dict[str, Any]:

@@ -1,18 +1,16 @@
-"""Colour classes and comparison of pictures, region by region.
+"""Reads a scene from pixels without knowing what was asked for, and compares images region by region.
 
-Pictures are uint8 or float32 [height, width, 3], 0..255; masks are bool [height, width]. Distances are Euclidean in
-RGB: the nearest two colours of the palette, white and cream, are 54 apart; an edge pixel lies between its two sides.
-
-Pixels -> Scene, without knowing what was asked for.
-
-In:  a picture, uint8 [height, width, 3], drawn by a model or by `draw.draw_scene`.
-Out: a `Reading`: the Scene that is seen, whether the picture is nothing but that scene (`clean`), and what spoilt it.
+In:  an image, uint8 [height, width, 3], drawn by a model or by `drawing.draw_scene`.
+Out: a `Reading`: the Scene that is seen, whether the image is nothing but that scene (`clean`), and what spoilt it.
 
 How it reads. The background is the colour between the cells, where no shape reaches. In each cell the pixels unlike
 the background are laid over the renderer's own masks of eight kinds in two sizes, moved to where the pixels are (in
 quarter pixels); the mask with the greatest intersection over union is the shape, the median of its interior is the
 colour. Whatever does not fit (a poor overlap, two colours in one shape, marks beside the shapes, a colour between two)
-makes the picture unclean, so that a smear never counts as right.
+makes the image unclean, so that a smear never counts as right.
+
+Masks are bool [height, width]. Distances are Euclidean in RGB, 0 to 255 a channel: the nearest two colours of the
+palette, white and cream, are 54 apart; an edge pixel lies between its two sides.
 """
 
 from __future__ import annotations
@@ -28,19 +26,16 @@ from duogen_core.sketchbook.scene import (
     CELLS,
     COLOURS,
     KINDS,
-    PALETTE,
+    PALETTE_RGB,
     SIZES,
     Scene,
     Shape,
+    nearest,
 )
 
-PALETTE_RGB = np.array(list(PALETTE.values()), np.float32)
+# ---------------------------------------------------------------- comparing images
+
 SAME = 36.0  # RGB distance below which two pixels show one colour: two thirds of the way from white to cream
-
-
-def nearest(pixels: np.ndarray) -> np.ndarray:
-    """Index of the nearest palette colour: [..., 3] -> int [...]."""
-    return (pixels.astype(np.float32) @ PALETTE_RGB.T - (PALETTE_RGB**2).sum(1) / 2).argmax(-1)
 
 
 def smooth(pixels: np.ndarray) -> np.ndarray:
@@ -116,7 +111,7 @@ def kept(
     return min(shares, default=1.0)
 
 
-# ------------------------------------------------------------ checker
+# ---------------------------------------------------------------- reading a scene
 
 PHASES = 4  # positions per pixel at which the masks are kept
 MIN_OVERLAP = 0.80  # intersection over union of a shape with its mask; three quarters of a shape reach 0.75

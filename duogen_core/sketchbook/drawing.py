@@ -1,12 +1,9 @@
-"""Marks -> pixels. A mark is a filled polygon of one palette colour; pictures are marks painted in order.
+"""Turns marks into pixels. A mark is a filled polygon of one palette colour; an image is marks painted in order.
 
-Coordinates are pixels of the canvas, x to the right, y down. Painted four times larger and averaged down, so edges
-are smooth and the same everywhere. Pixels are uint8 [height, width, 3].
-
-A thing made of parts: what one step of a guide draws, which colours it may have, and its polygons.
-
-In: names, colours and polygons on the 128x128 canvas. Out: phrases for the texts, colours chosen, marks to paint.
-The things themselves stand in things_catalogue.py, what reads and draws them in things.py.
+Coordinates are pixels of the canvas, x to the right, y down. Painted four times larger and averaged down, so edges are
+smooth and the same everywhere. Pixels are uint8 [height, width, 3].
+A `Thing` is made of parts, each a few polygons on the 128x128 canvas: what one step of a guide draws, which colours it
+may have, and its words.
 """
 
 from __future__ import annotations
@@ -134,7 +131,7 @@ def fitted(points: Sequence[Point], canvas: tuple[int, int]) -> tuple[Point, ...
     return tuple((left + x * scale, top + y * scale) for x, y in points)
 
 
-# ------------------------------------------------------------ parts
+# ---------------------------------------------------------------- things made of parts
 
 Polygon = tuple[Point, ...]
 

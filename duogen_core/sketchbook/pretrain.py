@@ -1,13 +1,11 @@
-"""The small model's own vocabulary: byte-level BPE on Sketchbook text, with Qwen's control tokens and <BOV>.
-
-The text is that of `cases` random training conversations, user's and assistant's alike, so words come out whole.
-
-The small MLLM from nothing: first the language, then the eyes. Where a large one would be downloaded.
+"""Trains the small MLLM from nothing, first the language, then the vision tower: where a large one would be downloaded.
 
     python -m duogen_core train pretrain out=runs/pretrain minutes=30 vision.minutes=12
 
+0. <out>/tokenizer: byte-level BPE on the text of random training conversations, user's and assistant's alike, with
+   Qwen's control tokens and <BOV>. So Sketchbook's words come out whole.
 1. <out>: next-token loss on assistant turns and, with a smaller weight, on the user's text, so that the language itself
-   is learnt too; the vision tower rests.
+   is learned too; the vision tower is not trained.
 2. <out>/vision: the tower learns to be the language model's words for what it sees (vision.py).
 Out: <out>/export, where stage1.py begins.
 """
@@ -46,9 +44,6 @@ def sketchbook_texts(seed: int, cases: int) -> Iterator[str]:
 
 def sketchbook_tokenizer(seed: int = 0, cases: int = 4000, vocab_size: int = 1024) -> Any:
     return train_tokenizer(sketchbook_texts(seed, cases), vocab_size)
-
-
-# ------------------------------------------------------------ pretrain
 
 
 @dataclass(kw_only=True)

@@ -1,12 +1,14 @@
-"""What a Sketchbook picture is made from: shapes of one colour and one size in nine cells on a plain background.
+"""What a Sketchbook image is made from: shapes of one colour and one size in nine cells on a plain background.
 
-A `Scene` is the complete and exact description of a picture: `draw.draw_scene(scene)` turns it into pixels,
+A `Scene` describes an image completely and exactly: `drawing.draw_scene(scene)` turns it into pixels,
 `checker.read_scene(pixels)` turns pixels back into it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (220, 50, 47),
@@ -23,12 +25,13 @@ PALETTE: dict[str, tuple[int, int, int]] = {
     "cream": (238, 228, 206),
 }
 COLOURS = tuple(PALETTE)
+PALETTE_RGB = np.array(list(PALETTE.values()), np.float32)
 KINDS = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "hexagon")
 SIZES = ("small", "large")
 CELLS = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 CANVASES = ((128, 128), (160, 96), (96, 160))  # (width, height) in pixels
 
-# Never together in a training sample, so that a request for one of them measures generalisation.
+# These pairs never occur in a training sample, so that a request for one of them measures generalisation.
 HELD_OUT = frozenset(
     {
         ("green", "star"),
@@ -85,3 +88,9 @@ class Scene:
 
     def remove(self, shape: Shape) -> Scene:
         return replace(self, shapes=tuple(other for other in self.shapes if other != shape))
+
+
+def nearest(pixels: np.ndarray) -> np.ndarray:
+    """Returns the index of the nearest palette colour: [..., 3] -> int [...], an index into COLOURS."""
+    # |p - c|^2 is least where p.c - |c|^2 / 2 is greatest: one matrix product instead of a difference per colour.
+    return (pixels.astype(np.float32) @ PALETTE_RGB.T - (PALETTE_RGB**2).sum(1) / 2).argmax(-1)

@@ -1,13 +1,11 @@
-"""One drawn picture against the ideal one. Pictures are uint8 [height, width, 3].
-
-The ideal pictures before and after a step say which region was to change. `step_agreement` judges that region (and
-whatever else the model changed), `kept` of data/sketchbook/colours.py judges the rest.
-
-An answer against the truth of its case. One scorer a task family: (Case, answer Document) -> Score.
+"""Scores an answer against the truth of its case: one scorer per task family, (Case, answer Document) -> Score.
 
 The answer is the whole conversation as `pipeline.generate` returns it: the case's prompt and the model's turn. A check
-is a number in [0, 1]; a measure is any other number. What is missing counts as wrong: an answer without the picture
-that was asked for has kept nothing.
+is a number in [0, 1]; a measure is any other number. What is missing counts as wrong: an answer without the image that
+was asked for has kept nothing.
+
+One drawn image against the ideal one (uint8 [height, width, 3]): the ideal images before and after a step say which
+region was to change. `step_agreement` judges that region and whatever else the model changed, `checker.kept` the rest.
 """
 
 from __future__ import annotations
@@ -29,18 +27,22 @@ from duogen_core.sketchbook.boards import (
     read_board,
 )
 from duogen_core.sketchbook.cases import Case, scene_from_dict
-from duogen_core.sketchbook.checker import PALETTE_RGB, alike, changed, grow, kept, nearest, read, shrink
+from duogen_core.sketchbook.checker import alike, changed, grow, kept, read, shrink
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import (
     COLOURS,
     KINDS,
+    PALETTE_RGB,
     SIZES,
     Scene,
     Shape,
+    nearest,
 )
 from duogen_core.sketchbook.tasks.common import PLACES
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.things import ideal_picture, parse_step, thing_named
+
+# ---------------------------------------------------------------- one image
 
 STEP_RIGHT = 0.9  # share of the changed region that must show the ideal's colours
 
@@ -119,7 +121,7 @@ def score_pictures(
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-# ------------------------------------------------------------ scores
+# ---------------------------------------------------------------- one answer
 
 MOST_STRAY = 0.01  # share of a board's pixels that may show what is not there
 

@@ -1,8 +1,8 @@
 """What can be drawn step by step: things made of parts, one part and one text per step.
 
-A part is a few polygons of one colour on the 128x128 canvas (other canvases get the same drawing in their centred
-square). Same thing, same colours, same step -> same picture. `parse_step` reads part and colour back from a text.
-A thing and its parts: parts.py. The things: things_catalogue.py; those kept out of training: things_novel.py.
+The same thing, colours and step give the same image; canvases other than 128x128 get the same drawing in their centred
+square. `parse_step` reads part and colour back from a text. `Thing` and `Part`: drawing.py; the data:
+things_catalogue.py.
 """
 
 from __future__ import annotations

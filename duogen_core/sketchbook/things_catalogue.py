@@ -1,10 +1,7 @@
-"""The twenty things of the guides: their parts, in drawing order, on the 128x128 canvas.
+"""The things as data: their parts, in drawing order, on the 128x128 canvas.
 
-Every part is at least about 16 pixels each way in sum, so that a small model can draw it.
-
-Things that no training of the bundled model shows: what a fine-tuning is tried and measured on.
-
-`things.things()` stays the twenty of things_catalogue.py; these are found by name (`things.thing_named`).
+THINGS are the twenty of the guides. Every part is at least about 16 pixels each way in sum, so that a small model can
+draw it. NOVEL are things that no training of the bundled model shows: what a fine-tuning is tried and measured on.
 """
 
 from __future__ import annotations
@@ -270,7 +267,7 @@ _ALL = (
 THINGS = {thing.name: thing for thing in _ALL}
 
 
-# ------------------------------------------------------------ things novel
+# ---------------------------------------------------------------- never shown in training
 
 GLASS = ellipse(64, 60, 46)
 

@@ -1,19 +1,16 @@
-"""Pictures for training the bundled VAE: the Sketchbook's colours and edges in every arrangement, not its tasks.
-
-A VAE must not know what a house is. So it sees scenes crowded with shapes, piles of rectangles, ellipses and
-triangles, and some pictures with their colours changed, always as random 64-pixel crops; being convolutional, it
-then serves any size.
-
-Train the bundled VAE: Wan 2.1's architecture, narrow, one frame at a time.
+"""Trains the bundled VAE: Wan 2.1's architecture, narrow, one frame at a time.
 
     python -m duogen_core train vae out=runs/vae minutes=60
 
-In:  random 64-pixel crops (vae_data.py). Out: runs/vae/export, a diffusers folder (averaged weights) whose latents
-have the scale of Wan 2.1's, because everything downstream, ComfyUI's VAELoader included, normalises with its constants;
-in <out>/samples pictures before and after the VAE, to look at.
+In:  random 64-pixel crops, made here. A VAE must not know what a house is, so it sees Sketchbook's colours and edges in
+every arrangement and none of its tasks: scenes crowded with shapes, piles of rectangles, ellipses and triangles, some
+images with their colours changed. Being convolutional, it then serves any size.
+Out: runs/vae/export, a diffusers folder (averaged weights) whose latents have the scale of Wan 2.1's, because
+everything downstream, ComfyUI's VAELoader included, normalises with its constants; in <out>/samples images before and
+after the VAE, to look at.
 
 Loss: mean absolute and squared error, the absolute error of 8x8 means (near colours drift without it), and a little
-KL, so that latents stay near each other and the decoder forgives a painter's small errors.
+KL, so that latents stay near each other and the decoder forgives small errors of the DiT.
 """
 
 from __future__ import annotations
@@ -119,7 +116,7 @@ def crop_batch(seed: int, step: int, size: int) -> Tensor:
     return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-# ------------------------------------------------------------ vae
+# ---------------------------------------------------------------- training
 
 TEST_SEED = 999
 

@@ -1,20 +1,18 @@
-"""What the vision tower learns to see (vision.py): Sketchbook pictures, and for every picture token the words it is.
+"""Warms up the MLLM's vision tower: before the language model looks through it, the tower learns to name what it sees.
 
-A shape, a part of a thing and a marker are told by exactly one token each, so that counting them is counting tokens:
-a shape by the token at the middle of its cell, a part by the one that shows most of it, what lies on a board by its
+Our own addition, second phase of pretrain.py: next-token loss alone teaches a small tower slowly, because an image
+comes with few words to learn from. So every image token learns to be the words for what it shows: the shape, its size
+and colour, its row and column; the thing and its parts; what lies on a board, as directions of the language model's own
+word embeddings. "A large red star at the top" then reads like words that stand in the prompt, and the language model
+can copy from an image as it copies from text. Trainable read-outs, dropped afterwards, also ask for the palette colours
+at 16 points of a token's 32x32 pixels, so that other images are seen as well.
+
+A shape, a part of a thing and a marker are named by exactly one token each, so that counting them is counting tokens:
+a shape by the token at the middle of its cell, a part by the token that shows most of it, what lies on a board by its
 cell. All other tokens are "background".
 
-Out: pixels uint8 [n, H, W, 3], words int [n, tokens, attributes of WORDS], as indices, or NONE: no word of this
-attribute, or ANY: not asked.
-
-Warm-up of the MLLM's vision tower: before the language model looks through it, it learns to name what it sees.
-
-Our own addition, second phase of pretrain.py: next-token loss alone teaches a small tower slowly, because a picture
-gives few learnt words. So every picture token learns to be the words for what it shows (vision_targets.py): the shape,
-its size and colour, its row and column; the thing and its parts; what lies on a board, as directions of the language
-model's own word embeddings. "A large red star at the top" then reads like words that stand in the prompt, and the
-language model can copy from a picture as it copies from text. Learnt read-outs that are thrown away afterwards ask for
-the palette colours at 16 points of a token's 32x32 pixels too, so that other pictures are seen as well.
+The first half makes the material: pixels uint8 [n, H, W, 3] and words int [n, tokens, attributes of WORDS], each an
+index, or NONE (no word of this attribute), or ANY (not asked). The second half trains on it.
 """
 
 from __future__ import annotations
@@ -38,10 +36,10 @@ from duogen_core.sketchbook.scene import (
     COLOURS,
     HELD_OUT,
     KINDS,
-    PALETTE,
     SIZES,
     Scene,
     Shape,
+    nearest,
 )
 from duogen_core.sketchbook.things import part_names, things
 from duogen_core.training.configuration import check_numbers
@@ -87,7 +85,7 @@ def random_scene(rng: Random, canvas: tuple[int, int]) -> Scene:
 
 
 def scene_words(scene: Scene) -> np.ndarray:
-    """int [tokens, attributes]; an empty cell is a "background" in its place."""
+    """Returns int [tokens, attributes]; an empty cell is a "background" in its place."""
     words = ground(scene.canvas, scene.background)
     for number, cell in enumerate(CELLS):
         x, y = (int(middle) // TOKEN for middle in cell_centre(cell, scene.canvas))
@@ -117,7 +115,7 @@ def visible_parts(thing: Thing, steps: int, canvas: tuple[int, int]) -> np.ndarr
     """How much of a part every token shows, [steps, rows, columns]; parts painted in a colour each, to tell them."""
     colours = {part.name: COLOURS[number] for number, part in enumerate(thing.parts)}
     pixels = paint(thing.marks(colours, steps, canvas), canvas)
-    parts = palette_index(pixels)
+    parts = nearest(pixels)
     rows, columns = canvas[1] // TOKEN, canvas[0] // TOKEN
     tokens = parts.reshape(rows, TOKEN, columns, TOKEN)
     return np.stack([(tokens == number).sum((1, 3)) for number in range(steps)])
@@ -134,12 +132,6 @@ def board_words(board: Board) -> np.ndarray:
         words[row, column, :2] = WORDS["what"].index(what), COLOURS.index(colour)
     words[..., 3:5] = ANY
     return words.reshape(-1, len(WORDS))
-
-
-def palette_index(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [..., 3] -> int [...]: the nearest palette colour."""
-    palette = np.array(list(PALETTE.values()), dtype=np.int32)
-    return ((pixels[..., None, :].astype(np.int32) - palette) ** 2).sum(-1).argmin(-1)
 
 
 def random_picture(rng: Random, canvas: tuple[int, int]) -> tuple[str, np.ndarray, np.ndarray]:
@@ -180,7 +172,7 @@ def random_pictures(rng: Random, count: int) -> tuple[np.ndarray, np.ndarray, np
     return np.stack(smudges), np.stack(words), np.array([KINDS_OF_PICTURE.index(kind) for kind in kinds])
 
 
-# ------------------------------------------------------------ vision
+# ---------------------------------------------------------------- learning to see it
 
 POINTS = 4  # palette points per token side
 SHARPNESS = 20.0  # logit of a word whose direction the token has; five words at once reach 20 / sqrt(5) each
@@ -190,7 +182,7 @@ SILENCE = 4.0  # logit of saying no word of an attribute
 def palette_points(pixels: np.ndarray, token: int = TOKEN) -> np.ndarray:
     """uint8 [n, H, W, 3] -> int [n, tokens, 16]: nearest palette colour at 4x4 points of every token."""
     step = token // POINTS
-    index = palette_index(pixels[:, step // 2 :: step, step // 2 :: step])
+    index = nearest(pixels[:, step // 2 :: step, step // 2 :: step])
     n, rows, columns = index.shape
     index = index.reshape(n, rows // POINTS, POINTS, columns // POINTS, POINTS).transpose(0, 1, 3, 2, 4)
     return index.reshape(n, -1, POINTS * POINTS)

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.checker import PALETTE_RGB
+from duogen_core.sketchbook.scene import PALETTE_RGB
 from duogen_core.sketchbook.tasks import guides
 from duogen_core.sketchbook.things import thing_named
 

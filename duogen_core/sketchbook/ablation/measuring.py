@@ -26,9 +26,8 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.pipeline import Draughtsman, Settings, generate, with_text
 from duogen_core.sampling import initial_noise
 from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.checker import PALETTE_RGB
 from duogen_core.sketchbook.evaluation import cases
-from duogen_core.sketchbook.scene import COLOURS
+from duogen_core.sketchbook.scene import COLOURS, PALETTE_RGB
 from duogen_core.sketchbook.scores import score, score_pictures
 
 NOISE = (0.5, 0.75, 0.9, 0.97)  # times at which the velocity is looked at

@@ -1,4 +1,4 @@
-"""The task families: each module has `sample(rng, *, canvas, held_out) -> Case`, a random case with its ideal answer.
+"""The task families: each has a function (rng, *, canvas, held_out) -> Case, a random case with its ideal answer.
 
 `training_case` mixes them and never shows a held-out pair; `evaluation_case` gives a case of one family. Both are pure
 functions of the random generator, so a seed is a data set.
@@ -56,7 +56,7 @@ def training_case(rng: Random, weights: Mapping[str, float] | None = None) -> Ca
 
 def evaluation_case(family: str, rng: Random, *, held_out: bool = False, thing: str | None = None) -> Case:
     """A random case of one family; with `held_out` its scene has a pair that training never shows, with `thing` it is
-    about that one, which may be one of things_novel.py."""
+    about that one, which may be one of things_catalogue.NOVEL."""
     if family not in FAMILIES:
         raise DuoGenError(f"Sketchbook has no task family '{family}'; it has {', '.join(FAMILIES)}.")
     if held_out and family not in WITH_HELD_OUT:

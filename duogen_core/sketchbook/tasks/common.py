@@ -130,8 +130,9 @@ def random_scene(
     return scene
 
 
-def alike(rng: Random, scene: Scene) -> Scene:
-    """Colours and kinds drawn anew from those of the scene's first three shapes, pairs that occur in training only."""
+def with_repeats(rng: Random, scene: Scene) -> Scene:
+    """Returns the scene with its colours and kinds picked anew from those of its first three shapes, so that some occur
+    more than once; only in pairs that occur in training."""
     kinds, colours = [shape.kind for shape in scene.shapes[:3]], [shape.colour for shape in scene.shapes[:3]]
     shapes = []
     for shape in scene.shapes:

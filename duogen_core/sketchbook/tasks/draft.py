@@ -1,11 +1,11 @@
-"""draft: a question that is easier after drawing -> what is seen and done, the picture of it, the answer read from it.
+"""draft: a question that is easier after drawing -> what is seen and done, the image of it, the answer read from it.
 
-To list all that is there, in the order of its places, is easier than to find all members of a group at a glance: so
-both pictures are told first, and what is done or counted is chosen from those words, with the request said again just
-before the choice.
+Listing all that is there, in the order of its places, is easier than finding all members of a group at a glance: so
+both images are described first, and what is changed or counted is chosen from those words, with the request said again
+just before the choice.
 
-undrafted: the same questions with the request not to draw, answered in the same words without the picture; what the
-picture is worth is the difference between the two.
+undrafted: the same questions with the request not to draw, answered in the same words without the image; what the
+image is worth is the difference between the two.
 
 truth: {"operation": "remove" | "recolour" | "move", "before": scene, "after": scene, "answer": the number as a string,
 "question": the counted words, such as "red shapes"}.
@@ -25,7 +25,6 @@ from duogen_core.sketchbook.tasks.common import (
     BANDS,
     PLURALS,
     Canvas,
-    alike,
     allowed,
     assistant_turn,
     cells_of,
@@ -36,8 +35,9 @@ from duogen_core.sketchbook.tasks.common import (
     shape_words,
     user_cell,
     user_turn,
+    with_repeats,
 )
-from duogen_core.sketchbook.tasks.questions import chosen, counted, describe_scene
+from duogen_core.sketchbook.tasks.questions import count_words, describe_scene, matching
 
 Draft = tuple[Scene, str, str]  # the scene after it, the request's first sentence, the sentence of what is done
 
@@ -95,9 +95,9 @@ def ask(rng: Random, scene: Scene, operation: str) -> tuple[str, str, list[Shape
     shape = rng.choice(scene.shapes) if scene.shapes else None
     colour = shape.colour if shape and choice < 0.5 else None
     kind = shape.kind if shape and colour is None and choice < 0.75 else None
-    words = counted(2, colour, kind)[2:]
+    words = count_words(2, colour, kind)[2:]
     ends = ("are left", "remain") if operation == "remove" else ("are there now", "are there then", "do you see then")
-    return f"How many {words} {rng.choice(ends)}?", words, chosen(scene, colour, kind)
+    return f"How many {words} {rng.choice(ends)}?", words, matching(scene, colour, kind)
 
 
 def answer_text(operation: str, after: Scene, words: str, shapes: Sequence[Shape]) -> str:
@@ -124,7 +124,7 @@ def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, 
     operation = rng.choices(list(DRAFTS), (0.45, 0.35, 0.2))[0]
     before = random_scene(rng, rng.randint(3, 6), canvas, held_out=held_out)
     # A small choice of kinds and colours, so that groups have more than one member.
-    before = alike(rng, before)
+    before = with_repeats(rng, before)
     after, request, done = DRAFTS[operation](rng, before)
     question, words, counting = ask(rng, after, operation)
     asked, answer = f"{request} {question}", answer_text(operation, after, words, counting)

@@ -1,12 +1,11 @@
-"""edit: change one thing of a picture -> one sentence that says what is now different, and the picture.
+"""edit: change one thing of an image -> one sentence that says what is now different, and the image.
+The image comes from the user, or is the assistant's own of the turn before.
 
-The picture comes from the user, or is the assistant's own of the turn before.
-truth: {"operation": "recolour" | "remove" | "add" | "move" | "background", "before": scene, "after": scene}.
+edit_chain: two to four edits in one conversation, each of the image that the one before it left.
+The first image comes from the user, or is drawn by the assistant. The last edit is judged.
 
-edit_chain: two to four edits in one conversation, each of the picture that the one before it left.
-
-The first picture comes from the user, or is drawn by the assistant. Judged is the last edit.
-truth: {"operation", "before": scene, "after": scene} of the last edit, as of edit.py, and "edits": how many there are.
+truth: {"operation": "recolour" | "remove" | "add" | "move" | "background", "before": scene, "after": scene} of the last
+edit; of a chain also "edits": how many there are.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def sample_edit(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = Fa
     return Case("edit", document, truth)
 
 
-# ------------------------------------------------------------ edit chain
+# ---------------------------------------------------------------- chains
 
 LENGTHS = (0.0, 0.5, 0.35, 0.15)  # of chains of one edit, two, three, four
 MOST_SHAPES = 5
@@ -118,17 +117,17 @@ def sample_chain(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = F
     """With `held_out`, the first picture has a shape of a held-out pair."""
     count = pick_count(rng, LENGTHS)
     after = random_scene(rng, pick_count(rng, (0.35, 0.35, 0.3)), canvas, held_out=held_out)
-    given: Picture | None = Picture(draw_scene(after))
+    image: Picture | None = Picture(draw_scene(after))
     turns = []
     if rng.random() < 0.3:
         request, _, sentence = draw.request(rng, after)
-        turns, given = [user_turn(rng, request), assistant_turn(sentence, given)], None
+        turns, image = [user_turn(rng, request), assistant_turn(sentence, image)], None
     for _ in range(count):
         before, operation = after, pick_operation(rng, after)
         after, request, answer = EDITS[operation](rng, before)
-        turns.append(user_turn(rng, following(rng, request) if turns else request, given))
+        turns.append(user_turn(rng, following(rng, request) if turns else request, image))
         turns.append(assistant_turn(answer, Picture(draw_scene(after))))
-        given = None
+        image = None  # every later edit is of what the assistant has just drawn
     truth = {"operation": operation, "before": scene_to_dict(before), "after": scene_to_dict(after), "edits": count}
     return Case("edit_chain", conversation(turns), truth)
 

@@ -1,11 +1,8 @@
-"""guide: how to draw a thing, step by step -> a text and a picture per step, the picture growing.
+"""guide: how to draw a thing, step by step -> a text and an image per step, the drawing growing.
+continue: the user brings a half-finished thing -> the remaining steps, a text and an image each.
 
 truth: {"thing", "steps": how many, "asked": {part: colour} as requested, "colours": {part: colour} of the ideal answer,
-"parts": part names in order, "canvas"}.
-
-continue: the user brings a half-finished thing -> the remaining steps, a text and a picture each.
-
-truth: as of guide, with "done": how many steps the user's picture shows.
+"parts": part names in order, "canvas"}; of continue also "done": how many steps the user's image shows.
 """
 
 from __future__ import annotations
@@ -102,7 +99,7 @@ def sample_guide(
     return Case("guide", conversation(turns), thing_truth(thing, asked, colours, canvas))
 
 
-# ------------------------------------------------------------ continue
+# ---------------------------------------------------------------- continue
 
 NAMED = (
     "Here is my {}. How do I go on?",

@@ -1,15 +1,11 @@
-"""Plain questions without a picture, and their one answer each: the model must know when not to draw.
+"""Questions that want words only: nothing is drawn, and the model must know when not to draw.
 
-describe: questions that want words only: about a picture, or plain ones without a picture. Nothing is drawn.
+describe: one question, about an image or without one. truth: {"question": "scene" | "count" | "colour" | "place" |
+"cell" | "thing" | "plain" | "unknown", "answer": the ideal text, "key": strings which a right answer contains, "scene":
+the scene or null}; for "scene" the key is the words of every shape.
 
-truth: {"question": "scene" | "count" | "colour" | "place" | "cell" | "thing" | "plain" | "unknown",
-"answer": the ideal text, "key": strings which a right answer contains, "scene": the scene or null}; for "scene" the key
-is the words of every shape.
-
-quiz: several questions about one picture, answered in words, turn by turn. For training: one picture, much to read.
-
-Scenes, things that may be half-finished, and boards. truth: {"question": "quiz", "answer": the last answer, "key":
-[the last answer]}.
+quiz: several questions about one image (a scene, a thing that may be half-finished, or a board), turn by turn. It is
+for training: one image, much to read. truth: {"question": "quiz", "answer": the last answer, "key": [the last answer]}.
 """
 
 from __future__ import annotations
@@ -39,7 +35,7 @@ from duogen_core.sketchbook.tasks.common import (
     PLURALS,
     Canvas,
     a_shape,
-    alike,
+    article,
     assistant_turn,
     cells_of,
     conversation,
@@ -50,6 +46,7 @@ from duogen_core.sketchbook.tasks.common import (
     user_place,
     user_turn,
     with_background,
+    with_repeats,
 )
 from duogen_core.sketchbook.tasks.plan import place_words
 from duogen_core.sketchbook.things import ideal_picture, things
@@ -169,12 +166,12 @@ def plain_question(rng: Random) -> tuple[str, str, list[str]]:
 def unknown_thing(rng: Random) -> tuple[str, str, list[str]]:
     """A thing outside the Sketchbook: the honest answer is words."""
     name = rng.choice(UNKNOWN)
-    phrase = f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    phrase = f"{article(name)} {name}"
     answer = f"I have not learned to draw {phrase}. Ask me for a house, a tree or a car."
     return rng.choice(_UNKNOWN_REQUESTS).format(phrase), answer, ["not learned"]
 
 
-# ------------------------------------------------------------ describe
+# ---------------------------------------------------------------- describe
 
 DESCRIBE = (
     "What do you see?",
@@ -194,17 +191,17 @@ def describe_scene(scene: Scene) -> str:
     return f"I see {with_background(join([a_shape(shape) for shape in scene.shapes]), scene.background)}."
 
 
-def counted(count: int, colour: str | None, kind: str | None) -> str:
+def count_words(count: int, colour: str | None, kind: str | None) -> str:
     """ "2 red stars", "1 star", "0 red shapes"."""
     noun = (kind or "shape") if count == 1 else PLURALS[kind] if kind else "shapes"
     return f"{count} {colour} {noun}" if colour else f"{count} {noun}"
 
 
-def chosen(scene: Scene, colour: str | None, kind: str | None) -> list[Shape]:
+def matching(scene: Scene, colour: str | None, kind: str | None) -> list[Shape]:
     return [shape for shape in scene.shapes if colour in (None, shape.colour) and kind in (None, shape.kind)]
 
 
-def seen(shapes: Sequence[Shape]) -> str:
+def listed(shapes: Sequence[Shape]) -> str:
     """The shapes that are counted, one by one, before their number: to list is easier than to count at a glance."""
     return f"I see {join([f'the {shape_words(shape)}' for shape in shapes])}." if shapes else ""
 
@@ -215,11 +212,11 @@ def sample_count(rng: Random, scene: Scene) -> tuple[str, str, list[str]]:
     colour, kind = shape.colour if what < 0.5 else None, shape.kind if 0.5 <= what < 0.85 else None
     if what >= 0.85 and rng.random() < 0.4:
         kind = rng.choice(KINDS)
-    shapes = chosen(scene, colour, kind)
+    shapes = matching(scene, colour, kind)
     number = len(shapes)
-    noun = counted(2, colour, kind)[2:]
-    answer = f"{seen(shapes)} There {'is' if number == 1 else 'are'} {counted(number, colour, kind)}.".strip()
-    return rng.choice(COUNT).format(noun), answer, [counted(number, colour, kind)]
+    noun = count_words(2, colour, kind)[2:]
+    answer = f"{listed(shapes)} There {'is' if number == 1 else 'are'} {count_words(number, colour, kind)}.".strip()
+    return rng.choice(COUNT).format(noun), answer, [count_words(number, colour, kind)]
 
 
 def sample_one(rng: Random, scene: Scene, question: str) -> tuple[str, str, list[str]]:
@@ -231,7 +228,7 @@ def sample_one(rng: Random, scene: Scene, question: str) -> tuple[str, str, list
         if shape is None:
             return text, f"Nothing is {PLACES[cell]}.", ["Nothing"]
         return text, f"A {shape_words(shape)}.", [f"{shape.size} {shape.colour} {shape.kind}"]
-    unique = [shape for shape in scene.shapes if len(chosen(scene, None, shape.kind)) == 1]
+    unique = [shape for shape in scene.shapes if len(matching(scene, None, shape.kind)) == 1]
     if not unique:
         return sample_count(rng, scene)
     shape = rng.choice(unique)
@@ -279,51 +276,50 @@ def sample_description(rng: Random, *, canvas: Canvas = (128, 128), held_out: bo
     return Case("describe", document, truth)
 
 
-# ------------------------------------------------------------ quiz
+# ---------------------------------------------------------------- quiz
 
 Answered = tuple[str, str]  # a question and its answer
-LONGEST = 6  # questions a picture
+LONGEST = 6  # questions about one image
+
+# Of a scene.
 
 
-# -- scenes -----------------------------------------------------------------------------------------------------------
-
-
-def whole(rng: Random, scene: Scene) -> Answered:
+def ask_scene(rng: Random, scene: Scene) -> Answered:
     return rng.choice(DESCRIBE), describe_scene(scene)
 
 
-def counting(rng: Random, scene: Scene) -> Answered:
+def ask_count(rng: Random, scene: Scene) -> Answered:
     return sample_count(rng, scene)[:2]
 
 
-def one(rng: Random, scene: Scene) -> Answered:
+def ask_shape(rng: Random, scene: Scene) -> Answered:
     return sample_one(rng, scene, rng.choice(("cell", "cell", "colour", "place")))[:2]
 
 
-def group(rng: Random, scene: Scene) -> Answered:
+def ask_group(rng: Random, scene: Scene) -> Answered:
     """All shapes of a kind or a colour by their words."""
     shape = rng.choice(scene.shapes)
     if rng.random() < 0.5:
-        shapes, words = chosen(scene, None, shape.kind), PLURALS[shape.kind]
+        shapes, words = matching(scene, None, shape.kind), PLURALS[shape.kind]
     else:
-        shapes, words = chosen(scene, shape.colour, None), f"{shape.colour} shapes"
+        shapes, words = matching(scene, shape.colour, None), f"{shape.colour} shapes"
     text = rng.choice(("Where are the {}?", "Which {} do you see?", "Which {} are there?")).format(words)
-    return text, seen(shapes)
+    return text, listed(shapes)
 
 
-def band(rng: Random, scene: Scene) -> Answered:
+def ask_band(rng: Random, scene: Scene) -> Answered:
     name = rng.choice(BANDS)
     inside = [shape for shape in scene.shapes if shape.cell in cells_of(name)]
     shapes = "1 shape is" if len(inside) == 1 else f"{len(inside)} shapes are"
-    return f"How many shapes are in the {name}?", f"{seen(inside)} {shapes} in the {name}.".strip()
+    return f"How many shapes are in the {name}?", f"{listed(inside)} {shapes} in the {name}.".strip()
 
 
-# -- things -----------------------------------------------------------------------------------------------------------
+# Of a thing.
 
 Drawn = tuple[Thing, dict[str, str], int]  # its colours, and how many of its parts there are
 
 
-def name_of(rng: Random, drawn: Drawn) -> Answered:
+def ask_thing(rng: Random, drawn: Drawn) -> Answered:
     thing, colours, steps = drawn
     parts = join([part.phrase(colours[part.name]) for part in thing.parts[:steps]])
     return rng.choice(("What is this?", "What do you see?")), f"This is {thing.phrase} with {parts}."
@@ -333,14 +329,14 @@ def several(part: Part) -> bool:
     return part.number != "a" and part.name.endswith("s")
 
 
-def colour_of(rng: Random, drawn: Drawn) -> Answered:
+def ask_part_colour(rng: Random, drawn: Drawn) -> Answered:
     thing, colours, steps = drawn
     part = rng.choice(thing.parts[:steps])
     is_ = "are" if several(part) else "is"
     return f"What colour {is_} the {part.name}?", f"The {part.name} {is_} {colours[part.name]}."
 
 
-def next_step(rng: Random, drawn: Drawn) -> Answered:
+def ask_next_step(rng: Random, drawn: Drawn) -> Answered:
     thing, _, steps = drawn
     answer = (
         f"Your {thing.name} is finished." if steps == thing.steps else f"Step {steps + 1}: {thing.parts[steps].name}."
@@ -348,16 +344,16 @@ def next_step(rng: Random, drawn: Drawn) -> Answered:
     return rng.choice(("What comes next?", "How do I go on?")), answer
 
 
-# -- boards -----------------------------------------------------------------------------------------------------------
+# Of a board.
 
 
-def place_of(rng: Random, board: Board) -> Answered:
+def ask_place(rng: Random, board: Board) -> Answered:
     what = rng.choice(("marker", "goal"))
     colour, place = (board.marker_colour, board.marker) if what == "marker" else (board.goal_colour, board.goal)
     return f"Where is the {what}?", f"The {colour} {what} is in {place_words(place)}."
 
 
-def what_at(rng: Random, board: Board) -> Answered:
+def ask_cell(rng: Random, board: Board) -> Answered:
     marks = [board.marker, board.goal, *board.walls]
     free = (rng.randrange(board.columns), rng.randrange(board.rows))
     place = rng.choice(marks) if rng.random() < 0.7 else free
@@ -368,24 +364,22 @@ def what_at(rng: Random, board: Board) -> Answered:
     return f"What is in {place_words(place)}?", f"{answer} in {place_words(place)}."
 
 
-def ways(rng: Random, board: Board) -> Answered:
+def ask_moves(rng: Random, board: Board) -> Answered:
     names = [name for name in MOVES if board.move(name)]
     return "How can the marker move?", f"The marker can move {join(names)}."
 
 
-def first_move(rng: Random, board: Board) -> Answered:
+def ask_first_move(rng: Random, board: Board) -> Answered:
     moves = solve(board)
     if not moves:
-        return ways(rng, board)
+        return ask_moves(rng, board)
     after = board.move(moves[0])
     return "Which move comes next?", f"Move 1: {moves[0]}, to {place_words(after.marker if after else board.marker)}."
 
 
-# -- the conversation -------------------------------------------------------------------------------------------------
-
-ASK_SCENE = {whole: 3, counting: 4, one: 3, group: 4, band: 2}
-ASK_THING = {name_of: 4, colour_of: 3, next_step: 3}
-ASK_BOARD = {place_of: 3, what_at: 3, ways: 2, first_move: 3}
+ABOUT_SCENE = {ask_scene: 3, ask_count: 4, ask_shape: 3, ask_group: 4, ask_band: 2}
+ABOUT_THING = {ask_thing: 4, ask_part_colour: 3, ask_next_step: 3}
+ABOUT_BOARD = {ask_place: 3, ask_cell: 3, ask_moves: 2, ask_first_move: 3}
 
 
 def questions(rng: Random, ask: dict[Callable[..., Answered], int], about: object, count: int) -> list[Answered]:
@@ -400,16 +394,16 @@ def sample_quiz(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = Fa
     count, kind = rng.randint(3, LONGEST), rng.random()
     if kind < 0.55:
         scene = random_scene(rng, pick_count(rng, (0.1, 0.2, 0.2, 0.2, 0.15, 0.15)), canvas, held_out=held_out)
-        scene = alike(rng, scene) if rng.random() < 0.5 else scene
-        asked, pixels = questions(rng, ASK_SCENE, scene, count), draw_scene(scene)
+        scene = with_repeats(rng, scene) if rng.random() < 0.5 else scene
+        asked, pixels = questions(rng, ABOUT_SCENE, scene, count), draw_scene(scene)
     elif kind < 0.85:
         thing = rng.choice(list(things().values()))
         colours, steps = thing.choose_colours(rng), rng.randint(1, thing.steps)
-        asked = questions(rng, ASK_THING, (thing, colours, steps), min(count, 4))
+        asked = questions(rng, ABOUT_THING, (thing, colours, steps), min(count, 4))
         pixels = ideal_picture(thing, colours, steps, canvas)
     else:
         board = random_board(rng, canvas)
-        asked, pixels = questions(rng, ASK_BOARD, board, count), draw_board(board)
+        asked, pixels = questions(rng, ABOUT_BOARD, board, count), draw_board(board)
     turns = []
     for number, (question, answer) in enumerate(asked):
         turns += [user_turn(rng, question, None if number else Picture(pixels)), assistant_turn(answer)]
