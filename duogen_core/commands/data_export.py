@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from duogen_core.commands.data import Bar
+    from duogen_core.data.export import ENDINGS, export
     from duogen_core.data.sources import open_source
-    from duogen_core.data.sources.export import ENDINGS, export
 
     source = open_source(args.source)
     folder = Path(args.out)

@@ -7,8 +7,8 @@ import json
 import tarfile
 from pathlib import Path
 
+from duogen_core.data.export import write_rows
 from duogen_core.data.sources import Bad, Source
-from duogen_core.data.sources.export import write_rows
 from duogen_core.data.sources.rows import rows_of
 from duogen_core.document import Document, Text, Turn
 from duogen_core.document.store import document_json, save_document

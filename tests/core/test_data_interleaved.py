@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from duogen_core.cli import main
-from duogen_core.data.sources import Sample, export, open_source
-from duogen_core.data.sources.export import write_rows
+from duogen_core.data import export
+from duogen_core.data.export import write_rows
+from duogen_core.data.sources import Sample, open_source
 from duogen_core.data.sources.rows import METADATA, RESERVED, rows_of, schema
 from duogen_core.document import (
     Document,

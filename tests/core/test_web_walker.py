@@ -180,6 +180,8 @@ def test_broken_pages_do_not_break_anything(html):
         ("“Käse”".encode("cp1252"), "text/html; charset=ISO-8859-1", "“Käse”"),
         ("Käse".encode("utf-16"), "", "Käse"),
         ("сыр".encode("koi8-r"), "text/html; charset=koi8-r", "сыр"),
+        ("сыр".encode("cp1251"), "text/html; charset=x-cp1251", "сыр"),  # a label that only browsers know
+        ("똠양꿍".encode("cp949"), "text/html; charset=euc-kr", "똠양꿍"),  # as browsers read EUC-KR
         (b'<meta charset="shift_jis">' + "チーズ".encode("shift_jis"), "", '<meta charset="shift_jis">チーズ'),
         (b"+ADw-script+AD4- \xff", "text/html; charset=utf-7", "+ADw-script+AD4- ÿ"),
         (b"abc\xff", "text/html; charset=zlib", "abcÿ"),

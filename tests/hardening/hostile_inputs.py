@@ -277,7 +277,7 @@ def parquet(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     import pyarrow
     import pyarrow.parquet
 
-    from duogen_core.data.sources.export import write_rows
+    from duogen_core.data.export import write_rows
     from duogen_core.data.sources.rows import rows_of
     from tests.core.sample_sets import guide
 

@@ -1,15 +1,15 @@
-"""The body of an HTTP answer as it was sent -> as it is meant: Content-Encoding gzip, deflate, br and zstd.
+"""Bytes as they were sent -> what they mean: the body of an HTTP answer (Content-Encoding), and the text of a page.
 
-    decoded(data, "br", most=8_000_000)
+    body = decoded(data, "br", most=8_000_000)             gzip, deflate, br and zstd
+    html = decode_page(body, "text/html; charset=…")       as a browser would guess, and never an error
 
 Never more than `most` + 1 bytes come out, whatever the data expands to. What is cut off gives what is there, as in a
 browser, and what is not encoded as stated is returned as it is: many archives hold answers decoded under their old
 headers.
 
-The bytes of a page -> text, as a browser would guess, and never an error.
-
-In order: a byte order mark; UTF-8 if the bytes are valid UTF-8 (a wrong declaration is more common than a text in
-another encoding that happens to be valid UTF-8); the charset of the HTTP header; the one the page states; Windows-1252.
+A page's encoding, in order: a byte order mark; UTF-8 if the bytes are valid UTF-8 (a wrong declaration is more common
+than a text in another encoding that happens to be valid UTF-8); the charset of the HTTP header; the one the page
+states; Windows-1252. What a charset's label means is the Encoding Standard's table (webencodings), as in browsers.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from typing import Any
 from duogen_core.errors import MissingPackage
 
 STEP = 2**20  # bytes of output at a time
+BOMS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+STATED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""")
+HEAD = 4096  # bytes in which a page states its charset
+CONTROL = dict.fromkeys([*range(9), 11, *range(14, 32), 127])  # not tab, line feed, form feed, carriage return
 
 
 def check_packages(content_encoding: str) -> None:
@@ -115,42 +119,29 @@ DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
 }
 
 
-# ------------------------------------------------------------ encodings
-
-BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-STATED = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""")
-HEAD = 4096  # bytes in which a page states its charset
-CODECS = {"iso8859-1": "cp1252", "ascii": "cp1252", "gb2312": "gb18030"}  # what browsers take them for
-REFUSED = ("utf-7", "unicode_escape", "raw_unicode_escape", "idna", "punycode", "undefined")
-CONTROL = dict.fromkeys([*range(9), 11, *range(14, 32), 127])  # not tab, line feed, form feed, carriage return
-
-
 def decode_page(body: bytes, content_type: str = "") -> str:
     """The text of a page; what cannot be decoded becomes U+FFFD. Control characters are gone."""
     return _decode(body, content_type).translate(CONTROL)
 
 
 def _decode(body: bytes, content_type: str) -> str:
-    for mark, encoding in BOMS:
-        if body.startswith(mark):
-            return body[len(mark) :].decode(encoding, "replace")
     try:
-        return body.decode("utf-8")
-    except UnicodeDecodeError:
-        pass
+        import webencodings
+    except ImportError:
+        raise MissingPackage("Reading pages", "webencodings", "data") from None
+    if not body.startswith(BOMS):
+        try:
+            return body.decode("utf-8")
+        except UnicodeDecodeError:
+            pass
     stated = STATED.search(content_type.encode("utf-8", "replace")) or STATED.search(body[:HEAD])
-    return body.decode(text_encoding(stated.group(1).decode()) if stated else "cp1252", "replace")
-
-
-def text_encoding(label: str) -> str:
-    """The codec of a charset label. Labels that no browser takes, or that are no text encoding, are Windows-1252."""
-    try:
-        info = codecs.lookup(label)
-    except (LookupError, ValueError):
-        return "cp1252"
-    if not getattr(info, "_is_text_encoding", True) or info.name in REFUSED:
-        return "cp1252"
-    return CODECS.get(info.name, info.name)
+    label = stated.group(1).decode() if stated else ""
+    # A label that no browser takes (utf-7, Python's own names) is Windows-1252. By the standard GBK is decoded as
+    # GB18030, of which it is a part; Python's gbk knows less.
+    encoding = webencodings.lookup(label) or webencodings.lookup("windows-1252")
+    if encoding.name == "gbk":
+        encoding = webencodings.lookup("gb18030")
+    return webencodings.decode(body, encoding)[0]  # a byte order mark goes before the fallback that is given here
 
 
 def garbled(text: str) -> float:
