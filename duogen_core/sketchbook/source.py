@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.data.sources.base import Limits, Source, mix
+from duogen_core.data.sources.base import Limits, Source, stable_hash
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
 from duogen_core.sketchbook.tasks import FAMILIES, WEIGHTS, training_case
@@ -41,7 +41,7 @@ class Sketchbook(Source):
         return f"sketchbook case {index}"
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
-        return mix(seed, epoch, position)
+        return stable_hash(seed, epoch, position)
 
     @staticmethod
     def world() -> SketchbookWorld:

@@ -22,7 +22,7 @@ from duogen_core.data.sources import (
     open_source,
     parse_spec,
 )
-from duogen_core.data.sources.base import shuffled, weighted_choices
+from duogen_core.data.sources.base import shuffled_index, weighted_choices
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.tasks import WEIGHTS
@@ -113,15 +113,15 @@ def test_empty_places(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 1000])
 def test_a_shuffle_moves_everything_somewhere(size):
     for key in range(3):
-        assert sorted(shuffled(k, size, key) for k in range(size)) == list(range(size))
+        assert sorted(shuffled_index(k, size, key) for k in range(size)) == list(range(size))
     with pytest.raises(IndexError):
-        shuffled(size, size, 0)
+        shuffled_index(size, size, 0)
 
 
 def test_a_shuffle_favours_no_place():
-    firsts = Counter(shuffled(0, 6, key) for key in range(6000))
+    firsts = Counter(shuffled_index(0, 6, key) for key in range(6000))
     assert set(firsts) == set(range(6)) and max(abs(n - 1000) for n in firsts.values()) < 150
-    order = [shuffled(k, 1000, 1) for k in range(1000)]
+    order = [shuffled_index(k, 1000, 1) for k in range(1000)]
     assert sum(b - a == 1 for a, b in pairwise(order)) < 10
 
 
@@ -133,7 +133,7 @@ def test_weights_are_kept_and_zero_is_never():
 
 def test_orders_are_the_same_everywhere():
     """Saved runs depend on these numbers: they may never change."""
-    assert [shuffled(k, 10, 0) for k in range(10)] == [9, 7, 4, 3, 5, 2, 8, 0, 1, 6]
+    assert [shuffled_index(k, 10, 0) for k in range(10)] == [9, 7, 4, 3, 5, 2, 8, 0, 1, 6]
     assert weighted_choices(np.array([1.0, 2.0, 1.0]), 12, 7).tolist() == [2, 1, 1, 1, 0, 1, 1, 1, 0, 2, 2, 1]
 
 

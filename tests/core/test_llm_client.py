@@ -93,7 +93,7 @@ def test_what_the_caller_checks_is_asked_again():
     heard = []
     with endpoint_server(GOOD, completion('{"steps": ["cut", "fry"]}')) as server:
         asking = client(server)
-        assert asking.listening(heard.append).ask(ASK, SCHEMA, check=no_stirring).value["steps"] == ["cut", "fry"]
+        assert asking.with_callback(heard.append).ask(ASK, SCHEMA, check=no_stirring).value["steps"] == ["cut", "fry"]
         assert server.asked[1][2]["messages"][-1]["content"].startswith("Nothing is stirred here.")
     assert [answer.prompt_tokens for answer in heard] == [7, 7] and asking.usage.refused_answers == 1
     with endpoint_server(GOOD) as server, pytest.raises(AnswerError, match="in 3 attempts: Nothing is") as caught:
@@ -175,7 +175,7 @@ def test_rate_limit_holds():
     clock = Clock()
     with endpoint_server(completion("a")) as server:
         asking = Client(Endpoint(server.url, "tiny", limits=QUICK, requests_per_minute=2), sleep=clock.sleep)
-        asking.pace.clock = clock
+        asking.rate_limit.clock = clock
         for seed in range(3):
             asking.ask(ASK, seed=seed)
     assert sum(clock.slept) == pytest.approx(60, abs=0.01)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from duogen_core.data.llm.answers import AnswerError, check_schema, parse_answer
-from duogen_core.data.llm.client import Pace
+from duogen_core.data.llm.client import RateLimit
 from duogen_core.data.llm.messages import as_data, messages
 from duogen_core.errors import DuoGenError
 from tests.core.endpoint_server import Clock
@@ -88,13 +88,13 @@ def test_a_wrong_schema():
 
 def test_pace_of_tokens():
     clock = Clock()
-    pace = Pace(tokens=100, clock=clock, sleep=clock.sleep)
+    limit = RateLimit(tokens=100, clock=clock, sleep=clock.sleep)
     start = clock.now
-    first = pace.wait(60)
-    pace.settle(first, 20)  # it cost less than expected, so the next one fits
-    pace.wait(80)
+    first = limit.wait(60)
+    limit.settle(first, 20)  # it cost less than expected, so the next one fits
+    limit.wait(80)
     assert clock.now == start
-    pace.wait(1)
+    limit.wait(1)
     assert clock.now == pytest.approx(start + 60)
-    pace.wait(5000)  # more than the limit: alone, after all others
+    limit.wait(5000)  # more than the limit: alone, after all others
     assert clock.now == pytest.approx(start + 120)

@@ -159,11 +159,11 @@ def one(folder: Path, common: Path, zygote: Zygote, family: Family, seed: str, k
 def without_pauses(arguments: list[str]) -> int:
     """The command line; what would wait for seconds before it asks a server again waits for less."""
     from duogen_core import cli
-    from duogen_core.data.llm.client import Client, Pace
+    from duogen_core.data.llm.client import Client, RateLimit
     from duogen_core.data.synthetic.comfyui import Server
 
     sleep = time.sleep
-    for each in (Client.__init__, Pace.__init__, Server.__init__):
+    for each in (Client.__init__, RateLimit.__init__, Server.__init__):
         defaults = tuple(short_sleep if value is sleep else value for value in each.__defaults__ or ())
         each.__defaults__ = defaults or None
         for name, value in (each.__kwdefaults__ or {}).items():

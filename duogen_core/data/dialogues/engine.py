@@ -107,7 +107,7 @@ class Engine:
             )
 
         try:
-            self._through(document, outcome, self.writer.listening(heard), self.eyes.listening(heard))
+            self._through(document, outcome, self.writer.with_callback(heard), self.eyes.with_callback(heard))
         except EndpointError as error:
             outcome.rule, outcome.value = ENDPOINT, str(error)[:300]
         except AnswerError as error:

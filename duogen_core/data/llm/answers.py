@@ -26,7 +26,7 @@ from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.errors import DuoGenError, MissingPackage
 
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}
-MOST_TOKENS = 10**8
+MAX_TOKENS = 10**8
 THOUGHTS = ("reasoning", "reasoning_content")  # where Ollama and vLLM, and where llama.cpp and DeepSeek put them
 THINKING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 FENCE = re.compile(r"\A```(?:json)?[ \t]*\n(.*)\n```\Z", re.DOTALL | re.IGNORECASE)
@@ -85,7 +85,7 @@ def completion_of(body: bytes, where: str) -> Answer:
         raise EndpointError(f"The endpoint {where} sent an answer that is not valid Unicode.")
     usage = value.get("usage")
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
-    counted = all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts)
+    counted = all(type(count) is int and 0 <= count <= MAX_TOKENS for count in counts)
     prompt, completion = counts if counted else (0, 0)
     return Answer(text, str(choice.get("finish_reason") or "")[:40], prompt, completion, counted)
 

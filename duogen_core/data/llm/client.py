@@ -6,7 +6,7 @@
 Two kinds of second attempt: the same request again when the endpoint failed (with growing pauses), and a longer request
 that shows the model its answer and what is wrong with it when that does not fit the schema, or what the caller checks.
 Another `transport` answers in the endpoint's place (`own_mllm`: the core's own model). Threads may share a client: the
-rate limit (`Pace`) and what was spent (`Usage`) are counted for all of them together.
+rate limit (`RateLimit`) and what was spent (`Usage`) are counted for all of them together.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Booking:
     tokens: int
 
 
-class Pace:
+class RateLimit:
     """Limits how many requests and tokens leave within any 60 seconds, for all threads of a process together.
 
     `wait` books a request with the tokens it is expected to cost and returns when it may go; `settle` corrects the
@@ -174,15 +174,15 @@ class Client:
             raise DuoGenError("An endpoint needs at least one attempt and one answer; set both to 1 or more.")
         self.endpoint, self.recording, self.sleep = endpoint, recording, sleep
         self.transport = transport or self._post
-        self.heard: Callable[[Answer], None] = lambda _: None
+        self.on_answer: Callable[[Answer], None] = lambda _: None
         self.usage = Usage(endpoint.price)
-        self.pace = Pace(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=sleep)
+        self.rate_limit = RateLimit(endpoint.requests_per_minute, endpoint.tokens_per_minute, sleep=sleep)
         self.key = _key(endpoint.api_key_variable) if recording is None or recording.mode != "replay" else ""
 
-    def listening(self, heard: Callable[[Answer], None]) -> Client:
-        """This client, which tells `heard` of every answer that comes in, recorded and refused ones too."""
+    def with_callback(self, on_answer: Callable[[Answer], None]) -> Client:
+        """This client, which tells `on_answer` of every answer that comes in, recorded and refused ones too."""
         other = copy.copy(self)
-        other.heard = heard
+        other.on_answer = on_answer
         return other
 
     def ask(
@@ -236,19 +236,19 @@ class Client:
             kept = self.recording.find(key)
             if kept is not None:
                 self.usage.add(recorded=1)
-                return self._told(Answer.from_json(kept))
-        answer = self._asked(body)
+                return self._delivered(Answer.from_json(kept))
+        answer = self._with_retries(body)
         if self.recording is not None:
             answer = Answer.from_json(self.recording.keep(key, answer.to_json()))
-        return self._told(answer)
+        return self._delivered(answer)
 
-    def _told(self, answer: Answer) -> Answer:
-        self.heard(answer)
+    def _delivered(self, answer: Answer) -> Answer:
+        self.on_answer(answer)
         return answer
 
-    def _asked(self, body: dict[str, Any]) -> Answer:
+    def _with_retries(self, body: dict[str, Any]) -> Answer:
         for attempt in range(self.endpoint.attempts):
-            booking = self.pace.wait(_expected_tokens(body))
+            booking = self.rate_limit.wait(_expected_tokens(body))
             self.usage.add(requests=1, retries=int(attempt > 0))
             try:
                 answer = self.transport(body)
@@ -258,7 +258,7 @@ class Client:
                 self.sleep(_pause(attempt, error.wait))
                 continue
             if answer.counted:
-                self.pace.settle(booking, answer.prompt_tokens + answer.completion_tokens)
+                self.rate_limit.settle(booking, answer.prompt_tokens + answer.completion_tokens)
             self.usage.add(
                 prompt_tokens=answer.prompt_tokens,
                 completion_tokens=answer.completion_tokens,

@@ -12,7 +12,7 @@ import socket
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 LOCAL_NAMES = ("localhost", "local", "localdomain", "internal", "intranet", "lan", "home", "corp", "home.arpa")
-MOST_CHARACTERS = 4000  # of an address that is not data:
+MAX_CHARACTERS = 4000  # of an address that is not data:
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # an IPv4 address stands in its last part
 SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
 
@@ -31,7 +31,7 @@ def absolute(address: str, base: str) -> str:
 
 def refusal(address: str) -> str:
     """Why a picture at this absolute address is not looked at, or nothing."""
-    if len(address) > MOST_CHARACTERS:
+    if len(address) > MAX_CHARACTERS:
         return "too long"
     try:
         parts = urlsplit(address)

@@ -4,6 +4,9 @@ A copy may be rescaled, recompressed or framed, so it is looked at as it is and 
 screenshots that differ in one dialog or one menu have nearly the same hash, but some small part of them differs much; a
 copy differs a little everywhere. The finer check therefore compares part by part, after moving the edges of one of the
 two by a few pixels to where they fit best, since compression blurs where a frame ends.
+
+The hash is written here, in four lines: imagehash's phash shrinks by Lanczos, counts the constant term in its median and
+brings scipy and PyWavelets. It gives other bits than those that the thresholds of the presets were measured with.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ BASE = 256  # pixels along each side of what is kept of a picture
 SIDE = 128  # and of what is compared, in
 GRID = 16  # parts along each side
 PART = SIDE // GRID
-COARSE = 64  # pixels along each side for finding the fit
+COARSE = 64  # pixels along each side for aligning
 MOVES = (0, 2, 4, 6, 8, 10)  # of an edge, inwards, in pixels of BASE
 FRAME = 24  # what differs from the corner by less, of 255, is of its colour
 FRAMES = 3  # one inside the other
@@ -45,7 +48,7 @@ class Look:
 
 
 class _Coarse:
-    """Parts of one look at the side COARSE, while it is fitted. Each is made once; Pillow, too, does columns first."""
+    """Parts of one look at the side COARSE, while it is aligned. Each is made once; Pillow, too, does columns first."""
 
     def __init__(self, look: Look) -> None:
         self.base = look.base
@@ -119,8 +122,8 @@ def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(low - values, values - high), 0)
 
 
-def fit(one: Look, other: Look) -> tuple[Box, Box]:
-    """The boxes of the two that fit best, each of its edges moved inwards in one of the two."""
+def align(one: Look, other: Look) -> tuple[Box, Box]:
+    """The boxes of the two that lie on each other best, each of its edges moved inwards in one of the two."""
     looks, boxes = (_Coarse(one), _Coarse(other)), [WHOLE, WHOLE]
     shown = [look.part(box) for look, box in zip(looks, boxes)]
     best = np.abs(shown[0] - shown[1]).sum()
@@ -146,9 +149,9 @@ def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any
     near = sorted((hash_distance(a, b), k) for k, (a, b) in enumerate(pairs))
     chosen = [pairs[k] for distance, k in near if distance <= rules["max_hash_bits"]][: rules["max_fits"]]
     least, shifted = 255.0, []
-    for fitted in (False, True):  # most copies need no fitting
-        for a, b in list(shifted) if fitted else chosen:
-            box, other_box = fit(a, b) if fitted else (WHOLE, WHOLE)
+    for aligned in (False, True):  # most copies need no aligning
+        for a, b in list(shifted) if aligned else chosen:
+            box, other_box = align(a, b) if aligned else (WHOLE, WHOLE)
             largest, mean = part_differences(a.part(box, SIDE), b.part(other_box, SIDE))
             least = min(least, largest)
             limit = min(rules["max_part"], rules["part_base"] + rules["part_slope"] * mean)

@@ -22,7 +22,7 @@ from duogen_core.data.runs.machine import gave_out
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError, is_out_of_memory, shown
 
-MOST_CHARACTERS = 1000  # of a sentence
+MAX_CHARACTERS = 1000  # of a sentence
 ROUNDS = 6  # of the Feistel network that shuffles
 
 
@@ -163,14 +163,14 @@ class Source(ABC):
             # A label is a file's or a member's name, and a library's error may quote its contents.
             sentence, place = shown(sentence), shown(label)
             sentence = sentence if place in sentence else f"{place}: {sentence}"
-            if len(sentence) > MOST_CHARACTERS:  # it may quote what it found, and that may be a whole file
-                sentence = f"{sentence[:MOST_CHARACTERS]} …"
+            if len(sentence) > MAX_CHARACTERS:  # it may quote what it found, and that may be a whole file
+                sentence = f"{sentence[:MAX_CHARACTERS]} …"
             return Bad(self.name, index, label, sentence, isinstance(error, Excluded))
         return Sample(document, self.name, index, label)
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
         """The sample that stands at `position` of an epoch: every sample once, in an order of (seed, epoch)."""
-        return shuffled(position, len(self), mix(seed, epoch))
+        return shuffled_index(position, len(self), stable_hash(seed, epoch))
 
     def epoch(self, seed: int, epoch: int, on_bad: OnBad | None = None) -> Epoch:
         return Epoch(self, seed, epoch, on_bad)
@@ -199,12 +199,12 @@ class Epoch(Iterator[Sample]):
         raise StopIteration
 
 
-def mix(*key: object) -> int:
+def stable_hash(*key: object) -> int:
     """64 bits that depend on every part of the key."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
-def shuffled(position: int, size: int, key: int) -> int:
+def shuffled_index(position: int, size: int, key: int) -> int:
     """Where `position` of 0 … size - 1 goes in the shuffle named by `key`; no two go to the same place.
 
     A Feistel network permutes the numbers of an even number of bits; results outside the range go through it again.
@@ -216,7 +216,7 @@ def shuffled(position: int, size: int, key: int) -> int:
     while True:
         left, right = position >> bits, position & mask
         for number in range(ROUNDS):
-            left, right = right, left ^ (mix(key, number, right) & mask)
+            left, right = right, left ^ (stable_hash(key, number, right) & mask)
         position = left << bits | right
         if position < size:
             return position

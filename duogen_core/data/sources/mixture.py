@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.sources.base import Bad, OnBad, Sample, Source, mix, weighted_choices
+from duogen_core.data.sources.base import Bad, OnBad, Sample, Source, stable_hash, weighted_choices
 from duogen_core.errors import DuoGenError
 
 BLOCK = 1 << 14  # draws whose sources are chosen together
@@ -69,7 +69,7 @@ class Mixture(Iterator[Sample]):
         return int(self._block[1][at]), int(self._block[2][at])
 
     def _choices(self, block: int) -> np.ndarray:
-        return weighted_choices(self.weights, BLOCK, mix(self.seed, "block", block))
+        return weighted_choices(self.weights, BLOCK, stable_hash(self.seed, "block", block))
 
     def draw(self, k: int) -> Sample:
         """Draw k. A bad sample is reported to on_bad the first time that this object meets it."""
@@ -92,9 +92,9 @@ class Mixture(Iterator[Sample]):
         )
 
     def _index(self, source: Source, number: int, k: int, nth: int, attempt: int) -> int:
-        seed = mix(self.seed, "source", number)
+        seed = stable_hash(self.seed, "source", number)
         if attempt:
-            nth = mix(seed, k, attempt)
+            nth = stable_hash(seed, k, attempt)
         if source.endless:
             return source.index_at(seed, attempt, nth)
         if attempt:

@@ -30,7 +30,7 @@ from duogen_core.document.picture_file import MAX_BYTES
 from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory, unknown
 from duogen_core.files import parse_json, read_limited
 
-MOST_GROUP_BYTES = 2 * 2**30
+MAX_GROUP_BYTES = 2 * 2**30
 HELD_BYTES = 256 * 2**20  # of decoded row groups that are held, the ones used last
 
 
@@ -92,9 +92,9 @@ class InterleavedParquet(Source):
         seen: set[str] = set()
         last = None
         for group in range(file.num_row_groups):
-            if file.metadata.row_group(group).total_byte_size > MOST_GROUP_BYTES:
+            if file.metadata.row_group(group).total_byte_size > MAX_GROUP_BYTES:
                 raise DuoGenError(
-                    f"{self.files[shard]}: row group {group} is larger than {MOST_GROUP_BYTES // 2**30} GB, too much "
+                    f"{self.files[shard]}: row group {group} is larger than {MAX_GROUP_BYTES // 2**30} GB, too much "
                     "to read for one sample; write it with smaller ones (row_group_size)."
                 )
             with self._named(f"{self.files[shard]}, row group {group}"):

@@ -14,7 +14,7 @@ from duogen_core.document import Document
 from duogen_core.processes import in_processes
 
 CHUNK = 16  # samples that a worker process reads at a time
-MOST_SIZES = 10_000  # different picture sizes that are counted one by one
+MAX_SIZES = 10_000  # different picture sizes that are counted one by one
 
 CountTokens = Callable[[Document], int]
 
@@ -56,7 +56,7 @@ class Totals:
         self.most_tokens = max(self.most_tokens, facts.tokens or 0)
         for size in facts.sizes:
             self.largest_side = max(self.largest_side, *size)
-            if size in self.sizes or len(self.sizes) < MOST_SIZES:
+            if size in self.sizes or len(self.sizes) < MAX_SIZES:
                 self.sizes[size] += 1
 
     def to_json(self) -> dict[str, Any]:

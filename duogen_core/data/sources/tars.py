@@ -31,7 +31,7 @@ from duogen_core.errors import DuoGenError
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 DAMAGED = 0  # members of an entry that stands for the part of a tar that cannot be read
-MOST_READ = max(MAX_BYTES, MAX_JSON_BYTES) + BLOCK  # bytes at once: headers state sizes of their own
+MAX_READ = max(MAX_BYTES, MAX_JSON_BYTES) + BLOCK  # bytes at once: headers state sizes of their own
 # tarfile documents its own errors only. A size that no file has makes it raise the other ones, from seek, read or int.
 TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError)
 
@@ -45,7 +45,7 @@ class Capped:
 
     def read(self, size: int = -1) -> bytes:
         left = max(self.end - self.tell(), 0)
-        if (left if size < 0 else size) > MOST_READ:
+        if (left if size < 0 else size) > MAX_READ:
             raise tarfile.ReadError(f"a header states {size:,} bytes")
         return self.stream.read(left if size < 0 else min(size, left))
 

@@ -1,10 +1,10 @@
 """Bytes as they were sent -> what they mean: the body of an HTTP answer (Content-Encoding), and the text of a page.
 
-    body = decoded(data, "br", most=8_000_000)             gzip, deflate, br and zstd
+    body = decoded(data, "br", max_bytes=8_000_000)             gzip, deflate, br and zstd
     html = decode_page(body, "text/html; charset=…")       as a browser would guess, and never an error
 
-Never more than `most` + 1 bytes come out, whatever the data expands to. What is cut off gives what is there, as in a
-browser, and what is not encoded as stated is returned as it is: many archives hold answers decoded under their old
+Never more than `max_bytes` + 1 bytes come out, whatever the data expands to. What is cut off gives what is there, as in
+a browser, and what is not encoded as stated is returned as it is: many archives hold answers decoded under their old
 headers.
 
 A page's encoding, in order: a byte order mark; UTF-8 if the bytes are valid UTF-8 (a wrong declaration is more common
@@ -37,10 +37,10 @@ def check_packages(content_encoding: str) -> None:
             PACKAGES[name]()
 
 
-def decoded(data: bytes, content_encoding: str, most: int) -> bytes:
+def decoded(data: bytes, content_encoding: str, max_bytes: int) -> bytes:
     for name in reversed(_names(content_encoding)):  # they stand in the order in which they were applied
         if name in DECODERS:
-            data = DECODERS[name](data, most + 1) or data
+            data = DECODERS[name](data, max_bytes + 1) or data
     return data
 
 
@@ -48,27 +48,27 @@ def _names(content_encoding: str) -> list[str]:
     return [name.strip().lower() for name in content_encoding.split(",")]
 
 
-def _zlib(data: bytes, most: int, bits: int) -> bytes:
+def _zlib(data: bytes, max_bytes: int, bits: int) -> bytes:
     try:
-        return zlib.decompressobj(bits).decompress(data, most)
+        return zlib.decompressobj(bits).decompress(data, max_bytes)
     except zlib.error:
         return b""
 
 
-def _gzip(data: bytes, most: int) -> bytes:
-    return _zlib(data, most, 16 + zlib.MAX_WBITS)
+def _gzip(data: bytes, max_bytes: int) -> bytes:
+    return _zlib(data, max_bytes, 16 + zlib.MAX_WBITS)
 
 
-def _deflate(data: bytes, most: int) -> bytes:
+def _deflate(data: bytes, max_bytes: int) -> bytes:
     """With zlib's header as the standard wants it, or without one as some servers send it."""
-    return _zlib(data, most, zlib.MAX_WBITS) or _zlib(data, most, -zlib.MAX_WBITS)
+    return _zlib(data, max_bytes, zlib.MAX_WBITS) or _zlib(data, max_bytes, -zlib.MAX_WBITS)
 
 
-def _brotli(data: bytes, most: int) -> bytes:
+def _brotli(data: bytes, max_bytes: int) -> bytes:
     brotli = _import_brotli()
     decoder, found = brotli.Decompressor(), bytearray()
     try:
-        while len(found) < most and not decoder.is_finished():
+        while len(found) < max_bytes and not decoder.is_finished():
             piece = decoder.process(data, output_buffer_limit=STEP)
             found += piece
             if not piece and not data:
@@ -76,17 +76,17 @@ def _brotli(data: bytes, most: int) -> bytes:
             data = b""
     except brotli.error:
         pass
-    return bytes(found[:most])
+    return bytes(found[:max_bytes])
 
 
-def _zstd(data: bytes, most: int) -> bytes:
+def _zstd(data: bytes, max_bytes: int) -> bytes:
     zstandard = _import_zstandard()
     found = bytearray()
     try:
         # RFC 9659: on the web no window is larger than 8 MB, so no frame can ask for more memory than that.
         decoder = zstandard.ZstdDecompressor(max_window_size=2**23)
         with decoder.stream_reader(io.BytesIO(data), read_across_frames=True) as reader:
-            while len(found) < most and (piece := reader.read(min(STEP, most - len(found)))):
+            while len(found) < max_bytes and (piece := reader.read(min(STEP, max_bytes - len(found)))):
                 found += piece
     except zstandard.ZstdError:
         pass

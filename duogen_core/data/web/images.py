@@ -29,8 +29,8 @@ PLACEHOLDER = re.compile(
 )
 PIXELS = re.compile(r"\s*(\d{1,5})(?:\.\d+)?\s*(?:px)?\s*$")
 STYLE_SIZE = re.compile(r"(?:^|;)\s*(width|height)\s*:\s*(\d{1,5})(?:\.\d+)?px", re.IGNORECASE)
-MOST_SOURCES = 24
-MOST_CHARACTERS = 1000  # of an alt text or a title
+MAX_SOURCES = 24
+MAX_CHARACTERS = 1000  # of an alt text or a title
 
 
 def image_of(element: Any, region: str = "", link: str = "") -> ImageRef | None:
@@ -56,7 +56,7 @@ def image_of(element: Any, region: str = "", link: str = "") -> ImageRef | None:
     else:
         return None
     kept = tuple(dict.fromkeys(source.strip() for source in sources if source and source.strip()))
-    kept = kept if len(kept) <= MOST_SOURCES else (*kept[: MOST_SOURCES - 1], kept[-1])  # src is the last
+    kept = kept if len(kept) <= MAX_SOURCES else (*kept[: MAX_SOURCES - 1], kept[-1])  # src is the last
     if not kept and kind != "svg":
         return None
     width, height = _stated_size(element)
@@ -110,7 +110,7 @@ def _stated_size(element: Any) -> tuple[int | None, int | None]:
 
 
 def _short(text: str | None) -> str:
-    return " ".join((text or "")[:MOST_CHARACTERS].split())
+    return " ".join((text or "")[:MAX_CHARACTERS].split())
 
 
 SPACE = " \t\n\f\r"

@@ -40,9 +40,9 @@ from duogen_core.errors import DuoGenError
 WARCS = (".warc", ".warc.gz")
 SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")
 MHTML = (".mhtml", ".mht")
-MOST_BYTES = 100_000_000  # of an MHTML file
-MOST_BOUNDARIES = 50  # declared; a browser declares one, or one a frame
-MOST_PARTS = 5_000
+MAX_BYTES = 100_000_000  # of an MHTML file
+MAX_BOUNDARIES = 50  # declared; a browser declares one, or one a frame
+MAX_PARTS = 5_000
 BOUNDARY = re.compile(rb"boundary\s*=", re.IGNORECASE)
 
 
@@ -89,7 +89,7 @@ class Folder(Input):
         is_mhtml = name.lower().endswith(MHTML)
         try:
             with file.open("rb") as stream:
-                body = stream.read((MOST_BYTES if is_mhtml else max_bytes) + 1)
+                body = stream.read((MAX_BYTES if is_mhtml else max_bytes) + 1)
             changed = datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
         except OSError as error:
             if is_of_the_machine(error):
@@ -172,7 +172,7 @@ class Folder(Input):
         found = set(self.only)
         for name in self.only:
             try:
-                page = self.page(name, MOST_BYTES)
+                page = self.page(name, MAX_BYTES)
                 images = walk(decode_page(page.body, page.content_type)).images
             except DuoGenError:  # the run itself says what is wrong with it
                 continue
@@ -196,10 +196,10 @@ class Saved:
 
 
 def read_mhtml(data: bytes, name: str) -> Saved:
-    if len(data) > MOST_BYTES:
-        raise DuoGenError(f"{name} is larger than {MOST_BYTES // 10**6} MB, the most that is read of a saved page.")
-    if len(BOUNDARY.findall(data)) > MOST_BOUNDARIES:  # messages in messages without end
-        raise DuoGenError(f"{name} declares more than {MOST_BOUNDARIES} boundaries; that is no saved page.")
+    if len(data) > MAX_BYTES:
+        raise DuoGenError(f"{name} is larger than {MAX_BYTES // 10**6} MB, the most that is read of a saved page.")
+    if len(BOUNDARY.findall(data)) > MAX_BOUNDARIES:  # messages in messages without end
+        raise DuoGenError(f"{name} declares more than {MAX_BOUNDARIES} boundaries; that is no saved page.")
     try:
         return _read(email.message_from_bytes(data, policy=email.policy.compat32), name)
     except DuoGenError:
@@ -212,8 +212,8 @@ def read_mhtml(data: bytes, name: str) -> Saved:
 
 def _read(message: Message, name: str) -> Saved:
     parts = [part for part in message.walk() if not part.is_multipart()]
-    if len(parts) > MOST_PARTS:
-        raise DuoGenError(f"{name} has {len(parts):,} parts; at most {MOST_PARTS:,} are read.")
+    if len(parts) > MAX_PARTS:
+        raise DuoGenError(f"{name} has {len(parts):,} parts; at most {MAX_PARTS:,} are read.")
     start = message.get_param("start")
     pages = [part for part in parts if part.get_content_type() in HTML]
     root = next((part for part in pages if start and part.get("Content-ID", "").strip() == start), None)

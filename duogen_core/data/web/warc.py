@@ -33,7 +33,7 @@ from duogen_core.errors import DuoGenError, MissingPackage
 
 REDIRECTS = ("301", "302", "303", "307", "308")
 HOPS = 5
-MOST_NOTES = 20  # sentences about damaged places; the log has them all
+MAX_NOTES = 20  # sentences about damaged places; the log has them all
 KEPT_HEADERS = ("x-robots-tag", "last-modified", "content-language", "link")
 GZIP = b"\x1f\x8b\x08"
 START = re.compile(rb"WARC/(?:1\.[01]|0\.1[78])\r?\n[A-Za-z][A-Za-z-]*:")
@@ -174,7 +174,7 @@ def log_damage(file: Path, inputs: Sequence[Input]) -> list[str]:
         refused = {"rule": damage[0].rule, "value": damage[0].place} if damage else {}
         parts = [{"rule": part.rule, "place": part.place, "next": part.next} for part in damage]
         lines.append({"stage": "inputs", "input": str(each.path), "kept": not damage, **refused, "damage": parts})
-        notes += [_sentence(each.path, part) for part in damage[: MOST_NOTES - len(notes)]]
+        notes += [_sentence(each.path, part) for part in damage[: MAX_NOTES - len(notes)]]
         places += len(damage)
     file.unlink(missing_ok=True)
     if places:
