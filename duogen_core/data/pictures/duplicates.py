@@ -5,8 +5,8 @@ screenshots that differ in one dialog or one menu have nearly the same hash, but
 copy differs a little everywhere. The finer check therefore compares part by part, after moving the edges of one of the
 two by a few pixels to where they fit best, since compression blurs where a frame ends.
 
-The hash is written here, in four lines: imagehash's phash shrinks by Lanczos, counts the constant term in its median and
-brings scipy and PyWavelets. It gives other bits than those that the thresholds of the presets were measured with.
+The hash is written here, in four lines: imagehash's phash shrinks by Lanczos, counts the constant term in its median,
+and brings scipy and PyWavelets. It gives other bits than those that the presets' thresholds were measured with.
 """
 
 from __future__ import annotations
