@@ -127,7 +127,7 @@ def test_files_that_are_no_saved_pages(look, data, words):
 
 
 def test_caps(monkeypatch):
-    monkeypatch.setattr(inputs, "MOST_PARTS", 3)
+    monkeypatch.setattr(inputs, "MAX_PARTS", 3)
     with pytest.raises(DuoGenError, match="has 5 parts"):
         read_mhtml(message("<p>x", A, B, A, B), "x.mhtml")
     monkeypatch.setattr(inputs, "MAX_BYTES", 1000)
