@@ -149,7 +149,7 @@ def test_pictures_that_a_row_only_points_to(tmp_path):
     ("row", "words"),
     [
         (foreign(8, "audio"), "the modality is 'audio'"),
-        (foreign(7, "text", text_content="again"), "the position 7 stands twice"),
+        (foreign(7, "text", text_content="again"), "the position 7 is used twice"),
         (foreign(8, "text"), "a text without text_content"),
         (foreign(8, "image"), "without its bytes"),
         (foreign(8, "image", binary_content=b"%PDF-"), "is a PDF; expected a PNG"),

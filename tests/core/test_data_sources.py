@@ -292,7 +292,7 @@ def link(name: str) -> tarfile.TarInfo:
         (members("a", guide(0))[1:], "a.json is missing: the sample has only a.000.png, a.001.png"),
         ([("a.json", b"{"), *members("a", guide(0))[1:]], "a.json is not valid JSON"),
         ([*members("a", guide(0))[:2], ("a.001.png", b"noise")], "not a picture that can be read"),
-        ([*members("a", guide(0)), members("a", guide(0))[2]], "stands in it twice"),
+        ([*members("a", guide(0)), members("a", guide(0))[2]], "is in it twice"),
         ([*members("a", guide(0))[:2], ("a.001.png", link("a.001.png"))], "is a link or a device"),
         ([(f"../{name}", data) for name, data in members("a", guide(0))], "is not allowed"),
     ],
@@ -454,7 +454,7 @@ def test_members_that_stand_apart_and_keys_that_come_twice_are_named(tmp_path):
     source = tar_of(tmp_path, one[:1], two, one[1:])
     only_bad(source, "is not among the sample's members", 0)
     assert numbers([source.read(1)]) == [1]
-    only_bad(source, "its key stands at byte 0 of the same tar already", 2)
+    only_bad(source, "its key is already at byte 0 of the same tar", 2)
     source = tar_of(tmp_path, one, two, members("a", guide(2)))  # a tar that was written on
     assert numbers(source.read(i) for i in range(2)) == [0, 1]
     only_bad(source, "two samples have two keys", 2)

@@ -124,7 +124,7 @@ def _seconds(text: str) -> float | None:
 
 
 class AnswerError(DuoGenError):
-    """The answer is not what was asked for; the sentence is also what the model is told when it is asked again."""
+    """The answer is not what was asked for. The model is shown the sentence when it is asked again."""
 
 
 def parse_answer(text: str, schema: Mapping[str, Any]) -> Any:

@@ -105,7 +105,7 @@ class RateLimit:
 
 @dataclass(frozen=True)
 class Price:
-    """Money for a million tokens, in whatever currency; 0 for a server of one's own."""
+    """Price of a million tokens, in any currency; 0 for your own server."""
 
     prompt: float = 0.0
     completion: float = 0.0

@@ -1,4 +1,4 @@
-"""The core's own MLLM in an endpoint's place: the same client, schema checks, second attempts and recordings.
+"""Answers with the core's own MLLM in place of an endpoint: the same client, schema checks, retries and recordings.
 
     client = own_client(model, recording_file)      whatever duogen_core.checkpoint.resolve_mllm knows
 
@@ -28,12 +28,12 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.prompted import Prompted
 
-HERE = "http://localhost/own-model"  # stands where an endpoint's address is asked for; nothing is sent there
+HERE = "http://localhost/own-model"  # a name in place of an endpoint's address; nothing is sent there
 PICTURE_START = "data:image/png;base64,"
 
 
 class Untaught(Prompted):
-    """For models without <BOV>: no lesson about pictures, since only text is asked for."""
+    """For models without <BOV>: no instructions about pictures, since only text is wanted."""
 
     def taught(self, document: Document) -> Document:
         return document

@@ -1,7 +1,7 @@
-"""What was fetched -> a WARC file and a log, one line an address; both are gone on with after a kill.
+"""Writes what was fetched to a WARC file and a log, one line an address; both are continued after a kill.
 
     with Archive(folder, "pages") as archive:      archive.done: address -> whether it gave something good
-        archive.add(fetched)                       archive.passing: address -> what failed and may work later
+        archive.add(fetched)                       archive.transient: address -> what failed and may work later
 
 A line of the log holds the rule that kept something from being fetched, what robots.txt said and when, and how long the
 WARC file is after it. What a kill left beyond the last whole line is cut off when the archive is opened again. Of what
@@ -31,7 +31,7 @@ class Archive:
         self.file, self.log = folder / f"{name}.warc.gz", folder / f"{name}.jsonl"
         self.name = name
         self.done: dict[str, bool] = {}
-        self.passing: dict[str, Fetched] = {}
+        self.transient: dict[str, Fetched] = {}
         self.kept = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,8 @@ class Archive:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # a full disk was told of before, and nothing depends on these lines
-            for each in self.passing.values():
+        with contextlib.suppress(OSError):  # a full disk was reported before, and nothing depends on these lines
+            for each in self.transient.values():
                 self.lines.write(json.dumps(self._line(each), ensure_ascii=False) + "\n")
             self.lines.flush()
         with contextlib.suppress(OSError):
@@ -83,11 +83,11 @@ class Archive:
         return size
 
     def add(self, fetched: Fetched) -> None:
-        """Write the answers and then the line; of what may work later nothing yet."""
-        if fetched.may_pass:
-            self.passing[fetched.url] = fetched
+        """Writes the answers and then the line; of what may work later nothing yet."""
+        if fetched.is_transient:
+            self.transient[fetched.url] = fetched
             return
-        self.passing.pop(fetched.url, None)
+        self.transient.pop(fetched.url, None)
         try:
             for hop in fetched.hops[:-1] if fetched.rule else fetched.hops:
                 self.writer.write_record(_record(self.writer, hop))
@@ -106,7 +106,7 @@ class Archive:
         last = fetched.hops[-1] if fetched.hops else None
         found = {"rule": fetched.rule, "value": fetched.value} if fetched.rule else {}
         line = {"stage": f"fetched {self.name}", "url": fetched.url, "kept": not fetched.rule, **found}
-        if fetched.may_pass:
+        if fetched.is_transient:
             line["may_pass"] = True
         if last is not None:
             line |= {"from": last.url, "time": last.time, "address": last.answer.address, "status": last.answer.status}

@@ -1,7 +1,7 @@
 """The one HTTP client: a request -> its Reply, within limits on every wait, on the whole exchange and on bytes.
 
     HttpClient().get("https://a.example.com/x", {"User-Agent": …}, max_bytes=…, max_seconds=…)     public addresses only
-    HttpClient(allowed=ANY).request("POST", url, body, headers, Limits(total=600))                 servers of the user's
+    HttpClient(allowed=ANY).request("POST", url, body, headers, Limits(total=600))           any address
 
 A name may mean a public address when it is checked and a private one when it is connected to (DNS rebinding); so it is
 resolved once, all of its addresses are checked, and one of these is connected to, while the certificate must still be
@@ -91,7 +91,7 @@ class HttpClient:
         self.open: set[socket.socket] = set()
 
     def get(self, url: str, headers: Mapping[str, str], max_bytes: int, max_seconds: float) -> Reply:
-        """GET of an address that stands in a page: nobody has looked at it before."""
+        """GETs an address that was found in a page, so only a public one."""
         if reason := refusal(url):
             raise NetworkError("refused_link", reason)
         limits = Limits(min(max_seconds, TO_CONNECT), max_seconds, max_seconds, max_bytes)
@@ -112,7 +112,7 @@ class HttpClient:
                 connection.request(method, target, body=body, headers=fields)
                 response = connection.getresponse()
                 data = _body(response, limits.max_bytes)
-            if late.is_set():  # what was cut looks whole where only the end of the connection tells
+            if late.is_set():  # a body without a stated length looks whole when it was cut
                 raise NetworkError("too_slow", limits.total)
             return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, data, address)
         except (OSError, http.client.HTTPException, ValueError, NetworkError) as error:
@@ -174,7 +174,7 @@ class HttpClient:
             self.open.discard(wire)
 
     def close(self) -> None:
-        """Cut every request that is still on its way."""
+        """Cuts every request that is still on its way."""
         for wire in list(self.open):
             _cut(wire)
 
@@ -198,6 +198,6 @@ def _body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
 
 
 def _cut(wire: socket.socket) -> None:
-    """End a request from another thread: whoever reads from it reads its end."""
+    """Ends a request from another thread: its reader meets the end of the stream."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(wire, socket.SHUT_RDWR)  # TLS's own shutdown would race with the reader

@@ -31,14 +31,15 @@ Check = Callable[["Fetched"], "Fetched"]
 ROBOTS_BYTES = 500 * 1024  # of a robots.txt; the standard asks for at least as many to be read
 REDIRECTS = (301, 302, 303, 307, 308)
 LATER = (429, 503)  # the host asks for patience
-PASSING = ("unreachable", "too_slow", "unresolved", "host_down", "cut_off", "broke_off")  # rules for faults that pass
-PASSING_STATUS = (408, 425, 429, *range(500, 600))  # and what a host answers that is not well, or busy
+# Rules for faults that may pass; below, the statuses of a host that is not well, or busy.
+TRANSIENT = ("unreachable", "too_slow", "unresolved", "host_down", "cut_off", "broke_off")
+TRANSIENT_STATUS = (408, 425, 429, *range(500, 600))
 DOWN = 5  # requests in a row that failed before a host is left alone
 
 
 @dataclass(frozen=True)
 class Robots:
-    """What the robots.txt of one host says. time: when it was asked for, UTC."""
+    """What the robots.txt of one host says. time: when it was fetched, UTC."""
 
     rules: Any  # protego's, or None
     reachable: bool
@@ -100,11 +101,11 @@ class Fetched:
     value: str | int | float = ""
 
     @property
-    def may_pass(self) -> bool:
-        """Whether the same request may have an answer later: the network or the host failed, nothing was refused."""
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed later: the network or the host failed, nothing was refused."""
         if self.rule == "robots_txt":
             return self.value == "unreachable"
-        return self.rule in PASSING or (self.rule == "status" and self.value in PASSING_STATUS)
+        return self.rule in TRANSIENT or (self.rule == "status" and self.value in TRANSIENT_STATUS)
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Fetcher:
             return host.robots
 
     def _plain(self, url: str) -> Reply:
-        """robots.txt itself: nothing is asked for it, and its redirects may lead to other hosts."""
+        """Fetches robots.txt itself: nothing rules over it, and its redirects may lead to other hosts."""
         for _ in range(self.rules["max_redirects"] + 1):
             answer = self.client.get(url, self.headers, ROBOTS_BYTES, self.rules["max_seconds"])
             if answer.status not in REDIRECTS or not answer.header("location"):
@@ -167,7 +168,7 @@ class Fetcher:
         raise NetworkError("too_many_redirects", url[:200])
 
     def _patient(self, origin: str, url: str, max_bytes: int, delay: float) -> Reply:
-        """One request in the host's turn; a second one if it asks for patience."""
+        """Makes one request in the host's turn; a second one if it asks for patience."""
         host = self._host(origin)
         pause = min(max(self.rules["delay"], delay), self.rules["max_delay"])
         for again in (True, False):
@@ -254,7 +255,7 @@ class _Crawl:
 def crawl(
     wanted: Iterable[Wanted], fetcher: Fetcher, hosts: int, max_bytes: int, check: Check, done: dict[str, bool]
 ) -> Iterator[Fetched]:
-    """Fetches all that is not `done` yet. check: gives what was fetched a rule if it is of no use."""
+    """Fetches all that is not `done` yet. check: adds a rule to what was fetched if it is of no use."""
     job = _Crawl(fetcher, max_bytes, check, done)
     by_host: dict[str, list[Wanted]] = {}
     for addresses in wanted:

@@ -1,4 +1,4 @@
-"""Addresses of pictures: made absolute, and refused when they lead where no page on the web may lead.
+"""Addresses as pages write them: made absolute, and refused when no page on the web may lead there.
 
 Refused: every scheme but http, https and data; user names in addresses; hosts that are private, local or reserved, as
 numbers in any notation, or by name. A name is not looked up here, since nothing is fetched.
@@ -30,7 +30,7 @@ def absolute(address: str, base: str) -> str:
 
 
 def refusal(address: str) -> str:
-    """Why a picture at this absolute address is not looked at, or nothing."""
+    """Why this absolute address is not followed, or nothing."""
     if len(address) > MAX_CHARACTERS:
         return "too long"
     try:

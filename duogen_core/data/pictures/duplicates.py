@@ -1,9 +1,9 @@
-"""Whether two pictures show the same: a perceptual hash finds candidates, a finer check decides.
+"""Tells whether two pictures show the same: a perceptual hash finds candidates, a finer check decides.
 
 A copy may be rescaled, recompressed or framed, so it is looked at as it is and without each frame of one colour. Two
 screenshots that differ in one dialog or one menu have nearly the same hash, but some small part of them differs much; a
 copy differs a little everywhere. The finer check therefore compares part by part, after moving the edges of one of the
-two by a few pixels to where they fit best, since compression blurs where a frame ends.
+two by a few pixels to where they match best, since compression blurs where a frame ends.
 
 The hash is written here, in four lines: imagehash's phash shrinks by Lanczos, counts the constant term in its median,
 and brings scipy and PyWavelets. It gives other bits than those that the presets' thresholds were measured with.

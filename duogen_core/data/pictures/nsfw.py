@@ -1,4 +1,4 @@
-"""Pictures not safe for work, by an image classifier of the user's: off unless the preset names one (nsfw.model).
+"""Scores pictures that are not safe for work, by an image classifier of the user: off unless a preset names one.
 
     nsfw = Nsfw(preset.nsfw)         a folder with a transformers model and its image processor; nothing is downloaded
     nsfw.score(pixels)               the probability of the labels that count, together: 0 … 1
@@ -20,7 +20,7 @@ from duogen_core.errors import DuoGenError
 
 
 def folder_of(rules: Mapping[str, Any]) -> Path | None:
-    """Where the model lies; None when the filter is off."""
+    """The model's folder; None when the filter is off."""
     if not rules["model"]:
         return None
     folder = Path(rules["model"])
@@ -30,7 +30,7 @@ def folder_of(rules: Mapping[str, Any]) -> Path | None:
 
 
 def identity(rules: Mapping[str, Any], digests: FileDigests) -> list[list[Any]] | None:
-    """Changes when another model lies there."""
+    """Names and digests of the model's files, which a run compares; None when the filter is off."""
     folder = folder_of(rules)
     if folder is None:
         return None

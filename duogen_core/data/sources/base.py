@@ -151,7 +151,7 @@ class Source(ABC):
         """Small plain JSON that changes when the samples or their order change, and not when they are moved."""
 
     def read(self, index: int) -> Sample | Bad:
-        """Sample `index`, or what is wrong with it. Raises for nothing that lies in the data."""
+        """Sample `index`, or what is wrong with it. Never raises for what is wrong with the data."""
         label = self.label(index)
         try:
             document = self.load(index)

@@ -96,7 +96,9 @@ def document_of(
     parts = [row for row in rows if row["modality"] != "metadata" and row["position"] >= 0]
     parts.sort(key=lambda row: row["position"])
     if twice := [row["position"] for row, after in pairwise(parts) if row["position"] == after["position"]]:
-        raise DuoGenError(f"{where}: the position {twice[0]} stands twice; a sample's positions are unlike.")
+        raise DuoGenError(
+            f"{where}: the position {twice[0]} is used twice; every position of a sample must be different."
+        )
     values = [_part(row, f"{where}, position {row['position']}") for row in parts]
     is_own = bool(parts) and all(row.get("turn") is not None for row in parts)
     value = _with_turns(about, parts, values, where) if is_own else _without_turns(about, parts, values, where, request)

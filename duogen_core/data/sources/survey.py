@@ -1,4 +1,4 @@
-"""Read a whole source once and add up what is in it: for `data check`. Memory does not grow with the source."""
+"""Reads a whole source once and adds up what is in it, for `data check`. Memory does not grow with the source."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class WebDataset(Source):
         try:
             archive = tarfile.TarFile(fileobj=Capped(stream))
             while (member := archive.next()) is not None:
-                # a negative size would lead around in a circle, and the others to a place that no file has
+                # a negative size would read the same members again and again, others lead beyond any file
                 if not member.offset < archive.offset < 2**63:
                     raise tarfile.ReadError(f"{member.name} has the size {member.size}")
                 end = archive.offset
@@ -120,8 +120,8 @@ class WebDataset(Source):
             )
         if index in self.earlier:
             raise DuoGenError(
-                f"{where}: its key stands at byte {self.earlier[index]} of the same tar already; members of a sample "
-                "stand one after another, and two samples have two keys. Write the tar again."
+                f"{where}: its key is already at byte {self.earlier[index]} of the same tar; members of a sample must "
+                "follow each other, and two samples need two keys. Write the tar again."
             )
         try:
             with file.open("rb") as stream:
@@ -167,7 +167,7 @@ def _document(stream: Any, count: int, file: Path) -> Document:
         if not member.isreg():
             raise DuoGenError(f"{file}: {member.name!r} is a link or a device; expected a plain file.")
         if member.name in found:
-            raise DuoGenError(f"{file}: {member.name!r} stands in it twice.")
+            raise DuoGenError(f"{file}: {member.name!r} is in it twice.")
         found[member.name] = member
     key = sample_key(next(iter(found), ""))
 

@@ -1,6 +1,6 @@
-"""What is kept of a page -> a Document: the title as the user's turn, text and pictures in source order as the answer.
+"""Turns a page into a Document: the title as the user's turn, text and pictures in source order as the answer.
 
-Personal data is taken out of everything that is written. Text that a dropped picture had cut in two is joined again.
+Takes personal data out of everything that is written. Joins text that a dropped picture had cut in two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CLOSE = ("item", "row")  # kinds whose blocks stand on lines of their own, witho
 def compose(
     page: Page, walk: Walk, kept: Mapping[int, Judged], facts: Mapping[str, Any], preset: Preset
 ) -> tuple[Document, Counter[str]]:
-    """The Document, and how much personal data was taken out. kept: item's index in the walk -> its picture."""
+    """Returns the Document and how much personal data was taken out. kept: item's index in the walk -> its picture."""
     removed: Counter[str] = Counter()
 
     def clean(text: str) -> str:

@@ -1,12 +1,12 @@
 """Live fetching for a run, only when asked for (`data web --fetch`): listed pages, and pictures that inputs lack.
 
-    fetch(OUT/fetched, mark, lists, opened, preset, network, report)     goes on where it was stopped
+    fetch(OUT/fetched, mark, lists, opened, preset, network, report)     resumes where it was stopped
 
-Faults that pass (the network, a busy host) are asked for again at the end, once, and by every later start. Where more
-than a share of the addresses is left with one, the run has no plan yet: an error says so.
+After a fault that may pass (the network, a busy host) an address is tried again at the end, once, and by every later
+start. Where more than a share of the addresses has failed that way, the run gets no plan: an error says so.
 
-OUT/fetched/pages.warc.gz is then an input of the run, and pictures.warc.gz stands behind every input: a picture that an
-input lacks is looked for there. Pictures that the page's rules, or the page's words about them, refuse are not fetched.
+OUT/fetched/pages.warc.gz is then an input of the run, and pictures.warc.gz a second place for every input: a picture
+that an input lacks is looked up there. Pictures that a rule refuses by what the page says of them are not fetched.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Report = Callable[[str, int, int, int], None]  # what, done, of how many, good o
 
 
 class WithFetched(Input):
-    """An input, and behind it the pictures that were fetched for its pages."""
+    """An input with the pictures that were fetched for its pages."""
 
     def __init__(self, inner: Input, fetched: Warc) -> None:
         self.inner, self.fetched, self.path = inner, fetched, inner.path
@@ -90,7 +90,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def address_of(page: Page, walk: Walk, source: str) -> str:
-    """Where a picture of a page lies on the web, or nothing."""
+    """The address of a picture on the web, or nothing."""
     if not page.url.startswith(("http://", "https://")):
         return ""
     address = absolute(source, absolute(walk.base, page.url) if walk.base else page.url)
@@ -107,9 +107,9 @@ def fetch(
     report: Report,
     max_unreachable: float = MAX_UNREACHABLE,
 ) -> list[str]:
-    """Pages, then the pictures that these and the other inputs lack; sentences about what was left without an answer.
+    """Fetches pages, then the pictures that these and the other inputs lack. Returns sentences about what failed.
 
-    mark: changes with inputs and rules. max_unreachable: the share of addresses, 0 … 1, that may be left so.
+    mark: changes with inputs and rules. max_unreachable: the share of addresses, 0 … 1, that may fail.
     """
     begun = folder / "begun.json"
     if begun.exists() and read_json(begun) != mark:
@@ -166,7 +166,7 @@ def _kind(fetched: Fetched) -> str:
 def _fetch(
     job: _Job, name: str, wanted: list[tuple[str, ...]], check: Callable[[Fetched], Fetched], max_bytes: int
 ) -> str:
-    """Fetches what is not done; a sentence about what was left for reasons that may pass, or nothing."""
+    """Fetches what is not done; returns a sentence about what failed for reasons that may pass, or nothing."""
     with Archive(job.folder, name) as archive:
 
         def open_ones() -> list[tuple[str, ...]]:
@@ -184,7 +184,7 @@ def _fetch(
                 archive.add(fetched)
                 done.add(fetched.url)
                 job.report(name, before + min(len(done), len(todo)), len(wanted), archive.kept)
-        failed = ([archive.passing[url] for url in each if url in archive.passing] for each in open_ones())
+        failed = ([archive.transient[url] for url in each if url in archive.transient] for each in open_ones())
         left = [each[0] for each in failed if each]
     if not left:
         return ""

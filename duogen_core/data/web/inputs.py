@@ -49,8 +49,8 @@ BOUNDARY = re.compile(rb"boundary\s*=", re.IGNORECASE)
 def open_inputs(paths: Sequence[str]) -> list[Input]:
     """An Input for each WARC file and each folder or file of pages."""
     inputs: list[Input] = []
-    for given in paths:
-        path = Path(given)
+    for name in paths:
+        path = Path(name)
         if path.is_file() and is_warc(path):
             inputs.append(Warc(path))
         elif path.is_file() and path.suffix.lower() in PAGES:
@@ -62,10 +62,10 @@ def open_inputs(paths: Sequence[str]) -> list[Input]:
                 inputs.append(folder)
         elif path.exists():
             raise DuoGenError(
-                f"{given} is no input; expected a .warc or .warc.gz file, an .html or .mhtml file, or a folder."
+                f"{name} is no input; expected a .warc or .warc.gz file, an .html or .mhtml file, or a folder."
             )
         else:
-            raise DuoGenError(f"{given} does not exist; give WARC files or folders of HTML pages.")
+            raise DuoGenError(f"{name} does not exist; give WARC files or folders of HTML pages.")
     if not inputs:
         raise DuoGenError(f"There is no page in {', '.join(paths)}; expected .html, .mhtml, .warc or .warc.gz files.")
     return inputs
@@ -161,7 +161,7 @@ class Folder(Input):
             return Found(url=url, rule="missing", value=url[:200])
 
     def identity(self, digests: FileDigests) -> dict[str, Any]:
-        """By the contents of the pages and of all that lies beside them; of single pages, of what they show."""
+        """Changes with the contents of the pages and of all files beside them; for single pages, of what they show."""
         total = hashlib.sha256()
         for name in sorted(self._shown()) if self.only else names_below(self.root, ("",)):
             total.update(f"{name}\0{digests.of_small(self.root / name)}\n".encode("utf-8", "surrogateescape"))

@@ -1,9 +1,9 @@
 """The values that flow through the web engine before a Document exists.
 
 Input -> Page -> (walker) -> Walk: blocks of text and image references in source order -> (engine) -> Document. An Input
-lists its pages by name and gives pages and the pictures they show; a name means the same page at any time, so a plan
-made of names can be gone on with. Verdict is what a rule says: its name, the value it measured, and whether the page or
-picture stays.
+lists its pages by name and gives pages and the pictures they show; a name means the same page at any time, so a run
+that was planned by names can be resumed. Verdict is what a rule says: its name, the value it measured, and whether the
+page or picture stays.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Found:
 
 
 class Input(ABC):
-    """One source of pages. `max_bytes` caps are given by whoever asks."""
+    """One source of pages. The caller sets the `max_bytes` caps."""
 
     path: Path
 
@@ -130,7 +130,7 @@ class Input(ABC):
 
 
 def embedded(address: str, max_bytes: int) -> Found:
-    """A picture that stands in the page itself, as data:image/…;base64,…"""
+    """Reads a picture out of an address that holds it, data:image/…;base64,…"""
     head, comma, text = address[5:].partition(",")
     kind = head.partition(";")[0].strip().lower()
     if not comma or not (kind.startswith("image/") or not kind):

@@ -1,20 +1,23 @@
-"""Rules for pages: each is given what is known of the page and says by what value it decides.
+"""The rules for pages: each says by what value it decides, and whether the page stays.
 
-`before_pictures` asks those that need the walk alone, so that no picture of a page of the wrong language is decoded;
-`after_pictures` the one that counts what was kept.
+`before_pictures` asks those that need the walk alone, so that no image of a page of the wrong language is decoded;
+`after_pictures` counts what was kept. py3langid tells languages: its model is in the package, nothing is fetched and
+nothing is random.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
-from duogen_core.data.text.language import language_of
 from duogen_core.data.web.page import Block, Page, Verdict, Walk
 from duogen_core.data.web.preset import Preset
+from duogen_core.errors import MissingPackage
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+LANGUAGE_CHARACTERS = 3000  # of the text, by which its language is told
 
 
 def before_pictures(page: Page, walk: Walk, garbled: float, preset: Preset, facts: dict[str, Any]) -> Verdict | None:
@@ -82,3 +85,18 @@ def after_pictures(kept: int, rules: Mapping[str, Any]) -> Verdict | None:
     if kept > rules["max_pictures"]:
         return Verdict("too_many_pictures", False, kept)
     return None
+
+
+def language_of(text: str) -> tuple[str, float]:
+    """The ISO 639-1 code and its probability."""
+    code, probability = _identifier().classify(text[:LANGUAGE_CHARACTERS])
+    return str(code), round(float(probability), 4)
+
+
+@cache
+def _identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise MissingPackage("Telling languages", "py3langid", "data") from None
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

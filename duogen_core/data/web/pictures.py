@@ -7,9 +7,9 @@ first that says no counts, and each says by what value it decides:
     by the pixels                 blank, code, then by class narrow, low, aspect; nsfw if there is a model for it
 
 Pictures that stand on many pages, as icons do, are decoded once: what is known of the last ones is kept, by the hash of
-their bytes. Advertisers' hosts may come from a file of the user's (preset advert.hosts): a hosts file, or a filter list
-such as EasyList, of which only entries that stand for a whole host count: ||host^ with at most the options third-party,
-popup and image. No list comes with this project.
+their bytes. Advertisers' hosts may come from a file that the user names (preset advert.hosts): a hosts file, or a
+filter list such as EasyList, of which only entries that stand for a whole host count: ||host^ with at most the options
+third-party, popup and image. No list comes with this project.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ HELD_BYTES = 48 * 2**20  # of pixels
 
 @dataclass
 class Seen:
-    """A decoded picture and what is measured of it, each thing when it is first asked for."""
+    """A decoded picture and what is measured of it; each measure is taken when a rule first needs it."""
 
     facts: dict[str, Any]
     pixels: np.ndarray = field(repr=False)
@@ -133,7 +133,7 @@ class Pictures:
         for source in ref.sources:
             found = self._bytes(source, page, walk, input_)
             if found.rule:
-                if refused is None or not refused.sha256:  # what is there and cannot be read says more
+                if refused is None or not refused.sha256:  # a file that cannot be read says more than none
                     refused = Judged(ref, Verdict(found.rule, False, found.value), found.url)
                 continue
             sha256 = hashlib.sha256(found.data).hexdigest()
@@ -175,7 +175,7 @@ class Pictures:
         return facts, Seen(facts, pixels)
 
     def _by_model(self, seen: Seen) -> Verdict | None:
-        """The last and dearest rule."""
+        """The last rule, and the most expensive."""
         if self.nsfw is None:
             return None
         if seen.nsfw is None:

@@ -5,8 +5,8 @@ would show and marks what stands in navigation, adverts and the like, for the ru
 Markdown (`block_writer`); links lose their addresses. Iterative, within the caps of the preset; the parser reads
 nothing but the bytes it is given.
 
-Which parts of a page are no content (`region_of`) is told by the tag, the role and the names in class and id: whole
-names (GIMP's "guimenu" is no menu), and for adverts the words that names are made of, since every site has names of its
+The tag, the role and the names in class and id tell which parts of a page are no content (`region_of`): whole names
+(GIMP's "guimenu" is no menu), and for adverts the words that names are made of, since every site has names of its
 own ("sideBarAd-2", "ad_box300"). What a visitor cannot see (`is_hidden`) is told by attributes and the style in the
 element; style sheets are not read. What a page says about itself (`statements`) goes into the Walk too.
 """
@@ -118,7 +118,7 @@ class _Walker:
             raise TooMuch("too_deep", depth)
 
     def start(self, element: Any) -> list[Any]:
-        """Begin an element; what is to be done at its end is returned."""
+        """Begins an element; returns what is to be done at its end."""
         tag, writer = element.tag, self.writer
         leave: list[Any] = []
         if (region := region_of(element)) or tag in BLOCKS:

@@ -2,7 +2,7 @@
 
 One pass (`records`) writes an index beside the run's other files: where each page begins, where the answer for each
 other address does, redirects included, and where records are damaged. Pages and pictures are then read by their place.
-Names are places in the file.
+A page's name is its place in the file.
 
 The pass is not warcio's own iterator, which stops at the first damage and takes a record that is cut off for a whole
 one. Here the gzip member of each record is unpacked to its check sum, its length is compared with what its header
