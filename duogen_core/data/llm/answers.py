@@ -173,7 +173,7 @@ def _refuse(name: str) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
+    value = dict(pairs)  # JSON does not say which of two equal keys counts
     if len(value) < len(pairs):
         raise ValueError("an object has the same key twice")
     return value
@@ -220,7 +220,7 @@ class Recording:
                 raise DuoGenError(
                     f"Line {number} of the recording {self.file} is not a recorded answer; remove that line."
                 ) from None
-            self.answers.setdefault(key, answer)
+            self.answers.setdefault(key, answer)  # the first one counts, as when it was recorded
         if self.mode == "record" and whole < len(data):
             with self.file.open("r+b") as file:
                 file.truncate(whole)

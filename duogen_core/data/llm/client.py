@@ -305,10 +305,12 @@ def _expected_tokens(body: Mapping[str, Any]) -> int:
                 characters += len(part["text"])
             else:
                 pictures += 1
+    # About three characters a token in most languages; too many only costs a wait, too few the limit.
     return characters // 3 + pictures * PICTURE_TOKENS + body["max_tokens"]
 
 
 def _pause(attempt: int, asked: float | None) -> float:
     if asked is not None:
         return min(asked, LONGEST_PAUSE)
+    # By chance within the half, so that threads that failed together do not come back together.
     return min(2.0**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.0)

@@ -38,7 +38,7 @@ class Archive:
             size = self._read_log()
             self.lines = self.log.open("a", encoding="utf-8")
             self.stream = self.file.open("r+b" if self.file.exists() else "w+b")
-            self.stream.truncate(size)
+            self.stream.truncate(size)  # a kill may have left half a record behind the last line of the log
             self.stream.seek(size)
         except OSError as error:
             raise DuoGenError(f"{folder} cannot be written ({error.strerror}); choose another --out.") from None

@@ -245,6 +245,7 @@ class _Crawl:
                 return
 
     def put(self, result: Fetched | BaseException | None) -> None:
+        # With a limit on the wait: where the reader has left, nobody empties the queue any more.
         while not self.fetcher.stop.is_set():
             try:
                 return self.results.put(result, timeout=0.2)
@@ -259,6 +260,7 @@ def crawl(
     job = _Crawl(fetcher, max_bytes, check, done)
     by_host: dict[str, list[Wanted]] = {}
     for addresses in wanted:
+        # A host is one thread's whole work, so no two threads wait for the pause of the same host.
         by_host.setdefault(urlsplit(addresses[0]).netloc.lower(), []).append(addresses)
     for things in sorted(by_host.values(), key=len, reverse=True):  # the longest first
         job.hosts.put(things)

@@ -78,6 +78,7 @@ class Decoder:
                     break
                 continue
             return answer
+        # Twice in a row it ended without an answer: by this picture, or because it cannot work here at all?
         if not self._works():
             raise DuoGenError(
                 "The process that decodes pictures does not start or does not answer with "

@@ -112,7 +112,7 @@ class JsonLines(Source):
                 while chunk := stream.read(CHUNK):
                     at = chunk.find(b"\n")
                     while at >= 0:
-                        before = chunk[at - 1 : at] if at else last
+                        before = chunk[at - 1 : at] if at else last  # \r\n may be cut in two by the chunks
                         end_line(place + at, before == b"\r")
                         start, number = place + at + 1, number + 1
                         at = chunk.find(b"\n", at + 1)

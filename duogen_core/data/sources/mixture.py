@@ -55,6 +55,7 @@ class Mixture(Iterator[Sample]):
 
     def place(self, k: int) -> tuple[int, int]:
         """(source, how many draws of that source came before) of draw k."""
+        # Draws are chosen block by block; of earlier blocks only the counts are kept.
         block, at = divmod(k, BLOCK)
         if self._block is None or self._block[0] != block:
             while len(self._before) <= block:
@@ -93,7 +94,7 @@ class Mixture(Iterator[Sample]):
 
     def _index(self, source: Source, number: int, k: int, nth: int, attempt: int) -> int:
         seed = stable_hash(self.seed, "source", number)
-        if attempt:
+        if attempt:  # in place of a bad sample: by chance, but the same for every rank
             nth = stable_hash(seed, k, attempt)
         if source.endless:
             return source.index_at(seed, attempt, nth)

@@ -73,6 +73,7 @@ class InterleavedParquet(Source):
         except DuoGenError:
             raise
         except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+            # A damaged file may state any size: then it is the file that is wrong and not the machine.
             if isinstance(error, MemoryError) and not states_too_much(error):
                 raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__

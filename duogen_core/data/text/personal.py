@@ -48,7 +48,7 @@ def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]
 
     if "email" in kinds and ("@" in text or "at" in text):
         text = EMAIL.sub(put("email"), text)
-    if "ip" in kinds:
+    if "ip" in kinds:  # before phone numbers, whose groups of digits an address could be taken for
         text = IPV6.sub(put("ip"), IPV4.sub(put("ip"), text))
     if "phone" in kinds:
         text = PHONE.sub(put("phone"), text)

@@ -41,6 +41,7 @@ class NearIndex:
     def find(self, text: str) -> tuple[str, float] | None:
         """The most similar of the earlier texts, if it is near."""
         grams = word_pairs(text)
+        # Any text that is near shares at least one of these pairs, and rare ones lead to few candidates.
         rare_first = sorted(grams, key=lambda gram: (len(self.places.get(gram, ())), gram))
         looked_up = rare_first[: len(grams) - math.ceil(self.near * len(grams)) + 1]
         candidates = {place for gram in looked_up for place in self.places.get(gram, ())}

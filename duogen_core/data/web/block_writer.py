@@ -60,7 +60,7 @@ class BlockWriter:
         if not text.strip():
             return
         kind, mark = self.kinds[-1] if self.kinds else ("text", "")
-        mark = "" if continues else mark
+        mark = "" if continues else mark  # the second half of what a picture cut in two is no new heading or item
         if self.code:
             kind, text = "code", f"```\n{text}\n```"
         elif kind == "text" and self.lists:
@@ -81,6 +81,7 @@ class BlockWriter:
 
     def begin_list(self, start: str | None, numbered: bool) -> None:
         self.flush()
+        # A start of more digits is a mistake, or an attack on int().
         first = int(start) if start and start.strip().isdecimal() and len(start) < 7 else 1
         self.lists.append(first if numbered else None)
 
@@ -115,6 +116,7 @@ class BlockWriter:
         self.flush()
         self.row = None
         if rows := self.tables.pop():
+            # Markdown knows no table without a head, so the first row is taken for one.
             rows.insert(1, "|" + " --- |" * rows[0].count(" |"))
             self.items.append(Block("\n".join(rows), "row", self.region))
 

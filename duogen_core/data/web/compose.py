@@ -78,7 +78,7 @@ def _texts(blocks: Sequence[Block], clean: Any) -> list[Text]:
         piece = clean(block.text)
         if before is None:
             text = piece
-        elif before.cut and block.continues:
+        elif before.cut and block.continues:  # the picture between the two halves of a paragraph was dropped
             text += f" {piece.lstrip()}"
         else:
             close = block.kind == before.kind and block.kind in CLOSE

@@ -179,6 +179,7 @@ def _fetch(
             if number and todo:
                 time.sleep(job.preset.fetch["delay"])  # between two requests to a host, whatever the round
             before, done = len(wanted) - len(todo), set()
+            # A fresh Fetcher in each round: a host that was left alone after faults gets another chance.
             fetcher = Fetcher(job.preset.fetch, job.network, threading.Event())
             for fetched in crawl(todo, fetcher, job.preset.fetch["hosts"], max_bytes, check, dict(archive.done)):
                 archive.add(fetched)
@@ -228,6 +229,7 @@ def _missing(ref: ImageRef, input_: Input, page: Page, seen: Walk, preset: Prese
     addresses = []
     for source in ref.sources:
         found = input_.picture(page, seen, source, preset.load["max_bytes"])
+        # A placeholder that is there does not stand for the real picture, whose address came before it.
         if not found.rule and not (addresses and PLACEHOLDER.search(source[:1000])):
             return ()
         if found.rule == "missing" and (address := address_of(page, seen, source)):

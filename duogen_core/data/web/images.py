@@ -56,6 +56,7 @@ def image_of(element: Any, region: str = "", link: str = "") -> ImageRef | None:
     else:
         return None
     kept = tuple(dict.fromkeys(source.strip() for source in sources if source and source.strip()))
+    # Addresses come from attributes of any name: without a cap one element could cost thousands of look-ups.
     kept = kept if len(kept) <= MAX_SOURCES else (*kept[: MAX_SOURCES - 1], kept[-1])  # src is the last
     if not kept and kind != "svg":
         return None

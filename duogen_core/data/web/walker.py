@@ -63,6 +63,7 @@ def parse(html: str) -> Any:
         from lxml import etree
     except ImportError:
         raise MissingPackage("Reading pages", "lxml", "data") from None
+    # The page was decoded before (`encodings`), so what it states of its encoding must not count again.
     parser = etree.HTMLParser(
         encoding="utf-8", huge_tree=False, no_network=True, remove_comments=True, remove_pis=True, recover=True
     )
@@ -94,6 +95,7 @@ class _Walker:
                 stack.pop()
                 for step in leave:
                     step()
+                # lxml keeps the text behind an element as its tail; it belongs to the parent, which is still open.
                 if stack:
                     self.writer.add(element.tail)
                 continue
@@ -210,6 +212,7 @@ def is_data(table: Any) -> bool:
         return False
     rows = [[cell for cell in row if cell.tag in ("td", "th")] for row in table.iter("tr")]
     cells = [cell for row in rows for cell in row]
+    # Two columns on average, less some for cells that span several: a table of one column only lays out.
     if len(rows) < 2 or len(cells) < 2 * len(rows) * 0.8:
         return False
     return all(sum(map(len, cell.itertext())) <= CELL_CHARACTERS for cell in cells)
