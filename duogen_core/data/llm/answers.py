@@ -91,7 +91,7 @@ def completion_of(body: bytes, where: str) -> Answer:
 
 
 def failure(reply: Reply, where: str, key: str) -> EndpointError:
-    """The error for a status other than 200."""
+    """Returns the error for a status other than 200."""
     said = _said(reply.body)
     if key:
         said = said.replace(key, "***")

@@ -132,7 +132,7 @@ class Usage:
 
     @property
     def cost(self) -> float:
-        """Only of the answers whose tokens the endpoint counted; `uncounted` says how many it did not."""
+        """Sums the answers whose tokens the endpoint counted; `uncounted` says how many it did not."""
         return (self.prompt_tokens * self.price.prompt + self.completion_tokens * self.price.completion) / 1e6
 
     def to_json(self) -> dict[str, float]:
@@ -180,7 +180,7 @@ class Client:
         self.key = _key(endpoint.api_key_variable) if recording is None or recording.mode != "replay" else ""
 
     def with_callback(self, on_answer: Callable[[Answer], None]) -> Client:
-        """This client, which tells `on_answer` of every answer that comes in, recorded and refused ones too."""
+        """Returns this client, calling `on_answer` with every answer that comes in, recorded and refused ones too."""
         other = copy.copy(self)
         other.on_answer = on_answer
         return other
@@ -289,7 +289,7 @@ def _key(variable: str) -> str:
 
 
 def _with_rule(messages: list[Message], rule: str) -> list[Message]:
-    """The rule in the one system message: many chat templates take only one, and only at the start."""
+    """Puts the rule into the one system message: many chat templates take only one, and only at the start."""
     if messages and messages[0]["role"] == "system":
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{rule}"}
         return [first, *messages[1:]]

@@ -40,7 +40,7 @@ def load_prompt(file: Path) -> str:
 
 
 def messages(prompt: str, data: Mapping[str, str], pictures: Sequence[np.ndarray] = ()) -> list[Message]:
-    """A system message about data (when there is any), and the prompt with the data in its places."""
+    """Returns a system message about data (when there is any) and the prompt with the data in its places."""
     try:
         text = Template(prompt).substitute({name: as_data(name, value) for name, value in data.items()})
     except (KeyError, ValueError) as error:
@@ -53,7 +53,7 @@ def messages(prompt: str, data: Mapping[str, str], pictures: Sequence[np.ndarray
 
 
 def without_marks(text: str) -> str:
-    """A text in which no server finds a control token: control characters are gone, template marks broken up."""
+    """Returns text in which no server finds a control token: no control characters, template marks broken up."""
     return TEMPLATE_MARKS.sub(_broken, CONTROLS.sub("", text))
 
 
@@ -68,7 +68,7 @@ def _broken(mark: re.Match) -> str:
 
 
 def picture_part(pixels: np.ndarray) -> Message:
-    """uint8 RGB [H, W, 3] as a PNG inside the message."""
+    """Puts uint8 RGB [H, W, 3] as a PNG inside the message."""
     from duogen_core.document.picture_file import encode_png
 
     code = base64.b64encode(encode_png(pixels, {})).decode("ascii")

@@ -61,7 +61,7 @@ class Archive:
         self.stream.close()
 
     def _read_log(self) -> int:
-        """How long the WARC file is by the last whole line that counts; what follows it is cut off."""
+        """Returns how long the WARC file is by the last whole line that counts; cuts off what follows it."""
         if not self.log.exists():
             return 0
         data, whole, size = self.log.read_bytes(), 0, 0

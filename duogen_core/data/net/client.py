@@ -1,7 +1,7 @@
 """The one HTTP client: a request -> its Reply, within limits on every wait, on the whole exchange and on bytes.
 
     HttpClient().get("https://a.example.com/x", {"User-Agent": …}, max_bytes=…, max_seconds=…)     public addresses only
-    HttpClient(allowed=ANY).request("POST", url, body, headers, Limits(total=600))           any address
+    HttpClient(allowed=any_address).request("POST", url, body, headers, Limits(total=600))           any address
 
 A name may mean a public address when it is checked and a private one when it is connected to (DNS rebinding); so it is
 resolved once, all of its addresses are checked, and one of these is connected to, while the certificate must still be
@@ -57,7 +57,7 @@ class Reply:
 
 
 class NetworkError(Exception):
-    """Why there is no reply. rule: its short name, as a run's log has it; value: what it was decided by."""
+    """Says why there is no reply. rule: a short name, as in a run's log; value: what it was decided by."""
 
     def __init__(self, rule: str, value: str | int | float = "") -> None:
         super().__init__(f"{rule} {value}")
@@ -65,7 +65,7 @@ class NetworkError(Exception):
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The IP addresses of a host."""
+    """Returns the IP addresses of a host."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(entry[4][0] for entry in found))
 
@@ -78,7 +78,7 @@ def is_public(address: str) -> bool:
     return not is_private(address)
 
 
-def ANY(address: str) -> bool:
+def any_address(address: str) -> bool:
     """Allows every address: for servers that the user names, which may well be this machine."""
     return True
 

@@ -47,7 +47,7 @@ class Robots:
     agent: str
 
     def verdict(self, url: str) -> str:
-        """allowed (also where there is no file: status 400 to 499), disallowed, or unreachable: nothing is fetched."""
+        """Returns allowed (also where there is no file: status 400 to 499), disallowed, or unreachable."""
         if not self.reachable:
             return "unreachable"
         return "allowed" if self.rules is None or self.rules.can_fetch(url, self.agent) else "disallowed"
@@ -59,7 +59,7 @@ class Robots:
 
 
 def ask_robots(origin: str, agent: str, get: Callable[[str], Reply]) -> Robots:
-    """The robots.txt of an origin such as https://a.example.com. get: follows redirects."""
+    """Fetches the robots.txt of an origin such as https://a.example.com. get: follows redirects."""
     now = utc()
     try:
         answer = get(f"{origin}/robots.txt")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from duogen_core.data.net.client import ANY, HttpClient, Limits, NetworkError, Reply
+from duogen_core.data.net.client import HttpClient, Limits, NetworkError, Reply, any_address
 from duogen_core.errors import DuoGenError
 
 
@@ -39,7 +39,7 @@ def check_address(url: str) -> None:
 def ask_server(
     method: str, url: str, body: bytes | None, headers: Mapping[str, str], limits: Limits, who: str = "The endpoint"
 ) -> Reply:
-    """The reply to one request, whatever its status. `who` is what messages call the server."""
+    """Returns the reply to one request, whatever its status. `who` is what messages call the server."""
     parts = urlsplit(url)
     where = f"{who} {parts.scheme}://{parts.netloc}"
     try:
@@ -47,7 +47,7 @@ def ask_server(
     except UnicodeError:  # check_address refuses such names where people write them
         raise EndpointError(f"{where[:200]} has no host's name; check its address.", again=False) from None
     try:
-        return HttpClient(allowed=ANY).request(method, url, body, headers, limits)
+        return HttpClient(allowed=any_address).request(method, url, body, headers, limits)
     except NetworkError as error:
         rule, value = error.rule, error.value
     again = rule not in ("encoded", "too_many_bytes", "bad_certificate")

@@ -18,7 +18,7 @@ SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):")
 
 
 def absolute(address: str, base: str) -> str:
-    """The address as seen from the page at `base`, without a fragment; '' where there is none."""
+    """Returns the address as seen from the page at `base`, without a fragment; '' where there is none."""
     address = re.sub(r"[\t\r\n]", "", address.strip())
     if address[:5].lower() == "data:":
         return address
@@ -30,7 +30,7 @@ def absolute(address: str, base: str) -> str:
 
 
 def refusal(address: str) -> str:
-    """Why this absolute address is not followed, or nothing."""
+    """Says why this absolute address is not followed, or nothing."""
     if len(address) > MAX_CHARACTERS:
         return "too long"
     try:
@@ -46,7 +46,7 @@ def refusal(address: str) -> str:
 
 
 def is_private(host: str) -> bool:
-    """Whether a host is not one of the public internet, as far as its name says."""
+    """Tells whether a host is not one of the public internet, as far as its name says."""
     host = unquote(host).rstrip(".").lower()
     if (address := _ip_address(host)) is not None:
         inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
@@ -71,6 +71,6 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 
 def scheme_of(address: str) -> str:
-    """The scheme of an address as written in a page, or '' for one that is relative."""
+    """Returns the scheme of an address as written in a page, or '' for one that is relative."""
     match = SCHEME.match(address.strip())
     return match.group(1).lower() if match else ""

@@ -35,7 +35,7 @@ LONGEST = 1200  # pixels along the longer side; a code in a larger picture is fo
 
 
 def class_of(pixels: np.ndarray) -> tuple[str, float]:
-    """The class, and its probability."""
+    """Returns the class and its probability."""
     mean, scale, weight, bias = _weights()
     scores = ((features(pixels) - mean) / scale) @ weight + bias
     shares = np.exp(scores - scores.max())
@@ -52,7 +52,7 @@ def _weights() -> tuple[np.ndarray, ...]:
 
 
 def features(pixels: np.ndarray) -> np.ndarray:
-    """One number for each of NAMES, most of them shares between 0 and 1."""
+    """Returns one number for each of NAMES, most of them shares between 0 and 1."""
     height, width = pixels.shape[:2]
     rows = np.linspace(0, height - 1, min(ROWS, height)).astype(int)
     sampled, below = pixels[rows], pixels[np.minimum(rows + 1, height - 1)]
@@ -86,13 +86,13 @@ def features(pixels: np.ndarray) -> np.ndarray:
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The largest difference of a channel, pixel by pixel."""
+    """Returns the largest difference of a channel, pixel by pixel."""
     difference = np.maximum(one, other) - np.minimum(one, other)
     return np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2])
 
 
 def _long_runs(edges: np.ndarray, width: int) -> float:
-    """The share of rows in which an edge runs along at least a fifth of the width without a gap."""
+    """Returns the share of rows in which an edge runs along at least a fifth of the width without a gap."""
     need = max(int(width * 0.2), 8)
     if width <= need:
         return 0.0
@@ -101,7 +101,7 @@ def _long_runs(edges: np.ndarray, width: int) -> float:
 
 
 def code_share(pixels: np.ndarray) -> tuple[float, str]:
-    """The largest code's share of the picture (0 where there is none), and its kind. zxing-cpp finds them."""
+    """Returns the largest code's share of the picture (0 where there is none) and its kind. zxing-cpp finds them."""
     try:
         import zxingcpp
     except ImportError:

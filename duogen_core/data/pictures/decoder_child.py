@@ -54,7 +54,7 @@ def limit_cpu(seconds: float) -> None:
 
 
 def decode(data: bytes, caps: dict) -> tuple[dict, bytes]:
-    """The answer for one picture: its facts, with `rule` when it is refused."""
+    """Answers for one picture: its facts, with `rule` when it is refused, and its pixels."""
     format_ = format_of(data)
     if format_ is None:
         head = data[:256].lstrip().lower()
@@ -88,7 +88,7 @@ def decode(data: bytes, caps: dict) -> tuple[dict, bytes]:
 
 
 def warm_up() -> None:
-    """Decode a picture of every format, so that no module is left to be opened when files may not be any more."""
+    """Decodes a picture of every format, so that no module has to be opened when files may no longer be."""
     caps = {"max_pixels": 1000, "min_side": 1, "stored_side": 8}
     decode(AVIF, caps)
     for format_, mode in (

@@ -63,7 +63,7 @@ class Decoder:
             child.wait()
 
     def decode(self, data: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
-        """What the picture is, and its pixels unless a rule refuses it. Never raises for what lies in the data."""
+        """Returns what the picture is, and its pixels unless a rule refuses it. Never raises for bad data."""
         if len(data) > self.max_bytes:
             return {"rule": "too_many_bytes", "size": len(data)}, None
         for start in range(STARTS):
@@ -132,7 +132,7 @@ class Decoder:
         return self.child
 
     def _works(self) -> bool:
-        """Whether a picture that is known to be good can be decoded."""
+        """Tells whether a picture that is known to be good can be decoded."""
         good = bytes.fromhex("47494638376101000100800000ffffff0000002c00000000010001000002024401003b")
         try:
             return self._ask(good)[0].get("rule") == "small"

@@ -68,7 +68,7 @@ class _Coarse:
 
 
 def looks_of(pixels: np.ndarray) -> tuple[Look, ...]:
-    """The picture as it is, and without one frame after the other."""
+    """Returns looks of the picture as it is, and without one frame after the other."""
     return tuple(map(_look, without_frames(pixels)))
 
 
@@ -81,7 +81,7 @@ def _look(pixels: np.ndarray) -> Look:
 
 
 def without_frames(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """The picture, then without the lines along its sides that are all of one colour, then without the next such."""
+    """Yields the picture, then without the lines along its sides that are all of one colour, and so on inwards."""
     yield pixels
     for _ in range(FRAMES):
         image = Image.fromarray(pixels)
@@ -99,12 +99,12 @@ def without_frames(pixels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def hash_distance(one: Look, other: Look) -> int:
-    """How many of the 64 bits differ."""
+    """Counts how many of the 64 bits differ."""
     return int((one.bits != other.bits).sum())
 
 
 def part_differences(one: Image.Image, other: Image.Image) -> tuple[float, float]:
-    """The mean difference, of 255, of the part that differs most, and of all parts."""
+    """Returns the mean difference, of 255, of the part that differs most, and of all parts."""
     # A copy's edges may lie a fraction of a pixel off: each pixel is compared with the range of its neighbourhood.
     a, b = np.asarray(one, np.int16), np.asarray(other, np.int16)
     difference = np.maximum(_beyond(a, b), _beyond(b, a)).max(2)
@@ -113,7 +113,7 @@ def part_differences(one: Image.Image, other: Image.Image) -> tuple[float, float
 
 
 def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """How far each value is outside of what the other picture has within one pixel of it."""
+    """Returns how far each value is outside of what the other picture has within one pixel of it."""
     padded = np.pad(of, ((1, 1), (1, 1), (0, 0)), mode="edge")
     rows = [padded[y : y + SIDE] for y in range(3)]
     low, high = np.minimum.reduce(rows), np.maximum.reduce(rows)
@@ -123,7 +123,7 @@ def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 def align(one: Look, other: Look) -> tuple[Box, Box]:
-    """The boxes of the two that lie on each other best, each of its edges moved inwards in one of the two."""
+    """Returns the boxes of the two that match best, each of the edges moved inwards in one of the two."""
     looks, boxes = (_Coarse(one), _Coarse(other)), [WHOLE, WHOLE]
     shown = [look.part(box) for look, box in zip(looks, boxes)]
     best = np.abs(shown[0] - shown[1]).sum()
@@ -144,7 +144,7 @@ def align(one: Look, other: Look) -> tuple[Box, Box]:
 
 
 def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any]) -> tuple[bool, float]:
-    """Whether one is a copy of the other, and the largest part's difference it was decided by."""
+    """Tells whether one is a copy of the other, and the largest part's difference that decided it."""
     pairs = [(a, b) for a, b in product(one, other) if abs(a.aspect / b.aspect - 1) <= rules["max_aspect"]]
     near = sorted((hash_distance(a, b), k) for k, (a, b) in enumerate(pairs))
     chosen = [pairs[k] for distance, k in near if distance <= rules["max_hash_bits"]][: rules["max_fits"]]

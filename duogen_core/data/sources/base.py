@@ -76,7 +76,7 @@ class Limits:
                 raise DuoGenError(f"{name} is {value!r}; expected a number of at least 1.")
 
     def check(self, document: Document) -> None:
-        """Raise a DuoGenError for a document that cannot be learnt from, Excluded for one that is not wanted."""
+        """Raises a DuoGenError for a document that cannot be learnt from, Excluded for one that is not wanted."""
         if not self.alignment and document.meta.get("alignment") is True:
             raise Excluded("it is alignment data (meta.alignment), which is left out here.")
         _check_roles([turn.role for turn in document.turns])
@@ -136,22 +136,22 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many samples there are, bad ones included. An endless source has none and raises TypeError."""
+        """Counts the samples, bad ones included. An endless source has no length and raises TypeError."""
 
     @abstractmethod
     def load(self, index: int) -> Document:
-        """Sample `index`, strictly read; a DuoGenError with a sentence if that is not possible."""
+        """Reads sample `index` strictly; raises a DuoGenError with a sentence if that is not possible."""
 
     @abstractmethod
     def label(self, index: int) -> str:
-        """How people find the sample: its file, and the line or member."""
+        """Says how people find the sample: its file, and the line or member."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Small plain JSON that changes when the samples or their order change, and not when they are moved."""
+        """Returns small plain JSON that changes when the samples or their order change, not when they are moved."""
 
     def read(self, index: int) -> Sample | Bad:
-        """Sample `index`, or what is wrong with it. Never raises for what is wrong with the data."""
+        """Returns sample `index`, or what is wrong with it. Never raises for what is wrong with the data."""
         label = self.label(index)
         try:
             document = self.load(index)
@@ -169,7 +169,7 @@ class Source(ABC):
         return Sample(document, self.name, index, label)
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
-        """The sample that stands at `position` of an epoch: every sample once, in an order of (seed, epoch)."""
+        """Returns the sample at `position` of an epoch: every sample once, in an order of (seed, epoch)."""
         return shuffled_index(position, len(self), stable_hash(seed, epoch))
 
     def epoch(self, seed: int, epoch: int, on_bad: OnBad | None = None) -> Epoch:
@@ -184,7 +184,7 @@ class Epoch(Iterator[Sample]):
         self.position = 0
 
     def skip(self, n: int) -> Epoch:
-        """Pass over n samples without reading them."""
+        """Passes over n samples without reading them."""
         self.position += n
         return self
 
@@ -200,12 +200,12 @@ class Epoch(Iterator[Sample]):
 
 
 def stable_hash(*key: object) -> int:
-    """64 bits that depend on every part of the key."""
+    """Returns 64 bits that depend on every part of the key."""
     return int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 def shuffled_index(position: int, size: int, key: int) -> int:
-    """Where `position` of 0 … size - 1 goes in the shuffle named by `key`; no two go to the same place.
+    """Returns where `position` of 0 … size - 1 goes in the shuffle named by `key`; no two go to the same place.
 
     A Feistel network permutes the numbers of an even number of bits; results outside the range go through it again.
     """
@@ -223,7 +223,7 @@ def shuffled_index(position: int, size: int, key: int) -> int:
 
 
 def weighted_choices(weights: np.ndarray, count: int, key: int) -> np.ndarray:
-    """`count` numbers of weights, int64, each as often as its weight says."""
+    """Draws `count` numbers of weights, int64, each as often as its weight says."""
     bits = np.random.Philox(key=key).random_raw(count)
     uniform = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     edges = np.cumsum(weights, dtype=np.float64)
@@ -232,7 +232,7 @@ def weighted_choices(weights: np.ndarray, count: int, key: int) -> np.ndarray:
 
 
 def find_files(pattern: str, suffixes: Sequence[str], what: str) -> list[Path]:
-    """The files that `pattern` names: one file, all of a folder with one of these endings, or those of a pattern.
+    """Returns the files that `pattern` names: one file, all of a folder with one of these endings, or a pattern's.
 
     A pattern is a glob, or has one range as webdataset writes it: train-{000..146}.tar, each of which must be there.
     """

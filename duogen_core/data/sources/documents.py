@@ -61,7 +61,7 @@ class DocumentFolders(Source):
 
 
 def _documents(folder: Path, inside: str) -> Iterator[str]:
-    """Names relative to the root; '' is the root itself."""
+    """Yields names relative to the root; '' is the root itself."""
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     if any(entry.name == JSON_NAME for entry in found) or [entry.name for entry in found] == ["images"]:
@@ -96,7 +96,7 @@ class JsonLines(Source):
             raise DuoGenError(f"{path} is empty; expected one JSON document a line.")
 
     def _index(self, file: Path) -> None:
-        """Where the lines begin. An empty line is no sample, but counts in the line numbers."""
+        """Finds where the lines begin. An empty line is no sample, but counts in the line numbers."""
         start = place = 0
         number = 1
 

@@ -92,7 +92,7 @@ class HuggingFace(Source):
         return document_from_json({"format": FORMAT, "version": VERSION, "turns": value}, read, where)
 
     def _turn(self, turn: Any, places: Any, where: str) -> dict[str, Any]:
-        """A turn of the dataset -> a turn of document.json whose image files are numbers."""
+        """Turns a turn of the dataset into a turn of document.json whose image files are numbers."""
         if not isinstance(turn, dict):
             raise DuoGenError(f"{where} is {type(turn).__name__}; expected an object with a role and a content.")
         role, content = _first(turn, "role", "from"), _first(turn, "parts", "content", "value")

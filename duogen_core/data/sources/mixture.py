@@ -54,7 +54,7 @@ class Mixture(Iterator[Sample]):
         self._bad: dict[tuple[int, int], Bad] = {}  # so that none is read or reported twice
 
     def place(self, k: int) -> tuple[int, int]:
-        """(source, how many draws of that source came before) of draw k."""
+        """Returns (source, how many draws of that source came before) of draw k."""
         # Draws are chosen block by block; of earlier blocks only the counts are kept.
         block, at = divmod(k, BLOCK)
         if self._block is None or self._block[0] != block:
@@ -73,7 +73,7 @@ class Mixture(Iterator[Sample]):
         return weighted_choices(self.weights, BLOCK, stable_hash(self.seed, "block", block))
 
     def draw(self, k: int) -> Sample:
-        """Draw k. A bad sample is reported to on_bad the first time that this object meets it."""
+        """Returns draw k. Reports a bad sample to on_bad the first time that this object meets it."""
         number, nth = self.place(k)
         source = self.sources[number]
         skipped: dict[int, Bad] = {}
@@ -111,7 +111,7 @@ class Mixture(Iterator[Sample]):
         return sample
 
     def epochs(self, k: int | None = None) -> list[float]:
-        """How often each source was gone through before draw k (None: `position`); an endless one counts its draws."""
+        """Says how many epochs of each source came before draw k (None: `position`); of an endless one, its draws."""
         place = self.position if k is None else k
         if place:
             self.place(place - 1)
@@ -122,16 +122,16 @@ class Mixture(Iterator[Sample]):
         return [float(n if s.endless else n / len(s)) for s, n in zip(self.sources, counts, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON. The same for every rank when all have taken as many draws."""
+        """Returns plain JSON, the same for every rank when all have taken as many draws."""
         return {"position": self.position, **self.recipe()}
 
     def recipe(self) -> dict[str, Any]:
-        """What the draws depend on, plain JSON."""
+        """Returns what the draws depend on, as plain JSON."""
         sources = [{**s.identity(), "weight": round(float(w), 12)} for s, w in zip(self.sources, self.weights)]
         return {"seed": self.seed, "sources": sources}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, with any number of ranks; a DuoGenError if the data is no longer the same."""
+        """Resumes where `state` was taken, with any number of ranks; a DuoGenError if the data is not the same."""
         changes = differences(state, self.recipe())
         if changes:
             raise DuoGenError(
@@ -141,7 +141,7 @@ class Mixture(Iterator[Sample]):
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two recipes of a mixture, in words."""
+    """Says in words what differs between two recipes of a mixture."""
     found = []
     if old.get("seed") != new["seed"]:
         found.append(f"the seed was {old.get('seed')} and is {new['seed']}")
@@ -188,7 +188,7 @@ class BadLog:
         return len(self._seen)
 
     def __call__(self, bad: Bad) -> bool:
-        """Write it down; False if it was known. A list that cannot be written stops no training."""
+        """Writes it down; False if it was known. A list that cannot be written stops no training."""
         if (bad.source, bad.index) in self._seen:
             return False
         self._seen.add((bad.source, bad.index))

@@ -67,7 +67,7 @@ class InterleavedParquet(Source):
 
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:
-        """What pyarrow raises for a damaged file, as one sentence: its own errors, and those of the values inside."""
+        """Turns what pyarrow raises for a damaged file into a sentence: its own errors and those of values."""
         try:
             yield
         except DuoGenError:
@@ -80,7 +80,7 @@ class InterleavedParquet(Source):
             raise DuoGenError(f"{what} cannot be read as Parquet: {reason}; is it whole?") from None
 
     def _index(self, shard: int) -> None:
-        """Where the samples begin. A sample may go on in the next row group."""
+        """Finds where the samples begin. A sample may go on in the next row group."""
         file = self._open(shard)
         columns = file.schema_arrow.names
         if missing := [name for name in NEEDED if name not in columns]:
@@ -134,7 +134,7 @@ class InterleavedParquet(Source):
         return document_of(rows, where, lambda row, place: picture_bytes(row, root, place), self.request)
 
     def _group(self, shard: int, group: int) -> Any:
-        """A row group. The last ones are held: samples of one stand together, or come back in a shuffled epoch."""
+        """Reads a row group. The last ones are cached: their samples come one after another, or again in an epoch."""
         key = shard, group
         if key not in self._held:
             self._held[key] = self._open(shard).read_row_group(group)
@@ -152,7 +152,7 @@ class InterleavedParquet(Source):
 
 
 def picture_bytes(row: Mapping[str, Any], root: Path, where: str) -> bytes:
-    """The bytes in the row, or those that it points to inside `root`."""
+    """Returns the bytes in the row, or those that it points to inside `root`."""
     if isinstance(row.get("binary_content"), bytes):
         return row["binary_content"]
     text = row.get("source_ref")

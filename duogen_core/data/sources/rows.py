@@ -51,7 +51,7 @@ Encode = Callable[[Picture], tuple[bytes, str]]
 
 
 def schema() -> Any:
-    """Curator's columns with its types, and ours."""
+    """Returns Curator's columns with its types, and ours."""
     import pyarrow as pa
 
     types = {"position": pa.int32(), "turn": pa.int32(), "binary_content": pa.large_binary()}
@@ -64,7 +64,7 @@ def as_png(picture: Picture) -> tuple[bytes, str]:
 
 
 def rows_of(document: Document, sample_id: str, encode: Encode = as_png) -> list[dict[str, Any]]:
-    """A metadata row, then one for each part."""
+    """Returns a metadata row, then one for each part."""
     turns = [{"role": turn.role, **({"meta": turn.meta} if turn.meta else {})} for turn in document.turns]
     about = {"format": FORMAT, "version": VERSION, "turns": turns}
     about |= {"generation": document.generation} if document.generation else {}
@@ -90,7 +90,7 @@ def _row(sample_id: str, position: int, modality: str, content_type: str, **more
 def document_of(
     rows: Sequence[Row], where: str, read: Callable[[Row, str], bytes], request: str | None = None
 ) -> Document:
-    """The rows of one sample, in any order -> its Document. `read` gives the bytes of a picture's row."""
+    """Turns the rows of one sample, in any order, into its Document. `read` gives the bytes of a picture's row."""
     rows = [{**row, "position": _whole(row["position"], "position", where)} for row in rows]
     about = [row for row in rows if row["modality"] == "metadata" or row["position"] < 0]
     parts = [row for row in rows if row["modality"] != "metadata" and row["position"] >= 0]
@@ -107,7 +107,7 @@ def document_of(
 
 
 def _part(row: Row, where: str) -> dict[str, Any]:
-    """The row as a part of document.json, whose file is its position."""
+    """Returns the row as a part of document.json, whose file is its position."""
     if row.get("materialize_error"):
         raise DuoGenError(f"{where}: it could not be read when it was written: {row['materialize_error']}")
     meta = row.get("meta") if row.get("turn") is not None else None
@@ -122,7 +122,7 @@ def _part(row: Row, where: str) -> dict[str, Any]:
 
 
 def _with_turns(about: Sequence[Row], parts: Sequence[Row], values: list[dict], where: str) -> dict[str, Any]:
-    """Rows that we wrote; a filter may have dropped some of them, the metadata row too."""
+    """Reads rows that we wrote; a filter may have dropped some of them, the metadata row too."""
     stated = next((row["meta"] for row in about if isinstance(row.get("meta"), str)), None)
     value = parse_json(stated.encode(), f"{where}, meta") if stated else {"format": FORMAT, "version": VERSION}
     if not isinstance(value, dict) or not isinstance(value.setdefault("turns", []), list):
@@ -157,7 +157,7 @@ def _without_turns(
 
 
 def _whole(value: Any, name: str, where: str) -> int:
-    """A whole number; as pandas writes whole numbers beside missing ones, 3.0 is one too."""
+    """Returns a whole number; as pandas writes whole numbers beside missing ones, 3.0 is one too."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -166,7 +166,7 @@ def _whole(value: Any, name: str, where: str) -> int:
 
 
 def _plain(cell: Any) -> Any:
-    """A cell as JSON can hold it."""
+    """Returns a cell as JSON can hold it."""
     if isinstance(cell, Mapping):
         return {str(name): _plain(value) for name, value in cell.items()}
     if isinstance(cell, (list, tuple)):
@@ -181,12 +181,12 @@ def _json(value: Any) -> str:
 
 
 def is_lists(value: Any) -> bool:
-    """Whether the JSON of a sample is in this layout."""
+    """Tells whether the JSON of a sample is in this layout."""
     return isinstance(value, dict) and all(isinstance(value.get(name), list) for name in ("texts", "images"))
 
 
 def rows_of_lists(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a sample; the row of a picture says its member."""
+    """Returns the rows of a sample; the row of a picture says its member."""
     texts, images = value["texts"], value["images"]
     sample_id = str(value.get("sample_id", ""))
     parts: list[dict[str, Any]] = []
@@ -205,7 +205,7 @@ def rows_of_lists(value: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def lists_of(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bytes]]:
-    """The members of a sample: its pictures, then its JSON."""
+    """Returns the members of a sample: its pictures, then its JSON."""
     parts = [row for row in rows if row["position"] >= 0]
     about = next(row for row in rows if row["position"] == METADATA)
     sample_id = about["sample_id"]

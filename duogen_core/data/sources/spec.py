@@ -48,7 +48,7 @@ SpecLike = str | Mapping[str, Any] | Spec
 
 
 def parse_spec(value: SpecLike) -> Spec:
-    """Check the words of a spec; nothing is opened yet."""
+    """Checks the words of a spec; nothing is opened yet."""
     if isinstance(value, Spec):
         return value
     if isinstance(value, str):
@@ -82,12 +82,12 @@ def parse_spec(value: SpecLike) -> Spec:
 
 
 def parse_specs(specs: SpecLike | Sequence[SpecLike]) -> list[Spec]:
-    """Every spelling mistake is found before anything is opened."""
+    """Checks all specs, so that every spelling mistake is found before anything is opened."""
     return [parse_spec(spec) for spec in ([specs] if isinstance(specs, (str, Mapping, Spec)) else specs)]
 
 
 def _not_a_kind(text: str, kind: str) -> str:
-    """A path alone is named as one, whether something stands there or not; else a kind was misspelt."""
+    """Says what is wrong: a path without a kind, whether it exists or not, or a kind that was misspelt."""
     path = Path(text).expanduser()
     if path.exists():
         written = {".jsonl": "jsonl", ".tar": "webdataset", ".parquet": "parquet"}.get(path.suffix, "documents")
@@ -120,7 +120,7 @@ def _parameters(kind: str) -> list[str]:
 
 
 def open_source(spec: SpecLike, base: str | Path | None = None, limits: Limits | None = None) -> Source:
-    """Find the samples; none is read yet. base: the folder that relative paths start from (None: the current one)."""
+    """Finds the samples; none is read yet. base: the folder that relative paths start from (None: the current one)."""
     spec = parse_spec(spec)
     if not spec.path:
         return source_class(spec.kind)(limits=limits, **spec.options)
@@ -141,7 +141,7 @@ def open_mixture(
     world: int = 1,
     on_bad: OnBad | None = None,
 ) -> Mixture:
-    """All sources of a config, mixed by their weights; without those of alignment data if `limits` says so."""
+    """Mixes all sources of a config by their weights; without those of alignment data if `limits` says so."""
     parsed = parse_specs(specs)
     if limits is not None and not limits.alignment:
         wanted = [spec for spec in parsed if not spec.alignment]

@@ -86,7 +86,7 @@ def facts_of(source: Source, index: int, count_tokens: CountTokens | None) -> Fa
 
 
 def survey(source: Source, samples: int, count_tokens: CountTokens | None = None, workers: int = 0) -> Iterator[Facts]:
-    """The facts of samples 0 … samples - 1, in order; read by `workers` processes, or by this one."""
+    """Yields the facts of samples 0 … samples - 1, in order; read by `workers` processes, or by this one."""
     look = partial(facts_of, source, count_tokens=count_tokens)
     if not workers:
         yield from map(look, range(samples))

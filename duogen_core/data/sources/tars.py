@@ -37,7 +37,7 @@ TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionEr
 
 
 class Capped:
-    """A file for tarfile, which asks for as many bytes as a header states; what is not there is not read."""
+    """Gives tarfile, which asks for as many bytes as a header states, only what the file has."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.seek, self.tell = stream, stream.seek, stream.tell
@@ -63,7 +63,7 @@ class WebDataset(Source):
             raise DuoGenError(f"{path} holds no sample; expected tars with members key.json, key.000.png, …")
 
     def _index(self, shard: int) -> None:
-        """Where the samples begin, from the headers alone; what cannot be read becomes one DAMAGED entry."""
+        """Finds where the samples begin, from the headers alone; what cannot be read becomes one DAMAGED entry."""
         file = self.files[shard]
         try:
             with file.open("rb") as stream:
@@ -143,7 +143,7 @@ class WebDataset(Source):
 
 
 def sample_key(name: str) -> str:
-    """webdataset's rule: the path, and of its last piece what stands before the first dot."""
+    """Returns the key by webdataset's rule: the path, with its last piece cut at the first dot."""
     folder, slash, last = name.rpartition("/")
     return folder + slash + last.partition(".")[0]
 

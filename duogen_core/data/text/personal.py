@@ -34,7 +34,7 @@ NETWORK = re.compile(r"\b(?:ip|address|addresses|host|server|dns|ping|ssh|from|g
 
 
 def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]:
-    """The text without personal data of these kinds, and how many of each were taken out."""
+    """Returns the text without personal data of these kinds, and how many of each were taken out."""
     found: Counter[str] = Counter()
 
     def put(kind: str):
@@ -56,7 +56,7 @@ def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]
 
 
 def _is_address(match: re.Match[str]) -> bool:
-    """A public address, and not the number of a version or a section (### 3.12.1.1.)."""
+    """Tells a public address from the number of a version or a section (### 3.12.1.1.)."""
     text, before = match.group(), match.string[max(match.start() - 40, 0) : match.start()]
     try:
         if not ipaddress.ip_address(text).is_global:

@@ -26,7 +26,7 @@ WORD = re.compile(r"\w+(?:'\w+)?")
 
 
 def word_pairs(text: str) -> frozenset[tuple[str, str]]:
-    """Two words that follow each other, the beginning and the end of the text included."""
+    """Returns the pairs of words that follow each other, the beginning and the end of the text included."""
     words = WORD.findall(text.casefold())
     return frozenset(zip(["", *words], [*words, ""]))
 
@@ -39,7 +39,7 @@ class NearIndex:
         self.places: dict[Hashable, list[int]] = defaultdict(list)
 
     def find(self, text: str) -> tuple[str, float] | None:
-        """The most similar of the earlier texts, if it is near."""
+        """Returns the most similar of the earlier texts, if it is near."""
         grams = word_pairs(text)
         # Any text that is near shares at least one of these pairs, and rare ones lead to few candidates.
         rare_first = sorted(grams, key=lambda gram: (len(self.places.get(gram, ())), gram))
@@ -59,7 +59,7 @@ class NearIndex:
 
 
 class Subjects:
-    """How much two texts are about the same, by words weighted with their rarity among the seeds."""
+    """Measures how much two texts are about the same, by words weighted with their rarity among the seeds."""
 
     def __init__(self, seeds: Iterable[str]) -> None:
         counts: Counter[str] = Counter()
@@ -78,13 +78,13 @@ class Subjects:
         return self.weight(first & second) / (self.weight(first | second) or 1.0)
 
     def covered(self, text: str, by: str) -> float:
-        """The share of a text's words, by weight, that another text has too."""
+        """Returns the share of a text's words, by weight, that another text has too."""
         found = subject_words(text)
         return self.weight(found & subject_words(by)) / (self.weight(found) or 1.0)
 
 
 def subject_words(text: str) -> frozenset[str]:
-    """The words of a text, plurals as their singulars."""
+    """Returns the words of a text, plurals as their singulars."""
     return frozenset(_singular(word) for word in WORD.findall(text.casefold()))
 
 

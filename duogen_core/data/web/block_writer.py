@@ -43,13 +43,13 @@ class BlockWriter:
         self.pieces.append("\n")
 
     def picture(self, image: Any) -> None:
-        """A picture: it cuts the block in two when it stands in the middle of one."""
+        """Adds a picture, which cuts the block in two when it comes in the middle of one."""
         self.flush(cut=True)
         self.items.append(image)
         self.continues = True
 
     def flush(self, cut: bool = False) -> None:
-        """End the block. In a cell of a data table a block is only a space."""
+        """Ends the block. In a cell of a data table a block is only a space."""
         if self.row is not None:
             self.pieces.append(" ")
             return

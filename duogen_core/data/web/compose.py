@@ -65,7 +65,7 @@ def compose(
 
 
 def _robots(page: Page, walk: Walk) -> dict[str, str]:
-    """What was asked of robots: by the page, by its server, and, where it was fetched here, by robots.txt and when."""
+    """Returns what robots were asked: by the page, its server and, where it was fetched here, robots.txt (and when)."""
     said = {"page": walk.robots, "header": page.headers.get("x-robots-tag", "")}
     if "robots-txt" in page.headers:
         said["robots_txt"], _, said["robots_time"] = page.headers["robots-txt"].partition(" ")

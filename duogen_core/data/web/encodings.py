@@ -60,7 +60,7 @@ def _gzip(data: bytes, max_bytes: int) -> bytes:
 
 
 def _deflate(data: bytes, max_bytes: int) -> bytes:
-    """With zlib's header as the standard wants it, or without one as some servers send it."""
+    """Decodes with zlib's header as the standard wants it, or without one as some servers send it."""
     return _zlib(data, max_bytes, zlib.MAX_WBITS) or _zlib(data, max_bytes, -zlib.MAX_WBITS)
 
 
@@ -120,7 +120,7 @@ DECODERS: dict[str, Callable[[bytes, int], bytes]] = {
 
 
 def decode_page(body: bytes, content_type: str = "") -> str:
-    """The text of a page; what cannot be decoded becomes U+FFFD. Control characters are gone."""
+    """Returns the text of a page; what cannot be decoded becomes U+FFFD. Control characters are removed."""
     return _decode(body, content_type).translate(CONTROL)
 
 
@@ -145,5 +145,5 @@ def _decode(body: bytes, content_type: str) -> str:
 
 
 def garbled(text: str) -> float:
-    """The share of characters that could not be decoded."""
+    """Returns the share of characters that could not be decoded."""
     return text.count("�") / max(len(text), 1)

@@ -72,7 +72,7 @@ def is_list(path: Path) -> bool:
 
 
 def read_list(path: Path) -> list[str]:
-    """Addresses, one a line; what follows a # at the start of a line is a remark."""
+    """Reads addresses, one a line; a line that begins with # is a remark."""
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -90,7 +90,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def address_of(page: Page, walk: Walk, source: str) -> str:
-    """The address of a picture on the web, or nothing."""
+    """Returns the address of a picture on the web, or nothing."""
     if not page.url.startswith(("http://", "https://")):
         return ""
     address = absolute(source, absolute(walk.base, page.url) if walk.base else page.url)
@@ -170,7 +170,7 @@ def _fetch(
     with Archive(job.folder, name) as archive:
 
         def open_ones() -> list[tuple[str, ...]]:
-            """What has nothing good yet, and an address that was not answered for good."""
+            """Returns what has nothing good yet and still has an address to try."""
             return [each for each in wanted if not any(archive.done.get(url) for url in each) and
                     any(url not in archive.done for url in each)]  # fmt: skip
 
@@ -204,7 +204,7 @@ def _fetch(
 
 
 def missing_pictures(input_: Input, preset: Preset) -> Iterator[tuple[str, ...]]:
-    """For every picture that the rules would look at and the input lacks: its addresses, best first."""
+    """Yields, for every picture that the rules would look at and the input lacks, its addresses, best first."""
     for name in input_.names():
         try:
             page = input_.page(name, preset.page["max_bytes"])

@@ -34,7 +34,7 @@ MAX_CHARACTERS = 1000  # of an alt text or a title
 
 
 def image_of(element: Any, region: str = "", link: str = "") -> ImageRef | None:
-    """The picture that this element shows, or None if it shows none."""
+    """Returns the picture that this element shows, or None."""
     tag = element.tag
     sources: list[str] = []
     kind = "img"
@@ -80,13 +80,13 @@ def _sources(element: Any) -> list[str]:
 
 
 def _late(element: Any) -> list[str]:
-    """What the attributes say in which scripts that load pictures late look."""
+    """Returns addresses from the attributes that scripts for late loading read."""
     sets = [address for name in LATE_SETS for address in best_first(element.get(name))]
     return sets + [value for value in map(element.get, LATE) if value and ("/" in value or "." in value)]
 
 
 def _hidden(element: Any) -> list[str]:
-    """Addresses of pictures in any other attribute, single or as a srcset."""
+    """Returns addresses of pictures in any other attribute, single or as a srcset."""
     found: list[str] = []
     for name, value in element.attrib.items():
         value = value.strip()
@@ -132,7 +132,7 @@ class Candidate:
 
 
 def srcset(text: str) -> list[Candidate]:
-    """The candidates that a browser would choose from, in their order. What has a wrong descriptor is left out.
+    """Returns the candidates a browser would choose from, in their order, without those with a wrong descriptor.
 
     srcset("a.jpg 1024w 768h, b.jpg 2048w 1536h")     [Candidate("a.jpg", 1.024), Candidate("b.jpg", 2.048)]
     """
@@ -154,12 +154,12 @@ def srcset(text: str) -> list[Candidate]:
 
 
 def best_first(text: str | None) -> list[str]:
-    """The addresses of a srcset, the largest picture first."""
+    """Returns the addresses of a srcset, the largest picture first."""
     return [each.address for each in sorted(srcset(text or ""), key=lambda each: -each.density)]
 
 
 def _descriptors(text: str, place: int) -> tuple[list[str], int]:
-    """What stands between an address and the comma behind it, cut at white space that is in no parentheses."""
+    """Splits what follows an address, up to its comma, at white space outside of parentheses."""
     start, inside = place, False
     ends = [place]  # of every descriptor, and of the white space around them
     while place < len(text):
@@ -179,7 +179,7 @@ def _descriptors(text: str, place: int) -> tuple[list[str], int]:
 
 
 def _density(descriptors: list[str]) -> float | None:
-    """Pixels for each pixel of the page; None where a descriptor is wrong or contradicts another one."""
+    """Returns pixels for each pixel of the page; None where a descriptor is wrong or contradicts another."""
     width = density = height = None
     for each in descriptors:
         number, kind = each[:-1], each[-1]

@@ -47,7 +47,7 @@ BOUNDARY = re.compile(rb"boundary\s*=", re.IGNORECASE)
 
 
 def open_inputs(paths: Sequence[str]) -> list[Input]:
-    """An Input for each WARC file and each folder or file of pages."""
+    """Opens an Input for each WARC file and each folder or file of pages."""
     inputs: list[Input] = []
     for name in paths:
         path = Path(name)
@@ -116,7 +116,7 @@ class Folder(Input):
         return self._read(file, max_bytes) if isinstance(file, Path) else file
 
     def _file_of(self, page: Page, source: str) -> Path | Found:
-        """The file of a picture of a page, or why there is none."""
+        """Returns the file of a picture of a page, or why there is none."""
         if (scheme := scheme_of(source)) or source.startswith(("//", "\\\\")):
             address = absolute(source, "http://page.invalid/") if scheme != "data" else ""
             reason = refusal(address) if address else "not an address"
@@ -131,7 +131,7 @@ class Folder(Input):
         return file
 
     def _inside(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
-        """A picture of a page that is one file: from that file and from nowhere else."""
+        """Reads a picture of an MHTML page, from that file and from nowhere else."""
         if self.saved is None or self.saved[0] != page.name:
             self.page(page.name, max_bytes)
         address = source.strip()
@@ -168,7 +168,7 @@ class Folder(Input):
         return {"kind": "folder", "digest": total.hexdigest()[:32]}
 
     def _shown(self) -> set[str]:
-        """The names of the pages in `only`, and of the pictures that they show."""
+        """Returns the names of the pages in `only` and of the pictures that they show."""
         found = set(self.only)
         for name in self.only:
             try:
@@ -190,7 +190,7 @@ class Saved:
     parts: Mapping[str, Message] = field(repr=False)  # by address and by cid:…
 
     def part(self, address: str) -> bytes | None:
-        """What the file holds for an address."""
+        """Returns what the file holds for an address."""
         found = self.parts.get(address)
         return None if found is None else _payload(found)
 
@@ -240,7 +240,7 @@ def _payload(part: Message) -> bytes:
 
 
 def _address(text: str) -> str:
-    """An address as it stands in a header, which may be folded."""
+    """Returns an address from a header, which may be folded."""
     return "".join(str(text).split())
 
 

@@ -114,19 +114,19 @@ class Input(ABC):
 
     @abstractmethod
     def names(self) -> Iterator[str]:
-        """Every page's name, in an order that never changes."""
+        """Yields every page's name, in an order that never changes."""
 
     @abstractmethod
     def page(self, name: str, max_bytes: int) -> Page:
-        """A page; its body may be one byte longer than max_bytes, which says that it is too long."""
+        """Reads a page; its body may be one byte longer than max_bytes, which says that it is too long."""
 
     @abstractmethod
     def picture(self, page: Page, walk: Walk, source: str, max_bytes: int) -> Found:
-        """The bytes behind one address of a picture of a page."""
+        """Reads the bytes behind one address of a picture of a page."""
 
     @abstractmethod
     def identity(self, digests: FileDigests) -> dict[str, Any]:
-        """Small JSON that changes when anything in the input does."""
+        """Returns small JSON that changes when anything in the input does."""
 
 
 def embedded(address: str, max_bytes: int) -> Found:

@@ -21,7 +21,7 @@ LANGUAGE_CHARACTERS = 3000  # of the text, by which its language is told
 
 
 def before_pictures(page: Page, walk: Walk, garbled: float, preset: Preset, facts: dict[str, Any]) -> Verdict | None:
-    """The first rule that refuses the page before its pictures are looked at. Fills `facts` for the log."""
+    """Returns the first rule that refuses the page before its pictures are looked at. Fills `facts` for the log."""
     return next((verdict for verdict in _verdicts(page, walk, garbled, preset, facts) if not verdict.keep), None)
 
 
@@ -43,12 +43,12 @@ def _verdicts(page: Page, walk: Walk, garbled: float, preset: Preset, facts: dic
 
 
 def content(walk: Walk) -> list[Block]:
-    """The blocks outside of navigation, adverts and the like."""
+    """Returns the blocks outside of navigation, adverts and the like."""
     return [block for block in walk.blocks if not block.region]
 
 
 def robots(page: Page, walk: Walk, rules: Mapping[str, Any]) -> Verdict:
-    """What the page, or its server in X-Robots-Tag, asks of robots."""
+    """Decides by what the page, or its server in X-Robots-Tag, asks of robots."""
     wishes = wishes_of(f"{page.headers.get('x-robots-tag', '')}, {walk.robots}")
     refused = [wish for wish in rules["refuse_robots"] if wish in wishes]
     return Verdict("robots", not refused, ", ".join(refused) or ", ".join(sorted(wishes)))
@@ -59,13 +59,13 @@ def wishes_of(text: str) -> set[str]:
 
 
 def linked(blocks: Sequence[Block], rules: Mapping[str, Any]) -> Verdict:
-    """How much of the text stands in links: lists of contents are no pages to learn from."""
+    """Decides by how much of the text is in links: tables of contents are no pages to learn from."""
     share = sum(block.linked for block in blocks) / max(sum(len(block.text) for block in blocks), 1)
     return Verdict("linked", share <= rules["max_linked"], round(share, 3))
 
 
 def repeated(blocks: Sequence[Block], rules: Mapping[str, Any]) -> Verdict:
-    """How much of the text are lines that stood there before. Short lines, such as "Note", may repeat."""
+    """Decides by how much of the text repeats earlier lines. Short lines, such as "Note", may repeat."""
     lines = [line.strip() for block in blocks for line in block.text.split("\n") if len(line.strip()) >= 20]
     total = sum(map(len, lines))
     share = 1 - sum(map(len, set(lines))) / total if total else 0.0
@@ -88,7 +88,7 @@ def after_pictures(kept: int, rules: Mapping[str, Any]) -> Verdict | None:
 
 
 def language_of(text: str) -> tuple[str, float]:
-    """The ISO 639-1 code and its probability."""
+    """Returns the ISO 639-1 code and its probability."""
     code, probability = _identifier().classify(text[:LANGUAGE_CHARACTERS])
     return str(code), round(float(probability), 4)
 

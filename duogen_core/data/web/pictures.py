@@ -82,12 +82,12 @@ class Seen:
         return looks_of(self.pixels)
 
     def forget_looks(self) -> None:
-        """They are only compared within a page, and are larger than many a picture."""
+        """Frees what is only compared within a page: it is larger than many a picture."""
         self.__dict__.pop("looks", None)
 
     @cached_property
     def one_colour(self) -> float:
-        """The share of the picture that is its most frequent colour, in steps of 8."""
+        """Returns the share of the picture that is its most frequent colour, in steps of 8."""
         codes = (self.pixels[::2, ::2] >> 3).astype(np.int32)
         counts = np.bincount((codes[..., 0] << 10 | codes[..., 1] << 5 | codes[..., 2]).ravel())
         return float(counts.max() / counts.sum())
@@ -105,7 +105,7 @@ class Judged:
     seen: Seen | None = None
 
     def log(self) -> dict[str, Any]:
-        """What the run's log says of it."""
+        """Returns what the run's log says of it."""
         entry: dict[str, Any] = {"source": self.ref.sources[0][:200] if self.ref.sources else ""}
         if self.facts and "width" in self.facts:
             entry["size"] = [self.facts["width"], self.facts["height"]]
@@ -175,7 +175,7 @@ class Pictures:
         return facts, Seen(facts, pixels)
 
     def _by_model(self, seen: Seen) -> Verdict | None:
-        """The last rule, and the most expensive."""
+        """Asks the last rule, the most expensive one."""
         if self.nsfw is None:
             return None
         if seen.nsfw is None:
@@ -197,7 +197,7 @@ def region(ref: ImageRef, preset: Preset) -> Verdict:
 
 
 def advert(ref: ImageRef, page_url: str, preset: Preset) -> Verdict:
-    """By the hosts and paths of adverts, by what the page says of its links, by stated sizes, by a tracker's size."""
+    """Decides by hosts and paths of adverts, what the page says of its links, stated sizes, and a tracker's size."""
     for address in (*ref.sources, ref.link):
         host = _host(address)
         if host and (AD_HOSTS.search(host) or AD_HOST_NAMES.search(host) or in_list(host, preset.advert["hosts"])):
@@ -215,7 +215,7 @@ def advert(ref: ImageRef, page_url: str, preset: Preset) -> Verdict:
 
 
 def advert_size(ref: ImageRef, facts: dict[str, Any], page_url: str) -> Verdict:
-    """By the trade's sizes too, where the page does not state them."""
+    """Decides by the trade's sizes too, where the page does not state them."""
     width, height = facts["width"], facts["height"]
     keep = (width, height) not in AD_SIZES or not leads_away(ref, page_url)
     return Verdict("advert", keep, f"{width}x{height} leads to {_host(ref.link)}")
@@ -227,7 +227,7 @@ def leads_away(ref: ImageRef, page_url: str) -> bool:
 
 
 def icon(ref: ImageRef, facts: dict[str, Any], preset: Preset) -> Verdict:
-    """By size, as it is or as the page states it; up to icon_large also by transparency and by name."""
+    """Decides by size, real or stated by the page; up to icon_large also by transparency and by name."""
     rules, (width, height) = preset.picture, (facts["width"], facts["height"])
     shorter, longer = min(width, height), max(width, height)
     if longer <= rules["icon_side"]:
@@ -243,7 +243,7 @@ def icon(ref: ImageRef, facts: dict[str, Any], preset: Preset) -> Verdict:
 
 
 def small(facts: dict[str, Any], preset: Preset) -> Verdict:
-    """Smaller than any class allows."""
+    """Refuses what is smaller than any class allows."""
     least = min(preset.picture["min_width"].values()), min(preset.picture["min_height"].values())
     keep = facts["width"] >= least[0] and facts["height"] >= least[1]
     return Verdict("small", keep, f"{facts['width']}x{facts['height']}")
@@ -259,7 +259,7 @@ def code(seen: Seen, preset: Preset) -> Verdict:
 
 
 def shape(seen: Seen, preset: Preset) -> Iterator[Verdict]:
-    """Size and aspect by class: a toolbar is long, a photograph is not."""
+    """Decides by size and aspect, by class: a toolbar is long, a photograph is not."""
     (width, height), (kind, _) = seen.size, seen.kind
     aspect = round(max(width, height) / min(width, height), 2)
     yield Verdict("narrow", width >= preset.picture["min_width"][kind], width)
@@ -268,7 +268,7 @@ def shape(seen: Seen, preset: Preset) -> Iterator[Verdict]:
 
 
 def before_loading(ref: ImageRef, page_url: str, preset: Preset) -> Verdict | None:
-    """The first rule that refuses a picture by what the page says of it."""
+    """Returns the first rule that refuses a picture by what the page says of it."""
     if ref.kind == "svg":
         return Verdict("svg", False, "inline")
     return next((v for v in (region(ref, preset), advert(ref, page_url, preset)) if not v.keep), None)
@@ -303,7 +303,7 @@ def _path(address: str) -> str:
 
 
 def in_list(host: str, file: str) -> bool:
-    """Whether the host, or one that it belongs to, stands in the file; never where no file is named."""
+    """Tells whether the host, or one that it belongs to, is in the file; False where no file is named."""
     if not file:
         return False
     hosts, labels = read_hosts(file), host.split(".")

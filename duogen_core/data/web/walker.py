@@ -48,7 +48,7 @@ class TooMuch(DuoGenError):
 
 
 def walk(html: str, max_nodes: int = 50_000, max_depth: int = 200) -> Walk:
-    """All that a page shows, in source order. Raises TooMuch beyond the caps."""
+    """Returns all that a page shows, in source order. Raises TooMuch beyond the caps."""
     root = parse(html)
     if root is None:
         return Walk(())
@@ -58,7 +58,7 @@ def walk(html: str, max_nodes: int = 50_000, max_depth: int = 200) -> Walk:
 
 
 def parse(html: str) -> Any:
-    """The tree of a page, or None where there is none."""
+    """Returns the tree of a page, or None where there is none."""
     try:
         from lxml import etree
     except ImportError:
@@ -85,7 +85,7 @@ class _Walker:
         self.figures: list[int] = []  # how many items there were before each
 
     def run(self, root: Any) -> None:
-        """Depth first, with a stack of our own: a page may be deeper than Python's."""
+        """Walks depth first, with a stack of our own: a page may be deeper than Python's."""
         stack = [(root, iter(root), self.start(root))]
         self.writer.add(root.text)
         while stack:
@@ -180,7 +180,7 @@ class _Walker:
             self.writer.picture(image)
 
     def fallback(self, noscript: Any) -> None:
-        """A picture for visitors without scripts: most often the real address of the one just before it."""
+        """Adds a picture for visitors without scripts, most often the real address of the one just before it."""
         for element in noscript.iter("img"):
             image = self.image(element)
             self.writer.flush()
@@ -207,7 +207,7 @@ class _Walker:
 
 
 def is_data(table: Any) -> bool:
-    """Whether a table holds data, in short cells, rather than laying out a page."""
+    """Tells whether a table holds data, in short cells, rather than laying out a page."""
     if next(table.iter(*LAYOUT[:1], *LAYOUT[2:]), None) is not None or table.find(".//table") is not None:
         return False
     rows = [[cell for cell in row if cell.tag in ("td", "th")] for row in table.iter("tr")]
@@ -263,7 +263,7 @@ INVISIBLE = re.compile(
 
 
 def region_of(element: Any) -> str:
-    """The name of the region that this element begins, or nothing."""
+    """Returns the name of the region that this element begins, or nothing."""
     tag = element.tag
     if tag in WHOLE:
         return ""
@@ -281,7 +281,7 @@ def region_of(element: Any) -> str:
 
 @lru_cache(maxsize=20_000)
 def region_named(name: str) -> str:
-    """The region that a name in class or id stands for. "no-ads" and "ad-free" are said of pages, not of adverts."""
+    """Returns the region that a name in class or id means. "no-ads" and "ad-free" describe pages, not adverts."""
     if name.lower() in REGIONS:
         return REGIONS[name.lower()]
     words = {word.lower() for word in WORDS.findall(name[:200])}
@@ -289,7 +289,7 @@ def region_named(name: str) -> str:
 
 
 def is_hidden(element: Any) -> bool:
-    """Whether a browser shows nothing of this element, as far as the element itself says."""
+    """Tells whether a browser shows nothing of this element, as far as the element itself says."""
     if element.get("hidden") is not None and (element.get("hidden") or "").lower() != "until-found":
         return True
     style = element.get("style")
@@ -302,7 +302,7 @@ ROBOTS = ("robots", "googlebot")
 
 
 def statements(root: Any) -> dict[str, str]:
-    """The fields of Walk that are about the whole page."""
+    """Returns the fields of Walk that are about the whole page."""
     found = dict.fromkeys(("title", "language", "licence", "robots", "base", "canonical"), "")
     found["language"] = _clean(root.get("lang") or root.get("{http://www.w3.org/XML/1998/namespace}lang"))
     wishes: list[str] = []

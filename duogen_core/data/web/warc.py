@@ -56,13 +56,13 @@ class Warc(Input):
         self._base: sqlite3.Connection | None = None
 
     def use_index(self, index: Path) -> None:
-        """Make the index, unless there is one of this very file; it appears when it is whole."""
+        """Makes the index, unless there is one of this very file; it appears when it is whole."""
         self.index = index
         if _made_of(index) != _marks(self.path):
             _write_index(self.path, index)
 
     def use_finished_index(self, index: Path) -> None:
-        """The index that the run was planned with, wherever both have been copied to."""
+        """Takes the index that the run was planned with, wherever both have been copied to."""
         self.index = index
         if _made_of(index)[1:2] != _marks(self.path)[1:2]:
             raise DuoGenError(f"{self.path} was changed since the run began; choose another --out.")
@@ -72,7 +72,7 @@ class Warc(Input):
             yield str(place)
 
     def damage(self) -> list[Damage]:
-        """The places at which no whole record is."""
+        """Returns the places at which no whole record is."""
         return [Damage(*row) for row in self._rows("select place, rule, next from damage order by place")]
 
     def page(self, name: str, max_bytes: int) -> Page:
@@ -155,7 +155,7 @@ def _record(path: Path, place: int) -> Iterator[Any]:
 
 
 def _body(record: Any, max_bytes: int) -> bytes:
-    """The body of an answer as it is meant, at most one byte more than max_bytes of it."""
+    """Returns the decoded body of an answer, at most one byte more than max_bytes of it."""
     if not record.http_headers:
         return record.raw_stream.read(max_bytes + 1)
     from warcio.bufferedreaders import ChunkedDataReader
@@ -167,7 +167,7 @@ def _body(record: Any, max_bytes: int) -> bytes:
 
 
 def log_damage(file: Path, inputs: Sequence[Input]) -> list[str]:
-    """Writes a line an input to the log, if any of them is damaged; sentences about the first damaged places."""
+    """Writes a line an input to the log, if any is damaged; returns sentences about the first damaged places."""
     lines, notes, places = [], [], 0
     for each in inputs:
         damage = each.damage() if isinstance(each := getattr(each, "inner", each), Warc) else []
@@ -200,7 +200,7 @@ def _marks(path: Path) -> tuple[str, int, int]:
 
 
 def _made_of(index: Path) -> tuple[Any, ...]:
-    """The marks of the file that an index was made of; nothing if there is none, or one of another kind."""
+    """Returns the marks of the file that an index was made of; nothing if there is no index of this kind."""
     try:
         with contextlib.closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True)) as base:
             return base.execute("select path, bytes, changed from made_of").fetchone() or ()
@@ -299,7 +299,7 @@ def records(path: Path) -> Iterator[Record | Damage]:
 
 
 def _read_member(stream: Any, place: int, path: Path) -> tuple[Record | None, int]:
-    """The record whose gzip member begins here, and the place behind it."""
+    """Reads the record whose gzip member begins here; returns it and the place behind it."""
     stream.seek(place)
     unpacker, head, total, end, behind = zlib.decompressobj(16 + zlib.MAX_WBITS), bytearray(), 0, None, b""
     while not unpacker.eof:
@@ -349,7 +349,7 @@ def _read_plain(stream: Any, place: int, _: Path) -> tuple[Record | None, int]:
 
 
 def _end_of(head: bytes | bytearray) -> int | None:
-    """How long the record is by its own header, header included; None where that is not (yet) there."""
+    """Returns how long the record is by its own header, header included; None where that is not (yet) there."""
     found = HEADER_END.search(head)
     if found is None or not START.match(head):
         return None
@@ -373,7 +373,7 @@ def _parsed(head: bytes, place: int) -> Record:
 
 
 def _next_member(stream: Any, place: int) -> int | None:
-    """The next gzip member that holds the beginning of a record."""
+    """Finds the next gzip member that holds the beginning of a record."""
     for found in _found(stream, place, re.compile(re.escape(GZIP))):
         stream.seek(found)
         try:
@@ -386,14 +386,14 @@ def _next_member(stream: Any, place: int) -> int | None:
 
 
 def _next_plain(stream: Any, place: int) -> int | None:
-    """The next line with which a record begins."""
+    """Finds the next line with which a record begins."""
     for found in _found(stream, place, re.compile(rb"(?<=\n)" + START.pattern)):
         return found
     return None
 
 
 def _found(stream: Any, place: int, pattern: re.Pattern[bytes]) -> Iterator[int]:
-    """The places from here on at which the pattern begins, in pieces that overlap."""
+    """Yields the places from here on at which the pattern begins, read in pieces that overlap."""
     overlap = 256  # longer than anything that is searched for
     while True:
         stream.seek(place)
