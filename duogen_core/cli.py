@@ -21,12 +21,7 @@ from importlib import import_module
 from pathlib import Path
 
 from duogen_core import __version__, files, interrupt
-from duogen_core.errors import (
-    Cancelled,
-    DuoGenError,
-    is_out_of_memory,
-    shown,
-)
+from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
 
 # name: (help, module) or (help, {name: (help, module)})
 COMMANDS: dict[str, tuple] = {

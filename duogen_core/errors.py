@@ -1,8 +1,12 @@
-"""The errors of this pack. A message is a sentence: what was wrong, where, what was expected, what to do."""
+"""The errors of this pack, and whose fault a failure is: the input's or this machine's.
+
+A message is a sentence: what was wrong, where, what was expected, what to do.
+"""
 
 from __future__ import annotations
 
 import errno
+import re
 import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -72,6 +76,44 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return not isinstance(error, DuoGenError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+# A full disk or quota, a file too large, a broken disk, too many open files, no memory.
+_SYSTEM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_MOST_AT_ONCE = 2**31  # bytes: no row group or record that is read is larger
+
+
+def is_system_failure(error: Exception) -> bool:
+    """Tells a failure of this machine, which stops a run, from one of an input, which costs that input.
+
+    An engine logs an input that fails and goes on. With no disk, memory or open files left that would drop for good
+    what is in order, so the run ends with a sentence, and the same command goes on from the last whole shard.
+    """
+    import sqlite3
+
+    if states_too_much(error):
+        return False
+    # An index that cannot be read or written is no fault of the page that was looked up in it.
+    if isinstance(error, sqlite3.Error):
+        return True
+    return is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in _SYSTEM_ERRNOS)
+
+
+def states_too_much(error: Exception) -> bool:
+    """Whether memory was refused because a damaged file states a size that nothing has ("malloc of size … failed")."""
+    stated = re.search(r"size (\d+)", str(error)) if isinstance(error, MemoryError) else None
+    return stated is not None and int(stated[1]) > _MOST_AT_ONCE
+
+
+def system_failure(error: Exception, where: str) -> DuoGenError:
+    """Returns the sentence that ends a run."""
+    import sqlite3
+
+    reason = str(error) if isinstance(error, sqlite3.Error) else getattr(error, "strerror", "") or "no memory"
+    return DuoGenError(
+        f"This machine failed at {where} ({reason}). "
+        "Finished shards are whole; free some disk or memory, then run the same command again to go on."
+    )
 
 
 class MissingPackage(DuoGenError):

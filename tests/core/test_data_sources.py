@@ -350,7 +350,7 @@ def test_no_memory_is_no_fault_of_the_sample(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(source, "load", load)
-    with pytest.raises(DuoGenError, match="The machine gave out at .*line 1"):
+    with pytest.raises(DuoGenError, match="This machine failed at .*line 1"):
         source.read(0)
 
 
@@ -457,4 +457,4 @@ def test_members_that_stand_apart_and_keys_that_come_twice_are_named(tmp_path):
     only_bad(source, "its key is already at byte 0 of the same tar", 2)
     source = tar_of(tmp_path, one, two, members("a", guide(2)))  # a tar that was written on
     assert numbers(source.read(i) for i in range(2)) == [0, 1]
-    only_bad(source, "two samples have two keys", 2)
+    only_bad(source, "two samples need two keys", 2)

@@ -255,7 +255,7 @@ def test_a_machine_that_gives_out_costs_no_document(pages, whole, tmp_path, monk
     with endpoint_server(Writer()) as server:
         monkeypatch.setattr(engine, "compose", full)
         assert dialogues(pages, out, server) == 2
-        assert "The machine gave out" in capsys.readouterr().err and log(out) == []
+        assert "This machine failed" in capsys.readouterr().err and log(out) == []
         monkeypatch.undo()
         assert dialogues(pages, out, server) == 0
     assert results(out) == results(whole)

@@ -18,14 +18,13 @@ import pytest
 from duogen_core.cli import main
 from duogen_core.data.pairs.editing.rows import open_rows
 from duogen_core.data.pictures.nsfw import Nsfw
-from duogen_core.data.runs.machine import is_of_the_machine, states_too_much
 from duogen_core.data.sources.parquet import picture_bytes
 from duogen_core.data.web import inputs, warc
 from duogen_core.data.web.engine import Engine
 from duogen_core.data.web.inputs import Folder
 from duogen_core.data.web.preset import load_preset
 from duogen_core.document.reading import load_document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_system_failure, states_too_much
 from duogen_core.files import read_limited
 from duogen_core.mllm.tokenizer import load_tokenizer
 from duogen_core.render.pdf_text import coverage
@@ -101,7 +100,7 @@ def test_a_record_that_does_not_fit_into_memory_stops_the_run(tmp_path, monkeypa
         with monkeypatch.context() as patched:
             patched.setattr(warc, "_body", once(warc._body, MemoryError(), wanted))
             assert web(tmp_path / "crawl.warc.gz", "--out", tmp_path / f"out{call}") == 2
-        assert "The machine gave out at the page " in capsys.readouterr().err
+        assert "This machine failed at the page " in capsys.readouterr().err
         assert web(tmp_path / "crawl.warc.gz", "--out", tmp_path / f"out{call}") == 0
         assert results(tmp_path / f"out{call}") == results(tmp_path / "whole")
 
@@ -117,7 +116,7 @@ def test_an_index_that_cannot_be_read_refuses_no_picture(tmp_path, capsys):
     with sqlite3.connect(index) as base:
         base.execute("drop table others")
     assert web(tmp_path / "crawl.warc.gz", "--out", out) == 2
-    assert "The machine gave out at the page" in capsys.readouterr().err
+    assert "This machine failed at the page" in capsys.readouterr().err
     assert not (out / "logs" / "00000.jsonl").exists()
     index.write_bytes(kept)
     assert web(tmp_path / "crawl.warc.gz", "--out", out) == 0
@@ -133,7 +132,7 @@ def test_too_many_open_files_lose_no_page_and_no_picture(tmp_path, monkeypatch, 
     with Engine(load_preset()) as engine:
         with monkeypatch.context() as patched:
             patched.setattr(Path, method, once(getattr(Path, method), NO_FILES, lambda path, *_: path.name == name))
-            with pytest.raises(DuoGenError, match=r"gave out at the page p.html \(Too many open files\)"):
+            with pytest.raises(DuoGenError, match=r"failed at the page p.html \(Too many open files\)"):
                 engine.page(Folder(pages), "p.html")
         assert engine.page(Folder(pages), "p.html").document is not None
 
@@ -211,11 +210,11 @@ def font(folder: Path, patched: pytest.MonkeyPatch) -> None:
 def test_no_memory_is_no_damage(tmp_path, monkeypatch, read):
     with pytest.raises((MemoryError, OSError, RuntimeError)) as found, monkeypatch.context() as patched:
         read(tmp_path, patched)
-    assert is_of_the_machine(found.value), found.value
+    assert is_system_failure(found.value), found.value
 
 
 def test_a_file_that_states_a_size_that_nothing_has_is_damaged():
     """Memory is refused then too, whatever the machine has."""
     assert states_too_much(MemoryError("malloc of size 4611686018427387904 failed"))
-    assert not is_of_the_machine(MemoryError("malloc of size 4611686018427387904 failed"))
-    assert is_of_the_machine(MemoryError("malloc of size 65536 failed")) and is_of_the_machine(MemoryError())
+    assert not is_system_failure(MemoryError("malloc of size 4611686018427387904 failed"))
+    assert is_system_failure(MemoryError("malloc of size 65536 failed")) and is_system_failure(MemoryError())

@@ -279,7 +279,7 @@ def test_a_page_that_fails_while_fetching_is_named_by_the_run_and_the_others_are
 def test_a_machine_that_gives_out_while_fetching_stops_the_run(web, tmp_path, monkeypatch, capsys):
     failing_at("b.png", OSError(errno.ENOSPC, "No space left on device"), monkeypatch)
     assert run(two_pages(web, tmp_path), "--out", tmp_path / "out", "--fetch") == 2
-    assert "The machine gave out at the page bad.html (No space left on device)" in capsys.readouterr().err
+    assert "This machine failed at the page bad.html (No space left on device)" in capsys.readouterr().err
     assert web.asked == []
 
 

@@ -199,7 +199,7 @@ def test_when_the_disk_gives_out_in_a_page_or_a_shard_nothing_wrong_is_written(t
     whole, out = left(tmp_path / "whole"), tmp_path / "out"
     limit = (len(whole["00000.tar"]) + len(whole["00001.tar"])) // 2
     code, error = run(out, limit, "cold")
-    assert code == 2 and "The machine gave out at the page p0.html" in error and left(out) == {}
+    assert code == 2 and "This machine failed at the page p0.html" in error and left(out) == {}
     code, error = run(out, limit, "warm")
     assert code == 2 and "00001.tar could not be written" in error
     assert left(out) == {name: whole[name] for name in ("00000.tar", "00000.jsonl")}

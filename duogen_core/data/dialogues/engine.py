@@ -40,12 +40,11 @@ from duogen_core.data.runs.folder import (
 )
 from duogen_core.data.runs.in_order import in_order
 from duogen_core.data.runs.log import json_lines
-from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.runs.presets import preset_values
 from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
 from duogen_core.data.sources import Bad, Source, open_source
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_system_failure, system_failure
 
 PLACERS = ("words", "model", "none")
 NOBODY = "http://localhost/no-model"  # stands where an endpoint's address is asked for; nothing is sent there
@@ -119,8 +118,8 @@ class Engine:
         except DuoGenError:
             raise
         except Exception as error:  # one page in a million must not end the run; the log says which and what
-            if is_of_the_machine(error):
-                raise gave_out(error, f"a document, in the step {outcome.stage}") from None
+            if is_system_failure(error):
+                raise system_failure(error, f"a document, in the step {outcome.stage}") from None
             outcome.rule, outcome.value = "failed", f"{type(error).__name__}: {error}"[:300]
         outcome.document = None if outcome.rule else outcome.document
         return outcome

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.data.runs.input_files import FileDigests
-from duogen_core.data.runs.machine import is_of_the_machine
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_system_failure
 
 
 def folder_of(rules: Mapping[str, Any]) -> Path | None:
@@ -49,7 +48,7 @@ class Nsfw:
                 folder, use_safetensors=True, local_files_only=True, trust_remote_code=False
             ).eval()
         except Exception as error:  # the library has no error of its own
-            if is_of_the_machine(error):
+            if is_system_failure(error):
                 raise
             reason = " ".join(str(error).split())[:300]
             if "trust_remote_code" in str(error):  # the library's words tell how to run the folder's code

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from duogen_core.data.runs.machine import gave_out
 from duogen_core.document import Document, Picture, Text
-from duogen_core.errors import DuoGenError, is_out_of_memory, shown
+from duogen_core.errors import DuoGenError, is_out_of_memory, shown, system_failure
 
 MAX_CHARACTERS = 1000  # of a sentence
 ROUNDS = 6  # of the Feistel network that shuffles
@@ -158,7 +157,7 @@ class Source(ABC):
             self.limits.check(document)
         except Exception as error:  # a damaged file may upset a decoder in ways nobody has listed
             if is_out_of_memory(error):
-                raise gave_out(error, label) from None
+                raise system_failure(error, label) from None
             sentence = str(error) if isinstance(error, DuoGenError) else f"{type(error).__name__}: {error}"
             # A label is a file's or a member's name, and a library's error may quote its contents.
             sentence, place = shown(sentence), shown(label)

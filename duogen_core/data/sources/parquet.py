@@ -21,13 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.runs.machine import states_too_much
 from duogen_core.data.sources.base import Limits, Source, digest, find_files
 from duogen_core.data.sources.rows import NEEDED, document_of
 from duogen_core.data.sources.tars import TAR_ERRORS, Capped
 from duogen_core.document import Document
 from duogen_core.document.picture_file import MAX_BYTES
-from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory, unknown
+from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory, states_too_much, unknown
 from duogen_core.files import parse_json, read_limited
 
 MAX_GROUP_BYTES = 2 * 2**30

@@ -12,7 +12,6 @@ from typing import Any
 
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.pictures.duplicates import are_same
-from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules
 from duogen_core.data.web.compose import compose
 from duogen_core.data.web.encodings import decode_page, garbled
@@ -21,7 +20,7 @@ from duogen_core.data.web.pictures import Judged, Pictures
 from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import TooMuch, walk
 from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_system_failure, system_failure
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Engine:
             nothing = Page(str(input_.path), name, name, b"")
             return Outcome(nothing, Walk(()), Verdict("unreadable", False, str(error)[:300]))
         except (OSError, MemoryError) as error:
-            raise gave_out(error, f"the page {name}") from None
+            raise system_failure(error, f"the page {name}") from None
         outcome = Outcome(page, Walk(()))
         try:
             self._through(outcome, input_, started)
@@ -75,8 +74,8 @@ class Engine:
         except DuoGenError:
             raise
         except Exception as error:  # one page in a million must not end the run; the log says which and what
-            if is_of_the_machine(error):
-                raise gave_out(error, f"the page {page.name}") from None
+            if is_system_failure(error):
+                raise system_failure(error, f"the page {page.name}") from None
             outcome.verdict = Verdict("failed", False, f"{type(error).__name__}: {error}"[:300])
         outcome.document = None if outcome.verdict else outcome.document
         return outcome

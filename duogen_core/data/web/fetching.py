@@ -25,7 +25,6 @@ from duogen_core.data.net.client import HttpClient
 from duogen_core.data.net.crawl import Fetched, Fetcher, crawl
 from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.runs.input_files import FileDigests
-from duogen_core.data.runs.machine import gave_out, is_of_the_machine
 from duogen_core.data.web import page_rules, pictures
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.images import PLACEHOLDER
@@ -34,7 +33,7 @@ from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
 from duogen_core.document.store import write_atomically
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_system_failure, system_failure
 from duogen_core.files import read_json
 
 LISTS = (".txt", ".urls")
@@ -215,8 +214,8 @@ def missing_pictures(input_: Input, preset: Preset) -> Iterator[tuple[str, ...]]
             if page_rules.before_pictures(page, seen, garbled(html), preset, {}) is not None:
                 continue
         except Exception as error:  # the run itself says what is wrong with the page
-            if is_of_the_machine(error):
-                raise gave_out(error, f"the page {name}") from None
+            if is_system_failure(error):
+                raise system_failure(error, f"the page {name}") from None
             continue
         for ref in seen.images[: preset.load["max_images"]]:
             if addresses := _missing(ref, input_, page, seen, preset):

@@ -30,12 +30,11 @@ from urllib.parse import unquote
 
 from duogen_core.data.net.links import absolute, refusal, scheme_of
 from duogen_core.data.runs.input_files import FileDigests, names_below
-from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.page import HTML, PAGES, Found, Input, Page, Walk, embedded
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import DuoGenError, is_system_failure
 
 WARCS = (".warc", ".warc.gz")
 SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")
@@ -92,7 +91,7 @@ class Folder(Input):
                 body = stream.read((MAX_BYTES if is_mhtml else max_bytes) + 1)
             changed = datetime.fromtimestamp(file.stat().st_mtime, timezone.utc)
         except OSError as error:
-            if is_of_the_machine(error):
+            if is_system_failure(error):
                 raise
             raise DuoGenError(f"The page {file} cannot be read: {error.strerror or error}.") from None
         time = changed.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -156,7 +155,7 @@ class Folder(Input):
                 return Found(url=url, rule="too_many_bytes", value=size.st_size)
             return Found(file.read_bytes(), url)
         except (OSError, ValueError) as error:
-            if is_of_the_machine(error):
+            if is_system_failure(error):
                 raise
             return Found(url=url, rule="missing", value=url[:200])
 
@@ -205,7 +204,7 @@ def read_mhtml(data: bytes, name: str) -> Saved:
     except DuoGenError:
         raise
     except Exception as error:  # the parser takes nearly everything, and fails in every way on the rest
-        if is_of_the_machine(error):
+        if is_system_failure(error):
             raise
         raise DuoGenError(f"{name} cannot be read as MHTML ({type(error).__name__}: {error}).") from None
 

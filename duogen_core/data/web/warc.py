@@ -25,11 +25,10 @@ from typing import Any, Literal
 from duogen_core.data.net.archive import ROBOTS_HEADER
 from duogen_core.data.net.links import absolute, refusal, scheme_of
 from duogen_core.data.runs.input_files import FileDigests
-from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.web.encodings import check_packages, decoded
 from duogen_core.data.web.page import HTML, Found, Input, Page, Walk, embedded
 from duogen_core.document.store import write_atomically
-from duogen_core.errors import DuoGenError, MissingPackage
+from duogen_core.errors import DuoGenError, MissingPackage, is_system_failure
 
 REDIRECTS = ("301", "302", "303", "307", "308")
 HOPS = 5
@@ -149,7 +148,7 @@ def _record(path: Path, place: int) -> Iterator[Any]:
     except DuoGenError:
         raise
     except Exception as error:  # a damaged record upsets the library in many ways
-        if is_of_the_machine(error):
+        if is_system_failure(error):
             raise
         raise DuoGenError(f"{path}, byte {place}: the record cannot be read ({error}).") from None
 
@@ -223,7 +222,7 @@ def _write_index(path: Path, index: Path) -> None:
                 _index_record(found, base)
         base.commit()
     except OSError as error:
-        if is_of_the_machine(error):
+        if is_system_failure(error):
             raise
         raise DuoGenError(f"{path} cannot be read: {error.strerror or error}.") from None
     except sqlite3.Error as error:
@@ -366,7 +365,7 @@ def _parsed(head: bytes, place: int) -> Record:
     try:
         found = loader.parse_record_stream(io.BytesIO(head), known_format="warc")
     except Exception as error:  # the library fails in many ways on foreign headers
-        if is_of_the_machine(error):
+        if is_system_failure(error):
             raise
         raise _Broken("damaged") from None
     return Record(place, found.rec_type or "", found.rec_headers, found.http_headers)

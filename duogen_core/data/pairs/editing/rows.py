@@ -21,10 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.runs.machine import is_of_the_machine
 from duogen_core.data.sources.base import digest
 from duogen_core.document.reading import folder_reader
-from duogen_core.errors import DuoGenError, MissingPackage
+from duogen_core.errors import DuoGenError, MissingPackage, is_system_failure
 
 BATCH = 8  # rows that are held with their pictures
 MAX_JSON = 2**29  # bytes of a JSON list, which takes several times as much memory
@@ -114,7 +113,7 @@ class Parquet(Rows):
             try:
                 opened = parquet.ParquetFile(file)
             except Exception as error:  # the library has many errors for a damaged file
-                if is_of_the_machine(error):
+                if is_system_failure(error):
                     raise
                 raise DuoGenError(f"{file} cannot be read as Parquet ({_short(error)}); is it whole?") from None
             names = list(opened.schema_arrow.names)
@@ -142,7 +141,7 @@ class Parquet(Rows):
                         yield row, batch
                         row += len(batch)
             except (OSError, ValueError, MemoryError) as error:  # pyarrow's own errors are among them
-                if is_of_the_machine(error):
+                if is_system_failure(error):
                     raise
                 raise DuoGenError(
                     f"{file}: row group {group} is damaged ({_short(error)}); copy the file again from its source."
@@ -168,7 +167,7 @@ class Arrow(Rows):
         try:
             found = datasets.load_from_disk(str(path)) if path.is_dir() else datasets.Dataset.from_file(str(path))
         except Exception as error:  # FileNotFoundError, ValueError, pyarrow's own, …
-            if is_of_the_machine(error):
+            if is_system_failure(error):
                 raise
             raise DuoGenError(f"{path} cannot be read by datasets ({_short(error)}).") from None
         if isinstance(found, dict):
