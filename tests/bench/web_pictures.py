@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from web_material import GIMP, GNUCASH, folder, pixels
 
 from duogen_core.data.pictures.classing import code_share
-from duogen_core.data.pictures.duplicates import are_same, looks_of
+from duogen_core.data.pictures.duplicates import are_same, fingerprints_of
 from duogen_core.data.web.preset import load_preset
 
 SEED = 29
@@ -68,7 +68,7 @@ def duplicates() -> None:
         kind = ("rescaled", "recompressed", "framed", "all")[number % 4]
         image = Image.fromarray(pixels(name))
         other = np.asarray(copy(image, kind, rng))
-        same, difference = are_same(looks_of(np.asarray(image)), looks_of(other), PRESET.duplicate)
+        same, difference = are_same(fingerprints_of(np.asarray(image)), fingerprints_of(other), PRESET.duplicate)
         found.setdefault(kind, []).append(same)
         if not same:
             print(f"  missed, {kind}, {difference}: {name}")
@@ -91,7 +91,7 @@ def duplicates() -> None:
         if number % 2:
             before = window.copy()
             before.paste(Image.fromarray(pixels(rng.choice(dialogs))).resize(dialog.size), place)
-        merged.append(are_same(looks_of(np.asarray(before)), looks_of(np.asarray(with_it)), PRESET.duplicate)[0])
+        merged.append(are_same(fingerprints_of(np.asarray(before)), fingerprints_of(np.asarray(with_it)), PRESET.duplicate)[0])
     print(f"screenshots one dialog apart that were merged: {np.mean(merged):.3f} of {len(merged)}")
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from duogen_core.data.pictures.classing import code_share
-from duogen_core.data.pictures.duplicates import are_same, looks_of
+from duogen_core.data.pictures.duplicates import are_same, fingerprints_of
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.pictures import read_hosts
@@ -242,11 +242,11 @@ def copies(pixels: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["same", "small", "framed", "packed"])
 @pytest.mark.parametrize("pixels", [photo(seed=5), screenshot(seed=5)], ids=["photo", "screenshot"])
 def test_copies_are_found(pixels, name):
-    assert are_same(looks_of(pixels), looks_of(copies(pixels)[name]), load_preset().duplicate)[0]
+    assert are_same(fingerprints_of(pixels), fingerprints_of(copies(pixels)[name]), load_preset().duplicate)[0]
 
 
 def test_screenshots_that_differ_in_one_dialog_are_not_merged():
-    looks = [looks_of(screenshot(seed=1, dialog=dialog)) for dialog in (None, 1, 2)]
+    looks = [fingerprints_of(screenshot(seed=1, dialog=dialog)) for dialog in (None, 1, 2)]
     assert not any(are_same(a, b, load_preset().duplicate)[0] for i, a in enumerate(looks) for b in looks[i + 1 :])
 
 

@@ -37,7 +37,7 @@ from typing import Any
 from duogen_core.data.dialogues.draft import Draft
 from duogen_core.data.dialogues.rules import Refused, prompt
 from duogen_core.data.llm.messages import messages
-from duogen_core.data.pictures.duplicates import Look, are_same, looks_of
+from duogen_core.data.pictures.duplicates import Fingerprint, are_same, fingerprints_of
 from duogen_core.data.text.similarity import words_of
 from duogen_core.document import Picture
 
@@ -271,13 +271,13 @@ def copies(draft: Draft, scores: Sequence[float], rules: Mapping[str, Any]) -> d
         return dropped
 
     @cache
-    def looks(index: int) -> tuple[Look, ...]:
-        return looks_of(draft.pictures[index].pixels)
+    def fingerprints(index: int) -> tuple[Fingerprint, ...]:
+        return fingerprints_of(draft.pictures[index].pixels)
 
     last: int | None = None
     for index in sorted(range(len(draft.pictures)), key=lambda index: draft.places[index]):
         if last is not None and draft.places[last] == draft.places[index]:
-            same, difference = are_same(looks(last), looks(index), rules)
+            same, difference = are_same(fingerprints(last), fingerprints(index), rules)
             if same:
                 worse = last if scores[index] > scores[last] else index
                 dropped[worse] = difference

@@ -36,7 +36,7 @@ SHIFTED = 2.0  # mean difference, of 255, below which two pictures lie on each o
 
 
 @dataclass(frozen=True)
-class Look:
+class Fingerprint:
     """What is kept of one picture to compare it by."""
 
     bits: np.ndarray  # 64 truth values
@@ -48,10 +48,10 @@ class Look:
 
 
 class _Coarse:
-    """Parts of one look at the side COARSE, while it is aligned. Each is made once; Pillow, too, does columns first."""
+    """Parts of one picture at the side COARSE, while it is aligned. Each is made once; Pillow, too, does columns first."""
 
-    def __init__(self, look: Look) -> None:
-        self.base = look.base
+    def __init__(self, fingerprint: Fingerprint) -> None:
+        self.base = fingerprint.base
         self.narrowed: dict[tuple[int, int], Image.Image] = {}
         self.parts: dict[Box, np.ndarray] = {}
 
@@ -67,17 +67,17 @@ class _Coarse:
         return self.parts[box]
 
 
-def looks_of(pixels: np.ndarray) -> tuple[Look, ...]:
-    """Returns looks of the picture as it is, and without one frame after the other."""
-    return tuple(map(_look, without_frames(pixels)))
+def fingerprints_of(pixels: np.ndarray) -> tuple[Fingerprint, ...]:
+    """Returns fingerprints of the picture as it is, and without one frame after the other."""
+    return tuple(map(_fingerprint, without_frames(pixels)))
 
 
-def _look(pixels: np.ndarray) -> Look:
+def _fingerprint(pixels: np.ndarray) -> Fingerprint:
     image = Image.fromarray(pixels)
     tiny = np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX), np.float64)
     low = _COSINES @ tiny @ _COSINES.T
     bits = (low > np.median(low.ravel()[1:])).ravel()
-    return Look(bits, image.resize((BASE, BASE), Image.Resampling.BOX), image.width / image.height)
+    return Fingerprint(bits, image.resize((BASE, BASE), Image.Resampling.BOX), image.width / image.height)
 
 
 def without_frames(pixels: np.ndarray) -> Iterator[np.ndarray]:
@@ -98,7 +98,7 @@ def without_frames(pixels: np.ndarray) -> Iterator[np.ndarray]:
         yield pixels
 
 
-def hash_distance(one: Look, other: Look) -> int:
+def hash_distance(one: Fingerprint, other: Fingerprint) -> int:
     """Counts how many of the 64 bits differ."""
     return int((one.bits != other.bits).sum())
 
@@ -122,10 +122,10 @@ def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.maximum(np.maximum(low - values, values - high), 0)
 
 
-def align(one: Look, other: Look) -> tuple[Box, Box]:
+def align(one: Fingerprint, other: Fingerprint) -> tuple[Box, Box]:
     """Returns the boxes of the two that match best, each of the edges moved inwards in one of the two."""
-    looks, boxes = (_Coarse(one), _Coarse(other)), [WHOLE, WHOLE]
-    shown = [look.part(box) for look, box in zip(looks, boxes)]
+    fingerprints, boxes = (_Coarse(one), _Coarse(other)), [WHOLE, WHOLE]
+    shown = [fingerprint.part(box) for fingerprint, box in zip(fingerprints, boxes)]
     best = np.abs(shown[0] - shown[1]).sum()
     for _ in range(2):
         before = best
@@ -135,7 +135,7 @@ def align(one: Look, other: Look) -> tuple[Box, Box]:
                 tried = (*box[:edge], move if edge < 2 else BASE - move, *box[edge + 1 :])
                 if tried == boxes[which]:
                     continue
-                coarse = looks[which].part(tried)
+                coarse = fingerprints[which].part(tried)
                 if (found := np.abs(coarse - shown[1 - which]).sum()) < best:
                     best, boxes[which], shown[which] = found, tried, coarse
         if best == before:  # a second time would find nothing either
@@ -143,7 +143,7 @@ def align(one: Look, other: Look) -> tuple[Box, Box]:
     return boxes[0], boxes[1]
 
 
-def are_same(one: Sequence[Look], other: Sequence[Look], rules: Mapping[str, Any]) -> tuple[bool, float]:
+def are_same(one: Sequence[Fingerprint], other: Sequence[Fingerprint], rules: Mapping[str, Any]) -> tuple[bool, float]:
     """Tells whether one is a copy of the other, and the largest part's difference that decided it."""
     pairs = [(a, b) for a, b in product(one, other) if abs(a.aspect / b.aspect - 1) <= rules["max_aspect"]]
     near = sorted((hash_distance(a, b), k) for k, (a, b) in enumerate(pairs))

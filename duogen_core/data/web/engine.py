@@ -97,7 +97,7 @@ class Engine:
         outcome.verdict = self._judge(outcome, input_, started + rules["max_seconds"])
         for judged in outcome.judged.values():
             if judged.seen is not None:
-                judged.seen.forget_looks()
+                judged.seen.drop_fingerprints()
         outcome.seconds["pictures"] = time.perf_counter() - begun
         begun = time.perf_counter()
         kept = {index: judged for index, judged in outcome.judged.items() if judged.verdict is None}
@@ -132,5 +132,5 @@ class Engine:
     def _same(self, last: Judged, judged: Judged) -> Verdict | None:
         if last.sha256 == judged.sha256:
             return Verdict("duplicate", False, 0.0)
-        same, difference = are_same(last.seen.looks, judged.seen.looks, self.preset.duplicate)
+        same, difference = are_same(last.seen.fingerprints, judged.seen.fingerprints, self.preset.duplicate)
         return Verdict("duplicate", False, difference) if same else None

@@ -28,7 +28,7 @@ import numpy as np
 
 from duogen_core.data.pictures.classing import class_of, code_share
 from duogen_core.data.pictures.decoding import Decoder
-from duogen_core.data.pictures.duplicates import Look, looks_of
+from duogen_core.data.pictures.duplicates import Fingerprint, fingerprints_of
 from duogen_core.data.pictures.nsfw import Nsfw
 from duogen_core.data.web.page import Found, ImageRef, Input, Page, Verdict, Walk
 from duogen_core.data.web.preset import Preset
@@ -78,12 +78,12 @@ class Seen:
         return code_share(self.pixels)
 
     @cached_property
-    def looks(self) -> tuple[Look, ...]:
-        return looks_of(self.pixels)
+    def fingerprints(self) -> tuple[Fingerprint, ...]:
+        return fingerprints_of(self.pixels)
 
-    def forget_looks(self) -> None:
+    def drop_fingerprints(self) -> None:
         """Frees what is only compared within a page: it is larger than many a picture."""
-        self.__dict__.pop("looks", None)
+        self.__dict__.pop("fingerprints", None)
 
     @cached_property
     def one_colour(self) -> float:
