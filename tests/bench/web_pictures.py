@@ -91,7 +91,8 @@ def duplicates() -> None:
         if number % 2:
             before = window.copy()
             before.paste(Image.fromarray(pixels(rng.choice(dialogs))).resize(dialog.size), place)
-        merged.append(are_same(fingerprints_of(np.asarray(before)), fingerprints_of(np.asarray(with_it)), PRESET.duplicate)[0])
+        both = (fingerprints_of(np.asarray(each)) for each in (before, with_it))
+        merged.append(are_same(*both, PRESET.duplicate)[0])
     print(f"screenshots one dialog apart that were merged: {np.mean(merged):.3f} of {len(merged)}")
 
 
