@@ -48,7 +48,7 @@ class Fingerprint:
 
 
 class _Coarse:
-    """Holds parts of one picture at the side COARSE for aligning. Each is made once; Pillow, too, does columns first."""
+    """Holds parts of one picture at the side COARSE. Each is made once; Pillow, too, does columns first."""
 
     def __init__(self, fingerprint: Fingerprint) -> None:
         self.base = fingerprint.base
