@@ -1,8 +1,8 @@
-"""The command line: which commands there are, and how errors and Ctrl-C leave it.
+"""The command line: which commands there are, and how errors and Ctrl-C end it.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> exit code`; it is imported only when it is the one
-that was asked for, so `--help` and a wrong option answer at once. A command that writes to a folder names it by
-`parser.set_defaults(locks=lambda args: [args.out])`: one process at a time does.
+A command is a module with `add_arguments(parser)` and `run(args) -> exit code`. Only the one that was asked for is
+imported, so `--help` and a wrong option answer at once. A command that writes to a folder names it with
+`parser.set_defaults(locks=lambda args: [args.out])`: then only one process at a time writes there.
 Exit codes: 0 done; 2 bad input, with one sentence on stderr; 130 stopped by Ctrl-C.
 """
 
@@ -23,66 +23,85 @@ from pathlib import Path
 from duogen_core import __version__, files, interrupt
 from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
 
-# name: (help, module) or (help, {name: (help, module)})
+# name: (what it does, module) or (what it does, {name: …}, what one of these is called)
 COMMANDS: dict[str, tuple] = {
-    "generate": ("answer a request with text and pictures", "duogen_core.commands.generate"),
-    "inspect": ("say what a model file is, what it needs, and whether it fits", "duogen_core.commands.inspect"),
-    "convert": ("a published model file into another layout", "duogen_core.commands.convert"),
+    "generate": ("answer a request with text and images", "duogen_core.commands.generate"),
+    "inspect": ("say what a model file is, what else it needs and how much memory", "duogen_core.commands.inspect"),
+    "convert": ("write a model file in another layout, or with 8-bit weights", "duogen_core.commands.convert"),
     "evaluate": (
         "measure a model",
         {
             "sketchbook": (
-                "all tasks of the Sketchbook world",
+                "measure a model on the tasks of Sketchbook, the world of the bundled one, with an exact checker",
                 "duogen_core.sketchbook.evaluation",
             )
         },
+        "benchmark",
     ),
     "ablation": (
-        "what each of DuoGen's choices is worth: train and compare",
+        "train variants of the model with one choice changed each, and compare them",
         "duogen_core.sketchbook.ablation.command",
     ),
     "data": (
-        "look after data for training",
+        "make documents to train on, and look at them",
         {
             "check": ("read every sample and name the bad ones", "duogen_core.commands.data"),
             "make": (
-                "make documents to train on",
-                {"sketchbook": ("draw them: any task, or guides of one thing", "duogen_core.commands.data_make")},
-            ),
-            "export": ("documents as Parquet rows or webdataset tars", "duogen_core.commands.data_export"),
-            "web": ("clean documents from web pages", "duogen_core.commands.data_web"),
-            "synthetic": (
-                "documents that models write and draw, from requests of 151 everyday subjects",
+                "draw documents by code",
                 {
-                    "expand": ("more requests like the seeds", "duogen_core.commands.synthetic_expand"),
-                    "balance": ("how evenly requests are spread", "duogen_core.commands.synthetic_balance"),
-                    "plan": ("an answer to each, with a prompt a picture", "duogen_core.commands.synthetic_plan"),
-                    "draw": ("the pictures, and the documents with them", "duogen_core.commands.synthetic_draw"),
-                    "answer": ("a DuoGen model writes and draws by itself", "duogen_core.commands.synthetic_answer"),
+                    "sketchbook": (
+                        "draw documents of Sketchbook: any of its tasks, or guides of one thing",
+                        "duogen_core.commands.data_make",
+                    )
                 },
+                "world",
             ),
-            "dialogues": ("dialogues out of clean pages, by language models", "duogen_core.commands.data_dialogues"),
-            "video": ("pairs of frames, and what happens between them", "duogen_core.commands.data_video"),
-            "editing": ("open sets of edits, from their published layouts", "duogen_core.commands.data_editing"),
-            "stats": ("what a run of an engine kept, and why not the rest", "duogen_core.commands.data_stats"),
-            "view": ("a page to look at what a run of an engine did", "duogen_core.commands.data_view"),
+            "export": ("write documents as Parquet rows or webdataset tars", "duogen_core.commands.data_export"),
+            "web": ("make clean documents of web pages", "duogen_core.commands.data_web"),
+            "synthetic": (
+                "make documents that models write and draw, about 151 everyday subjects",
+                {
+                    "expand": ("let a language model write more requests", "duogen_core.commands.synthetic_expand"),
+                    "balance": ("count how requests spread over subjects", "duogen_core.commands.synthetic_balance"),
+                    "plan": (
+                        "let a language model plan an answer to each request: texts, and a prompt for each image",
+                        "duogen_core.commands.synthetic_plan",
+                    ),
+                    "draw": ("draw the planned images and write the documents", "duogen_core.commands.synthetic_draw"),
+                    "answer": ("let a DuoGen model write and draw answers", "duogen_core.commands.synthetic_answer"),
+                },
+                "step",
+            ),
+            "dialogues": (
+                "turn clean documents into dialogues with a language model",
+                "duogen_core.commands.data_dialogues",
+            ),
+            "video": (
+                "make pairs of video frames, with a text of what happens between them",
+                "duogen_core.commands.data_video",
+            ),
+            "editing": ("make documents of published image-editing data sets", "duogen_core.commands.data_editing"),
+            "stats": ("show what a data command kept, and why it dropped the rest", "duogen_core.commands.data_stats"),
+            "view": ("write a web page that shows what a data command made", "duogen_core.commands.data_view"),
         },
+        "command",
     ),
     "train": (
-        "train a model of your own: all of it, or one part",
+        "train a model, whole or one part",
         {
-            "vae": ("the picture VAE", "duogen_core.sketchbook.vae"),
-            "pretrain": ("a small MLLM from nothing: language, then vision", "duogen_core.sketchbook.pretrain"),
-            "stage1": ("the MLLM: answers, and when to draw", "duogen_core.training.stage1"),
-            "stage2": ("connector and DiT, with the MLLM frozen", "duogen_core.training.stage2"),
-            "finetune": ("a whole model on your own documents, in one go", "duogen_core.training.finetune"),
+            "finetune": ("train a whole model on your own documents, in one run", "duogen_core.training.finetune"),
+            "vae": ("train the VAE of the bundled model from nothing", "duogen_core.sketchbook.vae"),
+            "pretrain": ("train the bundled model's language model from nothing", "duogen_core.sketchbook.pretrain"),
+            "stage1": ("train the language model: what to answer, and when to draw", "duogen_core.training.stage1"),
+            "stage2": ("train connector and DiT, the language model frozen", "duogen_core.training.stage2"),
             "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
         },
+        "part",
     ),
 }
 
 
-# Nothing is ever fetched, and the libraries' own notes and bars would only break up ours. Who sets them keeps them.
+# Nothing is ever fetched, and the libraries' own notes and bars would only break up ours. What the user has set stays.
 LIBRARIES = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -99,7 +118,7 @@ class Parser(argparse.ArgumentParser):
         raise DuoGenError(f"{message[:1].upper()}{message[1:]}; see {self.prog} --help.")
 
     def refuse(self, unknown: Sequence[str]):
-        """Names an argument that nobody knows, and the option that was probably meant."""
+        """Names an unknown argument, and the option that was probably meant."""
         wrong = next((one for one in unknown if one.startswith("-")), unknown[0])
         if not wrong.startswith("-"):
             self.error(f"{wrong!r} is one argument too many; put a request of several words in quotes")
@@ -109,23 +128,24 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(argv: Sequence[str]) -> Parser:
-    """The parser; only the command named in argv is imported and knows its options."""
+    """Returns the parser; only the command named in argv is imported and knows its options."""
     script = Path(sys.argv[0]).stem  # of the package, if it is installed
     prog = script if script == "duogen" else "python -m duogen_core"
-    parser = Parser(prog=prog, description="DuoGen: answers made of text and pictures in turn.")
+    parser = Parser(prog=prog, description="DuoGen answers a request with text and images in turn.")
     parser.add_argument("--version", action="version", version=f"DuoGen {__version__}")
+    parser.epilog = f"{prog} COMMAND --help explains a command."
     _add(parser, COMMANDS, argv, "command")
     return parser
 
 
-def _add(parser: Parser, commands: dict[str, tuple], argv: Sequence[str], kind: str) -> None:
-    choices = parser.add_subparsers(title=f"{kind}s", metavar=kind.upper(), required=True, dest=kind)
-    for name, (text, target) in commands.items():
+def _add(parser: Parser, commands: dict[str, tuple], argv: Sequence[str], noun: str) -> None:
+    choices = parser.add_subparsers(title=f"{noun}s", metavar=noun.upper(), required=True, dest=noun)
+    for name, (text, target, *nouns) in commands.items():
         child = choices.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name not in argv[:1]:
             continue
         if isinstance(target, dict):
-            _add(child, target, argv[1:], "what")
+            _add(child, target, argv[1:], *nouns)
         else:
             module = import_module(target)
             module.add_arguments(child)
@@ -141,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         interrupt.at_once()
         args, unknown = build_parser(argv).parse_known_args(argv)
-        if isinstance(getattr(args, "settings", None), list):  # name=value may stand on both sides of an option
+        if isinstance(getattr(args, "settings", None), list):  # argparse takes name=value on one side of an option only
             args.settings += [one for one in unknown if "=" in one and not one.startswith("-")]
             unknown = [one for one in unknown if one not in args.settings]
         if unknown:
@@ -152,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for place in args.locks(args) if "locks" in args else []:
                 held.enter_context(files.lock_folder(place))
             code = args.run(args) or 0
-            sys.stdout.flush()  # now, while it can still be told
+            sys.stdout.flush()  # here a full disk can still be reported
         return code
     except DuoGenError as error:
         return _leave(f"Error: {error}", 2)
@@ -166,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _leave(NO_MEMORY, 2)
         if error.errno not in NO_SPACE:
             raise
-        # What the commands write to files has a sentence of its own; without a name it is what they print.
+        # Commands have a sentence of their own for files they write; an error without a name is of stdout.
         _drop_stdout()
         what = f"{error.filename} could not be written" if error.filename else "The output could not be printed"
         return _leave(f"Error: {shown(what)}: {error.strerror}.", 2)
@@ -180,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 NO_MEMORY = (
     "Error: There is not enough memory for this. What was finished stays; close other programs, or take a smaller "
-    "model, smaller pictures or fewer workers, and give the same command again."
+    "model, smaller images or fewer workers, and give the same command again."
 )
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -200,7 +220,7 @@ def _unprintable(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _drop_stdout() -> None:
-    """Nothing more is printed, not even what still waits to be: Python would complain about it at the end."""
+    """Sends the rest of stdout nowhere, buffered text included: Python would complain about it when it exits."""
     with suppress(OSError, ValueError):  # ValueError: a stand-in without a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -1,9 +1,8 @@
-"""convert: a published file in one layout -> another, tensor by tensor; the only way in for the official .pt files.
+"""convert: writes a published model file in another layout, tensor by tensor. Official .pt files are read only here.
 
-In: Cosmos-Predict2.5 (.pt, a single .safetensors, or a diffusers folder), a Wan 2.1 VAE (.pth or diffusers folder), and
-a Qwen-VL model (Hugging Face folder or file), to be quantised a DuoGen checkpoint; PEFT's adapter of a DiT.
-Out: NAME.safetensors, in the official names, or a diffusers folder, or a DuoGen checkpoint. The output appears whole or
-not at all.
+In: Cosmos-Predict2.5 (.pt, a single .safetensors, or a diffusers folder), a Wan 2.1 VAE (.pth or diffusers folder), a
+Qwen-VL model (Hugging Face folder or file), a PEFT adapter of a DiT; a DuoGen checkpoint, only to quantise it.
+Out: NAME.safetensors in the official names, a diffusers folder, or a DuoGen checkpoint; complete or not at all.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from duogen_core.weights.quantised import FORMATS
 
     add = parser.add_argument
-    add("file", metavar="FILE", help="what to convert: a .pt, .pth or .safetensors file, or a diffusers folder")
-    add("out", metavar="OUT", help="where to: NAME.safetensors for one file, any other name for a diffusers folder")
-    add("--convention", choices=list(CONVENTIONS), help="how the model was trained; default: as its file or name says")
-    add("--quantise", choices=list(FORMATS), help="write the matrices of the blocks in eight bits; int8 is for ComfyUI")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add("file", metavar="FILE", help="what to convert: a .pt, .pth or .safetensors file, or a folder")
+    add(
+        "out", metavar="OUT", help="what to write: NAME.safetensors for one file, any other name for a diffusers folder"
+    )
+    add(
+        "--convention",
+        choices=list(CONVENTIONS),
+        help="how a Cosmos model was trained; default: read from the file or its name",
+    )
+    add("--quantise", choices=list(FORMATS), help="write the blocks' matrices in 8 bits; int8 is for ComfyUI only")
+    add("--quiet", action="store_true", help="show no progress on stderr")
     parser.set_defaults(locks=lambda args: [args.out])
 
 
@@ -148,8 +152,9 @@ def _convert_checkpoint(source: Path, target: Path, kind: str | None, progress: 
         pieces = [weights.piece(name, name) for name in weights.entries]
         parts[part] = stem, quantised_pieces(pieces, kind, weights.tensor, str(source / part))
     kept = [source / INDEX, *_small_files(source)]
-    progress.total = sum(piece.size for _, pieces in parts.values() for piece in pieces)
-    with replacing(target, progress.total + sum(file.stat().st_size for file in kept)) as temporary:
+    total = sum(piece.size for _, pieces in parts.values() for piece in pieces)
+    progress.begin(total)
+    with replacing(target, total + sum(file.stat().st_size for file in kept)) as temporary:
         for file in kept:
             place = temporary / file.relative_to(source)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -197,42 +202,46 @@ def _convert_vae(weights: Any, source: Path, target: Path, progress: Progress) -
 def _write_one(target: Path, pieces: list[Piece], metadata: dict[str, str], progress: Progress) -> None:
     from duogen_core.weights.writing import replacing, write_file
 
-    progress.total = sum(piece.size for piece in pieces)
-    with replacing(target, progress.total) as temporary:
+    total = sum(piece.size for piece in pieces)
+    progress.begin(total)
+    with replacing(target, total) as temporary:
         write_file(temporary, pieces, metadata, progress.add)
 
 
 def _write_folder(target: Path, pieces: list[Piece], config: dict[str, Any], progress: Progress) -> None:
     from duogen_core.weights.writing import replacing, write_folder
 
-    progress.total = sum(piece.size for piece in pieces)
-    with replacing(target, progress.total) as temporary:
+    total = sum(piece.size for piece in pieces)
+    progress.begin(total)
+    with replacing(target, total) as temporary:
         temporary.mkdir()
         write_folder(temporary, STEM, pieces, progress.add)
         (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 class Progress:
-    """How much is written, on stderr: a line that is redrawn on a terminal, elsewhere one every ten seconds."""
+    """Shows on stderr how many bytes are written: a bar on a terminal, elsewhere a line every ten seconds."""
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet, self.live = quiet, sys.stderr.isatty()
-        self.total, self.done, self.shown = 0, 0, time.monotonic()
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            desc="written",
+            total=0,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            disable=quiet,
+            mininterval=0.1 if sys.stderr.isatty() else 10.0,
+            miniters=1,  # pieces are of very different sizes, which misleads its own choice
+            delay=0.1,  # shows nothing of what is done at once or refused
+        )
+
+    def begin(self, total: int) -> None:
+        self.bar.total = total
 
     def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if not self.quiet and now - self.shown >= (0.1 if self.live else 10):
-            self.shown = now
-            self._show("" if self.live else "\n")
+        self.bar.update(count)
 
     def end(self) -> None:
-        if not self.quiet and self.live:
-            self._show("\n")
-
-    def _show(self, end: str) -> None:
-        from duogen_core.weights.writing import readable
-
-        start = "\r\x1b[K" if self.live else ""
-        share = 100 * self.done // max(self.total, 1)
-        print(f"{start}{readable(self.done)} of {readable(self.total)} written, {share}%", end=end, file=sys.stderr)
+        self.bar.close()

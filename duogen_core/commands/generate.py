@@ -1,7 +1,7 @@
-"""generate: a request in, a document folder with document.html and document.md out.
+"""generate: answers a request and writes a document folder with document.html and document.md.
 
-The folder is written while the answer grows, so whatever ends the run, the finished pictures are there.
-stdout gets one line, the path (or one JSON object with --json); everything else goes to stderr.
+The folder is written while the answer grows: whatever ends the run, the finished images are there. stdout gets one
+line, the path (or one JSON object with --json); everything else goes to stderr.
 """
 
 from __future__ import annotations
@@ -34,41 +34,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "prompt",
         nargs="?",
-        help='the request, for example "How do I draw a house with a red roof?"; may be left out '
-        "with a --document that waits for an answer, or whose answer was stopped",
+        help='the request, for example "How do I draw a house with a red roof?"; leave it out to answer the last '
+        "request of a --document, or to continue an answer that was stopped",
     )
-    add("--out", required=True, metavar="DIR", help="the folder to write; an earlier answer there is replaced")
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the folder to write the answer to; an earlier answer there is replaced",
+    )
     add(
         "--image",
         action="append",
         default=[],
         metavar="FILE",
-        help="a picture of yours (PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF); may be given several times",
+        help="an image that belongs to the request (PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF); may be repeated",
     )
-    add("--document", metavar="DIR", help="a document (folder or .zip) whose conversation goes on")
-    add("--model", default=None, metavar="NAME_OR_PATH", help=f"a DuoGen model; default: {DEFAULT_MODEL}")
-    add("--mllm", metavar="PATH", help="in place of --model, published files: the language model, folder or file, …")
-    add("--dit", metavar="PATH", help="… Cosmos-Predict2.5, folder or file, …")
-    add("--vae", metavar="PATH", help="… and the Wan 2.1 VAE")
-    add("--tokenizer", metavar="DIR", help="for an --mllm that is a single file: the folder with its tokenizer")
-    add("--convention", choices=CONVENTIONS, help="how --dit was trained; default: as the file or its name says")
+    add("--document", metavar="DIR", help="a document (folder or .zip) whose conversation to continue")
+    add(
+        "--model",
+        default=None,
+        metavar="NAME_OR_PATH",
+        help=f"a DuoGen model: a name or a folder; default: {DEFAULT_MODEL}",
+    )
+    add(
+        "--mllm",
+        metavar="PATH",
+        help="instead of --model, published files: the language model (Qwen2.5-VL), a folder or file",
+    )
+    add("--dit", metavar="PATH", help="with --mllm: the DiT (Cosmos-Predict2.5), a folder or file")
+    add("--vae", metavar="PATH", help="with --mllm: the Wan 2.1 VAE")
+    add("--tokenizer", metavar="DIR", help="with an --mllm that is a single file: the folder of its tokenizer")
+    add("--convention", choices=CONVENTIONS, help="how --dit was trained; default: read from the file or its name")
     add("--seed", type=int, metavar="N", help="the same seed gives the same bytes; default: 0")
-    add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
-    add("--guidance", type=float, metavar="G", help="how closely a picture follows its text; default: the model's own")
+    add("--steps", type=int, metavar="N", help="sampling steps of each image; default: the model's own")
+    add("--guidance", type=float, metavar="G", help="how closely an image follows its text; default: the model's own")
     add("--shift", type=float, metavar="S", help="shift of the sampling schedule; default: the model's own")
     add(
         "--size",
         metavar="WxH",
-        help="size of the pictures, in multiples of 16; default: that of the last picture, else the model's own",
+        help="size of the images, in multiples of 16; default: that of the last image, else the model's own",
     )
-    add("--max-images", type=int, default=8, metavar="N", help="most pictures in the answer; default: %(default)s")
+    add("--max-images", type=int, default=8, metavar="N", help="most images in the answer; default: %(default)s")
     add("--max-tokens", type=int, default=1024, metavar="N", help="most tokens of text; default: %(default)s")
     add(
-        "--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest text; default: %(default)s"
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0: always the likeliest token; above 0: a random one, the more random the higher; default: %(default)s",
     )
-    add("--top-p", type=float, default=1.0, metavar="P", help="with a temperature: likeliest share kept; default: 1")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="with --temperature: choose among the likeliest tokens that make up this share; default: 1",
+    )
     add("--json", action="store_true", help="print a summary as JSON instead of the path")
-    add("--quiet", action="store_true", help="no progress on stderr")
+    add("--quiet", action="store_true", help="show no progress on stderr")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     with lock_folder(out):
         from duogen_core.document.store import finish_swap
 
-        finish_swap(out)  # of a run that was killed
+        finish_swap(out)  # left half-way by a run that was killed
         document, settings = _request(args)
         parts = _parts(args)
         progress = Progress(args.quiet)
@@ -86,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
-    """Everything the user gave, checked before anything slow begins."""
+    """Returns what the user asked for, checked before anything slow begins."""
     prompt = args.prompt or ""
     if not prompt.strip() and (not args.document or args.prompt is not None or args.image):
         raise DuoGenError('The request is empty; write what the answer should be about, for example "Draw a red star."')
@@ -108,7 +132,7 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
                 f"The answer in {args.document} is complete; write a request to go on with the conversation, for "
                 'example "Make the roof blue."'
             )
-        known = document.generation.get("seed")  # it goes on as it began
+        known = document.generation.get("seed")  # the same seed as before: the answer continues as it would have
         seed = known if seed is None and isinstance(known, int) and not isinstance(known, bool) else seed
     settings = Settings(
         seed=0 if seed is None else seed,
@@ -135,14 +159,14 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _checked_out(name: str) -> Path:
-    """A folder that may be written; of what stands there, only an earlier answer of ours is ever replaced."""
+    """Returns a folder that can be written. Of what stands there, only an earlier answer is ever replaced."""
     if not name.strip():
         raise DuoGenError("--out has no name; give the folder to write the answer to.")
     out = Path(name)
     if out.suffix.lower() == ".zip":
         raise DuoGenError(f"--out {name} names a .zip; generate writes a folder, so give it another name.")
     if "\0" in name:
-        raise DuoGenError(f"--out {name!r} is no name that a folder can have; choose another one.")
+        raise DuoGenError(f"--out {name!r} is not a valid name for a folder; choose another one.")
     if os.path.lexists(out):
         if not out.is_dir():
             raise DuoGenError(f"--out {name} is a file; it must be a folder.")
@@ -177,13 +201,13 @@ def _is_answer(folder: Path) -> bool:
 
 
 def _parts(args: argparse.Namespace) -> dict[str, str | None] | None:
-    """The published files to put a model together from; None where a DuoGen model is to be loaded."""
+    """Returns the published files that make up the model, or None for a DuoGen model."""
     named = {name: getattr(args, name) for name in ("mllm", "dit", "vae")}
     about = {name: getattr(args, name) for name in ("tokenizer", "convention")}
-    stray = next((name for name, value in about.items() if value), None)
+    unused = next((name for name, value in about.items() if value), None)
     if not any(named.values()):
-        if stray:
-            raise DuoGenError(f"--{stray} is about published files; name them with --mllm, --dit and --vae.")
+        if unused:
+            raise DuoGenError(f"--{unused} is about published files; name them with --mllm, --dit and --vae.")
         return None
     if args.model is not None:
         raise DuoGenError("--model names a whole model; leave it out, or leave out --mllm, --dit and --vae.")
@@ -223,7 +247,7 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
 
         if (size := fit_size(*settings.size)) != settings.size:
             wanted, drawn = ("x".join(map(str, one)) for one in (settings.size, size))
-            progress.line(f"Pictures are drawn in {drawn}: of the sizes in multiples of 16 the nearest to {wanted}.")
+            progress.line(f"Images are drawn in {drawn}, the nearest size in multiples of 16 to {wanted}.")
     writer = DocumentWriter(out, overwrite=True)
     saved: list[Document] = []
 
@@ -253,10 +277,10 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
             raise DuoGenError(f"{error} What was finished before is in {out}.") from error
         raise
     finally:
-        progress.end_line()  # what the model has written so far may end in the middle of one
+        progress.end_line()  # the model may have been stopped in the middle of a line
     pictures = len(document.pictures) - before
     stop = document.generation["stop_reason"]
-    progress.line(f"{_count(pictures, 'picture')} in {progress.elapsed():.1f} s, {REASONS[stop]}.")
+    progress.line(f"{_count(pictures, 'image')} in {progress.elapsed():.1f} s, {REASONS[stop]}.")
     if stop == "interrupted":
         print(f"Stopped. What was finished is in {out}.", file=sys.stderr)
     print(json.dumps(_summary(document, out, pictures, progress)) if as_json else out, flush=True)
@@ -265,7 +289,7 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
 
 REASONS = {
     "end": "the answer is complete",
-    "max_images": "stopped at the limit of pictures (--max-images)",
+    "max_images": "stopped at the limit of images (--max-images)",
     "max_tokens": "stopped at the limit of text (--max-tokens)",
     "interrupted": "interrupted",
 }

@@ -1,4 +1,4 @@
-"""inspect: what a model file or folder is, what else it needs, and whether it fits; reads headers only."""
+"""inspect: says what a model file or folder is, what else it needs and how much memory; reads headers only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("paths", nargs="+", metavar="FILE_OR_FOLDER", help="several are counted together, as the parts of one model")
-    add("--memory", type=float, metavar="GIB", help="say whether it fits, for example 12; exit code 1: it cannot run")
-    add("--size", default="1024x1024", metavar="WxH", help="size of the picture to draw; default: 1024x1024")
-    add("--references", type=int, default=2, metavar="N", help="earlier pictures it looks at; default: 2")
-    add("--tokens", type=int, default=4096, metavar="N", help="length of the conversation; default: 4096")
-    add("--json", action="store_true", help="everything as JSON on stdout")
+    add(
+        "paths",
+        nargs="+",
+        metavar="FILE_OR_FOLDER",
+        help="a model file or folder; several are added up as the parts of one model",
+    )
+    add(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="say whether it fits into this much memory, for example 12; the exit code is 1 if it cannot run",
+    )
+    add("--size", default="1024x1024", metavar="WxH", help="size of the image to draw; default: 1024x1024")
+    add("--references", type=int, default=2, metavar="N", help="earlier images it looks at; default: 2")
+    add("--tokens", type=int, default=4096, metavar="N", help="length of the conversation in tokens; default: 4096")
+    add("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,7 +102,7 @@ def _sum(counted: Sequence[Term], need: Need) -> str:
     from duogen_core.weights.writing import readable
 
     total = sum(term.bytes for term in counted)
-    head = f"Memory, estimated, for {need.width}x{need.height} with {need.references} earlier pictures:"
+    head = f"Estimated memory for {need.width}x{need.height} with {need.references} earlier images:"
     names = [f"{term.part}, {term.what}" for term in counted]
     wide = max(map(len, names), default=0)
     lines = [

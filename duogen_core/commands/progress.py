@@ -1,6 +1,7 @@
-"""Live progress on stderr: the text while it is written, one line a picture while it is sampled.
+"""Shows progress on stderr: the text while it is written, and a line for each image while it is sampled.
 
-On a terminal the picture's line is redrawn in place; anywhere else each line is written once, when it is final.
+On a terminal the image's line is redrawn in place; anywhere else each line is written once, when it is final.
+Not tqdm: its bars own whole lines, while here streamed text may end anywhere and the bar has to follow it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Progress:
         self.max_images = 0
 
     def line(self, text: str) -> None:
-        """One whole line, on a line of its own."""
+        """Writes a line of its own."""
         self._put(("" if self.at_line_start else "\n") + text + "\n")
 
     def end_line(self) -> None:
@@ -53,7 +54,7 @@ class Progress:
         return self.clock() - self.started
 
     def _name(self, k: int) -> str:
-        return f"picture {k + 1} of at most {self.max_images}"
+        return f"image {k + 1} of at most {self.max_images}"
 
     def _elapsed(self, since: float) -> str:
         return f"{self.clock() - since:.1f} s"
@@ -64,11 +65,11 @@ class Progress:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except OSError:  # a full disk, a terminal that was closed: no reason to give up the answer
+        except OSError:  # a full disk or a closed terminal is no reason to give up the answer
             self.quiet = True
         self.at_line_start = text.endswith("\n")
 
 
 def harmless(text: str) -> str:
-    """Model output without control characters: it must not be able to steer the terminal."""
+    """Returns model output without control characters, which could control the terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else "�" for char in text)

@@ -25,7 +25,7 @@ FORMAT = "duogen-report"
 
 
 def interval(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide where values lie between."""
+    """Returns the 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide if not all are 0 or 1."""
     if count == 0:
         return 0.0, 1.0
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
@@ -34,7 +34,7 @@ def interval(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def figures(checks: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """{"figures": name -> mean, "counts": name -> n, "intervals": name -> [low, high]}, in the order of `names`."""
+    """Returns {"figures": name -> mean, "counts": name -> n, "intervals": name -> [low, high]}, ordered as `names`."""
     values: dict[str, list[float]] = {name: [] for name in names}
     for one in checks:
         for name, value in one.items():
@@ -53,8 +53,11 @@ def figures(checks: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict
 
 
 def gain(pairs: Sequence[tuple[float, float]], z: float = 1.96) -> tuple[float, list[float]]:
-    """Mean of `with - without` over pairs (with, without) of zeros and ones, and its 95% interval (Bonett and Price,
-    2012: half a case is added to each way in which a pair can differ, so that few pairs give no false certainty)."""
+    """Returns the mean of `with - without` over pairs (with, without) of zeros and ones, and its 95% interval.
+
+    After Bonett and Price (2012): half a case is added to each way in which a pair can differ, so that few pairs give no
+    false certainty.
+    """
     n = len(pairs)
     better, worse = (sum(a > b for a, b in pairs) + 1) / (n + 2), (sum(a < b for a, b in pairs) + 1) / (n + 2)
     reach = z * math.sqrt((better + worse - (better - worse) ** 2) / (n + 2))
@@ -71,7 +74,7 @@ def means(measures: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The figures for people."""
+    """Returns the figures as a text table."""
     width = max(map(len, report["figures"]), default=5)
     lines = [f"{'check':<{width}}  figure     n  95% interval"]
     for name, mean in report["figures"].items():
@@ -82,7 +85,7 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def checked_target(name: str) -> Path:
-    """Where the report goes; looked at before the long run begins."""
+    """Returns where the report goes; checked before the long run begins."""
     target = Path(name)
     if not name.strip() or target.is_dir():
         raise DuoGenError(f"--out {name!r} must be the name of a JSON file, for example report.json.")

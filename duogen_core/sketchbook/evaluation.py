@@ -1,4 +1,4 @@
-"""evaluate sketchbook: the model answers new cases of every task, the exact checker judges, a JSON report is written.
+"""evaluate sketchbook: the model answers new cases of every task, the exact checker scores them into a JSON report.
 
 `--samples N` cases in all, spread evenly over ten groups: draw is measured with training's pairs and with held-out
 ones; the undrafted cases are the draft ones, asked not to draw, and `draft.gain` is what drawing wins. Cases come from
@@ -35,29 +35,46 @@ GROUPS = ("guide", "draw", "draw held out", "edit", "edit_chain", "continue", "p
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", required=True, metavar="FILE", help="the JSON report to write")
+    add("--out", required=True, metavar="FILE", help="the JSON report to write, for example scores.json")
     add(
         "--samples",
         type=int,
         default=200,
         metavar="N",
-        help="cases in all, spread over the tasks; default: %(default)s",
+        help="number of cases, spread evenly over the tasks; default: %(default)s",
     )
-    add("--seed", type=int, default=0, metavar="N", help="which cases, and the noise of the pictures; default: 0")
-    add("--model", default=DEFAULT_MODEL, metavar="NAME_OR_PATH", help="the model to measure; default: %(default)s")
-    add("--only", action="append", choices=GROUPS, metavar="TASK", help=f"only this task, of {', '.join(GROUPS)}")
-    add("--thing", metavar="NAME", help="only guides of this thing, and drawings of it to continue")
-    add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
-    add("--guidance", type=float, metavar="G", help="how closely a picture follows its text; default: the model's own")
-    add("--jobs", type=int, default=1, metavar="N", help="processes that answer, each with the model; default: 1")
+    add("--seed", type=int, default=0, metavar="N", help="which cases, and the noise of the images; default: 0")
+    add(
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME_OR_PATH",
+        help="the model to measure: a name or a folder; default: %(default)s",
+    )
+    add(
+        "--only",
+        action="append",
+        choices=GROUPS,
+        metavar="TASK",
+        help=f"only this task; may be repeated; one of {', '.join(GROUPS)}",
+    )
+    add("--thing", metavar="NAME", help="only guides of this thing, such as house, and drawings of it to continue")
+    add("--steps", type=int, metavar="N", help="sampling steps of each image; default: the model's own")
+    add("--guidance", type=float, metavar="G", help="how closely an image follows its text; default: the model's own")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that answer at the same time, each with a copy of the model; default: 1",
+    )
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of each process; default: 1")
-    add("--documents", metavar="DIR", help="save every answer there, and an overview as overview.png")
-    add("--json", action="store_true", help="print the report's figures as JSON instead of a table")
+    add("--documents", metavar="DIR", help="also save every answer there, and an overview as overview.png")
+    add("--json", action="store_true", help="print the figures as JSON instead of a table")
     parser.set_defaults(locks=_written)
 
 
 def _written(args: argparse.Namespace) -> list[str]:
-    """What no other run may write meanwhile. A report in a folder that is not there is refused by `checked_target`."""
+    """Returns what no other run may write meanwhile; a report whose folder is missing is refused later."""
     report = [args.out] if Path(args.out).absolute().parent.is_dir() else []
     return report + ([args.documents] if args.documents else [])
 
@@ -111,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def cases(samples: int, seed: int, groups: Sequence[str] = GROUPS, thing: str | None = None) -> list[tuple[str, Case]]:
-    """(group, case), `samples` in all, taking turns, so that any first part of them is a balanced one."""
+    """Returns `samples` of (group, case), the groups taking turns, so that any first part is balanced."""
     chosen = []
     for number in range(samples):
         group = groups[number % len(groups)]
@@ -132,7 +149,7 @@ def evaluate(
     jobs: int = 1,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Lets `answer(prompt, seed)` answer every case; returns the report without its header."""
+    """Answers every case with `answer(prompt, seed)`; returns the report without its header."""
     from duogen_core.evaluation.answering import answers
     from duogen_core.sketchbook.scores import CHECKS, score
 
@@ -145,14 +162,14 @@ def evaluate(
         for number, (document, seconds) in enumerate(answers(answer, questions, jobs, threads)):
             group, case = chosen[number]
             found = score(case, document)
-            given = len(case.prompt.turns)
+            asked = len(case.prompt.turns)
             scores.append((found, {f"{case.family}.seconds": seconds}))
             bar.step(found.checks)
             records.append(
                 {
                     "group": group,
                     "request": case.prompt.last_turn.text,
-                    "answer": "".join(turn.text for turn in document.turns[given:]),
+                    "answer": "".join(turn.text for turn in document.turns[asked:]),
                     "ideal": case.document.text,
                     "checks": {name: round(value, 4) for name, value in found.checks.items()},
                     "measures": {name: round(value, 4) for name, value in found.measures.items()},
@@ -165,7 +182,7 @@ def evaluate(
                 from duogen_core.document.store import save_document
 
                 save_document(document, folder / f"{number:04d} {group}".replace(" ", "-"), overwrite=True)
-                rows.append((f"{number:04d} {group}", document, given, found.checks))
+                rows.append((f"{number:04d} {group}", document, asked, found.checks))
         if folder is not None:
             from duogen_core.evaluation.report import contact_sheet
 
@@ -180,11 +197,11 @@ def evaluate(
 
 
 def with_gain(found: dict[str, dict[str, Any]], checks: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """The figures and draft.gain: how often drawing made the answer right, less how often it made it wrong."""
+    """Adds draft.gain to the figures: how often drawing made the answer right, less how often it made it wrong."""
     with_drawing, without = (
         [one[name] for one in checks if name in one] for name in ("draft.answer", "undrafted.answer")
     )
-    pairs = list(zip(with_drawing, without))  # the k-th of both are one case
+    pairs = list(zip(with_drawing, without))  # the k-th of both are the same case
     if pairs:
         found["figures"]["draft.gain"], found["intervals"]["draft.gain"] = reports.gain(pairs)
         found["counts"]["draft.gain"] = len(pairs)
@@ -192,7 +209,7 @@ def with_gain(found: dict[str, dict[str, Any]], checks: Sequence[Mapping[str, fl
 
 
 class Bar:
-    """A progress bar with the figures so far: of each task its first check."""
+    """A progress bar with the figures so far: the first check of each task."""
 
     def __init__(self, total: int, shown: bool) -> None:
         from tqdm import tqdm

@@ -74,7 +74,7 @@ def test_an_answer_on_disk_and_its_path_on_stdout(scene, capsys):
     document = load_document(folder)
     assert document.turns[0].text == "Draw a house." and document.text == "Step 1. A wall.Step 2. A roof.Done."
     assert document.generation["seed"] == 7 and document.generation["steps"] == 3
-    assert "Step 1. A wall.\n" in err and "picture 2 of at most 8: 32x32" in err and "the answer is complete" in err
+    assert "Step 1. A wall.\n" in err and "image 2 of at most 8: 32x32" in err and "the answer is complete" in err
     assert "\r" not in err and "\x1b" not in err  # not a terminal: plain lines
 
 
@@ -428,7 +428,7 @@ def test_ctrl_c_while_loading_leaves_nothing(model, tmp_path, delay):
 def test_ctrl_c_while_drawing_keeps_what_is_finished(model, tmp_path):
     args = ["generate", "x", "--out", "answer", "--model", model, "--steps", "10", "--max-images", "50"]
     process = start("-c", DRIVER, *args, cwd=tmp_path)
-    read_until(process, "picture 2 of at most 50")
+    read_until(process, "image 2 of at most 50")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130 and "Traceback" not in err
@@ -444,7 +444,7 @@ def test_a_killed_run_leaves_finished_pictures_readable(model, tmp_path):
     process = start(
         "-c", DRIVER, "generate", "x", "--out", "answer", "--model", model, "--max-images", "50", cwd=tmp_path
     )
-    read_until(process, "picture 2 of at most 50")
+    read_until(process, "image 2 of at most 50")
     process.kill()
     process.communicate(timeout=300)
     document = load_document(tmp_path / "answer")
@@ -498,7 +498,7 @@ def test_progress_on_a_terminal_redraws_one_line():
     progress.picture(0, (32, 32))
     lines = terminal.text.split("\n")
     assert lines[0] == "A wall." and lines[1].count("\r\x1b[K") == 3
-    assert "picture 1 of at most 4 ██████████░░░░░░░░░░ step 1/2" in lines[1] and lines[1].endswith("32x32, 3.0 s")
+    assert "image 1 of at most 4 ██████████░░░░░░░░░░ step 1/2" in lines[1] and lines[1].endswith("32x32, 3.0 s")
 
 
 def test_text_of_the_model_cannot_steer_the_terminal():

@@ -1,13 +1,12 @@
-"""How well an arm draws: single pictures in the ideal context of their case, and whole answers of its own.
+"""Measures an arm: how well it draws, and how well it writes.
 
-In the ideal context text and earlier pictures are the case's own, so that only connector and DiT are judged; every arm
-draws the same pictures from the same noise. Each figure is a list with one value a case, so that two arms can be
-compared case by case.
+Each figure is a list with one value a case, so that two arms can be compared case by case.
 
-How well an arm writes: whole answers in which the case's own pictures take the place of drawn ones.
-
-So the words alone are judged, and no DiT is needed. Where the model asks for more pictures than the ideal answer has,
-the last one comes again.
+Drawing: single images in the ideal context of their case, and whole answers of the arm's own. In the ideal context text
+and earlier images are the case's own, so that only connector and DiT are judged; every arm draws the same images from
+the same noise.
+Writing: whole answers in which the case's own images take the place of drawn ones, so that only the words are judged
+and no DiT is needed.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.sketchbook.scene import COLOURS, PALETTE_RGB
 from duogen_core.sketchbook.scores import score, score_pictures
+
+# ---------------------------------------------------------------- drawing
 
 NOISE = (0.5, 0.75, 0.9, 0.97)  # times at which the velocity is looked at
 Values = dict[str, list[float]]
@@ -116,7 +117,7 @@ def answered(
     return found
 
 
-# ------------------------------------------------------------ words
+# ---------------------------------------------------------------- writing
 
 GROUPS = ("guide", "continue", "edit", "draft", "undrafted", "describe")
 JUDGED = (
@@ -128,7 +129,8 @@ Answering = Callable[[Case, int], Document]
 
 
 def with_ideal_pictures(mllm: Mllm, case: Case) -> Document:
-    """The model's answer, greedy, to the case's request."""
+    """Returns the model's greedy answer to the case's request. Where it asks for more images than the ideal answer
+    has, the last one comes again."""
     document, left, drawn = case.prompt, TOKENS, 0
     ideals = case.document.last_turn.pictures or (blank(),)
     while True:

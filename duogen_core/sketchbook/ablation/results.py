@@ -1,10 +1,8 @@
-"""What was measured, as figures: means with 95% intervals, and differences from DuoGen's own arm, case by case.
+"""Turns what was measured into figures: means with 95% intervals, differences from DuoGen's own arm, a table, a plot.
 
 In: per arm and figure one value a case (the mean over the seeds). All arms answer the same cases, and draw from the
 same noise, so the interval of a difference is that of the mean of the cases' differences. It tells what another set of
 cases would change; what another training would change, only several seeds can tell.
-
-The ablation as one picture: a panel a question, a row a figure, a dot with its 95% interval an arm.
 """
 
 from __future__ import annotations
@@ -168,14 +166,17 @@ def trainings(report: Mapping[str, Any]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-# ------------------------------------------------------------ plot
+# ---------------------------------------------------------------- as a plot
 
 COLOURS = ("#1f4e79", "#c8553d", "#7a9e3a")
 ROWS = 5  # figures of a panel, at most
 
 
 def plot(report: Mapping[str, Any], target: Path) -> Path | None:
-    """Figures in [0, 1] only; those that are 0 for all arms tell nothing and are left out, and so are empty panels."""
+    """Plots a panel for each question, a row for each figure, and a dot with its 95% interval for each arm.
+
+    Only figures in [0, 1]; those that are 0 for all arms tell nothing and are left out, and so are empty panels.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -1,17 +1,11 @@
-"""The table of the ablation: which questions are asked, which arms answer them, which trainings the arms need.
+"""The table of the ablation (which questions are asked, which arms answer them) and the trainings that the arms need.
 
-The first arm of a question is DuoGen's own way; the others differ from it in the one thing that is asked about.
-
-Alignment data, as stage 2 of the paper has it: a picture, what to change, and the changed picture without a word.
-
-Made of Sketchbook's edits. Out: a folder of Document folders, a pure function of seed and count; it appears whole.
-
-One training of the table: the common start, the arm's changes, the same budget.
-
-Stage 2: a DiT that has so far learnt single pictures from words (`start`: there attention between pictures, references
+The first arm of a question is DuoGen's own way; the others differ from it in the one thing that is asked about. All
+trainings have the same budget.
+Stage 2: a DiT that has so far learned single images from words (`start`: there attention between images, references
 and guidance's negative make no difference, so it favours no arm), and a new connector. VAE, language model and prepared
 documents are the same for all. Stage 1: the model's own language model trained on, with Sketchbook's tasks and, where
-they are mixed in, wordless edits (alignment.py).
+they are mixed in, wordless edits.
 In: the settings of the ablation. Out: run folders <out>/seed-0/<name>, with export/; a finished one is only read.
 """
 
@@ -147,11 +141,13 @@ QUESTIONS: dict[str, Question] = {
 }
 
 
-# ------------------------------------------------------------ alignment
+# ---------------------------------------------------------------- alignment data
+
+# As in the paper's stage 2: an image, what to change, and the changed image without a word.
 
 
 def wordless_edit(seed: int, number: int) -> Document:
-    """Two pictures: the user's, and after the instruction the assistant's."""
+    """Returns a document of two images: the user's, and after the instruction the assistant's."""
     rng = rng_for(seed, "alignment", number)
     while True:
         document = training_case(rng, {"edit": 1.0}).document
@@ -161,17 +157,17 @@ def wordless_edit(seed: int, number: int) -> Document:
 
 
 def make_alignment(folder: Path, count: int, seed: int) -> Path:
-    """The folder; made unless it is there."""
+    """Returns a folder of `count` documents, made unless it is there; a pure function of seed and count."""
     if not folder.exists():
         new = folder.with_name(folder.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         for number in range(count):
             save_document(wordless_edit(seed, number), new / f"{number:06d}")
-        new.rename(folder)
+        new.rename(folder)  # appears whole
     return folder
 
 
-# ------------------------------------------------------------ trainings
+# ---------------------------------------------------------------- one training
 
 RECORD = "trained.json"
 HEAD = 32  # width of a head of the DiT
@@ -183,8 +179,9 @@ WORDS = {"guide": 0.2, "edit": 0.2, "continue": 0.1, "draft": 0.15, "undrafted":
 
 @dataclass(kw_only=True)
 class AblationConfig(RunConfig):
+    """`minutes` and `steps` are an arm's; on a busy machine equal times are not equal budgets, equal steps are."""
+
     command: ClassVar[str] = "ablation"
-    """`minutes` and `steps` are an arm's; times taken on a busy machine are not equal, steps are."""
 
     out: Path = Path("runs/ablation")
     model: str = "duogen-tiny"  # its VAE and language model serve all arms
