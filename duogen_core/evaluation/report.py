@@ -25,7 +25,7 @@ FORMAT = "duogen-report"
 
 
 def interval(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide if not all are 0 or 1."""
+    """Returns the 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide if any lie between."""
     if count == 0:
         return 0.0, 1.0
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
@@ -55,8 +55,8 @@ def figures(checks: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict
 def gain(pairs: Sequence[tuple[float, float]], z: float = 1.96) -> tuple[float, list[float]]:
     """Returns the mean of `with - without` over pairs (with, without) of zeros and ones, and its 95% interval.
 
-    After Bonett and Price (2012): half a case is added to each way in which a pair can differ, so that few pairs give no
-    false certainty.
+    After Bonett and Price (2012): half a case is added to each way in which a pair can differ, so that few pairs
+    give no false certainty.
     """
     n = len(pairs)
     better, worse = (sum(a > b for a, b in pairs) + 1) / (n + 2), (sum(a < b for a, b in pairs) + 1) / (n + 2)
