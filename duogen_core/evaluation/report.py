@@ -25,7 +25,7 @@ FORMAT = "duogen-report"
 
 
 def interval(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide if any lie between."""
+    """The 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide if some lie between."""
     if count == 0:
         return 0.0, 1.0
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
