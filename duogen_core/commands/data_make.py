@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.sketchbook.cases import Case
+    from duogen_core.sketchbook.tasks.common import Case
 
 SHOWN = 40  # documents in the overview
 

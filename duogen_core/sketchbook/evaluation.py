@@ -24,8 +24,8 @@ from duogen_core import interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
-from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.tasks import OF_THINGS, evaluation_case
+from duogen_core.sketchbook.tasks.common import Case
 
 if TYPE_CHECKING:
     from duogen_core.evaluation.answering import Answer

@@ -26,7 +26,6 @@ from duogen_core.sketchbook.boards import (
     draw_board,
     read_board,
 )
-from duogen_core.sketchbook.cases import Case, scene_from_dict
 from duogen_core.sketchbook.checker import alike, changed, grow, kept, read, shrink
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import (
@@ -38,7 +37,7 @@ from duogen_core.sketchbook.scene import (
     Shape,
     nearest,
 )
-from duogen_core.sketchbook.tasks.common import PLACES
+from duogen_core.sketchbook.tasks.common import PLACES, Case, scene_from_dict
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.things import ideal_picture, parse_step, thing_named
 

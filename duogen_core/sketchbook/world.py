@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 from duogen_core.document import Document
-from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.probes import WordProbes
 from duogen_core.sketchbook.tasks import FAMILIES, evaluation_case, training_case
+from duogen_core.sketchbook.tasks.common import Case
 from duogen_core.training.data import Example
 from duogen_core.training.run import rng_for
 

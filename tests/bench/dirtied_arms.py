@@ -36,7 +36,7 @@ from duogen_core.data.web.pictures import Judged, Seen
 from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import walk
 from duogen_core.document import Document, Picture, Turn
-from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.tasks.common import Case
 
 SIDE = 128
 NO_MODEL = ("describe.ask=false", "rewrite.ask=false", "dialogue.ask=false")

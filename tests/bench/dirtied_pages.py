@@ -38,9 +38,9 @@ from duogen_core.mllm.qwen2_5_vl import new_model  # noqa: E402
 from duogen_core.sketchbook.ablation.measuring import with_ideal_pictures  # noqa: E402
 from duogen_core.sketchbook.ablation.results import answer_to, over_seeds, table  # noqa: E402
 from duogen_core.sketchbook.ablation.trainings import Arm, Question  # noqa: E402
-from duogen_core.sketchbook.cases import Case  # noqa: E402
 from duogen_core.sketchbook.evaluation import cases  # noqa: E402
 from duogen_core.sketchbook.scores import answer_of, numbers, score  # noqa: E402
+from duogen_core.sketchbook.tasks.common import Case  # noqa: E402
 from duogen_core.sketchbook.things import parse_step, thing_named  # noqa: E402
 from duogen_core.training.stage1 import export  # noqa: E402
 

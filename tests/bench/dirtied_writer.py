@@ -21,7 +21,7 @@ from PIL import Image
 from sketchbook_pages import LINES, step_words
 
 from duogen_core.data.llm.answers import Answer
-from duogen_core.sketchbook.cases import Case
+from duogen_core.sketchbook.tasks.common import Case
 
 DATA = re.compile(r'<data name="\w+" id="\w+">\n(.*?)\n</data', re.DOTALL)
 MARK = re.compile(r"\[image (\d+): .*\]$", re.DOTALL)

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from duogen_core.document import Picture
-from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.scene import PALETTE_RGB
 from duogen_core.sketchbook.tasks import guides
+from duogen_core.sketchbook.tasks.common import Case
 from duogen_core.sketchbook.things import thing_named
 
 SCALE = 2  # of the pictures on the pages

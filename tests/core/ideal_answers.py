@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from duogen_core.document import Document
-from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.tasks import evaluation_case
+from duogen_core.sketchbook.tasks.common import Case
 
 PROMISED = {
     "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",

@@ -22,7 +22,6 @@ from duogen_core.sketchbook.boards import (
     read_board,
     solve,
 )
-from duogen_core.sketchbook.cases import Case, scene_from_dict
 from duogen_core.sketchbook.checker import read_scene
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import (
@@ -42,13 +41,7 @@ from duogen_core.sketchbook.tasks import (
     evaluation_case,
     training_case,
 )
-from duogen_core.sketchbook.tasks.common import (
-    PLACES,
-    PLURALS,
-    cells_of,
-    join,
-    shape_words,
-)
+from duogen_core.sketchbook.tasks.common import PLACES, PLURALS, Case, cells_of, join, scene_from_dict, shape_words
 from duogen_core.sketchbook.tasks.edits import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.tasks.questions import LONGEST

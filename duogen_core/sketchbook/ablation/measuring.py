@@ -24,10 +24,10 @@ from duogen_core.document import Document, Picture
 from duogen_core.mllm.base import Mllm
 from duogen_core.pipeline import Draughtsman, Settings, generate, with_text
 from duogen_core.sampling import initial_noise
-from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.sketchbook.scene import COLOURS, PALETTE_RGB
 from duogen_core.sketchbook.scores import score, score_pictures
+from duogen_core.sketchbook.tasks.common import Case
 
 # ---------------------------------------------------------------- drawing
 

@@ -11,9 +11,9 @@ from functools import partial
 from random import Random
 
 from duogen_core.errors import DuoGenError
-from duogen_core.sketchbook.cases import Case
 from duogen_core.sketchbook.scene import CANVASES
 from duogen_core.sketchbook.tasks import draft, draw, edits, guides, plan, questions
+from duogen_core.sketchbook.tasks.common import Case
 from duogen_core.sketchbook.things import thing_named
 
 FAMILIES: dict[str, Callable[..., Case]] = {

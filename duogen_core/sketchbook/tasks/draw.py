@@ -9,11 +9,11 @@ from __future__ import annotations
 from random import Random
 
 from duogen_core.document import Picture
-from duogen_core.sketchbook.cases import Case, scene_to_dict
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import HELD_OUT, Scene, Shape
 from duogen_core.sketchbook.tasks.common import (
     Canvas,
+    Case,
     a_shape,
     article,
     assistant_turn,
@@ -22,6 +22,7 @@ from duogen_core.sketchbook.tasks.common import (
     pick_count,
     random_background,
     random_scene,
+    scene_to_dict,
     user_colour,
     user_place,
     user_size,

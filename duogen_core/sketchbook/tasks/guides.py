@@ -11,15 +11,7 @@ from collections.abc import Mapping
 from random import Random
 
 from duogen_core.document import Picture
-from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.tasks.common import (
-    Canvas,
-    assistant_turn,
-    conversation,
-    join,
-    user_colour,
-    user_turn,
-)
+from duogen_core.sketchbook.tasks.common import Canvas, Case, assistant_turn, conversation, join, user_colour, user_turn
 from duogen_core.sketchbook.things import Thing, ideal_picture, things
 
 REQUESTS = (

@@ -17,14 +17,7 @@ from duogen_core.sketchbook.boards import (
     random_board,
     solve,
 )
-from duogen_core.sketchbook.cases import Case
-from duogen_core.sketchbook.tasks.common import (
-    Canvas,
-    assistant_turn,
-    conversation,
-    user_colour,
-    user_turn,
-)
+from duogen_core.sketchbook.tasks.common import Canvas, Case, assistant_turn, conversation, user_colour, user_turn
 
 REQUESTS = (
     "Move the {marker} to the {goal}.",

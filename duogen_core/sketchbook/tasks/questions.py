@@ -21,7 +21,6 @@ from duogen_core.sketchbook.boards import (
     random_board,
     solve,
 )
-from duogen_core.sketchbook.cases import Case, scene_to_dict
 from duogen_core.sketchbook.drawing import Part, Thing, draw_scene
 from duogen_core.sketchbook.scene import (
     CELLS,
@@ -34,6 +33,7 @@ from duogen_core.sketchbook.tasks.common import (
     PLACES,
     PLURALS,
     Canvas,
+    Case,
     a_shape,
     article,
     assistant_turn,
@@ -42,6 +42,7 @@ from duogen_core.sketchbook.tasks.common import (
     join,
     pick_count,
     random_scene,
+    scene_to_dict,
     shape_words,
     user_place,
     user_turn,
