@@ -13,13 +13,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.sketchbook.scores import score
 from duogen_core.sketchbook.tasks import evaluation_case, training_case
-from duogen_core.sketchbook.things import (
-    ideal_picture,
-    parse_step,
-    thing_named,
-    things,
-)
-from duogen_core.sketchbook.things_catalogue import NOVEL
+from duogen_core.sketchbook.things import NOVEL, ideal_picture, parse_step, thing_named, things
 
 
 def make(*arguments: str) -> int:

@@ -45,8 +45,7 @@ from duogen_core.sketchbook.tasks.common import PLACES, PLURALS, Case, cells_of,
 from duogen_core.sketchbook.tasks.edits import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.tasks.questions import LONGEST
-from duogen_core.sketchbook.things import ideal_picture, parse_step, things
-from duogen_core.sketchbook.things_catalogue import NOVEL
+from duogen_core.sketchbook.things import NOVEL, ideal_picture, parse_step, things
 
 PLACE_OF = {words: cell for cell, words in PLACES.items()}
 SHAPE = re.compile(
