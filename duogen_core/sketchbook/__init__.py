@@ -2,19 +2,19 @@
 
 The world
   scene.py             what an image is made from: shapes of a palette on a nine-cell canvas
-  drawing.py           coloured polygons -> pixels; a thing and its parts
-  things.py            what can be drawn step by step, and reading a step back (things_catalogue.py: the data)
+  drawing.py           coloured polygons -> pixels
+  things.py            what can be drawn step by step, and reading a step back
   boards.py            the boards of the plan task: drawing, reading, solving
   checker.py           pixels -> scene, without knowing the request
 The tasks
-  cases.py             a task with its ideal answer
-  tasks/               one file per family of tasks: a random case -> Document
+  tasks/               one file per family of tasks: a random case, with its ideal answer as a Document
   source.py            the tasks as an endless source of documents to learn from
+  world.py             what training asks of them besides: mixtures, examples, probes
   scores.py            an answer against its case
   evaluation.py        the command `evaluate sketchbook`
 What the small model learns before stage 1
   vae.py               its VAE
   pretrain.py          its language model from nothing, then its vision tower (vision.py)
-  recall.py            an auxiliary loss of its language model
+  probes.py            an auxiliary loss of its language model in stage 1
   ablation/            what each of DuoGen's choices is worth, measured here
 """

@@ -6,7 +6,9 @@ A `Scene` describes an image completely and exactly: `drawing.draw_scene(scene)`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +90,23 @@ class Scene:
 
     def remove(self, shape: Shape) -> Scene:
         return replace(self, shapes=tuple(other for other in self.shapes if other != shape))
+
+
+def scene_to_dict(scene: Scene) -> dict[str, Any]:
+    return {
+        "shapes": [asdict(shape) for shape in scene.shapes],
+        "background": scene.background,
+        "canvas": list(scene.canvas),
+    }
+
+
+def scene_from_dict(data: Mapping[str, Any]) -> Scene:
+    shapes = tuple(Shape(**shape) for shape in data["shapes"])
+    width, height = data["canvas"]
+    return Scene(shapes, data["background"], (width, height))
+
+
+# ------------------------------------------------------------ common
 
 
 def nearest(pixels: np.ndarray) -> np.ndarray:

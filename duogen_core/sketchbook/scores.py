@@ -36,8 +36,9 @@ from duogen_core.sketchbook.scene import (
     Scene,
     Shape,
     nearest,
+    scene_from_dict,
 )
-from duogen_core.sketchbook.tasks.common import PLACES, Case, scene_from_dict
+from duogen_core.sketchbook.tasks.common import PLACES, Case
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.things import ideal_picture, parse_step, thing_named
 

@@ -1,36 +1,103 @@
 """What can be drawn step by step: things made of parts, one part and one text per step.
 
-The same thing, colours and step give the same image; canvases other than 128x128 get the same drawing in their centred
-square. `parse_step` reads part and colour back from a text. `Thing` and `Part`: drawing.py; the data:
-things_catalogue.py.
+A part is a few polygons of one colour on the 128x128 canvas; other canvases get the same drawing in their centred
+square. The same thing, colours and step give the same image. `parse_step` reads part and colour back from a text.
 
-The things as data: their parts, in drawing order, on the 128x128 canvas.
-
-THINGS are the twenty of the guides. Every part is at least about 16 pixels each way in sum, so that a small model can
-draw it. NOVEL are things that no training of the bundled model shows: what a fine-tuning is tried and measured on.
+The data follow at the end, parts in drawing order. THINGS are the twenty of the guides. Every part is at least about 16
+pixels each way in sum, so that a small model can draw it. NOVEL are things that no training of the bundled model shows:
+what a fine-tuning is tried and measured on.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from random import Random
 from typing import NamedTuple
 
 import numpy as np
 
 from duogen_core.errors import DuoGenError, unknown
-from duogen_core.sketchbook.drawing import Part, Polygon, Thing, ellipse, paint
+from duogen_core.sketchbook.drawing import Mark, Point, fitted, paint
 from duogen_core.sketchbook.drawing import ellipse as e
 from duogen_core.sketchbook.drawing import rectangle as r
-from duogen_core.sketchbook.scene import COLOURS
+from duogen_core.sketchbook.scene import COLOURS, HELD_OUT
 
-__all__ = ["ParsedStep", "Part", "Thing", "ideal_picture", "parse_step", "part_names", "thing_named", "things"]
+Polygon = tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One step. `choices` are the colours it may have; `like` names an earlier part whose colour it takes instead.
+
+    `kind` names the Sketchbook shape it looks like, so that held-out pairs stay out of the things too.
+    """
+
+    name: str
+    number: str
+    where: str
+    choices: tuple[str, ...]
+    polygons: tuple[Polygon, ...]
+    kind: str | None = None
+    like: str | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether a user may choose its colour."""
+        return self.like is None and len(self.choices) > 1
+
+    def allows(self, colour: str) -> bool:
+        return colour in self.choices and (colour, self.kind) not in HELD_OUT
+
+    def phrase(self, colour: str) -> str:
+        number = "an" if self.number == "a" and colour[0] in "aeiou" else self.number
+        return f"{number} {colour} {self.name}".lstrip()
+
+
+@dataclass(frozen=True)
+class Thing:
+    name: str
+    parts: tuple[Part, ...]
+
+    @property
+    def phrase(self) -> str:
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
+    @property
+    def steps(self) -> int:
+        return len(self.parts)
+
+    def part(self, name: str) -> Part:
+        return next(part for part in self.parts if part.name == name)
+
+    def choose_colours(self, rng: Random, asked: Mapping[str, str] | None = None) -> dict[str, str]:
+        """A colour for every part: the asked ones, the rest random; no two parts alike unless one is `like` another."""
+        while True:
+            colours: dict[str, str] = dict(asked or {})
+            for part in sorted(self.parts, key=lambda part: len(part.choices)):  # the fixed ones first
+                if part.like is None and part.name not in colours:
+                    options = [c for c in part.choices if part.allows(c) and c not in colours.values()]
+                    if not options:
+                        break
+                    colours[part.name] = rng.choice(options)
+            else:
+                colours |= {part.name: colours[part.like] for part in self.parts if part.like}
+                if all((colours[part.name], part.kind) not in HELD_OUT for part in self.parts):
+                    return {part.name: colours[part.name] for part in self.parts}
+
+    def marks(self, colours: Mapping[str, str], steps: int, canvas: tuple[int, int]) -> list[Mark]:
+        return [
+            Mark(colours[part.name], fitted(polygon, canvas))
+            for part in self.parts[:steps]
+            for polygon in part.polygons
+        ]
 
 
 def ideal_picture(
     thing: Thing | str, colours: Mapping[str, str], step: int, canvas: tuple[int, int] = (128, 128)
 ) -> np.ndarray:
-    """The picture after step `step` (1: the first part only), uint8 [height, width, 3]; a colour for every part."""
+    """Returns the image after `step` steps, uint8 [height, width, 3]; `colours` has one for every part."""
     thing = thing_named(thing) if isinstance(thing, str) else thing
     return paint(thing.marks(colours, step, canvas), canvas)
 
@@ -45,7 +112,7 @@ _STEP = re.compile(rf"Step (\d+): \w+(?: with)?(?: (?:an?|two|three))? ({'|'.joi
 
 
 def parse_step(text: str, thing: Thing | str | None = None) -> ParsedStep | None:
-    """Number, part and colour of the last step in a text, or None where there is none.
+    """Returns number, part and colour of the last step in a text, or None where there is none.
 
     With `thing`, only its parts count; without, any part of any of the twenty things.
     """
@@ -54,30 +121,25 @@ def parse_step(text: str, thing: Thing | str | None = None) -> ParsedStep | None
         return None
     number, colour, rest = found[-1]
     thing = thing_named(thing) if isinstance(thing, str) else thing
-    names = part_names([thing] if thing else things().values())
+    names = part_names([thing] if thing else THINGS.values())
     part = next((name for name in names if f"{rest} ".startswith(f"{name} ")), None)
     return ParsedStep(int(number), part, colour) if part else None
 
 
 def part_names(of: Iterable[Thing]) -> list[str]:
-    """Names of parts, the longest first."""
+    """Returns the names of parts, the longest first."""
     return sorted({part.name for thing in of for part in thing.parts}, key=lambda name: (-len(name), name))
 
 
-def things() -> dict[str, Thing]:
-    """The twenty things by name; all that training shows."""
-    return THINGS
-
-
 def thing_named(name: str) -> Thing:
-    """One of the twenty, or one that training never shows."""
+    """Returns one of the twenty, or one that training never shows."""
     known = {**THINGS, **NOVEL}
     if name not in known:
-        raise DuoGenError(f"{unknown('The thing', name, known)}")
+        raise DuoGenError(unknown("The thing", name, known))
     return known[name]
 
 
-# ------------------------------------------------------------ things catalogue
+# ---------------------------------------------------------------- the twenty that training shows
 
 BRIGHT = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 ANY = (*BRIGHT, "black", "grey")
@@ -94,7 +156,7 @@ def dome(cx: float, base: float, rx: float, ry: float) -> Polygon:
     return tuple(point for point in e(cx, base, rx, ry) if point[1] <= base + 1e-6)
 
 
-_ALL = (
+_TWENTY = (
     Thing(
         "house",
         (
@@ -333,12 +395,12 @@ _ALL = (
         ),
     ),
 )
-THINGS = {thing.name: thing for thing in _ALL}
+THINGS = {thing.name: thing for thing in _TWENTY}
 
 
-# ---------------------------------------------------------------- never shown in training
+# ---------------------------------------------------------------- what training never shows
 
-GLASS = ellipse(64, 60, 46)
+GLASS = e(64, 60, 46)
 
 _NOVEL = (
     Thing(

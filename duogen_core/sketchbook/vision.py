@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.sketchbook.boards import Board, draw_board, random_board
-from duogen_core.sketchbook.drawing import Thing, cell_centre, draw_scene, paint
+from duogen_core.sketchbook.drawing import cell_centre, draw_scene, paint
 from duogen_core.sketchbook.scene import (
     CANVASES,
     CELLS,
@@ -41,7 +41,7 @@ from duogen_core.sketchbook.scene import (
     Shape,
     nearest,
 )
-from duogen_core.sketchbook.things import part_names, things
+from duogen_core.sketchbook.things import THINGS, Thing, part_names
 from duogen_core.training.configuration import check_numbers
 from duogen_core.training.next_token import tower_features
 from duogen_core.training.optimisation import quick_bf16
@@ -49,7 +49,7 @@ from duogen_core.training.run import Run
 
 TOKEN = 32  # pixels of a picture token's side
 NONE, ANY = -1, -2
-PARTS = tuple(sorted({*part_names(things().values())} - {*KINDS}))
+PARTS = tuple(sorted({*part_names(THINGS.values())} - {*KINDS}))
 DIGITS = ("1", "2", "3", "4", "5")
 WORDS: Mapping[str, tuple[str, ...]] = {
     "what": (*KINDS, *PARTS, "marker", "goal", "wall", "background"),
@@ -57,7 +57,7 @@ WORDS: Mapping[str, tuple[str, ...]] = {
     "size": SIZES,
     "row": ("top", "centre", "bottom"),
     "column": ("left", "centre", "right"),
-    "thing": tuple(things()),
+    "thing": tuple(THINGS),
     "board column": DIGITS,
     "board row": DIGITS,
 }
@@ -141,7 +141,7 @@ def random_picture(rng: Random, canvas: tuple[int, int]) -> tuple[str, np.ndarra
         scene = random_scene(rng, canvas)
         return kind, draw_scene(scene), scene_words(scene)
     if kind == "thing":
-        thing = rng.choice(list(things().values()))
+        thing = rng.choice(list(THINGS.values()))
         colours, steps = thing.choose_colours(rng), rng.randint(1, thing.steps)
         return kind, paint(thing.marks(colours, steps, canvas), canvas), thing_words(thing, colours, steps, canvas)
     board = random_board(rng, canvas)

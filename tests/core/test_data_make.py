@@ -13,7 +13,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.sketchbook.scores import score
 from duogen_core.sketchbook.tasks import evaluation_case, training_case
-from duogen_core.sketchbook.things import NOVEL, ideal_picture, parse_step, thing_named, things
+from duogen_core.sketchbook.things import NOVEL, THINGS, ideal_picture, parse_step, thing_named
 
 
 def make(*arguments: str) -> int:
@@ -26,7 +26,7 @@ def documents(folder) -> list:
 
 
 def test_training_never_shows_a_novel_thing():
-    assert not set(NOVEL) & set(things())
+    assert not set(NOVEL) & set(THINGS)
     shown = " ".join(turn.text for k in range(400) for turn in training_case(random.Random(k)).document.turns).lower()
     assert not any(name in shown for name in NOVEL)
 

@@ -13,7 +13,7 @@ from duogen_core.document import Picture, Text
 from duogen_core.evaluation import report as reports
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.evaluation import GROUPS, cases, evaluate
-from duogen_core.sketchbook.scene import PALETTE, Scene, Shape
+from duogen_core.sketchbook.scene import PALETTE, Scene, Shape, scene_from_dict, scene_to_dict
 from duogen_core.sketchbook.scores import (
     CHECKS,
     described,
@@ -24,7 +24,6 @@ from duogen_core.sketchbook.scores import (
     step_right,
 )
 from duogen_core.sketchbook.tasks import FAMILIES
-from duogen_core.sketchbook.tasks.common import scene_from_dict, scene_to_dict
 from tests.core.ideal_answers import PROMISED, answered, case_of
 
 

@@ -33,6 +33,7 @@ from duogen_core.sketchbook.scene import (
     SIZES,
     Scene,
     Shape,
+    scene_from_dict,
 )
 from duogen_core.sketchbook.tasks import (
     FAMILIES,
@@ -41,11 +42,11 @@ from duogen_core.sketchbook.tasks import (
     evaluation_case,
     training_case,
 )
-from duogen_core.sketchbook.tasks.common import PLACES, PLURALS, Case, cells_of, join, scene_from_dict, shape_words
+from duogen_core.sketchbook.tasks.common import PLACES, PLURALS, Case, cells_of, join, shape_words
 from duogen_core.sketchbook.tasks.edits import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.tasks.questions import LONGEST
-from duogen_core.sketchbook.things import NOVEL, ideal_picture, parse_step, things
+from duogen_core.sketchbook.things import NOVEL, THINGS, ideal_picture, parse_step
 
 PLACE_OF = {words: cell for cell, words in PLACES.items()}
 SHAPE = re.compile(
@@ -107,7 +108,7 @@ def test_draw_the_sentence_alone_gives_the_picture() -> None:
 @pytest.mark.parametrize("family", ["guide", "continue"])
 def test_steps_read_from_the_text_give_the_pictures(family: str) -> None:
     for case in cases(family, 150):
-        thing, done = things()[case.truth["thing"]], case.truth.get("done", 0)
+        thing, done = THINGS[case.truth["thing"]], case.truth.get("done", 0)
         parts, colours = answer(case), {name: case.truth["colours"][name] for name in case.truth["parts"][:done]}
         assert len(parts) == 2 * (thing.steps - done) + 1 and isinstance(parts[-1], Text)
         if done:
@@ -307,7 +308,7 @@ def test_training_never_shows_a_held_out_pair() -> None:
         families[case.family] += 1
         assert not any(shape.held_out for scene in scenes_in(case) for shape in scene.shapes)
         if "colours" in case.truth:
-            thing = things()[case.truth["thing"]]
+            thing = THINGS[case.truth["thing"]]
             assert not any((case.truth["colours"][part.name], part.kind) in HELD_OUT for part in thing.parts)
         for turn in case.document.turns:
             for colour, kind in HELD_OUT:
@@ -332,8 +333,8 @@ def test_evaluation_refuses_what_there_is_not() -> None:
 
 def test_every_step_of_every_thing_is_plain_to_see() -> None:
     rng = Random(5)
-    assert len(things()) == 20
-    for thing in (*things().values(), *NOVEL.values()):
+    assert len(THINGS) == 20
+    for thing in (*THINGS.values(), *NOVEL.values()):
         assert 3 <= thing.steps <= 6
         assert any(part.free for part in thing.parts)
         for canvas in CANVASES:
@@ -350,7 +351,7 @@ def test_every_step_of_every_thing_is_plain_to_see() -> None:
 def test_colours_of_a_thing_can_be_told_apart() -> None:
     rng = Random(6)
     for _ in range(500):
-        thing = rng.choice(list(things().values()))
+        thing = rng.choice(list(THINGS.values()))
         colours = thing.choose_colours(rng)
         own = [colours[part.name] for part in thing.parts if part.like is None]
         assert len(set(own)) == len(own) and "cream" not in own

@@ -27,7 +27,7 @@ from duogen_core.sketchbook.scene import (
     Shape,
 )
 from duogen_core.sketchbook.tasks import FAMILIES
-from duogen_core.sketchbook.things import things
+from duogen_core.sketchbook.things import THINGS
 from duogen_core.sketchbook.vision import (
     ANY,
     NONE,
@@ -236,9 +236,9 @@ def test_a_shape_is_told_by_one_token():
 
 
 @pytest.mark.parametrize("canvas", CANVASES)
-@pytest.mark.parametrize("name", things())
+@pytest.mark.parametrize("name", THINGS)
 def test_a_part_of_a_thing_is_told_by_one_token_that_shows_it(name, canvas):
-    thing = things()[name]
+    thing = THINGS[name]
     colours = thing.choose_colours(random.Random(1))
     for steps in range(1, thing.steps + 1):
         words = read(thing_words(thing, colours, steps, canvas))

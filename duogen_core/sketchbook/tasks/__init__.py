@@ -56,7 +56,7 @@ def training_case(rng: Random, weights: Mapping[str, float] | None = None) -> Ca
 
 def evaluation_case(family: str, rng: Random, *, held_out: bool = False, thing: str | None = None) -> Case:
     """A random case of one family; with `held_out` its scene has a pair that training never shows, with `thing` it is
-    about that one, which may be one of things_catalogue.NOVEL."""
+    about that one, which may be one of things.NOVEL."""
     if family not in FAMILIES:
         raise DuoGenError(f"Sketchbook has no task family '{family}'; it has {', '.join(FAMILIES)}.")
     if held_out and family not in WITH_HELD_OUT:

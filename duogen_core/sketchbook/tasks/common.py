@@ -1,18 +1,15 @@
-"""A task with its ideal answer: `Case`, and scenes as plain JSON data.
+"""What the task families share: `Case`, words for shapes, colours and places, and random scenes.
 
-`document` is the complete conversation, pictures included; `prompt` is what the model is given; `truth` holds, as plain
-JSON data, all that a checker needs to judge any other answer to the same prompt.
-
-What the task families share: words for shapes, colours and places, and random scenes.
-
-The assistant's wording is fixed (one name per cell, size and colour), so that its text is an exact order for the
-picture that follows; users may say the same thing in several ways.
+A case is a task with its ideal answer: `document` is the complete conversation, images included; `prompt` is what the
+model gets; `truth` holds, as plain JSON data, all that a checker needs to judge any other answer to the same prompt.
+The assistant's wording is fixed (one name per cell, size and colour), so that its text is an exact order for the image
+that follows; users may say the same thing in several ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -46,21 +43,7 @@ class Case:
         return Document(turns=self.document.turns[:last])
 
 
-def scene_to_dict(scene: Scene) -> dict[str, Any]:
-    return {
-        "shapes": [asdict(shape) for shape in scene.shapes],
-        "background": scene.background,
-        "canvas": list(scene.canvas),
-    }
-
-
-def scene_from_dict(data: Mapping[str, Any]) -> Scene:
-    shapes = tuple(Shape(**shape) for shape in data["shapes"])
-    width, height = data["canvas"]
-    return Scene(shapes, data["background"], (width, height))
-
-
-# ------------------------------------------------------------ common
+# ---------------------------------------------------------------- words
 
 Canvas = tuple[int, int]
 PLACES = {

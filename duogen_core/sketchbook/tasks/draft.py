@@ -19,7 +19,7 @@ from random import Random
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.drawing import draw_scene
-from duogen_core.sketchbook.scene import COLOURS, Scene, Shape
+from duogen_core.sketchbook.scene import COLOURS, Scene, Shape, scene_to_dict
 from duogen_core.sketchbook.tasks.common import (
     BANDS,
     PLURALS,
@@ -32,7 +32,6 @@ from duogen_core.sketchbook.tasks.common import (
     join,
     random_scene,
     reference,
-    scene_to_dict,
     shape_words,
     user_cell,
     user_turn,

@@ -10,7 +10,7 @@ from random import Random
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.drawing import draw_scene
-from duogen_core.sketchbook.scene import HELD_OUT, Scene, Shape
+from duogen_core.sketchbook.scene import HELD_OUT, Scene, Shape, scene_to_dict
 from duogen_core.sketchbook.tasks.common import (
     Canvas,
     Case,
@@ -22,7 +22,6 @@ from duogen_core.sketchbook.tasks.common import (
     pick_count,
     random_background,
     random_scene,
-    scene_to_dict,
     user_colour,
     user_place,
     user_size,

@@ -15,7 +15,7 @@ from random import Random
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.drawing import draw_scene
-from duogen_core.sketchbook.scene import COLOURS, Scene
+from duogen_core.sketchbook.scene import COLOURS, Scene, scene_to_dict
 from duogen_core.sketchbook.tasks import draw
 from duogen_core.sketchbook.tasks.common import (
     PLACES,
@@ -30,7 +30,6 @@ from duogen_core.sketchbook.tasks.common import (
     random_scene,
     random_shape,
     reference,
-    scene_to_dict,
     shape_words,
     user_cell,
     user_colour,

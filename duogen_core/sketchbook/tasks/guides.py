@@ -12,7 +12,7 @@ from random import Random
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.tasks.common import Canvas, Case, assistant_turn, conversation, join, user_colour, user_turn
-from duogen_core.sketchbook.things import Thing, ideal_picture, things
+from duogen_core.sketchbook.things import THINGS, Thing, ideal_picture
 
 REQUESTS = (
     "How do I draw {}?",
@@ -82,7 +82,7 @@ def sample_guide(
     rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None
 ) -> Case:
     """A guide for `thing`, or for a random one. `held_out` changes nothing: its colours never make a held-out pair."""
-    thing = thing or rng.choice(list(things().values()))
+    thing = thing or rng.choice(list(THINGS.values()))
     asked = ask_colours(rng, thing)
     colours = thing.choose_colours(rng, asked)
     intro = rng.choice(INTROS).format(with_colours(None, thing, asked), thing.steps)
@@ -114,7 +114,7 @@ def sample_continuation(
     rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False, thing: Thing | None = None
 ) -> Case:
     """`thing`, or a random one. `held_out` changes nothing: a thing's colours never make a held-out pair."""
-    thing = thing or rng.choice(list(things().values()))
+    thing = thing or rng.choice(list(THINGS.values()))
     done = rng.randint(1, thing.steps - 1)
     colours = thing.choose_colours(rng)
     open_parts = [part.name for part in thing.parts[done:] if part.free]

@@ -21,12 +21,13 @@ from duogen_core.sketchbook.boards import (
     random_board,
     solve,
 )
-from duogen_core.sketchbook.drawing import Part, Thing, draw_scene
+from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import (
     CELLS,
     KINDS,
     Scene,
     Shape,
+    scene_to_dict,
 )
 from duogen_core.sketchbook.tasks.common import (
     BANDS,
@@ -42,7 +43,6 @@ from duogen_core.sketchbook.tasks.common import (
     join,
     pick_count,
     random_scene,
-    scene_to_dict,
     shape_words,
     user_place,
     user_turn,
@@ -50,7 +50,7 @@ from duogen_core.sketchbook.tasks.common import (
     with_repeats,
 )
 from duogen_core.sketchbook.tasks.plan import place_words
-from duogen_core.sketchbook.things import ideal_picture, things
+from duogen_core.sketchbook.things import THINGS, Part, Thing, ideal_picture
 
 # Wordings of a question -> answer, and the words a right answer contains.
 PLAIN: tuple[tuple[tuple[str, ...], str, tuple[str, ...]], ...] = (
@@ -243,7 +243,7 @@ def sample_one(rng: Random, scene: Scene, question: str) -> tuple[str, str, list
 
 def sample_thing(rng: Random, canvas: Canvas) -> Case:
     """A finished thing: what is it?"""
-    thing = rng.choice(list(things().values()))
+    thing = rng.choice(list(THINGS.values()))
     colours = thing.choose_colours(rng)
     text = rng.choice(("What is this?", "What is in this picture?", "What do you see?", "Describe the picture."))
     answer = f"This is {thing.phrase} with {join([part.phrase(colours[part.name]) for part in thing.parts])}."
@@ -398,7 +398,7 @@ def sample_quiz(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = Fa
         scene = with_repeats(rng, scene) if rng.random() < 0.5 else scene
         asked, pixels = questions(rng, ABOUT_SCENE, scene, count), draw_scene(scene)
     elif kind < 0.85:
-        thing = rng.choice(list(things().values()))
+        thing = rng.choice(list(THINGS.values()))
         colours, steps = thing.choose_colours(rng), rng.randint(1, thing.steps)
         asked = questions(rng, ABOUT_THING, (thing, colours, steps), min(count, 4))
         pixels = ideal_picture(thing, colours, steps, canvas)
