@@ -1,4 +1,4 @@
-"""Options of the commands that ask a language model (at an OpenAI-compatible endpoint, or an own one), and the client.
+"""Adds the options of commands that ask a language model, at an OpenAI-compatible endpoint or a local one.
 
 In: the parsed options and the file of recorded answers. Out: a Client; `spent` says what it cost.
 """
@@ -21,32 +21,45 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         "--endpoint",
         "--base-url",
         metavar="URL",
-        help="an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1",
+        help="address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1",
     )
-    add("--llm", "--model", metavar="NAME", help="the model's name there")
-    add(
-        "--mllm", metavar="PATH", help="a DuoGen model or Qwen-VL (folder or file) that writes, in place of an endpoint"
-    )
-    add("--tokenizer", metavar="DIR", help="for an --mllm that is a single file: the folder with its tokenizer")
+    add("--llm", "--model", metavar="NAME", help="the name of the model on that server")
+    add("--mllm", metavar="PATH", help="instead of an endpoint: a DuoGen model or Qwen-VL (folder or file), run here")
+    add("--tokenizer", metavar="DIR", help="with an --mllm that is a single file: the folder of its tokenizer")
     add("--api-key-variable", default="", metavar="VAR", help="the environment variable that holds the API key")
-    add("--no-schema", action="store_true", help="do not send the JSON schema: for servers that refuse it")
+    add("--no-schema", action="store_true", help="do not send the JSON schema, for servers that refuse it")
     add(
         "--reasoning-effort",
         metavar="LEVEL",
-        help="sent as reasoning_effort: how long a model that thinks may do so, such as none, low, high",
+        help="how long a reasoning model may think, such as none, low or high; sent as reasoning_effort",
     )
     add(
         "--think",
         choices=("true", "false"),
-        help="sent as think and as chat_template_kwargs.enable_thinking: whether the model thinks first",
+        help="whether the model thinks first; sent as think and as chat_template_kwargs.enable_thinking",
     )
-    add("--replay", action="store_true", help="take every answer from the recording; ask nothing")
-    add("--parallel", type=int, default=4, metavar="N", help="requests under way at the same time; default: 4")
-    add("--answers", type=int, default=3, metavar="N", help="times a faulty answer is asked for anew; default: 3")
-    add("--requests-per-minute", type=int, metavar="N", help="no more than these")
-    add("--tokens-per-minute", type=int, metavar="N", help="no more than these, of prompts and answers together")
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="for one answer; default: 600")
-    add("--price", metavar="IN,OUT", help="money for a million tokens of prompts and of answers, such as 0.15,0.6")
+    add("--replay", action="store_true", help="take every answer from the recording of an earlier run; send nothing")
+    add("--parallel", type=int, default=4, metavar="N", help="requests sent at the same time; default: 4")
+    add(
+        "--answers",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how many answers to a request are tried until one is valid; default: 3",
+    )
+    add("--requests-per-minute", type=int, metavar="N", help="most requests sent in a minute; default: no limit")
+    add(
+        "--tokens-per-minute",
+        type=int,
+        metavar="N",
+        help="most tokens a minute, prompts and answers together; default: no limit",
+    )
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="longest wait for one answer; default: 600")
+    add(
+        "--price",
+        metavar="IN,OUT",
+        help="price of a million tokens of prompts and of answers, such as 0.15,0.6; adds up the cost",
+    )
 
 
 def client_of(args: argparse.Namespace, recording: Path) -> Client:
@@ -84,7 +97,7 @@ def client_of(args: argparse.Namespace, recording: Path) -> Client:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Ollama reads `think`, vLLM, SGLang and llama.cpp what the chat template is told, OpenAI the effort."""
+    """Returns the extra fields: Ollama reads `think`; vLLM, SGLang and llama.cpp the template's; OpenAI the effort."""
     options: dict[str, Any] = {}
     if args.reasoning_effort:
         options["reasoning_effort"] = args.reasoning_effort
@@ -95,10 +108,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def spent(usage: Usage) -> str:
-    """What was asked, in one line; answers from the recording cost nothing."""
+    """Returns what was asked and what it cost, in one line; recorded answers cost nothing."""
     line = f"{usage.requests:,} requests, {usage.prompt_tokens:,} + {usage.completion_tokens:,} tokens"
     if usage.cost:
-        line += f", {usage.cost:,.2f} money"
+        line += f", cost {usage.cost:,.2f}"
     for count, what in (
         (usage.recorded, "answers from the recording"),
         (usage.refused_answers, "answers refused"),

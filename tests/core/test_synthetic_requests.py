@@ -210,7 +210,7 @@ def test_the_command_over_http_says_what_it_found_and_cost(tmp_path, capsys):
         assert main([*arguments, "--endpoint", server.url, "--json", str(report)]) == 0
         assert len(server.asked) == 3 and server.asked[0]["model"] == "tiny"
     said = capsys.readouterr().out
-    assert "12 requests; refused: none." in said and "3 requests, 21 + 9 tokens, 0.04 money" in said
+    assert "12 requests; refused: none." in said and "3 requests, 21 + 9 tokens, cost 0.04" in said
     assert json.loads(report.read_text())["usage"]["prompt_tokens"] == 21
     before = (out / "requests.jsonl").read_bytes()
     assert main([*arguments, "--replay"]) == 0 and (out / "requests.jsonl").read_bytes() == before
