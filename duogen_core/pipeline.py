@@ -234,10 +234,10 @@ def picture_states(
     return ContextStates(positive, (0, len(positive)), no_text, negative_prompt=negative)
 
 
-class Draughtsman:
-    """Draws the next picture of a growing Document; keeps what does not change from one picture to the next.
+class PictureSampler:
+    """Samples the next picture of a growing Document and caches what later pictures need again.
 
-    Kept: the latent of every picture seen so far, and for a frame_causal DiT the keys and values of all clean frames,
+    Cached: the latent of every picture seen so far, and for a frame_causal DiT the keys and values of all clean frames,
     which serve every step, both guidance branches and all later pictures.
     """
 
@@ -333,7 +333,7 @@ def generate(
     # A warm prefix cache gives the same states up to rounding; starting cold, the same request gives the same bytes.
     components.mllm.clear_cache()
     with torch.inference_mode():
-        draughtsman = Draughtsman(components, settings)
+        sampler = PictureSampler(components, settings)
         drawn, tokens_left, stop = 0, settings.max_new_tokens, None
         while stop is None:
             written = components.mllm.continue_(
@@ -355,7 +355,7 @@ def generate(
             else:
                 seed = picture_seed(settings.seed, drawn)
                 try:
-                    pixels = draughtsman.draw(document, seed, _counted(watch.on_picture_step, drawn), cancelled)
+                    pixels = sampler.draw(document, seed, _counted(watch.on_picture_step, drawn), cancelled)
                 except Cancelled:
                     stop = "interrupted"
                     continue

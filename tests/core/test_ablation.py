@@ -12,7 +12,7 @@ from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sources import Limits, open_mixture
 from duogen_core.document import Picture, Text
-from duogen_core.pipeline import Draughtsman, Settings
+from duogen_core.pipeline import PictureSampler, Settings
 from duogen_core.sampling import initial_noise
 from duogen_core.sketchbook.ablation import command, measuring
 from duogen_core.sketchbook.ablation.results import answer_to, difference, figure, markdown, over_seeds, table, verdict
@@ -158,7 +158,7 @@ def test_spots_are_the_same_for_every_arm_and_hold_back_the_picture():
 def test_ideal_pictures_are_right_and_the_true_velocity_has_no_error(tiny, monkeypatch):
     chosen = measuring.spots(("guide", "draw", "edit"), 2, seed=1)
     ideals = {spot.context.text: spot.ideal for spot in chosen}
-    monkeypatch.setattr(Draughtsman, "draw", lambda self, document, seed: ideals[document.text].pixels)
+    monkeypatch.setattr(PictureSampler, "draw", lambda self, document, seed: ideals[document.text].pixels)
     found = measuring.drawn_in_context(tiny, Settings(), chosen)
     assert found["psnr"] == [60.0] * 6
     assert found["guide.right"] == found["draw.right"] == found["edit.kept"] == [1.0, 1.0]
@@ -168,7 +168,7 @@ def test_ideal_pictures_are_right_and_the_true_velocity_has_no_error(tiny, monke
         number = [spot.context.text for spot in chosen].index(document.text)
         return (lambda x, t: initial_noise(number, tuple(x0.shape)) - x0 + offset), None
 
-    monkeypatch.setattr(Draughtsman, "branches", truth)
+    monkeypatch.setattr(PictureSampler, "branches", truth)
     for offset in (0.0, 0.5):
         assert np.allclose(measuring.velocity_errors(tiny, chosen)["loss"], offset**2)
 

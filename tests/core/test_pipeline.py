@@ -16,7 +16,7 @@ from duogen_core.document.store import DocumentWriter, load_document
 from duogen_core.errors import DuoGenError
 from duogen_core.pipeline import (
     Callbacks,
-    Draughtsman,
+    PictureSampler,
     Settings,
     generate,
     picture_seed,
@@ -245,13 +245,13 @@ def test_the_frame_cache_saves_work_and_changes_nothing(components, monkeypatch)
     caches, answers = [], []
     for cached in (True, False):
 
-        class Watched(Draughtsman):
+        class Watched(PictureSampler):
             def __init__(self, *args, cached=cached):
                 super().__init__(*args)
                 caches.append(self.cache)
                 self.cache = self.cache if cached else None
 
-        monkeypatch.setattr(pipeline, "Draughtsman", Watched)
+        monkeypatch.setattr(pipeline, "PictureSampler", Watched)
         scripted(components, *GUIDE)
         answers.append(generate(components, document, Settings(steps=3)))
     assert caches[0].misses == 3  # the user's picture and two drawn ones, each once for all steps and both branches

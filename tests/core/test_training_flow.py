@@ -15,7 +15,7 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
-from duogen_core.pipeline import Draughtsman, Settings
+from duogen_core.pipeline import PictureSampler, Settings
 from duogen_core.training import stage2
 from duogen_core.training.run import rng_for
 from duogen_core.training.stage2 import Chance, FlowLoss, draw
@@ -86,7 +86,7 @@ def trained_and_drawn(
     components = Components(parts.mllm, connector.eval(), dit.eval(), parts.vae, CheckpointConfig("trained"))
     chance = replace(stage2.chance(config), drop_text=1.0 if dropped else 0.0)
     sample = sample_of(prepared, chance, lambda s: s.places[-1] == 2)
-    draughtsman = Draughtsman(components, Settings(size=None))
+    sampler = PictureSampler(components, Settings(size=None))
     with torch.inference_mode():
         text = connector.project(sample.states)
         trained = dit.forward_train([stage2._noised(sample, text)])[0]
@@ -95,7 +95,7 @@ def trained_and_drawn(
             document = context(said or conversation(), k)
             states = parts.mllm.encode(document, connector)
             chosen, hidden = states.negative() if dropped else (states.positive(), None)
-            frames = [*(draughtsman.latent(p) for p in document.pictures), (t * noise + (1 - t) * x0)[None]]
+            frames = [*(sampler.latent(p) for p in document.pictures), (t * noise + (1 - t) * x0)[None]]
             places = {"frame_ends": states.frame_ends, "hidden": hidden}
             drawn.append(dit.forward_packed(frames, t[None], chosen[None], **places)[0])
     return list(zip(trained, drawn, strict=True))

@@ -102,15 +102,15 @@ class ConversationPainter(CorePainter):
     def _paint(self, wanted: Wanted, settings: Settings) -> np.ndarray:
         import torch
 
-        from duogen_core.pipeline import Draughtsman
+        from duogen_core.pipeline import PictureSampler
 
         document = Document().begin_turn("user", [Text(wanted.request)]).begin_turn("assistant")
         for picture in wanted.earlier:
             document = document.append(Text(str(picture.meta.get("prompt", "")))).append(picture)
         self.components.mllm.clear_cache()  # a warm one gives the same picture up to rounding only
         with torch.inference_mode():
-            draughtsman = Draughtsman(self.components, settings)
-            return draughtsman.draw(document.append(Text(wanted.prompt)), wanted.seed)
+            sampler = PictureSampler(self.components, settings)
+            return sampler.draw(document.append(Text(wanted.prompt)), wanted.seed)
 
 
 class PromptPainter(CorePainter):

@@ -22,7 +22,7 @@ import torch
 from duogen_core.checkpoint import Components
 from duogen_core.document import Document, Picture
 from duogen_core.mllm.base import Mllm
-from duogen_core.pipeline import Draughtsman, Settings, generate, with_text
+from duogen_core.pipeline import PictureSampler, Settings, generate, with_text
 from duogen_core.sampling import initial_noise
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.sketchbook.scene import COLOURS, PALETTE_RGB
@@ -73,7 +73,7 @@ def drawn_in_context(components: Components, settings: Settings, chosen: Sequenc
     found: Values = {}
     for number, spot in enumerate(chosen):
         say(number, len(chosen))
-        pixels = Draughtsman(components, settings).draw(spot.context, seed=number)
+        pixels = PictureSampler(components, settings).draw(spot.context, seed=number)
         one = score_pictures([spot.case], [pixels], [spot.index])
         for name in ("right", "kept", "psnr"):
             found.setdefault(f"{spot.case.family}.{name}", []).append(one[name])
@@ -86,10 +86,10 @@ def velocity_errors(components: Components, chosen: Sequence[Spot]) -> Values:
     """Held-out flow-matching loss: mean squared error of the velocity (with the text), mean over the times NOISE."""
     found: Values = {"loss": []}
     for number, spot in enumerate(chosen):
-        draughtsman = Draughtsman(components, Settings())
-        x0 = draughtsman.latent(spot.ideal)
+        sampler = PictureSampler(components, Settings())
+        x0 = sampler.latent(spot.ideal)
         noise = initial_noise(number, tuple(x0.shape))
-        positive, _ = draughtsman.branches(spot.context)
+        positive, _ = sampler.branches(spot.context)
         errors = []
         for t in NOISE:
             v = positive(t * noise + (1 - t) * x0, torch.tensor([t]))
