@@ -103,6 +103,14 @@ def test_the_four_questions_of_a_newcomer_are_two_clicks_away():
         assert [each for each in needed if each not in text_of(ROOT / "docs" / page)] == []
 
 
+def test_pages_name_the_versions_that_pyproject_asks_for():
+    project = text_of(ROOT / "pyproject.toml")
+    comfyui = re.search(r'requires-comfyui = ">=(\d+\.\d+)\.0"', project)[1]
+    python = re.search(r'requires-python = ">=(\d+\.\d+)"', project)[1]
+    for page in (README, ROOT / "docs" / "install.md"):
+        assert f"ComfyUI {comfyui}" in text_of(page) and f"Python {python} to" in text_of(page), page
+
+
 def test_pages_name_nodes_templates_and_model_files_as_they_are():
     """Titles of nodes, names of templates, and the files that the templates ask for."""
     text = text_of(ROOT / "docs" / "comfyui.md")
