@@ -214,10 +214,10 @@ def load_checkpoint(
     tell = on_part or (lambda part: None)
 
     tell("mllm")
-    from duogen_core.dit import load_dit
-    from duogen_core.mllm.base import Mllm
+    from duogen_core.dit.loading import load_dit
+    from duogen_core.mllm.loading import load_mllm
 
-    load = {"mllm": Mllm.from_pretrained, "dit": load_dit, **(loaders or {})}
+    load = {"mllm": load_mllm, "dit": load_dit, **(loaders or {})}
     mllm = _loading(load["mllm"], folder / "mllm", "MLLM")
     tell("connector")
     from duogen_core.connector import Connector
@@ -276,16 +276,15 @@ def load_parts(
     the types of the files. tokenizer: a folder, where the MLLM is a single file.
     """
     from duogen_core.dit.loading import open_cosmos
-    from duogen_core.mllm.base import Mllm
-    from duogen_core.mllm.loading import what_is
+    from duogen_core.mllm.loading import detect_family, load_mllm
     from duogen_core.vae import PictureVae
 
     # Headers and JSON first: whether the parts belong together shows before any weights are loaded.
     file, mllm = open_cosmos(dit, convention), resolve_mllm(mllm)
-    text = what_is(mllm)[1]
+    text = detect_family(mllm)[1]
     text = text.get("text_config") or text
     connector = file.load_connector((text["num_hidden_layers"], text["hidden_size"]))
-    writer = Mllm.from_pretrained(mllm, tokenizer=tokenizer)
+    writer = load_mllm(mllm, tokenizer=tokenizer)
     config = CheckpointConfig(file.name, file.sampling, PUBLISHED_PICTURE)
     components = Components(writer, connector, file.load_dit(), PictureVae.from_pretrained(vae), config)
     check_fit(components)

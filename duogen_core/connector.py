@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
-from duogen_core.weights.headers import check_sizes, check_tensors, shapes_of
+from duogen_core.weights.headers import check_sizes
+from duogen_core.weights.module import build_empty, check_module, fill_module
 from duogen_core.weights.reading import folder_weights
 
 CONFIG_NAME = "config.json"
@@ -133,14 +134,10 @@ class Connector(nn.Module):
             raise DuoGenError(f"{config_file}: {error}") from None
         weights = folder_weights(folder, what="weights of the connector")
         check_sizes(values, weights.entries, config_file)
-        with torch.device("meta"):
-            connector = cls(config)
-        check_tensors(weights.entries, shapes_of(connector), weights_file, "connector")
-        # Not mapped, as training writes the file anew; in one type, whatever the file's is.
-        state = {name: tensor.float().clone() for name, tensor in weights.tensors()}
-        weights.check_unchanged()
-        connector.load_state_dict(state, assign=True)
-        return connector.eval()
+        connector = build_empty(lambda: cls(config), config_file, "a connector")
+        formats = check_module(connector, weights, weights_file, "connector")
+        # A copy, as training writes the file anew; in float32, whatever the file's type is.
+        return fill_module(connector, weights, formats, dtype=torch.float32, prepare=None, copy=True)
 
     def save_pretrained(self, folder: str | Path) -> None:
         from safetensors.torch import save_file

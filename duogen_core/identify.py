@@ -222,12 +222,12 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
         family = str(config.get("model_type", "a language model"))
         notes = ["no vision tower: it cannot look at pictures, so it cannot be the MLLM"]
         return _found(weights, path, formats, kind="text encoder", family=family, layout="", notes=notes)
-    from duogen_core.mllm.loading import what_is
+    from duogen_core.mllm.loading import detect_family
 
     # transformers' name of a whole model in one file: its configuration lies beside it.
     folder = path.parent if path.name == "model.safetensors" and path.with_name("config.json").is_file() else path
     try:
-        family, config = what_is(folder)
+        family, config = detect_family(folder)
     except DuoGenError as error:
         return _found(weights, path, formats, kind="MLLM", family="not one that DuoGen reads", layout="",
                       notes=[str(error)])  # fmt: skip

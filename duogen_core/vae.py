@@ -25,14 +25,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
+from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
-from duogen_core.weights.headers import (
-    Entry,
-    check_sizes,
-    check_tensors,
-    shapes_of,
-)
+from duogen_core.weights.headers import Entry, check_sizes, check_tensors
+from duogen_core.weights.module import FLOATS, build_empty, check_module, fill_module
 from duogen_core.weights.reading import WeightFiles, folder_weights
 
 SPATIAL = 8  # pixels per latent cell
@@ -353,23 +349,17 @@ def _load_folder(folder: Path) -> AutoencoderKLWan:
     if name != "AutoencoderKLWan":
         raise VaeError(f"{folder / 'config.json'} names the model {name!r}; expected an AutoencoderKLWan.")
     check_sizes(config, weights.entries, folder / "config.json")
+    where = folder / "config.json"
+    vae = build_empty(lambda: AutoencoderKLWan.from_config(config), where, "an AutoencoderKLWan")
+    formats = check_module(vae, weights, folder, "VAE")
     try:
-        with torch.device("meta"):
-            vae = AutoencoderKLWan.from_config(config)
-        expected = shapes_of(vae)
-        statistics = [torch.tensor(vae.config[name], dtype=torch.float32) for name in ("latents_mean", "latents_std")]
-    except Exception as error:  # a wrong value raises whatever the layer that meets it raises
-        if is_out_of_memory(error):
-            raise
-        raise VaeError(f"{folder / 'config.json'} describes no AutoencoderKLWan ({first_line(error)}).") from error
-    check_tensors(weights.entries, expected, folder, "VAE")
-    for values in statistics:
-        if values.shape != (16,) or not values.isfinite().all() or (values is statistics[1] and not (values > 0).all()):
-            raise VaeError(f"{folder / 'config.json'}: latents_mean and latents_std must be 16 numbers, those above 0.")
-    state = {name: tensor.float().clone() for name, tensor in weights.tensors()}
-    weights.check_unchanged()
-    vae.load_state_dict(state, assign=True)
-    return vae
+        mean, std = (torch.tensor(vae.config[name], dtype=torch.float32) for name in ("latents_mean", "latents_std"))
+        right = mean.shape == std.shape == (16,) and bool(mean.isfinite().all() and std.isfinite().all())
+    except (TypeError, ValueError, RuntimeError):  # not numbers
+        right = False
+    if not right or not bool((std > 0).all()):
+        raise VaeError(f"{where}: latents_mean and latents_std must be 16 numbers, those above 0.")
+    return fill_module(vae, weights, formats, dtype=torch.float32, prepare=None, copy=True)
 
 
 def _load_single_file(path: Path) -> AutoencoderKLWan:
@@ -378,13 +368,11 @@ def _load_single_file(path: Path) -> AutoencoderKLWan:
     mark = weights.entries.get("decoder.head.0.gamma")
     if mark is None or not mark.shape or not mark.shape[0]:
         raise VaeError(f"{path} is not a Wan 2.1 VAE: it has no tensor decoder.head.0.gamma.")
-    with torch.device("meta"):
-        vae = new_vae(mark.shape[0])
+    vae = build_empty(lambda: new_vae(mark.shape[0]), path, "a Wan 2.1 VAE")
     names = {original_key(key): key for key in vae.state_dict()}
+    # Under the file's own names, which are what a message has to tell.
     expected = {name: tuple(vae.state_dict()[key].shape) for name, key in names.items()}
     check_tensors(weights.entries, expected, path, "Wan 2.1 VAE")
-    tensors = {names[name]: tensor for name, tensor in weights.tensors()}
-    weights.check_unchanged()
-    dtype = tensors["decoder.norm_out.gamma"].dtype
-    vae.load_state_dict({key: tensor.to(dtype) for key, tensor in tensors.items()}, assign=True)
-    return vae
+    # In one type, that of the output's norm: files that were made smaller keep some tensors in float32.
+    dtype = FLOATS.get(mark.dtype, torch.bfloat16)
+    return fill_module(vae, weights, {}, rename=names.__getitem__, dtype=dtype, prepare=None)

@@ -118,14 +118,14 @@ def _diffusers_config(found: CosmosFile) -> dict[str, Any]:
 
 def _convert_mllm(weights: Any, source: Path, target: Path, kind: str | None, progress: Progress) -> str:
     """The names stay: every loader of these models knows them."""
-    from duogen_core.mllm.loading import build, check, what_is
+    from duogen_core.mllm.loading import build, check, detect_family
     from duogen_core.weights.quantised import quantised_pieces
 
     if target.suffix.lower() != ".safetensors":
         raise DuoGenError(
             f"{source} is an MLLM, which is written as one file; give {target}.safetensors as the output."
         )
-    family, config = what_is(source)
+    family, config = detect_family(source)
     check(family, build(family, config, source, weights.entries), weights, source)
     pieces = [weights.piece(name, name) for name in weights.entries]
     if kind:

@@ -96,7 +96,8 @@ class TokenCounter:
 
     def __call__(self, document: Document) -> int:
         from duogen_core.mllm.chat import image_token_counts, layout
-        from duogen_core.mllm.tokenizer import load_image_processor, load_tokenizer
+        from duogen_core.mllm.image_processor import load_image_processor
+        from duogen_core.mllm.tokenizer import load_tokenizer
 
         if self._loaded is None:
             self._loaded = load_tokenizer(self.folder), load_image_processor(self.folder)

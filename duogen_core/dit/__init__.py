@@ -8,7 +8,8 @@ A family is a class with
     config.clean_timestep   the timestep that earlier, finished pictures are given
     config.references       False: weights that draw without looking at earlier pictures, which are left out
     config.text_embed_dim   width of the text condition: the connector's output width
-    from_pretrained(folder), save_pretrained(folder)      config.json + diffusion_pytorch_model.safetensors
+    from_pretrained(folder, dtype=, prepare=, copy=)      config.json + diffusion_pytorch_model.safetensors
+    save_pretrained(folder)
 
     forward_packed(frames, timestep, text, *, frame_ends=None, hidden=None, cache=None) -> v
         frames      list of normalised latents [B, 16, h_i, w_i], each its own size, in order of appearance; the last
@@ -32,18 +33,7 @@ tests all of the above.
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 from duogen_core.errors import DuoGenError
-from duogen_core.files import read_json
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from duogen_core.weights.quantised import Prepare
 
 # `_class_name` in config.json -> module and class. diffusers' own folders load as the packed subclass.
 FAMILIES = {
@@ -54,26 +44,3 @@ FAMILIES = {
 
 class DitError(DuoGenError):
     """A DiT folder or a call that does not fit the contract above."""
-
-
-def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
-    """The DiT in a diffusers-style folder, of whichever family its config.json names, in eval mode.
-
-    prepare: gives layers other classes before their weights come, which are then mapped from the file in its own type,
-    or in dtype (dit/loading.py); so are those of a quantised one. Else everything is read into float32.
-    """
-    from duogen_core.dit.own_weights import is_quantised, load_mapped
-
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise DitError(f"No DiT in {folder}: config.json is missing.")
-    config = read_json(path, "configuration of a DiT")
-    name = config.get("_class_name") if isinstance(config, dict) else None
-    if not isinstance(name, str):
-        raise DitError(f"{path} is not a diffusers config: expected JSON with the field _class_name.")
-    if name not in FAMILIES:
-        raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
-    cls = getattr(importlib.import_module(FAMILIES[name][0]), FAMILIES[name][1])
-    if prepare is not None or is_quantised(folder):
-        return load_mapped(folder, cls, dtype, prepare)
-    return cls.from_pretrained(folder)

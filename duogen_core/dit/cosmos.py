@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import CosmosTransformer3DModel
@@ -25,6 +26,11 @@ from duogen_core.dit.frame_cache import FrameCache
 from duogen_core.dit.frame_causal import forward_frame_causal
 from duogen_core.dit.packing import Sequence as TrainingSequence
 from duogen_core.dit.packing import forward_train
+from duogen_core.files import read_json
+from duogen_core.weights.headers import check_sizes
+from duogen_core.weights.module import build_empty, check_module, fill_module
+from duogen_core.weights.quantised import Prepare, use_scaled_linear
+from duogen_core.weights.reading import DIFFUSERS_STEM, find_weights
 
 ATTENTION = ("full", "frame_causal")
 
@@ -142,19 +148,32 @@ class PackedCosmos(CosmosTransformer3DModel):
             block.__class__ = PackedCosmosBlock  # same weights, one more way to be called
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, **settings) -> PackedCosmos:
-        """A folder with config.json and diffusion_pytorch_model.safetensors (or its shards); strict. In float32.
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = torch.float32,
+        prepare: Prepare | None = None,
+        copy: bool = True,
+        **settings: Any,
+    ) -> PackedCosmos:
+        """Reads a folder with config.json and diffusion_pytorch_model.safetensors (or its shards); strict.
 
+        dtype: of what is not quantised; None keeps the file's. prepare, copy: as in weights.module.fill_module.
         settings: values that take the place of the configuration's.
         """
-        from duogen_core.dit.own_weights import load_mapped
-
-        if not (Path(folder) / "config.json").is_file():
+        where = Path(folder) / "config.json"
+        if not where.is_file():
             raise DitError(f"No DiT in {folder}: expected config.json and diffusion_pytorch_model.safetensors.")
-        dit = load_mapped(folder, cls, torch.float32, settings=settings)
-        for parameter in dit.parameters():  # not mapped: training writes the file anew
-            parameter.data = parameter.data.clone()
-        return dit
+        weights = find_weights(folder, "weights of the DiT", DIFFUSERS_STEM)
+        config = read_json(where, "configuration of a DiT")
+        if not isinstance(config, dict):
+            raise DitError(f"{where} holds a {type(config).__name__}; expected a JSON object.")
+        config |= settings
+        check_sizes(config, weights.entries, where)
+        dit = build_empty(lambda: cls.from_config(config), where, f"a {cls.__name__}")
+        formats = check_module(dit, weights, folder, "DiT")
+        return fill_module(dit, weights, formats, dtype=dtype, prepare=prepare or use_scaled_linear, copy=copy)
 
     # -------------------------------------------------------- pieces that both kinds of attention use
 

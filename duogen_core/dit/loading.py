@@ -1,8 +1,9 @@
-"""Cosmos-Predict2.5 as published -> PackedCosmos, and its `crossattn_proj` -> Connector.
+"""Files of DiT weights -> a DiT: the folder of a DuoGen checkpoint, or Cosmos-Predict2.5 as published.
 
-In:  a single safetensors file (official, ComfyUI's or diffusers' names) or a diffusers folder (sharded or not; of a
-     whole pipeline too); bf16, fp16, fp32 or fp8. `open_cosmos` reads headers alone and refuses what does not match.
-Out: `CosmosFile.load_dit`, built on the meta device, weights mapped from the file; `CosmosFile.load_connector`.
+`load_dit` reads a diffusers-style folder of one of the families in this package.
+`open_cosmos` takes a single safetensors file (official, ComfyUI's or diffusers' names) or a diffusers folder (sharded
+or not; of a whole pipeline too); bf16, fp16, fp32 or fp8. It reads headers alone and refuses what does not match. Then
+`CosmosFile.load_dit` gives the transformer, and `CosmosFile.load_connector` its `crossattn_proj` as a Connector.
 
 Two conventions exist, and no tensor tells them apart: in post-training clean frames had the timestep 1e-4 and sampling
 goes by Karras' times, in pre-training clean frames shared the target's timestep and times are shifted by 5. Which one
@@ -13,28 +14,57 @@ pre-trained one nvidia-cosmos/cosmos-predict2.5.
 
 from __future__ import annotations
 
-import math
+import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
+from duogen_core.dit import FAMILIES, DitError
+from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
 from duogen_core.sampling import Sampling
 from duogen_core.weights import cosmos_keys as keys
 from duogen_core.weights.headers import WeightError, check_tensors, shapes_of
-from duogen_core.weights.reading import WeightFiles, find_weights
+from duogen_core.weights.reading import DIFFUSERS_STEM, WeightFiles, find_weights
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import nn
 
     from duogen_core.connector import Connector
     from duogen_core.dit.cosmos import PackedCosmos
     from duogen_core.weights.quantised import Prepare
 
+
+def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
+    """The DiT in a diffusers-style folder, of whichever family its config.json names, in eval mode.
+
+    prepare: gives layers other classes before their weights come. Those are then mapped from the file in its own type,
+    or in dtype; so are those of a quantised one. Else everything is read into float32.
+    """
+    from duogen_core.weights.quantised import layer_formats
+
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise DitError(f"No DiT in {folder}: config.json is missing.")
+    config = read_json(path, "configuration of a DiT")
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(name, str):
+        raise DitError(f"{path} is not a diffusers config: expected JSON with the field _class_name.")
+    if name not in FAMILIES:
+        raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
+    module, cls = FAMILIES[name]
+    family = getattr(importlib.import_module(module), cls)
+    if prepare is not None or layer_formats(find_weights(folder, WHAT, DIFFUSERS_STEM)):
+        return family.from_pretrained(folder, dtype=dtype, prepare=prepare, copy=False)
+    return family.from_pretrained(folder)
+
+
+# ---------------------------------------------------------------- Cosmos-Predict2.5 as published
+
+WHAT = "weights of the DiT"
 PROJECTION = "crossattn_proj.0"
 NOTE = "duogen_convention"  # in a safetensors file's metadata
 # The first characters of the published files' names, 2B and 14B.
@@ -87,13 +117,9 @@ class CosmosFile:
     @property
     def dtype(self) -> torch.dtype:
         """What most of the weights that are not quantised are stored in; bf16 where all are."""
-        from duogen_core.weights.quantised import is_extra
+        from duogen_core.weights.module import main_dtype
 
-        counts = {"BF16": 0}
-        for name, entry in self.weights.entries.items():
-            if entry.dtype in ("F64", "F32", "F16", "BF16") and name in self.names and not is_extra(name):
-                counts[entry.dtype] = counts.get(entry.dtype, 0) + math.prod(entry.shape)
-        return _torch_dtype(max(counts, key=counts.__getitem__))
+        return main_dtype(self.weights, self.left_out)
 
     def load_dit(self, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> PackedCosmos:
         """The transformer without its projection, which is the connector, on the CPU, in eval mode.
@@ -101,27 +127,30 @@ class CosmosFile:
         dtype: None keeps the file's. prepare(module, {quantised layer: format}) gives layers the classes that hold and
         run their weights, before those come; None: fp8 layers stay fp8.
         """
-        from duogen_core.dit.cosmos import PackedCosmos
+        from duogen_core.weights.module import check_filled, fill_module
         from duogen_core.weights.quantised import use_scaled_linear
 
-        dit = _on_meta(PackedCosmos, {**self.config, "use_crossattn_projection": False})
+        dit = _empty({**self.config, "use_crossattn_projection": False}, self.path)
         formats = {self._ours(layer): kind for layer, kind in self.formats.items()}
         formats.pop(PROJECTION, None)
-        (prepare or use_scaled_linear)(dit, formats)
-        mine = [name for name, ours in self.names.items() if not ours.startswith(f"{PROJECTION}.")]
-        dit.load_state_dict(dict(self._tensors(mine, dtype or self.dtype)), strict=False, assign=True)
-        self.weights.check_unchanged()
-        empty = [name for name, weight in dit.named_parameters() if weight.is_meta]
-        if empty:
-            raise WeightError(f"{self.path}: no weights came for {empty[0]} and {len(empty) - 1} more.")
-        return dit.eval()
+        skip = {name for name in self.weights.entries if name not in self.names or self._is_projection(name)}
+        fill_module(
+            dit,
+            self.weights,
+            formats,
+            rename=self.names.__getitem__,
+            skip=skip,
+            dtype=dtype or self.dtype,
+            prepare=prepare or use_scaled_linear,
+        )
+        check_filled(dit, formats, self.path)
+        return dit
 
     def load_connector(self, mllm: tuple[int, int] | None = None, dtype: torch.dtype | None = None) -> Connector:
         """`crossattn_proj`, which reads all layers of one MLLM. mllm: its (layers, hidden size), where not known."""
-        import torch
-
         from duogen_core.connector import Connector, ConnectorConfig
-        from duogen_core.weights.quantised import FP8, dequantised
+        from duogen_core.weights.module import build_empty, fill_module
+        from duogen_core.weights.quantised import FP8
 
         total, width = self.config["crossattn_proj_in_channels"], self.config["encoder_hidden_states_channels"]
         shape = mllm or keys.STATES.get(total)
@@ -135,48 +164,39 @@ class CosmosFile:
                 f"width {shape[1]}, {shape[0] * shape[1]} numbers; it was made for another MLLM"
                 f"{_made_for(total)}."
             )
-        mine = [name for name, ours in self.names.items() if ours.startswith(f"{PROJECTION}.")]
-        dtype = dtype or self.dtype
-        found = dict(self._tensors(mine, dtype))
-        weight, scale = found[f"{PROJECTION}.weight"], found.get(f"{PROJECTION}.weight_scale")
         kind = next((kind for layer, kind in self.formats.items() if self._ours(layer) == PROJECTION), None)
         if kind is not None and kind not in FP8.values():
             raise DuoGenError(f"The connector in {self.path} is quantised as {kind}; expected bf16, fp16 or fp8.")
-        with torch.device("meta"):
-            connector = Connector(ConnectorConfig(*shape, width))
-        state = {"proj.weight": dequantised(weight, scale, dtype) if kind else weight}
-        connector.load_state_dict({**state, "proj.bias": found[f"{PROJECTION}.bias"]}, assign=True)
-        self.weights.check_unchanged()
-        return connector.eval()
+        connector = build_empty(lambda: Connector(ConnectorConfig(*shape, width)), self.path, "a connector")
+        # prepare=None: the projection is added up layer by layer, slices of a matrix that must be whole.
+        return fill_module(
+            connector,
+            self.weights,
+            {"proj": kind} if kind else {},
+            rename=lambda name: f"proj.{name.rpartition('.')[2]}",
+            skip={name for name in self.weights.entries if not self._is_projection(name)},
+            dtype=dtype or self.dtype,
+            prepare=None,
+        )
+
+    def _is_projection(self, name: str) -> bool:
+        return self.names.get(name, "").startswith(f"{PROJECTION}.")
 
     def _ours(self, layer: str) -> str:
         return self.names[f"{layer}.weight"].removesuffix(".weight")
-
-    def _tensors(self, names: list[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """(diffusers' name, tensor), quantised layers with their scales, everything else in `dtype`."""
-        from duogen_core.weights.quantised import unified
-
-        wanted = set(names)
-        formats = {layer: kind for layer, kind in self.formats.items() if f"{layer}.weight" in wanted}
-        for name, tensor in unified(self.weights.tensors(wanted), formats):
-            layer, _, last = name.rpartition(".")
-            ours = self.names.get(name) or f"{self._ours(layer)}.{last}"
-            if last == "bias" or (last == "weight" and layer not in formats):
-                tensor = tensor.to(dtype)
-            yield ours, tensor
 
 
 def open_cosmos(path: str | os.PathLike, convention: str | None = None) -> CosmosFile:
     """Looks at headers and JSON alone; refuses by name what is another model, half of one, or ambiguous."""
     path = Path(path)
     inner = path / "transformer" if (path / "transformer").is_dir() else path
-    return match_cosmos(find_weights(inner, "weights of the DiT"), path, convention)
+    return match_cosmos(find_weights(inner, WHAT), path, convention)
 
 
 def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> CosmosFile:
     """weights: WeightFiles, or what else has files, entries, metadata and notes. path: as the user named them."""
-    from duogen_core.dit.cosmos import PackedCosmos
-    from duogen_core.weights.quantised import check_names, is_extra, layer_formats, plain_entry
+    from duogen_core.weights.module import plain_entries
+    from duogen_core.weights.quantised import is_extra, layer_formats
 
     layout = keys.layout_of(weights.entries)
     if layout is None:
@@ -196,16 +216,10 @@ def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> Cos
     rename: Callable[[str], str] = (lambda n: n) if kind == "diffusers" else (lambda n: keys.to_diffusers(n, prefix))
     names = {name: rename(name) for name in weights.entries if name not in left_out}
     formats = layer_formats(weights)
-    ours_of = {rename(f"{layer}.weight").removesuffix(".weight"): kind for layer, kind in formats.items()}
-    check_names(weights, ours_of, path, rename, left_out)
+    entries, _ = plain_entries(weights, path, rename, left_out)
     strays = [n for n in names if is_extra(n) and n.rpartition(".")[0] not in formats]
     if strays:  # the weight has another layout's name, by which its scale would not be found
         raise WeightError(f"{path} mixes two layouts: {strays[0]} stands apart from its weight; give one model.")
-    entries = {
-        ours: plain_entry(weights.entries[name], formats.get(name.removesuffix(".weight")))
-        for name, ours in names.items()
-        if not is_extra(name)
-    }
     shapes = {ours: entry.shape for ours, entry in entries.items()}
     derived = keys.config_from_shapes(shapes, str(path))
     for name, value in derived.items():
@@ -217,7 +231,7 @@ def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> Cos
     config = {**derived, **{name: written[name] for name in _CONFIG if name in written}}
     said, by = _convention(convention, written, weights, path)
     config["clean_timestep"] = CONVENTIONS[said].clean_timestep
-    check_tensors(entries, shapes_of(_on_meta(PackedCosmos, config)), path, keys.model_name(config))
+    check_tensors(entries, shapes_of(_empty(config, path)), path, keys.model_name(config))
     return CosmosFile(path, weights, kind, names, left_out, formats, config, said, by)
 
 
@@ -267,26 +281,11 @@ def _convention(asked: str | None, written: dict[str, Any], weights: WeightFiles
     return "post-trained", "assumed"
 
 
-def _on_meta(cls: type, config: dict[str, Any]) -> Any:
-    import torch
+def _empty(config: dict[str, Any], path: Path) -> PackedCosmos:
+    from duogen_core.dit.cosmos import PackedCosmos
+    from duogen_core.weights.module import build_empty
 
-    try:
-        with torch.device("meta"):
-            return cls(**config)
-    except DuoGenError:
-        raise
-    except Exception as error:  # a wrong value raises whatever the layer that meets it raises
-        if is_out_of_memory(error):
-            raise
-        raise WeightError(
-            f"This configuration is none of a Cosmos-Predict2.5 transformer ({first_line(error)})."
-        ) from error
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    import torch
-
-    return {"F32": torch.float32, "F64": torch.float32, "F16": torch.float16}.get(name, torch.bfloat16)
+    return build_empty(lambda: PackedCosmos(**config), path, "a Cosmos-Predict2.5 transformer")
 
 
 def _made_for(total: int) -> str:

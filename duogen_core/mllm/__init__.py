@@ -1,4 +1,6 @@
-"""The MLLM room: reads a Document, writes until <BOV> or the end of the turn, and hands out states for the connector.
+"""The multimodal language model (MLLM): reads a Document, writes until <BOV> or the end of the turn.
+
+It also hands out its hidden states for the connector. `loading.load_mllm` reads one of any family.
 
 Adding a family = one file here with a subclass of `base.Mllm`, and one line in FAMILIES. The contract:
 
@@ -31,13 +33,9 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
-
-if TYPE_CHECKING:
-    from duogen_core.mllm.base import Mllm
 
 FAMILIES = {
     "qwen2_5_vl": ("duogen_core.mllm.qwen2_5_vl", "Qwen25VL"),
@@ -45,12 +43,13 @@ FAMILIES = {
 }
 
 
-def family_class(model_type: str) -> type[Mllm]:
+def family_class(model_type: str) -> type:
+    """The family's subclass of base.Mllm."""
     module, name = FAMILIES[model_type]
     return getattr(import_module(module), name)
 
 
-def family_of(folder: str | Path) -> type[Mllm]:
+def family_of(folder: str | Path) -> type:
     """The class for a model folder, by the "model_type" of its config.json."""
     file = Path(folder) / "config.json"
     if not file.is_file():

@@ -289,8 +289,8 @@ def _rows(
 
 def with_marker(mllm: Mllm, adapter: Adapter) -> Mllm:
     """The same model and its own caches, with <BOV> in its tokenizer where the adapter teaches it."""
-    from duogen_core.mllm.bov import add_bov
     from duogen_core.mllm.chat import BOV, has_bov
+    from duogen_core.mllm.tokenizer import add_bov
 
     if not adapter.tokens:
         changed = copy.copy(mllm)

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,6 @@ from duogen_core.mllm.chat import (
     token_bytes,
 )
 from duogen_core.mllm.prompted import MarkedStream, Prompted
-
-if TYPE_CHECKING:
-    from duogen_core.weights.quantised import Prepare
 
 Stop = Literal["picture", "end", "max_tokens", "interrupted"]
 CHUNK = 512  # tokens of a prefill between two looks at `cancelled`
@@ -137,26 +134,6 @@ class Mllm:
         self._device: torch.device | None = None
         self._cache: PrefixCache | None = None
         self._banned: Tensor | None = None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        dtype: torch.dtype | None = None,
-        prepare: Prepare | None = None,
-        *,
-        tokenizer: str | Path | None = None,
-    ) -> Mllm:
-        """Read a Hugging Face folder or one of ComfyUI's text encoder files. Never touches the network.
-
-        Mllm itself takes every family; a family's own class refuses a model of another with a DuoGenError.
-        dtype: None keeps the file's. prepare(module, formats) comes before the weights, to give layers other classes;
-        formats names the quantised ones (see weights/quantised.py).
-        tokenizer: for a single file, a folder that holds one.
-        """
-        from duogen_core.mllm.loading import load
-
-        return load(path, dtype, prepare, tokenizer=tokenizer, wanted=cls)
 
     @classmethod
     def check_parts(cls, module: nn.Module, image_processor: Any, path: Path) -> None:

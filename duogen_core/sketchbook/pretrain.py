@@ -23,8 +23,9 @@ import torch
 
 from duogen_core.document import Text
 from duogen_core.errors import unknown
+from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
-from duogen_core.mllm.tokenizer import load_tokenizer, small_image_processor, train_tokenizer
+from duogen_core.mllm.tokenizer import load_tokenizer, train_tokenizer
 from duogen_core.sketchbook.tasks import training_case
 from duogen_core.sketchbook.vision import VisionConfig, warm_up
 from duogen_core.sketchbook.world import SketchbookWorld

@@ -20,9 +20,9 @@ from duogen_core.checkpoint import (
     save_checkpoint,
 )
 from duogen_core.connector import Connector
-from duogen_core.dit import load_dit
+from duogen_core.dit.loading import load_dit
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm import family_of
+from duogen_core.mllm.loading import load_mllm
 from duogen_core.sampling import Sampling
 from duogen_core.vae import PictureVae
 
@@ -36,7 +36,7 @@ def assemble(
         if not (run_folder / "export").is_dir():
             raise DuoGenError(f"{run_folder} has no export/ folder: train that part to its end first.")
     components = Components(
-        mllm=family_of(stage1 / "export").from_pretrained(stage1 / "export"),
+        mllm=load_mllm(stage1 / "export"),
         connector=Connector.from_pretrained(stage2 / "export" / "connector"),
         dit=load_dit(stage2 / "export" / "dit"),
         vae=PictureVae.from_pretrained(vae / "export"),

@@ -38,9 +38,9 @@ from duogen_core.data.sources import (
     open_source,
     parse_specs,
 )
-from duogen_core.dit import load_dit
+from duogen_core.dit.loading import load_dit
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm import family_of
+from duogen_core.mllm.loading import load_mllm
 from duogen_core.training import stage1, stage2
 from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
@@ -284,7 +284,7 @@ def put_together(config: FinetuneConfig, base: Path) -> Path:
     max_side = max(picture.max_side, config.stage2.max_side or 0)
     components = replace(
         start,
-        mllm=family_of(config.out / "stage1" / "export").from_pretrained(config.out / "stage1" / "export"),
+        mllm=load_mllm(config.out / "stage1" / "export"),
         connector=Connector.from_pretrained(learnt / "connector"),
         dit=load_dit(learnt / "dit"),
         # drawn as large as it was trained for; what the model was trained for before stays

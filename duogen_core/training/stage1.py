@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from duogen_core.data.sources import Limits
 from duogen_core.mllm.base import Mllm
-from duogen_core.mllm.bov import load_start
+from duogen_core.mllm.loading import load_with_bov
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
@@ -295,7 +295,7 @@ class Stage1Config(MllmConfig):
 
 def train(config: Stage1Config) -> Run:
     torch.manual_seed(config.seed)
-    mllm, started = load_start(config.init)
+    mllm, started = load_with_bov(config.init)
     if mllm.model_type != Qwen25VL.model_type:
         raise ConfigError(f"{config.init} is a {mllm.model_type} model; stage 1 trains those of {Qwen25VL.model_type}.")
     if started:

@@ -40,8 +40,8 @@ from duogen_core.dit.cosmos import PackedCosmos, init_weights
 from duogen_core.dit.loading import open_cosmos
 from duogen_core.dit.packing import Sequence as TrainingSequence
 from duogen_core.errors import DuoGenError, first_line
-from duogen_core.mllm import family_of
 from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.loading import load_mllm
 from duogen_core.training import stage2_data
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import RunConfig, add_arguments_for, run_command
@@ -309,7 +309,7 @@ def corpus_of(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm, docum
 
 def train(config: Stage2Config) -> Run:
     run = config.run()
-    vae, mllm = PictureVae.from_pretrained(config.vae), family_of(config.mllm).from_pretrained(config.mllm)
+    vae, mllm = PictureVae.from_pretrained(config.vae), load_mllm(config.mllm)
     for frozen in (vae.model, mllm.model):
         frozen.to(run.processes.device)
     documents = documents_of(run, config, mllm)

@@ -151,9 +151,9 @@ def unified(tensors: Iterator[tuple[str, Tensor]], formats: Mapping[str, str]) -
 
 
 def dequantised(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """fp8 [out, in] and its scale, one number or one a row -> the weight."""
+    """fp8 [out, …] and its scale, one number or one per row -> the weight."""
     whole = weight.to(dtype)
-    return whole if scale is None else whole * scale.to(dtype).reshape(-1, 1)
+    return whole if scale is None else whole * scale.to(dtype).reshape(-1, *[1] * (weight.ndim - 1))
 
 
 class ScaledLinear(nn.Linear):

@@ -27,7 +27,8 @@ from duogen_core.weights.writing import CHUNK, Piece
 if TYPE_CHECKING:
     from torch import Tensor
 
-STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names of a folder's weights
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+STEMS = (DIFFUSERS_STEM, "model")  # diffusers' and transformers' names of a folder's weights
 MAX_NOTE = 65_536
 
 
@@ -138,11 +139,16 @@ class WeightFiles:
                 raise WeightError(f"{file} changed while it was being read; wait until it is written, and try again.")
 
 
-def find_weights(path: str | os.PathLike, what: str = "weights") -> WeightFiles:
-    """The weights in a file, or in a folder that holds exactly one set of them."""
+def find_weights(path: str | os.PathLike, what: str = "weights", stem: str | None = None) -> WeightFiles:
+    """The weights in a file, or in a folder that holds exactly one set of them.
+
+    stem: the name that is taken where a folder holds several: STEM.safetensors or its shards.
+    """
     path = Path(path)
     if not path.is_dir():
         return WeightFiles([path], what)
+    if stem and any((path / f"{stem}.safetensors{end}").is_file() for end in ("", ".index.json")):
+        return folder_weights(path, stem, what)
     indices = [path / f"{stem}.safetensors.index.json" for stem in STEMS]
     shards = {index: shards_of_tensors(index) for index in indices if index.is_file()}
     listed = {path / file for found in shards.values() for file in found.values()}

@@ -175,8 +175,8 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     """(language model, connector, MODEL, VAE) of a DuoGen checkpoint. Weights are mapped from the files in the types
     they have there, quantised ones (`convert --quantise`) included."""
     from duogen_core import checkpoint as core_checkpoint
-    from duogen_core.dit import load_dit
-    from duogen_core.mllm.base import Mllm
+    from duogen_core.dit.loading import load_dit
+    from duogen_core.mllm.loading import load_mllm
 
     from .diffusion_model import make_model
     from .model_management import connector_handle, mllm_handle
@@ -187,7 +187,7 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     parts = core_checkpoint.load_checkpoint(
         folder,
         loaders={
-            "mllm": lambda path: Mllm.from_pretrained(path, dtype=mllm_precision.kept, prepare=mllm_precision.prepare),
+            "mllm": lambda path: load_mllm(path, dtype=mllm_precision.kept, prepare=mllm_precision.prepare),
             "dit": lambda path: load_dit(path, dtype=dit_precision.kept, prepare=dit_precision.prepare),
         },
     )
@@ -208,8 +208,7 @@ def load_mllm(name: str, tokenizer: str = OWN_TOKENIZER) -> ModelHandle:
     large as those of the image model that draws them.
     """
     from duogen_core.checkpoint import PUBLISHED_PICTURE, CheckpointConfig, check_checkpoint
-    from duogen_core.mllm.base import Mllm
-    from duogen_core.mllm.loading import stored_in, what_is
+    from duogen_core.mllm import loading
 
     from .model_management import Precision, mllm_handle
 
@@ -217,14 +216,12 @@ def load_mllm(name: str, tokenizer: str = OWN_TOKENIZER) -> ModelHandle:
         folder = checkpoint_folder(name)
         config = check_checkpoint(folder)
         precision = _precision(folder / "mllm", "mllm")
-        core = Mllm.from_pretrained(folder / "mllm", dtype=precision.kept, prepare=precision.prepare)
+        core = loading.load_mllm(folder / "mllm", dtype=precision.kept, prepare=precision.prepare)
     else:
         path, beside = path_of(name, MLLM), tokenizer_folder(tokenizer)
-        what_is(path)  # says what is wrong with a folder or file before anything else does
-        precision = Precision.of(*stored_in(path), mm.text_encoder_device())
-        core = Mllm.from_pretrained(
-            path, precision.kept, precision.prepare, tokenizer=None if path.is_dir() else beside
-        )
+        loading.detect_family(path)  # says what is wrong with a folder or file before anything else does
+        precision = Precision.of(*loading.stored_in(path), mm.text_encoder_device())
+        core = loading.load_mllm(path, precision.kept, precision.prepare, tokenizer=None if path.is_dir() else beside)
         config = CheckpointConfig(name=path.name if path.is_dir() else path.stem, picture=PUBLISHED_PICTURE)
     mllm = mllm_handle(core, precision)
     mllm.config = config

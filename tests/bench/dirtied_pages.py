@@ -33,7 +33,7 @@ from sketchbook_pages import Dirt, guide_cases, write_site  # noqa: E402
 
 from duogen_core.document import Document, Picture  # noqa: E402
 from duogen_core.document.store import save_document, write_atomically  # noqa: E402
-from duogen_core.mllm import family_of  # noqa: E402
+from duogen_core.mllm.loading import load_mllm  # noqa: E402
 from duogen_core.mllm.qwen2_5_vl import new_model  # noqa: E402
 from duogen_core.sketchbook.ablation.measuring import with_ideal_pictures  # noqa: E402
 from duogen_core.sketchbook.ablation.results import answer_to, over_seeds, table  # noqa: E402
@@ -119,7 +119,7 @@ def begin(folder: Path, args: argparse.Namespace) -> None:
     new = folder / "new"
     if not new.is_dir():
         torch.manual_seed(0)
-        known = family_of(args.model / "mllm").from_pretrained(args.model / "mllm")
+        known = load_mllm(args.model / "mllm")
         model = new_model(known.tokenizer)
         model.model.visual.load_state_dict(known.model.model.visual.state_dict())
         export(model, known.tokenizer, known.image_processor, new)
@@ -149,7 +149,7 @@ def train_and_measure(args: argparse.Namespace, arm: str, seed: int, held_out: l
         eval_cases=args.cases,
     )  # fmt: skip
     export_ = folder / "run" / "export"
-    mllm = family_of(export_).from_pretrained(export_)
+    mllm = load_mllm(export_)
     values: dict[str, list[float]] = {name: [] for name in FIGURES}
     for number, case in enumerate(held_out):
         answer = with_ideal_pictures(mllm, case)

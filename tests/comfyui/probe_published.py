@@ -38,7 +38,7 @@ def pipelines_latent(folder: Path, guidance: float) -> Any:
     from diffusers import Cosmos2_5_PredictBasePipeline, CosmosTransformer3DModel, UniPCMultistepScheduler
     from diffusers.models.transformers import transformer_cosmos
 
-    from duogen_core.mllm.base import Mllm
+    from duogen_core.mllm.loading import load_mllm
     from duogen_core.sampling import initial_noise, sigmas
     from duogen_core.vae import new_vae
 
@@ -46,7 +46,7 @@ def pipelines_latent(folder: Path, guidance: float) -> Any:
     transformer_cosmos.transforms = types.SimpleNamespace(
         functional=types.SimpleNamespace(resize=resize), InterpolationMode=types.SimpleNamespace(NEAREST=None)
     )
-    mllm = Mllm.from_pretrained(folder / "text_encoders" / "Tiny-VL-Instruct")
+    mllm = load_mllm(folder / "text_encoders" / "Tiny-VL-Instruct")
     mllm.tokenizer.chat_template = TEMPLATE
     dit = CosmosTransformer3DModel.from_pretrained(folder / "diffusion_models" / "tiny-cosmos" / "transformer").eval()
     scheduler = UniPCMultistepScheduler(

@@ -135,7 +135,7 @@ def test_what_stage_2_trains_loads_as_it_is_written(server: Server, random_model
     import torch
 
     from duogen_core import cli
-    from duogen_core.dit import load_dit
+    from duogen_core.dit.loading import load_dit
     from duogen_core.training.lora import (
         DIFFUSERS_FILE,
         DIT_TARGETS,
@@ -268,14 +268,14 @@ def adapter(server: Server, loras: Path) -> Callable[[Path], str]:
     def write(checkpoint: Path) -> str:
         import torch
 
-        from duogen_core.mllm.base import Mllm
+        from duogen_core.mllm.loading import load_mllm
         from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, learnt, merged_state, save_adapter
 
         name = f"merged-mllm-{checkpoint.name}"
         folder = server.base / "models" / "duogen" / name
         if folder.exists():
             return name
-        mllm = Mllm.from_pretrained(checkpoint / "mllm", torch.float32)
+        mllm = load_mllm(checkpoint / "mllm", torch.float32)
         rows = [mllm.control.bov]
         tied = mllm.model.config.tie_word_embeddings
         tokens = {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows}
@@ -286,7 +286,7 @@ def adapter(server: Server, loras: Path) -> Callable[[Path], str]:
             parameter.data += torch.randn_like(parameter) * 0.06
         save_adapter(mllm.model, loras / checkpoint.name)
         state = merged_state(mllm.model)
-        fresh = Mllm.from_pretrained(checkpoint / "mllm", torch.float32)
+        fresh = load_mllm(checkpoint / "mllm", torch.float32)
         fresh.model.load_state_dict(state)
         copied(server, checkpoint, name)
         fresh.save_pretrained(folder / "mllm")
@@ -326,9 +326,9 @@ def test_other_kinds_of_adapters_give_the_answer_of_the_merged_mllm(
     import peft
     import torch
 
-    from duogen_core.mllm.base import Mllm
+    from duogen_core.mllm.loading import load_mllm
 
-    mllm = Mllm.from_pretrained(random_model / "mllm", torch.float32)
+    mllm = load_mllm(random_model / "mllm", torch.float32)
     before = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
     target = r".*language_model\.layers.*_proj"
     if kind == "DoRA":
@@ -341,7 +341,7 @@ def test_other_kinds_of_adapters_give_the_answer_of_the_merged_mllm(
         if parameter.requires_grad:
             parameter.data += 0.06 * torch.randn_like(parameter)
     model.save_pretrained(loras / kind)
-    fresh = Mllm.from_pretrained(random_model / "mllm", torch.float32)
+    fresh = load_mllm(random_model / "mllm", torch.float32)
     fresh.model.load_state_dict(model.merge_and_unload().state_dict())
     assert any(not torch.equal(before[name], tensor) for name, tensor in fresh.model.state_dict().items())
     merged_name = f"merged-{kind}"

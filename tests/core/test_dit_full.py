@@ -13,8 +13,9 @@ from diffusers.models.transformers import transformer_cosmos
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 
-from duogen_core.dit import DitError, load_dit
+from duogen_core.dit import DitError
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
+from duogen_core.dit.loading import load_dit
 from duogen_core.weights.headers import WeightError
 
 TINY = {

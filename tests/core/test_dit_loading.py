@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from duogen_core.dit import load_dit
+from duogen_core.dit.loading import load_dit
 from duogen_core.errors import DuoGenError
 from tests.core.tiny import random_components
 

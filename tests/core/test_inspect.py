@@ -26,7 +26,7 @@ from duogen_core.memory import (
     terms,
     verdict,
 )
-from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.loading import load_mllm
 from tests.core.headers import hollow, key_list
 
 BUNDLED = models_folder() / "duogen-tiny"
@@ -146,7 +146,7 @@ def test_a_small_mllm_in_one_file_has_its_heads_or_a_sentence(tmp_path):
     found = one(tmp_path / "copy.safetensors")
     assert found.kind == "MLLM" and not found.shape and "give the model's folder" in found.notes[0]
     with pytest.raises(DuoGenError, match=r"copy.safetensors has no configuration.*another size"):
-        Mllm.from_pretrained(tmp_path / "copy.safetensors", tokenizer=BUNDLED / "mllm")
+        load_mllm(tmp_path / "copy.safetensors", tokenizer=BUNDLED / "mllm")
 
 
 def test_a_dit_of_ours_is_never_called_anothers(tmp_path, capsys):

@@ -14,7 +14,7 @@ import pytest
 
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_class
-from duogen_core.mllm.loading import build, check, guess
+from duogen_core.mllm.loading import build, check, infer_config
 from duogen_core.weights.headers import Entry
 from duogen_core.weights.reading import WeightFiles
 from tests.core.headers import LISTS, hollow, key_list
@@ -60,7 +60,7 @@ def test_a_published_checkpoint_fits(name) -> None:
 def test_a_file_without_a_configuration_gets_the_published_one(name) -> None:
     """Everything that decides a number, not only what decides a shape."""
     family, module = published(name)
-    guessed, config = guess(listed(key_list(name)), Path("file.safetensors"))
+    guessed, config = infer_config(listed(key_list(name)), Path("file.safetensors"))
     assert guessed is family
     other = build(family, config, Path("file.safetensors"))
     assert check(family, other, listed(key_list(name)), Path(name)) == {}
@@ -126,6 +126,6 @@ def test_a_real_file_of_the_full_size(tmp_path) -> None:
     """A header like that of the published 7B, and a hole of 16 GB where its tensors would be."""
     file = hollow(tmp_path / "qwen_2.5_vl_7b.safetensors", key_list("mllm-qwen2.5-vl-7b"))
     weights = WeightFiles([file])
-    family, _ = guess(weights, file)
+    family, _ = infer_config(weights, file)
     assert family.model_type == "qwen2_5_vl" and weights.bytes == 16584333312
     assert check(*published("mllm-qwen2.5-vl-7b"), weights, file) == {}

@@ -18,10 +18,10 @@ PROGRAM = """
 import gc, json, sys
 from pathlib import Path
 import torch
-from duogen_core.mllm.loading import build, load, what_is
+from duogen_core.mllm.loading import build, detect_family, load_mllm
 
 folder = Path(sys.argv[1])
-build(*what_is(folder), folder)  # whatever has to be imported is
+build(*detect_family(folder), folder)  # whatever has to be imported is
 torch.zeros(1).sum()
 
 
@@ -35,7 +35,7 @@ def peak(dtype):
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = status("VmRSS")
-    mllm = load(folder, dtype)
+    mllm = load_mllm(folder, dtype)
     assert all(float(parameter.flatten()[-1]) == 1 and parameter.sum() > 0 for parameter in mllm.model.parameters())
     return status("VmHWM") - before
 

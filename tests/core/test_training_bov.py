@@ -8,14 +8,9 @@ import pytest
 import torch
 
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.bov import (
-    FIRST_ID,
-    add_bov,
-    load_start,
-    start_bov,
-)
 from duogen_core.mllm.chat import BOV, IM_END
-from duogen_core.mllm.tokenizer import load_tokenizer
+from duogen_core.mllm.loading import load_with_bov
+from duogen_core.mllm.tokenizer import FIRST_ID, add_bov, load_tokenizer, start_bov
 from duogen_core.training.next_token import Batcher, NextTokenLoss
 from tests.core.sample_sets import guide
 from tests.core.test_training_lora import untie
@@ -118,7 +113,7 @@ def test_in_qwens_vocabulary_the_ids_that_others_use_are_passed_over():
 
 def test_a_published_model_can_be_trained(tmp_path):
     without_bov(tmp_path / "model")
-    mllm, started = load_start(tmp_path / "model")
+    mllm, started = load_with_bov(tmp_path / "model")
     assert mllm.tokenizer.get_vocab()[BOV] == mllm.control.bov < mllm.model.get_input_embeddings().num_embeddings
     assert started == []  # random rows are as long as all others
     loss, _ = NextTokenLoss(mllm.model)(*Batcher(mllm.tokenizer, mllm.image_processor)([guide(1)]))

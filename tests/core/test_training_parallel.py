@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 import duogen_core.training
 from duogen_core.cli import main
+from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
-from duogen_core.mllm.tokenizer import small_image_processor
 from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
 from duogen_core.sketchbook.world import example_of
 from duogen_core.training import stage2_data

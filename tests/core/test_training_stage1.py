@@ -15,7 +15,7 @@ from duogen_core.data.sources import Limits, open_mixture
 from duogen_core.document import Document, Text, Turn
 from duogen_core.document.store import document_json
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.qwen2_5_vl import Qwen25VL
+from duogen_core.mllm.loading import load_mllm
 from duogen_core.training import stage1
 from duogen_core.training import stage1 as mllm_training
 from duogen_core.training.configuration import load_config
@@ -225,7 +225,7 @@ def test_alignment_data_is_left_out_counted_and_said(config, tmp_path, capsys):
 
 
 def gradients(init: Path, documents, checkpointed: bool) -> dict[str, torch.Tensor]:
-    mllm = Qwen25VL.from_pretrained(init)
+    mllm = load_mllm(init)
     model = mllm.model.train()
     calls = []
     layer = model.model.language_model.layers[0].input_layernorm
@@ -267,7 +267,7 @@ def test_lora_learns_and_its_export_is_base_and_adapter(config):
     run = stage1.train(config)
     assert losses(config.out)[-1] < 0.9 * losses(config.out)[0]
     before, after = load_file(config.init / "model.safetensors"), export_of(config)
-    bov = Qwen25VL.from_pretrained(config.init).control.bov
+    bov = load_mllm(config.init).control.bov
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     embedding = next(name for name in before if "embed_tokens" in name)
     assert changed and all("layers" in name or name == embedding for name in changed)
@@ -275,7 +275,7 @@ def test_lora_learns_and_its_export_is_base_and_adapter(config):
     size = (config.out / "checkpoint" / "model.safetensors").stat().st_size
     assert size < 0.5 * (config.out / "export" / "model.safetensors").stat().st_size
 
-    base, merged = (Qwen25VL.from_pretrained(folder) for folder in (config.init, config.out / "export"))
+    base, merged = (load_mllm(folder) for folder in (config.init, config.out / "export"))
     adapted = peft.PeftModel.from_pretrained(base.model, config.out / "adapter").eval()
     ids = torch.tensor([[5, 9, bov, 40, 41]])
     with torch.no_grad():
@@ -343,7 +343,7 @@ def test_without_held_out_documents_samples_answer_one_of_each_source(config, tm
 
 
 def test_a_mixture_with_sketchbook_is_scored_on_its_families(config, init):
-    mllm = Qwen25VL.from_pretrained(init)
+    mllm = load_mllm(init)
     config = replace(config, data=[*config.data, "sketchbook"], eval_cases=1)
     cases = held_out(config, Limits())
     assert {"guide", "describe"} <= cases.keys()

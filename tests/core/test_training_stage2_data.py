@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from duogen_core.connector import Connector
-from duogen_core.dit import load_dit
 from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.loading import load_dit
 from duogen_core.document import Document, Picture, Text
 from duogen_core.document.store import save_document
 from duogen_core.pipeline import fit_area

@@ -11,10 +11,9 @@ from safetensors.torch import load_file, save_file
 from duogen_core import cli
 from duogen_core.checkpoint import VAE_FILE, save_checkpoint
 from duogen_core.connector import Connector
-from duogen_core.dit import load_dit
-from duogen_core.dit.loading import open_cosmos
+from duogen_core.dit.loading import load_dit, open_cosmos
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.loading import load_mllm
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.vae import PictureVae
 from duogen_core.weights.cosmos_keys import to_official
@@ -32,10 +31,10 @@ def other_mllm_name(name: str) -> str:
 
 # Which file is changed, what loads it, and the other name that a file may give a tensor.
 LOADERS = {
-    "MLLM": ("plain/mllm/model.safetensors", lambda file: Mllm.from_pretrained(file.parent).model, other_mllm_name),
+    "MLLM": ("plain/mllm/model.safetensors", lambda file: load_mllm(file.parent).model, other_mllm_name),
     "MLLM in fp8": (
         "fp8/mllm/model.safetensors",
-        lambda file: Mllm.from_pretrained(file.parent).model,
+        lambda file: load_mllm(file.parent).model,
         other_mllm_name,
     ),
     "DiT": ("plain/dit/diffusion_pytorch_model.safetensors", lambda file: load_dit(file.parent), to_official),

@@ -26,6 +26,7 @@ from duogen_core.document import (
 )
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.loading import load_mllm
 from duogen_core.mllm.prompted import Prompted
 
 HERE = "http://localhost/own-model"  # a name in place of an endpoint's address; nothing is sent there
@@ -52,7 +53,7 @@ def own_client(
     if not replay:
         from duogen_core.checkpoint import resolve_mllm
 
-        transport = OwnModel(Mllm.from_pretrained(resolve_mllm(model), tokenizer=tokenizer))
+        transport = OwnModel(load_mllm(resolve_mllm(model), tokenizer=tokenizer))
     return Client(endpoint, Recording(recording, "replay" if replay else "record"), transport=transport)
 
 

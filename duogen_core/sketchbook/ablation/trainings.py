@@ -22,11 +22,11 @@ import torch
 
 from duogen_core.checkpoint import Components, resolve_model, vae_path
 from duogen_core.connector import Connector
-from duogen_core.dit import load_dit
 from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.loading import load_dit
 from duogen_core.document import Document
 from duogen_core.document.store import save_document
-from duogen_core.mllm import family_of
+from duogen_core.mllm.loading import load_mllm
 from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training import stage1, stage2
 from duogen_core.training.checkpoints import write_text
@@ -322,5 +322,5 @@ def components(config: AblationConfig, name: str, seed: int, base: Components) -
     """The model with what this training has made."""
     export = folder_of(config, name, seed) / "export"
     if TRAININGS[name].stage == "stage1":
-        return replace(base, mllm=family_of(export).from_pretrained(export))
+        return replace(base, mllm=load_mllm(export))
     return replace(base, connector=Connector.from_pretrained(export / "connector"), dit=load_dit(export / "dit").eval())
