@@ -28,6 +28,7 @@ def interval(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """The 95% interval of a mean of `count` values in [0, 1], after Wilson; a little wide if some lie between."""
     if count == 0:
         return 0.0, 1.0
+    # Unlike mean ± 1.96 standard errors, it stays in [0, 1] and does not shrink to nothing when all are right.
     middle = (mean + z * z / (2 * count)) / (1 + z * z / count)
     reach = z / (1 + z * z / count) * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
     return max(0.0, middle - reach), min(1.0, middle + reach)
@@ -38,7 +39,7 @@ def figures(checks: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict
     values: dict[str, list[float]] = {name: [] for name in names}
     for one in checks:
         for name, value in one.items():
-            if not 0.0 <= value <= 1.0:
+            if not 0.0 <= value <= 1.0:  # the interval below would be wrong without a word
                 raise ValueError(f"The check {name} gave {value}, which is not in [0, 1].")
             values.setdefault(name, []).append(value)
     values = {name: found for name, found in values.items() if found}

@@ -16,7 +16,7 @@ import numpy as np
 from duogen_core.sketchbook.drawing import Mark, ellipse, paint, rectangle
 from duogen_core.sketchbook.scene import COLOURS, nearest
 
-CELL = 32
+CELL = 32  # pixels, as a token of the vision tower: a cell is one token
 GOAL_HALF, MARKER_RADIUS = 13.0, 9.5
 MOVES: dict[str, tuple[int, int]] = {"right": (1, 0), "down": (0, 1), "left": (-1, 0), "up": (0, -1)}
 MARKER_COLOURS = ("red", "blue", "purple", "black")
@@ -58,7 +58,7 @@ class Board:
 
 
 def solve(board: Board) -> list[str] | None:
-    """A shortest list of moves to the goal, of equal ones always the same; None where no way leads there."""
+    """Returns a shortest list of moves to the goal, of equal ones always the same; None where no way leads there."""
     queue, seen = deque([(board, [])]), {board.marker}
     while queue:
         here, moves = queue.popleft()
@@ -76,7 +76,7 @@ def random_board(rng: Random, canvas: tuple[int, int], *, longest: int = 5) -> B
     """A board which takes 1 to `longest` moves, lengths about equally often."""
     columns, rows = canvas[0] // CELL, canvas[1] // CELL
     places = [(column, row) for row in range(rows) for column in range(columns)]
-    wanted = rng.randint(1, longest)
+    wanted = rng.randint(1, longest)  # first, or short ways, which are far more common, would fill the data
     while True:
         marker, goal, *walls = rng.sample(places, 2 + rng.randint(2, len(places) // 3))
         colours = rng.choice(MARKER_COLOURS), rng.choice(GOAL_COLOURS), rng.choice(WALL_COLOURS)
@@ -93,6 +93,7 @@ def draw_board(board: Board) -> np.ndarray:
     ]
     gx, gy = ((k + 0.5) * CELL for k in board.goal)
     mx, my = ((k + 0.5) * CELL for k in board.marker)
+    # The disc is smaller than the square, so that both can be seen when the marker stands on the goal.
     marks.append(Mark(board.goal_colour, rectangle(gx - GOAL_HALF, gy - GOAL_HALF, gx + GOAL_HALF, gy + GOAL_HALF)))
     marks.append(Mark(board.marker_colour, ellipse(mx, my, MARKER_RADIUS)))
     return paint(marks, board.canvas)
@@ -129,6 +130,7 @@ def read_board(pixels: np.ndarray) -> Board | None:
                 if marker is not None or middle not in MARKER_COLOURS:
                     return None
                 marker, marker_colour = (column, row), middle
+    # A marker on the goal has been read as both: the disc in the middle, the square around it.
     if marker is None or goal is None or len(wall_colours) > 1:
         return None
     colours = marker_colour, goal_colour, wall_colours.pop() if wall_colours else "grey"

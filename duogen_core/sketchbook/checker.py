@@ -92,7 +92,7 @@ def _around(pixels: np.ndarray, pick: np.ufunc) -> np.ndarray:
     return pick(pick(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
 
 
-def kept(
+def share_kept(
     before: np.ndarray, after: np.ndarray, region_mask_of_change: np.ndarray, tolerance: float = SAME, margin: int = 2
 ) -> float:
     """Share of the pixels outside the region of change (grown by `margin`) that `after` shows as `before` did.

@@ -20,7 +20,7 @@ from duogen_core.sketchbook.scene import (
     Shape,
 )
 
-OVERSAMPLE = 4
+OVERSAMPLE = 4  # Pillow does not smooth polygons; drawing larger and averaging does, the same on every machine
 RADIUS = {"small": 12.5, "large": 20.0}  # of a shape on a canvas whose shorter side is 128
 Point = tuple[float, float]
 
@@ -84,6 +84,7 @@ def outline(kind: str, cx: float, cy: float, radius: float) -> tuple[Point, ...]
     """Corners of one of the eight shapes, centred, reaching about `radius` each way."""
     if kind == "circle":
         return ellipse(cx, cy, radius)
+    # The factors give the eight kinds about the same visual size.
     if kind == "square":
         half = 0.86 * radius
         return rectangle(cx - half, cy - half, cx + half, cy + half)

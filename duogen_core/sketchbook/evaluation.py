@@ -132,6 +132,7 @@ def cases(samples: int, seed: int, groups: Sequence[str] = GROUPS, thing: str | 
     chosen = []
     for number in range(samples):
         group = groups[number % len(groups)]
+        # The same random numbers make the same case, so that drawing and not drawing can be compared pair by pair.
         same = "draft" if group == "undrafted" else group
         rng = Random(f"evaluation-{seed}-{f'{thing}-' if thing else ''}{same}-{number // len(groups)}")
         family, _, held_out = group.partition(" ")
@@ -164,7 +165,7 @@ def evaluate(
             found = score(case, document)
             asked = len(case.prompt.turns)
             scores.append((found, {f"{case.family}.seconds": seconds}))
-            bar.step(found.checks)
+            bar.step(found.checks)  # answers come in the order of the cases, however many processes there are
             records.append(
                 {
                     "group": group,

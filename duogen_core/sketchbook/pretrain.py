@@ -75,7 +75,7 @@ def train(config: PretrainConfig) -> Run:
     model = new_model(tokenizer, **config.sizes)
     mllm = Qwen25VL(model, tokenizer, processor)
     run = Trainer(mllm, config).run(config.user_weight)
-    if run.interrupted:
+    if run.interrupted:  # by Ctrl-C: the second phase needs a finished language model
         return run
     ideals = ideal_answers(SketchbookWorld().evaluation_examples(1))
     run = warm_up(

@@ -26,7 +26,7 @@ from duogen_core.sketchbook.scene import (
     SIZES,
 )
 
-REACH = 10
+REACH = 10  # tokens; about as long as the words of one shape
 ATTRIBUTES = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "cell": CELLS}
 
 
@@ -46,6 +46,7 @@ class Vocabulary:
         self.rows = {token("top"): 0, token("bottom"): 2}
         self.columns = {token("left"): 0, token("right"): 2}
         self.centre = token("centre")
+        # A word that the tokenizer cuts up has no token of its own and is not asked for.
         for table in (self.words, self.rows, self.columns):
             table.pop(None, None)
 
@@ -63,7 +64,7 @@ class Vocabulary:
                 last[3], at[3] = 3 * (1 if row is None else row) + self.columns[token], place
             elif token == self.centre:
                 last[3], at[3] = 4, place
-            row = self.rows.get(token)
+            row = self.rows.get(token)  # of the token just before: "top" and then "left" is one cell
             found.append([index if place - seen <= REACH else -1 for index, seen in zip(last, at, strict=True)])
         return found
 

@@ -5,7 +5,8 @@ is a number in [0, 1]; a measure is any other number. What is missing counts as 
 was asked for has kept nothing.
 
 One drawn image against the ideal one (uint8 [height, width, 3]): the ideal images before and after a step say which
-region was to change. `step_agreement` judges that region and whatever else the model changed, `checker.kept` the rest.
+region was to change. `step_agreement` judges that region and whatever else the model changed,
+`checker.share_kept` the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from duogen_core.sketchbook.boards import (
     draw_board,
     read_board,
 )
-from duogen_core.sketchbook.checker import alike, changed, grow, kept, read, shrink
+from duogen_core.sketchbook.checker import alike, changed, grow, read, share_kept, shrink
 from duogen_core.sketchbook.drawing import draw_scene
 from duogen_core.sketchbook.scene import (
     COLOURS,
@@ -109,7 +110,7 @@ def score_pictures(
         ideal = answer[index].pixels
         earlier = case.document.pictures[: len(case.document.pictures) - len(answer) + index]
         before = earlier[-1].pixels if earlier and earlier[-1].pixels.shape == ideal.shape else blank(ideal)
-        held = kept(before, picture, changed(before, ideal))
+        held = share_kept(before, picture, changed(before, ideal))
         scene = read(ideal)
         if scene.clean and case.family not in ("guide", "continue", "plan"):
             right = shows(picture, scene.scene)
@@ -198,7 +199,7 @@ def guide(case: Case, document: Document) -> Score:
         right.append(fits and step_right(before, after, ideals[k - 1], ideals[k]))
         quality.append(psnr(after, ideals[k]))
         if k > 1 or done:
-            held.append(kept(before, after, changed(ideals[k - 1], ideals[k])))
+            held.append(share_kept(before, after, changed(ideals[k - 1], ideals[k])))
     family = case.family
     checks = {
         f"{family}.structure": float(structure),
@@ -247,7 +248,7 @@ def edit(case: Case, document: Document) -> Score:
     right = held = 0.0
     if len(answer.pictures) == 1:
         picture, was = answer.pictures[0], draw_scene(before)
-        right, held = float(shows(picture, after)), kept(was, picture, changed(was, draw_scene(after)))
+        right, held = float(shows(picture, after)), share_kept(was, picture, changed(was, draw_scene(after)))
     return Score({f"{case.family}.right": right, f"{case.family}.kept": held})
 
 

@@ -15,10 +15,10 @@ from duogen_core.sketchbook.checker import (
     alike,
     changed,
     grow,
-    kept,
     nearest,
     read,
     read_scene,
+    share_kept,
     shrink,
 )
 from duogen_core.sketchbook.drawing import RADIUS, Mark, cell_centre, draw_scene, outline, paint, rectangle
@@ -248,13 +248,13 @@ def test_grow_and_shrink_are_opposites_on_a_square():
 def test_kept_sees_what_changed_outside_the_region():
     before, after = draw_scene(SCENE), draw_scene(SCENE.add(Shape("bottom", "star", "green")))
     region = changed(before, after)
-    assert kept(before, after, region) == 1.0
-    assert kept(before, noised(blurred(shifted(after, 1, 0), 0.7), 1, 5.0), region) >= 0.97
+    assert share_kept(before, after, region) == 1.0
+    assert share_kept(before, noised(blurred(shifted(after, 1, 0), 0.7), 1, 5.0), region) >= 0.97
     gone = draw_scene(Scene((SCENE.at("top left"), Shape("bottom", "star", "green"))))
-    assert kept(before, gone, region) < 0.5
-    assert kept(before, draw_scene(Scene((), "cream")), region) == 0.0
-    assert kept(before, draw_scene(Scene(SCENE.shapes, "white")), region) < 0.1
-    assert kept(before, after[:96], region) == 0.0
+    assert share_kept(before, gone, region) < 0.5
+    assert share_kept(before, draw_scene(Scene((), "cream")), region) == 0.0
+    assert share_kept(before, draw_scene(Scene(SCENE.shapes, "white")), region) < 0.1
+    assert share_kept(before, after[:96], region) == 0.0
 
 
 def test_alike_forgives_edges_and_not_colours():

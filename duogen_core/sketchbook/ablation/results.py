@@ -29,7 +29,7 @@ def is_share(name: str) -> bool:
 def spread(values: Sequence[float]) -> float:
     """Half the width of the 95% interval of a mean."""
     n = len(values)
-    if n < 2:
+    if n < 2:  # one case tells nothing about the spread
         return math.inf
     mean = sum(values) / n
     return 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
@@ -47,7 +47,7 @@ def difference(values: Sequence[float], reference: Sequence[float]) -> dict[str,
     if len(values) != len(reference):
         return None
     pairs = list(zip(values, reference))
-    if {value for pair in pairs for value in pair} <= {0.0, 1.0}:
+    if {value for pair in pairs for value in pair} <= {0.0, 1.0}:  # right or wrong: paired proportions
         mean, (low, high) = gain(pairs)
     else:
         each = [a - b for a, b in pairs]

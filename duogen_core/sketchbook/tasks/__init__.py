@@ -24,7 +24,7 @@ FAMILIES: dict[str, Callable[..., Case]] = {
     "continue": guides.sample_continuation,
     "plan": plan.sample,
     "draft": draft.sample,
-    "undrafted": partial(draft.sample, drawn=False),
+    "undrafted": partial(draft.sample, drawn=False),  # from the same seed the same case as "draft"
     "describe": questions.sample_description,
     "quiz": questions.sample_quiz,
 }
@@ -40,7 +40,7 @@ WEIGHTS: dict[str, float] = {
     "describe": 0.12,
     "quiz": 0.1,
 }
-CANVAS_WEIGHTS = (0.8, 0.1, 0.1)
+CANVAS_WEIGHTS = (0.8, 0.1, 0.1)  # of CANVASES: square, wide, tall
 # Requests without a picture say no size, and the picture then gets the default one; the others follow their picture.
 WITHOUT_PICTURE = ("guide", "draw")
 WITH_HELD_OUT = ("draw", "edit", "draft", "undrafted")

@@ -62,6 +62,7 @@ _USER_PLACES = {
     "left": ("on the left", "on the left side"),
     "right": ("on the right", "on the right side"),
 }
+# The plain word twice: synonyms occur, but stay the exception.
 _USER_SIZES = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
 PLURALS = {kind: f"{kind}s" for kind in KINDS} | {"cross": "crosses"}
 
@@ -110,6 +111,7 @@ def reference(rng: Random, scene: Scene, shape: Shape) -> str:
         f"the shape {user_place(rng, shape.cell)}",
     ]
     others = [other for other in scene.shapes if other != shape]
+    # "the star" only where there is one star; repeated entries are the more natural wordings.
     if all(other.kind != shape.kind for other in others):
         ways += [f"the {shape.kind}"] * 2
     if all((other.kind, other.colour) != (shape.kind, shape.colour) for other in others):
@@ -131,9 +133,10 @@ def random_shape(rng: Random, scene: Scene, *, held_out: bool = False) -> Shape:
     """A shape for a free cell of the scene; with `held_out`, of a pair that training never shows."""
     cell, size = rng.choice(scene.free_cells), rng.choice(SIZES)
     if held_out:
+        # Sorted, because the order of a set differs from process to process and a seed must give the same case.
         colour, kind = rng.choice(sorted(pair for pair in HELD_OUT if pair[0] != scene.background))
         return Shape(cell, kind, colour, size)
-    while True:
+    while True:  # until it is visible and not held out
         colour, kind = rng.choice(COLOURS), rng.choice(KINDS)
         if colour != scene.background and allowed(colour, kind):
             return Shape(cell, kind, colour, size)

@@ -68,7 +68,7 @@ def recolour(rng: Random, scene: Scene) -> Draft:
     colour = rng.choice(present if present and rng.random() < 0.7 else COLOURS)
     unchanged = any(shape.colour == colour for shape in shapes)
     if unchanged or colour == scene.background or not all(allowed(colour, shape.kind) for shape in shapes):
-        return recolour(rng, scene)
+        return recolour(rng, scene)  # nothing would change, or a shape would vanish or be held out: choose again
     after = replace(scene, shapes=tuple(replace(s, colour=colour) if s in shapes else s for s in scene.shapes))
     request = rng.choice(("Paint the {} {}.", "Make the {} {}.", "Paint all {} {}."))
     return after, request.format(words, colour), f"I paint the {words} {colour}: {named(shapes)}."

@@ -36,7 +36,7 @@ def ask_colours(rng: Random, thing: Thing) -> dict[str, str]:
     """None to three colours that a user names, one a part; all may stand together in one picture."""
     free = [part.name for part in thing.parts if part.free]
     count = min(rng.choices((0, 1, 2, 3), (0.3, 0.4, 0.2, 0.1))[0], len(free))
-    chosen = thing.choose_colours(rng)
+    chosen = thing.choose_colours(rng)  # all parts at once, so that those asked for never exclude each other
     return {name: chosen[name] for name in rng.sample(free, count)}
 
 
@@ -63,6 +63,7 @@ def guide_parts(
     parts: list[str | Picture] = []
     for step in range(first, thing.steps + 1):
         text = step_text(rng, thing, colours, step)
+        # The introduction has no image of its own: it stands before the first step's text.
         parts += [f"{intro}\n\n{text}" if step == first else text, Picture(ideal_picture(thing, colours, step, canvas))]
     return [*parts, rng.choice(CLOSINGS).format(thing.name)]
 
@@ -119,6 +120,7 @@ def sample_continuation(
     colours = thing.choose_colours(rng)
     open_parts = [part.name for part in thing.parts[done:] if part.free]
     asked = {name: colours[name] for name in open_parts[:2] if rng.random() < 0.3}
+    # After one step the thing may not be recognisable yet, so only then must its name be given.
     if done >= 2 and rng.random() < 0.4:
         text = rng.choice(UNNAMED)
     else:
