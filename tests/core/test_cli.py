@@ -233,7 +233,7 @@ def test_commands_that_do_not_exist_or_lack_something(capsys, args):
 
 def test_every_command_can_be_imported_and_explained(capsys):
     def leaves(commands, path=()):
-        for name, (_, target) in commands.items():
+        for name, (_, target, *_) in commands.items():
             yield from leaves(target, (*path, name)) if isinstance(target, dict) else [(*path, name)]
 
     for command in leaves(COMMANDS):

@@ -20,7 +20,7 @@ PAGES = "\n".join([README, *(file.read_text("utf-8") for file in sorted((ROOT / 
 
 
 def leaves(commands: dict, name: str = ""):
-    for each, (_, inside) in commands.items():
+    for each, (_, inside, *_) in commands.items():
         if isinstance(inside, dict):
             yield from leaves(inside, f"{name}{each} ")
         else:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def modules(commands: dict, name: str = "data"):
-    for each, (_, inside) in commands.items():
+    for each, (_, inside, *_) in commands.items():
         if isinstance(inside, dict):
             yield from modules(inside, f"{name} {each}")
         else:

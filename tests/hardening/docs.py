@@ -333,7 +333,7 @@ def command_options() -> dict[tuple[str, ...], set[str]]:
     from duogen_core.cli import build_parser
 
     def names(commands: Mapping[str, tuple], path: tuple[str, ...]) -> Any:
-        for name, (_, target) in commands.items():
+        for name, (_, target, *_) in commands.items():
             yield from names(target, (*path, name)) if isinstance(target, dict) else [(*path, name)]
 
     found = {}
