@@ -1,26 +1,54 @@
 """A run to look at: one HTML file with pages before and after, and pages and pictures that each rule kept and refused.
 
-The pages shown go through the engine again (nothing of a refused one is stored), so the inputs must still be there.
-What comes from pages is escaped text and re-encoded thumbnails; the file loads nothing and runs nothing.
+Of every rule the same number of refused pages and pictures is shown, and of kept ones. The pages shown go through the
+engine again (nothing of a refused one is stored), so the inputs must still be there. What comes from pages is escaped
+text and re-encoded thumbnails; the file loads nothing and runs nothing.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from duogen_core.data.runs.log import ORDERS, open_logs, survey, text
-from duogen_core.data.runs.report import badge, thumbnail, tiles_of, write_page
+from duogen_core.data.runs.log import LATER, ORDERS, RunLog, open_logs, rule_of, survey, text
+from duogen_core.data.runs.report import Spread, badge, thumbnail, tiles_of, write_page
 from duogen_core.data.web.engine import Engine, Outcome
 from duogen_core.data.web.page import Block
 from duogen_core.data.web.pictures import Judged
 from duogen_core.data.web.plan import Run
-from duogen_core.data.web.samples import Chosen, choose
 from duogen_core.document import Text
 
+Place = tuple[int, int]  # a page's number in the run, and a picture's among those judged; -1 for the page itself
 SMALL, LARGE = 160, 320  # longest side of a thumbnail beside a rule, and in a page
 START = 300  # characters of a page beside a rule
+
+
+@dataclass
+class Chosen:
+    """What is shown: rule -> places, in the order of the run; "" are the kept ones."""
+
+    pages: dict[str, list[Place]] = field(default_factory=dict)
+    pictures: dict[str, list[Place]] = field(default_factory=dict)
+
+    def numbers(self) -> set[int]:
+        return {page for group in (self.pages, self.pictures) for places in group.values() for page, _ in places}
+
+
+def choose(log: RunLog, most: int) -> Chosen:
+    """Chooses at most `most` pages and pictures of every rule, spread over the run."""
+    pages: dict[str, Spread] = defaultdict(lambda: Spread(most))
+    pictures: dict[str, Spread] = defaultdict(lambda: Spread(most))
+    for entry in log.lines():
+        number = entry["number"]
+        pages[rule_of(entry)].add((number, -1))
+        for index, picture in enumerate(entry["pictures"]):
+            rule = rule_of(picture) or ("" if entry["kept"] else LATER)
+            if rule != LATER:
+                pictures[rule].add((number, index))
+    return Chosen(*({rule: [place for place, _ in kept] for rule, kept in each.items()} for each in (pages, pictures)))
 
 
 def write_report(
