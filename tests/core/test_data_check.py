@@ -73,7 +73,7 @@ def test_several_sources_and_an_endless_one(mixed, tmp_path, capsys):
 def test_limits_can_be_set(tmp_path, capsys):
     spec = write_kind("jsonl", tmp_path, [guide(0)])
     assert check(spec, "--max-side", "11") == 1
-    assert "turns[1].parts[1], a picture, is 12x8 pixels; at most 11 a side" in capsys.readouterr().err
+    assert "turns[1].parts[1], an image, is 12x8 pixels; at most 11 a side" in capsys.readouterr().err
     assert check(spec, "--max-pictures", "1") == 1
 
 
@@ -106,7 +106,7 @@ def test_whatever_a_line_lacks_is_named_with_its_place(tmp_path, capsys):
     assert check(f"jsonl:{write_jsonl(tmp_path / 'set' / 'a.jsonl', [guide(0)], tail=tail)}") == 1
     named = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bad: ")]
     places = [match for _, match in lines]
-    places.append("line 9: turns[1].parts[1], a picture, is 10000x60 pixels; at most 8,192 a side are allowed")
+    places.append("line 9: turns[1].parts[1], an image, is 10000x60 pixels; at most 8,192 a side are allowed")
     assert len(named) == len(places) and all(match in line for line, match in zip(named, places))
 
 

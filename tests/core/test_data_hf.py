@@ -108,8 +108,8 @@ def test_parquet_files_splits_and_the_same_order_again(tmp_path):
 @pytest.mark.parametrize(
     "turns, pictures, match",
     [
-        (chat(), 1, "no picture left for this place; one is missing"),
-        (chat("Hello", "Hi"), 1, "it has 1 pictures and places for 0"),
+        (chat(), 1, "no image left for this place; one is missing"),
+        (chat("Hello", "Hi"), 1, "it has 1 images and places for 0"),
         ([{"role": "robot", "content": "Hi"}], 0, "the role is 'robot'; expected one of system, user, assistant"),
         ([{"role": "user", "content": "Hi"}], 0, "no assistant turn"),
         ([{"role": "user", "content": None}], 0, "has no content"),

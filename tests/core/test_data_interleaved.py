@@ -135,7 +135,7 @@ def test_pictures_that_a_row_only_points_to(tmp_path):
         ({"path": "none.png"}, "does not exist"),
         ({"path": "t.tar", "member": "y.png"}, "has no member"),
         ({"path": "a.png", "frame_index": 2}, "a frame of a TIFF"),
-        ({"path": "a.png", "member": "x", "byte_offset": -5, "byte_size": 9}, "no picture that is read"),
+        ({"path": "a.png", "member": "x", "byte_offset": -5, "byte_size": 9}, "no image that is read"),
         ({"path": "a.png", "member": "x", "byte_offset": 2**70, "byte_size": 9}, "cannot be read"),
     ):
         with pytest.raises(DuoGenError, match=words):

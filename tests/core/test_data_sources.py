@@ -107,10 +107,10 @@ def test_identity_follows_the_data_and_not_its_place(kind, tmp_path):
         ((Turn("user", (picture(),)), Turn("assistant", (picture(),))), "no text at all"),
         (
             (USER, Turn("assistant", (picture(size=(9000, 4)),))),
-            "turns[1].parts[0], a picture, is 9000x4 pixels",
+            "turns[1].parts[0], an image, is 9000x4 pixels",
         ),
         ((USER, Turn("assistant", (picture(size=(401, 2)),))), "more than 200 times"),
-        ((USER, Turn("assistant", tuple(picture() for _ in range(65)))), "65 pictures; at most 64"),
+        ((USER, Turn("assistant", tuple(picture() for _ in range(65)))), "65 images; at most 64"),
     ],
 )
 def test_documents_that_cannot_be_learnt_from(tmp_path, turns, match):

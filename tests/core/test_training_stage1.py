@@ -135,7 +135,7 @@ def test_bad_samples_are_passed_over_counted_and_named(config, tmp_path, capsys)
     assert len(losses(config.out)) == 6
     named = {bad["index"]: bad["sentence"] for bad in bad_of(config)}
     for index, match in (
-        (1, "turns[1].parts[1], a picture, is 10000x60 pixels; at most 8,192 a side"),
+        (1, "turns[1].parts[1], an image, is 10000x60 pixels; at most 8,192 a side"),
         (3, "no assistant turn"),
         (4, "turns[0]: the role is 'robot'"),
         (5, "'parts'"),

@@ -97,4 +97,4 @@ def _part(part: Mapping[str, Any]) -> Text | Picture:
     if part["type"] == "text":
         return Text(part["text"])
     code = part["image_url"]["url"].removeprefix(PICTURE_START)
-    return Picture.from_bytes(base64.b64decode(code), name="a picture of the request")
+    return Picture.from_bytes(base64.b64decode(code), name="an image of the request")

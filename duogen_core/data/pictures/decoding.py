@@ -81,7 +81,7 @@ class Decoder:
         # Twice in a row it ended without an answer: by this picture, or because it cannot work here at all?
         if not self._works():
             raise DuoGenError(
-                "The process that decodes pictures does not start or does not answer with "
+                "The process that decodes images does not start or does not answer with "
                 f"load.max_memory_mb={self.memory}; allow more."
             )
         return {"rule": "crashed"}, None

@@ -81,15 +81,15 @@ class Limits:
         _check_roles([turn.role for turn in document.turns])
         for i, turn in enumerate(document.turns):
             if not any(not isinstance(part, Text) or part.text.strip() for part in turn.parts):
-                raise DuoGenError(f"turns[{i}] ({turn.role}) is empty: it has no picture and no text.")
+                raise DuoGenError(f"turns[{i}] ({turn.role}) is empty: it has no image and no text.")
         if not any(turn.text.strip() for turn in document.turns):
-            raise DuoGenError("it has no text at all, only pictures; a sample needs a request or an answer in words.")
+            raise DuoGenError("it has no text at all, only images; a sample needs a request or an answer in words.")
         if len(document.pictures) > self.max_pictures:
-            raise DuoGenError(f"it has {len(document.pictures)} pictures; at most {self.max_pictures} are allowed.")
+            raise DuoGenError(f"it has {len(document.pictures)} images; at most {self.max_pictures} are allowed.")
         for i, turn in enumerate(document.turns):
             for k, part in enumerate(turn.parts):
                 if isinstance(part, Picture):
-                    self._check_size(*part.size, f"turns[{i}].parts[{k}], a picture,")
+                    self._check_size(*part.size, f"turns[{i}].parts[{k}], an image,")
         if self.count_tokens is not None and (tokens := self.count_tokens(document)) > self.max_tokens:
             raise DuoGenError(f"it has {tokens:,} tokens; at most {self.max_tokens:,} are allowed. Split it.")
 

@@ -46,7 +46,7 @@ class HuggingFace(Source):
         super().__init__(f"hf:{path}" + ("" if split == "train" else f" ({split})"), limits)
         self.path, self.marker, self.roles = path, marker, {**ROLES, **(roles or {})}
         if not marker:
-            raise DuoGenError(f"{self.name}: the marker of a picture's place is empty; the usual one is <image>.")
+            raise DuoGenError(f"{self.name}: the marker of an image's place is empty; the usual one is <image>.")
         self.rows = _load(path, split, config)
         columns = list(self.rows.column_names)
         self.turns = _column(self.name, columns, turns, TURN_COLUMNS, "turns")
@@ -82,7 +82,7 @@ class HuggingFace(Source):
         left = len(list(places))
         if left:
             raise DuoGenError(
-                f"{where}: it has {len(images)} pictures and places for {len(images) - left} in its turns; expected "
+                f"{where}: it has {len(images)} images and places for {len(images) - left} in its turns; expected "
                 f"one {self.marker} for each."
             )
 
@@ -113,7 +113,7 @@ class HuggingFace(Source):
             elif kind == "image":
                 place = next(places, None)
                 if place is None:
-                    raise DuoGenError(f"{where}, part {k}: there is no picture left for this place; one is missing.")
+                    raise DuoGenError(f"{where}, part {k}: there is no image left for this place; one is missing.")
                 parts.append({"type": "image", "file": str(place)})
             elif kind != "text":
                 raise DuoGenError(f"{where}, part {k}: the type is {kind!r}; expected 'text' or 'image'.")

@@ -157,7 +157,7 @@ def picture_bytes(row: Mapping[str, Any], root: Path, where: str) -> bytes:
     text = row.get("source_ref")
     stated = parse_json(text.encode(), f"{where}, source_ref") if isinstance(text, str) and text else None
     if not isinstance(stated, dict) or not isinstance(stated.get("path"), str):
-        raise DuoGenError(f"{where} is a picture without its bytes and without a source_ref that says where they are.")
+        raise DuoGenError(f"{where} is an image without its bytes and without a source_ref that says where they are.")
     if stated.get("frame_index"):
         raise DuoGenError(f"{where}: a frame of a TIFF file is not read; materialize it when the rows are written.")
     file, name = _inside(stated["path"], root, where), f"{stated['path']} (named by {where})"
@@ -176,7 +176,7 @@ def _inside(path: str, root: Path, where: str) -> Path:
         raise DuoGenError(f"{where}: the path {path!r} cannot be followed.") from None
     if "://" in path or not file.is_relative_to(root.resolve()):
         raise DuoGenError(
-            f"{where}: its picture lies at {path!r}, outside of {root}, and is not read; give the folder with the "
+            f"{where}: its image is at {path!r}, outside of {root}, and is not read; give the folder with the "
             "option root, or write the rows with their bytes."
         )
     return file
@@ -184,7 +184,7 @@ def _inside(path: str, root: Path, where: str) -> Path:
 
 def _range(file: Path, start: int, size: int, name: str) -> bytes:
     if start < 0 or size > MAX_BYTES:
-        raise DuoGenError(f"{name}: {size:,} bytes from byte {start:,} on are no picture that is read.")
+        raise DuoGenError(f"{name}: {size:,} bytes from byte {start:,} on are no image that is read.")
     try:
         with file.open("rb") as stream:
             stream.seek(start)

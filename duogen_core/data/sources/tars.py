@@ -153,7 +153,7 @@ def _refuse_compressed(start: bytes, file: Path) -> None:
         if start.startswith(magic):
             raise DuoGenError(
                 f"{file} is compressed with {kind}; unpack it to a plain .tar, so that samples can be read in any "
-                "order (pictures are compressed already, it will hardly grow)."
+                "order (images are compressed already, it will hardly grow)."
             )
 
 
@@ -182,7 +182,7 @@ def _document(stream: Any, count: int, file: Path) -> Document:
         for member in (f"{key}.{name}", name, f"./{name}"):
             if member in found:
                 return read_member(member, MAX_BYTES, f"{name} (named by {where})")
-        raise DuoGenError(f"The picture {name} (named by {where}) is not among the sample's members in {file}.")
+        raise DuoGenError(f"The image {name} (named by {where}) is not among the sample's members in {file}.")
 
     where = f"{file}/{key}.json"
     if f"{key}.json" not in found:
