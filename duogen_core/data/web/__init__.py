@@ -1,10 +1,10 @@
 """The web engine: pages in, clean interleaved Documents out (DuoGen, arXiv 2602.00508: the steps before the LLM).
 
     inputs (WARC files, folders of HTML, MHTML) -> encodings -> walker (images, block_writer) -> page_rules
-    -> pictures (found by their addresses, decoded in a limited child process, judged; copies dropped) -> compose -> Document
+    -> pictures (found by their addresses, decoded in a limited process, judged; no copies) -> compose -> Document
 
 Every rule is a small function with a name, a threshold in a preset (presets/*.yaml) and a value that is logged. A page
 is a pure function of its bytes, its input's pictures and the preset (`engine`); a run does many, in shards that are
-written whole, here or with Ray. `fetching` brings listed pages and missing pictures, only when asked for; otherwise what
-is not in the input is missing.
+written whole, here or with Ray. `fetching` brings listed pages and missing pictures, only when asked for; otherwise
+what is not in the input is missing.
 """
