@@ -25,6 +25,8 @@ OF_USERS = {
     "text_and_image_to_image.json",
 }  # fmt: skip
 
+UNDEFINED = {"reference_latents"}  # a key of ComfyUI's conditioning, in the walks
+
 
 def text_of(page: Path) -> str:
     return page.read_text("utf-8")
@@ -128,3 +130,16 @@ def test_pages_name_nodes_templates_and_model_files_as_they_are():
     for file in sorted((ROOT / "workflows").glob("*.json")):
         for model in re.findall(r'"name": "([^"]+\.safetensors)", "url"', json.dumps(json.loads(text_of(file)))):
             assert model in page, f"{file.name} asks for {model}, which own-models.md does not name"
+
+
+def test_the_walks_name_functions_that_are_in_their_files():
+    """In a table of files, a name in the second column is defined in a file of the first."""
+    rows = re.findall(r"^\| (`[^|]+\.py`) \| ([^|]+) \|", text_of(ROOT / "docs" / "architecture.md"), re.MULTILINE)
+    assert len(rows) > 15
+    for files, says in rows:
+        code = "\n".join(text_of(ROOT / file) for file in re.findall(r"`([^`]+)`", files))
+        for name in re.findall(r"`([A-Za-z]\w+)`", says):
+            assert re.search(rf"(def |class |^){name}\b|\"{name}\"", code, re.MULTILINE) or name in UNDEFINED, (
+                files,
+                name,
+            )
