@@ -217,7 +217,7 @@ def test_models_that_cannot_be_used(scene, capsys):
         (["--colour"], "There is no option --colour; see python -m duogen_core generate --help."),
         (["--imge", "a.png"], "no option --imge, but --image; see python -m duogen_core generate --help."),
         (["a door"], "'a door' is one argument too many"),
-        (["--out", "a\0b"], "is no name"),
+        (["--out", "a\0b"], "is not a valid name"),
         (["--out", "a" * 250], "File name too long"),
         (["--out", "a" * 5000], "File name too long"),
     ],
