@@ -39,8 +39,8 @@ from duogen_core.sketchbook.scene import (
     Shape,
 )
 from duogen_core.training.checkpoints import evaluation_mode, replaced
-from duogen_core.training.command import RunConfig, add_arguments_for, run_command
-from duogen_core.training.configuration import check_numbers
+from duogen_core.training.command import add_arguments_for, run_command
+from duogen_core.training.configuration import RunConfig, check_numbers
 from duogen_core.training.optimisation import muon_and_adamw, quick_bf16
 from duogen_core.training.run import Run
 from duogen_core.training.samples import write_round_trips

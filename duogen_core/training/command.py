@@ -18,10 +18,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from textwrap import indent
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -33,11 +32,10 @@ from duogen_core.training import distributed
 from duogen_core.training.checkpoints import is_full, reason
 from duogen_core.training.configuration import (
     ConfigError,
+    RunConfig,
     TrainingError,
-    check_numbers,
     find_config,
     load_config,
-    plain,
     recipes_of,
     settings_help,
     to_yaml,
@@ -45,45 +43,7 @@ from duogen_core.training.configuration import (
 from duogen_core.training.distributed import started
 from duogen_core.training.run import Run
 
-C = TypeVar("C", bound="RunConfig")
-
-
-@dataclass(kw_only=True)
-class RunConfig:
-    """Settings of every training run. It ends at `steps` or `minutes`, whichever comes first; the learning rate
-    anneals to that end. A run found in `out` is continued."""
-
-    command: ClassVar[str]  # "stage1", of `train stage1`; its recipes lie in the folder of that name
-
-    out: Path = Path("runs/unnamed")  # run folder
-    minutes: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    device: str = "cpu"  # or cuda; with accelerate's launcher its own
-    threads: int | None = None  # CPU threads; None: torch's own choice
-    warmup: int = 100  # steps of rising learning rate
-    checkpoint_minutes: float = 4.0
-    log_every: int = 20  # steps
-    tensorboard: bool = True  # figures for TensorBoard too, in <out>/tensorboard
-    bf16: bool = True
-
-    def __post_init__(self) -> None:
-        least = {"steps": 1, "threads": 1, "warmup": 0, "checkpoint_minutes": 0, "log_every": 1}
-        check_numbers(self, least=least, above_0=("minutes",))
-
-    def run(self, folder: Path | None = None) -> Run:
-        return Run(
-            folder or self.out,
-            plain(self),
-            seed=self.seed,
-            steps=self.steps,
-            minutes=self.minutes,
-            warmup=self.warmup,
-            checkpoint_minutes=self.checkpoint_minutes,
-            log_every=self.log_every,
-            tensorboard=self.tensorboard,
-            device=self.device,
-        )
+C = TypeVar("C", bound=RunConfig)
 
 
 def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C], *, parallel: bool = False) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 
@@ -39,12 +39,31 @@ class TrainingError(DuoGenError):
 
 # ------------------------------------------------------------ config
 
+if TYPE_CHECKING:
+    from duogen_core.training.run import Run
+
 T = TypeVar("T")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
 
 
 class ConfigError(DuoGenError):
     """A training configuration that cannot be used."""
+
+
+# Settings, and values of settings, that had other names once: files that have these still work, and so do runs that
+# were begun with them.
+RENAMED = {"alone": "single_image_weight", "unshifted": "unshifted_share", "recall_weight": "probe_weight"}
+RENAMED_VALUES = {"states": {"ahead": "cached", "on_the_fly": "online"}}
+
+
+def by_todays_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one section, whatever they were called when they were written."""
+    found = {}
+    for name, value in values.items():
+        name = RENAMED.get(name, name)
+        known = RENAMED_VALUES.get(name, {})
+        found[name] = known.get(value, value) if isinstance(value, str) else value
+    return found
 
 
 @dataclass(frozen=True)
@@ -122,6 +141,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Place) -> T:
     """A dataclass from plain values; unknown keys and wrong kinds raise a ConfigError that names them."""
     hints = typing.get_type_hints(cls)
     fixed = getattr(cls, "fixed", {})
+    if issubclass(cls, RunConfig):
+        values = by_todays_names(values)
     known = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key in fixed:
@@ -228,6 +249,49 @@ def plain(value: Any, fixed: bool = True) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(each, fixed) for each in value]
     return str(value) if isinstance(value, Path) else value
+
+
+# -- what every run has
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Settings of every training run. It ends at `steps` or `minutes`, whichever comes first; the learning rate
+    anneals to that end. A run found in `out` is continued."""
+
+    command: ClassVar[str]  # "stage1", of `train stage1`; its recipes lie in the folder of that name
+
+    out: Path = Path("runs/unnamed")  # run folder
+    minutes: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    device: str = "cpu"  # or cuda; with accelerate's launcher its own
+    threads: int | None = None  # CPU threads; None: torch's own choice
+    warmup: int = 100  # steps of rising learning rate
+    checkpoint_minutes: float = 4.0
+    log_every: int = 20  # steps
+    tensorboard: bool = True  # figures for TensorBoard too, in <out>/tensorboard
+    bf16: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "threads": 1, "warmup": 0, "checkpoint_minutes": 0, "log_every": 1}
+        check_numbers(self, least=least, above_0=("minutes",))
+
+    def run(self, folder: Path | None = None) -> Run:
+        from duogen_core.training.run import Run
+
+        return Run(
+            folder or self.out,
+            plain(self),
+            seed=self.seed,
+            steps=self.steps,
+            minutes=self.minutes,
+            warmup=self.warmup,
+            checkpoint_minutes=self.checkpoint_minutes,
+            log_every=self.log_every,
+            tensorboard=self.tensorboard,
+            device=self.device,
+        )
 
 
 # -- recipes: configurations that come with the package, by name: `train stage1 --config tiny-stage1`

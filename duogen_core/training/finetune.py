@@ -45,7 +45,15 @@ from duogen_core.training import stage1, stage2
 from duogen_core.training.assemble import RECORD
 from duogen_core.training.checkpoints import reason, write_text
 from duogen_core.training.command import add_arguments_for, output_folder
-from duogen_core.training.configuration import ConfigError, TrainingError, find_config, load_config, plain, to_yaml
+from duogen_core.training.configuration import (
+    ConfigError,
+    TrainingError,
+    by_todays_names,
+    find_config,
+    load_config,
+    plain,
+    to_yaml,
+)
 from duogen_core.training.data import world
 from duogen_core.training.distributed import started
 from duogen_core.training.run import Run
@@ -100,7 +108,7 @@ class Stage2Settings(stage2.Stage2Config):
     alone: float = 1.0  # as often as it stands in the mixture, or `share` would not be kept
     shards: int = 3
     shift: float | None = None  # None: as the checkpoint's own stage 2, or else as it is sampled
-    unshifted: float | None = None  # None: as the checkpoint's own stage 2, or else 0
+    unshifted_share: float | None = None  # None: as the checkpoint's own stage 2, or else 0
     sample_minutes: float = 3.0
 
 
@@ -311,23 +319,22 @@ def kind_of(base: Path) -> dict[str, Any]:
 def settled(config: FinetuneConfig, base: Path) -> FinetuneConfig:
     """The settings with those of the model where none are given: what will be used."""
     max_side = config.stage2.max_side or read_config(base).picture.max_side
-    recall = config.stage1.recall_weight or 0.0
     return replace(
         config,
-        stage1=replace(config.stage1, recall_weight=recall),
+        stage1=replace(config.stage1, probe_weight=config.stage1.probe_weight or 0.0),
         stage2=replace(config.stage2, max_side=max_side, **times_of(base, config.stage2)),
     )
 
 
 def times_of(base: Path, config: Stage2Settings) -> dict[str, float]:
     """Which times stage 2 learns at: as set, or as the checkpoint's last stage 2 did, or as it is sampled."""
-    given = {name: value for name in ("shift", "unshifted") if (value := getattr(config, name)) is not None}
-    found = {"shift": read_config(base).sampling.shift, "unshifted": 0.0}
+    given = {name: value for name in ("shift", "unshifted_share") if (value := getattr(config, name)) is not None}
+    found = {"shift": read_config(base).sampling.shift, "unshifted_share": 0.0}
     for record in sorted((base / "training").glob("*stage2/config.json"))[-1:]:
         try:
-            before = json.loads(record.read_text("utf-8"))["config"]
+            before = by_todays_names(json.loads(record.read_text("utf-8"))["config"])
             found |= {name: float(before[name]) for name in found if name in before}
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             raise DuoGenError(f"{record} is not the record of a training; mend or delete it.") from None
     return found | given
 

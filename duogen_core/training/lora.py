@@ -1,7 +1,7 @@
 """LoRA for MLLM and DiT alike, by the `peft` library: small matrices are learnt beside the frozen ones.
 
     add_lora(model, settings, within="model.language_model.layers", usual=MLLM_TARGETS, tokens={...})    in place
-    Trainable(model)                what a run attaches: its checkpoints hold the learnt weights alone
+    TrainableOnly(model)                what a run attaches: its checkpoints hold the learnt weights alone
     save_adapter(model, folder)     adapter_config.json and adapter_model.safetensors, as PEFT reads them
     merged_state(model)             {name: tensor} of a model without LoRA that equals this one, which stays as it is
 
@@ -80,15 +80,15 @@ def add_lora(
         trainable_token_indices={name: list(rows) for name, rows in tokens.items()} if tokens else None,
     )
     peft.inject_adapter_in_model(config, model, NAME)
-    for parameter in learnt(model).values():  # in single precision, whatever the frozen weights are kept in
+    for parameter in trainable(model).values():  # in single precision, whatever the frozen weights are kept in
         parameter.data = parameter.data.float()
 
 
-def learnt(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-class Trainable(nn.Module):
+class TrainableOnly(nn.Module):
     """A model as its learnt parameters alone: its state is theirs, so that checkpoints stay small."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -96,11 +96,11 @@ class Trainable(nn.Module):
         self.model = model
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return {name: parameter.detach() for name, parameter in learnt(self.model).items()}
+        return {name: parameter.detach() for name, parameter in trainable(self.model).items()}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
-        parameters = learnt(self.model)
+        parameters = trainable(self.model)
         missing = sorted(parameters.keys() ^ state_dict.keys())
         if missing:
             raise RuntimeError(f"{len(missing)} learnt weights are not the same ones, such as {missing[0]}.")

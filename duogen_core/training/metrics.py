@@ -28,6 +28,7 @@ from typing import Any
 from duogen_core import __version__
 from duogen_core.errors import DuoGenError
 from duogen_core.training.checkpoints import write_text
+from duogen_core.training.configuration import by_todays_names
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 UNTOLD = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
@@ -86,7 +87,7 @@ class Journal:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
     """{name: [old, new]} of two records; settings in sections by their path, "families.guide"."""
-    old, new = (flat({**record, **record.get("config", {})}) for record in (before, now))
+    old, new = (flat({**record, **by_todays_names(record.get("config", {}))}) for record in (before, now))
     names = [name for name in [*new, *(old.keys() - new.keys())] if name.split(".")[0] not in {*UNTOLD, "config"}]
     return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
 

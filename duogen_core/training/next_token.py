@@ -49,7 +49,7 @@ class MicroBatch:
     labels: Tensor | None = None  # int [B, N, probes], what the probes should read out of the states
 
     @property
-    def learnt(self) -> float:
+    def target_weight(self) -> float:
         """Weight of all targets."""
         return float(self.weight[:, 1:].sum())
 
@@ -58,18 +58,18 @@ class MicroBatch:
         return MicroBatch(*tensors, self.pictures, None if self.labels is None else self.labels.to(device))
 
 
-class Whole(NamedTuple):
+class StepTotals(NamedTuple):
     """What a step's loss is the mean over, where the step is taken in parts (or by several processes)."""
 
-    learnt: float  # weight of all targets
+    target_weight: float
     batches: int
 
     @classmethod
-    def of(cls, batches: Sequence[MicroBatch]) -> Whole:
-        return cls(sum(batch.learnt for batch in batches), len(batches))
+    def of(cls, batches: Sequence[MicroBatch]) -> StepTotals:
+        return cls(sum(batch.target_weight for batch in batches), len(batches))
 
 
-def part_of(
+def share_of(
     batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], rank: int, count: int
 ) -> tuple[list[MicroBatch], dict[Seen, Tensor]]:
     """What one of `count` processes has of a step: every count-th micro-batch and its pictures.
@@ -199,10 +199,10 @@ class NextTokenLoss(nn.Module):
         self.model, self.probes, self.bf16 = model, probes, bf16
 
     def forward(
-        self, batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], whole: Whole | None = None
+        self, batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], totals: StepTotals | None = None
     ) -> tuple[Tensor, Tensor]:
-        """whole: of the step, if these batches are a part of it; the parts' losses then add up to the step's."""
-        whole = whole or Whole.of(batches)
+        """totals: of the step, if these batches are a part of it; the parts' losses then add up to the step's."""
+        totals = totals or StepTotals.of(batches)
         device = self.model.get_input_embeddings().weight.device
         loss, probed = torch.zeros((), device=device), torch.zeros((), device=device)
         with quick_bf16(device, self.bf16):
@@ -211,9 +211,9 @@ class NextTokenLoss(nn.Module):
                 states = hidden_states(self.model, batch, features)
                 logits, targets, weight = predict(self.model, batch, states[-1])
                 losses = F.cross_entropy(logits.float(), targets, reduction="none")
-                loss = loss + (losses * weight).sum() / whole.learnt
+                loss = loss + (losses * weight).sum() / totals.target_weight
                 if self.probes is not None:
-                    probed = probed + self.probes(states, batch.labels) / whole.batches
+                    probed = probed + self.probes(states, batch.labels) / totals.batches
         return loss, probed
 
 

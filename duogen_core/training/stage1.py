@@ -30,26 +30,26 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.loading import load_with_bov
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.checkpoints import evaluation_mode, replaced
-from duogen_core.training.command import RunConfig, add_arguments_for, run_command
-from duogen_core.training.configuration import ConfigError, check_numbers
+from duogen_core.training.command import add_arguments_for, run_command
+from duogen_core.training.configuration import ConfigError, RunConfig, check_numbers
 from duogen_core.training.data import Example, Probes, check_families, held_out, open_data, token_counter, world
 from duogen_core.training.lora import (
     MLLM_TARGETS,
     LoraSettings,
-    Trainable,
+    TrainableOnly,
     add_lora,
-    learnt,
     merged_state,
     save_adapter,
+    trainable,
 )
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
-    Whole,
+    StepTotals,
     hidden_states,
-    part_of,
     predict,
     see,
+    share_of,
 )
 from duogen_core.training.optimisation import recomputing
 from duogen_core.training.run import Run
@@ -65,7 +65,7 @@ class MllmConfig(RunConfig):
     tower_lr: float = 0.0  # 0: frozen; at 1e-3 the gradients of an untrained language model undid the warm-up
     optimizer: Literal["muon", "adamw"] = "muon"  # for the matrices of the decoder layers; AdamW has the rest
     weight_decay: float = 0.03
-    recall_weight: float | None = None  # of the read-outs of recall.py; None: 0.5 on Sketchbook's own cases, else 0
+    probe_weight: float | None = None  # of the loss of the world's probes; None: the world's own without `data`, else 0
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
     accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, more time
     gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, more time
@@ -144,7 +144,7 @@ def optimizers_of(
 
 def lora_optimizers(model: nn.Module, config: MllmConfig, probes: Probes | None) -> dict[str, torch.optim.Optimizer]:
     """AdamW for the learnt weights, without decay: what LoRA adds is small as it is."""
-    parameters = [*learnt(model).values(), *([] if probes is None else probes.parameters())]
+    parameters = [*trainable(model).values(), *([] if probes is None else probes.parameters())]
     return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=0.0)}
 
 
@@ -168,21 +168,21 @@ class Trainer:
 
     def run(self, user_weight: float = 0.0) -> Run:
         """Train to the end; a finished run is only read. Evaluates, exports and writes samples every few minutes."""
-        if self.config.recall_weight is None:
-            self.config = replace(self.config, recall_weight=0.0 if self.config.data else world().probe_weight)
+        if self.config.probe_weight is None:
+            self.config = replace(self.config, probe_weight=0.0 if self.config.data else world().probe_weight)
         config, model = self.config, self.mllm.model
         run = config.run()
         limits = self.limits()
         self.examples = examples = open_data(run, config, limits)
         self.cases = held_out(config, limits)
         probes = None
-        if config.recall_weight:
+        if config.probe_weight:
             probes = world().probes(self.mllm.tokenizer, self.mllm.num_layers, self.mllm.hidden_size)
         self.batcher = Batcher(
             self.mllm.tokenizer, self.mllm.image_processor, micro_tokens=config.micro_tokens, probes=probes
         )
-        modules: dict[str, nn.Module] = {"model": Trainable(model) if self.lora else model}
-        modules |= {"recall": probes} if probes else {}  # its name in the files of a checkpoint
+        modules: dict[str, nn.Module] = {"model": TrainableOnly(model) if self.lora else model}
+        modules |= {"recall": probes} if probes else {}  # the name of their file in a checkpoint
         optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, probes)
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
@@ -194,12 +194,12 @@ class Trainer:
         for step in run:
             some = examples(step)
             batches, pixels = self.batcher(some, user_weight)
-            mine = part_of(batches, pixels, together.rank, together.count)
-            figures = {"loss": 0.0, "recall": 0.0} if probes else {"loss": 0.0}
+            mine = share_of(batches, pixels, together.rank, together.count)
+            figures = {"loss": 0.0, "probes": 0.0} if probes else {"loss": 0.0}
             norm = run.update(
-                self.losses(loss_of, mine, Whole.of(batches), figures),
+                self.losses(loss_of, mine, StepTotals.of(batches), figures),
                 clip=1.0,
-                clipped=learnt(model).values(),
+                clipped=trainable(model).values(),
                 samples=[example.name for example in some],
             )
             run.report(
@@ -218,15 +218,15 @@ class Trainer:
         return run
 
     def losses(
-        self, loss_of: nn.Module, mine: tuple[Any, Any], whole: Whole, figures: dict[str, Any]
+        self, loss_of: nn.Module, mine: tuple[Any, Any], totals: StepTotals, figures: dict[str, Any]
     ) -> Iterator[Tensor]:
         """What to go backward from, in one part or one for each micro-batch; adds up the figures."""
         for part in apart(*mine) if self.config.accumulate else [mine]:
-            loss, probed = loss_of(*part, whole)
+            loss, probed = loss_of(*part, totals)
             figures["loss"] += loss.detach()
-            if "recall" in figures:
-                figures["recall"] += probed.detach()
-                loss = loss + self.config.recall_weight * probed
+            if "probes" in figures:
+                figures["probes"] += probed.detach()
+                loss = loss + self.config.probe_weight * probed
             yield loss
 
     def limits(self) -> Limits:
@@ -275,7 +275,7 @@ def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
 def apart(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
     """One micro-batch after the other, each with its pictures."""
     for k in range(len(batches)):
-        yield part_of(batches, pixels, k, len(batches))
+        yield share_of(batches, pixels, k, len(batches))
 
 
 @dataclass(kw_only=True)

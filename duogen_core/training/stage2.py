@@ -1,23 +1,15 @@
-"""Stage 2: connector and DiT learn to draw; VAE and MLLM stay as they are.
+"""Stage 2: connector and DiT learn to draw; VAE and MLLM stay as they are (paper section 3.3).
 
     python -m duogen_core train stage2 vae=runs/vae/export mllm=runs/stage1/export out=runs/stage2 minutes=90
 
-The loss is in flow.py. Out: <out>/export/{dit,connector}, averaged weights, whose configs keep what sampling must know:
-the kind of attention, whether earlier pictures are shown, which layers the connector reads, what guidance drops.
+In: documents as latents and states (stage2_data.py). Out: <out>/export/{dit,connector}, averaged weights, whose configs
+keep what sampling must know: the kind of attention, whether earlier pictures are shown, which layers the connector
+reads, what guidance drops; with LoRA also <out>/adapter.
 
-The flow-matching loss of stage 2 as one module: connector and DiT, from the frozen MLLM's states to the error.
-
-x_t = t noise + (1 - t) x0, v = noise - x0, t logit-normal and shifted, but for a share `unshifted`. Under
-`frame_causal` every drawn picture of a document is a target in one pass, each with its own noise and t; under `full`
-attention one random one, as in the paper, with the earlier pictures clean. With probability `drop_text` a target does
-not see what the negative branch of guidance will drop: the last text segment (DuoGen), or all text.
-In:  prepared documents and a random generator for each -> `Sample`s (`draw`); the loss of a pack of them (`FlowLoss`).
-What chance decides about a document depends on its generator alone, not on how a batch is shared out or packed.
-
-A published Cosmos-Predict2.5 as the start of stage 2: its DiT, and its `crossattn_proj` as the connector.
-
-In: a safetensors file or a diffusers folder (formats/cosmos.py; the official .pt after `convert`). Out: connector and
-DiT, with the run's kind of attention, in float32 to be trained whole, or in the file's own precision for LoRA.
+In the order in which it happens: settings; the models to begin with; a document becomes a sample, with noise, times and
+text dropout (`sample_of`); the flow-matching loss of a pack of samples (`FlowLoss`); the steps (`learn`); what is
+written (`export`); the command (`train`). What is drawn at random for a document depends on its own generator, never on
+how a batch is shared out over processes or packed into passes.
 """
 
 from __future__ import annotations
@@ -25,10 +17,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,33 +32,33 @@ from duogen_core.dit.cosmos import PackedCosmos, init_weights
 from duogen_core.dit.loading import open_cosmos
 from duogen_core.dit.packing import Sequence as TrainingSequence
 from duogen_core.errors import DuoGenError, first_line
-from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.loading import load_mllm
-from duogen_core.training import stage2_data
 from duogen_core.training.checkpoints import evaluation_mode, replaced
-from duogen_core.training.command import RunConfig, add_arguments_for, run_command
-from duogen_core.training.configuration import check_numbers
+from duogen_core.training.command import add_arguments_for, run_command
+from duogen_core.training.configuration import RunConfig, check_numbers
 from duogen_core.training.data import check_families, world
-from duogen_core.training.lora import DIT_TARGETS, LoraSettings, Trainable, add_lora, save_dit, save_dit_adapter
+from duogen_core.training.lora import (
+    DIT_TARGETS,
+    LoraSettings,
+    TrainableOnly,
+    add_lora,
+    save_dit,
+    save_dit_adapter,
+    trainable,
+)
 from duogen_core.training.optimisation import muon_and_adamw, quick_bf16, recomputing
 from duogen_core.training.run import Run
 from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import (
-    Corpus,
+    CachedBatches,
     Documents,
+    OnlineBatches,
     Prepared,
-    Reader,
-    Stream,
-    load_shard,
+    batches_of,
     packs,
-    prepare_shard,
-    shard_path,
 )
 from duogen_core.vae import PictureVae
 from duogen_core.weights.headers import Entry, check_tensors, shapes_of
-
-if TYPE_CHECKING:
-    from duogen_core.dit.cosmos import PackedCosmos
 
 
 @dataclass(kw_only=True)
@@ -85,21 +77,21 @@ class Stage2Config(RunConfig):
     connector_layers: Literal["all", "last"] = "all"  # of the MLLM
     drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
-    max_side: int = 160  # pixels of a picture as the DiT sees and draws it; larger ones are made smaller, and counted
-    states: Literal["ahead", "on_the_fly"] = "ahead"  # when the MLLM reads a document: once, or whenever it comes up
-    shards: int = 65  # of 256 documents each, prepared ahead
-    documents: Path | None = None  # where they lie; None: <out>/documents
-    precision: Literal["float16", "float32"] = "float16"  # of what is prepared
-    batch: int = 16  # documents a step, on the fly
+    max_side: int = 160  # pixels of an image as the DiT sees and draws it; larger ones are made smaller, and counted
+    states: Literal["cached", "online"] = "cached"  # when the MLLM reads a document: once, or whenever it comes up
+    shards: int = 65  # of 256 documents each, cached
+    documents: Path | None = None  # where the cached ones lie; None: <out>/documents
+    precision: Literal["float16", "float32"] = "float16"  # of what is cached
+    batch: int = 16  # documents a step, online
     packing: bool | None = None  # batches of documents of any sizes and counts; None: where there is `data`
-    frames: int = 48  # of a batch of documents prepared ahead (`full`: on average), and at most of a pass on the fly
+    frames: int = 48  # of a batch of cached documents (`full`: on average), and at most of a pass online
     gradient_checkpointing: bool = False  # keep no states inside the blocks: less memory, a third more time
-    alone: float = 6.0  # how much more often documents of a single picture come up
+    single_image_weight: float = 6.0  # how much more often documents of a single image come up
     lr: float = 3e-3
     optimizer: Literal["muon", "adamw"] = "muon"  # for the DiT's matrices; AdamW has the rest, and all under FSDP
     weight_decay: float = 0.01
-    shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of a picture, so noise teaches the most
-    unshifted: float = 0.35  # share of targets with no shift: at high noise alone, outlines are never learnt sharply
+    shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of an image, so noise teaches the most
+    unshifted_share: float = 0.35  # of targets, without shift: at high noise alone, outlines are never learnt sharply
     drop_text: float = 0.1
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
     ema: float = 0.999
@@ -113,8 +105,7 @@ class Stage2Config(RunConfig):
         check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
 
 
-def is_end(name: str) -> bool:
-    return any(part in name for part in ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2"))
+# -- the models to begin with
 
 
 def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
@@ -139,24 +130,21 @@ def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCo
     return init_weights(dit), Connector(shape)
 
 
-def chance(config: Stage2Config) -> Chance:
-    return Chance(config.attention, config.references, config.drop, config.drop_text, config.shift, config.unshifted)
-
-
-def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[Sample]:
-    """What is learnt in a step from documents and their numbers in it; each has a random generator of its own."""
-    return [draw(document, run.rng(step, f"flow/{i}"), chance(config)) for i, document in documents]
-
-
-def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
-    if config.optimizer == "muon" and not config.lora:
-        found = muon_and_adamw(dit, is_end, **settings)
-    else:
-        found = {
-            "adamw": torch.optim.AdamW([p for p in dit.parameters() if p.requires_grad], betas=(0.9, 0.99), **settings)
-        }
-    return found | {"connector": torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))}
+def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
+    """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew."""
+    file = open_cosmos(base)
+    dit = file.load_dit(None if config.lora else torch.float32).train()
+    if config.attention == "frame_causal" and dit.config.clean_timestep < 0:
+        raise DuoGenError(
+            f"{base} is a pre-trained Cosmos, whose finished pictures share the target's timestep; frame_causal needs "
+            "one of their own. Take the post-trained one, or attention=full."
+        )
+    dit.register_to_config(attention=config.attention, references=config.references)
+    width = dit.config.text_embed_dim
+    connector = Connector(ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop))
+    if config.connector_layers == "all":
+        connector.load_state_dict(file.load_connector((layers, hidden), torch.float32).state_dict())
+    return dit, connector
 
 
 def earlier_connector(folder: Path, connector: Connector) -> Connector:
@@ -169,19 +157,178 @@ def earlier_connector(folder: Path, connector: Connector) -> Connector:
     return connector
 
 
-def checkpoint_blocks(dit: PackedCosmos) -> None:
-    """Blocks compute again on the way back, with the same attention as before."""
+# -- a document becomes a sample
 
-    def again(block: torch.nn.Module, x: Tensor, *args: Any) -> Tensor:
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """How a document becomes a sample; fields as of Stage2Config."""
+
+    attention: Literal["frame_causal", "full"] = "frame_causal"
+    references: bool = True
+    drop: Literal["last_segment", "all_text"] = "last_segment"
+    drop_text: float = 0.1
+    shift: float = 6.0
+    unshifted_share: float = 0.0
+
+
+def flow_settings(config: Stage2Config) -> FlowSettings:
+    return FlowSettings(**{each.name: getattr(config, each.name) for each in fields(FlowSettings)})
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """One document in one step: a `TrainingSequence` before the connector, and the noise of its targets."""
+
+    clean: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]  # x0
+    noise: tuple[Tensor, ...]
+    places: tuple[int, ...]
+    timestep: Tensor
+    states: Tensor  # [N, layers * width]
+    sees: Tensor  # bool [clean + targets, N]
+
+    @property
+    def frames(self) -> int:
+        return len(self.clean) + len(self.targets)
+
+    def to(self, device: torch.device) -> FlowSample:
+        def moved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(tensor.to(device, torch.float32) for tensor in tensors)
+
+        states, timestep = self.states.to(device).float(), self.timestep.to(device)
+        clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
+        return FlowSample(clean, targets, noise, self.places, timestep, states, self.sees.to(device))
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSample:
+    """Under `frame_causal` every drawn picture is a target in one pass, each with its own noise and time, since none
+    sees another; under `full` attention one random one, as in the paper, with the earlier pictures clean."""
+    # First of all, so that another choice below leaves the noise as it is, and ablations compare like with like.
+    generator = torch.Generator().manual_seed(rng.getrandbits(63))
+    targets = (rng.choice(document.drawn),) if settings.attention == "full" else document.drawn
+    clean = range(targets[-1] if settings.references else 0)
+    states, sees = _text(document, rng, settings, clean, targets)
+    noise = tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets)
+    # Logit-normal times, where the velocity is hardest to tell. The shift moves them to high noise, where composition
+    # is decided; a share stays unshifted, or the last steps of sampling, which make edges, would be seen too rarely.
+    t = torch.sigmoid(torch.randn(len(targets), generator=generator))
+    unshifted = torch.rand(len(targets), generator=generator) < settings.unshifted_share
+    return FlowSample(
+        clean=tuple(document.latents[k] for k in clean),
+        targets=tuple(document.latents[k] for k in targets),
+        noise=noise,
+        places=(*clean, *targets),
+        timestep=torch.where(unshifted, t, shifted(t, settings.shift)),
+        states=states,
+        sees=sees,
+    )
+
+
+def _text(
+    document: Prepared, rng: Random, settings: FlowSettings, clean: Sequence[int], targets: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The states of a sample, and which of them each frame sees.
+
+    With probability `drop_text` a target does not see what the negative branch of guidance will drop, so that this
+    branch is trained too: the last text segment (DuoGen), or all text.
+    """
+    end = document.ends[targets[-1]]
+    states, frames = document.states[:end], [*clean, *targets]
+    if settings.drop == "all_text":  # of the whole sequence: so will the negative branch
+        states = states[:0] if rng.random() < settings.drop_text else states
+        dropped = [False] * len(targets)
+    else:
+        dropped = [rng.random() < settings.drop_text for _ in targets]
+    if settings.attention == "full":  # every frame sees all that the target sees
+        if dropped[0]:
+            first, last = document.segments[targets[0]]
+            states = torch.cat([states[:first], states[last:]])
+        return states, torch.ones(len(frames), len(states), dtype=torch.bool)
+    # A frame sees the text before its own place alone: then a finished picture never changes, and its keys and values
+    # can be cached when sampling.
+    ends = torch.tensor([document.ends[k] for k in frames])
+    sees = torch.arange(len(states))[None] < ends[:, None]
+    for row, (k, drop) in enumerate(zip(targets, dropped, strict=True), start=len(clean)):
+        if drop:
+            first, last = document.segments[k]
+            sees[row, first:last] = False
+    return states, sees
+
+
+def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[FlowSample]:
+    """What is learnt in a step from documents and their numbers in it; each has a random generator of its own."""
+    settings = flow_settings(config)
+    return [sample_of(document, run.rng(step, f"flow/{i}"), settings) for i, document in documents]
+
+
+class FlowLoss(nn.Module):
+    """Mean squared error of the velocity, v = noise - x0 at x_t = t noise + (1 - t) x0.
+
+    Every target counts the same, however large its picture, so that a document of large pictures does not drown others.
+    """
+
+    def __init__(self, dit: PackedCosmos, connector: Connector, bf16: bool = False) -> None:
+        super().__init__()
+        self.dit, self.connector, self.bf16 = dit, connector, bf16
+
+    def forward(self, samples: Sequence[FlowSample], total: int | None = None) -> Tensor:
+        """total: targets of the whole step, where this is one pack of several or one process's share."""
+        device = self.connector.proj.weight.device
+        samples = [sample.to(device) for sample in samples]
+        with quick_bf16(device, self.bf16):
+            text = self.connector.project(torch.cat([sample.states for sample in samples]))
+            texts = text.split([len(sample.states) for sample in samples])
+            found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])
+        errors = [
+            (v.float() - (noise - x0)).square().mean()
+            for sample, velocities in zip(samples, found, strict=True)
+            for v, noise, x0 in zip(velocities, sample.noise, sample.targets, strict=True)
+        ]
+        return torch.stack(errors).sum() / (total or len(errors))
+
+
+def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
+    triples = zip(sample.timestep, sample.noise, sample.targets, strict=True)
+    noisy = tuple(t * noise + (1 - t) * x0 for t, noise, x0 in triples)
+    return TrainingSequence(sample.clean, noisy, sample.places, sample.timestep, text, sample.sees)
+
+
+# -- the steps
+
+
+def is_outer(name: str) -> bool:
+    """Whether a weight is of a layer at either end of the DiT, which AdamW trains: Muon is for what lies between."""
+    return any(part in name for part in ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2"))
+
+
+def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "muon" and not config.lora:  # LoRA's factors are no matrices to make orthogonal
+        found = muon_and_adamw(dit, is_outer, **settings)
+    else:
+        found = {"adamw": torch.optim.AdamW(trainable(dit).values(), betas=(0.9, 0.99), **settings)}
+    # A third of the rate: the connector projects all layers at once, and every token of every step goes through it.
+    return found | {"connector": torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))}
+
+
+def checkpoint_blocks(dit: PackedCosmos) -> None:
+    """Blocks are computed a second time on the way back, with the same attention as before."""
+
+    def recomputed(block: torch.nn.Module, x: Tensor, *args: Any) -> Tensor:
         return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputing(x.device))
 
-    dit.enable_gradient_checkpointing(again)
+    dit.enable_gradient_checkpointing(recomputed)
 
 
 def learn(
     run: Run,
     config: Stage2Config,
-    corpus: Corpus | Stream,
+    batches: CachedBatches | OnlineBatches,
     dit: PackedCosmos,
     connector: Connector,
     sample: Callable[[], object] = lambda: None,
@@ -192,35 +339,39 @@ def learn(
         dit.train()  # LoRA's dropout
     if config.gradient_checkpointing:
         checkpoint_blocks(dit)
-    optimizers, together = optimizers_of(dit, connector, config), run.processes
-    flow_loss = together.prepare(FlowLoss(dit, connector, config.bf16), optimizers)
-    modules = {"dit": Trainable(dit) if config.lora else dit, "connector": connector}
-    run.attach(modules, optimizers, ema_decay=config.ema)
+    optimizers, processes = optimizers_of(dit, connector, config), run.processes
+    flow_loss = processes.prepare(FlowLoss(dit, connector, config.bf16), optimizers)
+    run.attach({"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}, optimizers, config.ema)
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:
-        documents = corpus.batch(step, run.rng(step))
-        mine, counts = together.share(list(enumerate(documents)))
-        numbers, own = zip(*mine, strict=True)
-        batch = samples(run, step, zip(numbers, corpus.read(own), strict=True), config)
-        targets = int(together.total(counts * sum(len(each.targets) for each in batch)))
-        passes = packs(batch, config.frames) if isinstance(corpus, Stream) else [batch]
+        # The batch is the same on every process; each takes its share, and (online) reads only that.
+        documents = batches.batch(step, run.rng(step))
+        share, counts = processes.share(list(enumerate(documents)))
+        numbers, own = zip(*share, strict=True)
+        drawn = samples(run, step, zip(numbers, batches.read(own), strict=True), config)
+        # The loss is a mean over all targets of the step, whoever computes them: every process must know their number
+        # before its first pass, so that the parts add up to the loss, and the gradients to those, of one process.
+        targets = int(processes.total(counts * sum(len(each.targets) for each in drawn)))
+        passes = packs(drawn, config.frames) if isinstance(batches, OnlineBatches) else [drawn]
         losses: list[Tensor] = []
 
         def parts(passes=passes, counts=counts, targets=targets, losses=losses) -> Iterator[Tensor]:
-            for number in range(together.most(len(passes))):
-                again = number >= len(passes)  # others have more: compute with them, and count nothing
-                loss = (0 if again else counts) * flow_loss(passes[0 if again else number], targets)
+            for number in range(processes.most(len(passes))):
+                # DDP and FSDP wait for each other in every pass: who has fewer computes one again and counts it 0.
+                spare = number >= len(passes)
+                loss = (0 if spare else counts) * flow_loss(passes[0 if spare else number], targets)
                 losses.append(loss.detach())
                 yield loss
 
         norm = run.update(parts(), config.clip, samples=[document.name for document in documents])
-        run.report(loss=together.total(sum(losses)), norm=norm, targets=targets)
+        run.report(loss=processes.total(sum(losses)), norm=norm, targets=targets)
         if step % 500 == 499:
             export(run, config, dit, connector)
         if config.sample_minutes and run.elapsed >= due:
             show(run, sample)
             due = run.elapsed + 60 * config.sample_minutes
-    if run.complete(*outputs(run, config)):
+    outputs = [run.folder / "export", *([run.folder / "adapter"] if config.lora else [])]
+    if run.complete(*outputs):
         return
     export(run, config, dit, connector)
     if run.finished:
@@ -245,11 +396,6 @@ def averaged(run: Run) -> Iterator[None]:
         yield
 
 
-def outputs(run: Run, config: Stage2Config) -> list[Path]:
-    """What the run leaves: what a checkpoint is put together from, and LoRA's own weights."""
-    return [run.folder / "export", *([run.folder / "adapter"] if config.lora else [])]
-
-
 def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connector) -> None:
     """The averaged weights, in the folders that a checkpoint is put together from; LoRA's also in <out>/adapter."""
     with averaged(run), run.processes.gathered(dit, connector):
@@ -263,48 +409,7 @@ def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connect
                     save_dit(dit, new / "dit")
 
 
-def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader) -> list[Prepared]:
-    """All documents as what is learnt from them; shards that are not there yet are made, with a bar of their own."""
-    folder, together = config.documents or run.folder / "documents", run.processes
-    numbers = range(together.rank, config.shards, together.count)
-    missing = [number for number in numbers if not shard_path(folder, number).exists()]
-    if missing:
-        run.say(
-            f"Before the first step VAE and MLLM read the documents, once: {len(missing)} shards of {documents.count}, "
-            f"kept in {folder}. `minutes` counts from the first step on."
-        )
-        run.line.begin(0.0)
-    for number in numbers:
-        if number in missing:
-            done = missing.index(number)
-
-            def tell(share: float, done: int = done) -> None:
-                total = (done + share) / len(missing)
-                run.line.task(f"documents prepared, shard {done + 1} of {len(missing)}", total)
-
-            reader.on_progress = tell
-        recipe = {**documents.recipe, "max_side": config.max_side}
-        prepare_shard(folder, number, documents, reader, recipe)
-    together.wait()
-    paths = [shard_path(folder, number) for number in range(config.shards)]
-    return [document for path in paths for document in load_shard(path)]
-
-
-def documents_of(run: Run, config: Stage2Config, mllm: Mllm) -> Documents:
-    """The documents of a step, or of a shard."""
-    return Documents(run, config, mllm, config.batch if config.states == "on_the_fly" else stage2_data.SHARD)
-
-
-def corpus_of(run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm, documents: Documents) -> Corpus | Stream:
-    """Where the run's batches come from."""
-    reader = Reader(vae, mllm, config.max_side, getattr(torch, config.precision))
-    if config.states == "on_the_fly":
-        return Stream(documents, reader)
-    prepared = prepare(run, config, documents, reader)
-    if told := documents.summary():
-        run.say(told)
-    packing = bool(config.data) if config.packing is None else config.packing
-    return Corpus(prepared, config.frames, config.alone, packing, config.attention)
+# -- the command
 
 
 def train(config: Stage2Config) -> Run:
@@ -312,15 +417,15 @@ def train(config: Stage2Config) -> Run:
     vae, mllm = PictureVae.from_pretrained(config.vae), load_mllm(config.mllm)
     for frozen in (vae.model, mllm.model):
         frozen.to(run.processes.device)
-    documents = documents_of(run, config, mllm)
-    corpus = corpus_of(run, config, vae, mllm, documents)
+    documents = Documents(run, config, mllm)
+    batches = batches_of(run, config, vae, mllm, documents)
     torch.manual_seed(run.seed)
     dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)
-    asked = CheckpointConfig("in training", picture=PictureSize(max_side=config.max_side))
-    components = Components(mllm, connector, dit, vae, asked)
+    checkpoint_config = CheckpointConfig("in training", picture=PictureSize(max_side=config.max_side))
+    components = Components(mllm, connector, dit, vae, checkpoint_config)
     ideals = documents.some() or world().ideals()
-    learn(run, config, corpus, dit, connector, lambda: write_samples(components, run.folder, run.step, ideals))
-    if isinstance(corpus, Stream) and (told := documents.summary()):
+    learn(run, config, batches, dit, connector, lambda: write_samples(components, run.folder, run.step, ideals))
+    if isinstance(batches, OnlineBatches) and (told := documents.summary()):
         run.say(told)
     return run
 
@@ -331,144 +436,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     return run_command(args, Stage2Config, train, parallel=True)
-
-
-# ------------------------------------------------------------ flow
-
-
-@dataclass(frozen=True)
-class Chance:
-    """How a document becomes a training sample."""
-
-    attention: Literal["frame_causal", "full"] = "frame_causal"
-    references: bool = True  # False: earlier pictures are not shown
-    drop: Literal["last_segment", "all_text"] = "last_segment"
-    drop_text: float = 0.1
-    shift: float = 6.0
-    unshifted: float = 0.0  # share of targets whose timestep is not shifted
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One document in one step: a `TrainingSequence` before the connector, and the noise of its targets."""
-
-    clean: tuple[Tensor, ...]
-    targets: tuple[Tensor, ...]  # x0
-    noise: tuple[Tensor, ...]
-    places: tuple[int, ...]
-    timestep: Tensor
-    states: Tensor  # [N, layers * width]
-    sees: Tensor  # bool [clean + targets, N]
-
-    @property
-    def frames(self) -> int:
-        return len(self.clean) + len(self.targets)
-
-    def to(self, device: torch.device) -> Sample:
-        def moved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(tensor.to(device, torch.float32) for tensor in tensors)
-
-        states, timestep = self.states.to(device).float(), self.timestep.to(device)
-        clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
-        return Sample(clean, targets, noise, self.places, timestep, states, self.sees.to(device))
-
-
-def shifted(t: Tensor, shift: float) -> Tensor:
-    return shift * t / (1 + (shift - 1) * t)
-
-
-def draw(document: Prepared, rng: Random, chance: Chance) -> Sample:
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))  # first: whatever is switched, the noise stays
-    targets = (rng.choice(document.drawn),) if chance.attention == "full" else document.drawn
-    last = targets[-1]
-    clean = range(last if chance.references else 0)
-    states, sees = _text(document, rng, chance, clean, targets)
-    return Sample(
-        clean=tuple(document.latents[k] for k in clean),
-        targets=tuple(document.latents[k] for k in targets),
-        noise=tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets),
-        places=(*clean, *targets),
-        timestep=_timesteps(len(targets), chance, generator),
-        states=states,
-        sees=sees,
-    )
-
-
-def _timesteps(count: int, chance: Chance, generator: torch.Generator) -> Tensor:
-    t = torch.sigmoid(torch.randn(count, generator=generator))
-    low = torch.rand(count, generator=generator) < chance.unshifted
-    return torch.where(low, t, shifted(t, chance.shift))
-
-
-def _text(
-    document: Prepared, rng: Random, chance: Chance, clean: Sequence[int], targets: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The states of a sample, and which of them each frame sees."""
-    end = document.ends[targets[-1]]
-    states, frames = document.states[:end], [*clean, *targets]
-    if chance.drop == "all_text":  # of the whole sequence: so will the negative branch
-        states = states[:0] if rng.random() < chance.drop_text else states
-        dropped = [False] * len(targets)
-    else:
-        dropped = [rng.random() < chance.drop_text for _ in targets]
-    if chance.attention == "full":  # every frame sees all that the target sees
-        if dropped[0]:
-            first, last = document.segments[targets[0]]
-            states = torch.cat([states[:first], states[last:]])
-        return states, torch.ones(len(frames), len(states), dtype=torch.bool)
-    ends = torch.tensor([document.ends[k] for k in frames])
-    sees = torch.arange(len(states))[None] < ends[:, None]
-    for row, (k, drop) in enumerate(zip(targets, dropped, strict=True), start=len(clean)):
-        if drop:
-            first, last = document.segments[k]
-            sees[row, first:last] = False
-    return states, sees
-
-
-class FlowLoss(nn.Module):
-    """Mean squared error of the velocity, the mean over all targets, each of them counting the same."""
-
-    def __init__(self, dit: PackedCosmos, connector: Connector, bf16: bool = False) -> None:
-        super().__init__()
-        self.dit, self.connector, self.bf16 = dit, connector, bf16
-
-    def forward(self, samples: Sequence[Sample], total: int | None = None) -> Tensor:
-        """total: targets of the whole step, where this is one pack of several or one process's share."""
-        device = self.connector.proj.weight.device
-        samples = [sample.to(device) for sample in samples]
-        with quick_bf16(device, self.bf16):
-            text = self.connector.project(torch.cat([sample.states for sample in samples]))
-            texts = text.split([len(sample.states) for sample in samples])
-            found = self.dit.forward_train([_noised(*pair) for pair in zip(samples, texts, strict=True)])
-        errors = [
-            (v.float() - (noise - x0)).square().mean()
-            for sample, velocities in zip(samples, found, strict=True)
-            for v, noise, x0 in zip(velocities, sample.noise, sample.targets, strict=True)
-        ]
-        return torch.stack(errors).sum() / (total or len(errors))
-
-
-def _noised(sample: Sample, text: Tensor) -> TrainingSequence:
-    triples = zip(sample.timestep, sample.noise, sample.targets, strict=True)
-    noisy = tuple(t * noise + (1 - t) * x0 for t, noise, x0 in triples)
-    return TrainingSequence(sample.clean, noisy, sample.places, sample.timestep, text, sample.sees)
-
-
-# ------------------------------------------------------------ published
-
-
-def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
-    """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew."""
-    file = open_cosmos(base)
-    dit = file.load_dit(None if config.lora else torch.float32).train()
-    if config.attention == "frame_causal" and dit.config.clean_timestep < 0:
-        raise DuoGenError(
-            f"{base} is a pre-trained Cosmos, whose finished pictures share the target's timestep; frame_causal needs "
-            "one of their own. Take the post-trained one, or attention=full."
-        )
-    dit.register_to_config(attention=config.attention, references=config.references)
-    width = dit.config.text_embed_dim
-    connector = Connector(ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop))
-    if config.connector_layers == "all":
-        connector.load_state_dict(file.load_connector((layers, hidden), torch.float32).state_dict())
-    return dit, connector

@@ -1,18 +1,14 @@
-"""Which documents a step of stage 2 learns from, and with whom they share it.
+"""What stage 2 learns from: documents, read once by the frozen VAE and MLLM, and the batches made of them.
 
-    documents_of(run, config, mllm)     number -> the documents of that shard or step: Sketchbook's own, or of `data`
-    Corpus                              documents prepared ahead: batches of one shape, or of any (`packing`)
-    Stream                              documents read anew, step by step
-Both give a batch that is a function of (seed, step) alone, the same on every process. Alignment data is used here;
-documents in which the assistant draws nothing are passed over.
+    batches_of(run, config, vae, mllm, documents)  -> CachedBatches | OnlineBatches, whose batch is a function of
+                                                      (seed, step) alone, the same on every process
 
-What stage 2 learns from, as connector and DiT need it: latents and the frozen MLLM's states, ahead or on the fly.
-
-Both are fixed (VAE and MLLM do not train here). Ahead: each document is read once and kept, in shards of safetensors in
-<out>/documents, made again only where missing, a pure function of (documents, VAE, MLLM); a shard made of others is
-refused. On the fly: read anew whenever a step wants it, for data that would fill the disk.
 Of a document: a latent [16, h, w] of every picture, states [tokens, layers * width] already normalised as the connector
-does it, and the places that guidance and frame-causal attention need (chat.PictureContext).
+does it, and the places that guidance and frame-causal attention need (chat.PictureContext). VAE and MLLM do not train,
+so these never change. states=cached: each document is read before the first step and kept, in shards of safetensors in
+<out>/documents, made again only where missing; a shard made of other documents or models is refused. states=online:
+read anew whenever a step wants it, for data that would fill the disk. Alignment data is used here; documents in which
+the assistant draws nothing are passed over.
 """
 
 from __future__ import annotations
@@ -52,7 +48,16 @@ from duogen_core.vae import PictureVae, pixels_to_tensor
 if TYPE_CHECKING:
     from duogen_core.mllm.base import Mllm
     from duogen_core.training.run import Run
-    from duogen_core.training.stage2 import Sample, Stage2Config
+    from duogen_core.training.stage2 import FlowSample, Stage2Config
+
+SHARD = 256  # documents
+SEGMENT = "user"  # the rule that is trained (ConnectorConfig.segment); shards of before it was recorded have "none"
+CHUNK = 16  # pictures, or documents, that run together
+
+Named = Callable[[int], Sequence[tuple[str, Document]]]  # number -> names and documents
+
+
+# -- documents
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,18 @@ class DrawnLimits(Limits):
 
 
 class Documents:
-    """number -> names and documents: `count` at a time, one after the other."""
+    """number of a step (online) or of a shard -> names and documents: `count` at a time, one after the other."""
 
-    def __init__(self, run: Run, config: Stage2Config, mllm: Mllm, count: int) -> None:
-        self.run, self.config, self.count = run, config, count
+    def __init__(self, run: Run, config: Stage2Config, mllm: Mllm, count: int | None = None) -> None:
+        self.run, self.config = run, config
+        self.count = count or (config.batch if config.states == "online" else SHARD)
         self.samples: Samples | None = None
         self.shrunk: set[str] = set()  # names of documents with a picture larger than `max_side`
         if config.data:
             counter = token_counter(mllm.tokenizer, mllm.image_processor)
             limits = DrawnLimits(max_tokens=mllm.max_positions, count_tokens=counter)
             run.folder.mkdir(parents=True, exist_ok=True)
-            self.samples = Samples(run, config.data, count, limits)
+            self.samples = Samples(run, config.data, self.count, limits)
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -131,89 +137,7 @@ class Documents:
         return f"{' and '.join(parts)} passed over, named in {self.samples.file}. {smaller}".rstrip()
 
 
-class Corpus:
-    """Prepared documents. A batch is about `frames` frames, of one shape or, packed, of any.
-
-    Documents without any earlier picture come up `alone` times as often: there everything has to come from the words,
-    and that is learnt last.
-    """
-
-    def __init__(
-        self,
-        documents: Sequence[Prepared],
-        frames: int,
-        alone: float = 1.0,
-        packing: bool = False,
-        attention: str = "frame_causal",
-    ) -> None:
-        """frames: clean and noisy ones together, as `attention` has them in a pass over a document."""
-        self.frames, self.packing, self.attention = frames, packing, attention
-        shapes: dict[tuple, list[Prepared]] = defaultdict(list)
-        for document in documents:
-            shapes[document.shape].append(document)
-        self.shapes = list(shapes.values())
-        self.weights = [len(each) * (alone if each[0].drawn[-1] == 0 else 1.0) for each in self.shapes]
-        self.edges = list(accumulate(self.weights))
-
-    def batch(self, step: int, rng: Random) -> list[Prepared]:
-        """rng: of this step."""
-        like = self._shape(rng)
-        if not self.packing:
-            return [rng.choice(like) for _ in range(max(1, round(self.frames / like[0].frames(self.attention))))]
-        found = [rng.choice(like)]
-        frames = found[0].frames(self.attention)
-        while True:
-            another = rng.choice(self._shape(rng))
-            frames += another.frames(self.attention)
-            if frames > self.frames:
-                return found
-            found.append(another)
-
-    def _shape(self, rng: Random) -> list[Prepared]:
-        return rng.choices(self.shapes, cum_weights=self.edges)[0]
-
-    def read(self, documents: Sequence[Prepared]) -> list[Prepared]:
-        return list(documents)
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A document whose latents and states are not known yet."""
-
-    name: str
-    document: Document
-
-
-class Stream:
-    """`documents(step)`, and of them only what this process learns from is read."""
-
-    def __init__(self, documents: Named, reader: Reader) -> None:
-        self.documents, self.reader = documents, reader
-
-    def batch(self, step: int, rng: Random) -> list[Unread]:
-        return [Unread(*each) for each in self.documents(step)]
-
-    def read(self, documents: Sequence[Unread]) -> list[Prepared]:
-        return self.reader([each.document for each in documents], [each.name for each in documents])
-
-
-def packs(samples: Sequence[Sample], frames: int) -> list[list[Sample]]:
-    """Parts of a step, in order: as many samples together as have at most `frames` frames (one at least)."""
-    found: list[list[Sample]] = [[]]
-    for sample in samples:
-        if found[-1] and sum(each.frames for each in found[-1]) + sample.frames > frames:
-            found.append([])
-        found[-1].append(sample)
-    return found
-
-
-# ------------------------------------------------------------ stage2 data
-
-SHARD = 256  # documents
-SEGMENT = "user"  # the rule that is trained (ConnectorConfig.segment); shards of before it was recorded have "none"
-CHUNK = 16  # pictures, or documents, that run together
-
-Named = Callable[[int], Sequence[tuple[str, Document]]]  # number -> names and documents
+# -- read by VAE and MLLM
 
 
 @dataclass(frozen=True)
@@ -280,7 +204,7 @@ class Reader:
 
     @torch.inference_mode()
     def latents(self, pictures: Sequence[Sequence[Picture]]) -> list[tuple[Tensor, ...]]:
-        """Per document a latent [16, h, w] of every picture; those of one size are encoded together."""
+        """Per document a latent [16, h, w] of every picture; those of one size are encoded processes."""
         by_size = defaultdict(list)
         for row, own in enumerate(pictures):
             for k, picture in enumerate(own):
@@ -403,3 +327,122 @@ def _prepared(file: Any, k: int, spots: dict[str, Any], place: str) -> Prepared:
     else:  # shards of pictures of one size, the drawn ones last, as they were once written
         latents, drawn = file.get_tensor(f"{k}.latents"), range(pictures - spots["targets"], pictures)
     return prepared_of(latents, file.get_tensor(f"{k}.states"), {**spots, "drawn": drawn}, spots.get("name") or place)
+
+
+def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader) -> list[Prepared]:
+    """All documents as what is learnt from them; shards that are not there yet are made, with a bar of their own."""
+    folder, processes = config.documents or run.folder / "documents", run.processes
+    numbers = range(processes.rank, config.shards, processes.count)
+    missing = [number for number in numbers if not shard_path(folder, number).exists()]
+    if missing:
+        run.say(
+            f"Before the first step VAE and MLLM read the documents, once: {len(missing)} shards of {documents.count}, "
+            f"kept in {folder}. `minutes` counts from the first step on."
+        )
+        run.line.begin(0.0)
+    for number in numbers:
+        if number in missing:
+            done = missing.index(number)
+
+            def tell(share: float, done: int = done) -> None:
+                total = (done + share) / len(missing)
+                run.line.task(f"documents prepared, shard {done + 1} of {len(missing)}", total)
+
+            reader.on_progress = tell
+        recipe = {**documents.recipe, "max_side": config.max_side}
+        prepare_shard(folder, number, documents, reader, recipe)
+    processes.wait()
+    paths = [shard_path(folder, number) for number in range(config.shards)]
+    return [document for path in paths for document in load_shard(path)]
+
+
+# -- the batches of a run
+
+
+class CachedBatches:
+    """Prepared documents. A batch is about `frames` frames, of one shape or, packed, of any.
+
+    Documents without any earlier picture come up `single_weight` times as often: there everything has to come from the
+    words, and that is learnt last.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Prepared],
+        frames: int,
+        single_weight: float = 1.0,
+        packing: bool = False,
+        attention: str = "frame_causal",
+    ) -> None:
+        """frames: clean and noisy ones together, as `attention` has them in a pass over a document."""
+        self.frames, self.packing, self.attention = frames, packing, attention
+        shapes: dict[tuple, list[Prepared]] = defaultdict(list)
+        for document in documents:
+            shapes[document.shape].append(document)
+        self.shapes = list(shapes.values())
+        self.weights = [len(each) * (single_weight if each[0].drawn[-1] == 0 else 1.0) for each in self.shapes]
+        self.edges = list(accumulate(self.weights))
+
+    def batch(self, step: int, rng: Random) -> list[Prepared]:
+        """rng: of this step."""
+        like = self._shape(rng)
+        if not self.packing:
+            return [rng.choice(like) for _ in range(max(1, round(self.frames / like[0].frames(self.attention))))]
+        found = [rng.choice(like)]
+        frames = found[0].frames(self.attention)
+        while True:
+            another = rng.choice(self._shape(rng))
+            frames += another.frames(self.attention)
+            if frames > self.frames:
+                return found
+            found.append(another)
+
+    def _shape(self, rng: Random) -> list[Prepared]:
+        return rng.choices(self.shapes, cum_weights=self.edges)[0]
+
+    def read(self, documents: Sequence[Prepared]) -> list[Prepared]:
+        return list(documents)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A document whose latents and states are not known yet."""
+
+    name: str
+    document: Document
+
+
+class OnlineBatches:
+    """`documents(step)`, and of them only what this process learns from is read."""
+
+    def __init__(self, documents: Named, reader: Reader) -> None:
+        self.documents, self.reader = documents, reader
+
+    def batch(self, step: int, rng: Random) -> list[Unread]:
+        return [Unread(*each) for each in self.documents(step)]
+
+    def read(self, documents: Sequence[Unread]) -> list[Prepared]:
+        return self.reader([each.document for each in documents], [each.name for each in documents])
+
+
+def packs(samples: Sequence[FlowSample], frames: int) -> list[list[FlowSample]]:
+    """Parts of a step, in order: as many samples together as have at most `frames` frames (one at least)."""
+    found: list[list[FlowSample]] = [[]]
+    for sample in samples:
+        if found[-1] and sum(each.frames for each in found[-1]) + sample.frames > frames:
+            found.append([])
+        found[-1].append(sample)
+    return found
+
+
+def batches_of(
+    run: Run, config: Stage2Config, vae: PictureVae, mllm: Mllm, documents: Documents
+) -> CachedBatches | OnlineBatches:
+    reader = Reader(vae, mllm, config.max_side, getattr(torch, config.precision))
+    if config.states == "online":
+        return OnlineBatches(documents, reader)
+    prepared = prepare(run, config, documents, reader)
+    if told := documents.summary():
+        run.say(told)
+    packing = bool(config.data) if config.packing is None else config.packing
+    return CachedBatches(prepared, config.frames, config.single_image_weight, packing, config.attention)

@@ -24,7 +24,7 @@ import torch
 
 from duogen_core.sketchbook.world import SketchbookWorld, drawn_case
 from duogen_core.training import stage2
-from duogen_core.training.stage2 import Chance, FlowLoss, Sample, draw
+from duogen_core.training.stage2 import FlowLoss, FlowSample, FlowSettings, sample_of
 from duogen_core.training.stage2_data import Prepared
 
 HIDDEN, LAYERS = 192, 5  # of the bundled MLLM
@@ -61,14 +61,14 @@ def mixed_document(rng: Random) -> Prepared:
     return Prepared(pictures, torch.randn(ends[-1], LAYERS * HIDDEN), ends, segments, tuple(range(count)))
 
 
-def batch(make: Callable[[Random], Prepared], chance: Chance, frames: int, seed: int) -> list[Sample]:
+def batch(make: Callable[[Random], Prepared], chance: FlowSettings, frames: int, seed: int) -> list[FlowSample]:
     rng, found = Random(seed), []
     while sum(sample.frames for sample in found) < frames:
-        found.append(draw(make(rng), rng, chance))
+        found.append(sample_of(make(rng), rng, chance))
     return found
 
 
-def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:
+def by_shape(samples: Sequence[FlowSample]) -> list[list[FlowSample]]:
     groups = defaultdict(list)
     for sample in samples:
         groups[sample.places, tuple(t.shape for t in (*sample.clean, *sample.targets))].append(sample)
@@ -91,7 +91,7 @@ def main() -> None:
         dit, connector = stage2.new_models(stage2.Stage2Config(attention=attention), LAYERS, HIDDEN)
         loss = FlowLoss(dit, connector, args.bf16).to(args.device)
         for name, make in (("sketchbook", sketchbook_document), ("mixed", mixed_document)):
-            samples = batch(make, Chance(attention=attention), args.frames, seed=1)
+            samples = batch(make, FlowSettings(attention=attention), args.frames, seed=1)
             total = sum(len(sample.targets) for sample in samples)
             ways = {
                 "one by one": [[sample] for sample in samples],

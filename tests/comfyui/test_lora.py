@@ -141,15 +141,15 @@ def test_what_stage_2_trains_loads_as_it_is_written(server: Server, random_model
         DIT_TARGETS,
         LoraSettings,
         add_lora,
-        learnt,
         save_dit,
         save_dit_adapter,
+        trainable,
     )
 
     dit = load_dit(random_model / "dit")
     add_lora(dit, LoraSettings(rank=RANK, alpha=ALPHA), within="transformer_blocks", usual=DIT_TARGETS)
     torch.manual_seed(3)
-    for parameter in learnt(dit).values():
+    for parameter in trainable(dit).values():
         parameter.data = torch.randn_like(parameter) * 0.2
     save_dit_adapter(dit, loras / "stage2")
     folder = copied(server, random_model, "merged-stage2")
@@ -269,7 +269,14 @@ def adapter(server: Server, loras: Path) -> Callable[[Path], str]:
         import torch
 
         from duogen_core.mllm.loading import load_mllm
-        from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, learnt, merged_state, save_adapter
+        from duogen_core.training.lora import (
+            MLLM_TARGETS,
+            LoraSettings,
+            add_lora,
+            merged_state,
+            save_adapter,
+            trainable,
+        )
 
         name = f"merged-mllm-{checkpoint.name}"
         folder = server.base / "models" / "duogen" / name
@@ -282,7 +289,7 @@ def adapter(server: Server, loras: Path) -> Callable[[Path], str]:
         settings = LoraSettings(rank=RANK, alpha=ALPHA)
         add_lora(mllm.model, settings, within="model.language_model.layers", usual=MLLM_TARGETS, tokens=tokens)
         torch.manual_seed(4)
-        for parameter in learnt(mllm.model).values():
+        for parameter in trainable(mllm.model).values():
             parameter.data += torch.randn_like(parameter) * 0.06
         save_adapter(mllm.model, loras / checkpoint.name)
         state = merged_state(mllm.model)

@@ -32,7 +32,7 @@ def untie(model) -> None:
 
 def written(folder, *, tied: bool = True, rows: bool = True, **settings):
     """An adapter that is not zero, in `folder` -> (the model's state before, its state with the adapter merged)."""
-    from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, learnt, merged_state, save_adapter
+    from duogen_core.training.lora import MLLM_TARGETS, LoraSettings, add_lora, merged_state, save_adapter, trainable
 
     mllm = random_components().mllm
     if not tied:
@@ -41,7 +41,7 @@ def written(folder, *, tied: bool = True, rows: bool = True, **settings):
     tokens = {"embed_tokens": [mllm.control.bov]} | ({} if tied else {"lm_head": [mllm.control.bov]})
     settings = LoraSettings(**{"rank": 3, **settings})
     add_lora(mllm.model, settings, within=LAYERS, usual=MLLM_TARGETS, tokens=tokens if rows else None)
-    for parameter in learnt(mllm.model).values():
+    for parameter in trainable(mllm.model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
     save_adapter(mllm.model, folder)
     return before, merged_state(mllm.model)
@@ -337,11 +337,18 @@ def test_other_adapters_of_pefts_are_named_and_not_applied(config, tmp_path, cap
 def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
     """Its numbers are those of the file that training writes for ComfyUI, which has the scale in lora_B."""
     from duogen_core import cli
-    from duogen_core.training.lora import DIFFUSERS_FILE, DIT_TARGETS, LoraSettings, add_lora, learnt, save_dit_adapter
+    from duogen_core.training.lora import (
+        DIFFUSERS_FILE,
+        DIT_TARGETS,
+        LoraSettings,
+        add_lora,
+        save_dit_adapter,
+        trainable,
+    )
 
     dit = random_components().dit
     add_lora(dit, LoraSettings(rank=3, alpha=6.0), within="transformer_blocks", usual=DIT_TARGETS)
-    for parameter in learnt(dit).values():
+    for parameter in trainable(dit).values():
         parameter.data = torch.randn_like(parameter)
     save_dit_adapter(dit, tmp_path / "a")
     assert cli.main(["convert", str(tmp_path / "a"), str(tmp_path / "one.safetensors"), "--quiet"]) == 0

@@ -102,7 +102,8 @@ def test_one_command_gives_a_checkpoint_that_answers(tuned, base, tmp_path, caps
     assert any("embed_tokens" in name for name in changed)
     recorded = json.loads((out / "model/training/stage2/config.json").read_text())["config"]
     assert Path(recorded["mllm"]) == out / "stage1" / "export"  # the states are those of the fine-tuned MLLM
-    assert recorded["unshifted"] == 0.0 and recorded["shift"] == read_config(base).sampling.shift  # without a record
+    # without a record
+    assert recorded["unshifted_share"] == 0.0 and recorded["shift"] == read_config(base).sampling.shift
     assert all(list((out / stage / "samples").rglob("*.html")) for stage in ("stage1", "stage2"))  # answers to look at
     assert "3 documents with 12 pictures to draw" in said and "50% of it replay of sketchbook" in said
     assert (
@@ -162,14 +163,14 @@ def test_shares_of_the_mixture():
 
 def test_times_are_those_the_model_was_trained_at(base, tmp_path):
     settings = Stage2Settings()
-    assert times_of(base, settings) == {"shift": read_config(base).sampling.shift, "unshifted": 0.0}
+    assert times_of(base, settings) == {"shift": read_config(base).sampling.shift, "unshifted_share": 0.0}
     model = tmp_path / "model"
     shutil.copytree(base, model)
     for part, times in (("19-stage2", {"shift": 9.0}), ("20-stage2", {"shift": 6.0, "unshifted": 0.35})):
         (model / "training" / part).mkdir(parents=True)
         (model / "training" / part / "config.json").write_text(json.dumps({"config": times}))
-    assert times_of(model, settings) == {"shift": 6.0, "unshifted": 0.35}
-    assert times_of(model, Stage2Settings(shift=5.0)) == {"shift": 5.0, "unshifted": 0.35}
+    assert times_of(model, settings) == {"shift": 6.0, "unshifted_share": 0.35}
+    assert times_of(model, Stage2Settings(shift=5.0)) == {"shift": 5.0, "unshifted_share": 0.35}
     record = model / "training" / "20-stage2" / "config.json"
     for broken in ("{", "[]", '{"config": {"shift": "six"}}'):
         record.write_text(broken)
@@ -237,13 +238,14 @@ SHARED = {
 }  # fmt: skip
 CHANGED = {
     "stage1": SHARED | {
-        "muon_lr": 0.5, "tower_lr": 0.0, "recall_weight": 0.25, "micro_tokens": 99, "accumulate": True,
+        "muon_lr": 0.5, "tower_lr": 0.0, "probe_weight": 0.25, "micro_tokens": 99, "accumulate": True,
         "eval_data": ["jsonl:a.jsonl"], "include_alignment": True, "max_tokens": 77, "eval_cases": 2,
         "eval_minutes": 0.5,
     },
     "stage2": SHARED | {
-        "states": "on_the_fly", "shards": 2, "documents": "elsewhere", "precision": "float32", "packing": False,
-        "frames": 5, "alone": 2.0, "shift": 5.5, "unshifted": 0.125, "drop_text": 0.75, "ema": 0.5, "clip": 0.5,
+        "states": "online", "shards": 2, "documents": "elsewhere", "precision": "float32", "packing": False,
+        "frames": 5, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125, "drop_text": 0.75,
+        "ema": 0.5, "clip": 0.5,
     },
 }  # fmt: skip
 
@@ -274,7 +276,10 @@ def test_every_listed_setting_is_used_and_printed_and_every_other_one_refused(
     assert main([*command, "--print-config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed[stage] == CHANGED[stage]
-    found = {"stage1": ["recall_weight"], "stage2": ["max_side", "shift", "unshifted"]}  # in the model, where not given
+    found = {
+        "stage1": ["probe_weight"],
+        "stage2": ["max_side", "shift", "unshifted_share"],
+    }  # in the model, where not given
     assert all(printed[part][name] is not None for part, names in found.items() for name in names)
 
     with pytest.raises(SystemExit):

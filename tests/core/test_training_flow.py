@@ -18,7 +18,7 @@ from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import PictureSampler, Settings
 from duogen_core.training import stage2
 from duogen_core.training.run import rng_for
-from duogen_core.training.stage2 import Chance, FlowLoss, draw
+from duogen_core.training.stage2 import FlowLoss, FlowSettings, sample_of
 from duogen_core.training.stage2_data import Prepared, places
 from tests.core.tiny import random_components
 
@@ -70,9 +70,9 @@ def context(document: Document, k: int) -> Document:
     return Document((user, replace(assistant, parts=assistant.parts[: assistant.parts.index(document.pictures[k])])))
 
 
-def sample_of(prepared: Prepared, chance: Chance, wanted=lambda sample: True):
+def wanted_sample(prepared: Prepared, chance: FlowSettings, wanted=lambda sample: True):
     """A sample that chance made as wanted."""
-    return next(s for s in (draw(prepared, Random(seed), chance) for seed in range(200)) if wanted(s))
+    return next(s for s in (sample_of(prepared, Random(seed), chance) for seed in range(200)) if wanted(s))
 
 
 def trained_and_drawn(
@@ -84,12 +84,12 @@ def trained_and_drawn(
     for parameter in [*dit.parameters(), *connector.parameters()]:
         parameter.data += 0.1 * torch.randn_like(parameter)
     components = Components(parts.mllm, connector.eval(), dit.eval(), parts.vae, CheckpointConfig("trained"))
-    chance = replace(stage2.chance(config), drop_text=1.0 if dropped else 0.0)
-    sample = sample_of(prepared, chance, lambda s: s.places[-1] == 2)
+    chance = replace(stage2.flow_settings(config), drop_text=1.0 if dropped else 0.0)
+    sample = wanted_sample(prepared, chance, lambda s: s.places[-1] == 2)
     sampler = PictureSampler(components, Settings(size=None))
     with torch.inference_mode():
         text = connector.project(sample.states)
-        trained = dit.forward_train([stage2._noised(sample, text)])[0]
+        trained = dit.forward_train([stage2.noised(sample, text)])[0]
         drawn = []
         for k, t, noise, x0 in zip(sample.places[len(sample.clean) :], sample.timestep, sample.noise, sample.targets):
             document = context(said or conversation(), k)
@@ -155,8 +155,8 @@ def test_the_switches_are_kept_with_the_weights(tmp_path):
 
 
 def test_a_dropped_segment_is_all_that_a_target_loses(prepared):
-    kept = sample_of(prepared, Chance(drop_text=0.0))
-    lost = sample_of(prepared, Chance(drop_text=1.0))
+    kept = wanted_sample(prepared, FlowSettings(drop_text=0.0))
+    lost = wanted_sample(prepared, FlowSettings(drop_text=1.0))
     assert torch.equal(kept.states, lost.states) and kept.places == (0, 1, 1, 2)
     assert torch.equal(kept.sees[:2], lost.sees[:2])  # clean frames keep what they see
     assert kept.sees.sum(1).tolist() == [prepared.ends[k] for k in kept.places]
@@ -167,8 +167,8 @@ def test_a_dropped_segment_is_all_that_a_target_loses(prepared):
 
 
 def test_full_attention_takes_one_random_target_with_the_earlier_pictures_clean(prepared):
-    chance = Chance(attention="full", drop_text=0.5)
-    seen = [draw(prepared, Random(seed), chance) for seed in range(60)]
+    chance = FlowSettings(attention="full", drop_text=0.5)
+    seen = [sample_of(prepared, Random(seed), chance) for seed in range(60)]
     assert {sample.places for sample in seen} == {(0, 1), (0, 1, 2)}
     for sample in seen:
         k = sample.places[-1]
@@ -179,16 +179,16 @@ def test_full_attention_takes_one_random_target_with_the_earlier_pictures_clean(
 
 
 def test_timesteps_are_logit_normal_and_shifted(prepared):
-    times = torch.cat([draw(prepared, Random(seed), Chance(shift=3.0)).timestep for seed in range(400)])
+    times = torch.cat([sample_of(prepared, Random(seed), FlowSettings(shift=3.0)).timestep for seed in range(400)])
     assert times.min() > 0 and times.max() < 1
     logits = torch.logit(times / (3 - 2 * times))  # the shift undone
     assert abs(float(logits.mean())) < 0.12 and abs(float(logits.std()) - 1) < 0.1
 
 
 def test_a_share_of_the_timesteps_is_not_shifted(prepared):
-    def median(unshifted: float) -> float:
-        chance = Chance(shift=6.0, unshifted=unshifted)
-        return float(torch.cat([draw(prepared, Random(seed), chance).timestep for seed in range(400)]).median())
+    def median(unshifted_share: float) -> float:
+        chance = FlowSettings(shift=6.0, unshifted_share=unshifted_share)
+        return float(torch.cat([sample_of(prepared, Random(seed), chance).timestep for seed in range(400)]).median())
 
     assert abs(median(1.0) - 0.5) < 0.05
     assert abs(median(0.0) - 6 / 7) < 0.03
@@ -196,7 +196,7 @@ def test_a_share_of_the_timesteps_is_not_shifted(prepared):
 
 
 def test_the_noise_does_not_depend_on_the_share(prepared):
-    one, other = (draw(prepared, Random(3), Chance(unshifted=share)) for share in (0.0, 1.0))
+    one, other = (sample_of(prepared, Random(3), FlowSettings(unshifted_share=share)) for share in (0.0, 1.0))
     assert all(torch.equal(a, b) for a, b in zip(one.noise, other.noise))
 
 
@@ -208,7 +208,7 @@ def test_the_loss_is_the_same_however_a_batch_is_shared_out(prepared, attention)
     for parameter in dit.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     loss = FlowLoss(dit, connector)
-    batch = [draw(prepared, rng_for(0, "flow", i), stage2.chance(config)) for i in range(5)]
+    batch = [sample_of(prepared, rng_for(0, "flow", i), stage2.flow_settings(config)) for i in range(5)]
     total = sum(len(sample.targets) for sample in batch)
     whole = loss(batch)
     whole.backward()
@@ -224,7 +224,7 @@ def test_the_loss_is_the_same_however_a_batch_is_shared_out(prepared, attention)
 
 def test_the_loss_is_the_mean_over_targets_of_the_velocitys_squared_error(prepared):
     dit, connector = stage2.new_models(TINY, 2, 64)  # a new DiT answers zero
-    sample = draw(prepared, Random(0), Chance())
+    sample = sample_of(prepared, Random(0), FlowSettings())
     expected = torch.stack([(n - x).square().mean() for n, x in zip(sample.noise, sample.targets)]).mean()
     torch.testing.assert_close(FlowLoss(dit, connector)([sample]), expected, **CLOSE)
 

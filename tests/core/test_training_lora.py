@@ -15,11 +15,11 @@ from duogen_core.training.lora import (
     DIT_TARGETS,
     MLLM_TARGETS,
     LoraSettings,
-    Trainable,
+    TrainableOnly,
     add_lora,
-    learnt,
     merged_state,
     save_adapter,
+    trainable,
 )
 from tests.core.tiny import random_components
 
@@ -36,7 +36,7 @@ def adapted(seed=0, tied=True, **settings):
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tokens = {"embed_tokens": [bov]} | ({} if tied else {"lm_head": [bov]})
     add_lora(model, LoraSettings(rank=3, **settings), within=LAYERS, usual=MLLM_TARGETS, tokens=tokens)
-    for parameter in learnt(model).values():
+    for parameter in trainable(model).values():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return base, model, bov
 
@@ -88,12 +88,12 @@ def test_only_the_language_models_layers_and_the_tokens_row_are_learnt():
     for name in embeddings:
         rows = (after[name] != base[name]).any(1).nonzero().flatten().tolist()
         assert rows == [bov]
-    assert all("lora_" in name or "trainable_tokens" in name for name in learnt(model))
+    assert all("lora_" in name or "trainable_tokens" in name for name in trainable(model))
 
 
 def test_targets_can_be_chosen_and_a_misspelt_one_is_named():
     _, model, _ = adapted(targets=("q_proj",))
-    assert {name.split(".")[-4] for name in learnt(model) if "lora" in name} == {"q_proj"}
+    assert {name.split(".")[-4] for name in trainable(model) if "lora" in name} == {"q_proj"}
     with pytest.raises(DuoGenError, match="'qproj' is not known; did you mean 'q_proj'"):
         adapted(targets=("qproj",))
     with pytest.raises(DuoGenError, match="the layer 'proj' is not known"):  # the tower's, which stays as it is
@@ -104,7 +104,7 @@ def test_the_dit_takes_it_too():
     dit = random_components().dit
     before = {name: tensor.clone() for name, tensor in dit.state_dict().items()}
     add_lora(dit, LoraSettings(rank=2), within="transformer_blocks", usual=DIT_TARGETS)
-    assert {name.rsplit(".lora_", 1)[0].split(".", 2)[2] for name in learnt(dit)} == {
+    assert {name.rsplit(".lora_", 1)[0].split(".", 2)[2] for name in trainable(dit)} == {
         f"{attn}.{name}" for attn in ("attn1", "attn2") for name in DIT_TARGETS
     }
     assert merged_state(dit).keys() == before.keys()
@@ -113,23 +113,23 @@ def test_the_dit_takes_it_too():
 
 def test_checkpoints_hold_the_learnt_weights_alone():
     _, model, bov = adapted()
-    state = {name: tensor.clone() for name, tensor in Trainable(model).state_dict().items()}
-    assert state.keys() == learnt(model).keys() and len(state) == 2 * 14 + 1
+    state = {name: tensor.clone() for name, tensor in TrainableOnly(model).state_dict().items()}
+    assert state.keys() == trainable(model).keys() and len(state) == 2 * 14 + 1
     _, other, _ = adapted()
-    for parameter in learnt(other).values():
+    for parameter in trainable(other).values():
         parameter.data += 0.1
     assert not torch.equal(logits(model, bov), logits(other, bov))
-    Trainable(other).load_state_dict(state)
+    TrainableOnly(other).load_state_dict(state)
     assert torch.equal(logits(model, bov), logits(other, bov))
     with pytest.raises(RuntimeError, match="not the same ones"):
-        Trainable(other).load_state_dict(dict(list(state.items())[1:]))
+        TrainableOnly(other).load_state_dict(dict(list(state.items())[1:]))
 
 
 def test_learnt_weights_are_in_single_precision_on_a_frozen_half():
     mllm = random_components().mllm
     mllm.model.bfloat16()
     add_lora(mllm.model, LoraSettings(), within=LAYERS, usual=MLLM_TARGETS, tokens={"embed_tokens": [5]})
-    assert {parameter.dtype for parameter in learnt(mllm.model).values()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainable(mllm.model).values()} == {torch.float32}
     assert {tensor.dtype for tensor in merged_state(mllm.model).values()} == {torch.bfloat16}
 
 

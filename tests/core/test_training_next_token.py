@@ -15,7 +15,7 @@ from duogen_core.sketchbook.tasks import FAMILIES
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
-    Whole,
+    StepTotals,
     own_features,
     sees_whole_pictures,
     tower_features,
@@ -81,7 +81,7 @@ def test_a_step_in_parts_has_the_same_loss_and_gradients(mllm):
     def gradients(parts):
         mllm.model.zero_grad()
         prepared = [batcher(part) for part in parts]
-        whole = Whole.of([batch for batches, _ in prepared for batch in batches])
+        whole = StepTotals.of([batch for batches, _ in prepared for batch in batches])
         losses = []
         for batches, pixels in prepared:
             losses.append(loss_of(batches, pixels, whole)[0])

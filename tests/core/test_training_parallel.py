@@ -25,8 +25,8 @@ from duogen_core.training.distributed import Processes, shard, touch_all
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
-    Whole,
-    part_of,
+    StepTotals,
+    share_of,
 )
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.test_folder_lock import holder
@@ -213,9 +213,9 @@ def test_the_parts_of_a_step_add_up_to_it():
     batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(
         [example_of(case) for case in cases(5)], 0.0
     )
-    whole, (loss, _) = Whole.of(batches), loss_of(batches, pixels)
+    whole, (loss, _) = StepTotals.of(batches), loss_of(batches, pixels)
     for count in (2, 3, len(batches) + 1):
-        parts = [part_of(batches, pixels, rank, count) for rank in range(count)]
+        parts = [share_of(batches, pixels, rank, count) for rank in range(count)]
         assert len({len(mine) for mine, _ in parts}) == 1
         found = sum(loss_of(*part, whole)[0] for part in parts)
         torch.testing.assert_close(found, loss, atol=1e-5, rtol=0)

@@ -72,7 +72,7 @@ def test_a_run_learns_the_documents(config):
     assert stage1.train(replace(config, steps=25)).finished
     found = losses(config.out)
     assert found[-1] < 0.7 * found[0]
-    assert json.loads((config.out / "config.json").read_text())["config"]["recall_weight"] == 0.0
+    assert json.loads((config.out / "config.json").read_text())["config"]["probe_weight"] == 0.0
 
 
 def test_a_single_source_needs_no_list():

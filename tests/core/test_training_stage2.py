@@ -19,7 +19,7 @@ from duogen_core.sketchbook.world import SketchbookWorld, drawn_case
 from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
 from duogen_core.training.run import rng_for
-from duogen_core.training.stage2_data import Corpus, Documents, Prepared, Reader, load_shard, prepare_shard
+from duogen_core.training.stage2_data import CachedBatches, Documents, Prepared, Reader, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -61,7 +61,7 @@ def test_prepared_documents_hold_the_states_and_places_that_inference_sees(compo
 
 
 def test_batches_are_of_one_shape_and_about_the_asked_frames(shard):
-    corpus = Corpus(load_shard(shard), frames=8)
+    corpus = CachedBatches(load_shard(shard), frames=8)
     for seed in range(20):
         batch = corpus.batch(0, Random(seed))
         assert all(document.shape == batch[0].shape for document in batch)
@@ -69,7 +69,7 @@ def test_batches_are_of_one_shape_and_about_the_asked_frames(shard):
 
 
 def test_packed_batches_are_of_any_shape_and_within_the_frames(shard):
-    corpus = Corpus(load_shard(shard), frames=20, packing=True)
+    corpus = CachedBatches(load_shard(shard), frames=20, packing=True)
     batches = [corpus.batch(0, Random(seed)) for seed in range(20)]
     assert all(sum(document.frames() for document in batch) <= 20 for batch in batches)
     assert sum(len({document.shape for document in batch}) > 1 for batch in batches) > 10
@@ -93,7 +93,7 @@ def test_full_and_frame_causal_attention_get_as_many_frames_a_step(tmp_path, pic
     for attention in ("frame_causal", "full"):
         config = replace(CONFIG, attention=attention, out=tmp_path, steps=1)
         run = config.run()
-        corpus = Corpus(documents, frames=60, packing=packing, attention=attention)
+        corpus = CachedBatches(documents, frames=60, packing=packing, attention=attention)
         steps = [stage2.samples(run, k, enumerate(corpus.batch(k, run.rng(k))), config) for k in range(100)]
         found[attention] = sum(sample.frames for step in steps for sample in step) / len(steps)
     assert all(50 < frames < 65 for frames in found.values()), found
@@ -137,7 +137,7 @@ def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
         run = replace(CONFIG, out=folder).run()
         torch.manual_seed(1)
         dit, connector = stage2.new_models(CONFIG, 2, 64)
-        stage2.learn(run, CONFIG, Corpus(documents, CONFIG.frames), dit, connector)
+        stage2.learn(run, CONFIG, CachedBatches(documents, CONFIG.frames), dit, connector)
         return losses(folder)
 
     whole = train(tmp_path / "whole")

@@ -25,7 +25,7 @@ from duogen_core.training.configuration import TrainingError
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.samples import asked
 from duogen_core.training.stage2 import FlowLoss
-from duogen_core.training.stage2_data import Documents, Reader, load_shard, packs, prepare_shard
+from duogen_core.training.stage2_data import Documents, Reader, batches_of, load_shard, packs, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -81,7 +81,7 @@ def trained(config: stage2.Stage2Config) -> list[float]:
 
 
 @pytest.mark.parametrize("attention", ["frame_causal", "full"])
-@pytest.mark.parametrize("states", ["ahead", "on_the_fly"])
+@pytest.mark.parametrize("states", ["cached", "online"])
 def test_documents_of_mixed_sizes_train_and_resume_exactly(folder, tmp_path, states, attention):
     config = settings(folder, tmp_path / "whole", states=states, attention=attention)
     whole = trained(config)
@@ -104,7 +104,7 @@ def test_alignment_data_is_learnt_from_and_documents_without_a_drawn_picture_are
     assert documents.summary().startswith("1 in which the assistant draws nothing passed over")
 
 
-@pytest.mark.parametrize("states", ["ahead", "on_the_fly"])
+@pytest.mark.parametrize("states", ["cached", "online"])
 def test_pictures_made_smaller_are_told_and_counted(folder, tmp_path, capsys, states):
     large = sum(any(max(p.size) > 64 for p in document(number).pictures) for number in range(7))
     assert 1 < large < 7
@@ -114,7 +114,7 @@ def test_pictures_made_smaller_are_told_and_counted(folder, tmp_path, capsys, st
     (first,) = [line for line in said.splitlines() if "is made smaller" in line]
     assert "since max_side is 64" in first and "documents" in first
     counted = int(re.search(r"(\d+) documents have pictures larger than max_side=64", said)[1])
-    assert 0 < counted <= large and (counted == large or states == "on_the_fly")
+    assert 0 < counted <= large and (counted == large or states == "online")
     trained(replace(config, out=tmp_path / "whole", max_side=96))
     assert "made smaller" not in capsys.readouterr().out
 
@@ -139,10 +139,9 @@ def test_preparing_documents_is_announced_and_has_a_bar(folder, tmp_path, capsys
 def test_ahead_and_on_the_fly_give_the_same_loss(folder, tmp_path, precision, close):
     config = settings(folder, tmp_path, precision=precision)
     run, parts = config.run(), random_components()
-    fly = replace(config, states="on_the_fly", precision="float32")
+    fly = replace(config, states="online", precision="float32")
     ahead, stream = (
-        stage2.corpus_of(run, each, parts.vae, parts.mllm, stage2.documents_of(run, each, parts.mllm))
-        for each in (config, fly)
+        batches_of(run, each, parts.vae, parts.mllm, Documents(run, each, parts.mllm)) for each in (config, fly)
     )
     prepared = {each.name: each for shape in ahead.shapes for each in shape}
     batch = stream.batch(1, Random(0))
@@ -183,8 +182,8 @@ def test_samples_that_cannot_be_drawn_stop_no_training(folder, tmp_path, monkeyp
 
 
 def test_a_step_in_passes_is_the_step_in_one(folder, tmp_path):
-    one = trained(settings(folder, tmp_path / "one", states="on_the_fly", frames=1000, steps=2))
-    several = trained(settings(folder, tmp_path / "several", states="on_the_fly", frames=3, steps=2))
+    one = trained(settings(folder, tmp_path / "one", states="online", frames=1000, steps=2))
+    several = trained(settings(folder, tmp_path / "several", states="online", frames=3, steps=2))
     assert several == pytest.approx(one, abs=1e-5)
 
 
@@ -292,7 +291,7 @@ def test_lora_learns_beside_a_frozen_dit_and_is_written_for_every_reader(folder,
     assert trained(broken) == whole
 
 
-@pytest.mark.parametrize("states", ["ahead", "on_the_fly"])
+@pytest.mark.parametrize("states", ["cached", "online"])
 def test_lora_with_dropout_resumes_exactly_whenever_samples_are_drawn(folder, tmp_path, states):
     """Samples are due by the clock; what dropout hides must not depend on it."""
     pytest.importorskip("peft")

@@ -30,8 +30,7 @@ from duogen_core.mllm.loading import load_mllm
 from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training import stage1, stage2
 from duogen_core.training.checkpoints import write_text
-from duogen_core.training.command import RunConfig
-from duogen_core.training.configuration import ConfigError
+from duogen_core.training.configuration import ConfigError, RunConfig
 from duogen_core.training.metrics import read_lines
 from duogen_core.training.run import Run, rng_for
 from duogen_core.training.stage1 import Stage1Config
@@ -282,7 +281,7 @@ def stage2_config(config: AblationConfig, name: str, seed: int) -> Stage2Config:
         "cross_width": HEAD * config.heads,
         "frames": config.frames,
         "lr": config.lr,
-        "alone": 1.0,
+        "single_image_weight": 1.0,
         "sample_minutes": 0.0,
     }
     return Stage2Config(**{**values, **shared(config, seed, config.start if first else 1.0), **changes})
@@ -311,7 +310,7 @@ def stage1_config(config: AblationConfig, name: str, seed: int) -> Stage1Config:
             {"source": f"documents:{edits}", "alignment": True, "weight": share},
         ],
         "batch": config.batch,
-        "recall_weight": RECALL,
+        "probe_weight": RECALL,
         "eval_cases": 0,
         "sample_minutes": 0.0,
     }
