@@ -271,6 +271,7 @@ class RunConfig:
     checkpoint_minutes: float = 4.0
     log_every: int = 20  # steps
     tensorboard: bool = True  # figures for TensorBoard too, in <out>/tensorboard
+    wandb: str | None = None  # project at Weights & Biases for the figures; with WANDB_MODE=offline kept in <out>
     bf16: bool = True
 
     def __post_init__(self) -> None:
@@ -290,6 +291,7 @@ class RunConfig:
             checkpoint_minutes=self.checkpoint_minutes,
             log_every=self.log_every,
             tensorboard=self.tensorboard,
+            wandb=self.wandb,
             device=self.device,
         )
 

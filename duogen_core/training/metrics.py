@@ -1,15 +1,14 @@
-"""What a run writes down beside its weights: config.json (settings, seed, versions), metrics.jsonl, TensorBoard.
+"""What a run writes down beside its weights, and what it prints.
 
-metrics.jsonl has one JSON object a line, each with `step` and `seconds`: means of the figures, evaluations, settings
-that changed on resume.
+config.json      settings, seed, versions; compared when the run goes on
+metrics.jsonl    one JSON object a line, each with `step` and `seconds`: means of the figures, scores, changed settings
+tensorboard/     the same figures, and at Weights & Biases if asked for, by accelerate's trackers
+loss.png         plotted from metrics.jsonl by matplotlib, an optional extra; scores.png where the run was scored
 
-The figures of a run for TensorBoard, beside metrics.jsonl: `tensorboard --logdir runs`.
-
-The curves of a run: metrics.jsonl -> loss.png and, where it was scored, scores.png.
-
-Needs matplotlib, an optional extra.
-
-The progress line of a run: how far, the figures as running means, time gone and left.
+metrics.jsonl is ours and not a tracker's: a run that was killed goes on from its last checkpoint, and the lines after
+that must go, or a step would stand there twice. Trackers only append; TensorBoard is told where to purge, Weights &
+Biases itself ignores steps that it has. The progress line is not tqdm's: a run ends at a share of steps *or* minutes,
+which tqdm cannot count, and in a log file tqdm overwrites one endless line with carriage returns.
 """
 
 from __future__ import annotations
@@ -19,8 +18,9 @@ import os
 import platform
 import sys
 import time
+import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,64 +31,107 @@ from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import by_todays_names
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
-UNTOLD = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
+UNCOMPARED = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
 CHANGES = {"changed", "changed_data"}  # lines about a session; all others are about the weights of their step
 
 
-class Journal:
-    def __init__(self, folder: Path, tensorboard: bool = False, quiet: bool = False) -> None:
-        """quiet: not the main process; nothing is written."""
-        self.folder, self.tensorboard, self.quiet = folder, tensorboard and not quiet, quiet
-        self.board: Board | None = None
+class Metrics:
+    """config.json, metrics.jsonl and the trackers of a run folder."""
+
+    def __init__(
+        self, folder: Path, tensorboard: bool = False, wandb: str | None = None, *, writes: bool = True
+    ) -> None:
+        """wandb: project at Weights & Biases. writes: False on all processes but the main one."""
+        self.folder, self.tensorboard, self.wandb, self.writes = folder, tensorboard, wandb, writes
+        self.trackers: list[Any] = []
         self.begun = 0  # the step from which this session went on
 
-    def begin(self, step: int) -> None:
-        """Lines after `step` belong to a session that was killed, and will be written again."""
+    @property
+    def file(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def begin(self, step: int) -> Iterator[str]:
+        """Drops the lines after `step`, of a session that was killed: they will be written again. Yields what is amiss
+        with a tracker, which the run then does without."""
         self.begun = step
-        path = self.folder / "metrics.jsonl"
-        if path.exists() and not self.quiet:
-            self._write(line for line in read_lines(path) if line["step"] <= step)
+        if not self.writes:
+            return
+        if self.file.exists():
+            self._write(line for line in read_lines(self.file) if line["step"] <= step)
         if self.tensorboard:
-            self.board = Board(self.folder, step)
+            from accelerate.tracking import TensorBoardTracker
+
+            # purge_step: TensorBoard shows nothing any more that an earlier session wrote from there on.
+            yield from self._start(
+                lambda: TensorBoardTracker("tensorboard", self.folder, purge_step=step + 1),
+                "There will be no figures for TensorBoard, which is not installed: pip install -e '.[train]', or set "
+                "tensorboard=false.",
+            )
+        if self.wandb:
+            from accelerate.tracking import WandBTracker
+
+            settings = {"id": self._wandb_id(), "name": self.folder.name, "resume": "allow", "dir": str(self.folder)}
+            yield from self._start(
+                lambda: WandBTracker(self.wandb, **settings),
+                "There will be no figures at Weights & Biases, whose package is not installed: pip install wandb, or "
+                "leave wandb out.",
+            )
+
+    def _start(self, tracker: Callable[[], Any], missing: str) -> Iterator[str]:
+        try:
+            started = tracker()
+            started.start()
+        except ImportError:
+            yield missing
+        else:
+            self.trackers.append(started)
+
+    def _wandb_id(self) -> str:
+        """Of this run folder, so that a session that goes on adds to the same run."""
+        path = self.folder / "wandb-id"
+        if not path.exists():
+            write_text(path, uuid.uuid4().hex)
+        return path.read_text("utf-8").strip()
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        write_text(self.folder / "metrics.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
+        write_text(self.file, "".join(f"{json.dumps(line)}\n" for line in lines))
 
     def changes(self, record: Mapping[str, Any]) -> dict[str, list[Any]]:
         """What is other than in the session before, {name: [old, new]}."""
-        path = self.folder / "config.json"
         try:
-            before = json.loads(path.read_text("utf-8"))
+            before = json.loads((self.folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return changes(before, json.loads(json.dumps(record, default=str)))
 
     def settings(self, record: Mapping[str, Any]) -> None:
-        if not self.quiet:
+        if self.writes:
             record = {**record, "versions": versions()}
             write_text(self.folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
 
     def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
-        if self.quiet:
+        if not self.writes:
             return
-        path = self.folder / "metrics.jsonl"
         entry = {"step": step, "seconds": round(seconds, 1), **values}
-        if step == self.begun and path.exists() and not CHANGES & entry.keys():
+        again = False
+        if step == self.begun and self.file.exists() and not CHANGES & entry.keys():
             # A session that was killed after the last checkpoint may have measured the same of the same weights.
-            lines = read_lines(path)
+            lines = read_lines(self.file)
             others = [line for line in lines if line["step"] != step or line.keys() != entry.keys()]
-            if len(others) < len(lines):
+            again = len(others) < len(lines)
+            if again:
                 self._write(others)
-        with open(path, "a", encoding="utf-8") as file:
+        with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        if self.board is not None:
-            self.board.add(step, values)
+        for tracker in self.trackers if not again else ():  # they have the first one
+            if figures := dict(scalars(values)):
+                tracker.log(figures, step=step)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
     """{name: [old, new]} of two records; settings in sections by their path, "families.guide"."""
     old, new = (flat({**record, **by_todays_names(record.get("config", {}))}) for record in (before, now))
-    names = [name for name in [*new, *(old.keys() - new.keys())] if name.split(".")[0] not in {*UNTOLD, "config"}]
+    names = [name for name in [*new, *(old.keys() - new.keys())] if name.split(".")[0] not in {*UNCOMPARED, "config"}]
     return {name: [old.get(name), new.get(name)] for name in names if old.get(name) != new.get(name)}
 
 
@@ -115,36 +158,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-# ------------------------------------------------------------ board
-
-
-class Board:
-    """Writes to <run folder>/tensorboard; what an earlier session wrote from `step` on is not shown any more."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtra(
-                "There will be no figures for TensorBoard, which is not installed: pip install -e '.[train]', or set "
-                "tensorboard=false."
-            ) from error
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
-
-    def add(self, step: int, values: Mapping[str, Any]) -> None:
-        for name, value in scalars(values):
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()
-
-
-# ------------------------------------------------------------ curve
-
-
 class MissingExtra(DuoGenError):
     """An optional dependency that is not installed."""
 
 
-def plot_curves(folder: str | Path) -> None:
+def plot_metrics(folder: str | Path) -> None:
     plot_losses(folder)
     plot_scores(folder)
 
@@ -238,8 +256,6 @@ def _save(figure: Any, target: Path) -> Path:
     os.replace(target.with_suffix(".new.png"), target)
     return target
 
-
-# ------------------------------------------------------------ progress
 
 PAUSE = 0.3  # seconds between two lines that overwrite each other on a terminal
 

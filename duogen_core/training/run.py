@@ -45,7 +45,7 @@ from duogen_core.training.checkpoints import (
 )
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import Processes
-from duogen_core.training.metrics import Journal, MissingExtra, Progress, clock, plot_curves, sentence
+from duogen_core.training.metrics import Metrics, MissingExtra, Progress, clock, plot_metrics, sentence
 from duogen_core.training.optimisation import Ema
 
 NAMED = 4  # samples of a failed step that the error names; metrics.jsonl has all
@@ -77,6 +77,7 @@ class Run:
         print_seconds: float = 20.0,
         checkpoint_minutes: float = 4.0,
         tensorboard: bool = False,
+        wandb: str | None = None,
         device: str = "cpu",
     ) -> None:
         if not steps and not minutes:
@@ -86,7 +87,7 @@ class Run:
         self.warmup, self.floor, self.log_every = warmup, floor, log_every
         self.checkpoint_minutes = checkpoint_minutes
         self.processes = Processes(device)
-        self.journal = Journal(self.folder, tensorboard, quiet=not self.processes.main)
+        self.metrics = Metrics(self.folder, tensorboard, wandb, writes=self.processes.main)
         self.line = Progress(print_seconds, quiet=not self.processes.main)
         self.step, self.elapsed = 0, 0.0  # steps done; seconds of training, earlier sessions included
         self.interrupted = False
@@ -122,18 +123,16 @@ class Run:
         self.processes.wait()
         torch.manual_seed(self.seed)
         random.seed(self.seed)
-        changed = self.journal.changes(self._record())
+        changed = self.metrics.changes(self._record())
         resumes = has_checkpoint(self.folder)
         if resumes:
             self._load(changed)
-        try:
-            self.journal.begin(self.step)
-        except MissingExtra as error:  # of TensorBoard
-            self.say(str(error))
+        for missing in self.metrics.begin(self.step):
+            self.say(missing)
         if resumes and changed:  # metrics.jsonl tells from which step on the settings were others
             self.say(f"Settings changed since the session before: {sentence(changed)}.")
             self.record(changed=changed)
-        self.journal.settings(self._record())
+        self.metrics.settings(self._record())
 
     def _record(self) -> dict[str, Any]:
         record = {"config": self.config, "seed": self.seed, "steps": self.steps, "minutes": self.minutes}
@@ -258,7 +257,7 @@ class Run:
 
     def record(self, **values: Any) -> None:
         """One line of its own in metrics.jsonl, for example an evaluation: record(eval={...})."""
-        self.journal.add(self.step, self.elapsed, values)
+        self.metrics.add(self.step, self.elapsed, values)
 
     def say(self, text: str) -> None:
         """A line of its own, above the progress line."""
@@ -300,6 +299,6 @@ class Run:
 
     def _plot(self) -> None:
         try:
-            plot_curves(self.folder)
+            plot_metrics(self.folder)
         except (MissingExtra, OSError) as error:
             self.say(str(error))

@@ -52,7 +52,7 @@ def inputs(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(run_module, "plot_curves", lambda folder: None)
+    monkeypatch.setattr(run_module, "plot_metrics", lambda folder: None)
     monkeypatch.setattr(stage2_data, "SHARD", 4)
 
 

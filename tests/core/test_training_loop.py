@@ -40,7 +40,7 @@ def train(folder, *, steps=12, stop_at=None, ema=0.9, width=8, **kwargs):
     return run, losses, model
 
 
-def test_the_board_gets_every_figure():
+def test_trackers_get_every_figure():
     values = {"loss": 0.5, "eval": {"draw": {"token": 0.25}}, "note": "text", "flag": True}
     assert dict(scalars(values)) == {"loss": 0.5, "eval/draw/token": 0.25}
 
@@ -154,7 +154,7 @@ def learn_until(folder, bad, steps=6):
 
 @pytest.mark.parametrize("what", ["loss is nan", "norm of the gradients is inf"])
 def test_what_is_not_finite_stops_before_it_spoils_anything(tmp_path, monkeypatch, what):
-    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_metrics", lambda _: None)
     spoilt = {"loss is nan": lambda loss: loss * float("nan"), "norm of the gradients is inf": torch.sqrt}
 
     def bad(step, loss):
@@ -176,7 +176,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, width):
     """A file may have 4 kB: state.json does not fit; with a wide model its weights do not."""
     import resource
 
-    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_metrics", lambda _: None)
     _, losses, _ = train(tmp_path / "whole", width=width)
     train(tmp_path / "run", stop_at=4, width=width)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run" / "checkpoint").iterdir()}
@@ -200,7 +200,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
     whole, losses, _ = train(tmp_path / "whole", steps=6)
     names = ("save_tensors", "write_text", "os.replace", "shutil.rmtree")
     calls = []
-    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_metrics", lambda _: None)
 
     def dies_at(name, last):
         module, _, function = f"checkpoints.{name}".rpartition(".")
@@ -237,7 +237,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_kill_9_at_any_moment_costs_nothing_but_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "plot_curves", lambda _: None)
+    monkeypatch.setattr(run_module, "plot_metrics", lambda _: None)
     whole, _, _ = train(tmp_path / "whole", steps=60)
     start = time.perf_counter()
     train(tmp_path / "timed", steps=60, checkpoint_minutes=0)
@@ -282,7 +282,7 @@ def test_the_last_curves_show_the_scores_after_the_last_step_also_after_a_kill(t
         if len(drawn) == 1:
             raise KeyboardInterrupt  # stands for a kill right after the last checkpoint, whose curves are not drawn
 
-    monkeypatch.setattr(run_module, "plot_curves", plot)
+    monkeypatch.setattr(run_module, "plot_metrics", plot)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path)
     run, losses, _ = train(tmp_path)
@@ -325,6 +325,23 @@ def test_means_that_a_stop_cut_in_two_are_whole(tmp_path):
     for name in ("broken", "whole"):
         run(tmp_path / name)
         assert losses(tmp_path / name) == [1.5]
+
+
+def test_tensorboard_has_every_step_once_though_a_session_was_killed(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tmp_path, stop_at=4, tensorboard=True)
+    run = Run(tmp_path, {}, steps=12, log_every=1, tensorboard=True)  # a session that dies without a checkpoint
+    run.metrics.begun = 5
+    for missing in run.metrics.begin(5):
+        pytest.fail(missing)
+    for step in (6, 7):
+        run.metrics.add(step, 0.0, {"loss": 9.0})
+    train(tmp_path, tensorboard=True)
+    found = EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    figures = {event.step: event.value for event in found.Scalars("loss")}
+    assert [event.step for event in found.Scalars("loss")] == list(range(1, 13)) and 9.0 not in figures.values()
 
 
 def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
