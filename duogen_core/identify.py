@@ -220,7 +220,7 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
         return None
     if not any("visual." in name or "vision" in name for name in weights.entries):
         family = str(config.get("model_type", "a language model"))
-        notes = ["no vision tower: it cannot look at pictures, so it cannot be the MLLM"]
+        notes = ["no vision tower: it cannot look at images, so it cannot be the MLLM"]
         return _found(weights, path, formats, kind="text encoder", family=family, layout="", notes=notes)
     from duogen_core.mllm.loading import detect_family
 

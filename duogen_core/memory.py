@@ -54,7 +54,7 @@ def terms(found: Sequence[Found], need: Need) -> list[Term]:
             base, pixels = each.shape["base"], need.width * need.height
             size = pixels * base * VAE_FEATURES * HALF
             sum_ = f"{need.width} x {need.height} x {base} channels x {VAE_FEATURES} maps x {HALF} bytes"
-            out.append(Term("VAE", "decoding one picture", size, sum_))
+            out.append(Term("VAE", "decoding one image", size, sum_))
     return out
 
 
@@ -65,11 +65,11 @@ def _dit(shape: dict[str, int], need: Need) -> list[Term]:
     if need.references and shape.get("causal"):  # their keys and values are kept; nothing else of them is
         size = need.references * tokens * shape["layers"] * 2 * shape["width"] * HALF
         sum_ = f"{need.references} x {tokens:,} tokens x {shape['layers']} layers x 2 x {shape['width']} x {HALF} bytes"
-        out.append(Term("DiT", "earlier pictures, kept", size, sum_))
+        out.append(Term("DiT", "earlier images, cached", size, sum_))
     elif need.references:
         total = need.references * tokens
         sum_ = f"{need.references} x {tokens:,} tokens x {shape['width']} x {DIT_BLOCK} x {HALF} bytes"
-        out.append(Term("DiT", "earlier pictures", total * each, sum_))
+        out.append(Term("DiT", "earlier images", total * each, sum_))
     return out
 
 
@@ -107,4 +107,4 @@ def verdict(found: Sequence[Term], memory: int) -> tuple[str, str]:
             f"It does not fit {have} ({readable(largest)}), but runs slower with part of its weights in the "
             f"computer's memory, as ComfyUI does by itself: {readable(work)} must be on the card."
         )
-    return "no", f"It does not fit {have}: {readable(work)} are needed beside the weights; draw smaller pictures."
+    return "no", f"It does not fit {have}: {readable(work)} are needed beside the weights; draw smaller images."

@@ -58,12 +58,12 @@ class Settings:
             _between("The guidance", self.guidance, 0.0, 100.0)
         if self.shift is not None:
             _between("The shift", self.shift, 0.01, 100.0)
-        _between("The limit of pictures", self.max_images, 0, 1000)
+        _between("The limit of images", self.max_images, 0, 1000)
         _between("The limit of tokens", self.max_new_tokens, 1, 1_000_000)
         _between("The temperature", self.temperature, 0.0, 10.0)
         _between("top_p", self.top_p, 0.001, 1.0)
         for side in self.size or ():
-            _between("A side of the picture", side, 16, 16384)
+            _between("A side of the image", side, 16, 16384)
 
     def resolved(self, config: CheckpointConfig) -> Settings:
         """With the model's own values where the user chose none."""

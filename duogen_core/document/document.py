@@ -124,9 +124,9 @@ class Picture:
         pixels = self.pixels
         if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             found = f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-            raise DuoGenError(f"A picture must be a uint8 array [height, width, 3], not {found}.")
+            raise DuoGenError(f"An image must be a uint8 array [height, width, 3], not {found}.")
         if 0 in pixels.shape:
-            raise DuoGenError(f"A picture must have at least one pixel, not the shape {list(pixels.shape)}.")
+            raise DuoGenError(f"An image must have at least one pixel, not the shape {list(pixels.shape)}.")
         # An array nobody can write to is shared, anything else is copied: a Document never changes under its readers.
         if pixels.flags.writeable or pixels.base is not None or not pixels.flags.c_contiguous:
             pixels = np.array(pixels, order="C", copy=True)

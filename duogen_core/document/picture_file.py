@@ -30,21 +30,21 @@ MAX_PIXELS = 64 * 10**6
 FORMATS = "PNG, JPEG, WebP, GIF, AVIF, BMP or TIFF"
 # Files that people take for pictures to read: how they begin, and what a message calls them.
 OTHERS = (
-    (rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", "a HEIC picture, as phones take them"),
+    (rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", "a HEIC image, as phones take them"),
     (rb"....ftypcrx", "the raw data of a camera"),
     (rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI", "a video"),
-    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL picture"),
-    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "a JPEG 2000 image"),
     (rb"8BP[SB]", "a Photoshop file"),
     (rb"gimp xcf", "a GIMP file"),
     (rb"%PDF", "a PDF"),
     (rb"%!PS", "a PostScript file"),
     (rb"\0\0[\x01\x02]\0", "an icon file"),
-    (rb"\x76\x2f\x31\x01", "an OpenEXR picture"),
-    (rb"#\?RADIANCE", "a Radiance HDR picture"),
+    (rb"\x76\x2f\x31\x01", "an OpenEXR image"),
+    (rb"#\?RADIANCE", "a Radiance HDR image"),
     (rb"DDS ", "a DDS texture"),
-    (rb"qoif", "a QOI picture"),
-    (rb"P[1-7]\s", "a PNM picture"),
+    (rb"qoif", "a QOI image"),
+    (rb"P[1-7]\s", "a PNM image"),
     (rb"PK\x03\x04", "a .zip file"),
     (rb"(?i:\s*(<\?xml.*?)?(<!--.*?-->|\s)*(<!doctype svg.*?)?<svg)", "an SVG drawing"),
     (rb"(?i:\s*<(!doctype html|html))", "a web page"),
@@ -80,12 +80,12 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     """The bytes of a picture file -> uint8 RGB [H, W, 3], read-only. MemoryError where this machine has too little."""
     if len(data) > MAX_BYTES:
         raise DuoGenError(
-            f"The picture {name} is larger than {MAX_BYTES / 2**20:g} MB, the most that is read; make it smaller."
+            f"The image {name} is larger than {MAX_BYTES / 2**20:g} MB, the most that is read; make it smaller."
         )
     format_ = format_of(data)
     if format_ is None:
         begins = (what for pattern, what in OTHERS if re.match(pattern, data[:4096], re.DOTALL))
-        what = next(begins, "not a picture that can be read")
+        what = next(begins, "not an image that can be read")
         raise DuoGenError(f"{name} is {what}; expected a {FORMATS} file.")
     try:
         # Pillow warns of very large pictures and of odd metadata; what matters gets a sentence of ours. Nothing but
@@ -97,19 +97,19 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
     except DuoGenError:
         raise
     except Image.DecompressionBombError:
-        raise DuoGenError(f"The picture {name} is far too large; at most {MAX_PIXELS:,} pixels are read.") from None
+        raise DuoGenError(f"The image {name} is far too large; at most {MAX_PIXELS:,} pixels are read.") from None
     except Exception as error:  # decoders fail in every way on damaged files: struct.error, SyntaxError, zlib.error, …
         if is_out_of_memory(error) or str(error).endswith("-9"):  # the number that Pillow's decoders have for it
             raise MemoryError(f"no memory to read {name}") from None
         if isinstance(error, UnidentifiedImageError):
             if format_ in ("AVIF", "WEBP") and format_.lower() not in features.get_supported():
                 raise DuoGenError(
-                    f"{name} is a picture in {format_}, which the installed Pillow cannot read; update it "
-                    "(pip install -U pillow), or save the picture as a PNG."
+                    f"{name} is an image in {format_}, which the installed Pillow cannot read; update it "
+                    "(pip install -U pillow), or save the image as a PNG."
                 ) from None
             error = EOFError(f"it begins like a {format_} and goes on like none")  # Pillow's own text is an address
         raise DuoGenError(
-            f"The picture {name} is damaged or cut off and cannot be read ({error}); save it again."
+            f"The image {name} is damaged or cut off and cannot be read ({error}); save it again."
         ) from None
     pixels.flags.writeable = False
     return pixels
@@ -119,7 +119,7 @@ def _decoded(data: bytes, format_: str, name: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=[format_]) as image:
         _check_size(image.size, name)  # the header is read, no pixel is decoded yet
         if is_animated(image):
-            raise DuoGenError(f"The picture {name} is animated; expected a still one: save one frame.")
+            raise DuoGenError(f"The image {name} is animated; expected a still one: save one frame.")
         if format_ == "TIFF":
             _check_tiff(image, data, name)
         elif not has_end(data, format_):
@@ -166,7 +166,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise DuoGenError(
-            f"The picture {name} is {width}x{height} pixels; at most {MAX_PIXELS:,} pixels are read. Make it smaller."
+            f"The image {name} is {width}x{height} pixels; at most {MAX_PIXELS:,} pixels are read. Make it smaller."
         )
 
 

@@ -119,9 +119,7 @@ class _Pictures:
             picture = Picture.from_bytes(data, name=f"{name} (named by {where})")
             self._pixels += picture.size[0] * picture.size[1]
             if self._pixels > MAX_TOTAL_PIXELS:
-                raise DuoGenError(
-                    f"{where}: the document's pictures have more than {MAX_TOTAL_PIXELS:,} pixels in all."
-                )
+                raise DuoGenError(f"{where}: the document's images have more than {MAX_TOTAL_PIXELS:,} pixels in all.")
             self._known[name] = picture
         return Picture(self._known[name].pixels, meta)
 
@@ -229,7 +227,7 @@ def _zip_reader(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], i
     def read(name: str, where: str) -> bytes:
         check_relative(name, where)
         if inside + name not in members:
-            raise DuoGenError(f"The picture {name} (named by {where}) is not in {zip_name}.")
+            raise DuoGenError(f"The image {name} (named by {where}) is not in {zip_name}.")
         return _read_member(archive, members[inside + name], MAX_BYTES, f"{name} (named by {where})")
 
     return read

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SPEAKERS = {"system": "Instructions", "user": "You", "assistant": "DuoGen"}
 ENDINGS = {
     "interrupted": "The answer was interrupted here. What was finished is above.",
-    "max_images": "The answer ends here because it reached the largest number of pictures that was allowed.",
+    "max_images": "The answer ends here because it reached the largest number of images that was allowed.",
     "max_tokens": "The answer ends here because it reached the largest length that was allowed.",
 }
 FACTS = ("model", "seed", "steps", "guidance")

@@ -39,7 +39,7 @@ def render_markdown(document: Document, image_paths: Sequence[str], cancelled: S
     Raises Cancelled as soon as `cancelled()` says so."""
     if len(image_paths) != len(document.pictures):
         raise DuoGenError(
-            f"The document has {len(document.pictures)} pictures, but {len(image_paths)} paths were given; "
+            f"The document has {len(document.pictures)} images, but {len(image_paths)} paths were given; "
             "expected one for each."
         )
     paths = iter(enumerate(image_paths, start=1))

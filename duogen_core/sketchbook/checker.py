@@ -154,7 +154,7 @@ def read(pixels: np.ndarray) -> Reading:
     """Read a picture, uint8 [height, width, 3]."""
     pixels = np.asarray(pixels)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < 48:
-        raise ValueError(f"A Sketchbook picture is [height, width, 3], 48 pixels or more each way, not {pixels.shape}.")
+        raise ValueError(f"A Sketchbook image is [height, width, 3], 48 pixels or more each way, not {pixels.shape}.")
     canvas = (pixels.shape[1], pixels.shape[0])
     scale = unit(canvas)
     colours = pixels.astype(np.float32)

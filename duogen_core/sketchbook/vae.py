@@ -204,7 +204,7 @@ def train(config: VaeConfig) -> Run:
             with evaluation_mode(vae), run.emas["vae"].applied():
                 value = psnr(vae, test)
             run.record(psnr=value)
-            run.say(f"step {step + 1}: {value:.2f} dB on pictures it never trained on")
+            run.say(f"step {step + 1}: {value:.2f} dB on images it never trained on")
         if config.sample_minutes and run.elapsed >= due:
             show(run, vae)
             due = run.elapsed + 60 * config.sample_minutes

@@ -212,7 +212,7 @@ def test_models_that_cannot_be_used(scene, capsys):
         (["--seed", "-1"], "The seed must be between 0"),
         (["--guidance", "nan"], "The guidance must be between"),
         (["--size", "big"], "The size 'big' is not WIDTHxHEIGHT"),
-        (["--max-images", "-3"], "The limit of pictures must be between"),
+        (["--max-images", "-3"], "The limit of images must be between"),
         (["--document", "nowhere"], "nowhere"),
         (["--colour"], "There is no option --colour; see python -m duogen_core generate --help."),
         (["--imge", "a.png"], "no option --imge, but --image; see python -m duogen_core generate --help."),

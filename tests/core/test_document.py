@@ -257,21 +257,21 @@ def test_a_phone_photo_with_a_second_frame_is_a_still():
 @pytest.mark.parametrize(
     "data, what",
     [
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture"),
-        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC picture"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC image"),
         (b"\0\0\0\x20ftypisom\0\0\x02\0isomiso2avc1mp41", "a video"),
         (b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom", "the raw data of a camera"),
         (b"\x1aE\xdf\xa3\x01\0\0\0", "a video"),
-        (b"\xff\x0a\xfa\x7f", "a JPEG XL picture"),
-        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL picture"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
+        (b"\xff\x0a\xfa\x7f", "a JPEG XL image"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
         (b"8BPS\0\x01", "a Photoshop file"),
         (b"%PDF-1.7", "a PDF"),
         (b"PK\x03\x04\x14\0", "a .zip file"),
         (b"<svg/>", "an SVG drawing"),
         (b'\n<?xml version="1.0"?>\n<!-- by hand -->\n<svg xmlns="http://www.w3.org/2000/svg">', "an SVG drawing"),
         (b"<!DOCTYPE html><html>not found</html>", "a web page"),
-        (b"BM says hello to all who read this", "not a picture that can be read"),
+        (b"BM says hello to all who read this", "not an image that can be read"),
     ],
 )
 def test_files_of_other_kinds_are_named_for_what_they_are(data, what):
@@ -288,7 +288,7 @@ def test_what_this_pillow_lacks_is_said(monkeypatch):
     data = b"\0\0\0\x18ftypavif\0\0\0\0mif1avif"
     monkeypatch.setattr(Image, "open", unidentified)
     monkeypatch.setattr(features, "get_supported", lambda: ["webp"])
-    with pytest.raises(DuoGenError, match=r"a\.avif is a picture in AVIF, which the installed Pillow cannot read"):
+    with pytest.raises(DuoGenError, match=r"a\.avif is an image in AVIF, which the installed Pillow cannot read"):
         Picture.from_bytes(data, name="a.avif")
     monkeypatch.setattr(features, "get_supported", lambda: ["webp", "avif"])
     with pytest.raises(DuoGenError, match=r"a\.avif is damaged .*begins like a AVIF"):

@@ -303,9 +303,9 @@ def test_the_limit_of_text_holds_for_the_whole_answer(components):
         ({"steps": 0}, "The number of steps must be between 1 and 1000, not 0"),
         ({"steps": 2.5}, "The number of steps must be a whole number"),
         ({"guidance": float("nan")}, "The guidance must be between"),
-        ({"max_images": -1}, "The limit of pictures must be between 0"),
+        ({"max_images": -1}, "The limit of images must be between 0"),
         ({"max_new_tokens": 0}, "The limit of tokens must be between 1"),
-        ({"size": (0, 64)}, "A side of the picture must be between 16"),
+        ({"size": (0, 64)}, "A side of the image must be between 16"),
         ({"temperature": -0.1}, "The temperature must be between 0"),
     ],
 )

@@ -324,7 +324,7 @@ def test_markdown_reads_as_the_answer():
         "> A house?\n> Red.\n>\n> ![Picture 1](images/0.png)\n\nStep 1: walls.\n\n![Picture 2](a%20b%281%29.png)\n\n"
         "Step 2: roof.\n\n![Picture 3](/view?filename=x.png&type=temp)\n"
     )
-    with pytest.raises(DuoGenError, match="3 pictures, but 1 paths"):
+    with pytest.raises(DuoGenError, match="3 images, but 1 paths"):
         render_markdown(document, ["a.png"])
 
 

@@ -18,7 +18,7 @@ from duogen_core.sketchbook.ablation.trainings import Question
 from duogen_core.training.metrics import MissingExtra
 
 LOWER_IS_BETTER = ("loss", "seconds")
-UNITS = {"psnr": "psnr, dB", "loss": "loss, held out", "seconds": "seconds a picture"}
+UNITS = {"psnr": "psnr, dB", "loss": "loss, held out", "seconds": "seconds an image"}
 Values = Mapping[str, Sequence[float]]
 
 

@@ -80,15 +80,15 @@ TRAININGS: dict[str, Training] = {
 
 QUESTIONS: dict[str, Question] = {
     "references": Question(
-        "Does a picture have to see the earlier ones?",
-        "Every earlier picture is a clean frame beside the one being drawn, so that the answer keeps its things.",
+        "Does an image have to see the earlier ones?",
+        "Every earlier image is a clean frame beside the one being drawn, so that the answer keeps its things.",
         "pictures",
         ("own guide.kept", *DRAWN),
-        (Arm("all earlier pictures", "duogen"), Arm("none", "no-references")),
+        (Arm("all earlier images", "duogen"), Arm("none", "no-references")),
     ),
     "guidance": Question(
         "What should guidance's negative branch leave out?",
-        "The last text segment only; all pictures and all earlier text stay.",
+        "The last text segment only; all images and all earlier text stay.",
         "pictures",
         GUIDED,
         (
@@ -105,8 +105,8 @@ QUESTIONS: dict[str, Question] = {
         (Arm("all layers", "duogen"), Arm("the last layer", "last-layer")),
     ),
     "attention": Question(
-        "Should finished pictures see later ones?",
-        "All frames see each other, as in Cosmos. Our own frame_causal lets a picture see only what came before "
+        "Should finished images see later ones?",
+        "All frames see each other, as in Cosmos. Our own frame_causal lets an image see only what came before "
         "it, so that finished ones are computed once.",
         "pictures",
         ("loss", *(name for name in DRAWN if name != "loss"), "seconds"),
@@ -128,12 +128,12 @@ QUESTIONS: dict[str, Question] = {
     ),
     "draft": Question(
         "Does it help to draw before answering?",
-        "Visual drafts: the model draws the changed picture first, and reads the answer from it.",
+        "Visual drafts: the model draws the changed image first, and reads the answer from it.",
         "words",
         ("draft.answer",),
         (
-            Arm("with the right picture", "kept-out"),
-            Arm("with its own picture", "kept-out", pictures="own"),
+            Arm("with the right image", "kept-out"),
+            Arm("with its own image", "kept-out", pictures="own"),
             Arm("without drawing", "kept-out", figures=(("draft.answer", "undrafted.answer"),)),
         ),
     ),
