@@ -120,7 +120,7 @@ def sample_continuation(
     colours = thing.choose_colours(rng)
     open_parts = [part.name for part in thing.parts[done:] if part.free]
     asked = {name: colours[name] for name in open_parts[:2] if rng.random() < 0.3}
-    # After one step the thing may not be recognisable yet, so only then must its name be given.
+    # After a single step the thing is often not recognisable yet, so then its name is always given.
     if done >= 2 and rng.random() < 0.4:
         text = rng.choice(UNNAMED)
     else:
