@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from torch import Tensor
+from torch import Tensor, nn
 
 from duogen_core.sketchbook.drawing import Mark, Point, draw_scene, ellipse, paint, rectangle, star
 from duogen_core.sketchbook.scene import (
@@ -142,7 +143,56 @@ class VaeConfig(RunConfig):
         check_numbers(self, least={"base_dim": 1, "batch": 1, "calibration_crops": 32})
 
 
-def is_end(name: str) -> bool:
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz, Jordan's values
+
+
+def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
+    """[m, n] -> about the orthogonal factor of its polar decomposition (singular values near 1)."""
+    a, b, c = COEFFICIENTS
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+class KernelMuon(torch.optim.Optimizer):
+    """Muon for convolution kernels, each as the matrix [out, in * taps].
+
+    torch.optim.Muon takes two-dimensional weights only, and would decay the taps that never have a gradient: the
+    temporal slices of a video VAE that trains on pictures, which must stay as they are.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float = 2e-3, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                # [out, in, 1 or 3, k, k]: pictures only ever meet the last temporal slice
+                picture = (lambda t: t[:, :, -1]) if weight.ndim == 5 else (lambda t: t)
+                grad = picture(weight.grad)
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(grad, memory_format=torch.contiguous_format)
+                state["momentum"].lerp_(grad, 1 - group["momentum"])
+                update = grad.lerp(state["momentum"], group["momentum"])
+                flat = orthogonalised(update.flatten(1))
+                # RMS of an orthogonal [m, n] is 1/sqrt(max(m, n)); 0.2 is AdamW's usual update RMS (Liu et al., 2025)
+                scale = 0.2 * max(flat.shape) ** 0.5
+                picture(weight).mul_(1 - group["lr"] * group["weight_decay"])
+                picture(weight).add_(flat.view_as(update), alpha=-group["lr"] * scale)
+        return loss
+
+
+def is_outer(name: str) -> bool:
     return any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
 
 
@@ -193,7 +243,7 @@ def train(config: VaeConfig) -> Run:
     torch.manual_seed(run.seed)
     device = run.processes.device
     vae = new_vae(config.base_dim).to(device)
-    run.attach({"vae": vae}, muon_and_adamw(vae, is_end, lr=config.lr), ema_decay=config.ema)
+    run.attach({"vae": vae}, muon_and_adamw(vae, is_outer, lr=config.lr, muon=KernelMuon), ema_decay=config.ema)
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)]).to(device)
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:

@@ -203,6 +203,8 @@ def _fill(optimizer: torch.optim.Optimizer, flat: Mapping[str, Any]) -> None:
     entries: dict[int, dict[str, Any]] = {}
     for key, value in flat.items():
         number, field = key.split(".", 1)
+        if field == "momentum" and type(optimizer).__module__.startswith("torch."):
+            field = "momentum_buffer"  # runs begun with a Muon of our own called torch's that
         pattern = parameters[int(number)]
         if isinstance(value, torch.Tensor) and value.shape == pattern.shape:
             value = split_like(value, pattern)

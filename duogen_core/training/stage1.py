@@ -51,7 +51,7 @@ from duogen_core.training.next_token import (
     see,
     share_of,
 )
-from duogen_core.training.optimisation import recomputing
+from duogen_core.training.optimisation import new_muon, recomputing
 from duogen_core.training.run import Run
 from duogen_core.training.samples import ideal_answers, write_answers
 
@@ -132,13 +132,7 @@ def optimizers_of(
     ]
     found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=(0.9, 0.98))}
     if muon:
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(
-                f"Muon comes with torch 2.9, and this is {torch.__version__}: update torch, or set optimizer=adamw."
-            )
-        found["muon"] = torch.optim.Muon(
-            muon, config.muon_lr, config.weight_decay, ns_steps=4, adjust_lr_fn="match_rms_adamw"
-        )
+        found["muon"] = new_muon(muon, config.muon_lr, config.weight_decay, ns_steps=4)
     return found
 
 

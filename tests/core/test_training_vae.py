@@ -10,7 +10,7 @@ import torch
 
 from duogen_core.sketchbook import vae as training
 from duogen_core.sketchbook.vae import crop_batch
-from duogen_core.training.optimisation import Muon, muon_and_adamw, orthogonalised
+from duogen_core.training.optimisation import muon_and_adamw
 from duogen_core.vae import (
     WAN21_MEAN,
     WAN21_STD,
@@ -51,15 +51,15 @@ def test_wan_scale_is_reached_and_no_picture_changes():
 def test_orthogonalised_has_singular_values_near_one():
     torch.manual_seed(0)
     for shape in ((16, 16), (8, 72), (72, 8)):
-        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape)))
+        values = torch.linalg.svdvals(training.orthogonalised(torch.randn(shape)))
         assert values.min() > 0.5 and values.max() < 1.4
 
 
 def test_muon_leaves_the_temporal_taps_alone_and_ends_go_to_adamw():
     vae = new_vae(4)
-    optimizers = muon_and_adamw(vae, training.is_end, lr=1e-2)
+    optimizers = muon_and_adamw(vae, training.is_outer, lr=1e-2, muon=training.KernelMuon)
     muon = {id(p) for group in optimizers["muon"].param_groups for p in group["params"]}
-    assert isinstance(optimizers["muon"], Muon)
+    assert isinstance(optimizers["muon"], training.KernelMuon)
     names = {name: id(p) in muon for name, p in vae.named_parameters()}
     assert names["encoder.down_blocks.0.conv1.weight"]
     assert not names["encoder.conv_in.weight"] and not names["encoder.down_blocks.0.norm1.gamma"]
