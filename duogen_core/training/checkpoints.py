@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +27,9 @@ from torch import nn
 from duogen_core.errors import first_line
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import split_like, whole_state
-from duogen_core.training.optimisation import Ema
+
+if TYPE_CHECKING:
+    from duogen_core.training.optimisation import Ema
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
