@@ -42,8 +42,7 @@ from duogen_core.sketchbook.scene import (
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import RunConfig, check_numbers
-from duogen_core.training.optimisation import muon_and_adamw, quick_bf16
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, mixed_precision, muon_and_adamw
 from duogen_core.training.samples import write_round_trips
 from duogen_core.vae import (
     WAN21_MEAN,
@@ -198,7 +197,7 @@ def is_outer(name: str) -> bool:
 
 def losses(vae: AutoencoderKLWan, pixels: Tensor, config: VaeConfig) -> dict[str, Tensor]:
     """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}."""
-    with quick_bf16(pixels.device, config.bf16):
+    with mixed_precision(pixels.device, config.bf16):
         mean, logvar = (part.float() for part in encode_frame(vae, pixels))
         latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
         error = decode_frame(vae, latents, clamp=False).float() - pixels

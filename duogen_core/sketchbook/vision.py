@@ -44,8 +44,7 @@ from duogen_core.sketchbook.scene import (
 from duogen_core.sketchbook.things import THINGS, Thing, part_names
 from duogen_core.training.configuration import check_numbers
 from duogen_core.training.next_token import tower_features
-from duogen_core.training.optimisation import quick_bf16
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, mixed_precision
 
 TOKEN = 32  # pixels of a picture token's side
 NONE, ANY = -1, -2
@@ -278,7 +277,7 @@ def warm_up(
     for step in run:
         pixels, words, kinds = random_pictures(run.rng(step), config.batch)
         seen = [torch.from_numpy(each).to(device) for each in (pixels, words, palette_points(pixels), kinds)]
-        with quick_bf16(device, bf16):
+        with mixed_precision(device, bf16):
             features = tower_features(tower, seen[0])
         loss, figures = read_out(features, *seen[1:])
         run.update(loss, clip=1.0)

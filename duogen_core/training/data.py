@@ -1,8 +1,8 @@
-"""What stage 1 learns from: Sketchbook's own cases, or the sources that `data` of a configuration lists.
+"""What training learns from: documents of the sources that `data` of a configuration lists, or else of a world.
 
 A step's examples are a function of (seed, step) alone: of sources, sample k = step * batch + i of a mixture. Bad
 samples are replaced, counted and named in <run folder>/bad_samples.jsonl; <run folder>/data.json tells a resumed run
-whether the data is still the same.
+whether the data is still the same. A world (`World`) is a procedural source that knows more than documents.
 """
 
 from __future__ import annotations

@@ -1,17 +1,15 @@
-"""The processes of a run: one, unless `--launch` (launcher.py) or Hugging Face accelerate's own command started more.
+"""The processes of a run: one, unless `--launch` (command.py) or Hugging Face accelerate's own command started more.
 
     python -m duogen_core train stage2 --launch ddp --processes 2 --config my.yaml
 
 The batch of a step is the same on every process, a function of (seed, step); each takes its `share` of it. A process's
 loss is its part of the sum, already divided by what the whole batch counts (`total`), so that the parts add up to the
-loss of one process, and so do the gradients (`backward`). DDP copies the weights to every process, FSDP splits them;
-which one, and on what device, is accelerate's configuration. Only the main process writes, prints and evaluates.
+loss of one process, and so do the gradients (`backward`). Only the main process writes, prints and evaluates.
 
-FSDP: parameters, gradients and optimizer states split over the processes (torch's fully_shard, ZeRO stage 3).
-
-Settings are those of accelerate's configuration (fsdp_version 2); the splitting is torch's own call, so that the same
-code runs on GPUs and, in the tests, on CPUs, where accelerate has no FSDP. A decoder layer or DiT block is gathered
-while it computes; everything else (embeddings, vision tower, connector) stays gathered from forward to backward.
+DDP copies the weights to every process. FSDP shards weights, gradients and optimizer states (torch's fully_shard, ZeRO
+stage 3): a decoder layer or DiT block is gathered while it computes, everything else (embeddings, vision tower,
+connector) stays gathered from forward to backward. Which one, and on what device, is accelerate's configuration
+(fsdp_version 2); the sharding is torch's own call, so that the same code runs on CPUs, where accelerate has no FSDP.
 """
 
 from __future__ import annotations
@@ -105,7 +103,7 @@ class Processes:
 
     def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
         """Scale the gradients down to a norm of `largest`; returns the norm they had."""
-        return whole(nn.utils.clip_grad_norm_(parameters, largest))
+        return full_tensor(nn.utils.clip_grad_norm_(parameters, largest))
 
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
         """The main process's clock, and whether any process was told to stop."""
@@ -132,15 +130,15 @@ class Processes:
         """Inside, `state_dict()` of the modules gives whole tensors, for save_pretrained. All processes must come."""
         with ExitStack() as stack:
             for module in modules if self.sharded else ():
-                state = whole_state_of(module)
+                state = gathered_state_of(module)
                 module.state_dict = lambda *_, state=state, **__: state
                 stack.callback(delattr, module, "state_dict")
             yield
 
 
-# ------------------------------------------------------------ sharding
+# -- FSDP
 
-# Vision blocks are not called as modules by the quick tower (fast.py), so they belong to what is gathered as a whole.
+# Vision blocks are not called as modules by the batched tower (next_token.py): they are gathered as a whole.
 LAYERS = ("Qwen2_5_VLDecoderLayer", "Qwen3VLTextDecoderLayer", "PackedCosmosBlock")
 
 
@@ -183,9 +181,9 @@ def shard(module: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], de
     layers = [each for each in module.modules() if type(each).__name__ in wrapped]
     inside = {part for layer in layers for part in layer.modules()}
     for layer in layers:
-        touch_all(layer, list(layer.modules()))
+        ensure_gradients(layer, list(layer.modules()))
         fully_shard(layer, reshard_after_forward=plugin.reshard_after_forward, **settings)
-    touch_all(module, [part for part in module.modules() if part not in inside])
+    ensure_gradients(module, [part for part in module.modules() if part not in inside])
     fully_shard(module, reshard_after_forward=False, **settings)
     split = dict(module.named_parameters())
     for optimizer in optimizers.values():
@@ -194,7 +192,7 @@ def shard(module: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], de
     return module
 
 
-class Touch(torch.autograd.Function):
+class ZeroGradients(torch.autograd.Function):
     """x as it is; the parameters get a gradient of zeros, which takes no memory of its own."""
 
     @staticmethod
@@ -207,46 +205,50 @@ class Touch(torch.autograd.Function):
         return grad, *(grad.new_zeros((), dtype=dtype).expand(shape) for dtype, shape in ctx.likes)
 
 
-def touch_all(module: nn.Module, parts: Sequence[nn.Module]) -> None:
-    """Every parameter that learns gets a gradient, be it zero: what one process has for its share and another has not
-    would leave them with sums of unlike sizes. To be called before fully_shard, whose hook must come after this one."""
+def ensure_gradients(module: nn.Module, parts: Sequence[nn.Module]) -> None:
+    """Gives every trainable parameter a gradient, be it zero.
+
+    Else a process whose share has no picture would add up other gradients than its neighbours, and both wait for ever.
+    To be called before fully_shard, whose hook must come after this one.
+    """
 
     def hook(_module: nn.Module, _args: Any, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         learn = [p for part in parts for p in part.parameters(recurse=False) if p.requires_grad]
         if not learn or not torch.is_grad_enabled():
             return output
         if isinstance(output, Tensor):
-            return Touch.apply(output, *learn)
-        return (Touch.apply(output[0], *learn), *output[1:])
+            return ZeroGradients.apply(output, *learn)
+        return (ZeroGradients.apply(output[0], *learn), *output[1:])
 
     module.register_forward_hook(hook)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A split tensor put together (all processes must come), any other as it is."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered (all processes must come), any other as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def whole_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
-    """Whole tensors on the CPU. All processes must come; without `keep` they get nothing."""
+def gathered_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
+    """Gathered tensors on the CPU, one after another, so that nobody holds the whole state twice. All processes must
+    come; without `keep` they get nothing."""
     found = {}
     for key, tensor in state.items():
-        gathered = whole(tensor.detach())
+        gathered = full_tensor(tensor.detach())
         if keep:
             found[key] = gathered.cpu()
     return found
 
 
-def whole_state_of(module: nn.Module) -> dict[str, Tensor]:
+def gathered_state_of(module: nn.Module) -> dict[str, Tensor]:
     """The same of a module, whose tied parameters stay one."""
-    state, first = whole_state(module.state_dict()), {}
+    state, first = gathered_state(module.state_dict()), {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         state[name] = state[first.setdefault(id(parameter), name)]
     return state
 
 
-def split_like(tensor: Tensor, pattern: Tensor) -> Tensor:
-    """A whole tensor as the process's part of it, if `pattern` is split."""
+def sharded_like(tensor: Tensor, pattern: Tensor) -> Tensor:
+    """This process's part of a whole tensor, if `pattern` is sharded."""
     if not hasattr(pattern, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -1,13 +1,13 @@
 """LoRA for MLLM and DiT alike, by the `peft` library: small matrices are learnt beside the frozen ones.
 
     add_lora(model, settings, within="model.language_model.layers", usual=MLLM_TARGETS, tokens={...})    in place
-    TrainableOnly(model)                what a run attaches: its checkpoints hold the learnt weights alone
+    TrainableOnly(model)            what a run attaches: its checkpoints hold the trainable weights alone
     save_adapter(model, folder)     adapter_config.json and adapter_model.safetensors, as PEFT reads them
     merged_state(model)             {name: tensor} of a model without LoRA that equals this one, which stays as it is
 
 W + (alpha / rank) B A of Hu et al., 2021 (arXiv 2106.09685).
 
-LoRA of the DiT as files: PEFT's own layout, and the one that diffusers writes and ComfyUI's LoRA loaders read.
+LoRA of the DiT is written in PEFT's layout, and in the one that diffusers writes and ComfyUI's LoRA loaders read:
 
 adapter_config.json, adapter_model.safetensors     PEFT; base_model.model.<layer>.lora_A.weight, scale in the config
 pytorch_lora_weights.safetensors                   transformer.<layer>.lora_A.weight; the scale is in lora_B, since
@@ -157,7 +157,7 @@ def _peft() -> Any:
     return peft
 
 
-# ------------------------------------------------------------ dit lora
+# -- LoRA of the DiT as files
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 

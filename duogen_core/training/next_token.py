@@ -1,8 +1,9 @@
 """Next-token loss on conversations with pictures, in few large operations.
 
 Documents -> micro-batches sorted by length, so that little is padded; logits only where something is learnt. Pictures
-run through the tower once, equal ones once. Gradients reach the tower through the pictures of documents; of Sketchbook
-cases only through the user's and those of `vision_families`: the other drawn pictures repeat what their text says.
+run through the tower once, equal ones once. Gradients reach it through the user's pictures, and through drawn ones
+where the example says so (`drawn_teach`). Pictures of one size run as one batch instead of one attention call per
+picture, and the two equal temporal halves of a patch are added up before the multiplication.
 Equal to transformers' own loss on the same labels (tested).
 """
 
@@ -23,7 +24,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
 from duogen_core.training.data import Example, Probes
-from duogen_core.training.optimisation import quick_bf16
+from duogen_core.training.run import mixed_precision
 
 # transformers' OpenAI CLIP constants, which Qwen2-VL's picture preprocessing uses
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -205,7 +206,7 @@ class NextTokenLoss(nn.Module):
         totals = totals or StepTotals.of(batches)
         device = self.model.get_input_embeddings().weight.device
         loss, probed = torch.zeros((), device=device), torch.zeros((), device=device)
-        with quick_bf16(device, self.bf16):
+        with mixed_precision(device, self.bf16):
             features = see(self.model.model.visual, pixels)
             for batch in (each.to(device) for each in batches):
                 states = hidden_states(self.model, batch, features)

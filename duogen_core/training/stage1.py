@@ -2,16 +2,13 @@
 
     python -m duogen_core train stage1 init=runs/pretrain/export out=runs/stage1 minutes=42
 
-Next-token loss on assistant turns only, <BOV> and <|im_end|> counted; user and system turns and pictures are read, not
-learnt. Alignment data is left out: it would blunt what the MLLM learnt after its pre-training.
-In: an exported or a published MLLM; Sketchbook, or your own documents with data=[...]. Out: <out>/export, whole; with
-lora also <out>/adapter.
+Next-token loss (next_token.py) on assistant turns only, <BOV> and <|im_end|> counted; user and system turns and
+pictures are read, not learnt. Alignment data is left out: it would blunt what the MLLM learnt after its pre-training.
+In: an exported or a published MLLM; a step is `batch` conversations, a pure function of (seed, step), of the sources
+in `data` or, without any, of the world (data.py). Out: <out>/export, a Hugging Face folder; with LoRA also
+<out>/adapter, in PEFT's layout; answers to look at in <out>/samples.
 
-What pretrain.py and stage1.py share: settings, optimizers, the training loop, held-out scores and the export.
-
-A step = `batch` conversations, a pure function of (seed, step), of Sketchbook or of the sources in `data`
-(mllm_data.py). Out: <out>/export, a Hugging Face folder (safetensors); with LoRA also <out>/adapter, in PEFT's layout;
-answers to look at in <out>/samples.
+`MllmConfig` and `Trainer` also serve the small model's pre-training, which stands with its world.
 """
 
 from __future__ import annotations
@@ -51,8 +48,7 @@ from duogen_core.training.next_token import (
     see,
     share_of,
 )
-from duogen_core.training.optimisation import new_muon, recomputing
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, new_muon, recomputing
 from duogen_core.training.samples import ideal_answers, write_answers
 
 

@@ -46,8 +46,7 @@ from duogen_core.training.lora import (
     save_dit_adapter,
     trainable,
 )
-from duogen_core.training.optimisation import muon_and_adamw, quick_bf16, recomputing
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, mixed_precision, muon_and_adamw, recomputing
 from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import (
     CachedBatches,
@@ -280,7 +279,7 @@ class FlowLoss(nn.Module):
         """total: targets of the whole step, where this is one pack of several or one process's share."""
         device = self.connector.proj.weight.device
         samples = [sample.to(device) for sample in samples]
-        with quick_bf16(device, self.bf16):
+        with mixed_precision(device, self.bf16):
             text = self.connector.project(torch.cat([sample.states for sample in samples]))
             texts = text.split([len(sample.states) for sample in samples])
             found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])

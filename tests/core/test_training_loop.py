@@ -346,5 +346,6 @@ def test_tensorboard_has_every_step_once_though_a_session_was_killed(tmp_path):
 
 def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
     run, _, _ = train(tmp_path, steps=2, tensorboard=True)
     assert run.finished and "There will be no figures for TensorBoard" in capsys.readouterr().out

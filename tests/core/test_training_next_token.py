@@ -12,6 +12,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.sketchbook.tasks import FAMILIES
+from duogen_core.sketchbook.world import example_of
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
@@ -74,7 +75,7 @@ def test_a_tower_with_windows_runs_as_transformers_runs_it():
 
 
 def test_a_step_in_parts_has_the_same_loss_and_gradients(mllm):
-    examples = [*DOCUMENTS, *(FAMILIES[family](random.Random(1)) for family in ("draw", "describe"))]
+    examples = [*DOCUMENTS, *(example_of(FAMILIES[family](random.Random(1))) for family in ("draw", "describe"))]
     batcher, loss_of = Batcher(mllm.tokenizer, mllm.image_processor, micro_tokens=300), NextTokenLoss(mllm.model)
     parameters = dict(mllm.model.model.named_parameters())
 

@@ -21,7 +21,7 @@ from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
 from duogen_core.sketchbook.world import example_of
 from duogen_core.training import stage2_data
 from duogen_core.training.configuration import TrainingError
-from duogen_core.training.distributed import Processes, shard, touch_all
+from duogen_core.training.distributed import Processes, ensure_gradients, shard
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
@@ -270,7 +270,7 @@ def test_what_a_share_does_not_use_learns_zero():
     wanted = {name: p.grad for name, p in module.named_parameters()}
     assert wanted["layers.unused.weight"] is None
     module.zero_grad()
-    touch_all(module, list(module.modules()))
+    ensure_gradients(module, list(module.modules()))
     module(x)[0].backward()
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter.grad, torch.zeros_like(parameter) if wanted[name] is None else wanted[name])
