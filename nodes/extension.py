@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import Caching, ComfyExtension, io
 
 from .definitions.conditioning import (
+    DuoGenConditionNextImage,
     DuoGenConnector,
     DuoGenEarlierImages,
     DuoGenEncodeContext,
@@ -65,6 +66,7 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenReadWriter,
     DuoGenReadWriterNext,
     DuoGenWrite,
+    DuoGenConditionNextImage,
     DuoGenEncodeContext,
     DuoGenConnector,
     DuoGenEncodePrompt,

@@ -191,7 +191,9 @@ def single_file(path: Path) -> list[Piece]:
     weights = WeightFiles([file], "LoRA")
     lora = read_lora(weights.entries, str(file))
     if lora.target == "MLLM" or not lora.layers:
-        raise WeightError(f"{file} is no LoRA for a DiT; one for an MLLM is read as it is, by DuoGen Load MLLM LoRA.")
+        raise WeightError(
+            f"{file} is no LoRA for a DiT; one for an MLLM is read as it is, by DuoGen Load LoRA (Language Model)."
+        )
     pieces = []
     for (layer, part), name in lora.tensors.items():
         if part not in ("down", "up") or config["peft_type"] != "LORA":

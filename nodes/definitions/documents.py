@@ -41,9 +41,9 @@ class DuoGenPreview(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenPreview",
-            display_name="DuoGen Preview",
+            display_name="DuoGen Preview Document",
             category="DuoGen",
-            description="Shows an answer in the node: text and pictures in order, each picture in its own size. Saves "
+            description="Shows an answer inside the node: text and images in order, each image in its own size. Saves "
             "nothing.",
             search_aliases=["show answer", "view document", "viewer"],
             inputs=[
@@ -52,7 +52,7 @@ class DuoGenPreview(io.ComfyNode):
                     "part",
                     options=["answer", "conversation"],
                     default="answer",
-                    tooltip="The last answer alone, or the whole conversation with the requests and their pictures.",
+                    tooltip="The last answer alone, or the whole conversation with the requests and their images.",
                 ),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The same conversation.")],
@@ -73,10 +73,10 @@ class DuoGenFormat(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenFormat",
-            display_name="DuoGen Format",
+            display_name="DuoGen Split Document",
             category=CATEGORY,
-            description="Takes an answer apart into what other nodes understand: Markdown, its pictures as a list "
-            "of images in their own sizes, and the text that belongs to each of them.",
+            description="Splits an answer into what other nodes take: Markdown, the images as a list, each in its own "
+            "size, and the text that belongs to each image.",
             search_aliases=["markdown", "split answer", "document to images", "captions", "paragraphs"],
             inputs=[
                 sockets.Context.Input("context", tooltip="An answered conversation."),
@@ -84,18 +84,20 @@ class DuoGenFormat(io.ComfyNode):
                     "part",
                     options=["answer", "conversation"],
                     default="answer",
-                    tooltip="The last answer alone, or the whole conversation with the requests and their pictures.",
+                    tooltip="The last answer alone, or the whole conversation with the requests and their images.",
                 ),
             ],
             outputs=[
-                io.String.Output("markdown", tooltip="Text and pictures in order, these named images/000.png, …"),
-                io.Image.Output("images", is_output_list=True, tooltip="The pictures in order, each in its own size."),
-                io.Int.Output("count", tooltip="How many pictures there are."),
+                io.String.Output(
+                    "markdown", tooltip="Text and images in order; the images are named images/000.png, …"
+                ),
+                io.Image.Output("images", is_output_list=True, tooltip="The images in order, each in its own size."),
+                io.Int.Output("count", tooltip="How many images there are."),
                 io.String.Output(
                     "paragraphs",
                     is_output_list=True,
-                    tooltip="The texts in order: number k leads to picture k, and is empty where two pictures follow "
-                    "each other. What is written after the last picture is one more.",
+                    tooltip="The texts in order: text k stands before image k, and is empty where two images follow "
+                    "each other. The text after the last image is one more.",
                 ),
             ],
         )
@@ -119,8 +121,8 @@ class DuoGenLoadDocument(io.ComfyNode):
             node_id="DuoGenLoadDocument",
             display_name="DuoGen Load Document",
             category="DuoGen",
-            description="Opens a saved conversation with its pictures: to look at, to change, or to go on with by "
-            "another DuoGen Prompt.",
+            description="Opens a saved conversation with its images: to look at, to edit, or to continue with another "
+            "DuoGen Prompt.",
             search_aliases=["open document", "continue answer", "reload conversation"],
             inputs=[
                 io.Combo.Input(
@@ -176,9 +178,9 @@ class DuoGenSaveDocument(io.ComfyNode):
             node_id="DuoGenSaveDocument",
             display_name="DuoGen Save Document",
             category=CATEGORY,
-            description="Saves the conversation in ComfyUI's output folder: one folder with the pictures, a web page "
-            "that needs no other file, Markdown, and document.json to go on from; a PDF and a .zip if you like. Drop "
-            "any of them on ComfyUI, or a picture, to get this workflow back; the Markdown alone does not hold it.",
+            description="Saves the conversation in ComfyUI's output folder: one folder with the images, a web page "
+            "in one file, Markdown, and document.json to continue from; a PDF and a .zip if you like. Drop "
+            "any of them on ComfyUI to get this workflow back (the Markdown alone does not hold it).",
             search_aliases=["save answer", "save html", "save markdown", "save pdf", "zip", "export"],
             inputs=[
                 sockets.Context.Input("context", tooltip="The conversation to save."),
@@ -192,14 +194,14 @@ class DuoGenSaveDocument(io.ComfyNode):
                     "pdf",
                     default=False,
                     optional=True,
-                    tooltip="Also write document.pdf, for printing or sending: pages with text and pictures in order.",
+                    tooltip="Also write document.pdf: pages with text and images in order, for printing or sending.",
                 ),
                 io.Boolean.Input(
                     "zip",
                     default=False,
                     optional=True,
-                    tooltip="Also put the whole folder into one .zip beside it. Copied into ComfyUI's input folder, it "
-                    "can be opened by DuoGen Load Document.",
+                    tooltip="Also pack the whole folder into one .zip beside it. DuoGen Load Document opens it from "
+                    "ComfyUI's input folder.",
                 ),
             ],
             outputs=[],
@@ -209,7 +211,7 @@ class DuoGenSaveDocument(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
-        """Refuses a name that no file can have. None: it comes from another node, and is looked at when it is there."""
+        """Refuses a name that no file can have. None: it comes from another node, and is checked when that has run."""
         from duogen_core.errors import DuoGenError
 
         try:
@@ -247,8 +249,10 @@ class DuoGenSaveDocument(io.ComfyNode):
 def save(
     document: Document, folder: Path, workflow: dict[str, Any], *, pdf: bool = False, zipped: bool = False
 ) -> dict[str, str]:
-    """Write the folder, with the workflow in everything that can hold one; returns kind -> name inside the folder, for
-    the .zip beside it."""
+    """Writes the folder, with the workflow in every file that can hold one; returns {kind: file name}.
+
+    Names are inside the folder, that of the .zip beside it.
+    """
     from duogen_core.document.store import image_name, save_document, write_atomically
     from duogen_core.render import render_pdf, write_rendered
 
@@ -269,7 +273,7 @@ def save(
 
 
 def zip_of(folder: Path) -> bytes:
-    """Every file of a folder, document.json first; pictures are packed already."""
+    """Packs every file of a folder, document.json first; images are stored, as they are compressed already."""
     data = BytesIO()
     files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
     with zipfile.ZipFile(data, "w") as archive:
@@ -280,7 +284,7 @@ def zip_of(folder: Path) -> bytes:
 
 
 def paragraphs(document: Document) -> list[str]:
-    """The text before each picture, and what follows the last one; [""] for a document without any."""
+    """The text before each image, and what follows the last one; [""] for a document without any."""
     from duogen_core.document import Picture
 
     texts: list[str] = [""]
@@ -303,7 +307,7 @@ def markdown_of(document: Document) -> str:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """What is given up inside because the user interrupted the prompt ends it the way ComfyUI expects."""
+    """Turns the core's Cancelled, raised because the user interrupted the prompt, into ComfyUI's own exception."""
     from duogen_core.errors import Cancelled
 
     try:

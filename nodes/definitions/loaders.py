@@ -41,9 +41,11 @@ class DuoGenLoadCheckpoint(io.ComfyNode):
             ],
             outputs=[
                 sockets.Mllm.Output(
-                    "mllm", tooltip="The language model: writes, decides when to draw, looks at pictures."
+                    "mllm", tooltip="The language model: it writes, decides when to draw, and looks at images."
                 ),
-                sockets.Connector.Output("connector", tooltip="Carries what the language model thinks to the DiT."),
+                sockets.Connector.Output(
+                    "connector", tooltip="Turns the language model's hidden states into the text input of the MODEL."
+                ),
                 io.Model.Output(
                     "model", tooltip="The diffusion transformer, for KSampler and every node that takes a MODEL."
                 ),
@@ -65,16 +67,16 @@ class DuoGenLoadMLLM(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenLoadMLLM",
-            display_name="DuoGen Load MLLM",
+            display_name="DuoGen Load Language Model",
             category=CATEGORY,
-            description="Loads the language model alone: it writes, decides when to draw, and looks at pictures. From "
+            description="Loads the language model alone: it writes, decides when to draw, and looks at images. From "
             "a DuoGen checkpoint, or Qwen2.5-VL or Qwen3-VL as published.",
             search_aliases=["load llm", "language model", "qwen2.5-vl", "qwen3-vl", "text encoder"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=loading.names(loading.MLLM),
-                    tooltip="The DuoGen model whose part to load: the one that comes with this pack, or a folder in "
+                    tooltip="The DuoGen model to take the part from: the one that comes with this pack, or a folder in "
                     "ComfyUI's models/duogen. Or a published Qwen-VL: a file or a Hugging Face folder in "
                     "models/text_encoders.",
                 ),
@@ -84,8 +86,8 @@ class DuoGenLoadMLLM(io.ComfyNode):
                     default=loading.OWN_TOKENIZER,
                     optional=True,
                     advanced=True,
-                    tooltip="For a single file, which has no tokenizer in it: the folder that has one. auto: the one "
-                    "that ComfyUI brings for Qwen's models. Folders and checkpoints have their own.",
+                    tooltip="The folder with the tokenizer, for a single file, which does not hold one. auto: "
+                    "ComfyUI's own tokenizer for Qwen's models. Folders and checkpoints have their own.",
                 ),
             ],
             outputs=[sockets.Mllm.Output("mllm", tooltip="The language model.")],
@@ -113,23 +115,29 @@ class DuoGenLoadConnector(io.ComfyNode):
             node_id="DuoGenLoadConnector",
             display_name="DuoGen Load Connector",
             category=CATEGORY,
-            description="Loads the connector alone: that of a DuoGen checkpoint, or the one that Cosmos-Predict2.5 has "
-            "within it. It fits one language model and one MODEL.",
+            description="Loads the connector alone: that of a DuoGen checkpoint, or the one inside Cosmos-Predict2.5. "
+            "A connector fits one language model and one MODEL.",
             search_aliases=["connector", "projection", "crossattn_proj"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=loading.names(loading.DIT),
-                    tooltip="The DuoGen model whose part to load: the one that comes with this pack, or a folder in "
-                    "ComfyUI's models/duogen. Or the file or folder of Cosmos-Predict2.5, as in DuoGen Load DiT.",
+                    tooltip="The DuoGen model to take the part from: the one that comes with this pack, or a folder in "
+                    "ComfyUI's models/duogen. Or the file or folder of Cosmos-Predict2.5, as in DuoGen Load Diffusion "
+                    "Model.",
                 ),
                 sockets.Mllm.Input(
                     "mllm",
                     optional=True,
-                    tooltip="The language model it will read: whether the two fit is then said here. Not needed.",
+                    tooltip="The language model whose states it will read. Optional: when connected, this node checks "
+                    "that the two fit.",
                 ),
             ],
-            outputs=[sockets.Connector.Output("connector", tooltip="Carries the language model's states to the DiT.")],
+            outputs=[
+                sockets.Connector.Output(
+                    "connector", tooltip="Turns the language model's hidden states into the text input of the MODEL."
+                )
+            ],
         )
 
     @classmethod
@@ -146,7 +154,7 @@ class DuoGenLoadDiT(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenLoadDiT",
-            display_name="DuoGen Load DiT",
+            display_name="DuoGen Load Diffusion Model",
             category=CATEGORY,
             description="Loads the diffusion transformer alone, as a MODEL like any other: that of a DuoGen "
             "checkpoint, or Cosmos-Predict2.5 as published.",
@@ -155,7 +163,7 @@ class DuoGenLoadDiT(io.ComfyNode):
                 io.Combo.Input(
                     "checkpoint",
                     options=loading.names(loading.DIT),
-                    tooltip="The DuoGen model whose part to load: the one that comes with this pack, or a folder in "
+                    tooltip="The DuoGen model to take the part from: the one that comes with this pack, or a folder in "
                     "ComfyUI's models/duogen. Or Cosmos-Predict2.5: a file or a diffusers folder in "
                     "models/diffusion_models.",
                 ),
@@ -166,7 +174,7 @@ class DuoGenLoadDiT(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How a published Cosmos-Predict2.5 was trained, which its weights do not show. auto: as "
-                    "the file or its name says, else post-trained. A DuoGen checkpoint knows.",
+                    "the file or its name says, else post-trained. Ignored for a DuoGen checkpoint, which records it.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="For KSampler, LoRA loaders and every node that takes a MODEL.")],
@@ -187,18 +195,18 @@ class DuoGenLoadMLLMLoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenLoadMLLMLoRA",
-            display_name="DuoGen Load MLLM LoRA",
+            display_name="DuoGen Load LoRA (Language Model)",
             category="DuoGen/loaders",
-            description="Applies a LoRA to the language model, such as one that DuoGen's stage 1 was trained as. For a "
-            "LoRA of the MODEL, take ComfyUI's own loader.",
+            description="Applies a LoRA to the language model, for example one from DuoGen's stage 1 training. For a "
+            "LoRA of the MODEL, use ComfyUI's own Load LoRA.",
             search_aliases=["lora", "adapter", "peft", "language model lora"],
             inputs=[
                 sockets.Mllm.Input("mllm", tooltip="The language model that the LoRA was trained on."),
                 io.Combo.Input(
                     "lora_name",
                     options=[name for name in folder_paths.get_filename_list(LORAS) if name.endswith(".safetensors")],
-                    tooltip="A LoRA in ComfyUI's models/loras. Of an adapter in PEFT's layout, put the whole folder "
-                    "there and choose its adapter_model.safetensors.",
+                    tooltip="A LoRA in ComfyUI's models/loras. If it is a PEFT adapter, put its whole folder there and "
+                    "choose the adapter_model.safetensors inside.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -206,7 +214,7 @@ class DuoGenLoadMLLMLoRA(io.ComfyNode):
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How strongly it changes the model. 0 is no LoRA, 1 as it was trained.",
+                    tooltip="How strongly the LoRA changes the model. 0: not at all, 1: as it was trained.",
                 ),
             ],
             outputs=[sockets.Mllm.Output("mllm", tooltip="The language model with the LoRA.")],

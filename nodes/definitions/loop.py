@@ -39,9 +39,9 @@ class DuoGenInterleave(io.ComfyNode):
             node_id="DuoGenInterleave",
             display_name="DuoGen Interleave",
             category="DuoGen",
-            description="Answers a request with text and pictures in turn. The language model writes; where it wants a "
-            "picture, the diffusion transformer draws it while looking at every earlier picture; the picture joins the "
-            "context and the writing goes on, until the answer ends.",
+            description="Answers a request with text and images in turn. The language model writes; where it wants an "
+            "image, the diffusion transformer draws it with every earlier image in view; the image joins the context "
+            "and the writing goes on, until the answer ends.",
             search_aliases=[
                 "interleaved generation",
                 "illustrated answer",
@@ -54,16 +54,14 @@ class DuoGenInterleave(io.ComfyNode):
                 sockets.Connector.Input("connector", tooltip="The connector of the same checkpoint."),
                 io.Model.Input(
                     "model",
-                    tooltip="The diffusion transformer that draws; LoRAs and patches around the whole model (shift, "
+                    tooltip="The diffusion transformer that draws. LoRAs and patches of the whole model (shift, "
                     "RescaleCFG, EasyCache) apply.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
-                sockets.Context.Input(
-                    "context", tooltip="The request, from DuoGen Prompt, or an answer to go on with."
-                ),
+                sockets.Context.Input("context", tooltip="The request, from DuoGen Prompt, or an answer to continue."),
                 sockets.seed(
-                    "The seed of the answer and of its first picture; later ones get seeds of their own, "
-                    "made of it. The same seed gives the same answer."
+                    "The seed of the answer and of its first image; the seeds of later images are derived from it. "
+                    "The same seed gives the same answer."
                 ),
                 sockets.steps(),
                 sockets.cfg(),
@@ -77,7 +75,7 @@ class DuoGenInterleave(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=16,
-                    tooltip="Width of every picture in pixels. 0: like the last picture of the context, or the "
+                    tooltip="Width of every image in pixels. 0: like the last image of the context, or the "
                     "checkpoint's own size when there is none.",
                 ),
                 io.Int.Input(
@@ -86,11 +84,11 @@ class DuoGenInterleave(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=16,
-                    tooltip="Height of every picture in pixels. 0: see width.",
+                    tooltip="Height of every image in pixels. 0: see width.",
                 ),
                 sockets.picture_seeds(
-                    "Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures "
-                    "before the first one named stay as they are, and are not drawn again.",
+                    "Seeds for single images of this answer, such as 3: 1234, 5: 99. Images before the first one "
+                    "named are not drawn again.",
                     optional=True,
                 ),
                 sockets.mode(optional=True),
@@ -99,8 +97,7 @@ class DuoGenInterleave(io.ComfyNode):
                     default="all",
                     optional=True,
                     advanced=True,
-                    tooltip="Which earlier pictures each new one looks at: all, none, last 2, or numbers such as "
-                    "1, 3-4.",
+                    tooltip="Which earlier images each new one looks at: all, none, last 2, or numbers such as 1, 3-4.",
                 ),
                 io.Int.Input(
                     "size_like",
@@ -109,16 +106,16 @@ class DuoGenInterleave(io.ComfyNode):
                     max=1000,
                     optional=True,
                     advanced=True,
-                    tooltip="With width and height 0: the size of this picture of the conversation, counted from 1. "
+                    tooltip="With width and height 0: the size of this image of the conversation, counted from 1. "
                     "0: of the last one.",
                 ),
                 sockets.temperature(optional=True, advanced=True),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
-                io.String.Output("text", tooltip="The text of the answer, without its pictures."),
+                io.String.Output("text", tooltip="The text of the answer, without its images."),
                 io.Image.Output(
-                    "images", is_output_list=True, tooltip="The pictures of the answer, each in its own size."
+                    "images", is_output_list=True, tooltip="The images of the answer, each in its own size."
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -163,7 +160,7 @@ class DuoGenInterleave(io.ComfyNode):
             )
         settings = pipeline.Settings(seed=seed, steps=steps or None, guidance=cfg or None)
         settings = settings.resolved(compatibility.config_of(mllm, model))
-        answer.choose(references, 0)  # says now what is wrong with it, not after the first paragraph
+        answer.choose(references, 0)  # so that a mistake in it is reported now, not after the first paragraph
         step = answer.begin(
             context, seed=seed, max_images=max_images, tokens_left=max_tokens, steps=settings.steps,
             cfg=settings.guidance, shift=settings.shift, sampler_name=sampler_name, scheduler=scheduler, width=width,
@@ -183,19 +180,19 @@ class DuoGenLoopOpen(io.ComfyNode):
             node_id="DuoGenLoopOpen",
             display_name="DuoGen Loop Open",
             category=CATEGORY,
-            description="Begins an answer and stops where a picture is due. Everything between this node and DuoGen "
-            "Loop Close draws that picture, and is run again for each further one: put any nodes there.",
-            search_aliases=["for each picture", "while loop", "interleave loop", "begin loop"],
+            description="Begins an answer and stops where an image is due. The nodes between this one and DuoGen Loop "
+            "Close draw that image, and run again for each further one: put any nodes there.",
+            search_aliases=["for each image", "while loop", "interleave loop", "begin loop"],
             inputs=[
                 sockets.Mllm.Input("mllm", tooltip="The language model that writes."),
-                sockets.Context.Input("context", tooltip="The request, or an answer to go on with."),
+                sockets.Context.Input("context", tooltip="The request, or an answer to continue."),
                 sockets.Connector.Input(
                     "connector",
                     optional=True,
-                    tooltip="The connector that the pictures are made with. Not needed when another model draws.",
+                    tooltip="The connector for the images. Not needed when another model draws.",
                 ),
                 sockets.seed(
-                    "The seed of the answer and of its first picture; later ones get seeds of their own, made of it."
+                    "The seed of the answer and of its first image; the seeds of later images are derived from it."
                 ),
                 sockets.max_tokens(),
                 sockets.mode(),
@@ -236,16 +233,16 @@ class DuoGenLoopOpen(io.ComfyNode):
 def round_outputs() -> list[io.Output]:
     return [
         sockets.Loop.Output("loop", tooltip="To DuoGen Loop Close."),
-        sockets.Context.Output("context", tooltip="The answer up to the place where a picture is due."),
+        sockets.Context.Output("context", tooltip="The answer up to the place where an image is due."),
         io.String.Output(
             "text",
-            tooltip="What the picture is to show: the paragraph before it, or the caption of a language model that "
-            "was asked for one. A prompt for any other model.",
+            tooltip="What the image should show: the paragraph before it, or the caption of a language model that was "
+            "asked for one. Use it as the prompt of any other image model.",
         ),
         io.Int.Output(
-            "seed", tooltip="The seed of this picture, made of the answer's, or its own from DuoGen Loop Close."
+            "seed", tooltip="The seed of this image, derived from the answer's seed or set in DuoGen Loop Close."
         ),
-        io.Int.Output("number", tooltip="Which picture of the answer is due, counted from 1."),
+        io.Int.Output("number", tooltip="Which image of the answer is due, counted from 1."),
     ]
 
 
@@ -256,8 +253,8 @@ class DuoGenLoopClose(io.ComfyNode):
             node_id="DuoGenLoopClose",
             display_name="DuoGen Loop Close",
             category=CATEGORY,
-            description="Takes the picture that was drawn since DuoGen Loop Open, shows it to the language model, and "
-            "goes round again until the answer ends.",
+            description="Takes the image that was drawn since DuoGen Loop Open, shows it to the language model, and "
+            "repeats until the answer ends.",
             search_aliases=["end loop", "loop end"],
         )
 
@@ -274,21 +271,21 @@ def _close_schema(**kwargs: Any) -> io.Schema:
     images = io.Image.Output(
         "images",
         is_output_list=kwargs["node_id"] == "DuoGenLoopClose",
-        tooltip="The pictures of the answer, each in its own size.",
+        tooltip="The images of the answer, each in its own size.",
     )
     return io.Schema(
         inputs=[
-            sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open, or from DuoGen Read Writer."),
-            io.Image.Input("image", lazy=True, tooltip="The picture for this place of the answer."),
+            sockets.Loop.Input("loop", tooltip="From DuoGen Loop Open, or from DuoGen Any Writer Answer."),
+            io.Image.Input("image", lazy=True, tooltip="The image for this place of the answer."),
             sockets.max_images(),
             sockets.picture_seeds(
-                "Other seeds for single pictures of this answer, such as 3: 1234, 5: 99. The pictures before "
-                "the first one named are not drawn again. The first picture has the seed of DuoGen Loop Open."
+                "Seeds for single images of this answer, such as 3: 1234, 5: 99. Images before the first one named are "
+                "not drawn again. The first image has the seed of DuoGen Loop Open."
             ),
         ],
         outputs=[
             sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
-            io.String.Output("text", tooltip="The text of the answer, without its pictures."),
+            io.String.Output("text", tooltip="The text of the answer, without its images."),
             images,
         ],
         hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -298,8 +295,8 @@ def _close_schema(**kwargs: Any) -> io.Schema:
 
 
 class DuoGenInterleaveStep(io.ComfyNode):
-    """Put in by DuoGen Interleave. Its third output is one value, a list: outputs that are lists do not survive an
-    expansion, except as the value that the outermost node makes its list of."""
+    """Put in by DuoGen Interleave. Its third output is one value that holds a list: an output marked as a list does not
+    survive an expansion; the outermost node makes its list output of that value."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -321,7 +318,7 @@ class DuoGenInterleaveStep(io.ComfyNode):
             outputs=[
                 sockets.Context.Output("context", tooltip="The finished conversation."),
                 io.String.Output("text", tooltip="The text of the answer."),
-                io.Image.Output("images", tooltip="The pictures of the answer, as one list."),
+                io.Image.Output("images", tooltip="The images of the answer, as one list."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             enable_expand=True,
@@ -350,7 +347,7 @@ class DuoGenInterleaveStep(io.ComfyNode):
             drawn = image_list(context.pictures[before.first_picture :])
             ui = unfinished.show_end(cls.hidden, context, drawn=before.drawn)
             return io.NodeOutput(context, before.written(context), drawn, ui=ui)
-        if before.drawn:  # what was written since the last picture; pictures that come from a cache
+        if before.drawn:  # what was written since the last image; images that came from a cache
             unfinished.keep(cls.hidden, context, before.record(mllm.config.name, "interrupted"))
         graph = new_graph(cls.hidden)
         links = add_values(graph, "values", mllm=mllm, connector=connector, model=model, vae=vae, context=context)
@@ -421,8 +418,8 @@ class DuoGenLoopNext(io.ComfyNode):
 
         if list_index():
             raise DuoGenError(
-                "One picture is due in each round of the loop, but what lies between DuoGen Loop Open and Loop Close "
-                "gives a list of several; choose one of them first."
+                "One image is due in each round of the loop, but the nodes between DuoGen Loop Open and Loop Close "
+                "output a list of several; choose one of them first."
             )
         return steps_loop.close(cls.hidden, loop, max_images, seeds, image)
 
@@ -432,9 +429,9 @@ class DuoGenGiven(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenGiven",
-            display_name="DuoGen Given",
+            display_name="DuoGen Values",
             category="DuoGen/internal",
-            description="DuoGen Interleave and the loop put this node in while they run. It hands on what they have.",
+            description="DuoGen Interleave and the loop put this node in while they run, to pass values on.",
             inputs=[io.String.Input("names", tooltip="Which value goes where, as JSON.")],
             outputs=[
                 sockets.Mllm.Output("mllm", tooltip="The language model."),
@@ -442,7 +439,7 @@ class DuoGenGiven(io.ComfyNode):
                 io.Model.Output("model", tooltip="The diffusion transformer."),
                 io.Vae.Output("vae", tooltip="The VAE."),
                 sockets.Context.Output("context", tooltip="The answer so far."),
-                io.Image.Output("image", tooltip="The picture that was drawn."),
+                io.Image.Output("image", tooltip="The image that was drawn."),
             ],
             is_dev_only=True,
         )

@@ -1,4 +1,4 @@
-"""What the user asks: DuoGen Prompt begins or continues a conversation, DuoGen Encode Prompt is one prompt without one.
+"""What the user asks: DuoGen Prompt in a conversation, DuoGen Encode Prompt (Cosmos) without one.
 
 Encode Prompt gives CONDITIONING exactly as Cosmos-Predict2.5 was published, with the states of diffusers' pipeline
 (`duogen_core.mllm.prompt_states`). In a loop it draws what the caption of an image says.
@@ -29,8 +29,8 @@ class DuoGenPrompt(io.ComfyNode):
             node_id="DuoGenPrompt",
             display_name="DuoGen Prompt",
             category="DuoGen",
-            description="A request in words, with pictures if you like: to edit one, to continue one, or to ask about "
-            "one. With an earlier context it is the next request of the same conversation.",
+            description="Your request, in words and, if you like, with images: to edit one, to continue one, or to ask "
+            "about one. With an earlier context it is the next request of the same conversation.",
             search_aliases=["request", "question", "chat", "interleaved prompt"],
             inputs=[
                 io.String.Input(
@@ -38,17 +38,17 @@ class DuoGenPrompt(io.ComfyNode):
                     multiline=True,
                     default="How do I draw a house with a red roof?",
                     tooltip="What you want to know or to have drawn, in your own words. <image1> stands for the first "
-                    "picture below; pictures without such a marker come before the text.",
+                    "image connected below; images without such a marker come before the text.",
                 ),
                 io.Autogrow.Input(
                     "images",
                     optional=True,
-                    tooltip="Pictures the request is about, in order; another input appears as you connect one.",
+                    tooltip="Images that the request is about, in order; another input appears as you connect one.",
                     template=io.Autogrow.TemplateNames(
                         io.Image.Input(
                             "image",
                             optional=True,
-                            tooltip="A picture the request is about. A batch counts as several pictures.",
+                            tooltip="An image the request is about. A batch counts as several images.",
                         ),
                         names=[f"image{number}" for number in range(1, 17)],
                         min=0,
@@ -60,11 +60,11 @@ class DuoGenPrompt(io.ComfyNode):
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Instructions for the whole conversation. The bundled model was trained without any: leave "
-                    "this empty for it.",
+                    tooltip="Instructions for the whole conversation. Leave this empty for the bundled model, which "
+                    "was trained without any.",
                 ),
                 sockets.Context.Input(
-                    "context", optional=True, tooltip="An earlier conversation that this request goes on with."
+                    "context", optional=True, tooltip="An earlier conversation that this request continues."
                 ),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The conversation, ready to be answered.")],
@@ -96,7 +96,7 @@ class DuoGenPrompt(io.ComfyNode):
 
 
 def request_parts(text: str, pictures: Mapping[str, Sequence[Picture]]) -> list[Any]:
-    """Text and pictures in the order of the markers; {"image1": pictures}. Pictures without a marker come first."""
+    """Text and images in the order of the markers; {"image1": images}. Images without a marker come first."""
     from duogen_core.document import Text
     from duogen_core.errors import DuoGenError
 
@@ -107,9 +107,7 @@ def request_parts(text: str, pictures: Mapping[str, Sequence[Picture]]) -> list[
             pieces += [Text(piece)] if piece else []
         elif piece not in pictures:
             there = ", ".join(sorted(pictures)) or "none"
-            raise DuoGenError(
-                f"The request speaks of <{piece}>, but no picture is connected there; connected: {there}."
-            )
+            raise DuoGenError(f"The request speaks of <{piece}>, but no image is connected there; connected: {there}.")
         else:
             left.pop(piece, None)
             pieces += pictures[piece]
@@ -121,21 +119,22 @@ class DuoGenEncodePrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenEncodePrompt",
-            display_name="DuoGen Encode Prompt",
+            display_name="DuoGen Encode Prompt (Cosmos)",
             category="DuoGen/stages",
-            description="Text to picture as Cosmos-Predict2.5 was published: the prompt alone, filled up to 512 "
-            "tokens, with a negative prompt of its own. For weights that were never taught to read a conversation.",
+            description="Turns a prompt into CONDITIONING exactly as published for Cosmos-Predict2.5: the prompt "
+            "alone, filled up to 512 tokens, and a negative prompt. For weights that were not trained to read a "
+            "conversation.",
             search_aliases=["clip text encode", "text to image", "cosmos prompt", "negative prompt"],
             inputs=[
                 sockets.Mllm.Input("mllm", tooltip="The language model that reads the prompt, such as Qwen2.5-VL-7B."),
                 sockets.Connector.Input("connector", tooltip="The connector of the MODEL that draws."),
-                io.String.Input("prompt", multiline=True, default="", tooltip="What the picture shows."),
+                io.String.Input("prompt", multiline=True, default="", tooltip="What the image shows."),
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
                     default="",
-                    tooltip="What it shall not show. Empty: the long negative prompt of Cosmos-Predict2.5's own "
-                    "pipeline.",
+                    tooltip="What the image should not show. Empty: the long negative prompt of Cosmos-Predict2.5's "
+                    "own pipeline.",
                 ),
                 io.Int.Input(
                     "tokens",
@@ -143,7 +142,7 @@ class DuoGenEncodePrompt(io.ComfyNode):
                     min=0,
                     max=32768,
                     advanced=True,
-                    tooltip="Shorter prompts are filled up to this many tokens, longer ones are cut: Cosmos-Predict2.5 "
+                    tooltip="Shorter prompts are filled up to this many tokens, longer ones are cut. Cosmos-Predict2.5 "
                     "was trained on 512. 0: as many as the prompt has.",
                 ),
             ],

@@ -1,6 +1,6 @@
 """Sampling as the weights want it: DuoGen Sampler (KSampler that knows the trained steps and cfg), DuoGen Sigmas.
 
-The stock KSampler gives the same picture for the same numbers; these two save looking the numbers up.
+The stock KSampler draws the same image with the same numbers; these two look the numbers up.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ class DuoGenSampler(io.ComfyNode):
             node_id="DuoGenSampler",
             display_name="DuoGen Sampler",
             category=CATEGORY,
-            description="Draws the picture, as KSampler does, with the steps and the cfg that the checkpoint was made "
-            "for. Shows which picture of how many it is, and a preview unless ComfyUI's preview method is set to none.",
-            search_aliases=["ksampler", "draw", "sample picture"],
+            description="Samples the image as KSampler does, with the steps and the cfg that the checkpoint was made "
+            "for. Shows which image of how many it is, and a preview unless ComfyUI's preview method is set to none.",
+            search_aliases=["ksampler", "draw", "sample image"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The diffusion transformer; LoRAs and patches around the whole model (shift, RescaleCFG, "
+                    tooltip="The diffusion transformer. LoRAs and patches of the whole model (shift, RescaleCFG, "
                     "EasyCache) apply.",
                 ),
-                io.Conditioning.Input("positive", tooltip="What the picture shall show."),
-                io.Conditioning.Input("negative", tooltip="What it is told apart from."),
-                io.Latent.Input("latent_image", tooltip="An empty latent of the picture's size, or one to start from."),
+                io.Conditioning.Input("positive", tooltip="What the image should show."),
+                io.Conditioning.Input(
+                    "negative", tooltip="The same without the paragraph to draw, or what the image should not show."
+                ),
+                io.Latent.Input("latent_image", tooltip="An empty latent of the image's size, or one to start from."),
                 sockets.seed("The seed of the noise, as in KSampler."),
                 sockets.steps(),
                 sockets.cfg(),
@@ -45,10 +47,10 @@ class DuoGenSampler(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Less than 1 keeps something of the latent it starts from.",
+                    tooltip="Less than 1 keeps part of the latent that sampling starts from.",
                 ),
             ],
-            outputs=[io.Latent.Output("latent", tooltip="The picture's latent, for VAEDecode.")],
+            outputs=[io.Latent.Output("latent", tooltip="The image's latent, for VAEDecode.")],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
@@ -89,8 +91,8 @@ class DuoGenSigmas(io.ComfyNode):
             node_id="DuoGenSigmas",
             display_name="DuoGen Sigmas",
             category=CATEGORY,
-            description="The noise levels that the checkpoint was trained for, with its number of steps, its cfg and "
-            "its solver, for SamplerCustom, SamplerCustomAdvanced and CFGGuider.",
+            description="The noise levels, number of steps, cfg and solver that the checkpoint was trained for, to "
+            "connect to SamplerCustom, SamplerCustomAdvanced and CFGGuider.",
             search_aliases=["scheduler", "schedule", "basic scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="The diffusion transformer that will draw."),

@@ -22,7 +22,7 @@ States = io.Custom("DUOGEN_STATES")
 Loop = io.Custom("DUOGEN_LOOP")
 
 AS_TRAINED = "as trained"
-# What JSON can hold, and no socket of these types does; the others are our nodes' widgets.
+# What a hand-written workflow may hold in place of a link, and no socket of the type ever carries.
 _OBJECTS = ("MODEL", "VAE", "IMAGE", *(each.io_type for each in (Mllm, Connector, Context, States, Loop)))
 PLAIN = {
     **dict.fromkeys(_OBJECTS, (str, int, float, list, dict)),
@@ -32,7 +32,7 @@ PLAIN = {
 
 
 def refuse_plain_values(node: type[io.ComfyNode]) -> None:
-    """Lets a node refuse text, numbers and lists where a link belongs, in a sentence.
+    """Makes a node refuse text, numbers and lists where a link belongs, with an error message.
 
     ComfyUI checks what is linked to a socket, but not a value that a hand-written workflow puts in place of a link.
     """
@@ -66,7 +66,7 @@ def steps() -> io.Int.Input:
         default=0,
         min=0,
         max=1000,
-        tooltip="Sampling steps for each picture. 0: as many as the checkpoint was made for.",
+        tooltip="Sampling steps for each image. 0: as many as the checkpoint was made for.",
     )
 
 
@@ -78,8 +78,8 @@ def cfg() -> io.Float.Input:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="How closely a picture follows the paragraph before it. 1 is off and twice as fast. 0: the value the "
-        "checkpoint was made for.",
+        tooltip="How closely an image follows the paragraph before it. 1 switches guidance off and is twice as fast. "
+        "0: the value the checkpoint was made for.",
     )
 
 
@@ -98,7 +98,7 @@ def scheduler() -> io.Combo.Input:
         "scheduler",
         options=[AS_TRAINED, *comfy.samplers.KSampler.SCHEDULERS],
         default=AS_TRAINED,
-        tooltip="How the noise levels are spaced. as trained: as the MODEL was trained. The others are KSampler's.",
+        tooltip="How the noise levels are spaced. as trained: as in the MODEL's training. The others are KSampler's.",
     )
 
 
@@ -108,7 +108,7 @@ def max_images() -> io.Int.Input:
         default=8,
         min=0,
         max=100,
-        tooltip="The answer ends when it asks for a picture beyond this number.",
+        tooltip="The answer ends when it asks for an image beyond this number.",
     )
 
 
@@ -121,8 +121,8 @@ def mode(**options: Any) -> io.Combo.Input:
         "mode",
         options=[AS_IT_GOES, PLAN_FIRST],
         default=AS_IT_GOES,
-        tooltip="as it goes: each paragraph is written with the pictures before it in view. plan first: the whole text "
-        "is written at once, with places for its pictures, and can be changed before they are drawn.",
+        tooltip="as it goes: each paragraph is written with the images before it in view. plan first: the whole text "
+        "is written at once, with placeholders for its images, and can be changed before they are drawn.",
         **options,
     )
 
@@ -134,7 +134,7 @@ def temperature(**options: Any) -> io.Float.Input:
         min=0.0,
         max=10.0,
         step=0.05,
-        tooltip="0 takes the likeliest word every time; higher values write more freely.",
+        tooltip="0 always takes the likeliest word; higher values vary the text more.",
         **options,
     )
 

@@ -1,5 +1,5 @@
 """The nodes that make a context longer or change it: a language model of ours writes, an image is appended, a part is
-edited; or any other model writes, between DuoGen Ask Writer and DuoGen Read Writer.
+edited; or any other model writes, between DuoGen Any Writer Prompt and DuoGen Any Writer Answer.
 
 A context is a Document; each node returns a new one. Ask puts the conversation into a prompt; Read finds in the written
 text what belongs to the answer and whether an image is due (`duogen_core.writer`). Between them goes ComfyUI's Generate
@@ -35,22 +35,22 @@ class DuoGenWrite(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenWrite",
-            display_name="DuoGen Write",
+            display_name="DuoGen Write Text",
             category=CATEGORY,
-            description="Lets the language model write on: until it wants a picture, or until its answer ends. What it "
-            "wrote is at the end of the context that comes out.",
-            search_aliases=["generate text", "continue", "llm", "until picture"],
+            description="Lets the language model continue the answer until it wants an image, or until the answer "
+            "ends. The new text is at the end of the context that comes out.",
+            search_aliases=["generate text", "continue", "llm", "until image"],
             inputs=[
                 sockets.Mllm.Input("mllm", tooltip="The language model that writes."),
-                sockets.Context.Input("context", tooltip="A request, or an answer to go on with."),
+                sockets.Context.Input("context", tooltip="A request, or an answer to continue."),
                 sockets.Connector.Input(
                     "connector",
                     optional=True,
-                    tooltip="The connector that the next picture is made with. With it, its part of the work is done "
-                    "while the text is written; without it, DuoGen Encode Context reads the context once more.",
+                    tooltip="The connector for the next image. Connected, it does its work while the text is written; "
+                    "otherwise the context has to be read once more when the image is due.",
                 ),
                 sockets.max_tokens("The text ends after this many tokens."),
-                sockets.seed("Decides which words are drawn by lot; with temperature 0 it changes nothing."),
+                sockets.seed("The seed of the random choice of words; at temperature 0 it has no effect."),
                 sockets.temperature(),
                 io.Float.Input(
                     "top_p",
@@ -59,14 +59,14 @@ class DuoGenWrite(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="Only the likeliest words that together have this probability are drawn from.",
+                    tooltip="Words are chosen from the likeliest ones that together have this probability.",
                 ),
                 sockets.mode(optional=True),
             ],
             outputs=[
-                sockets.Context.Output("context", tooltip="The context with what was written."),
-                io.String.Output("text", tooltip="What was written, alone."),
-                io.Boolean.Output("wants_image", tooltip="Whether a picture is due now."),
+                sockets.Context.Output("context", tooltip="The context with the new text."),
+                io.String.Output("text", tooltip="The new text alone."),
+                io.Boolean.Output("wants_image", tooltip="Whether an image is due now."),
                 io.String.Output("stop", tooltip="Why the writing stopped: picture, end or max_tokens."),
                 io.Int.Output("tokens", tooltip="How many tokens were written."),
             ],
@@ -104,13 +104,13 @@ class DuoGenAppendImage(io.ComfyNode):
             node_id="DuoGenAppendImage",
             display_name="DuoGen Append Image",
             category=CATEGORY,
-            description="Puts a picture where the answer wants one. It may come from anywhere: the diffusion "
-            "transformer of DuoGen, another model, an upscaler, your own hand. The language model looks at it and "
-            "writes on with DuoGen Write.",
-            search_aliases=["add picture", "add image to context"],
+            description="Appends an image to the answer, where one is due. It may come from DuoGen's diffusion "
+            "transformer, another model, an upscaler, or your own drawing. The language model sees it when it writes "
+            "on with DuoGen Write Text.",
+            search_aliases=["add image", "add image to context"],
             inputs=[
                 sockets.Context.Input("context", tooltip="The answer, as far as it is written."),
-                io.Image.Input("image", tooltip="One picture of any size; transparency is laid on white."),
+                io.Image.Input("image", tooltip="One image of any size; transparency is laid on white."),
                 io.Int.Input(
                     "seed",
                     optional=True,
@@ -118,10 +118,10 @@ class DuoGenAppendImage(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     force_input=True,
-                    tooltip="The seed the picture was drawn with; it is written into the saved picture.",
+                    tooltip="The seed the image was drawn with; it is stored in the saved image.",
                 ),
             ],
-            outputs=[sockets.Context.Output("context", tooltip="The context with the picture.")],
+            outputs=[sockets.Context.Output("context", tooltip="The context with the image.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -138,19 +138,19 @@ class DuoGenEditContext(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenEditContext",
-            display_name="DuoGen Edit Context",
+            display_name="DuoGen Edit Answer",
             category=CATEGORY,
-            description="Changes one part of an answer: puts another text or picture in its place, or cuts the answer "
-            "off before it. What comes out can be written on and drawn on; everything before it is kept as it is.",
+            description="Replaces one part of the last answer by another text or image, or cuts the answer off before "
+            "it. The answer can go on from there; everything before the part stays as it is.",
             search_aliases=["edit answer", "replace paragraph", "truncate", "redo from here"],
             inputs=[
-                sockets.Context.Input("context", tooltip="An answered conversation."),
+                sockets.Context.Input("context", tooltip="A conversation with an answer at its end."),
                 io.Int.Input(
                     "part",
                     default=1,
                     min=1,
                     max=10000,
-                    tooltip="Which part of the last answer, counted from 1: texts and pictures count alike, in order.",
+                    tooltip="Which part of the last answer, counted from 1: texts and images count alike, in order.",
                 ),
                 io.Combo.Input(
                     "action",
@@ -159,9 +159,9 @@ class DuoGenEditContext(io.ComfyNode):
                     tooltip="What to do at this part. Cut what follows to have the answer go on from here.",
                 ),
                 io.String.Input(
-                    "text", multiline=True, default="", tooltip="The new text, unless a picture is connected."
+                    "text", multiline=True, default="", tooltip="The new text, unless an image is connected."
                 ),
-                io.Image.Input("image", optional=True, tooltip="The new picture, instead of a text."),
+                io.Image.Input("image", optional=True, tooltip="The new image, instead of a text."),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The changed context.")],
         )
@@ -184,10 +184,10 @@ class DuoGenEditContext(io.ComfyNode):
                 raise DuoGenError("There is nothing to put in the place of the part; write a text or connect an image.")
             pictures = [] if image is None else pictures_from_image(image)
             if len(pictures) > 1:
-                raise DuoGenError(f"One picture is to be put in, but the IMAGE is a batch of {len(pictures)}.")
+                raise DuoGenError(f"One image is to be put in, but the IMAGE is a batch of {len(pictures)}.")
             new = (Picture(pictures[0].pixels),) if pictures else (Text(text),)
-        kept = after if action == REPLACE else ()
-        changed = answer.with_last_turn(context, replace(context.last_turn, parts=(*before, *new, *kept)))
+        rest = after if action == REPLACE else ()
+        changed = answer.with_last_turn(context, replace(context.last_turn, parts=(*before, *new, *rest)))
         changed = replace(changed, generation={})  # how the unchanged answer was made no longer holds
         return io.NodeOutput(changed if action == REPLACE else answer.with_planned_stop(changed, None))
 
@@ -197,41 +197,41 @@ class DuoGenAskWriter(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenAskWriter",
-            display_name="DuoGen Ask Writer",
+            display_name="DuoGen Any Writer Prompt",
             category=LOOP_CATEGORY,
-            description="Puts the conversation, and the answer as far as it goes, into a prompt for any model that "
-            "writes: ComfyUI's Generate Text with a CLIP that can, or a node of another pack. The prompt teaches the "
-            "model how to say that a picture is due. What it writes goes into DuoGen Read Writer.",
+            description="Turns the conversation and the answer so far into a prompt for any model that writes: "
+            "ComfyUI's Generate Text with a CLIP that can, or a node of another pack. The prompt tells the model how "
+            "to ask for an image. Connect the text it writes to DuoGen Any Writer Answer.",
             search_aliases=["llm prompt", "generate text", "chat template", "any writer", "qwen3-vl"],
             inputs=[
-                sockets.Context.Input("context", tooltip="A request, or an answer to go on with."),
+                sockets.Context.Input("context", tooltip="A request, or an answer to continue."),
                 io.Combo.Input(
                     "format",
                     options=[PLAIN, QWEN],
                     default=PLAIN,
-                    tooltip="plain text: for any model, the pictures are only numbered in it. Qwen chat: for Qwen3-VL, "
-                    "which then sees each picture at its place and writes on where its answer stops.",
+                    tooltip="plain text: for any model; images appear as numbers only. Qwen chat: for Qwen3-VL, which "
+                    "sees each image at its place and continues its own answer.",
                 ),
                 io.String.Input(
                     "which",
                     default="all",
-                    tooltip="Which pictures the writer looks at: all, none, last 2, or numbers such as 1, 3-4. Choose "
-                    "none for a model without eyes.",
+                    tooltip="Which images the writer looks at: all, none, last 2, or numbers such as 1, 3-4. Choose "
+                    "none for a model that reads text only.",
                 ),
                 io.Boolean.Input(
                     "captions",
                     default=True,
-                    tooltip="Ask for a caption of each picture, made for the painter. Otherwise the paragraph before a "
-                    "picture is what the painter gets.",
+                    tooltip="Ask for a caption of each image, made for the painter. Otherwise the paragraph before a "
+                    "image is what the painter gets.",
                 ),
             ],
             outputs=[
-                sockets.Context.Output("context", tooltip="The same context, for DuoGen Read Writer."),
-                io.String.Output("prompt", tooltip="For the node that writes."),
+                sockets.Context.Output("context", tooltip="The same context, for DuoGen Any Writer Answer."),
+                io.String.Output("prompt", tooltip="The prompt, for the node that writes."),
                 io.Image.Output(
                     "pictures",
-                    tooltip="The pictures that go with the prompt, as one batch; those of another shape are laid on "
-                    "white. Nothing where there are none.",
+                    tooltip="The images that go with the prompt, as one batch; smaller ones are centred on white. "
+                    "Empty where there are none.",
                 ),
             ],
         )
@@ -253,15 +253,15 @@ class DuoGenReadWriter(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenReadWriter",
-            display_name="DuoGen Read Writer",
+            display_name="DuoGen Any Writer Answer",
             category=LOOP_CATEGORY,
-            description="Takes what a writer wrote up to its first wish for a picture, and adds it to the answer. "
-            "Everything between this node and DuoGen Loop Close draws that picture; then the writer is asked again.",
+            description="Adds what any writer wrote to the answer, up to the first image it asks for. The nodes "
+            "between this one and DuoGen Loop Close draw that image; then the writer is asked again.",
             search_aliases=["llm answer", "parse text", "any writer", "begin loop"],
             inputs=[
                 *_read_inputs(),
                 sockets.seed(
-                    "The seed of the answer and of its first picture; later ones get seeds of their own, made of it."
+                    "The seed of the answer and of its first image; the seeds of later images are derived from it."
                 ),
             ],
             outputs=_read_outputs(),
@@ -281,7 +281,7 @@ class DuoGenReadWriterNext(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenReadWriterNext",
-            display_name="DuoGen Read Writer Next",
+            display_name="DuoGen Any Writer Answer Next",
             category="DuoGen/internal",
             description="DuoGen Loop Close puts this node in while it runs. It is not meant to be used by hand.",
             inputs=[*_read_inputs(), io.String.Input("duogen_step", tooltip="Settings and progress, as JSON.")],
@@ -299,22 +299,26 @@ class DuoGenReadWriterNext(io.ComfyNode):
 
 def _read_inputs() -> list[io.Input]:
     return [
-        sockets.Context.Input("context", tooltip="From DuoGen Ask Writer."),
-        io.String.Input("text", force_input=True, tooltip="What the writer wrote for the prompt of DuoGen Ask Writer."),
+        sockets.Context.Input("context", tooltip="From DuoGen Any Writer Prompt."),
+        io.String.Input("text", force_input=True, tooltip="What the writer wrote for that prompt."),
     ]
 
 
 def _read_outputs() -> list[io.Output]:
     return [
         *round_outputs(),
-        sockets.Context.Output("written", tooltip="What was written, with all before it, picture due or not."),
-        io.Boolean.Output("wants_image", tooltip="Whether a picture is due now."),
+        sockets.Context.Output(
+            "written", tooltip="The conversation with the new text, whether an image is due or not."
+        ),
+        io.Boolean.Output("wants_image", tooltip="Whether an image is due now."),
     ]
 
 
 def read(hidden: Any, context: Document, text: str, step: Step, *, first: bool) -> io.NodeOutput:
-    """What the loop and its body get; the body gets nothing where no picture is due. A first picture is always due:
-    the limit is DuoGen Loop Close's, which looks at it before it asks for the picture."""
+    """Returns the outputs of DuoGen Any Writer Answer; where no image is due, nodes that draw get none.
+
+    first: the limit of images does not count yet, because it is DuoGen Loop Close's, which checks it itself.
+    """
     from duogen_core import pipeline, writer
 
     from ..steps.loop import Round, due_in_list, round_values

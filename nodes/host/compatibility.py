@@ -60,7 +60,7 @@ WAN_CHANNELS = 16
 
 def check_vae(vae: Any, model: Any = None) -> None:
     """Whether this VAE makes the latents that a MODEL of ours draws in. The number of channels alone does not tell:
-    FLUX.1, SD3, HunyuanVideo, CogVideoX and Cosmos 1 have 16 as well. model: not known where pictures are encoded."""
+    FLUX.1, SD3, HunyuanVideo, CogVideoX and Cosmos 1 have 16 as well. model: not known where images are encoded."""
     latents = getattr(model, "model", None) and model.model.latent_format
     channels = latents.latent_channels if latents else WAN_CHANNELS
     if vae.latent_channels != channels:
@@ -92,7 +92,7 @@ def check_latent(samples: torch.Tensor, model: Any) -> None:
     if isinstance(model.model, DuoGenModel) and samples.ndim == 4 and samples.count_nonzero():
         raise DuoGenError(
             "The latent to start from was made by a VAE for still images, such as those of FLUX.1 and SD3, whose "
-            "latents this MODEL cannot read; encode the picture with the VAE of the same checkpoint."
+            "latents this MODEL cannot read; encode the image with the VAE of the same checkpoint."
         )
 
 

@@ -2,7 +2,7 @@
 
 In:  the core's DiT with its weights, its flow shift, and what its VAE's latents look like. Out: a `ModelPatcher`.
 Conditioning: `cross_attn` [1, N, W] (the connector's states); `reference_latents`, a list of [1, 16, 1, h, w] as the
-VAE encodes them, each earlier picture at its own size; `duogen_frame_ends`, for each of them the number of text tokens
+VAE encodes them, each earlier image at its own size; `duogen_frame_ends`, for each of them the number of text tokens
 before it. The LATENT is the target alone, [B, 16, 1, h, w]. Timestep: sigma itself, 0..1 (multiplier 1).
 Pattern: ComfyUI's own QwenImage (references) and Anima (Cosmos under `ModelType.FLOW`), comfy/model_base.py.
 """
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 # In the conditioning, beside ComfyUI's own keys:
 FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of text tokens before it
-PICTURE_ENDS = "duogen_picture_ends"  # the same for every picture of the context, whether referred to or not
-PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees a picture
-HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier pictures see
-STEP_TEXT = "duogen_text"  # the paragraph that the picture shows
+PICTURE_ENDS = "duogen_picture_ends"  # the same for every image of the context, whether referred to or not
+PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees an image
+HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier images see
+STEP_TEXT = "duogen_text"  # the paragraph that the image shows
 COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
 
 
@@ -164,7 +164,7 @@ class DuoGenModel(comfy.model_base.QwenImage):
             from duogen_core.errors import DuoGenError
 
             raise DuoGenError(
-                f"A reference latent has {other} channels, but this MODEL draws in {channels}; encode the pictures "
+                f"A reference latent has {other} channels, but this MODEL draws in {channels}; encode the images "
                 "with the VAE of the same checkpoint."
             )
         if any(latent.ndim == 4 for latent in latents):
@@ -172,11 +172,11 @@ class DuoGenModel(comfy.model_base.QwenImage):
 
             raise DuoGenError(
                 "A reference latent was made by a VAE for still images, such as those of FLUX.1 and SD3, whose latents "
-                "this MODEL cannot read; encode the pictures with the VAE of the same checkpoint."
+                "this MODEL cannot read; encode the images with the VAE of the same checkpoint."
             )
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
-        """With what a frame-causal DiT keeps of the earlier pictures; both branches share it."""
+        """With what a frame-causal DiT keeps of the earlier images; both branches share it."""
         shapes = cond_shapes or {}
         cells = max((shape[-1] for shape in shapes.get("ref_latents", ())), default=0)
         size = mm.dtype_size(self.get_dtype_inference())
@@ -231,13 +231,13 @@ class PackedForward:
         from duogen_core.errors import DuoGenError
 
         if x.ndim != 5 or x.shape[2] != 1:
-            raise DuoGenError(f"DuoGen draws one picture: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
+            raise DuoGenError(f"DuoGen draws one image: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
         height, width = x.shape[-2:]
         frames = [self._frame(latent) for latent in (*(ref_latents or ()), x)]
         ends = list(frame_ends or ())
         if len(ends) >= len(frames):
             raise DuoGenError(
-                f"The conditioning names the places of {len(ends)} earlier pictures but brings {len(frames) - 1} "
+                f"The conditioning names the places of {len(ends)} earlier images but brings {len(frames) - 1} "
                 "reference latents; take both from the same context."
             )
         # A reference that a stock node added has no place in the text: it stands beside the last one that has.
@@ -292,7 +292,7 @@ def make_model(
 
 
 def _new_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Keys and values of the earlier pictures, for this one sampling run: exact, and gone when it ends."""
+    """Keys and values of the earlier images, for this one sampling run: exact, and gone when it ends."""
     from duogen_core.dit.frame_cache import FrameCache
 
     if not patcher.hook_patches:  # weights that change during the run (hook LoRAs) would make it stale

@@ -43,16 +43,16 @@ def image_from_picture(picture: Picture) -> torch.Tensor:
 
 
 def image_list(pictures: Sequence[Picture]) -> list[Any]:
-    """For an output that is a list. Without pictures, what hangs on it is skipped; an empty list would crash it."""
+    """For an output that is a list. Without images, what hangs on it is skipped; an empty list would crash it."""
     from comfy_execution.graph_utils import ExecutionBlocker
 
     return [image_from_picture(picture) for picture in pictures] or [ExecutionBlocker(None)]
 
 
 def one_batch(pictures: Sequence[Picture]) -> torch.Tensor | None:
-    """IMAGE [n, H, W, 3] of several pictures, for a node that takes them all at once; None where there are none.
+    """IMAGE [n, H, W, 3] of several images, for a node that takes them all at once; None where there are none.
 
-    An IMAGE has one size. Pictures of another one are scaled to fit into the largest sides there are, on white.
+    An IMAGE has one size. Images of another one are scaled to fit into the largest sides there are, on white.
     """
     import torch
 
@@ -63,7 +63,7 @@ def one_batch(pictures: Sequence[Picture]) -> torch.Tensor | None:
 
 
 def on_canvas(picture: Picture, size: tuple[int, int]) -> Picture:
-    """The picture as large as it fits into (width, height), in the middle of white."""
+    """The image as large as it fits into (width, height), in the middle of white."""
     if picture.size == size:
         return picture
     import numpy as np

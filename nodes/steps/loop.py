@@ -1,9 +1,9 @@
 """DuoGen Interleave and the loop: what they put into the running graph for the next image of an answer.
 
-Interleave puts in its own stages, Write -> Step -> (Encode Context -> Connector -> Reference Images -> Sampler ->
-VAEDecode -> Append Image -> Write -> Step -> (…)). The loop puts in a copy of whatever the user has between DuoGen Loop
-Open (or Ask Writer) and Loop Close. Both do it one image at a time, because only the writing shows whether there is
-another one; each stage is then cached by its inputs, as any node is.
+Interleave puts in its own stages, Write Text -> Step -> (Encode Context -> States to Conditioning -> Add Reference
+Latents -> Sampler -> VAEDecode -> Append Image -> Write Text -> Step -> (…)). The loop puts in a copy of whatever the
+user has between DuoGen Loop Open (or Any Writer Prompt) and Loop Close. Both do it one image at a time, because only
+the writing shows whether there is another one; each stage is then cached by its inputs, as any node is.
 
 In: the `hidden` of the node that is running. Nodes are those of ComfyUI's DynamicPrompt: {"class_type": …, "inputs":
 {name: value or [node id, output]}}. Out: the node's result, with `expand` where the answer goes on.
@@ -49,7 +49,7 @@ CUSTOM_SAMPLERS = {"KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"}
 def start_writing(
     graph: GraphBuilder, mllm: Any, links: dict[str, list], context: list, step: Step, mode: str = AS_IT_GOES
 ) -> io.NodeOutput:
-    """Puts in DuoGen Write and the Step that acts on what was written; the Step's outputs are the running node's."""
+    """Puts in DuoGen Write Text and the Step that acts on its text; the Step's outputs are the running node's."""
     write = graph.node(
         "DuoGenWrite", "write", mllm=links["mllm"], context=context, connector=links["connector"],
         max_tokens=step.tokens_left, seed=step.write_seed, temperature=step.temperature, top_p=1.0, mode=mode,
@@ -97,7 +97,7 @@ class Round:
     context: Document
     stop: str  # why the writing stopped
     step: Step
-    mllm: Any = None  # None where any other writer writes (DuoGen Ask Writer)
+    mllm: Any = None  # None where any other writer writes (DuoGen Any Writer Prompt)
     connector: Any = None
     # Of a list of requests: whether an image is due, entry by entry. All rounds of the list share this list.
     due: Sequence[bool] = ()
@@ -152,7 +152,7 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
 
     own, step = answer.parse_seeds(seeds), state.step
     if 1 in own:
-        where = "Loop Open" if state.mllm else "Read Writer"
+        where = "Loop Open" if state.mllm else "Any Writer Answer"
         raise DuoGenError(f"The first image of a loop has the seed of DuoGen {where}; change it there.")
     why, name = ending(state, max_images), state.mllm.config.name if state.mllm else None
     if why is not None:
@@ -228,23 +228,25 @@ def next_round(
 
 
 def ask_writer_of(hidden: Any, reader: str) -> str:
-    """Returns the id of the Ask Writer that a Read Writer belongs to."""
+    """Returns the id of the Any Writer Prompt that an Any Writer Answer belongs to."""
     from duogen_core.errors import DuoGenError
 
     node = hidden.dynprompt.get_node(reader)
     if node["class_type"] not in READERS:
-        raise DuoGenError("The loop input must come straight from DuoGen Read Writer; remove what lies between them.")
+        raise DuoGenError(
+            "The loop input must come straight from DuoGen Any Writer Answer; remove what lies between them."
+        )
     context = node["inputs"]["context"]
     if not is_link(context) or hidden.dynprompt.get_node(context[0])["class_type"] != "DuoGenAskWriter":
         raise DuoGenError(
-            "In a loop, the context of DuoGen Read Writer must come straight from DuoGen Ask Writer; connect its "
-            "context output."
+            "In a loop, the context of DuoGen Any Writer Answer must come straight from DuoGen Any Writer Prompt; "
+            "connect its context output."
         )
     return context[0]
 
 
 def ask_again(graph: GraphBuilder, hidden: Any, ask: str, context: list | None) -> Any:
-    """Puts in the same Ask Writer with the longer context; None: with the context it had (of a list, this entry)."""
+    """Puts in the same Any Writer Prompt with a longer context; None: with its own (of a list, this call's entry)."""
     nodes = hidden.dynprompt
     inputs = dict(nodes.get_node(ask)["inputs"])
     if context is not None:
@@ -258,7 +260,7 @@ def ask_again(graph: GraphBuilder, hidden: Any, ask: str, context: list | None) 
 
 
 def read_again(hidden: Any, reader: str, following: Step) -> dict[str, Node]:
-    """Returns the Read Writer of the next round: {id: (class, inputs)}.
+    """Returns the Any Writer Answer of the next round: {id: (class, inputs)}.
 
     Its settings come with the step, so that another seed of one image changes neither the prompt nor the text.
     """
@@ -329,7 +331,7 @@ def nodes_between(hidden: Any, opened: str) -> list[str]:
 
 
 def opened_by(nodes: Any, close: str) -> str | None:
-    """Returns the Loop Open, or the Ask Writer, where the loop of a Close begins; None where the node is no Close."""
+    """Returns the Loop Open or Any Writer Prompt where the loop of a Close begins; None where the node is no Close."""
     node = nodes.get_node(close)
     link = node["inputs"].get("loop")
     if node["class_type"] not in CLOSES or not is_link(link):

@@ -66,7 +66,7 @@ class States:
 class Written:
     context: Document
     text: str
-    stop: str  # "picture" (one is due), "end" or "max_tokens"
+    stop: str  # "image" (one is due), "end" or "max_tokens"
     tokens: int
 
 
@@ -218,7 +218,7 @@ def refer(
 ) -> list[list]:
     """Adds these images to each conditioning as reference latents, each in its own place of the text.
 
-    pictures: all of the conversation. chosen: indexes. megapixels: larger images are scaled down to this; 0: never.
+    images: all of the conversation. chosen: indexes. megapixels: larger images are scaled down to this; 0: never.
     """
     values = next((entries[0][1] for entries in conditionings if entries), {})
     if PICTURE_ENDS in values:  # of our connector, so a MODEL of ours will draw
@@ -310,7 +310,7 @@ def check_answering(context: Document) -> None:
     if not context.turns or context.last_turn.role != "assistant":
         raise DuoGenError(
             "The context holds a request but no answer yet, so no image is due; connect the context that comes out "
-            "of DuoGen Write."
+            "of DuoGen Write Text."
         )
 
 

@@ -48,7 +48,7 @@ class Copy:
     pictures: int = 0
     prompt: str | None = None  # the running prompt that makes this answer; None between two runs
     reached: str = ""  # how far that prompt has come; it may be behind a copy that an earlier one left
-    writer: DocumentWriter | None = None  # holds the pictures, so only while the prompt runs
+    writer: DocumentWriter | None = None  # holds the images, so only while the prompt runs
     generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -172,7 +172,7 @@ def running_prompt() -> str | None:
 
 
 def content_of(context: Document) -> str:
-    """Texts and drawn pictures in order, up to the last picture: how every later stage of the same answer begins."""
+    """Texts and drawn images in order, up to the last image: how every later stage of the same answer begins."""
     from duogen_core.document import Text
 
     from .answer import before_next_picture

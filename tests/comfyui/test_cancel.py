@@ -28,7 +28,7 @@ def cancelled_at(server: Server, layer: int) -> Iterator[list[int]]:
 
 @pytest.mark.slow
 def test_while_a_conversation_is_read(server: Server, random_model: Path):
-    """DuoGen Write ran without the connector, so that Encode Context has to read everything itself."""
+    """DuoGen Write Text ran without the connector, so that Encode Context has to read everything itself."""
     graph = graphs.first_picture(random_model.name, "Draw a red star. " * 400)
     del graph["write0"]["inputs"]["connector"]
     graph["shown"] = node("PreviewImage", images=["p.decode", 0])

@@ -20,7 +20,7 @@ def graph(random_model: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("node", ["p0.encode", "append0"])
 def test_no_picture_is_due_before_an_answer(server: Server, graph: dict[str, Any], node: str):
     graph[node]["inputs"]["context"] = ["2", 0]
-    assert "DuoGen Write" in sentence(server.run(graph))
+    assert "DuoGen Write Text" in sentence(server.run(graph))
 
 
 @pytest.mark.slow

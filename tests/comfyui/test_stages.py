@@ -106,6 +106,24 @@ def test_fewer_references_change_the_picture(server: Server, random_model: Path)
 
 
 @pytest.mark.slow
+def test_condition_next_image_is_the_chain_of_three(server: Server, random_model: Path):
+    """One node in the place of three: the same images, byte for byte, whichever earlier ones are looked at."""
+    for which, megapixels in (("all", 0.0), ("1", 0.002)):
+        settings = {"which": which, "megapixels": megapixels}
+        chain = graphs.staged(random_model.name, prefix="stages/chain", pictures=3)
+        one = graphs.staged(random_model.name, prefix="stages/one", pictures=3)
+        for k in range(3):
+            chain[f"p{k}.refer"]["inputs"] |= settings
+            del one[f"p{k}.connect"], one[f"p{k}.refer"]
+            one[f"p{k}.encode"]["class_type"] = "DuoGenConditionNextImage"
+            one[f"p{k}.encode"]["inputs"] |= settings | {"vae": ["1", 3]}
+            sampler = one[f"p{k}.sample"]["inputs"]
+            sampler["positive"], sampler["negative"] = [f"p{k}.encode", 0], [f"p{k}.encode", 1]
+        documents = [saved_document(server, server.run(graph)) for graph in (chain, one)]
+        assert documents[0].turns == documents[1].turns and len(documents[0].pictures) == 3
+
+
+@pytest.mark.slow
 def test_parts_loaded_one_by_one_are_the_checkpoint(server: Server, random_model: Path, staged: Result):
     graph = graphs.staged(random_model.name, prefix="stages/parts")
     for node, kind in (("11", "MLLM"), ("12", "Connector"), ("13", "DiT")):

@@ -78,9 +78,7 @@ def test_streams_and_previews(server: Server, random_model: Path):
     result = server.run(graph)
     answer = result.outputs["4"]["text"][0]
     assert any("Image 2 of at most 2, step 1 of" in text for text in result.texts)
-    assert "First a wall.\n\n[picture 1]\n\n Now the roof\n\n[picture 2]" in result.texts[-1], (
-        "the whole answer at the end"
-    )
+    assert "First a wall.\n\n[image 1]\n\n Now the roof\n\n[image 2]" in result.texts[-1], "the whole answer at the end"
     beginnings = [text for text in result.texts if text and "First a wall.".startswith(text)]
     assert beginnings and beginnings[0] != "First a wall.", "the text came in one piece"
     assert result.previews >= 2 * 2, "of the first and of the last step of 2 pictures"

@@ -86,7 +86,7 @@ def test_freed_memory_holds_no_rounds(server: Server, small_models: None):
 def test_a_text_without_a_marker_ends_the_answer(server: Server, small_models: None):
     graph, ids = graph_of(server)
     graph[ids["DuoGenAskWriter"]]["inputs"]["format"] = "plain text"
-    del graph[ids["Each picture, as it is made"]]  # a preview inside would ask for the picture by itself
+    del graph[ids["Each image, as it is made"]]  # a preview inside would ask for the picture by itself
     result = server.run(graph)
     document = saved_document(server, result, ids["DuoGenSaveDocument"])
     assert document.text == "Nothing to draw!" and not document.pictures
@@ -127,4 +127,4 @@ def test_a_reader_without_its_asker_is_refused_in_a_loop(server: Server, small_m
     graph[ids["DuoGenReadWriter"]]["inputs"]["context"] = [ids["DuoGenPrompt"], 0]
     error = server.run(graph).error
     assert error is not None and error["node_type"] == "DuoGenLoopClose"
-    assert "must come straight from DuoGen Ask Writer" in error["exception_message"]
+    assert "must come straight from DuoGen Any Writer Prompt" in error["exception_message"]

@@ -27,7 +27,7 @@ CLASSES = {
     "painter_omnigen2": {"Omnigen2", "Omnigen2TEModel_", "AutoencodingEngine"},
 }
 SIDE = 128
-STEP, WHICH = "What to paint, and a style", "The first picture and the last two"
+STEP, WHICH = "What to paint, and a style", "The first image and the last two"
 
 
 def workflow(name: str) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_painter_sees_the_step_and_the_chosen_pictures(server: Server, small_mod
     assert one.std() > 1 and two.std() > 1, "a painter that paints nothing"
     assert CLASSES[name] <= set(server.memory()["loaded"])
     assert first.ran.count(ids["The painter"]) == 1, "loaded anew for each picture"
-    assert len([node for node in first.outputs if node.split(".")[-1] == ids["Each picture, as it is made"]]) == 2
+    assert len([node for node in first.outputs if node.split(".")[-1] == ids["Each image, as it is made"]]) == 2
 
     if "megapixels" in graph[ids[WHICH]]["inputs"]:
         graph[ids[WHICH]]["inputs"]["megapixels"] = 0.004

@@ -28,7 +28,7 @@ def painter(server: Server):
 
 def graph(server: Server, painter: str, size: int = 128) -> dict[str, Any]:
     nodes = convert(WORKFLOW, server.get("/object_info"))
-    nodes[IDS["DuoGenLoadMLLM"]]["inputs"]["checkpoint"] = "random"
+    nodes[IDS["The writer: duogen-tiny, or your own"]]["inputs"]["checkpoint"] = "random"
     nodes[IDS["The painter"]]["inputs"]["ckpt_name"] = painter
     nodes[IDS["EmptyLatentImage"]]["inputs"].update(width=size, height=size)
     nodes[IDS["KSampler"]]["inputs"]["steps"] = 2
@@ -51,7 +51,7 @@ def test_any_painter(server: Server, painter: str):
     assert one.shape == two.shape == (128, 128, 3)
     assert one.std() > 1 and np.abs(one - two).mean() > 1, "a painter that paints nothing"
     assert first.ran.count(IDS["The painter"]) == 1, "loaded anew for each picture"
-    assert len([node for node in first.outputs if node.split(".")[-1] == IDS["Each picture, as it is made"]]) == 2
+    assert len([node for node in first.outputs if node.split(".")[-1] == IDS["Each image, as it is made"]]) == 2
 
     nodes[IDS["DuoGenLoopClose"]]["inputs"]["seeds"] = "2: 1234"
     again = server.run(nodes)

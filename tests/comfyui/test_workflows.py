@@ -159,15 +159,15 @@ def test_staged_graph(server: Server, info: dict[str, Any]):
     graph, ids = loaded("staged_graph", info)
     first = server.run(graph)
     ours = saved(server, first, ids)
-    assert len(ours.pictures) == 2 and first.outputs[ids["Is another picture due?"]]["text"] == ["True"]
+    assert len(ours.pictures) == 2 and first.outputs[ids["Is another image due?"]]["text"] == ["True"]
     one_node = graphs.answer("random", graph[ids["DuoGenPrompt"]]["inputs"]["text"], prefix="flows/one", max_images=2)
     assert_same_turns(ours, saved_document(server, server.run(one_node)))
 
     server.run(graph)  # the classic cache holds the last prompt only
-    graph[ids["Seed of picture 2"]]["inputs"]["value"] = 99
+    graph[ids["Seed of image 2"]]["inputs"]["value"] = 99
     again = server.run(graph)
-    kept = {ids[name] for name in ("KSampler draws picture 1", "Picture 1 joins the context", "Write up to picture 2")}
-    assert kept <= set(again.cached) and ids["KSampler draws picture 2"] in again.ran
+    kept = {ids[name] for name in ("KSampler draws image 1", "Image 1 joins the context", "Write up to image 2")}
+    assert kept <= set(again.cached) and ids["KSampler draws image 2"] in again.ran
     redone = saved(server, again, ids)
     assert redone.pictures[0] == ours.pictures[0] and redone.pictures[1] != ours.pictures[1]
     assert redone.pictures[1].meta["seed"] == 99
@@ -287,6 +287,6 @@ def test_own_nodes_in_loop(server: Server, info: dict[str, Any]):
     assert len(document.pictures) == 3
     for picture in document.pictures:
         assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) <= 24
-    shown = [node for node in result.outputs if node.split(".")[-1] == ids["Each picture, as it is made"]]
+    shown = [node for node in result.outputs if node.split(".")[-1] == ids["Each image, as it is made"]]
     assert len(shown) == 3
     assert document.pictures[2].meta["seed"] == pipeline.picture_seed(7, 2)

@@ -54,7 +54,7 @@ class Client:
 
 
 def of_answer(client: Client, graph: dict[str, Any]) -> Image.Image:
-    """The longest conversation that a DuoGen Preview of the run shows."""
+    """The longest conversation that a DuoGen Preview Document of the run shows."""
     outputs = client.run(graph)
     shown = [output["duogen_document"][0]["turns"] for output in outputs.values() if "duogen_document" in output]
     turns = max(shown, key=lambda turns: sum(len(turn["parts"]) for turn in turns))

@@ -99,7 +99,7 @@ def test_the_four_questions_of_a_newcomer_are_two_clicks_away():
         "install.md": ("git clone", "pip install -r", r"python_embeded\python.exe -s -m pip", "ComfyUI-Manager"),
         "finetuning.md": ("data check documents:", "train finetune data="),
         "data-web.md": ("data web ", 'pip install -e ".[data]"'),
-        "own-models.md": ("diffusion_models", "text_encoders", "`vae`", "`duogen`", "DuoGen Load MLLM"),
+        "own-models.md": ("diffusion_models", "text_encoders", "`vae`", "`duogen`", "DuoGen Load Language Model"),
     }.items():
         assert f"docs/{page}" in {link.partition("#")[0] for link in links_of(text_of(README))}
         assert [each for each in needed if each not in text_of(ROOT / "docs" / page)] == []

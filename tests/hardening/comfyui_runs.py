@@ -56,7 +56,7 @@ def graph_of(run: int, checkpoint: str) -> dict[str, Any]:
 
 def cancelling(server: Server, run: int):
     """A watcher that presses Cancel in two of five runs."""
-    begins = {3: "Picture 2", 4: ""}.get(run % 5)
+    begins = {3: "Image 2", 4: ""}.get(run % 5)
     pressed: list[Any] = []
 
     def watch(kind: str, data: Any, result: Result) -> None:
@@ -76,7 +76,7 @@ def many_runs(server: Server, checkpoint: str, runs: int) -> dict[str, Any]:
     start = time.monotonic()
     for run in range(runs):
         # Held there until the cancel arrives, however fast the server draws.
-        server.post("/duogen_test/hold", {"text": "Picture 2" if run % 5 == 3 else ""})
+        server.post("/duogen_test/hold", {"text": "Image 2" if run % 5 == 3 else ""})
         result = server.run(graph_of(run, checkpoint), watch=cancelling(server, run))
         if result.error is not None:
             raise RuntimeError(f"Run {run} failed: {result.error['exception_message']}")

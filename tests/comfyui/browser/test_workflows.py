@@ -80,7 +80,7 @@ def test_a_workflow_runs_to_its_end(frontend: Frontend, random_model: Path, rend
     previews = frontend.page.evaluate(
         "(id) => Object.entries(app.nodeOutputs).filter(([key]) => key.split(/[.:]/).at(-1) === String(id))"
         ".flatMap(([, output]) => output.images ?? []).length",
-        ids["Each picture, as it is made"],
+        ids["Each image, as it is made"],
     )
     assert previews >= 1, "the picture of the last round is in the user's preview"
     folder = saved_folder(job, ids["DuoGenSaveDocument"])
