@@ -1,6 +1,8 @@
-"""The ComfyUI side of DuoGen: thin nodes around `duogen_core`, one file per stage of the graph.
+"""The ComfyUI side of DuoGen: thin nodes around `duogen_core`.
 
-Importing this package costs little: node classes hold schemas only, model code is imported when a node runs.
+`definitions` holds the schemas, `steps` what the nodes do, `host` all that touches ComfyUI's private side; imports go
+in this direction only. Importing this package costs little: node classes hold schemas only, and model code is imported
+when a node runs.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ def _make_core_importable() -> None:
 
 _make_core_importable()
 
-from .extension import DuoGenExtension  # noqa: E402  (the core has to be importable first)
+from .host import self_check  # noqa: E402  (the core has to be importable first)
+
+self_check.report()  # before anything else is imported from a ComfyUI that may lack it
+
+from .extension import DuoGenExtension  # noqa: E402
 
 __all__ = ["DuoGenExtension"]

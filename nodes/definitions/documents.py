@@ -6,7 +6,6 @@ HTML and Markdown beside it, a PDF and a .zip if wanted, and this workflow insid
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zipfile
@@ -26,8 +25,6 @@ from ..steps import unfinished
 from . import sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from duogen_core.document import Document
 
 CATEGORY = "DuoGen"
@@ -104,10 +101,11 @@ class DuoGenFormat(io.ComfyNode):
 
     @classmethod
     def execute(cls, context: Document, part: str) -> io.NodeOutput:
+        from ..host.model_management import interrupted_as_comfyui
         from ..steps import answer
 
         document = answer.last_answer(context) if part == "answer" else context
-        with interruptible():
+        with interrupted_as_comfyui():
             markdown = markdown_of(document)
         pictures = document.pictures
         images, texts = image_list(pictures), paragraphs(document)
@@ -224,10 +222,12 @@ class DuoGenSaveDocument(io.ComfyNode):
     def execute(cls, context: Document, filename_prefix: str, pdf: bool = False, zip: bool = False) -> io.NodeOutput:
         from duogen_core.document.store import image_name
 
+        from ..host.model_management import interrupted_as_comfyui
+
         size = next((picture.size for picture in context.last_turn.pictures), (0, 0)) if context.turns else (0, 0)
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
         folder, subfolder = new_folder(filename_prefix, cls.hidden.prompt or {}, workflow, size)
-        with interruptible():
+        with interrupted_as_comfyui():
             files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
             markdown = markdown_of(context)
         unfinished.saved(context)
@@ -303,15 +303,3 @@ def markdown_of(document: Document) -> str:
 
     names = [image_name(index) for index in range(len(document.pictures))]
     return render_markdown(document, names, mm.processing_interrupted)
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Turns the core's Cancelled, raised because the user interrupted the prompt, into ComfyUI's own exception."""
-    from duogen_core.errors import Cancelled
-
-    try:
-        yield
-    except Cancelled:
-        mm.throw_exception_if_processing_interrupted()
-        raise
