@@ -216,8 +216,8 @@ def test_edit_chain(server: Server, info: dict[str, Any]):
 
     own = np.random.default_rng(5).integers(0, 256, (64, 160, 3), dtype=np.uint8)
     Image.fromarray(own).save(server.base / "input" / "my own.png")
-    graph[ids["Or your own picture"]]["inputs"]["image"] = "my own.png"
-    graph[ids["Edit 1"]]["inputs"]["images.image1"] = [ids["Or your own picture"], 0]
+    graph[ids["Or your own image"]]["inputs"]["image"] = "my own.png"
+    graph[ids["Edit 1"]]["inputs"]["images.image1"] = [ids["Or your own image"], 0]
     document = saved(server, server.run(graph), ids)
     assert np.array_equal(document.pictures[0].pixels, own)
     assert {picture.size for picture in document.pictures} == {(160, 64)}
