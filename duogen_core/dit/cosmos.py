@@ -4,8 +4,9 @@ In:  a list of latents, one per picture, the last one noisy; timestep, text cond
 Out: the last picture's velocity.
 Every frame is patchified at its own resolution and the tokens are concatenated; rotary positions take the picture's
 index as time and the frame's own grid as space; channel 17 marks finished pictures, channel 18 is the (empty) padding
-mask. `attention="full"` runs diffusers' blocks as they are and equals diffusers bit for bit on frames of one size;
-`attention="frame_causal"` is ours (frame_causal.py). Follows DuoGen, section 3.2, and Cosmos-Predict2.5.
+mask. `attention="full"` equals diffusers on frames of one size to float32's rounding: adaLN is evaluated once per frame
+there, once per token in diffusers. `attention="frame_causal"` is ours (frame_causal.py), and so is the packing of many
+documents into one pass (packing.py). Follows DuoGen, section 3.2, and Cosmos-Predict2.5.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import CosmosTransformer3DModel
+import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from duogen_core.dit import DitError
-from duogen_core.dit.frame_block import PackedCosmosBlock
-from duogen_core.dit.frame_cache import FrameCache
-from duogen_core.dit.frame_causal import forward_frame_causal
+from duogen_core.dit.frame_causal import FrameCache, forward_frame_causal
+from duogen_core.dit.frames import CosmosFrames, PackedCosmosBlock, keys_values, stacked
 from duogen_core.dit.packing import Sequence as TrainingSequence
 from duogen_core.dit.packing import forward_train
 from duogen_core.files import read_json
@@ -83,7 +84,7 @@ def check_config(config: Mapping[str, object]) -> None:
         )
 
 
-class PackedCosmos(CosmosTransformer3DModel):
+class PackedCosmos(CosmosFrames):
     _no_split_modules = ["PackedCosmosBlock"]
 
     @register_to_config
@@ -175,65 +176,6 @@ class PackedCosmos(CosmosTransformer3DModel):
         formats = check_module(dit, weights, folder, "DiT")
         return fill_module(dit, weights, formats, dtype=dtype, prepare=prepare or use_scaled_linear, copy=copy)
 
-    # -------------------------------------------------------- pieces that both kinds of attention use
-
-    def grid(self, latent: Tensor) -> tuple[int, int]:
-        """Tokens down and across, of a latent [..., h, w]."""
-        (height, width), (_, ph, pw) = latent.shape[-2:], self.config.patch_size
-        if height % ph or width % pw:
-            raise DitError(f"A latent is {width}x{height}; its sides must be multiples of the patch, {pw}x{ph}.")
-        return height // ph, width // pw
-
-    def patches(self, latent: Tensor, *, clean: bool) -> Tensor:
-        """[B, 16, h, w] -> [B, tokens, channels of a patch], mask channels added, in diffusers' order."""
-        (gh, gw), (_, ph, pw) = self.grid(latent), self.config.patch_size
-        batch, channels, height, width = latent.shape
-        if channels != self.config.out_channels:
-            raise DitError(f"A latent has {channels} channels; this DiT takes {self.config.out_channels}.")
-        extra = [latent.new_full((batch, 1, height, width), 1.0 if clean else 0.0)]
-        if self.config.concat_padding_mask:
-            extra.append(latent.new_zeros(batch, 1, height, width))
-        x = torch.cat([latent, *extra], dim=1).unflatten(3, (gw, pw)).unflatten(2, (gh, ph))
-        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-    def embed(self, patches: Tensor) -> Tensor:
-        return self.patch_embed.proj(patches)
-
-    def unpatch(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """[B, tokens, patch] -> [B, 16, h, w]. Diffusers reads a patch as (channel, h, w), writes (h, w, channel)."""
-        _, ph, pw = self.config.patch_size
-        x = x.unflatten(2, (ph, pw, -1)).unflatten(1, grid)
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-    def rope_of(self, places: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-        """(picture index, tokens down, tokens across) of each frame -> cos and sin, [tokens of all, head_dim]."""
-        rope = self.rope
-        angles = []
-        for time, height, width in places:
-            rows = []
-            for dim, factor, count in (
-                (rope.dim_t, rope.t_ntk_factor, time + 1),
-                (rope.dim_h, rope.h_ntk_factor, height),
-                (rope.dim_w, rope.w_ntk_factor, width),
-            ):
-                steps = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
-                seq = torch.arange(count, device=device, dtype=torch.float32)
-                rows.append(torch.outer(seq, 1.0 / ((10000.0 * factor) ** steps)))
-            t = rows[0][-1].expand(height, width, -1)
-            h = rows[1][:, None].expand(-1, width, -1)
-            w = rows[2][None].expand(height, -1, -1)
-            angles.append(torch.cat([t, h, w] * 2, dim=-1).flatten(0, 1))
-        angle = torch.cat(angles)
-        return torch.cos(angle), torch.sin(angle)
-
-    def project_text(self, text: Tensor) -> Tensor:
-        """Checkpoints that carry the connector inside (Predict2.5) also take the raw states."""
-        if self.config.use_crossattn_projection and text.shape[-1] == self.config.crossattn_proj_in_channels:
-            text = self.crossattn_proj(text)
-        if text.shape[-1] != self.config.text_embed_dim:
-            raise DitError(f"The text condition is {text.shape[-1]} wide; this DiT takes {self.config.text_embed_dim}.")
-        return text
-
     # -------------------------------------------------------- drawing
 
     def forward_packed(
@@ -277,27 +219,25 @@ class PackedCosmos(CosmosTransformer3DModel):
         return self.unpatch(out, self.grid(frames[-1]))
 
     def _forward_full(self, frames: list[Tensor], timestep: Tensor, text: Tensor) -> Tensor:
+        """Every frame sees every frame and all text: output patches of the target, [B, S, patch]."""
         grids = [self.grid(frame) for frame in frames]
         sizes = [height * width for height, width in grids]
         last = len(frames) - 1
-        x = self.embed(torch.cat([self.patches(frame, clean=i < last) for i, frame in enumerate(frames)], dim=1))
+        patches = torch.cat([self.patches(frame, clean=i < last) for i, frame in enumerate(frames)], dim=1)
+        x, token_frame = stacked(self.embed(patches), sizes)
         rope = self.rope_of([(i, *grid) for i, grid in enumerate(grids)], x.device)
         times = timestep[:, None].expand(-1, last + 1).clone()
         if self.config.clean_timestep >= 0:  # a negative value: finished pictures share the target's timestep
             times[:, :last] = self.config.clean_timestep
-        temb, embedded = self.time_embed(x, times.flatten())
-        # Per token, as the stock blocks take it: only so is the result equal to diffusers' to the last bit.
-        token_frame = torch.repeat_interleave(
-            torch.arange(last + 1, device=x.device), torch.tensor(sizes, device=x.device), output_size=sum(sizes)
-        )
-        temb, embedded = (e.unflatten(0, times.shape)[:, token_frame] for e in (temb, embedded))
-        for block in self.transformer_blocks:
-            args = (x, text, embedded, temb, rope)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, *args)
-            else:
-                x = block(*args)
-        return self.proj_out(self.norm_out(x, embedded, temb))[:, -sizes[-1] :]
+
+        def attend(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v)
+
+        def attend_text(_block: int, attn: Attention, q: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, *keys_values(attn, text))
+
+        out = self.run_blocks(x, times, rope, attend, attend_text if text.shape[1] else None, token_frame)
+        return out.flatten(1, 2)[:, -sizes[-1] :]
 
     # -------------------------------------------------------- training
 

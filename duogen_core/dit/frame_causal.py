@@ -1,33 +1,125 @@
-"""Drawing with frame-causal attention: a picture only looks back, so nothing that was computed is computed again.
+"""Drawing with frame-causal attention: a picture only looks back, so keys and values of finished pictures are reused.
 
 A frame sees itself, the frames before it and the text before its own place. So finished frames are run one after
-another, each against the keys and values of those before it; the target comes last. No attention mask is needed, and
-what a finished frame has left behind never changes (frame_cache.py). Training runs all frames at once (packing.py).
+another, each against the keys and values of those before it; the target comes last. No attention mask is needed.
+Training runs all frames at once (packing.py).
+
+What a finished picture leaves behind depends on its own latent, on the pictures before it and on the text before it,
+and on nothing else; so the entries of `FrameCache` form a tree whose branches share their beginnings. Steps, later
+pictures and both guidance branches find the same entries by themselves. A cache belongs to one state of the weights:
+make a new one (or `clear`) when weights change, LoRAs included.
+
+In:  latents [B, 16, h, w] and text [B, N, W] as given to `forward_packed`.
+Out: per block (key, value), each [B, heads, tokens, head_dim].
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from duogen_core.dit.frame_block import keys_values, run_blocks
-from duogen_core.dit.frame_cache import (
-    Frame,
-    FrameCache,
-    KeysValues,
-    path,
-)
+from duogen_core.dit.frames import CosmosFrames, keys_values
 
-if TYPE_CHECKING:
-    from duogen_core.dit.cosmos import PackedCosmos
+KeysValues = list[tuple[Tensor, Tensor]]  # one pair per block
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+@dataclass(eq=False)
+class Frame:
+    """One finished picture in its place."""
+
+    latent: Tensor
+    text: Tensor  # between the previous picture and this one
+    end: int
+    kv: KeysValues
+    depth: int
+    parent: Frame | None
+    children: list[Frame] = field(default_factory=list)
+    used: int = 0
+
+
+class FrameCache:
+    def __init__(self, max_frames: int = 64, max_texts: int = 4) -> None:
+        self.max_frames, self.max_texts = max_frames, max_texts
+        self.hits = self.misses = 0  # frames found and frames computed, for tests and reports
+        self.clear()
+
+    def clear(self) -> None:
+        self._root: list[Frame] = []
+        self._frames: list[Frame] = []
+        self._texts: list[tuple[Tensor, KeysValues]] = []
+        self._clock = 0
+
+    @property
+    def bytes(self) -> int:
+        pairs = [pair for frame in self._frames for pair in frame.kv] + [p for _, kv in self._texts for p in kv]
+        return sum(t.numel() * t.element_size() for pair in pairs for t in pair)
+
+    def text(self, text: Tensor, compute: Callable[[Tensor], KeysValues]) -> KeysValues:
+        """Keys and values of a text condition; the last few texts are kept (the two guidance branches alternate)."""
+        for index, (known, kv) in enumerate(self._texts):
+            if same(known, text):
+                self._texts.append(self._texts.pop(index))
+                return kv
+        kv = compute(text)
+        self._texts = [*self._texts[1 - self.max_texts :], (text.detach().clone(), kv)]
+        return kv
+
+    def frame(
+        self, parent: Frame | None, latent: Tensor, text: Tensor, end: int, compute: Callable[[], KeysValues]
+    ) -> Frame:
+        """The entry of a finished picture that follows `parent`, computed when it is not there yet."""
+        siblings = self._root if parent is None else parent.children
+        before = text[:, 0 if parent is None else parent.end : end]
+        self._clock += 1
+        for found in siblings:
+            if found.end == end and same(found.latent, latent) and same(found.text, before):
+                self.hits += 1
+                found.used = self._clock
+                return found
+        self.misses += 1
+        depth = 0 if parent is None else parent.depth + 1
+        new = Frame(latent.detach().clone(), before.detach().clone(), end, compute(), depth, parent, [], self._clock)
+        siblings.append(new)
+        self._frames.append(new)
+        self._evict(keep=new)
+        return new
+
+    def _evict(self, keep: Frame) -> None:
+        """Drops the leaf that was not used for longest, never the branch that is being walked."""
+        walked = set()
+        node: Frame | None = keep
+        while node is not None:
+            walked.add(id(node))
+            node = node.parent
+        while len(self._frames) > self.max_frames:
+            leaves = [frame for frame in self._frames if not frame.children and id(frame) not in walked]
+            if not leaves:
+                return
+            oldest = min(leaves, key=lambda frame: frame.used)
+            (self._root if oldest.parent is None else oldest.parent.children).remove(oldest)
+            self._frames.remove(oldest)
+
+
+def path(frame: Frame | None) -> list[Frame]:
+    """From the first picture to this one."""
+    frames: list[Frame] = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.parent
+    return frames[::-1]
 
 
 def run_frame(
-    model: PackedCosmos,
+    model: CosmosFrames,
     latent: Tensor,
     index: int,
     timestep: Tensor,
@@ -54,12 +146,12 @@ def run_frame(
 
     x = model.embed(model.patches(latent, clean=clean))[:, None]
     rope = model.rope_of([(index, *model.grid(latent))], latent.device)
-    out = run_blocks(model, x, timestep[:, None], rope, attend, attend_text if text_end else None)
+    out = model.run_blocks(x, timestep[:, None], rope, attend, attend_text if text_end else None)
     return out, own
 
 
 def forward_frame_causal(
-    model: PackedCosmos,
+    model: CosmosFrames,
     frames: list[Tensor],
     timestep: Tensor,
     text: Tensor,

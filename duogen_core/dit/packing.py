@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +22,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from duogen_core.dit import DitError
-from duogen_core.dit.frame_block import keys_values, run_blocks
-
-if TYPE_CHECKING:
-    from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.frames import CosmosFrames, keys_values, stacked
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class Sequence:
 class Group:
     """Sequences of one shape, whose tokens lie behind one another in the pack."""
 
-    def __init__(self, model: PackedCosmos, members: list[Sequence]) -> None:
+    def __init__(self, model: CosmosFrames, members: list[Sequence]) -> None:
         first = members[0]
         self.members, self.n, self.clean = members, len(members), len(first.clean)
         self.grids = [model.grid(frame) for frame in (*first.clean, *first.noisy)]
@@ -74,7 +70,7 @@ class Group:
         self.text_lengths = [len(member.text) for member in members]
         self.text_tokens = sum(self.text_lengths)
 
-    def patches(self, model: PackedCosmos) -> Tensor:
+    def patches(self, model: CosmosFrames) -> Tensor:
         """[n * length, channels of a patch]"""
         columns = zip(*((*member.clean, *member.noisy) for member in self.members), strict=True)
         found = [model.patches(torch.stack(each), clean=i < self.clean) for i, each in enumerate(columns)]
@@ -138,7 +134,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
-def forward_train(model: PackedCosmos, sequences: SequenceOf[Sequence]) -> list[list[Tensor]]:
+def forward_train(model: CosmosFrames, sequences: SequenceOf[Sequence]) -> list[list[Tensor]]:
     """See `PackedCosmos.forward_train`."""
     attention = model.config.attention
     by_shape: dict[tuple, list[int]] = {}
@@ -153,20 +149,13 @@ def forward_train(model: PackedCosmos, sequences: SequenceOf[Sequence]) -> list[
         torch.cat([m.timestep.new_full((len(m.clean),), clean_time) if clean_time >= 0 else
                    m.timestep[:1].expand(len(m.clean)), m.timestep]) for m in members
     ])[None]  # fmt: skip
-    x = model.embed(torch.cat([group.patches(model) for group in groups])[None])
+    sizes = [size for group in groups for _ in range(group.n) for size in group.sizes]
+    x, token_frame = stacked(model.embed(torch.cat([group.patches(model) for group in groups])[None]), sizes)
     ropes = [
         model.rope_of([(place, *grid) for place, grid in zip(group.places, group.grids, strict=True)], x.device)
         for group in groups
     ]
     rope = tuple(torch.cat([each[i].repeat(g.n, 1) for g, each in zip(groups, ropes, strict=True)]) for i in (0, 1))
-
-    sizes = [size for group in groups for _ in range(group.n) for size in group.sizes]
-    token_frame = None
-    if len(set(sizes)) == 1:
-        x = x.unflatten(1, (-1, sizes[0]))
-    else:
-        x = x[:, :, None]
-        token_frame = torch.repeat_interleave(torch.tensor(sizes)).to(x.device)
 
     def attend(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = zip(groups, *(t[0].split(lengths, dim=1) for t in (q, k, v)), strict=True)
@@ -180,7 +169,7 @@ def forward_train(model: PackedCosmos, sequences: SequenceOf[Sequence]) -> list[
         parts = zip(crosses, q[0].split(lengths, dim=1), k, v, strict=True)
         return packed([cross(cross.group.stacked(own), k, v) for cross, own, k, v in parts])
 
-    out = run_blocks(model, x, times, rope, attend, attend_text if text.shape[1] else None, token_frame).flatten(1, 2)
+    out = model.run_blocks(x, times, rope, attend, attend_text if text.shape[1] else None, token_frame).flatten(1, 2)
     found: list[list[Tensor]] = [[] for _ in sequences]
     for numbers, group, tokens in zip(by_shape.values(), groups, out[0].split(lengths), strict=True):
         frames = tokens.unflatten(0, (group.n, -1)).split(group.sizes, dim=1)

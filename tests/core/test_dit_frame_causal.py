@@ -9,8 +9,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from duogen_core.dit import DitError
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.dit.frame_cache import FrameCache, path
-from duogen_core.dit.frame_causal import forward_frame_causal
+from duogen_core.dit.frame_causal import FrameCache, forward_frame_causal, path
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 

@@ -1,4 +1,4 @@
-"""Full attention: PackedCosmos equals diffusers bit for bit, and unlike sizes equal a reference built by hand."""
+"""Full attention: PackedCosmos equals diffusers, and unlike sizes equal a reference built by hand."""
 
 from __future__ import annotations
 
@@ -69,15 +69,33 @@ def diffusers_forward(model, frames, timestep, text) -> torch.Tensor:
     return out.sample[:, :, -1]
 
 
+def with_stock_blocks(model, frames, timestep, text) -> torch.Tensor:
+    """Our pieces around diffusers' own blocks, which evaluate adaLN per token."""
+    grids, last = [model.grid(frame) for frame in frames], len(frames) - 1
+    x = model.embed(torch.cat([model.patches(frame, clean=i < last) for i, frame in enumerate(frames)], dim=1))
+    rope = model.rope_of([(i, *grid) for i, grid in enumerate(grids)], x.device)
+    tokens = grids[0][0] * grids[0][1]
+    times = torch.full((len(timestep), len(frames)), 1e-4)
+    times[:, last] = timestep
+    temb, embedded = model.time_embed(x, times.flatten())
+    temb, embedded = (e.unflatten(0, times.shape).repeat_interleave(tokens, dim=1) for e in (temb, embedded))
+    for block in model.transformer_blocks:
+        x = block(x, text, embedded, temb, rope)
+    return model.unpatch(model.proj_out(model.norm_out(x, embedded, temb))[:, -tokens:], grids[-1])
+
+
 @pytest.mark.parametrize("batch,count,size", [(1, 1, (8, 8)), (1, 4, (8, 6)), (2, 3, (6, 10)), (3, 2, (2, 2))])
-def test_equals_diffusers_bit_for_bit(resize, batch, count, size):
+def test_equals_diffusers(resize, batch, count, size):
     model = tiny(rope_scale=(1.0, 3.0, 3.0))
     frames = latents(*[size] * count, batch=batch)
     timestep, text = torch.linspace(0.2, 0.9, batch), torch.randn(batch, 7, 20)
     with torch.no_grad():
         ours = model.forward_packed(frames, timestep, text)
         theirs = diffusers_forward(model, frames, timestep, text)
-    assert torch.equal(ours, theirs)
+        assert torch.equal(with_stock_blocks(model, frames, timestep, text), theirs), (
+            "patches, positions, mask channels"
+        )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert ours.std() > 0.01
 
 
@@ -96,7 +114,7 @@ def test_equals_diffusers_after_save_and_load(resize, tmp_path):
         expected = diffusers_forward(stock.eval(), frames, timestep, text)
         for loaded in (packed, from_stock):
             assert isinstance(loaded, PackedCosmos) and loaded.config.attention == "full"
-            assert torch.equal(loaded.forward_packed(frames, timestep, text), expected)
+            torch.testing.assert_close(loaded.forward_packed(frames, timestep, text), expected, atol=1e-5, rtol=1e-5)
 
 
 def by_hand(model, frames, timestep, text) -> torch.Tensor:
