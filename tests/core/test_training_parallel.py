@@ -18,7 +18,7 @@ from duogen_core.cli import main
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
-from duogen_core.sketchbook.world import example_of
+from duogen_core.sketchbook.source import example_of
 from duogen_core.training import stage2_data
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import Processes, ensure_gradients, shard

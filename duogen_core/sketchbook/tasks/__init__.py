@@ -18,7 +18,7 @@ from duogen_core.sketchbook.things import thing_named
 
 FAMILIES: dict[str, Callable[..., Case]] = {
     "guide": guides.sample_guide,
-    "draw": draw.sample,
+    "draw": draw.sample_draw,
     "edit": edits.sample_edit,
     "edit_chain": edits.sample_chain,
     "continue": guides.sample_continuation,

@@ -29,7 +29,7 @@ from duogen_core.sketchbook.tasks.common import (
     with_background,
 )
 
-REQUESTS = (
+DRAW_REQUESTS = (
     "Draw {}.",
     "Draw {}.",
     "Please draw {}.",
@@ -55,7 +55,7 @@ def asked_shape(rng: Random, shape: Shape) -> tuple[str, dict[str, str | None]]:
     return text, {"kind": shape.kind, "colour": colour, "size": size, "cell": cell}
 
 
-def request(rng: Random, scene: Scene) -> tuple[str, list[dict[str, str | None]], str]:
+def draw_request(rng: Random, scene: Scene) -> tuple[str, list[dict[str, str | None]], str]:
     """A user's request for the scene, what it states of each shape, and the assistant's answer sentence."""
     shapes = list(scene.shapes)
     rng.shuffle(shapes)
@@ -65,13 +65,13 @@ def request(rng: Random, scene: Scene) -> tuple[str, list[dict[str, str | None]]
         wanted = wanted.replace(", on ", " on ")
     # The answer keeps the order of the request: repeating is easier to learn than sorting.
     answer = rng.choice(ANSWERS).format(with_background(join([a_shape(shape) for shape in shapes]), scene.background))
-    return rng.choice(REQUESTS).format(wanted), [stated for _, stated in phrases], answer
+    return rng.choice(DRAW_REQUESTS).format(wanted), [stated for _, stated in phrases], answer
 
 
-def sample(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+def sample_draw(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
     background = random_background(rng, 0.15)
     count = pick_count(rng, (0.4, 0.35, 0.25))
     scene = random_scene(rng, count, canvas, background=background, held_out=held_out)
-    text, asked, answer = request(rng, scene)
+    text, asked, answer = draw_request(rng, scene)
     document = conversation([user_turn(rng, text), assistant_turn(answer, Picture(draw_scene(scene)))])
     return Case("draw", document, {"scene": scene_to_dict(scene), "asked": asked, "background": scene.background})

@@ -39,7 +39,7 @@ from duogen_core.sketchbook.tasks.common import (
 )
 
 OPERATIONS = {"recolour": 0.26, "remove": 0.18, "add": 0.24, "move": 0.18, "background": 0.14}
-REQUESTS = {
+EDIT_REQUESTS = {
     "recolour": ("Make {} {}.", "Change the colour of {} to {}.", "Paint {} {}.", "Can you make {} {}?"),
     "remove": ("Remove {}.", "Take {} away.", "Delete {}.", "Please erase {}.", "Can you remove {}?"),
     "add": ("Add {}.", "Please add {}.", "Draw {} as well.", "Can you add {}?", "Put {} into the picture."),
@@ -54,13 +54,13 @@ def recolour(rng: Random, scene: Scene) -> Edit:
     taken = (shape.colour, scene.background)
     colour = rng.choice([c for c in COLOURS if c not in taken and allowed(c, shape.kind)])
     after = scene.remove(shape).add(replace(shape, colour=colour))
-    text = rng.choice(REQUESTS["recolour"]).format(reference(rng, scene, shape), user_colour(rng, colour))
+    text = rng.choice(EDIT_REQUESTS["recolour"]).format(reference(rng, scene, shape), user_colour(rng, colour))
     return after, text, f"Done: the {shape_words(shape)} is now {colour}."
 
 
 def remove(rng: Random, scene: Scene) -> Edit:
     shape = rng.choice(scene.shapes)
-    text = rng.choice(REQUESTS["remove"]).format(reference(rng, scene, shape))
+    text = rng.choice(EDIT_REQUESTS["remove"]).format(reference(rng, scene, shape))
     return scene.remove(shape), text, f"Done: the {shape_words(shape)} is gone."
 
 
@@ -70,21 +70,21 @@ def add(rng: Random, scene: Scene) -> Edit:
     if rng.random() < 0.15:
         words = words[1:]
     wanted = f"{article(words[0])} {' '.join(words)} {user_place(rng, shape.cell)}"
-    text = rng.choice(REQUESTS["add"]).format(wanted)
+    text = rng.choice(EDIT_REQUESTS["add"]).format(wanted)
     return scene.add(shape), text, f"Done: there is now {a_shape(shape)}."
 
 
 def move(rng: Random, scene: Scene) -> Edit:
     shape = rng.choice(scene.shapes)
     moved = replace(shape, cell=rng.choice(scene.free_cells))
-    text = rng.choice(REQUESTS["move"]).format(reference(rng, scene, shape), user_cell(rng, moved.cell))
+    text = rng.choice(EDIT_REQUESTS["move"]).format(reference(rng, scene, shape), user_cell(rng, moved.cell))
     return scene.remove(shape).add(moved), text, f"Done: the {shape_words(shape)} is now {PLACES[moved.cell]}."
 
 
 def background(rng: Random, scene: Scene) -> Edit:
     taken = {scene.background, *(shape.colour for shape in scene.shapes)}
     colour = rng.choice([c for c in COLOURS if c not in taken])
-    text = rng.choice(REQUESTS["background"]).format(user_colour(rng, colour))
+    text = rng.choice(EDIT_REQUESTS["background"]).format(user_colour(rng, colour))
     return replace(scene, background=colour), text, f"Done: the background is now {colour}."
 
 
@@ -97,7 +97,7 @@ def sample_edit(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = Fa
     before = random_scene(rng, pick_count(rng, (0.25, 0.3, 0.25, 0.2)), canvas, held_out=held_out)
     after, text, answer = EDITS[operation](rng, before)
     if rng.random() < 0.12 and len(before.shapes) <= 3:  # a second turn of a conversation
-        first, _, sentence = draw.request(rng, before)
+        first, _, sentence = draw.draw_request(rng, before)
         turns = [user_turn(rng, first), assistant_turn(sentence, Picture(draw_scene(before))), user_turn(rng, text)]
     else:
         turns = [user_turn(rng, text, Picture(draw_scene(before)))]
@@ -120,7 +120,7 @@ def sample_chain(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = F
     image: Picture | None = Picture(draw_scene(after))
     turns = []
     if rng.random() < 0.3:
-        request, _, sentence = draw.request(rng, after)
+        request, _, sentence = draw.draw_request(rng, after)
         turns, image = [user_turn(rng, request), assistant_turn(sentence, image)], None
     for _ in range(count):
         before, operation = after, pick_operation(rng, after)
