@@ -321,7 +321,13 @@ def token_bytes(tokenizer: Any, token: int) -> bytes:
 
 
 class TextStream:
-    """put(bytes) hands whole characters to on_text; finish() returns everything that was handed out."""
+    """put(bytes) hands whole characters to on_text; finish() returns everything that was handed out.
+
+    A token may end in the middle of a UTF-8 character: what is incomplete waits for the next one, and is dropped where
+    the text ends. Invalid bytes become U+FFFD. Not tokenizers' DecodeStream: it holds back everything while the end is
+    invalid and decodes all of that again for each token (4,000 invalid bytes: 2.9 s and no text, here 8 ms; the usual
+    token takes 2 us there, 4 us here), and prompted models' text comes as bytes that no tokenizer made.
+    """
 
     def __init__(self, on_text: Callable[[str], None] | None = None) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
