@@ -19,6 +19,6 @@ A step of stage 2, from `train stage2` to the optimizers, in the order in which 
 4. distributed.py      the share of this process
 5. ../connector.py     states of the MLLM -> text condition of the DiT
 6. ../dit/packing.py   `forward_train`: the samples of a pass in one sequence
-7. the blocks of the DiT, which packing.py imports from its own folder
+7. ../dit/frames.py    the way of a pass through the blocks
 8. run.py              `update`: backward, clip, Muon and AdamW; the average of the weights
 """

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         about = f"run folder of {what}; default: %(default)s"
         add(f"--{name}", type=Path, default=Path(f"runs/{name}"), metavar="DIR", help=about)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the model to write")
-    about = "sampling steps a picture where nothing else is asked for; default: %(default)s"
+    about = "sampling steps an image where nothing else is asked for; default: %(default)s"
     add("--steps", type=int, default=Sampling.steps, metavar="N", help=about)
     add(
         "--guidance",

@@ -189,13 +189,13 @@ def look_over(own: Sequence[Spec], say: Callable[[str], None], max_side: int) ->
         raise DuoGenError(f"None of the {len(bad)} documents can be used; the first one: {bad[0]}")
     if not drawn:
         raise DuoGenError(
-            f"None of the {good} documents has a picture in an assistant turn, so there is nothing to learn to draw; "
+            f"None of the {good} documents has an image in an assistant turn, so there is nothing to learn to draw; "
             "for words alone use train stage1."
         )
-    say(f"{good:,} documents with {drawn:,} pictures to draw.")
+    say(f"{good:,} documents with {drawn:,} images to draw.")
     if large:
         say(
-            f"{large:,} of them have pictures larger than {max_side} pixels, which are made smaller for stage 2; to "
+            f"{large:,} of them have images larger than {max_side} pixels, which are made smaller for stage 2; to "
             "learn them as they are, give a larger stage2.max_side."
         )
     if bad:
@@ -241,7 +241,7 @@ def train(config: FinetuneConfig) -> Run:
         data=mixed(own, replay, config.share, drawn),
         **kind_of(base),
     )
-    say(f"\nStage 2 of 2: connector and DiT learn the pictures ({pictures.out}).")
+    say(f"\nStage 2 of 2: connector and DiT learn the images ({pictures.out}).")
     done = stage2.train(pictures)
     if done.interrupted:
         return done

@@ -31,7 +31,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class Seen(NamedTuple):
+class PictureKey(NamedTuple):
     """A picture as the tower gets it: equal ones are one."""
 
     digest: str
@@ -46,7 +46,7 @@ class MicroBatch:
     ids: Tensor
     weight: Tensor
     positions: Tensor
-    pictures: list[Seen]
+    pictures: list[PictureKey]
     labels: Tensor | None = None  # int [B, N, probes], what the probes should read out of the states
 
     @property
@@ -71,8 +71,8 @@ class StepTotals(NamedTuple):
 
 
 def share_of(
-    batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], rank: int, count: int
-) -> tuple[list[MicroBatch], dict[Seen, Tensor]]:
+    batches: Sequence[MicroBatch], pixels: Mapping[PictureKey, Tensor], rank: int, count: int
+) -> tuple[list[MicroBatch], dict[PictureKey, Tensor]]:
     """What one of `count` processes has of a step: every count-th micro-batch and its pictures.
 
     All have equally many, so that FSDP's processes stay in step; one too few is made up by one without targets.
@@ -101,8 +101,8 @@ class Batcher:
 
     def __call__(
         self, examples: Sequence[Document | Example], user_weight: float = 0.0
-    ) -> tuple[list[MicroBatch], dict[Seen, Tensor]]:
-        pixels: dict[Seen, Tensor] = {}
+    ) -> tuple[list[MicroBatch], dict[PictureKey, Tensor]]:
+        pixels: dict[PictureKey, Tensor] = {}
         rows = []
         for example in examples:
             example = Example("", example) if isinstance(example, Document) else example
@@ -116,7 +116,7 @@ class Batcher:
             keys = []
             for span, picture, grid in zip(spans.pictures, document.pictures, grids, strict=True):
                 size = (grid[2] * self.processor.patch_size, grid[1] * self.processor.patch_size)
-                keys.append(Seen(picture.digest, not span.drawn or example.drawn_teach, size))
+                keys.append(PictureKey(picture.digest, not span.drawn or example.drawn_teach, size))
                 if keys[-1] not in pixels:
                     pixels[keys[-1]] = torch.from_numpy(resized(picture, size, self.processor.resample))
             positions = mrope_positions(spans.ids, grids, self.control.image_pad, self.processor.merge_size)
@@ -159,7 +159,7 @@ def resized(picture: Picture, size: tuple[int, int], resample: Any) -> np.ndarra
     return np.array(Image.fromarray(picture.pixels).resize(size, resample))
 
 
-def see(tower: nn.Module, pixels: Mapping[Seen, Tensor]) -> dict[Seen, Tensor]:
+def encode_pictures(tower: nn.Module, pixels: Mapping[PictureKey, Tensor]) -> dict[PictureKey, Tensor]:
     """Features of every distinct picture [tokens, hidden]; pictures of one size run together."""
     features, run = {}, tower_of(tower)
     parameter = next(tower.parameters())
@@ -173,7 +173,7 @@ def see(tower: nn.Module, pixels: Mapping[Seen, Tensor]) -> dict[Seen, Tensor]:
     return features
 
 
-def hidden_states(model: nn.Module, batch: MicroBatch, features: Mapping[Seen, Tensor]) -> list[Tensor]:
+def hidden_states(model: nn.Module, batch: MicroBatch, features: Mapping[PictureKey, Tensor]) -> list[Tensor]:
     """Outputs of the decoder layers, the last one after the final norm, each [B, N, hidden]."""
     embeds = model.get_input_embeddings()(batch.ids)
     if batch.pictures:
@@ -200,14 +200,14 @@ class NextTokenLoss(nn.Module):
         self.model, self.probes, self.bf16 = model, probes, bf16
 
     def forward(
-        self, batches: Sequence[MicroBatch], pixels: Mapping[Seen, Tensor], totals: StepTotals | None = None
+        self, batches: Sequence[MicroBatch], pixels: Mapping[PictureKey, Tensor], totals: StepTotals | None = None
     ) -> tuple[Tensor, Tensor]:
         """totals: of the step, if these batches are a part of it; the parts' losses then add up to the step's."""
         totals = totals or StepTotals.of(batches)
         device = self.model.get_input_embeddings().weight.device
         loss, probed = torch.zeros((), device=device), torch.zeros((), device=device)
         with mixed_precision(device, self.bf16):
-            features = see(self.model.model.visual, pixels)
+            features = encode_pictures(self.model.model.visual, pixels)
             for batch in (each.to(device) for each in batches):
                 states = hidden_states(self.model, batch, features)
                 logits, targets, weight = predict(self.model, batch, states[-1])

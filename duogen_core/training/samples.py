@@ -89,7 +89,7 @@ def answer(mllm: Mllm, ideal: Document, max_new_tokens: int = SETTINGS.max_new_t
             break
         picture = next(pictures, None)
         if picture is None:
-            return document.append(Text("\n[a picture, where the ideal answer has none left]"))
+            return document.append(Text("\n[an image, where the ideal answer has none left]"))
         document = document.append(picture)
     return document
 

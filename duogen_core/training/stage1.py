@@ -43,9 +43,9 @@ from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
     StepTotals,
+    encode_pictures,
     hidden_states,
     predict,
-    see,
     share_of,
 )
 from duogen_core.training.run import Run, new_muon, recomputing
@@ -94,7 +94,7 @@ def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Ex
         for case in some:  # one by one: a conversation is judged as a whole
             batches, pixels = batcher([case], 0.0)
             batch = batches[0].to(device)
-            states = hidden_states(model, batch, see(model.model.visual, pixels))
+            states = hidden_states(model, batch, encode_pictures(model.model.visual, pixels))
             logits, targets, _ = predict(model, batch, states[-1])
             guess = logits.argmax(-1)
             right += int((guess == targets).sum())
@@ -211,7 +211,7 @@ class Trainer:
         self, loss_of: nn.Module, mine: tuple[Any, Any], totals: StepTotals, figures: dict[str, Any]
     ) -> Iterator[Tensor]:
         """What to go backward from, in one part or one for each micro-batch; adds up the figures."""
-        for part in apart(*mine) if self.config.accumulate else [mine]:
+        for part in micro_batches_of(*mine) if self.config.accumulate else [mine]:
             loss, probed = loss_of(*part, totals)
             figures["loss"] += loss.detach()
             if "probes" in figures:
@@ -262,7 +262,7 @@ def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
     enable({"use_reentrant": False, "context_fn": recomputing(device)})
 
 
-def apart(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
+def micro_batches_of(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
     """One micro-batch after the other, each with its pictures."""
     for k in range(len(batches)):
         yield share_of(batches, pixels, k, len(batches))

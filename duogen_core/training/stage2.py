@@ -135,7 +135,7 @@ def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tu
     dit = file.load_dit(None if config.lora else torch.float32).train()
     if config.attention == "frame_causal" and dit.config.clean_timestep < 0:
         raise DuoGenError(
-            f"{base} is a pre-trained Cosmos, whose finished pictures share the target's timestep; frame_causal needs "
+            f"{base} is a pre-trained Cosmos, whose finished images share the target's timestep; frame_causal needs "
             "one of their own. Take the post-trained one, or attention=full."
         )
     dit.register_to_config(attention=config.attention, references=config.references)

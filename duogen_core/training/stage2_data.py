@@ -67,7 +67,7 @@ class DrawnLimits(Limits):
     def check(self, document: Document) -> None:
         super().check(document)
         if not any(turn.pictures for turn in document.turns if turn.role == "assistant"):
-            raise Excluded("it has no picture in an assistant turn, so stage 2 learns nothing from it.")
+            raise Excluded("it has no image in an assistant turn, so stage 2 learns nothing from it.")
 
 
 class Documents:
@@ -112,7 +112,7 @@ class Documents:
         if large and not self.shrunk:
             width, height = large[0]
             self.run.say(
-                f"{name}: a picture of {width}x{height} pixels is made smaller, since max_side is {limit}; so are all "
+                f"{name}: an image of {width}x{height} pixels is made smaller, since max_side is {limit}; so are all "
                 "that are larger. To learn them as they are, give a larger max_side."
             )
         if large:
@@ -124,9 +124,7 @@ class Documents:
 
     def summary(self) -> str:
         """What was passed over, and how many documents were made smaller; "" for neither."""
-        smaller = (
-            f"{len(self.shrunk):,} documents have pictures larger than max_side={self.config.max_side}, which are "
-        )
+        smaller = f"{len(self.shrunk):,} documents have images larger than max_side={self.config.max_side}, which are "
         smaller = f"{smaller}made smaller." if self.shrunk else ""
         log = self.samples and self.samples.log
         if not log:

@@ -105,7 +105,7 @@ def test_one_command_gives_a_checkpoint_that_answers(tuned, base, tmp_path, caps
     # without a record
     assert recorded["unshifted_share"] == 0.0 and recorded["shift"] == read_config(base).sampling.shift
     assert all(list((out / stage / "samples").rglob("*.html")) for stage in ("stage1", "stage2"))  # answers to look at
-    assert "3 documents with 12 pictures to draw" in said and "50% of it replay of sketchbook" in said
+    assert "3 documents with 12 images to draw" in said and "50% of it replay of sketchbook" in said
     assert (
         said.index("Stage 1 of 2") < said.index("Stage 2 of 2") < said.index("Try it: python -m duogen_core generate")
     )
@@ -199,7 +199,7 @@ def test_defaults_are_those_of_the_documentation():
         (["data=documents:nowhere"], "nowhere does not exist"),
         (["data=empty"], "holds no document"),
         (["data=broken"], "None of the 1 documents can be used"),
-        (["data={words}"], "None of the 1 documents has a picture in an assistant turn"),
+        (["data={words}"], "None of the 1 documents has an image in an assistant turn"),
         (["model=no-such-model"], "There is no model 'no-such-model'"),
         (["replay="], "No documents are given; expected replay=DIR"),
         (["replay=sketchbok"], "did you mean 'sketchbook'?"),
@@ -343,4 +343,4 @@ def test_bad_documents_are_named_and_passed_over(guides, tmp_path, capsys):
     assert "3 documents with 12 pictures" in printed and "1 of 4 documents cannot be used" in printed
     assert "made smaller" not in printed
     finetune.look_over(sources_of(str(guides), "data"), print, 64)
-    assert "3 of them have pictures larger than 64 pixels, which are made smaller" in capsys.readouterr().out
+    assert "3 of them have images larger than 64 pixels, which are made smaller" in capsys.readouterr().out

@@ -359,7 +359,7 @@ def test_samples_show_the_ideal_pictures_where_the_model_would_draw(tmp_path):
     found = answer(components.mllm, ideal)
     parts = [part.text if isinstance(part, Text) else part for part in found.last_turn.parts]
     assert parts == [
-        "First.", picture(1), "Then.", picture(2), "More.", "\n[a picture, where the ideal answer has none left]"
+        "First.", picture(1), "Then.", picture(2), "More.", "\n[an image, where the ideal answer has none left]"
     ]  # fmt: skip
     scripted(components, ("<script>", "end"))
     components.mllm.model.train()

@@ -113,7 +113,7 @@ def test_pictures_made_smaller_are_told_and_counted(folder, tmp_path, capsys, st
     said = capsys.readouterr().out
     (first,) = [line for line in said.splitlines() if "is made smaller" in line]
     assert "since max_side is 64" in first and "documents" in first
-    counted = int(re.search(r"(\d+) documents have pictures larger than max_side=64", said)[1])
+    counted = int(re.search(r"(\d+) documents have images larger than max_side=64", said)[1])
     assert 0 < counted <= large and (counted == large or states == "online")
     trained(replace(config, out=tmp_path / "whole", max_side=96))
     assert "made smaller" not in capsys.readouterr().out
