@@ -1,8 +1,8 @@
 """The command line: which commands there are, and how errors and Ctrl-C end it.
 
-A command is a module with `add_arguments(parser)` and `run(args) -> exit code`. Only the one that was asked for is
-imported, so `--help` and a wrong option answer at once. A command that writes to a folder names it with
-`parser.set_defaults(locks=lambda args: [args.out])`: then only one process at a time writes there.
+A command is a module (or stands in one, as module:name) with `add_arguments(parser)` and `run(args) -> exit code`. Only
+the one that was asked for is imported, so `--help` and a wrong option answer at once. A command that writes to a folder
+names it with `parser.set_defaults(locks=lambda args: [args.out])`: then only one process at a time writes there.
 Exit codes: 0 done; 2 bad input, with one sentence on stderr; 130 stopped by Ctrl-C.
 """
 
@@ -19,10 +19,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from duogen_core import __version__, files, interrupt
 from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
 
+ENGINES, SYNTHETIC = "duogen_core.commands.data_engines", "duogen_core.commands.synthetic"
 # name: (what it does, module) or (what it does, {name: …}, what one of these is called)
 COMMANDS: dict[str, tuple] = {
     "generate": ("answer a request with text and images", "duogen_core.commands.generate"),
@@ -57,30 +59,30 @@ COMMANDS: dict[str, tuple] = {
                 "world",
             ),
             "export": ("write documents as Parquet rows or webdataset tars", "duogen_core.commands.data_export"),
-            "web": ("make clean documents of web pages", "duogen_core.commands.data_web"),
+            "web": ("make clean documents of web pages", f"{ENGINES}:web"),
             "synthetic": (
                 "make documents that models write and draw, about 151 everyday subjects",
                 {
-                    "expand": ("let a language model write more requests", "duogen_core.commands.synthetic_expand"),
-                    "balance": ("count how requests spread over subjects", "duogen_core.commands.synthetic_balance"),
+                    "expand": ("let a language model write more requests", f"{SYNTHETIC}:expand"),
+                    "balance": ("count how requests spread over subjects", f"{SYNTHETIC}:balance"),
                     "plan": (
                         "let a language model plan an answer to each request: texts, and a prompt for each image",
-                        "duogen_core.commands.synthetic_plan",
+                        f"{SYNTHETIC}:plan",
                     ),
-                    "draw": ("draw the planned images and write the documents", "duogen_core.commands.synthetic_draw"),
-                    "answer": ("let a DuoGen model write and draw answers", "duogen_core.commands.synthetic_answer"),
+                    "draw": ("draw the planned images and write the documents", f"{SYNTHETIC}_documents:draw"),
+                    "answer": ("let a DuoGen model write and draw answers", f"{SYNTHETIC}_documents:answer"),
                 },
                 "step",
             ),
             "dialogues": (
                 "turn clean documents into dialogues with a language model",
-                "duogen_core.commands.data_dialogues",
+                f"{ENGINES}:dialogues",
             ),
             "video": (
                 "make pairs of video frames, with a text of what happens between them",
-                "duogen_core.commands.data_video",
+                f"{ENGINES}:video",
             ),
-            "editing": ("make documents of published image-editing data sets", "duogen_core.commands.data_editing"),
+            "editing": ("make documents of published image-editing data sets", f"{ENGINES}:editing"),
             "stats": ("show what a data command kept, and why it dropped the rest", "duogen_core.commands.data_stats"),
             "view": ("write a web page that shows what a data command made", "duogen_core.commands.data_view"),
         },
@@ -147,9 +149,16 @@ def _add(parser: Parser, commands: dict[str, tuple], argv: Sequence[str], noun: 
         if isinstance(target, dict):
             _add(child, target, argv[1:], *nouns)
         else:
-            module = import_module(target)
-            module.add_arguments(child)
-            child.set_defaults(run=module.run, parser=child)
+            command = command_of(target)
+            command.add_arguments(child)
+            child.set_defaults(run=command.run, parser=child)
+
+
+def command_of(target: str) -> Any:
+    """What has `add_arguments` and `run`: a module, or module:name where a module has several commands."""
+    module, _, name = target.partition(":")
+    found = import_module(module)
+    return getattr(found, name) if name else found
 
 
 def main(argv: Sequence[str] | None = None) -> int:

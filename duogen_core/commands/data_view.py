@@ -39,10 +39,10 @@ def run(args: argparse.Namespace) -> int:
             sys.stderr.flush()
 
     if kinds == ["web"]:
-        from duogen_core.data.web.plan import open_run
+        from duogen_core.data.runs.run import open_run
         from duogen_core.data.web.report import write_report
 
-        write_report(open_run(folder), file, args.samples, args.pages, step)
+        write_report(open_run(folder, "web"), file, args.samples, args.pages, step)
     elif kinds in (["video"], ["editing"]):
         from duogen_core.data.pairs import report
 

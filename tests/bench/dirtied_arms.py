@@ -23,9 +23,10 @@ from PIL import Image
 
 from duogen_core.cli import main as command
 from duogen_core.data.dialogues import engine as dialogues
-from duogen_core.data.dialogues.engine import Engine
+from duogen_core.data.dialogues.engine import DialogueEngine
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.pictures.decoding import Decoder
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.runs.shards import add_document, as_png
 from duogen_core.data.sources import open_source
 from duogen_core.data.web.compose import compose
@@ -33,7 +34,6 @@ from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.page import Block, Walk
 from duogen_core.data.web.pictures import Judged, Seen
-from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import walk
 from duogen_core.document import Document, Picture, Turn
 from duogen_core.sketchbook.tasks.common import Case
@@ -52,7 +52,7 @@ def ideal(cases: Sequence[Case]) -> Iterator[Document]:
 
 
 def raw(site: Path) -> Iterator[Document]:
-    preset, (pages,) = load_preset(), open_inputs([str(site)])
+    preset, (pages,) = load_preset("web"), open_inputs([str(site)])
     with Decoder({**preset.load, "stored_side": preset.picture["stored_side"]}) as decoder:
         for name in pages.names():
             page = pages.page(name, preset.page["max_bytes"])
@@ -85,7 +85,10 @@ def engine(web: Path, out: Path) -> Iterator[Document]:
 
 def written(web: Path, out: Path, cases: Sequence[Case]) -> Iterator[Document]:
     client = Client(Endpoint("http://localhost/stand-in", "stand-in"), transport=StandIn(cases))
-    steps, source = Engine(dialogues.load_preset(settings=NO_MODEL[2:]), client), dialogues.open_input(str(web))
+    steps, source = (
+        DialogueEngine(load_preset("dialogues", settings=NO_MODEL[2:]), lambda: (client, client)),
+        dialogues.open_input(str(web)),
+    )
     for outcome in dialogues.work(dialogues.begin(out, source, steps), source, steps):
         if outcome.document is None:
             print(f"refused: {outcome.rule} {outcome.value}", flush=True)

@@ -26,8 +26,9 @@ import checkout  # noqa: F401
 from PIL import Image
 
 from duogen_core.data.dialogues.draft import Draft, leads, read_draft
-from duogen_core.data.dialogues.engine import load_preset, open_input
+from duogen_core.data.dialogues.engine import open_input
 from duogen_core.data.dialogues.placement import Clue, clue_of, place
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.text.similarity import words_of
 from duogen_core.document import Document, Picture, Turn
 
@@ -99,7 +100,7 @@ def under_headings(document: Document) -> list[bool]:
 
 
 def measured(cases: list[Case], scene: str, seeds: int) -> Counter:
-    preset = load_preset()["place"]
+    preset = load_preset("dialogues")["place"]
     counts: Counter = Counter()
     for number, case in enumerate(cases):
         length = len(case.draft.passages)

@@ -25,9 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from duogen_core.data.runs.presets import load_preset  # noqa: E402
 from duogen_core.data.synthetic import balance  # noqa: E402
 from duogen_core.data.synthetic.expand import Expansion  # noqa: E402
-from duogen_core.data.synthetic.requests import load_preset  # noqa: E402
 from duogen_core.data.synthetic.taxonomy import load_taxonomy  # noqa: E402
 from duogen_core.data.text.similarity import word_pairs  # noqa: E402
 from tests.core.comfyui_server import comfyui_server, drawn  # noqa: E402
@@ -60,8 +60,10 @@ def scale(count: int, folder: Path) -> dict[str, object]:
                 texts.append(" ".join(text))
             return json.dumps({"requests": texts})
 
-    preset = load_preset(settings=["request.max_same_subject=1.0"])  # random words have no subject
-    expansion = Expansion(folder, taxonomy, preset, client_of(write, folder / "answers.jsonl"), count, threads=1)
+    preset = load_preset("synthetic", settings=["request.max_same_subject=1.0"])  # random words have no subject
+    expansion = Expansion(
+        folder, taxonomy, preset, lambda: client_of(write, folder / "answers.jsonl"), count, threads=1
+    )
     started, cpu = time.perf_counter(), time.process_time()
     for _ in expansion.run():
         pass

@@ -27,12 +27,12 @@ from video_material import videos
 from web_speed import digest
 
 from duogen_core.data.pairs.rules import judge
-from duogen_core.data.pairs.video.engine import load_preset
 from duogen_core.data.pairs.video.reading import Reading
+from duogen_core.data.runs.presets import load_preset
 
 LABELS = json.loads(Path(__file__).with_name("video_shots.json").read_text("utf-8"))
 NEAR = 1  # frames by which a cut may be off
-PRESET = load_preset()
+PRESET = load_preset("video")
 
 
 def names() -> list[str]:

@@ -20,9 +20,9 @@ import checkout  # noqa: F401
 from PIL import Image
 from web_material import GIMP, GNUCASH, folder
 
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.web.page import ImageRef
 from duogen_core.data.web.pictures import AD_SIZES, advert, advert_size, read_hosts
-from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import region_named, walk
 
 SEED = 31
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--more", type=Path, help="further HTML without adverts, for the names")
     more = parser.parse_args().more
     easylist = next((folder() / "webext-ublock-origin-firefox").rglob("easylist.txt"))
-    plain, listed = load_preset(), load_preset(settings=[f"advert.hosts={easylist}"])
+    plain, listed = load_preset("web"), load_preset("web", settings=[f"advert.hosts={easylist}"])
     files = [file for manual in (GIMP, GNUCASH) for file in sorted((folder() / manual).rglob("*.html"))]
     pages = [file.read_text("utf-8", "replace") for file in files]
     extra = (

@@ -25,10 +25,10 @@ from web_material import GIMP, GNUCASH, folder, pixels
 
 from duogen_core.data.pictures.classing import code_share
 from duogen_core.data.pictures.duplicates import are_same, fingerprints_of
-from duogen_core.data.web.preset import load_preset
+from duogen_core.data.runs.presets import load_preset
 
 SEED = 29
-PRESET = load_preset()
+PRESET = load_preset("web")
 LANCZOS = Image.Resampling.LANCZOS
 
 

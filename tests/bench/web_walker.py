@@ -26,9 +26,9 @@ import checkout  # noqa: F401
 from PIL import Image
 from web_material import GIMP, GNUCASH, folder
 
-from duogen_core.data.web.engine import Engine
+from duogen_core.data.runs.presets import load_preset
+from duogen_core.data.web.engine import WebEngine
 from duogen_core.data.web.inputs import open_inputs
-from duogen_core.data.web.preset import load_preset
 from duogen_core.data.web.walker import walk
 
 MARKDOWN_IMAGE = re.compile(r"!\[[^\]]*\]\(<?([^)\s>]+)")
@@ -151,7 +151,7 @@ def real_pictures(pages: Sequence[Path]) -> None:
         "page.max_repeated=1",
         "page.min_pictures=0",
     ]
-    with Engine(load_preset(settings=any_page)) as engine:
+    with WebEngine(load_preset("web", settings=any_page)) as engine:
         input_ = open_inputs([str(pages[0].parent)])[0]
         too_small = {"icon", "small", "region", "narrow", "low", "missing"}
         for page in pages:

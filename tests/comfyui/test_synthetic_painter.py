@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from server import Server
 
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic import comfyui
 from duogen_core.data.synthetic.comfyui_painter import ComfyPainter
 from duogen_core.data.synthetic.painter import PainterError, Wanted
-from duogen_core.data.synthetic.requests import load_preset
 from duogen_core.data.synthetic.workflow import Workflow
 from duogen_core.document import Picture
 
@@ -34,7 +34,7 @@ def test_a_workflow_with_places_draws_on_a_real_server(server: Server, random_mo
     }
     service = comfyui.Server(f"http://127.0.0.1:{server.port}", seconds=300)
     workflows = [Workflow("text.json", text), Workflow("given.json", given)]
-    with ComfyPainter(service, workflows, load_preset(settings=["picture.min_side=16"])) as painter:
+    with ComfyPainter(service, workflows, load_preset("synthetic", settings=["picture.min_side=16"])) as painter:
         one, again, other = (painter.paint(Wanted("Draw.", "a red house", seed)) for seed in (5, 5, 6))
         assert one.dtype == np.uint8 and np.array_equal(one, again) and not np.array_equal(one, other)
         earlier = Picture(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from duogen_core.cli import COMMANDS, Parser
+from duogen_core.cli import COMMANDS, Parser, command_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -32,7 +31,7 @@ MODULES = dict(leaves(COMMANDS))
 
 def options(name: str) -> list[argparse.Action]:
     parser = Parser(prog=name)
-    import_module(MODULES[name]).add_arguments(parser)
+    command_of(MODULES[name]).add_arguments(parser)
     return parser._actions
 
 

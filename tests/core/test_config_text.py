@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from duogen_core.cli import main
 from duogen_core.config_text import ConfigTextError, read_toml, read_yaml
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.taxonomy import load_taxonomy
-from duogen_core.data.web.preset import load_preset
 from duogen_core.errors import DuoGenError
 from duogen_core.training.configuration import ConfigError, load_config
 from duogen_core.training.stage2 import Stage2Config
@@ -53,7 +53,7 @@ def test_what_is_no_value_is_a_sentence_everywhere(text, tmp_path, capsys):
     with pytest.raises(ConfigError, match="cannot be read"):
         load_config(Stage2Config, None, [f"lr={text}"])
     with pytest.raises(DuoGenError, match="cannot be read"):
-        load_preset(settings=[f"page.min_words={text}"])
+        load_preset("web", settings=[f"page.min_words={text}"])
     for folder in ("settings", "taxonomy"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.yaml").write_text(f"lr:\n  {text}\n", "utf-8")
@@ -61,7 +61,7 @@ def test_what_is_no_value_is_a_sentence_everywhere(text, tmp_path, capsys):
     with pytest.raises(ConfigError, match="is not valid"):
         load_config(Stage2Config, file)
     with pytest.raises(DuoGenError, match=r"a\.yaml cannot be read"):
-        load_preset(str(file))
+        load_preset("web", str(file))
     with pytest.raises(DuoGenError, match=r"a\.yaml cannot be read"):
         load_taxonomy(tmp_path / "taxonomy")
     assert main(["train", "stage2", "steps=1", f"lr={text}"]) == 2
@@ -80,7 +80,7 @@ def test_dates_are_texts(value, tmp_path):
         load_config(Stage2Config, None, [f"lr={value}"])
     assert str(load_config(Stage2Config, None, [f"out={value}"]).out) == value
     with pytest.raises(DuoGenError, match=f"sets page.min_words to '{value}'"):
-        load_preset(settings=[f"page.min_words={value}"])
+        load_preset("web", settings=[f"page.min_words={value}"])
 
 
 def test_the_same_name_twice_is_told_and_merged_sections_still_work():
@@ -130,7 +130,7 @@ def test_any_text_is_a_value_or_a_sentence(parts):
             assert "\n" not in str(error) and str(error)
     for load in (
         lambda: load_config(Stage2Config, None, [f"lr={text}"]),
-        lambda: load_preset(settings=[f"page.min_words={text}"]),
+        lambda: load_preset("web", settings=[f"page.min_words={text}"]),
     ):
         try:
             load()

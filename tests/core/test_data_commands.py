@@ -95,11 +95,11 @@ def test_a_step_that_finished_nothing_hides_no_other(begun, capsys):
 
 
 def test_a_run_that_refused_everything_can_be_looked_at(tmp_path, capsys, monkeypatch):
+    from duogen_core.data.runs import Outcome
     from duogen_core.data.synthetic import drawing
-    from duogen_core.data.synthetic.drawing import Outcome
-    from duogen_core.data.synthetic.requests import Verdict
 
-    monkeypatch.setattr(drawing.Answering, "document", lambda *_: Outcome(Verdict("few_pictures", "0")))
+    refused = {"kept": False, "rule": "few_pictures", "value": "0", "pictures": []}
+    monkeypatch.setattr(drawing.AnswerEngine, "do", lambda *_: Outcome(refused))
     command = ["data", "synthetic", "answer", str(tmp_path / "run"), "--limit", "1", "--quiet"]
     for _ in ("begun", "done before"):
         assert main(command) == 0
@@ -132,8 +132,8 @@ def test_dialogues_without_a_model(tmp_path, capsys):
 
 def test_only_real_line_ends_end_a_line(tmp_path):
     """JSON may hold U+2028, U+0085 and the like as they are; str.splitlines takes them for line ends."""
-    from duogen_core.data.dialogues.engine import Run
     from duogen_core.data.llm.answers import Recording
+    from duogen_core.data.runs.run import Run
     from duogen_core.data.sources import Bad, BadLog, open_source
     from duogen_core.data.synthetic.requests import Request, read_requests, request_lines
 
@@ -143,7 +143,7 @@ def test_only_real_line_ends_end_a_line(tmp_path):
     file.write_bytes(request_lines(requests).replace(b"\n", b"\r\n") + b"\n")
     assert [each.text.split()[-1] for each in read_requests(file)] == ["four", "five"]
     (tmp_path / "logs").mkdir()
-    run, log = Run(tmp_path, 2, 2), tmp_path / "logs" / "00000.jsonl"
+    run, log = Run(tmp_path, "dialogues", 2, 1, 2, ("endpoint",)), tmp_path / "logs" / "00000.jsonl"
     log.write_text(json.dumps({"rule": "", "title": odd}, ensure_ascii=False) + "\n", "utf-8")
     assert run.is_done(0)
     log.write_text(json.dumps({"rule": "endpoint", "title": odd}, ensure_ascii=False) + "\n", "utf-8")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.synthetic.drawing import Drawing, begin, work
+from duogen_core.data.runs.presets import load_preset
+from duogen_core.data.runs.run import begin, work
+from duogen_core.data.synthetic.drawing import DrawEngine
 from duogen_core.data.synthetic.painter import Painter, PainterError
 from duogen_core.data.synthetic.planning import Plan
-from duogen_core.data.synthetic.requests import load_preset
-from tests.core.synthetic_plans import entries
+from tests.core.synthetic_plans import entries, write_plans
 
 EVIL = "<script>alert(1)</script><img src=http://evil.example/x>"
 
@@ -44,8 +45,9 @@ def run(tmp_path) -> Path:
     plans = entries()
     steps = (replace(plans[0].plan.steps[0], text=f"First {EVIL}", picture=f"Prompt {EVIL}"), *plans[0].plan.steps[1:])
     plans[0] = replace(plans[0], plan=Plan(steps))
-    begun = begin(folder / "draw", len(plans), 2, {"painter": "noise"})
-    assert len(list(work(begun, plans, Drawing(Noise(), load_preset(), folder / "draw" / "drawn").document))) == 5
+    file = write_plans(tmp_path / "plans", plans) / "plans.jsonl"
+    engine = DrawEngine(file, load_preset("synthetic"), Noise, folder / "draw" / "drawn")
+    assert len(list(work(begin(folder / "draw", engine, 2), engine))) == 5
     return folder
 
 

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 from duogen_core.data.dialogues.draft import Draft
-from duogen_core.data.dialogues.engine import Engine, Outcome, load_preset
+from duogen_core.data.dialogues.engine import DialogueEngine, DialogueResult
 from duogen_core.data.dialogues.placement import copies
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.web.preset import load_preset as web_preset
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.document import Document, Picture, Turn
 from tests.core.dialogue_pages import STEPS, page, picture
 from tests.core.web_pages import screenshot
 
-RULES = load_preset()["duplicate"]
+RULES = load_preset("dialogues")["duplicate"]
 NO_MODEL = ("describe.ask=false", "rewrite.ask=false", "dialogue.ask=false")
 ALTS = [alt for _, _, alt in STEPS]
 
@@ -33,12 +33,13 @@ def with_picture_at_the_end(added: Picture) -> Document:
     return replace(document, turns=(request, Turn("assistant", (*answer.parts, added))))
 
 
-def made(document: Document, *settings: str) -> Outcome:
-    engine = Engine(load_preset("howto", [*NO_MODEL, *settings]), Client(Endpoint("http://x/v1", "none")))
+def made(document: Document, *settings: str) -> DialogueResult:
+    client = Client(Endpoint("http://x/v1", "none"))
+    engine = DialogueEngine(load_preset("dialogues", "howto", [*NO_MODEL, *settings]), lambda: (client, client))
     return engine.document(document)
 
 
-def kept(outcome: Outcome) -> list[str]:
+def kept(outcome: DialogueResult) -> list[str]:
     return [each.meta["alt"] for each in outcome.document.pictures]
 
 
@@ -81,4 +82,4 @@ def test_only_pictures_side_by_side_are_compared():
 
 
 def test_copies_are_known_as_in_the_web_engine():
-    assert {**web_preset().duplicate, "drop": True} == RULES
+    assert {**load_preset("web").duplicate, "drop": True} == RULES

@@ -14,9 +14,9 @@ from duogen_core.data.dialogues.draft import (
     paragraphs,
     read_draft,
 )
-from duogen_core.data.dialogues.engine import load_preset
 from duogen_core.data.dialogues.placement import Clue, clue_of, fit, place, place_by_model
 from duogen_core.data.llm.client import Client, Endpoint
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.text.similarity import words_of
 from duogen_core.document import (
     Document,
@@ -28,7 +28,7 @@ from tests.core.dialogue_pages import STEPS, page
 from tests.core.endpoint_server import QUICK, endpoint_server
 from tests.core.scripted_writer import Writer
 
-RULES = load_preset()["place"]
+RULES = load_preset("dialogues")["place"]
 PIXELS = np.zeros((4, 4, 3), np.uint8)
 
 

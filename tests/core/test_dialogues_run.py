@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.dialogues.engine import begin
+from duogen_core.data.dialogues.engine import DialogueEngine, no_models
+from duogen_core.data.runs.presets import load_preset
+from duogen_core.data.runs.run import begin
 from duogen_core.data.sources import open_source
 from tests.core import scripted_writer
 from tests.core.dialogue_pages import write_pages
@@ -190,7 +192,7 @@ def test_an_endpoint_that_is_down_stops_the_run_and_costs_nothing(pages, whole, 
     out = tmp_path / "out"
     with endpoint_server(refusing(401, "no key")) as server:
         assert dialogues(pages, out, server, "--give-up", 3) == 2
-    assert "3 documents in a row failed at the endpoint" in capsys.readouterr().err
+    assert "3 documents in a row failed, the last with: " in capsys.readouterr().err
     assert [entry["rule"] for entry in log(out)] == ["endpoint"] * 2
     with endpoint_server(Writer()) as server:
         assert dialogues(pages, out, server) == 0
@@ -242,7 +244,7 @@ def test_begin_refuses_a_shard_without_documents():
     from duogen_core.errors import DuoGenError
 
     with pytest.raises(DuoGenError, match="A shard has 0 documents"):
-        begin(Path("x"), None, None, 0)
+        begin(Path("x"), DialogueEngine(load_preset("dialogues"), no_models), 0)
 
 
 def test_a_machine_that_gives_out_costs_no_document(pages, whole, tmp_path, monkeypatch, capsys):

@@ -10,10 +10,11 @@ import pytest
 
 from duogen_core.data.dialogues.converse import Exchange, compose, plain, validate
 from duogen_core.data.dialogues.draft import Draft, read_draft
-from duogen_core.data.dialogues.engine import Engine, Outcome, load_preset
+from duogen_core.data.dialogues.engine import DialogueEngine, DialogueResult, no_models
 from duogen_core.data.dialogues.rewrite import pieces
 from duogen_core.data.dialogues.rules import Refused, Values, check_clean, new_numbers, overlap
 from duogen_core.data.llm.client import Client, Endpoint
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
 from tests.core import scripted_writer
@@ -26,11 +27,12 @@ FEW = ["dialogue.user_picture=0.0"]
 
 def made(
     document: Document, writer: Writer | None = None, settings: list[str] = FEW, answers: int = 2, limits=QUICK
-) -> Outcome:
+) -> DialogueResult:
     writer = writer or Writer()
     with endpoint_server(writer) as server:
         endpoint = Endpoint(server.url, "tiny", limits=replace(limits, max_bytes=10**6), attempts=2, answers=answers)
-        return Engine(load_preset("howto", settings), Client(endpoint, sleep=Clock().sleep)).document(document)
+        client = Client(endpoint, sleep=Clock().sleep)
+        return DialogueEngine(load_preset("dialogues", "howto", settings), lambda: (client, client)).document(document)
 
 
 def names(document: Document) -> list[str]:
@@ -73,7 +75,7 @@ def test_the_user_brings_a_picture():
     assert [picture.meta["alt"] for picture in user.pictures] == [STEPS[0][2]]
     assert [picture.meta["alt"] for picture in assistant.pictures] == [alt for _, _, alt in STEPS[1:]]
     assert outcome.facts["user_picture"] and [each["brought"] for each in outcome.pictures] == [True] + [False] * 3
-    engine, document = Engine(load_preset(), Client(Endpoint("http://x/v1", "t"))), page()
+    engine, document = DialogueEngine(load_preset("dialogues"), no_models), page()
     draft = read_draft(document)
     share = sum(engine.brings(replace(document, meta={"url": str(n)}), draft) for n in range(300))
     assert 0.17 < share / 300 < 0.33
@@ -261,7 +263,7 @@ def test_a_long_page_is_rewritten_in_pieces():
 def test_the_last_look_trusts_no_step():
     original = page()
     draft = read_draft(original)
-    rules = load_preset()["document"]
+    rules = load_preset("dialogues")["document"]
 
     def refused(draft: Draft, exchanges=None, source=original) -> str:
         with pytest.raises(Refused) as caught:

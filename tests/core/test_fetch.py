@@ -15,7 +15,7 @@ import pytest
 from duogen_core.data.net.archive import Archive
 from duogen_core.data.net.client import HttpClient, is_public
 from duogen_core.data.net.crawl import Fetched, Fetcher, crawl, user_agent
-from duogen_core.data.web.preset import load_preset
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.web_hosts import Web, html, leads, rule_of, serving
 
@@ -30,7 +30,7 @@ def web():
 
 def fetcher(web: Web, *settings: str, network: HttpClient | None = None) -> Fetcher:
     quick = ["fetch.delay=0.01", "fetch.max_seconds=60", *settings]
-    return Fetcher(load_preset(settings=quick).fetch, network or web.network())
+    return Fetcher(load_preset("web", settings=quick).fetch, network or web.network())
 
 
 # ---------------------------------------------------------------- one request

@@ -18,11 +18,11 @@ import pytest
 from duogen_core.cli import main
 from duogen_core.data.pairs.editing.rows import open_rows
 from duogen_core.data.pictures.nsfw import Nsfw
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.sources.parquet import picture_bytes
 from duogen_core.data.web import inputs, warc
-from duogen_core.data.web.engine import Engine
+from duogen_core.data.web.engine import WebEngine
 from duogen_core.data.web.inputs import Folder
-from duogen_core.data.web.preset import load_preset
 from duogen_core.document.reading import load_document
 from duogen_core.errors import DuoGenError, is_system_failure, states_too_much
 from duogen_core.files import read_limited
@@ -129,7 +129,7 @@ def test_an_index_that_cannot_be_read_refuses_no_picture(tmp_path, capsys):
 @pytest.mark.parametrize(("method", "name"), [("open", "p.html"), ("read_bytes", "a.png")])
 def test_too_many_open_files_lose_no_page_and_no_picture(tmp_path, monkeypatch, method, name):
     pages = site(tmp_path / "site", {"p.html": recipe("a.png")}, {"a.png": file(photo(seed=1))})
-    with Engine(load_preset()) as engine:
+    with WebEngine(load_preset("web")) as engine:
         with monkeypatch.context() as patched:
             patched.setattr(Path, method, once(getattr(Path, method), NO_FILES, lambda path, *_: path.name == name))
             with pytest.raises(DuoGenError, match=r"failed at the page p.html \(Too many open files\)"):
@@ -150,7 +150,7 @@ def classifier(folder: Path, patched: pytest.MonkeyPatch) -> None:
 
     (folder / "config.json").write_text("{}")
     patched.setattr(transformers.AutoImageProcessor, "from_pretrained", raising(MemoryError()))
-    Nsfw({**load_preset().nsfw, "model": str(folder)})
+    Nsfw({**load_preset("web").nsfw, "model": str(folder)})
 
 
 def parquet_set(folder: Path, patched: pytest.MonkeyPatch) -> None:

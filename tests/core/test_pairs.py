@@ -7,10 +7,10 @@ import pytest
 from PIL import Image, ImageFilter
 
 from duogen_core.data.pairs.rules import change, contrast, judge, relation, sharpness
-from duogen_core.data.pairs.video.engine import load_preset
+from duogen_core.data.runs.presets import load_preset
 from tests.core.clips import scene
 
-RULES = load_preset()["pair"]
+RULES = load_preset("video")["pair"]
 
 
 def blurred(pixels: np.ndarray, radius: float) -> np.ndarray:

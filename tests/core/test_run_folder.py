@@ -12,7 +12,7 @@ import pytest
 from duogen_core.data.runs.folder import (
     FOLDERS,
     RunFolder,
-    begin_run,
+    begin_step,
     check_unused,
     make_folders,
     read_run,
@@ -45,7 +45,7 @@ def test_a_shard_has_its_tar_its_times_and_its_log(tmp_path):
     run = new_run(tmp_path)
     pictures = (Picture(PIXELS, {"class": "photo"}), Picture(PIXELS))
     document = Document((Turn("user", (Text("Grüße"), *pictures)),))
-    with new_shard(run, 2, "pages") as shard:
+    with new_shard(run, 2) as shard:
         shard.log({"number": 7, "title": "ü"})
         shard.add("00000007", document, photos_as_jpeg(90))
         shard.seconds["walk"] += 1.5
@@ -54,12 +54,12 @@ def test_a_shard_has_its_tar_its_times_and_its_log(tmp_path):
     with tarfile.open(run.tar(2)) as archive:
         assert archive.getnames() == ["00000007.json", "00000007.000.jpg", "00000007.001.png"]
     times = json.loads(run.times(2).read_text())
-    assert times["pages"] == 1 and times["stages"] == {"walk": 1.5} and times["seconds"] > 0
+    assert times["entries"] == 1 and times["stages"] == {"walk": 1.5} and times["seconds"] > 0
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, DuoGenError])
 def test_a_shard_that_is_left_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), new_shard(new_run(tmp_path), 0, "pages") as shard:
+    with pytest.raises(error), new_shard(new_run(tmp_path), 0) as shard:
         shard.log({})
         raise error("x")
     assert files(tmp_path) == []
@@ -76,13 +76,13 @@ def test_what_a_kill_left_is_swept_away(tmp_path):
 
 
 def test_the_same_identity_goes_on_and_another_is_named(tmp_path):
-    begin_run(tmp_path / "run", "synthetic-plan", {"seed": 1, "model": "a"}, {"items": 3})
+    begin_step(tmp_path / "run", "synthetic-plan", {"seed": 1, "model": "a"})
     written = (tmp_path / "run" / "run.json").read_bytes()
-    begin_run(tmp_path / "run", "synthetic-plan", {"model": "a", "seed": 1})
+    begin_step(tmp_path / "run", "synthetic-plan", {"model": "a", "seed": 1})
     assert (tmp_path / "run" / "run.json").read_bytes() == written
-    assert read_run(tmp_path / "run", "synthetic-plan", lambda value: value["items"]) == 3
+    assert read_run(tmp_path / "run", "synthetic-plan", lambda value: value["identity"]["seed"]) == 1
     with pytest.raises(DuoGenError, match="other values of seed;"):
-        begin_run(tmp_path / "run", "synthetic-plan", {"seed": 2, "model": "a"})
+        begin_step(tmp_path / "run", "synthetic-plan", {"seed": 2, "model": "a"})
     with pytest.raises(DuoGenError, match="was it made by `data web`"):
         read_run(tmp_path / "run", "web", dict)
     with pytest.raises(DuoGenError, match=r"'gone'.*was it made by `data synthetic plan`"):
@@ -94,21 +94,19 @@ def test_only_an_unused_folder_or_what_a_kill_left_is_taken(tmp_path):
     new_run(tmp_path)
     (tmp_path / ".run.json.duogen-tmp").touch()
     (tmp_path / "plan.jsonl").touch()
-    check_unused(tmp_path, ("plan.jsonl",))
-    with pytest.raises(DuoGenError, match="something else in it"):
-        check_unused(tmp_path)
+    check_unused(tmp_path)
     (tmp_path / "logs" / "00000.jsonl").touch()
     with pytest.raises(DuoGenError, match="something else in it"):
-        check_unused(tmp_path, ("plan.jsonl",))
+        check_unused(tmp_path)
 
 
 def test_a_plan_cuts_each_group_for_itself(tmp_path):
-    groups = [({"input": 0}, "abc"), ({"input": 1}, ""), ({"input": 2}, "de")]
-    assert write_plan(tmp_path, "pages", groups, 2) == (5, 3)
+    items = [[0, "a"], [0, "b"], [0, "c"], [2, "d"], [2, "e"]]
+    assert write_plan(tmp_path, items, 2, lambda item: item[0]) == (5, 3)
     assert [json.loads(line) for line in (tmp_path / "plan.jsonl").open()] == [
-        {"shard": 0, "input": 0, "first": 0, "pages": ["a", "b"]},
-        {"shard": 1, "input": 0, "first": 2, "pages": ["c"]},
-        {"shard": 2, "input": 2, "first": 3, "pages": ["d", "e"]},
+        {"shard": 0, "first": 0, "items": [[0, "a"], [0, "b"]]},
+        {"shard": 1, "first": 2, "items": [[0, "c"]]},
+        {"shard": 2, "first": 3, "items": [[2, "d"], [2, "e"]]},
     ]
 
 

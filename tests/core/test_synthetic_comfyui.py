@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from duogen_core.data.net.client import Limits
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.comfyui import Server
 from duogen_core.data.synthetic.comfyui_painter import ComfyPainter
 from duogen_core.data.synthetic.painter import PainterError, Wanted
-from duogen_core.data.synthetic.requests import load_preset
 from duogen_core.data.synthetic.workflow import Workflow, load_workflow
 from duogen_core.document import Picture
 from duogen_core.document.picture_file import decode_picture
@@ -45,7 +45,7 @@ def picture(size: tuple[int, int] = (96, 64)) -> Picture:
 def painter(server, *nodes, seconds: float = 300, size=None, settings=(), limits=PATIENT) -> ComfyPainter:
     workflows = [Workflow(f"{number}.json", each) for number, each in enumerate(nodes or (TEXT,))]
     service = Server(server.url, seconds, limits, sleep=lambda pause: time.sleep(min(pause, 0.01)))
-    return ComfyPainter(service, workflows, load_preset(settings=settings), size)
+    return ComfyPainter(service, workflows, load_preset("synthetic", settings=settings), size)
 
 
 def paint(server, *nodes, earlier=(), prompt="A knot in a rope", **options):
@@ -126,7 +126,7 @@ def test_identity_names_models_and_changes_with_the_workflow():
 def test_sets_of_workflows_that_cannot_work(nodes, size, words):
     workflows = [Workflow(f"{number}.json", each) for number, each in enumerate(nodes)]
     with pytest.raises(DuoGenError, match=words):
-        ComfyPainter(Server("http://127.0.0.1:1"), workflows, load_preset(), size)
+        ComfyPainter(Server("http://127.0.0.1:1"), workflows, load_preset("synthetic"), size)
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from duogen_core.cli import main
+from duogen_core.data.runs.log import rule_of
+from duogen_core.data.runs.presets import load_preset
+from duogen_core.data.runs.run import begin, work
 from duogen_core.data.sources import open_source
-from duogen_core.data.synthetic.drawing import Drawing, begin, work
+from duogen_core.data.synthetic.drawing import DrawEngine
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
-from duogen_core.data.synthetic.requests import load_preset
 from duogen_core.document import Text
 from duogen_core.errors import DuoGenError
 from duogen_core.pipeline import picture_seed
@@ -51,11 +53,10 @@ class Scribbler(Painter):
 
 
 def draw(folder: Path, painter: Painter | None = None, count: int = 5, size: int = 2, part=(1, 1)):
-    """Does the run in this folder; yields outcomes."""
-    plans = entries(count)
-    run = begin(folder, count, size, {"painter": "scribbler"})
-    drawing = Drawing(painter or Scribbler(), load_preset(), folder / "drawn")
-    return work(run, plans, drawing.document, drawing.forget, part)
+    """Does the run in this folder; yields the entries of its log."""
+    plans = write_plans(folder.parent / "plans", entries(count)) / "plans.jsonl"
+    engine = DrawEngine(plans, load_preset("synthetic"), lambda: painter or Scribbler(), folder / "drawn")
+    return work(begin(folder, engine, size), engine, part=part, give_up=3)
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -68,7 +69,7 @@ def log(folder: Path) -> list[dict]:
 
 
 def test_documents_have_texts_and_pictures_in_turn_and_say_where_they_come_from(tmp_path, capsys):
-    assert sum(outcome.verdict.kept for outcome in draw(tmp_path / "run")) == 5
+    assert sum(entry["kept"] for entry in draw(tmp_path / "run")) == 5
     source = open_source(f"webdataset:{tmp_path / 'run' / 'shards'}")
     assert len(source) == 5
     document, entry = source.read(1).document, entries()[1]
@@ -90,12 +91,12 @@ def test_documents_have_texts_and_pictures_in_turn_and_say_where_they_come_from(
 
 def test_a_painter_sees_the_request_and_the_earlier_pictures_with_their_prompts(tmp_path):
     painter = Scribbler()
-    (outcome,) = draw(tmp_path / "run", painter, count=1)
+    (entry,) = draw(tmp_path / "run", painter, count=1)
     plan = entries()[0].plan
     assert [wanted.request for wanted in painter.asked] == [entries()[0].request.text] * 3
     assert [len(wanted.earlier) for wanted in painter.asked] == [0, 1, 2]
     assert [each.meta["prompt"] for each in painter.asked[2].earlier] == list(plan.prompts[:2])
-    assert painter.asked[2].earlier == outcome.document.pictures[:2]
+    assert [each.digest[:16] for each in painter.asked[2].earlier] == [each["digest"] for each in entry["pictures"][:2]]
 
 
 def test_a_run_that_was_left_paints_nothing_twice_and_ends_the_same(tmp_path):
@@ -158,8 +159,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (70, 70, 3), dtype=np.uint8)
     ],
 )
 def test_picture_rules(tmp_path, pixels, rule, pictures):
-    (outcome,) = draw(tmp_path / "run", Scribbler(fixed(pixels)), count=1)
-    assert outcome.verdict.rule == rule and outcome.document is None
+    assert [rule_of(entry) for entry in draw(tmp_path / "run", Scribbler(fixed(pixels)), count=1)] == [rule]
     (line,) = log(tmp_path / "run")
     assert (line["kept"], line["rule"]) == (False, rule) and len(line["pictures"]) == pictures
     assert line["pictures"][-1]["rule"] == rule and line["request"] == entries()[0].request.text
@@ -171,13 +171,13 @@ def test_one_failure_is_logged_and_several_in_a_row_stop_the_run(tmp_path):
             raise PainterError("The node broke.")
 
     outcomes = list(draw(tmp_path / "one", Scribbler(second)))
-    assert [outcome.verdict.rule for outcome in outcomes] == ["", "painter_failed", "", "", ""]
+    assert [rule_of(entry) for entry in outcomes] == ["", "painter_failed", "", "", ""]
     assert log(tmp_path / "one")[1]["value"] == "The node broke."
 
     def always(wanted):
         raise PainterError("The node broke.")
 
-    with pytest.raises(DuoGenError, match="3 documents in a row failed: The node broke"):
+    with pytest.raises(DuoGenError, match="3 documents in a row failed, the last with: The node broke"):
         list(draw(tmp_path / "all", Scribbler(always), size=5))
     assert list((tmp_path / "all" / "shards").iterdir()) == []
 

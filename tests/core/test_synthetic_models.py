@@ -9,10 +9,11 @@ import pytest
 
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.sources import open_source
-from duogen_core.data.synthetic.drawing import Answering
+from duogen_core.data.synthetic.drawing import AnswerEngine
 from duogen_core.data.synthetic.painter import ConversationPainter, PromptPainter, Wanted
-from duogen_core.data.synthetic.requests import Request, load_preset
+from duogen_core.data.synthetic.requests import Request
 from duogen_core.document import Picture
 from duogen_core.pipeline import Settings
 from duogen_core.training import stage1
@@ -50,16 +51,17 @@ def test_a_prompt_painter_does_not(components):
 
 def test_a_model_answers_by_itself(components):
     scripted(components, ("First a red square. ", "picture"), ("Then a blue one. ", "picture"), ("Done.", "end"))
-    answering = Answering(components, Settings(seed=3), "tiny", load_preset(settings=["picture.min_side=16"]))
     request = Request("Knots", "Loops", new_request(1), "tiny")
-    outcome = answering.document(request)
-    assert outcome.verdict.kept and len(outcome.document.pictures) == 2
-    assert outcome.document.meta["seed"] == request.drawn_seed(3) == outcome.document.pictures[0].meta["seed"]
-    assert outcome.document.generation["stop_reason"] == "end" and outcome.document.text.endswith("Done.")
+    preset = load_preset("synthetic", settings=["picture.min_side=16"])
+    engine = AnswerEngine([request], preset, lambda: components, Settings(seed=3), "tiny")
+    ((_, document),) = engine.do(0).documents
+    assert len(document.pictures) == 2
+    assert document.meta["seed"] == request.drawn_seed(3) == document.pictures[0].meta["seed"]
+    assert document.generation["stop_reason"] == "end" and document.text.endswith("Done.")
     scripted(components, ("Only words, and nothing to see.", "end"))
-    assert answering.document(request).verdict.rule == "few_pictures"
+    assert engine.do(0).entry["rule"] == "few_pictures"
     scripted(components, ("Words without an end", "max_tokens"))
-    assert answering.document(request).verdict.rule == "unfinished"
+    assert engine.do(0).entry["rule"] == "unfinished"
 
 
 def test_drawing_and_answering_with_a_model_of_a_folder_and_training_on_what_was_drawn(tmp_path, components, capsys):

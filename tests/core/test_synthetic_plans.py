@@ -10,8 +10,9 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.planning import Plan, Planning, Step, judge, plan_from, read_plans
-from duogen_core.data.synthetic.requests import Request, load_preset
+from duogen_core.data.synthetic.requests import Request
 from duogen_core.data.text.similarity import Subjects
 from duogen_core.errors import DuoGenError
 from tests.core.synthetic_writer import (
@@ -30,7 +31,7 @@ SUBJECTS = Subjects(each.text for each in REQUESTS)
 
 def planning(folder, write=writer, requests=REQUESTS, threads=3, settings=(), **options) -> Planning:
     client = client_of(write, folder / "plan" / "answers.jsonl", **options)
-    return Planning(folder, requests, load_preset(settings=settings), client, threads=threads)
+    return Planning(folder, requests, load_preset("synthetic", settings=settings), lambda: client, threads=threads)
 
 
 def done(planning: Planning) -> list[dict[str, Any]]:
@@ -76,13 +77,13 @@ RULES = [
 
 @pytest.mark.parametrize(("change", "rule"), RULES, ids=[rule or "kept" for _, rule in RULES])
 def test_rules(change, rule):
-    assert judge(changed(change), REQUESTS[0], load_preset(), SUBJECTS).rule == rule
+    assert judge(changed(change), REQUESTS[0], load_preset("synthetic"), SUBJECTS).rule == rule
 
 
 def test_thresholds_are_the_presets():
     plan = changed(lambda plan: None)
     for setting, rule in (("answer.min_pictures=4", "few_pictures"), ("answer.max_steps=2", "many_steps")):
-        assert judge(plan, REQUESTS[0], load_preset(settings=[setting]), SUBJECTS).rule == rule
+        assert judge(plan, REQUESTS[0], load_preset("synthetic", settings=[setting]), SUBJECTS).rule == rule
 
 
 def test_every_request_gets_its_plan(tmp_path):

@@ -10,11 +10,11 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic import balance
 from duogen_core.data.synthetic.expand import Expansion, RequestRules
 from duogen_core.data.synthetic.requests import (
     Request,
-    load_preset,
     read_requests,
     request_lines,
     seed_requests,
@@ -47,9 +47,9 @@ def small(tmp_path):
 
 
 def expansion(folder, taxonomy, write=writer, count=6, settings=(), threads=3, file=None, **options) -> Expansion:
-    preset = load_preset(settings=["expand.batch=5", *settings])
+    preset = load_preset("synthetic", settings=["expand.batch=5", *settings])
     client = client_of(write, file or folder / "expand" / "answers.jsonl", **options)
-    return Expansion(folder, taxonomy, preset, client, count, threads=threads)
+    return Expansion(folder, taxonomy, preset, lambda: client, count, threads=threads)
 
 
 def done(expansion: Expansion) -> Expansion:
@@ -88,7 +88,7 @@ def test_the_same_matter_in_other_words_is_nearer_than_another_matter(own):
 
 def test_every_seed_that_ships_would_be_kept_as_a_request(own):
     seeds = seed_requests(own)
-    rules = RequestRules(load_preset(), [])
+    rules = RequestRules(load_preset("synthetic"), [])
     rules.subjects = Subjects(own.seeds)
     refused = []
     for seed in seeds:
@@ -116,12 +116,12 @@ def test_every_seed_that_ships_would_be_kept_as_a_request(own):
     ],
 )
 def test_rules(small, text, rule):
-    rules = RequestRules(load_preset(), seed_requests(small))
+    rules = RequestRules(load_preset("synthetic"), seed_requests(small))
     assert rules.judge(Request("Knots", "Loops", " ".join(text.split()), "scripted")).rule == rule
 
 
 def test_another_subcategory_may_have_the_same_subject_in_other_words(small):
-    rules = RequestRules(load_preset(), seed_requests(small))
+    rules = RequestRules(load_preset("synthetic"), seed_requests(small))
     text = "Illustrate the bowline: turn, rope, tie and how each looks."
     assert rules.judge(Request("Paper", "Planes", text, "scripted")).kept
 

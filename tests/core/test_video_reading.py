@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from duogen_core.data.pairs.video import reading as module
-from duogen_core.data.pairs.video.engine import load_preset
 from duogen_core.data.pairs.video.reading import CHILD, ROOT, Reading, container_of
+from duogen_core.data.runs.presets import load_preset
 from tests.core.clips import HEIGHT, WIDTH, blend, scene, write_video
 
-PRESET = load_preset()
+PRESET = load_preset("video")
 ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits are the system's")
 STRETCH = b"".join(n.to_bytes(4, "big") for n in (0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000))
 TURN = b"".join(n.to_bytes(4, "big") for n in (0, 0x10000, 0, 0xFFFF0000, 0, 0, 0, 0, 0x40000000))
@@ -72,7 +72,7 @@ def test_a_video_that_was_filmed_upright_comes_upright(tmp_path, video):
 
 
 def test_large_frames_are_stored_smaller(video):
-    _, pairs = read(video, load_preset(settings=["store.side=96"]))
+    _, pairs = read(video, load_preset("video", settings=["store.side=96"]))
     assert pairs[0][1].shape == (56, 96, 3)
 
 
@@ -87,7 +87,7 @@ def test_large_frames_are_stored_smaller(video):
     ],
 )
 def test_caps(video, setting, rule):
-    reading, pairs = read(video, load_preset(settings=[setting]))
+    reading, pairs = read(video, load_preset("video", settings=[setting]))
     assert reading.verdict[0] == rule
     assert not pairs
 
@@ -100,7 +100,7 @@ def test_a_video_of_high_dynamic_range_is_refused(tmp_path):
 @ON_LINUX
 def test_a_video_that_takes_too_much_memory_is_refused(tmp_path):
     file = write_video(tmp_path / "large.mp4", [np.zeros((4000, 6000, 3), np.uint8)] * 2)
-    reading, _ = read(file, load_preset(settings=["load.max_memory_mb=360", "load.max_pixels=30000000"]))
+    reading, _ = read(file, load_preset("video", settings=["load.max_memory_mb=360", "load.max_pixels=30000000"]))
     assert reading.verdict[0] == "too_much_memory"
 
 

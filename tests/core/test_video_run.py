@@ -11,9 +11,10 @@ from PIL import Image
 
 from duogen_core.cli import main
 from duogen_core.data.llm.answers import AnswerError
-from duogen_core.data.pairs.sharded import begin, open_run, work
-from duogen_core.data.pairs.video.engine import Engine, Outcome, check, do_shard, load_preset
-from duogen_core.data.pairs.video.reading import Reading, about, items, open_inputs
+from duogen_core.data.pairs.video.engine import VideoEngine, VideoResult, check
+from duogen_core.data.pairs.video.reading import Reading, about
+from duogen_core.data.runs.presets import load_preset
+from duogen_core.data.runs.run import begin, open_run, work
 from duogen_core.data.sources import open_source
 from duogen_core.data.sources.base import Sample
 from tests.core.clips import scene, write_video
@@ -104,11 +105,11 @@ def test_nothing_but_pixels_is_stored(clips, tmp_path):
 
 def test_a_run_that_was_left_goes_on_and_ends_the_same(clips, tmp_path):
     video(clips, "--out", tmp_path / "whole", "--undescribed", "--shard-videos", 1, "--workers", 2)
-    inputs, preset = open_inputs([str(clips)]), load_preset()
-    identity = {"inputs": [each.identity() for each in inputs], "preset": preset, "describer": None}
-    run = begin(tmp_path / "parts", "video", identity, items(inputs), 1, {"paths": [str(clips)], "preset": preset})
-    doing = work(run, lambda shard: do_shard(run, shard, Engine(preset), inputs))
-    next(doing)
+    engine = VideoEngine(load_preset("video"), [str(clips)])
+    run = begin(tmp_path / "parts", engine, 1)
+    doing = work(run, engine)
+    for _ in range(2):
+        next(doing)
     doing.close()
     assert [run.is_done(shard) for shard in range(4)] == [True, False, False, False]
     written = run.log(0).stat().st_mtime_ns
@@ -122,7 +123,7 @@ def test_a_run_that_was_left_goes_on_and_ends_the_same(clips, tmp_path):
 def test_other_rules_in_the_same_folder_are_refused(clips, tmp_path, capsys):
     assert video(clips, "--out", tmp_path / "out", "--undescribed") == 0
     assert video(clips, "--out", tmp_path / "out", "--undescribed", "--set", "pair.min_change=30") == 2
-    assert "holds a run with other inputs, rules or shard sizes" in capsys.readouterr().err
+    assert "was begun with other values of preset;" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_inputs_that_are_none(tmp_path, capsys):
 def test_interlaced_frames_are_refused_unless_they_are_asked_for(clips, monkeypatch, setting, rule):
     pairs = Reading.pairs
     monkeypatch.setattr(Reading, "pairs", lambda self: ((*pair[:3], True) for pair in pairs(self)))
-    (judged,) = Engine(load_preset(settings=[setting])).clips(clips / "a.mp4", Outcome())
+    (judged,) = VideoEngine(load_preset("video", settings=[setting])).clips(clips / "a.mp4", VideoResult())
     assert (judged.verdict and judged.verdict[0]) == rule
 
 

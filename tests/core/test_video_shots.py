@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from duogen_core.data.pairs.video.engine import load_preset
 from duogen_core.data.pairs.video.shots import Shot, clips_of, shots
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.clips import RATE, blend, scene, small
 
-PRESET = load_preset()
+PRESET = load_preset("video")
 
 
 def found(frames: list[np.ndarray], rate: int = RATE) -> list[tuple[int, int]]:
@@ -105,6 +105,6 @@ def test_clips_stay_in_their_shot_whatever_the_times():
 
 def test_a_preset_without_sense_is_refused():
     with pytest.raises(DuoGenError, match=r"clip.min_seconds 9"):
-        load_preset(settings=["clip.min_seconds=9"])
+        load_preset("video", settings=["clip.min_seconds=9"])
     with pytest.raises(DuoGenError, match="expected jpeg or png"):
-        load_preset(settings=["store.format=gif"])
+        load_preset("video", settings=["store.format=gif"])

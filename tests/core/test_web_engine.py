@@ -12,10 +12,10 @@ from PIL import Image, ImageOps
 
 from duogen_core.data.pictures.classing import code_share
 from duogen_core.data.pictures.duplicates import are_same, fingerprints_of
-from duogen_core.data.web.engine import Engine, Outcome
+from duogen_core.data.runs.presets import load_preset
+from duogen_core.data.web.engine import PageResult, WebEngine
 from duogen_core.data.web.inputs import open_inputs
 from duogen_core.data.web.pictures import read_hosts
-from duogen_core.data.web.preset import load_preset
 from duogen_core.document import Picture, Text
 from duogen_core.errors import DuoGenError
 from tests.core.web_pages import WORDS, document_page, file, page, photo, recipe, screenshot, site
@@ -23,21 +23,21 @@ from tests.core.web_pages import WORDS, document_page, file, page, photo, recipe
 
 @pytest.fixture(scope="module")
 def engine():
-    with Engine(load_preset()) as engine:
+    with WebEngine(load_preset("web")) as engine:
         yield engine
 
 
 @pytest.fixture
 def run(engine, tmp_path):
-    def run(html: str | bytes, pictures: dict[str, bytes] | None = None, settings: tuple[str, ...] = ()) -> Outcome:
-        engine.preset = engine.pictures.preset = load_preset(settings=settings)
+    def run(html: str | bytes, pictures: dict[str, bytes] | None = None, settings: tuple[str, ...] = ()) -> PageResult:
+        engine.preset = engine.pictures.preset = load_preset("web", settings=settings)
         folder = site(tmp_path / "site", {"page.html": html}, pictures)
         return engine.page(open_inputs([str(folder)])[0], "page.html")
 
     return run
 
 
-def rules(outcome: Outcome) -> list[str]:
+def rules(outcome: PageResult) -> list[str]:
     return [judged.verdict.rule if judged.verdict else "kept" for judged in outcome.judged.values()]
 
 
@@ -242,12 +242,12 @@ def copies(pixels: np.ndarray) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["same", "small", "framed", "packed"])
 @pytest.mark.parametrize("pixels", [photo(seed=5), screenshot(seed=5)], ids=["photo", "screenshot"])
 def test_copies_are_found(pixels, name):
-    assert are_same(fingerprints_of(pixels), fingerprints_of(copies(pixels)[name]), load_preset().duplicate)[0]
+    assert are_same(fingerprints_of(pixels), fingerprints_of(copies(pixels)[name]), load_preset("web").duplicate)[0]
 
 
 def test_screenshots_that_differ_in_one_dialog_are_not_merged():
     looks = [fingerprints_of(screenshot(seed=1, dialog=dialog)) for dialog in (None, 1, 2)]
-    assert not any(are_same(a, b, load_preset().duplicate)[0] for i, a in enumerate(looks) for b in looks[i + 1 :])
+    assert not any(are_same(a, b, load_preset("web").duplicate)[0] for i, a in enumerate(looks) for b in looks[i + 1 :])
 
 
 def test_consecutive_duplicates_are_dropped_others_are_not(run):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from duogen_core.data.net.links import absolute, refusal
+from duogen_core.data.runs.presets import load_preset, preset_of_run
 from duogen_core.data.text.personal import remove_personal
-from duogen_core.data.web.preset import load_preset, preset_from_json
 from duogen_core.errors import DuoGenError
 
 ALL = ("email", "phone", "ip")
@@ -106,12 +106,15 @@ def test_only_the_kinds_asked_for_go():
 
 
 def test_presets():
-    howto, obelics = load_preset(), load_preset("obelics", ["page.languages=[en, de]", "picture.max_aspect.photo=2.5"])
+    howto, obelics = (
+        load_preset("web"),
+        load_preset("web", "obelics", ["page.languages=[en, de]", "picture.max_aspect.photo=2.5"]),
+    )
     assert obelics.page["max_words"] == 2000 and obelics.page["languages"] == ["en", "de"]
     assert obelics.picture["max_aspect"] == {"photo": 2.5, "screenshot": 2, "document": 2}
     assert howto.picture["max_aspect"]["photo"] == 3
     assert obelics.digest != howto.digest
-    assert preset_from_json(obelics.to_json()) == obelics
+    assert preset_of_run("web", obelics.to_json()) == obelics
 
 
 @pytest.mark.parametrize(
@@ -126,4 +129,4 @@ def test_presets():
 )
 def test_wrong_presets_get_a_sentence(name, settings, words):
     with pytest.raises(DuoGenError, match=words.replace(".", r"\.")):
-        load_preset(name, settings)
+        load_preset("web", name, settings)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.web import inputs
-from duogen_core.data.web.engine import Engine, Outcome
+from duogen_core.data.web.engine import PageResult, WebEngine
 from duogen_core.data.web.inputs import open_inputs, read_mhtml
-from duogen_core.data.web.preset import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.web_pages import file, photo, recipe, screenshot
 
@@ -56,13 +56,13 @@ SECRET = ("text/css", {"Content-Location": "file:///etc/x.png"}, file(photo(seed
 
 @pytest.fixture(scope="module")
 def engine():
-    with Engine(load_preset()) as engine:
+    with WebEngine(load_preset("web")) as engine:
         yield engine
 
 
 @pytest.fixture
 def look(engine, tmp_path):
-    def look(data: bytes, name: str = "bread.mhtml") -> Outcome:
+    def look(data: bytes, name: str = "bread.mhtml") -> PageResult:
         (tmp_path / name).write_bytes(data)
         (tmp_path / "beside.png").write_bytes(file(photo(seed=4)))
         return engine.page(open_inputs([str(tmp_path / name)])[0], name)
@@ -70,7 +70,7 @@ def look(engine, tmp_path):
     return look
 
 
-def rules(outcome: Outcome) -> list[str]:
+def rules(outcome: PageResult) -> list[str]:
     return [judged.verdict.rule if judged.verdict else "kept" for judged in outcome.judged.values()]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from duogen_core.cli import main
 from duogen_core.data.pictures.nsfw import Nsfw
-from duogen_core.data.web.preset import load_preset
+from duogen_core.data.runs.presets import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.web_pages import file, photo, recipe, site
 
@@ -55,7 +55,7 @@ def light(pixels: np.ndarray) -> np.ndarray:
 
 
 def rules(**changes) -> dict:
-    return {**load_preset().nsfw, **changes}
+    return {**load_preset("web").nsfw, **changes}
 
 
 def test_the_score_is_the_probability_of_the_labels_that_count(model):
@@ -66,7 +66,7 @@ def test_the_score_is_the_probability_of_the_labels_that_count(model):
 
 
 def test_it_is_off_unless_a_model_is_named():
-    assert load_preset().nsfw["model"] == "" and load_preset("obelics").nsfw["model"] == ""
+    assert load_preset("web").nsfw["model"] == "" and load_preset("web", "obelics").nsfw["model"] == ""
 
 
 def test_a_run_drops_what_the_model_sees_and_logs_every_score(model, tmp_path):

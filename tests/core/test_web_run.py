@@ -18,11 +18,11 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from duogen_core.cli import main
+from duogen_core.data.runs.presets import load_preset
+from duogen_core.data.runs.run import begin, open_run, work
 from duogen_core.data.sources import open_source
+from duogen_core.data.web.engine import WebEngine
 from duogen_core.data.web.pictures import read_hosts
-from duogen_core.data.web.plan import begin, open_run
-from duogen_core.data.web.preset import load_preset
-from duogen_core.data.web.run import work
 from duogen_core.errors import DuoGenError
 from tests.core.web_pages import file, page, photo, recipe, screenshot, site
 
@@ -72,9 +72,11 @@ def test_two_workers_write_the_same_bytes_as_one(pages, tmp_path):
 
 def test_a_run_that_was_left_goes_on_and_ends_the_same(pages, tmp_path):
     web(pages, "--out", tmp_path / "whole", "--workers", 1, "--shard-pages", 2)
-    run = begin(tmp_path / "parts", [str(pages)], load_preset(), 2)
-    work_ = work(run)
-    next(work_)
+    engine = WebEngine(load_preset("web"), [str(pages)], tmp_path / "parts")
+    run = begin(tmp_path / "parts", engine, 2)
+    work_ = work(run, engine)
+    for _ in range(3):  # a whole shard, and the first page of the next
+        next(work_)
     work_.close()
     assert [run.is_done(shard) for shard in range(4)] == [True, False, False, False]
     done = run.log(0).stat().st_mtime_ns
@@ -125,7 +127,7 @@ def test_a_kill_before_the_plan_is_whole_changes_nothing(pages, tmp_path):
     (out / ".plan.jsonl.duogen-tmp").write_text('{"shard": 0, "inp')
     (out / "index" / ".000.sqlite.duogen-tmp").write_bytes(b"half")
     assert web(pages, "--out", out, "--workers", 1) == 0
-    assert open_run(out).pages == 8
+    assert open_run(out, "web").items == 8
 
 
 def test_a_full_disk_leaves_whole_shards_and_a_sentence(pages, tmp_path, monkeypatch, capsys):
@@ -154,7 +156,7 @@ def test_another_run_in_the_same_folder_is_refused(pages, tmp_path, capsys):
     web(pages, "--out", out, "--workers", 1)
     for other in ((pages, "--set", "page.min_words=30"), (pages, "--shard-pages", 5), (pages / "p00.html",)):
         assert web(*other, "--out", out, "--workers", 1) == 2
-        assert "holds a run with other inputs, rules or shard sizes" in capsys.readouterr().err
+        assert "was begun with other values of" in capsys.readouterr().err
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
     assert web(pages, "--out", tmp_path / "mine") == 2
@@ -226,18 +228,19 @@ def test_a_warc_file_that_is_cut_off_gives_what_is_whole(tmp_path, capsys):
     path = crawl(tmp_path / "crawl.warc.gz", cut=700)
     assert main(["data", "web", str(path), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
     assert "1 documents" in capsys.readouterr().out
-    assert open_run(tmp_path / "out").pages in (1, 2)
+    assert open_run(tmp_path / "out", "web").items in (1, 2)
 
 
 def test_a_damaged_picture_in_a_warc_file_is_a_dropped_picture(tmp_path):
     path = crawl(tmp_path / "crawl.warc.gz")
-    run = begin(tmp_path / "out", [str(path)], load_preset())
+    engine = WebEngine(load_preset("web"), [str(path)], tmp_path / "out")
+    run = begin(tmp_path / "out", engine, 64)
     with sqlite3.connect(tmp_path / "out" / "index" / "000.sqlite") as base:
         place = base.execute("select place from others where url like '%/a.png'").fetchone()[0]
     data = bytearray(path.read_bytes())
     data[place : place + 400] = bytes(400)
     path.write_bytes(data)
-    assert [result["kept"] for result in work(run)] == [1]
+    assert [entry["kept"] for entry in work(run, engine)] == [True, False]
     first = json.loads((tmp_path / "out" / "logs" / "00000.jsonl").read_text().split("\n")[0])
     assert [picture.get("rule") for picture in first["pictures"]][:2] == ["unreadable", None]
 
@@ -260,7 +263,7 @@ def test_a_page_that_breaks_the_engine_is_logged_and_the_run_goes_on(pages, tmp_
 
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(DuoGenError, match=r"holds no run\.json"):
-        open_run(tmp_path)
+        open_run(tmp_path, "web")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")

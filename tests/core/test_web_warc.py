@@ -221,13 +221,13 @@ def test_a_file_that_is_no_warc_is_named(tmp_path, capsys):
 
 def test_another_file_does_not_get_the_index_of_the_first(tmp_path, monkeypatch):
     """A start that ended before its plan leaves an index behind."""
-    from duogen_core.data.web import plan
+    from duogen_core.data.runs import run
 
     crawl(tmp_path / "a.warc.gz", 1)
     crawl(tmp_path / "b.warc.gz", 3)
-    real = plan.write_plan
-    monkeypatch.setattr(plan, "write_plan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    real = run.write_plan
+    monkeypatch.setattr(run, "write_plan", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert web(tmp_path / "a.warc.gz", "--out", tmp_path / "out") == 130
-    monkeypatch.setattr(plan, "write_plan", real)
+    monkeypatch.setattr(run, "write_plan", real)
     assert web(tmp_path / "b.warc.gz", "--out", tmp_path / "out") == 0
     assert [len(document.pictures) for document in documents(tmp_path / "out")] == [3, 1]

@@ -1,24 +1,16 @@
-"""One Document of `data web` through all steps: Engine(rules, writer).document(document) -> Outcome.
+"""One Document of `data web` through all steps: DialogueEngine.document(document) -> DialogueResult.
 
 With recorded answers the same at any time and on any machine. A model or an endpoint that fails costs this document,
 under the name of the rule, and never the run; ENDPOINT is the rule where the fault was not the document's.
-
-A run's folder, and the loop over its shards, which goes on where the last one stopped.
-
-OUT/answers.jsonl     every answer, under the hash of its request (unless --record names another file)
-
-The rest of the folder is as `run_folder` says. A killed run loses the answers it was waiting for and no other. Shards
-with documents that failed at the endpoint are done again by the same command; their other answers are there already.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,28 +23,20 @@ from duogen_core.data.dialogues.rules import Refused, Values, prompts_digest
 from duogen_core.data.llm.answers import Answer, AnswerError
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.net.endpoint import EndpointError
-from duogen_core.data.runs.folder import (
-    FOLDERS,
-    RunFolder,
-    begin_run,
-    check_unused,
-    make_folders,
-)
-from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.log import json_lines
-from duogen_core.data.runs.presets import preset_values
-from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
+from duogen_core.data.runs import Engine, Outcome
+from duogen_core.data.runs.shards import photos_as_jpeg
 from duogen_core.data.sources import Bad, Source, open_source
-from duogen_core.document import Document
+from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError, is_system_failure, system_failure
 
 PLACERS = ("words", "model", "none")
 NOBODY = "http://localhost/no-model"  # stands where an endpoint's address is asked for; nothing is sent there
+PHOTO_QUALITY = 95
 ENDPOINT = "endpoint"  # the rule of documents that failed for the endpoint's sake
 
 
 @dataclass
-class Outcome:
+class DialogueResult:
     """What became of a document. rule and value: what refused it, or nothing; then there is a document."""
 
     document: Document | None = None
@@ -76,26 +60,89 @@ def asks_a_model(preset: Mapping[str, Mapping[str, Any]]) -> bool:
     return any(preset[step]["ask"] for step in ("describe", "rewrite", "dialogue")) or preset["place"]["by"] == "model"
 
 
-def no_model() -> Client:
-    """The writer of an engine whose preset asks none; what is made says so with an empty name."""
-
-    def refuse(_: Mapping[str, Any]) -> Answer:
-        raise DuoGenError("There is no language model, though a step asks one; name one, or leave the step out.")
-
-    return Client(Endpoint(NOBODY, "", attempts=1), transport=refuse)
+def no_models() -> tuple[Client, Client]:
+    """The models of an engine whose preset asks none; what is made says so with an empty name."""
+    client = Client(Endpoint(NOBODY, "", attempts=1), transport=_refuse)
+    return client, client
 
 
-class Engine:
-    """writer: rewrites, places and converses; eyes: describes pictures, the same one unless given."""
+def _refuse(_: Mapping[str, Any]) -> Answer:
+    raise DuoGenError("There is no language model, though a step asks one; name one, or leave the step out.")
 
-    def __init__(self, preset: Mapping[str, Mapping[str, Any]], writer: Client, eyes: Client | None = None) -> None:
+
+class DialogueEngine(Engine):
+    """Items are numbers of the input's Documents.
+
+    connect: opens the language models: one that rewrites, places and converses, and one that describes pictures (the
+    same, often). OUT/answers.jsonl has every answer under the hash of its request, unless --record names another file.
+    A killed run loses the answers it was waiting for and no other.
+    """
+
+    kind, size_name = "dialogues", "shard_documents"
+    tried_again = (ENDPOINT,)  # the same command does these shards again; their other answers are there already
+
+    def __init__(
+        self,
+        preset: Mapping[str, Mapping[str, Any]],
+        connect: Callable[[], tuple[Client, Client]],
+        source: str = "",
+        uses_gpu: bool = False,
+    ) -> None:
         if preset["place"]["by"] not in PLACERS:
             raise DuoGenError(f"place.by is {preset['place']['by']!r}; expected one of: {', '.join(PLACERS)}.")
-        self.preset, self.writer, self.eyes = preset, writer, eyes or writer
+        self.preset, self.connect, self.spec, self.uses_gpu = preset, connect, source, uses_gpu
         self.prompts = prompts_digest()
 
-    def document(self, document: Document) -> Outcome:
-        outcome = Outcome()
+    @cached_property
+    def models(self) -> tuple[Client, Client]:
+        return self.connect()
+
+    @cached_property
+    def source(self) -> Source:
+        return open_input(self.spec)
+
+    @property
+    def writer(self) -> Client:
+        return self.models[0]
+
+    @property
+    def eyes(self) -> Client:
+        return self.models[1]
+
+    def clients(self) -> dict[str, Client]:
+        return {"writer": self.writer} | ({"eyes": self.eyes} if self.eyes is not self.writer else {})
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "input": self.source.identity(),
+            "preset": self.preset,
+            "writer": self.writer.endpoint.model,
+            "eyes": self.eyes.endpoint.model,
+            "prompts": self.prompts,
+        }
+
+    def items(self) -> range:
+        return range(len(self.source))
+
+    def encode(self, picture: Picture) -> tuple[bytes, str]:
+        return photos_as_jpeg(PHOTO_QUALITY)(picture)
+
+    def do(self, number: int) -> Outcome:
+        sample = self.source.read(number)
+        if isinstance(sample, Bad):
+            return Outcome(
+                {"input": sample.label, **DialogueResult(rule="unreadable", value=sample.sentence[:300]).log()}
+            )
+        meta = sample.document.meta
+        named = {"page": str(meta.get("page", "")), "url": str(meta.get("url", "")), "input": self.source.name}
+        title = sample.document.turns[0].text if sample.document.turns else ""
+        found = self.document(sample.document)
+        entry = {**named, "title": title[:300], **found.log()}
+        documents = [("", found.document)] if found.document is not None else []
+        return Outcome(entry, documents, failed=str(found.value) if found.rule == ENDPOINT else "")
+
+    def document(self, document: Document) -> DialogueResult:
+        outcome = DialogueResult()
 
         def heard(answer: Answer) -> None:
             outcome.tokens.update(
@@ -124,7 +171,7 @@ class Engine:
         outcome.document = None if outcome.rule else outcome.document
         return outcome
 
-    def _through(self, document: Document, outcome: Outcome, writer: Client, eyes: Client) -> None:
+    def _through(self, document: Document, outcome: DialogueResult, writer: Client, eyes: Client) -> None:
         preset, values = self.preset, outcome.values
         draft = read_draft(document)
         if not draft.passages:
@@ -215,22 +262,6 @@ def _picture_lines(
     ]
 
 
-def unread(sentence: str) -> Outcome:
-    """A sample that could not be read."""
-    return Outcome(rule="unreadable", value=sentence[:300])
-
-
-# ------------------------------------------------------------ run
-
-PRESETS = Path(__file__).with_name("presets")
-SHARD_DOCUMENTS = 64
-PHOTO_QUALITY = 95
-
-
-def load_preset(name: str = "howto", settings: tuple[str, ...] | list[str] = ()) -> dict[str, dict[str, Any]]:
-    return preset_values(PRESETS, "howto", name, settings)
-
-
 def open_input(text: str) -> Source:
     """The folder of a run of `data web`, or any source such as webdataset:FILES."""
     folder = Path(text)
@@ -242,83 +273,3 @@ def open_input(text: str) -> Source:
     if source.endless:
         raise DuoGenError(f"{text} has no end; give documents that were made.")
     return source
-
-
-@dataclass(frozen=True)
-class Run(RunFolder):
-    documents: int
-    size: int
-
-    @property
-    def shards(self) -> int:
-        return -(-self.documents // self.size)
-
-    def numbers(self, shard: int) -> range:
-        return range(shard * self.size, min((shard + 1) * self.size, self.documents))
-
-    def is_done(self, shard: int) -> bool:
-        """Whether it was written and nothing in it failed for the endpoint's sake, which is worth another attempt."""
-        if not super().is_done(shard):
-            return False
-        try:
-            return all(entry.get("rule") != ENDPOINT for entry in json_lines(self.log(shard)))
-        except DuoGenError:  # a line that is no entry
-            return False
-
-
-def begin(folder: Path, source: Source, engine: Engine, size: int = SHARD_DOCUMENTS) -> Run:
-    """The run in this folder: gone on with if it is there with the same input, preset, models and prompts."""
-    if size < 1:
-        raise DuoGenError(f"A shard has {size} documents; expected at least 1.")
-    identity = {
-        "input": source.identity(),
-        "preset": engine.preset,
-        "writer": engine.writer.endpoint.model,
-        "eyes": engine.eyes.endpoint.model,
-        "prompts": engine.prompts,
-        "shard_documents": size,
-    }
-    if not (folder / "run.json").exists():
-        check_unused(folder, ("answers.jsonl",))
-    begin_run(folder, "dialogues", identity, {"items": len(source)})
-    make_folders(folder, FOLDERS)
-    run = Run(folder, len(source), size)
-    run.sweep()
-    return run
-
-
-def work(run: Run, source: Source, engine: Engine, threads: int = 1, give_up: int = 8) -> Iterator[Outcome]:
-    """Does what is not done yet; yields what became of each document.
-
-    give_up: how many documents in a row may fail because of the endpoint before the run stops with its sentence.
-    """
-    todo = [shard for shard in range(run.shards) if not run.is_done(shard)]
-    numbers = (number for shard in todo for number in run.numbers(shard))
-    results = in_order(lambda number: _one(source, engine, number), numbers, threads)
-    failed, encode = 0, photos_as_jpeg(PHOTO_QUALITY)
-    for shard in todo:
-        started = time.perf_counter()
-        with new_shard(run, shard, "documents") as new:
-            for number, (named, outcome) in itertools.islice(results, len(run.numbers(shard))):
-                failed = failed + 1 if outcome.rule == ENDPOINT else 0
-                if failed >= give_up:
-                    raise DuoGenError(
-                        f"{failed} documents in a row failed at the endpoint, the last with: {outcome.value} Shards "
-                        "that are done are whole; the same command goes on."
-                    )
-                if outcome.document is not None:
-                    new.add(f"{number:08d}", outcome.document, encode)
-                new.log({"number": number, **named, **outcome.log()})
-                yield outcome
-            new.seconds["all"] = time.perf_counter() - started
-
-
-def _one(source: Source, engine: Engine, number: int) -> tuple[dict[str, Any], Outcome]:
-    """What the log says of the document first, and what became of it."""
-    sample = source.read(number)
-    if isinstance(sample, Bad):
-        return {"input": sample.label}, unread(sample.sentence)
-    meta = sample.document.meta
-    named = {"page": str(meta.get("page", "")), "url": str(meta.get("url", "")), "input": source.name}
-    title = sample.document.turns[0].text if sample.document.turns else ""
-    return {**named, "title": title[:300]}, engine.document(sample.document)

@@ -1,6 +1,4 @@
-"""What the rooms need to show the pairs of a finished run again: the words of stored Documents.
-
-A run of pairs to look at: one HTML file with pairs that were kept and pairs that each rule refused.
+"""A run of pairs to look at: one HTML file with pairs that were kept and pairs that each rule refused.
 
     write_report(folder, file, samples)
 
@@ -9,24 +7,25 @@ What is shown goes through the engine again (nothing of a refused pair is stored
 
 from __future__ import annotations
 
+import json
+import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from duogen_core.data.pairs.sharded import WHOLE, Run, Shard, open_run
+from duogen_core.data.pairs.editing.engine import EditingEngine
+from duogen_core.data.pairs.rules import WHOLE
+from duogen_core.data.pairs.video.engine import VideoEngine
 from duogen_core.data.runs.log import RunLog, open_logs, parts_of, rule_of, survey, text
 from duogen_core.data.runs.report import Spread, badge, thumbnail, tiles_of, write_page
+from duogen_core.data.runs.run import Run, open_run
 
 SIDE = 170  # longest side of a thumbnail: two stand side by side
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")
 Place = tuple[int, int]
 Shown = tuple[Sequence[str], str]  # thumbnails and words of a pair
-# (shard, {number: {indices}}) -> (place, pictures, words) of what could be read again; the shards come in order
-Show = Callable[[Shard, Mapping[int, set[int]]], Iterator[tuple[Place, Sequence[np.ndarray], str]]]
 
 
 def write_report(
@@ -34,12 +33,9 @@ def write_report(
 ) -> None:
     """step(done, total) is called for every shard that is looked at again."""
     (log,) = open_logs(folder)
-    if log.kind == "video":
-        from duogen_core.data.pairs.video.engine import Showing
-    else:
-        from duogen_core.data.pairs.editing.engine import Showing
     run, chosen = open_run(folder, log.kind), _choose(log, samples)
-    shown = _look_again(run, chosen, Showing(run), step)
+    with (VideoEngine if log.kind == "video" else EditingEngine).of_run(run) as engine:
+        shown = _look_again(run, engine, chosen, step)
     body = [f"<pre>{escape(text(survey(log)))}</pre>"]
     for stage, rules in chosen.items():
         body.append(f"<h2>{escape(stage)} by rule</h2>")
@@ -62,7 +58,10 @@ def _choose(log: RunLog, most: int) -> dict[str, dict[str, Spread]]:
 
 
 def _look_again(
-    run: Run, chosen: Mapping[str, Mapping[str, Spread]], show: Show, step: Callable[[int, int], None]
+    run: Run,
+    engine: VideoEngine | EditingEngine,
+    chosen: Mapping[str, Mapping[str, Spread]],
+    step: Callable[[int, int], None],
 ) -> dict[Place, Shown]:
     wanted: dict[int, set[int]] = defaultdict(set)
     for rules in chosen.values():
@@ -73,8 +72,8 @@ def _look_again(
     shown: dict[Place, Shown] = {}
     for done, shard in enumerate(shards, 1):
         here = {shard.first + k: wanted[shard.first + k] for k in range(len(shard.items)) if shard.first + k in wanted}
-        for place, pictures, words in show(shard, here):
-            shown[place] = [thumbnail(pixels, SIDE) for pixels in pictures], words
+        for place, pictures, key in engine.look_again(shard, here):
+            shown[place] = [thumbnail(pixels, SIDE) for pixels in pictures], words_of(run, shard.number, key)
         step(done, len(shards))
     return shown
 
@@ -84,3 +83,14 @@ def _tile(facts: Mapping[str, Any], thumbnails: Sequence[str], words: str) -> st
     inside = "".join(thumbnails) or "<i>no picture</i>"
     verdict = badge(rule_of(dict(facts)), facts.get("value"))
     return f"<div class=page>{inside}<br>{verdict} {escape(words)}<br><small>{escape(about)}</small></div>"
+
+
+def words_of(run: Run, shard: int, key: str) -> str:
+    """What the user says in a stored Document; "" if it is not there."""
+    try:
+        with tarfile.open(run.tar(shard)) as archive:
+            turns = json.loads(archive.extractfile(f"{key}.json").read())["turns"]
+        users = (turn["parts"] for turn in turns if turn["role"] == "user")
+        return " / ".join(" ".join(part["text"] for part in parts if part["type"] == "text") for parts in users)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, tarfile.TarError):
+        return ""

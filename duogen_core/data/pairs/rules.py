@@ -103,6 +103,7 @@ def _sized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
 
 ORDER = ("blank", "blurred", "still", "cut")
 Verdict = tuple[str, Any]
+WHOLE = -1  # the index of an entry itself, in place of one of its parts
 
 
 def judge(first: np.ndarray, last: np.ndarray, rules: Mapping[str, Any]) -> tuple[dict[str, Any], Verdict | None]:

@@ -12,14 +12,15 @@ DIR/times/00000.json    seconds by stage, the only thing that differs between tw
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from duogen_core import __version__
 from duogen_core.data.runs.log import MAX_RUN_BYTES, is_whole, json_lines
+from duogen_core.data.runs.presets import digest
 from duogen_core.document import plain_json
 from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
@@ -29,6 +30,7 @@ Result = TypeVar("Result")
 VERSION = 1  # of every run.json
 _BEGIN_ANEW = "choose another --out, or remove the folder"
 FOLDERS = ("shards", "logs", "times")
+BEFORE = ("index", "fetched", "inputs.jsonl", "plan.jsonl", "answers.jsonl")  # what may be there before run.json is
 
 
 @dataclass(frozen=True)
@@ -61,43 +63,50 @@ class RunFolder:
                 file.unlink(missing_ok=True)
 
 
-def begin_run(folder: Path, kind: str, identity: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> None:
-    """Makes the folder with its run.json, or goes on with it if it was begun with the same identity."""
-    whole = plain_json({**identity, "duogen": __version__}, "identity")
-    if (folder / "run.json").exists():
-        found = read_run(folder, kind, lambda value: dict(value["identity"]))
-        if found != whole:
-            named = sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
+def found_run(folder: Path, kind: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What run.json of a run says that was begun with this identity; None if there is none yet."""
+    if not (folder / "run.json").exists():
+        return None
+    value = read_run(folder, kind, lambda value: {**value, "identity": dict(value["identity"])}
+                     if "identity" in value else {**value, "digest": value["digest"]})  # fmt: skip
+    if "identity" not in value:  # runs of web, video and editing that an older version began have a digest of it
+        if value["digest"] != digest(identity):
             raise DuoGenError(
-                f"{folder} was begun with other values of {', '.join(named)}; give the same again to go on with it, or "
-                "choose another folder, or remove this one."
+                f"{folder} holds a run with other inputs, rules or shard sizes; choose another --out, or give the same "
+                "ones to go on with it."
             )
-        return
-    make_folders(folder)
-    write_run(folder, kind, {**(more or {}), "identity": whole})
+    elif (found := value["identity"]) != identity:
+        named = sorted(name for name in {*found, *identity} if found.get(name) != identity.get(name))
+        raise DuoGenError(
+            f"{folder} was begun with other values of {', '.join(named)}; give the same again to go on with it, or "
+            "choose another folder, or remove this one."
+        )
+    return value
 
 
-def check_unused(folder: Path, left: Sequence[str] = ()) -> None:
-    """Refuses a folder with anything in it but what a kill leaves of a run that had no run.json yet.
+def with_version(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity as run.json has it: another version of this project may do anything differently."""
+    return plain_json({**identity, "duogen": __version__}, "identity")
 
-    left: names that the engine makes before that, besides folders without files.
-    """
+
+def begin_step(folder: Path, kind: str, identity: Mapping[str, Any]) -> None:
+    """The folder of a step that has no shards: made, or gone on with if it was begun with the same identity."""
+    whole = with_version(identity)
+    if found_run(folder, kind, whole) is None:
+        make_folders(folder)
+        write_run(folder, kind, {"identity": whole})
+
+
+def check_unused(folder: Path) -> None:
+    """Refuses a folder with anything in it but what a kill leaves of a run that had no run.json yet."""
 
     def is_left(entry: Path) -> bool:
         if entry.name in FOLDERS:
             return entry.is_dir() and next(entry.iterdir(), None) is None
-        return entry.name in left or entry.name.endswith(".duogen-tmp")
+        return entry.name in BEFORE or entry.name.endswith(".duogen-tmp")
 
     if folder.exists() and not all(map(is_left, folder.iterdir())):
         raise DuoGenError(f"The folder {folder} has something else in it; choose another --out, or empty it first.")
-
-
-def check_same(folder: Path, found: str, digest: str) -> None:
-    if found != digest:
-        raise DuoGenError(
-            f"{folder} holds a run with other inputs, rules or shard sizes; choose another --out, or give the same "
-            "ones to go on with it."
-        )
 
 
 def make_folders(folder: Path, names: Sequence[str] = ()) -> None:
@@ -108,20 +117,14 @@ def make_folders(folder: Path, names: Sequence[str] = ()) -> None:
         raise DuoGenError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
 
 
-def write_plan(
-    folder: Path, name: str, groups: Iterable[tuple[Mapping[str, Any], Iterable[Any]]], size: int
-) -> tuple[int, int]:
-    """Cuts the items of each group into shards of this size; how many items and shards there are.
-
-    A group is what its lines say of it, and its items: these stand under `name`.
-    """
+def write_plan(folder: Path, items: Iterable[Any], size: int, group: Callable[[Any], Hashable]) -> tuple[int, int]:
+    """Cuts the items into shards of this size, each of one group; how many items and shards there are."""
     count = shards = 0
     temporary = folder / ".plan.jsonl.duogen-tmp"
     with temporary.open("w", encoding="utf-8") as lines:
-        for about, items in groups:
-            rest = iter(items)
+        for _, rest in groupby(items, group):
             while here := list(islice(rest, size)):
-                lines.write(json.dumps({"shard": shards, **about, "first": count, name: here}) + "\n")
+                lines.write(json.dumps({"shard": shards, "first": count, "items": here}) + "\n")
                 count, shards = count + len(here), shards + 1
     temporary.replace(folder / "plan.jsonl")
     return count, shards

@@ -1,6 +1,7 @@
 """Presets of every engine: thresholds under the names of their rules, in YAML files of sections.
 
-    values = preset_values(folder, "howto", "mine.yaml", ["page.min_words=50"])
+    preset = load_preset("web", "mine.yaml", ["page.min_words=50"])
+    preset.page["min_words"], preset["page"]["min_words"]
 
 The engine's first preset holds every name; another one, a file of the user and single settings only change values: a
 name it does not have, or a value of another kind, is refused.
@@ -17,17 +18,79 @@ from typing import Any
 from duogen_core.config_text import ConfigTextError, read_yaml, shorten
 from duogen_core.errors import DuoGenError
 
-Preset = dict[str, dict[str, Any]]  # section -> rule -> threshold
+FOLDERS = {  # of the engines, and their first presets
+    "web": ("web", "howto"),
+    "dialogues": ("dialogues", "howto"),
+    "synthetic": ("synthetic", "default"),
+    "video": ("pairs/video", "clips"),
+    "editing": ("pairs/editing", "edits"),
+}
+FILES = (("nsfw", "model"), ("advert", "hosts"))  # settings that name a file
+FORMATS = ("jpeg", "png")  # in which pictures are stored
 
 
-def preset_values(folder: Path, default: str, name: str, settings: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """The sections of a named preset or a YAML file on top of the default one, with settings on top."""
+class Preset(dict[str, dict[str, Any]]):
+    """Section -> rule -> threshold. Sections are attributes too."""
+
+    name = ""
+
+    def __getattr__(self, section: str) -> dict[str, Any]:
+        try:
+            return self[section]
+        except KeyError:
+            raise AttributeError(section) from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, **{section: dict(values) for section, values in self.items()}}
+
+    @property
+    def digest(self) -> str:
+        return digest({**self.to_json(), "name": ""})
+
+    def part(self, *sections: str) -> dict[str, Any]:
+        """What a step depends on: its sections alone, so that the others may change."""
+        return {section: dict(self[section]) for section in sections}
+
+
+def load_preset(engine: str, name: str = "", settings: Sequence[str] = ()) -> Preset:
+    """A named preset of an engine or a YAML file, on top of the engine's first one, with settings on top."""
+    below, default = FOLDERS[engine]
+    folder = Path(__file__).parents[1] / below / "presets"
     values = _read(folder / f"{default}.yaml")
-    if name != default:
+    if name and name != default:
         merge(values, _read(_file(folder, name)), f"the preset {name}")
     for setting in settings:
         merge(values, _parse(setting), f"--set {shorten(setting)}")
-    return values
+    for section, rule in FILES:
+        if path := values.get(section, {}).get(rule):
+            values[section][rule] = str(Path(path).absolute())  # workers may stand elsewhere
+    _check(values)
+    return _named(values, name or default)
+
+
+def _check(values: Mapping[str, Mapping[str, Any]]) -> None:
+    """What a kind of value does not say."""
+    if (stored := values.get("store", {}).get("format", "png")) not in FORMATS:
+        raise DuoGenError(f"store.format is {stored!r}; expected {' or '.join(FORMATS)}.")
+    clip = values.get("clip")
+    if clip and not 0 < clip["min_seconds"] <= clip["seconds"] <= 600:
+        raise DuoGenError(
+            f"clip.seconds is {clip['seconds']} and clip.min_seconds {clip['min_seconds']}; expected more than 0, the "
+            "second at most the first, and at most 600."
+        )
+
+
+def preset_of_run(engine: str, value: Mapping[str, Any]) -> Preset:
+    """The preset that a run.json holds: what a started run goes on with."""
+    values = load_preset(engine)
+    merge(values, {section: value[section] for section in values}, "the run's preset")
+    return _named(values, str(value.get("name", "")))
+
+
+def _named(values: dict[str, dict[str, Any]], name: str) -> Preset:
+    preset = Preset(values)
+    preset.name = name
+    return preset
 
 
 def digest(values: Any) -> str:

@@ -1,6 +1,6 @@
 """One shard of a run while it is written: the tar of its Documents, its times and its log.
 
-    with new_shard(run, 3, "pages") as shard:
+    with new_shard(run, 3) as shard:
         shard.add("00000192", document, photos_as_jpeg(90))
         shard.log({"number": 192, "kept": True})
         shard.seconds["walk"] += 0.2
@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -49,22 +49,23 @@ class NewShard:
     def add(self, key: str, document: Document, encode: Encode) -> None:
         add_document(self.archive, key, document, encode)
 
-    def add_files(self, files: Iterable[tuple[str, bytes]]) -> None:
-        """A document whose files `document_files` has made already, in a thread of its own perhaps."""
-        add_files(self.archive, files)
+    def add_tar(self, tar: IO[bytes]) -> None:
+        """All that stands in another tar, which a thread has written ahead."""
+        with tarfile.open(fileobj=tar) as written:
+            for member in written:
+                self.archive.addfile(member, written.extractfile(member))
 
     def log(self, entry: Mapping[str, Any]) -> None:
         self.lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
-def new_shard(run: RunFolder, number: int, unit: str) -> Iterator[NewShard]:
-    """unit: what the times call the entries of the log."""
+def new_shard(run: RunFolder, number: int) -> Iterator[NewShard]:
     started = time.perf_counter()
     with whole_file(run.tar(number)) as stream, tarfile.open(fileobj=stream, mode="w") as archive:
         shard = NewShard(archive)
         yield shard
-    times = {unit: len(shard.lines), "seconds": time.perf_counter() - started, "stages": dict(shard.seconds)}
+    times = {"entries": len(shard.lines), "seconds": time.perf_counter() - started, "stages": dict(shard.seconds)}
     with whole_file(run.times(number)) as stream:
         stream.write(json.dumps(times).encode())
     with whole_file(run.log(number)) as stream:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from duogen_core.data.runs.presets import Preset
 from duogen_core.data.synthetic.comfyui import Server
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
-from duogen_core.data.synthetic.requests import Preset
 from duogen_core.data.synthetic.workflow import WANTED_TITLE, Workflow
 from duogen_core.document import Picture
 from duogen_core.document.picture_file import FORMATS

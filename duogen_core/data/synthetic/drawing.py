@@ -1,50 +1,34 @@
-"""A run that makes documents in shards: its folder, its plan, and the loop that goes on where the last one stopped.
+"""Documents of requests: drawn by a painter out of planned answers, or written and drawn by a DuoGen model in one go.
 
-DIR/drawn/     pictures of shards that are not done yet
+    DrawEngine      an entry of plans.jsonl -> its Document, with the pictures of a painter
+    AnswerEngine    a request -> the Document that `generate` gives; no language model plans for it
 
-The rest of the folder is as `run_folder` says.
-
-Drawing: a planned answer and a painter -> a Document with its pictures, or the rule that refuses it.
-
-In: an Entry of plans.jsonl. Out: an Outcome. A picture that was painted is kept in DIR/drawn until its shard is whole,
-so a run that was killed paints none of them twice, whatever the painter.
-
-Answering: a DuoGen model answers the requests itself, text and pictures in one go; no language model plans for it.
-
-In: a Request. Out: an Outcome with the Document that `generate` gave, or the rule that refuses it.
+A picture that was painted is kept in OUT/drawn until its shard is whole, so a run that was killed paints none of them
+twice, whatever the painter.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from duogen_core.data.runs.folder import (
-    FOLDERS,
-    RunFolder,
-    begin_run,
-    make_folders,
-)
-from duogen_core.data.runs.presets import digest
-from duogen_core.data.runs.shards import new_shard
+from duogen_core.data.runs import Engine, Outcome
+from duogen_core.data.runs.folder import make_folders
+from duogen_core.data.runs.presets import Preset, digest
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
-from duogen_core.data.synthetic.planning import Entry
-from duogen_core.data.synthetic.requests import KEPT, Preset, Request, Verdict
+from duogen_core.data.synthetic.planning import Entry, read_plans
+from duogen_core.data.synthetic.requests import KEPT, Request, Verdict, request_lines
 from duogen_core.data.web.pictures import Seen
-from duogen_core.document import (
-    Document,
-    Part,
-    Picture,
-    Text,
-    Turn,
-)
+from duogen_core.document import Document, Part, Picture, Text, Turn
 from duogen_core.document.picture_file import decode_picture, encode_png, read_picture_bytes
 from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
@@ -54,102 +38,50 @@ if TYPE_CHECKING:
     from duogen_core.checkpoint import Components
     from duogen_core.pipeline import Settings
 
-Item = TypeVar("Item")
-SHARD = 16  # documents
-GIVE_UP = 3  # documents in a row that fail before the run stops
+
+class SyntheticEngine(Engine):
+    kind, size_name = "synthetic", "shard"
+
+    def encode(self, picture: Picture) -> tuple[bytes, str]:
+        return picture.to_png(), "png"
 
 
-@dataclass
-class Outcome:
-    """What became of an entry: a document, or the rule that refused it. failed: by a machine, not by its content."""
+class DrawEngine(SyntheticEngine):
+    """Items are numbers of the kept lines of plans.jsonl. paint: makes the painter."""
 
-    verdict: Verdict
-    document: Document | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)  # further fields of the log
-    pictures: Sequence[Mapping[str, Any]] = ()
-    failed: bool = False
-    seconds: Counter[str] = field(default_factory=Counter)
+    def __init__(
+        self, plans: Path, preset: Preset, paint: Callable[[], Painter], drawn: Path, uses_gpu: bool = False
+    ) -> None:
+        self.file, self.preset, self.paint, self.drawn, self.uses_gpu = plans, preset, paint, drawn, uses_gpu
+        self.rules = preset.picture
 
-    def log(self, number: int) -> dict[str, Any]:
-        words = len(self.document.text.split()) if self.document else 0
-        kept = {"words": words, "removed": {}} if self.document else {}
-        return {"number": number, **self.about, **self.verdict.log(), **kept, "pictures": list(self.pictures)}
+    @cached_property
+    def plans(self) -> list[Entry]:
+        return list(read_plans(self.file))
 
+    @cached_property
+    def painter(self) -> Painter:
+        return self.paint()
 
-@dataclass(frozen=True)
-class Run(RunFolder):
-    count: int  # documents that are to be made
-    shards: int
-    size: int
+    @cached_property
+    def by(self) -> dict[str, Any]:
+        return self.painter.identity()
 
-    def entries(self, shard: int) -> range:
-        return range(shard * self.size, min((shard + 1) * self.size, self.count))
+    def identity(self) -> dict[str, Any]:
+        if not self.plans:
+            raise DuoGenError("There is nothing to do: no answer was kept.")
+        plans = hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
+        return {"plans": plans, "painter": self.by, **self.preset.part("picture")}
 
-    def chosen(self, part: tuple[int, int]) -> list[int]:
-        """The shards of part k of n that are not done."""
-        return [shard for shard in range(part[0] - 1, self.shards, part[1]) if not self.is_done(shard)]
+    def items(self) -> range:
+        return range(len(self.plans))
 
-
-def begin(folder: Path, count: int, size: int, identity: Mapping[str, Any]) -> Run:
-    if size < 1:
-        raise DuoGenError(f"A shard has {size} documents; expected at least 1.")
-    if not count:
-        raise DuoGenError("There is nothing to do: no request is there, or no answer was kept.")
-    shards = -(-count // size)
-    begin_run(folder, "synthetic", {**identity, "shard": size}, {"entries": count, "shards": shards})
-    make_folders(folder, (*FOLDERS, "drawn"))
-    return Run(folder, count, shards, size)
-
-
-def work(
-    run: Run,
-    items: Sequence[Item],
-    make: Callable[[Item], Outcome],
-    whole: Callable[[Sequence[Item]], None] = lambda _: None,
-    part: tuple[int, int] = (1, 1),
-    give_up: int = GIVE_UP,
-) -> Iterator[Outcome]:
-    """Makes the documents of the shards that are not done; `whole` is told the items of each that is.
-
-    Leaving the loop leaves whole shards, and the drawn pictures of the one that was begun.
-    """
-    failed = 0
-    for shard in run.chosen(part):
-        run.sweep(shard)  # other ones may be another process's
-        with new_shard(run, shard, "pages") as new:
-            for number in run.entries(shard):
-                outcome = make(items[number])
-                failed = failed + 1 if outcome.failed else 0
-                if failed == give_up:
-                    raise DuoGenError(f"{give_up} documents in a row failed: {outcome.verdict.value}")
-                new.log(outcome.log(number))
-                new.seconds.update(outcome.seconds)
-                if outcome.document is not None:
-                    begun = time.perf_counter()
-                    new.add(f"{number:08d}", outcome.document, _png)
-                    new.seconds["write"] += time.perf_counter() - begun
-                yield outcome
-        whole([items[number] for number in run.entries(shard)])
-
-
-def _png(picture: Picture) -> tuple[bytes, str]:
-    return picture.to_png(), "png"
-
-
-# ------------------------------------------------------------ drawing
-
-
-class Drawing:
-    def __init__(self, painter: Painter, preset: Preset, drawn: Path) -> None:
-        self.painter, self.rules, self.drawn = painter, preset.picture, drawn
-        self.by = painter.identity()
-        self.mark = digest([self.by, dict(self.rules)])
-
-    def document(self, entry: Entry) -> Outcome:
-        outcome = Outcome(KEPT, about=logged_request(entry.request))
+    def do(self, number: int) -> Outcome:
+        make_folders(self.drawn)
+        entry, begun = self.plans[number], time.perf_counter()
         pictures: list[Picture] = []
         logged: list[dict[str, Any]] = []
-        begun = time.perf_counter()
+        verdict, failed = KEPT, ""
         for prompt in entry.plan.prompts:
             seed = picture_seed(entry.seed, len(pictures))
             drawn = {"seed": seed, "prompt": prompt}
@@ -158,38 +90,124 @@ class Drawing:
             except PainterError as error:
                 if error.stop:
                     raise
-                outcome.verdict, outcome.failed = Verdict("painter_failed", str(error)[:400]), True
+                failed = str(error)[:400]
+                verdict = Verdict("painter_failed", failed)
                 break
             picture = Picture(pixels, drawn)
-            outcome.verdict = judge(picture, pictures, self.rules)
+            verdict = judge(picture, pictures, self.rules)
             size = list(picture.size)
             logged.append({**drawn, "class": "drawn", "size": size, "digest": picture.digest[:16],
-                           **({} if outcome.verdict.kept else outcome.verdict.log())})  # fmt: skip
-            if not outcome.verdict.kept:
+                           **({} if verdict.kept else verdict.log())})  # fmt: skip
+            if not verdict.kept:
                 break
             pictures.append(picture)
-        outcome.seconds["paint"] = time.perf_counter() - begun
-        outcome.pictures = logged
-        if outcome.verdict.kept:
-            outcome.document = compose(entry, pictures, self.by)
-        return outcome
+        document = compose(entry, pictures, self.by) if verdict.kept else None
+        return outcome_of(entry.request, verdict, document, logged, failed, paint=time.perf_counter() - begun)
 
-    def forget(self, entries: Sequence[Entry]) -> None:
-        """Removes the pictures of entries whose shard is whole."""
-        for entry in entries:
-            for pattern in (f"{entry.number:08d}-*.png", f".{entry.number:08d}-*"):
+    def shard_done(self, items: Sequence[int]) -> None:
+        """Removes the pictures, which stand in the shard now."""
+        for number in items:
+            number = self.plans[number].number
+            for pattern in (f"{number:08d}-*.png", f".{number:08d}-*"):
                 for file in self.drawn.glob(pattern):
                     file.unlink(missing_ok=True)
 
     def _pixels(self, number: int, wanted: Wanted) -> np.ndarray:
         """From what an interrupted run had painted, else from the painter."""
-        wish = [self.mark, wanted.request, wanted.prompt, wanted.seed, *(each.digest for each in wanted.earlier)]
+        mark = digest([self.by, dict(self.rules)])
+        wish = [mark, wanted.request, wanted.prompt, wanted.seed, *(each.digest for each in wanted.earlier)]
         file = self.drawn / f"{number:08d}-{digest(wish)}.png"
         with contextlib.suppress(DuoGenError):  # not there, or damaged: it is painted anew
             return decode_picture(*read_picture_bytes(file))
         pixels = self.painter.paint(wanted)
         write_atomically(file, encode_png(pixels, {}))
         return pixels
+
+
+class AnswerEngine(SyntheticEngine):
+    """Items are numbers of requests. load: loads the model, which is called `model`."""
+
+    uses_gpu = True
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        preset: Preset,
+        load: Callable[[], Components],
+        settings: Settings,
+        model: str,
+    ) -> None:
+        """settings.seed is the run's; every request has its own seed, made of it and of the request."""
+        self.requests, self.preset, self.load, self.asked, self.model = list(requests), preset, load, settings, model
+
+    @cached_property
+    def components(self) -> Components:
+        return self.load()
+
+    @property
+    def settings(self) -> Settings:
+        return self.asked.resolved(self.components.config)
+
+    def identity(self) -> dict[str, Any]:
+        if not self.requests:
+            raise DuoGenError("There is nothing to do: no request is there.")
+        names = ("seed", "steps", "guidance", "shift", "size", "max_images", "max_new_tokens", "temperature", "top_p")
+        settings = {name: getattr(self.settings, name) for name in names}
+        requests = hashlib.sha256(request_lines(self.requests)).hexdigest()[:16]
+        return {
+            "requests": requests, "model": self.model, "settings": settings, **self.preset.part("answer", "picture")
+        }  # fmt: skip
+
+    def items(self) -> range:
+        return range(len(self.requests))
+
+    def do(self, number: int) -> Outcome:
+        from duogen_core.pipeline import generate
+
+        request, begun = self.requests[number], time.perf_counter()
+        settings = replace(self.settings, seed=request.drawn_seed(self.settings.seed))
+        asked = Document().begin_turn("user", [Text(request.text)])
+        try:
+            answer = generate(self.components, asked, settings)
+        except DuoGenError as error:
+            failed = str(error)[:400]
+            return outcome_of(request, Verdict("answer_failed", failed), None, [], failed)
+        drawn = [
+            {"class": "drawn", "seed": each.meta["seed"], "size": list(each.size), "digest": each.digest[:16]}
+            for each in answer.pictures
+        ]
+        verdict = next((each for each in self._verdicts(answer) if not each.kept), KEPT)
+        meta = {**about(request), "seed": settings.seed, "writer": {"model": self.model}}
+        document = replace(answer, meta=meta | {"painter": {"painter": "duogen", "model": self.model}})
+        seconds = time.perf_counter() - begun
+        return outcome_of(request, verdict, document if verdict.kept else None, drawn, answer=seconds)
+
+    def _verdicts(self, answer: Document):
+        rules: Mapping[str, Any] = self.preset.answer
+        stop, words = answer.generation["stop_reason"], len(answer.text)
+        yield KEPT if stop == "end" else Verdict("unfinished", stop)
+        count = len(answer.pictures)
+        yield KEPT if count >= rules["min_pictures"] else Verdict("few_pictures", count)
+        yield KEPT if count <= rules["max_pictures"] else Verdict("many_pictures", count)
+        yield KEPT if words >= rules["min_characters"] else Verdict("short_text", words)
+        seen: list[Picture] = []
+        for picture in answer.pictures:
+            yield judge(picture, seen, self.preset.picture)
+            seen.append(picture)
+
+
+def outcome_of(
+    request: Request,
+    verdict: Verdict,
+    document: Document | None,
+    pictures: Sequence[Mapping[str, Any]],
+    failed: str = "",
+    **seconds: float,
+) -> Outcome:
+    kept = {"words": len(document.text.split()), "removed": {}} if document else {}
+    named = {"request": request.text, "domain": request.domain, "subcategory": request.subcategory}
+    entry = {**named, **verdict.log(), **kept, "pictures": list(pictures)}
+    return Outcome(entry, [("", document)] if document else [], failed, Counter(seconds))
 
 
 def judge(picture: Picture, earlier: Sequence[Picture], rules: Mapping[str, Any]) -> Verdict:
@@ -233,60 +251,3 @@ def about(request: Request) -> dict[str, Any]:
         "subcategory": request.subcategory,
         "request": {"by": request.origin, "digest": request.digest},
     }
-
-
-def logged_request(request: Request) -> dict[str, Any]:
-    return {"request": request.text, "domain": request.domain, "subcategory": request.subcategory}
-
-
-# ------------------------------------------------------------ answering
-
-
-class Answering:
-    def __init__(self, components: Components, settings: Settings, model: str, preset: Preset) -> None:
-        """settings.seed is the run's; every request has its own seed, made of it and of the request."""
-        self.components, self.model, self.preset = components, model, preset
-        self.settings = settings.resolved(components.config)
-
-    def identity(self) -> dict[str, Any]:
-        names = ("seed", "steps", "guidance", "shift", "size", "max_images", "max_new_tokens", "temperature", "top_p")
-        settings = {name: getattr(self.settings, name) for name in names}
-        return {"model": self.model, "settings": settings, **self.preset.part("answer", "picture")}
-
-    def document(self, request: Request) -> Outcome:
-        from duogen_core.pipeline import generate
-
-        begun = time.perf_counter()
-        settings = replace(self.settings, seed=request.drawn_seed(self.settings.seed))
-        outcome = Outcome(KEPT, about=logged_request(request))
-        asked = Document().begin_turn("user", [Text(request.text)])
-        try:
-            answer = generate(self.components, asked, settings)
-        except DuoGenError as error:
-            outcome.verdict, outcome.failed = Verdict("answer_failed", str(error)[:400]), True
-            return outcome
-        finally:
-            outcome.seconds["answer"] = time.perf_counter() - begun
-        pictures = answer.pictures
-        outcome.pictures = [
-            {"class": "drawn", "seed": each.meta["seed"], "size": list(each.size), "digest": each.digest[:16]}
-            for each in pictures
-        ]
-        outcome.verdict = next((each for each in self._verdicts(answer) if not each.kept), KEPT)
-        if outcome.verdict.kept:
-            meta = {**about(request), "seed": settings.seed, "writer": {"model": self.model}}
-            outcome.document = replace(answer, meta=meta | {"painter": {"painter": "duogen", "model": self.model}})
-        return outcome
-
-    def _verdicts(self, answer: Document):
-        rules: Mapping[str, Any] = self.preset.answer
-        stop, words = answer.generation["stop_reason"], len(answer.text)
-        yield KEPT if stop == "end" else Verdict("unfinished", stop)
-        count = len(answer.pictures)
-        yield KEPT if count >= rules["min_pictures"] else Verdict("few_pictures", count)
-        yield KEPT if count <= rules["max_pictures"] else Verdict("many_pictures", count)
-        yield KEPT if words >= rules["min_characters"] else Verdict("short_text", words)
-        seen: list[Picture] = []
-        for picture in answer.pictures:
-            yield judge(picture, seen, self.preset.picture)
-            seen.append(picture)

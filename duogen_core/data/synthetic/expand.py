@@ -21,17 +21,20 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import TEMPLATE_MARKS, Message
-from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.synthetic.requests import KEPT, Asking, Preset, Request, Verdict, request_lines, seed_requests
+from duogen_core.data.runs import Engine, Outcome
+from duogen_core.data.runs.presets import Preset
+from duogen_core.data.runs.run import outcomes
+from duogen_core.data.synthetic.requests import KEPT, Asking, Request, Verdict, request_lines, seed_requests
 from duogen_core.data.synthetic.taxonomy import Subcategory, Taxonomy
 from duogen_core.data.text.similarity import NearIndex, Subjects
 from duogen_core.document.store import write_atomically
@@ -80,8 +83,6 @@ class RequestRules:
         return KEPT
 
 
-# ------------------------------------------------------------ expand
-
 SHOWN_EARLIER = 3  # times as many earlier requests are shown as seeds
 
 
@@ -95,18 +96,24 @@ class Group:
 
 
 @dataclass
-class Expansion:
-    """count: requests a subcategory is to have, its seeds included."""
+class Expansion(Engine):
+    """count: requests a subcategory is to have, its seeds included. connect: opens the language model."""
 
     folder: Path
     taxonomy: Taxonomy
     preset: Preset
-    client: Client
+    connect: Callable[[], Client]
     count: int
     seed: int = 0
     threads: int = 4
+    workers: int = 1
+    backend: str = "local"
+    uses_gpu: bool = False
     groups: list[Group] = field(default_factory=list)
     log: list[dict[str, Any]] = field(default_factory=list)
+
+    kind: ClassVar[str] = "synthetic-expand"
+    things: ClassVar[str] = "requests"
 
     def __post_init__(self) -> None:
         seeds = seed_requests(self.taxonomy)
@@ -116,6 +123,13 @@ class Expansion:
         for each in seeds:
             of.setdefault((each.domain, each.subcategory), []).append(each)
         self.groups = [Group(one, of[one.domain, one.name]) for one in self.taxonomy.subcategories]
+
+    @cached_property
+    def client(self) -> Client:
+        return self.connect()
+
+    def clients(self) -> dict[str, Client]:
+        return {"writer": self.client}
 
     @property
     def requests(self) -> list[Request]:
@@ -131,13 +145,28 @@ class Expansion:
         """How many requests there are, again and again while they grow."""
         round_ = 0
         self.write()
-        while wanting := [group for group in self.groups if self._wants(group)]:
-            asked = [(group, self._messages(group, round_)) for group in wanting]
-            for (group, _), found in in_order(lambda job, k=round_: self._ask(job, k), asked, self.threads):
-                self._judge(group, found, round_)
+        while wanting := self.items():
+            asked = [[self._messages(group, round_), round_] for group in wanting]
+            for outcome, group in zip(outcomes(self, asked, self.threads, self.workers, self.backend), wanting):
+                self._judge(group, outcome.entry, round_)
                 yield len(self.requests)
             self.write()
             round_ += 1
+
+    def items(self) -> list[Group]:
+        """The subcategories that lack requests. Each is asked for with its messages and the number of the round."""
+        return [group for group in self.groups if self._wants(group)]
+
+    def do(self, item: list[Any]) -> Outcome:
+        messages, round_ = item
+        rules = self.preset.expand
+        try:
+            answer = self.client.ask(
+                messages, schema(rules["batch"]), rules["max_tokens"], rules["temperature"], seed=self.seed + round_
+            )
+        except AnswerError as error:
+            return Outcome({"rule": "no_answer", "value": str(error)[:300]})
+        return Outcome({"requests": answer.value["requests"]})
 
     @property
     def refused(self) -> dict[str, int]:
@@ -164,23 +193,12 @@ class Expansion:
         data = {"examples": "\n".join(seeds), "earlier": "\n".join(earlier) or "(none yet)"}
         return self.asking.messages(values, data)
 
-    def _ask(self, job: tuple[Group, list[Message]], round_: int) -> list[str] | AnswerError:
-        rules = self.preset.expand
-        try:
-            answer = self.client.ask(
-                job[1], schema(rules["batch"]), rules["max_tokens"], rules["temperature"], seed=self.seed + round_
-            )
-        except AnswerError as error:
-            return error
-        return answer.value["requests"]
-
-    def _judge(self, group: Group, found: list[str] | AnswerError, round_: int) -> None:
+    def _judge(self, group: Group, found: dict[str, Any], round_: int) -> None:
         before = len(group.requests)
         one = group.subcategory
-        if isinstance(found, AnswerError):
-            self._log(Request(one.domain, one.name, ""), Verdict("no_answer", str(found)[:300]), round_)
-            found = []
-        for text in found:
+        if "rule" in found:
+            self._log(Request(one.domain, one.name, ""), Verdict(found["rule"], found["value"]), round_)
+        for text in found.get("requests", ()):
             if len(group.requests) >= self.count:
                 break
             request = Request(one.domain, one.name, " ".join(text.split()), self.client.endpoint.model)

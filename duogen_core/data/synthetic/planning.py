@@ -24,20 +24,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import TEMPLATE_MARKS
 from duogen_core.data.net.endpoint import EndpointError
-from duogen_core.data.runs.in_order import in_order
+from duogen_core.data.runs import Engine, Outcome
+from duogen_core.data.runs.presets import Preset
+from duogen_core.data.runs.run import outcomes
 from duogen_core.data.runs.shards import whole_file
 from duogen_core.data.synthetic.expand import LINK, ORDER
-from duogen_core.data.synthetic.requests import KEPT, Asking, Preset, Request, Verdict, request_from
+from duogen_core.data.synthetic.requests import KEPT, Asking, Request, Verdict, request_from
 from duogen_core.data.text.similarity import NearIndex, Subjects, word_pairs
 from duogen_core.errors import DuoGenError
 
@@ -129,8 +132,6 @@ def _entry(line: str, where: str) -> Entry | None:
     return Entry(numbers[0], request, plan, numbers[1], *texts)
 
 
-# ------------------------------------------------------------ plan rules
-
 PICTURE_MARKS = ("![", "<img", "<BOV>", "[image", "[picture", "<image", "<picture")
 PAINTER_MARKS = ("embedding:", "<lora:", "<hypernet:", "__")  # what image programs take for more than words
 DATA_MARKS = ("<data", "</data")
@@ -210,32 +211,66 @@ def same(one: str, other: str) -> float:
     return len(first & second) / (len(first | second) or 1)
 
 
-# ------------------------------------------------------------ planning
-
 REFUSED = "endpoint_refused"  # one request may offend an endpoint's filter; all of them say that something is wrong
 MOST_REFUSED = 3
 
 
 @dataclass
-class Planning:
+class Planning(Engine):
+    """Items are numbers of the requests. connect: opens the language model."""
+
     folder: Path
     requests: Sequence[Request]
     preset: Preset
-    client: Client
+    connect: Callable[[], Client]
     seed: int = 0
     threads: int = 4
+    workers: int = 1
+    backend: str = "local"
     rules: Counter[str] = field(default_factory=Counter)  # what refused answers; "" for kept ones
     pictures: int = 0
+    uses_gpu: bool = False
+
+    kind: ClassVar[str] = "synthetic-plan"
+    things: ClassVar[str] = "requests"
 
     def __post_init__(self) -> None:
         self.asking = Asking("answer.txt")
-        self.subjects = Subjects(each.text for each in self.requests)
         self.answers = NearIndex(self.preset.answer["max_same_answer"])
 
+    @cached_property
+    def client(self) -> Client:
+        return self.connect()
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        return Subjects(each.text for each in self.requests)
+
+    def clients(self) -> dict[str, Client]:
+        return {"writer": self.client}
+
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be gone on with. There may be more requests, or fewer."""
+        """There may be more requests when a run is gone on with, or fewer."""
         model = self.client.endpoint.model
         return {"prompt": self.asking.digest, "model": model, "seed": self.seed, **self.preset.part("answer")}
+
+    def items(self) -> range:
+        return range(len(self.requests))
+
+    def do(self, number: int) -> Outcome:
+        """The plan, and its verdict by itself: what earlier answers say is not looked at here."""
+        plan, verdict = self._ask(self.requests[number])
+        request = self.requests[number]
+        about = {"model": self.client.endpoint.model, "prompt": self.asking.digest}
+        entry = {
+            "stage": "answers",
+            "number": number,
+            "request": asdict(request),
+            "seed": request.drawn_seed(self.seed),
+            **about,
+            **verdict.log(),
+        }
+        return Outcome(entry | ({"plan": plan.to_json()} if plan is not None else {}))
 
     def run(self) -> Iterator[bool]:
         """Whether the plan of each request was kept; the file appears when all are done."""
@@ -244,35 +279,31 @@ class Planning:
         for left in (*logs.glob(".*.duogen-tmp"), *self.folder.glob(".plans.jsonl.*.duogen-tmp")):
             left.unlink(missing_ok=True)  # of a run that was killed
         with whole_file(logs / "00000.jsonl") as log, whole_file(self.folder / "plans.jsonl") as plans:
-            for line, kept in self._lines():
+            for entry in self._compared():
+                line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace")
                 for stream in (log, plans):
                     stream.write(line)
-                yield kept
+                yield entry["kept"]
 
-    def _lines(self) -> Iterator[tuple[bytes, bool]]:
+    def _compared(self) -> Iterator[dict[str, Any]]:
+        """Every entry in order, after a look at the answers before it."""
         refused = 0
-        for number, (request, (plan, verdict)) in enumerate(in_order(self._ask, self.requests, self.threads)):
-            verdict = self._alone(plan) if plan is not None and verdict.kept else verdict
-            refused = refused + 1 if verdict.rule == REFUSED else 0
-            if refused == MOST_REFUSED:
-                raise DuoGenError(f"{MOST_REFUSED} requests in a row were refused: {verdict.value}")
-            self.rules[verdict.rule] += 1
-            about = {"model": self.client.endpoint.model, "prompt": self.asking.digest}
-            entry = {
-                "stage": "answers",
-                "number": number,
-                "request": asdict(request),
-                "seed": request.drawn_seed(self.seed),
-                **about,
-            }
-            entry |= verdict.log()
-            if plan is not None:
+        for outcome in outcomes(self, self.items(), self.threads, self.workers, self.backend):
+            entry = outcome.entry
+            if entry["kept"]:
+                plan = plan_from(entry.pop("plan"))
+                entry.pop("kept")
+                entry |= self._alone(plan).log()  # the rule stands before the plan
                 entry["plan"] = plan.to_json()
-                self.pictures += len(plan.prompts) if verdict.kept else 0
-            yield (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "replace"), verdict.kept
+                self.pictures += len(plan.prompts) if entry["kept"] else 0
+            rule = entry.get("rule", "")
+            refused = refused + 1 if rule == REFUSED else 0
+            if refused == MOST_REFUSED:
+                raise DuoGenError(f"{MOST_REFUSED} requests in a row were refused: {entry['value']}")
+            self.rules[rule] += 1
+            yield entry
 
     def _ask(self, request: Request) -> tuple[Plan | None, Verdict]:
-        """Runs in threads: what earlier answers say is not looked at here."""
         rules = self.preset.answer
         values = {
             "domain": request.domain,

@@ -1,19 +1,7 @@
-"""The synthetic engine's preset: presets/default.yaml, a file of the user and settings on top.
+"""Requests: what a synthetic document answers. In memory a Request; on disk a line of requests.jsonl each.
 
-preset = load_preset(None, ["answer.max_pictures=5"])
-
-What became of a request, an answer or a picture: the first rule that refused it, and the value it decided by.
-
-A prompt file of this room: what is put into it as part of the instruction, and what as data of strangers.
-
-    asking = Asking("answer.txt");  asking.messages({"least": "2"}, {"request": text});  asking.digest
-
-Names of the taxonomy and numbers of the preset are the user's own and stand in the text as they are. Everything that a
-language model or a page may have written is delimited data (`duogen_core.data.llm.messages`).
-
-Requests: what a synthetic document answers. In memory a Request; on disk a line of requests.jsonl each.
-
-Without a file the taxonomy's own seeds are the requests, so that every later step can be tried at once.
+Without a file the taxonomy's own seeds are the requests, so that every later step can be tried at once. What all steps
+share stands here too: the Verdict of a rule, and how a prompt is filled.
 """
 
 from __future__ import annotations
@@ -27,36 +15,13 @@ from string import Template
 from typing import Any
 
 from duogen_core.data.llm.messages import Message, load_prompt, messages
-from duogen_core.data.runs.presets import preset_values
 from duogen_core.data.synthetic.taxonomy import Taxonomy
 from duogen_core.errors import DuoGenError
-
-PRESETS = Path(__file__).with_name("presets")
-DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class Preset:
-    expand: Mapping[str, Any]
-    request: Mapping[str, Any]
-    answer: Mapping[str, Any]
-    picture: Mapping[str, Any]
-
-    def part(self, *sections: str) -> dict[str, Any]:
-        """What a step depends on: its sections alone, so that the others may change."""
-        return {name: dict(asdict(self)[name]) for name in sections}
-
-
-def load_preset(name: str | None = None, settings: Sequence[str] = ()) -> Preset:
-    return Preset(**preset_values(PRESETS, DEFAULT, name or DEFAULT, settings))
-
-
-# ------------------------------------------------------------ verdict
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """rule: "" for what is kept."""
+    """What became of a request, an answer or a picture: the first rule that refused it ("": kept), and its value."""
 
     rule: str = ""
     value: Any = None
@@ -72,12 +37,18 @@ class Verdict:
 KEPT = Verdict()
 
 
-# ------------------------------------------------------------ asking
-
 PROMPTS = Path(__file__).with_name("prompts")
 
 
 class Asking:
+    """A prompt file: what is put into it as part of the instruction, and what as data of strangers.
+
+        asking = Asking("answer.txt");  asking.messages({"least": "2"}, {"request": text});  asking.digest
+
+    Names of the taxonomy and numbers of the preset are the user's own and stand in the text as they are. Everything
+    that a language model or a page may have written is delimited data (`duogen_core.data.llm.messages`).
+    """
+
     def __init__(self, name: str) -> None:
         self.prompt = load_prompt(PROMPTS / name)
         self.digest = hashlib.sha256(self.prompt.encode()).hexdigest()[:16]
@@ -86,8 +57,6 @@ class Asking:
         plain = {name: value.replace("$", "$$") for name, value in values.items()}
         return messages(Template(self.prompt).safe_substitute(plain), data)
 
-
-# ------------------------------------------------------------ requests
 
 SEED = "seed"  # the origin of requests that people wrote
 

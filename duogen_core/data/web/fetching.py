@@ -25,11 +25,11 @@ from duogen_core.data.net.client import HttpClient
 from duogen_core.data.net.crawl import Fetched, Fetcher, crawl
 from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.runs.input_files import FileDigests
+from duogen_core.data.runs.presets import Preset
 from duogen_core.data.web import page_rules, pictures
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.images import PLACEHOLDER
 from duogen_core.data.web.page import HTML, Found, ImageRef, Input, Page, Walk
-from duogen_core.data.web.preset import Preset
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
 from duogen_core.document.store import write_atomically

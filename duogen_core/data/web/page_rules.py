@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from duogen_core.data.runs.presets import Preset
 from duogen_core.data.web.page import Block, Page, Verdict, Walk
-from duogen_core.data.web.preset import Preset
 from duogen_core.errors import MissingPackage
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from duogen_core.data.runs.log import LATER, ORDERS, RunLog, open_logs, rule_of, survey, text
 from duogen_core.data.runs.report import Spread, badge, thumbnail, tiles_of, write_page
-from duogen_core.data.web.engine import Engine, Outcome
+from duogen_core.data.runs.run import Run
+from duogen_core.data.web.engine import PageResult, WebEngine
 from duogen_core.data.web.page import Block
 from duogen_core.data.web.pictures import Judged
-from duogen_core.data.web.plan import Run
 from duogen_core.document import Text
 
 Place = tuple[int, int]  # a page's number in the run, and a picture's among those judged; -1 for the page itself
@@ -73,13 +73,12 @@ def _tiles(run: Run, chosen: Chosen, whole: list[int], step: Callable[[int, int]
     """Place -> HTML; (number, "whole") -> a page before and after."""
     wanted, tiles, done = chosen.numbers(), {}, 0
     places = {place for group in (chosen.pages, chosen.pictures) for each in group.values() for place in each}
-    inputs = run.inputs()
-    with Engine(run.preset) as engine:
+    with WebEngine.of_run(run) as engine:
         for shard in run.plan():
-            for number, name in enumerate(shard.pages, shard.first):
+            for number, (place, name) in enumerate(shard.items, shard.first):
                 if number not in wanted:
                     continue
-                outcome = engine.page(inputs[shard.input], name)
+                outcome = engine.page(engine.inputs[place], name)
                 if (number, -1) in places:
                     tiles[number, -1] = _page_tile(outcome)
                 for index, judged in enumerate(outcome.judged.values()):
@@ -92,7 +91,7 @@ def _tiles(run: Run, chosen: Chosen, whole: list[int], step: Callable[[int, int]
     return tiles
 
 
-def _page_tile(outcome: Outcome) -> str:
+def _page_tile(outcome: PageResult) -> str:
     start = " ".join(block.text for block in outcome.walk.blocks if not block.region)[:START]
     return (
         f"<div class=page><b>{escape(outcome.walk.title or outcome.page.name)}</b> {_badge(outcome)}"
@@ -100,7 +99,7 @@ def _page_tile(outcome: Outcome) -> str:
     )
 
 
-def _badge(result: Outcome | Judged) -> str:
+def _badge(result: PageResult | Judged) -> str:
     return badge(result.verdict.rule, result.verdict.value) if result.verdict else badge("")
 
 
@@ -111,7 +110,7 @@ def _picture(judged: Judged, side: int) -> str:
     return f"<figure>{inside}<figcaption>{_badge(judged)} {size}<small>{escape(about)}</small></figcaption></figure>"
 
 
-def _before_and_after(outcome: Outcome) -> str:
+def _before_and_after(outcome: PageResult) -> str:
     before = []
     for index, item in enumerate(outcome.walk.items):
         if isinstance(item, Block):

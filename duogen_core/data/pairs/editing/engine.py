@@ -1,30 +1,24 @@
-"""The converters' preset: every threshold under the name of its rule. presets/edits.yaml holds them all.
-
-One edit, or one conversation of edits, through the rules; and the shards of a run.
+"""One edit, or one conversation of edits, of an open set through the rules.
 
     engine.sample(item, rows, decoder)            its pictures, or the rule that refused it
-    for found in work(run, engine, workers): …    writes the shards that are not done: Documents and logs
 
-One thread reads the rows of all shards in their order, so that each row group of a Parquet file is decoded once.
-Threads judge the samples and encode their pictures, and the shards are written one after another.
+One thread reads the rows of all items in their order, so that each row group of a Parquet file is decoded once; threads
+judge the samples and encode their pictures.
 
 An item is [start, stop, inverse]: rows of one document, and whether it goes back from the result to the first picture.
 In a conversation the user brings a picture only where it is not the last answer; it ends before a turn that a rule
 refuses.
-
-Samples of a finished run to look at again, for the report: their pictures, whether a rule refused them or not.
 """
 
 from __future__ import annotations
 
-import itertools
 import queue
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,36 +30,16 @@ from duogen_core.data.pairs.editing.layouts import (
     split_at_markers,
 )
 from duogen_core.data.pairs.editing.rows import RowReader, Rows, open_rows
-from duogen_core.data.pairs.rules import Step, Verdict, change, document_of, encoding
-from duogen_core.data.pairs.sharded import WHOLE, Run, Shard, words_of
+from duogen_core.data.pairs.rules import WHOLE, Step, Verdict, change, document_of, encoding
 from duogen_core.data.pictures.decoding import Decoder
-from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.presets import Preset, digest, preset_values
-from duogen_core.data.runs.shards import document_files, new_shard
-from duogen_core.document import Document
+from duogen_core.data.runs import Engine, Outcome, Refused
+from duogen_core.data.runs.presets import Preset, digest, preset_of_run
+from duogen_core.data.runs.run import Run, Shard
+from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
-
-FOLDER = Path(__file__).with_name("presets")
-DEFAULT = "edits"
-
-
-def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:
-    """A named preset or a YAML file, with settings such as picture.min_side=256 on top."""
-    values = preset_values(FOLDER, DEFAULT, name, settings)
-    if values["store"]["format"] not in ("jpeg", "png"):
-        raise DuoGenError(f"store.format is {values['store']['format']!r}; expected jpeg or png.")
-    return values
-
-
-# ------------------------------------------------------------ engine
 
 Item = Sequence[Any]
 LONGEST = 1000  # characters of a value that is kept in meta
-
-
-class Refused(Exception):
-    def __init__(self, rule: str, value: Any) -> None:
-        self.verdict: Verdict = (rule, value)
 
 
 @dataclass
@@ -102,26 +76,94 @@ class Eyes:
         return pixels
 
 
-class Engine:
-    """Threads may share one: each has its own process that decodes."""
+class Decoders:
+    """A process that decodes for each thread that asks, started when it is needed."""
 
-    def __init__(self, name: str, layout: Layout, rows: Rows, preset: Preset, mark: bool = True, licence: str = ""):
-        self.name, self.layout, self.rows, self.preset = name, layout, rows, preset
-        self.mark, self.licence = mark, licence or layout.licence
-        picked = (self._present(names) for names in (layout.source, layout.instruction, layout.target))
-        self.source, self.instruction, self.target = picked
-        extra = (*layout.more_pictures, layout.inverse, *layout.about)
-        more = [name for name in extra if name in rows.columns]
-        self.columns = list(dict.fromkeys([self.source, self.instruction, self.target, *more]))
+    def __init__(self, start: Callable[[], Decoder]) -> None:
+        self.start, self.idle = start, queue.SimpleQueue()
+        self.all: list[Decoder] = []
+
+    @contextmanager
+    def one(self) -> Iterator[Decoder]:
+        try:
+            decoder = self.idle.get_nowait()
+        except queue.Empty:
+            decoder = self.start()
+            self.all.append(decoder)
+        try:
+            yield decoder
+        finally:
+            self.idle.put(decoder)
+
+    def close(self) -> None:
+        for decoder in self.all:
+            decoder.close()
+
+
+class EditingEngine(Engine):
+    kind, things = "editing", "samples"
+
+    def __init__(
+        self, layout: str, path: str, preset: Preset, split: str = "", inverse: bool = False, both_stages: bool = False,
+        licence: str = "",
+    ) -> None:  # fmt: skip
+        """path: of the set. inverse: the way back too. both_stages: stage 1 learns from the documents as well."""
+        self.name, self.path, self.preset, self.split = layout, path, preset, split
+        self.options = {"inverse": inverse, "both_stages": both_stages, "licence": licence}
+
+    @classmethod
+    def of_run(cls, run: Run) -> EditingEngine:
+        """The engine of a finished run."""
+        about = run.details
+        more = {name: about[name] for name in ("inverse", "both_stages", "licence")}
+        return cls(about["layout"], about["path"], preset_of_run("editing", about["preset"]), about["split"], **more)
+
+    @cached_property
+    def rows(self) -> Rows:
+        return open_rows(self.path, self.split, LAYOUTS[self.name].file)
+
+    @cached_property
+    def layout(self) -> Layout:
+        return check_columns(self.name, self.rows.columns, self.rows.where)
+
+    @cached_property
+    def reader(self) -> RowReader:
+        extra = (*self.layout.more_pictures, self.layout.inverse, *self.layout.about)
+        more = [name for name in extra if name in self.rows.columns]
+        return RowReader(self.rows, list(dict.fromkeys([self.source, self.instruction, self.target, *more])))
+
+    @cached_property
+    def decoders(self) -> Decoders:
+        side = self.preset["store"]["side"]
+        return Decoders(lambda: Decoder({**self.preset.load, "stored_side": side}))
+
+    @property
+    def source(self) -> str:
+        return self._present(self.layout.source)
+
+    @property
+    def instruction(self) -> str:
+        return self._present(self.layout.instruction)
+
+    @property
+    def target(self) -> str:
+        return self._present(self.layout.target)
+
+    def identity(self) -> dict[str, Any]:
+        assert self.layout  # of a set in another one a sentence says so now
+        return {"kind": self.kind, "layout": self.name, **self.rows.identity(), "preset": self.preset, **self.options}
+
+    def details(self) -> dict[str, Any]:
+        return {"layout": self.name, "path": self.path, "split": self.split, "preset": self.preset, **self.options}
 
     def _present(self, names: Sequence[str]) -> str:
         return next(name for name in names if name in self.rows.columns)
 
-    def items(self, inverse: bool = False) -> Iterator[list[Any]]:
+    def items(self) -> Iterator[list[Any]]:
         """Every document there is to be, in the order of the rows."""
         for start, stop in self._sessions():
             yield [start, stop, False]
-            if inverse and self.layout.inverse:
+            if self.options["inverse"] and self.layout.inverse:
                 yield [start, stop, True]
 
     def _sessions(self) -> Iterator[tuple[int, int]]:
@@ -139,14 +181,33 @@ class Engine:
             last = here
         yield start, len(self.rows)
 
-    def decoder(self) -> Decoder:
-        return Decoder({**self.preset["load"], "stored_side": self.preset["store"]["side"]})
-
-    def spans(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
-        """Each item with its rows. One thread reads them; items in ascending order cost one pass over the set."""
-        reader = RowReader(self.rows, self.columns)
+    def read(self, items: Iterable[Item]) -> Iterator[tuple[Item, list[dict[str, Any]]]]:
+        """Each item with its rows; items in ascending order cost one pass over the set."""
         for item in items:
-            yield item, reader.read(item[0], item[1])
+            yield item, self.reader.read(item[0], item[1])
+
+    def do(self, item: tuple[Item, list[dict[str, Any]]]) -> Outcome:
+        begun = time.perf_counter()
+        with self.decoders.one() as decoder:
+            sample = self.sample(*item, decoder)
+        documents = [("", self.document(sample))] if sample.steps else []
+        return Outcome(sample.log(), documents, seconds=Counter(read=time.perf_counter() - begun))
+
+    def encode(self, picture: Picture) -> tuple[bytes, str]:
+        return encoding(self.preset["store"])(picture)
+
+    def look_again(
+        self, shard: Shard, wanted: Mapping[int, set[int]]
+    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
+        """Samples of a finished run once more, for the report: their pictures, whether a rule refused them or not."""
+        for number in sorted(wanted):
+            item = shard.items[number - shard.first]
+            with self.decoders.one() as decoder:
+                sample = self.sample(item, self.reader.read(item[0], item[1]), decoder)
+            pictures = [
+                part for step in sample.steps for part in (*step.asked, step.result) if isinstance(part, np.ndarray)
+            ]
+            yield (number, WHOLE), pictures or sample.looked_at, f"{number:08d}"
 
     def sample(self, item: Item, rows: Sequence[dict[str, Any]], decoder: Decoder) -> Sample:
         eyes, inverse = Eyes(decoder), item[2]
@@ -157,7 +218,7 @@ class Engine:
             try:
                 step, changed = self._step(row, inverse, eyes, steps[-1].result if steps else None)
             except Refused as refused:
-                verdict = refused.verdict
+                verdict = (refused.rule, refused.value)
                 break
             steps.append(step)
             changes.append(changed)
@@ -233,65 +294,13 @@ class Engine:
         return changed
 
     def document(self, sample: Sample) -> Document:
-        meta = {"source": self.name, "row": sample.item[0], "licence": self.licence, **sample.about}
-        return document_of(sample.steps, {**meta, "preset": digest(self.preset)}, self.mark)
-
-
-def engine_of(details: Mapping[str, Any]) -> Engine:
-    """The engine of a run that was begun with these details."""
-    name = details["layout"]
-    rows = open_rows(details["path"], details["split"], LAYOUTS[name].file)
-    layout = check_columns(name, rows.columns, rows.where)
-    return Engine(name, layout, rows, details["preset"], not details["both_stages"], details["licence"])
-
-
-@dataclass
-class Made:
-    """A sample as it is written: its line of the log, the files of its Document (none if it is refused), seconds."""
-
-    log: dict[str, Any]
-    files: list[tuple[str, bytes]]
-    seconds: Counter[str]
-
-
-def work(run: Run, engine: Engine, workers: int = 1) -> Iterator[dict[str, int]]:
-    """Writes the shards that are not done yet; yields of each what it found, in figures."""
-    run.sweep()
-    ahead, todo = itertools.tee(shard for shard in run.plan() if not run.is_done(shard.number))
-    encode = encoding(engine.preset["store"])
-    with ExitStack() as stack:
-        decoders: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
-        for _ in range(max(workers, 1)):
-            decoders.put(stack.enter_context(engine.decoder()))
-
-        def make(job: tuple[int, tuple[Item, list[dict[str, Any]]]]) -> Made:
-            number, (item, rows) = job
-            decoder, begun = decoders.get(), time.perf_counter()
-            try:
-                sample = engine.sample(item, rows, decoder)
-            finally:
-                decoders.put(decoder)
-            read = time.perf_counter()
-            files = document_files(f"{number:08d}", engine.document(sample), encode) if sample.steps else []
-            seconds = Counter(read=read - begun, write=time.perf_counter() - read)
-            return Made({"number": number, **sample.log()}, files, seconds)
-
-        numbers, items = itertools.tee(ahead)
-        of_item = (shard.first + k for shard in numbers for k in range(len(shard.items)))
-        spans = engine.spans(item for shard in items for item in shard.items)
-        made = stack.enter_context(closing(in_order(make, zip(of_item, spans), workers)))
-        for shard in todo:
-            found = Counter(samples=len(shard.items))
-            with new_shard(run, shard.number, "items") as new:
-                for _, (_, each) in zip(shard.items, made):
-                    new.log(each.log)
-                    new.seconds.update(each.seconds)
-                    if each.files:
-                        begun = time.perf_counter()
-                        new.add_files(each.files)
-                        new.seconds["write"] += time.perf_counter() - begun
-                        found.update(kept=1, turns=each.log["turns"])
-            yield dict(found)
+        meta = {
+            "source": self.name,
+            "row": sample.item[0],
+            "licence": self.options["licence"] or self.layout.licence,
+            **sample.about,
+        }
+        return document_of(sample.steps, {**meta, "preset": digest(self.preset)}, not self.options["both_stages"])
 
 
 def _after(one: Any, other: Any) -> bool:
@@ -304,27 +313,3 @@ def _empty(value: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, (int, float, bool)) else str(value)[:LONGEST]
-
-
-# ------------------------------------------------------------ showing
-
-
-class Showing:
-    """One engine and one reader for all shards of a report, which come in order, so that the set is read once."""
-
-    def __init__(self, run: Run) -> None:
-        self.run, self.engine = run, engine_of(run.details)
-        self.reader = RowReader(self.engine.rows, self.engine.columns)
-
-    def __call__(
-        self, shard: Shard, wanted: Mapping[int, set[int]]
-    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
-        with self.engine.decoder() as decoder:
-            for number in sorted(wanted):
-                item = shard.items[number - shard.first]
-                sample = self.engine.sample(item, self.reader.read(item[0], item[1]), decoder)
-                pictures = [
-                    part for step in sample.steps for part in (*step.asked, step.result) if isinstance(part, np.ndarray)
-                ]
-                words = words_of(self.run, shard.number, f"{number:08d}")
-                yield (number, WHOLE), pictures or sample.looked_at, words

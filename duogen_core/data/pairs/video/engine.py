@@ -1,21 +1,11 @@
-"""The video engine's preset: every threshold under the name of its rule. presets/clips.yaml holds them all.
+"""Videos -> shots -> clips -> first and last frame, with the change between them in words: one video through all rules.
 
-The transition from a clip's first frame to its last, in words by a vision-language model: object, action, camera.
+    engine = VideoEngine(preset, paths, connect)
+    for judged in engine.clips(file, result): …      every clip with its values, and the rule that refused it
 
-    Describer(client).describe(first, last, seconds) -> {"object", "action", "camera", "instruction"}
-
-An answer counts if it fits the schema and passes `check`; otherwise it is asked for again by the client, and in the end
-an AnswerError is raised.
-
-One video through all rules, and the shards of a run.
-
-    engine = Engine(preset, describer)
-    for judged in engine.clips(file, outcome): …      every clip with its values, and the rule that refused it
-    do_shard(run, shard, engine, inputs)              the Documents of a shard, and its log
-
-Without a describer the pairs that are kept say only how much later the second picture is.
-
-Clips of a finished run to look at again, for the report: the same frames, and the words of the stored Documents.
+A vision-language model describes the transition (object, action, camera). An answer counts if it fits the schema and
+passes `check`; otherwise the client asks again, and in the end raises an AnswerError. Without a model the pairs that
+are kept say only how much later the second picture is.
 """
 
 from __future__ import annotations
@@ -25,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +25,14 @@ from PIL import Image
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import load_prompt, messages
-from duogen_core.data.pairs.rules import Step, Verdict, document_of, encoding, judge
-from duogen_core.data.pairs.sharded import WHOLE, Run, Shard, words_of
+from duogen_core.data.pairs.rules import WHOLE, Step, Verdict, document_of, encoding, judge
 from duogen_core.data.pairs.video.reading import Folder, Reading, about, open_inputs
 from duogen_core.data.pairs.video.shots import Clip
-from duogen_core.data.runs.in_order import in_order
-from duogen_core.data.runs.presets import Preset, digest, preset_values
-from duogen_core.data.runs.shards import new_shard
-from duogen_core.document import Document
-from duogen_core.errors import DuoGenError
-
-FOLDER = Path(__file__).with_name("presets")
-DEFAULT = "clips"
-
-
-def load_preset(name: str = DEFAULT, settings: Sequence[str] = ()) -> Preset:
-    """A named preset or a YAML file, with settings such as clip.seconds=3 on top."""
-    values = preset_values(FOLDER, DEFAULT, name, settings)
-    clip, store = values["clip"], values["store"]
-    if not 0 < clip["min_seconds"] <= clip["seconds"] <= 600:
-        raise DuoGenError(
-            f"clip.seconds is {clip['seconds']} and clip.min_seconds {clip['min_seconds']}; expected more than 0, the "
-            "second at most the first, and at most 600."
-        )
-    if store["format"] not in ("jpeg", "png"):
-        raise DuoGenError(f"store.format is {store['format']!r}; expected jpeg or png.")
-    return values
-
-
-# ------------------------------------------------------------ describe
+from duogen_core.data.runs import Engine, Outcome
+from duogen_core.data.runs.presets import Preset, digest, preset_of_run
+from duogen_core.data.runs.run import Run, Shard
+from duogen_core.data.runs.workers import in_order
+from duogen_core.document import Document, Picture
 
 PROMPTS = Path(__file__).with_name("prompts")
 SIDE = 768  # longer side of what the model is shown
@@ -120,11 +90,6 @@ def _shown(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-# ------------------------------------------------------------ engine
-
-SHARD_VIDEOS = 4
-
-
 @dataclass
 class Judged:
     """A clip after the rules: verdict is None for a kept one, which has its frames and, if asked for, a description."""
@@ -143,7 +108,7 @@ class Judged:
 
 
 @dataclass
-class Outcome:
+class VideoResult:
     """What became of a video as a whole; filled while its clips are gone through."""
 
     facts: dict[str, Any] = field(default_factory=dict)
@@ -152,15 +117,90 @@ class Outcome:
     seconds: Counter[str] = field(default_factory=Counter)
 
 
-class Engine:
-    """Threads may share one. parallel: descriptions of one shard that are asked for at the same time."""
+class VideoEngine(Engine):
+    """Items are [number of the input, name of the video]. parallel: descriptions of one video asked for at once."""
 
-    def __init__(self, preset: Preset, describer: Describer | None = None, parallel: int = 1) -> None:
-        self.preset, self.describer, self.parallel = preset, describer, parallel
+    kind, things = "video", "videos"
 
-    def clips(self, file: Path, outcome: Outcome) -> Iterator[Judged]:
+    def __init__(
+        self,
+        preset: Preset,
+        paths: Sequence[str] = (),
+        connect: Callable[[], Client] | None = None,
+        parallel: int = 1,
+        uses_gpu: bool = False,
+    ) -> None:
+        self.preset, self.paths, self.connect, self.parallel, self.uses_gpu = preset, paths, connect, parallel, uses_gpu
+
+    @classmethod
+    def of_run(cls, run: Run) -> VideoEngine:
+        return cls(preset_of_run("video", run.details["preset"]), run.details["paths"])
+
+    @cached_property
+    def inputs(self) -> list[Folder]:
+        return open_inputs(self.paths)
+
+    @cached_property
+    def describer(self) -> Describer | None:
+        return Describer(self.connect()) if self.connect else None
+
+    def clients(self) -> dict[str, Client]:
+        return {"describer": self.describer.client} if self.describer else {}
+
+    def identity(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "inputs": [each.identity() for each in self.inputs],
+            "preset": self.preset,
+            "describer": self.describer.identity() if self.describer else None,
+        }
+
+    def details(self) -> dict[str, Any]:
+        return {"paths": list(self.paths), "preset": self.preset}
+
+    def items(self) -> Iterator[list[Any]]:
+        for number, each in enumerate(self.inputs):
+            yield from ([number, name] for name in each.names())
+
+    def encode(self, picture: Picture) -> tuple[bytes, str]:
+        return encoding(self.preset["store"])(picture)
+
+    def do(self, item: list[Any]) -> Outcome:
+        place, name = item
+        file, result, entry = self.inputs[place].root / name, VideoResult(), {}
+        origin = about(file)
+
+        def documents() -> Iterator[tuple[str, Document]]:
+            clips = []
+            for index, judged in enumerate(self.clips(file, result)):
+                clips.append(judged.log())
+                if judged.verdict is None:
+                    yield f"-{index:04d}", self.document(judged, name, origin)
+            kept = sum(clip["kept"] for clip in clips)
+            verdict = result.verdict or (None if kept else ("no_clip_left", len(clips)))
+            refused = {"rule": verdict[0], "value": verdict[1]} if verdict else {}
+            if kept:  # what could not be read any more came after them
+                refused = {"ended_by": refused} if refused else {}
+            facts = {"stage": "videos", "input": place, "video": name, **result.facts}
+            entry.update({**facts, "shot_count": result.shots, "kept": kept > 0, **refused, "clips": clips})
+
+        return Outcome(entry, documents(), seconds=result.seconds)
+
+    def look_again(
+        self, shard: Shard, wanted: Mapping[int, set[int]]
+    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
+        """Clips of a finished run once more, for the report: (video, clip), the frames, the Document's key."""
+        for number, (place, name) in enumerate(shard.items, shard.first):
+            indices = wanted.get(number, set()) - {WHOLE}
+            if not indices:
+                continue
+            for index, judged in enumerate(self.clips(self.inputs[place].root / name, VideoResult())):
+                if index in indices and judged.first is not None:
+                    yield (number, index), (judged.first, judged.last), f"{number:08d}-{index:04d}"
+
+    def clips(self, file: Path, result: VideoResult) -> Iterator[Judged]:
         """Every clip of the video, in order, as the rules found it."""
-        for judged, problem in in_order(self._described, self._judged(file, outcome), self.parallel):
+        for judged, problem in in_order(self._described, self._judged(file, result), self.parallel):
             if problem is not None:
                 judged.verdict = ("undescribed", problem)
             yield judged
@@ -175,33 +215,48 @@ class Engine:
             return str(error)[:300]
         return None
 
-    def _judged(self, file: Path, outcome: Outcome) -> Iterator[Judged]:
+    def _judged(self, file: Path, result: VideoResult) -> Iterator[Judged]:
         begun = time.perf_counter()
         with Reading(file, self.preset) as reading:
-            outcome.facts, outcome.verdict, outcome.shots = reading.facts, reading.verdict, len(reading.shots)
-            outcome.seconds["shots"] += time.perf_counter() - begun
+            result.facts, result.verdict, result.shots = reading.facts, reading.verdict, len(reading.shots)
+            result.seconds["shots"] += time.perf_counter() - begun
             waiting = iter(reading.clips)
-            for clip, first, last, interlaced in self._timed(reading, outcome):
+            for clip, first, last, interlaced in self._timed(reading, result):
                 yield from _short(waiting, clip)
                 judged = Judged(clip, first=first, last=last)
                 begun = time.perf_counter()
                 judged.values, judged.verdict = judge(first, last, self.preset["pair"])
                 if interlaced and not self.preset["clip"]["interlaced"]:
                     judged.verdict = ("interlaced", True)
-                outcome.seconds["rules"] += time.perf_counter() - begun
+                result.seconds["rules"] += time.perf_counter() - begun
                 yield judged
             yield from _short(waiting, None, reading.verdict)
-            outcome.verdict = outcome.verdict or reading.verdict
+            result.verdict = result.verdict or reading.verdict
 
-    def _timed(self, reading: Reading, outcome: Outcome) -> Iterator[Any]:
+    def _timed(self, reading: Reading, result: VideoResult) -> Iterator[Any]:
         pairs = reading.pairs()
         while True:
             begun = time.perf_counter()
             pair = next(pairs, None)
-            outcome.seconds["frames"] += time.perf_counter() - begun
+            result.seconds["frames"] += time.perf_counter() - begun
             if pair is None:
                 return
             yield pair
+
+    def document(self, judged: Judged, name: str, origin: dict[str, str]) -> Document:
+        clip, words = judged.clip, judged.description or {}
+        text = words.get("instruction") or undescribed(clip.seconds)
+        meta = {
+            "source": "video",
+            "video": name,
+            **origin,
+            "begin": clip.begin,
+            "end": clip.end,
+            "description": {part: words.get(part, "") for part in ("object", "action", "camera")},
+            "preset": digest(self.preset),
+            **({"described_by": self.describer.identity()} if words else {}),
+        }
+        return document_of([Step([judged.first, text], judged.last)], meta)
 
 
 def _short(waiting: Iterator[Clip], until: Clip | None, verdict: Verdict | None = None) -> Iterator[Judged]:
@@ -210,73 +265,3 @@ def _short(waiting: Iterator[Clip], until: Clip | None, verdict: Verdict | None 
         if clip == until:
             return
         yield Judged(clip, verdict=("short", clip.seconds) if clip.short else verdict)
-
-
-def do_shard(
-    run: Run,
-    shard: Shard,
-    engine: Engine,
-    inputs: Sequence[Folder],
-    tell: Callable[[int], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Writes the shard's files; what it found, in figures. tell(pairs) is called after every video."""
-    found, encode = Counter(videos=len(shard.items)), encoding(engine.preset["store"])
-    with new_shard(run, shard.number, "items") as new:
-        for number, (place, name) in enumerate(shard.items, shard.first):
-            outcome, entries = Outcome(), []
-            file = inputs[place].root / name
-            origin = about(file)
-            for index, judged in enumerate(engine.clips(file, outcome)):
-                entries.append(judged.log())
-                if judged.verdict is None:
-                    begun = time.perf_counter()
-                    new.add(f"{number:08d}-{index:04d}", document_from(judged, name, origin, engine), encode)
-                    outcome.seconds["write"] += time.perf_counter() - begun
-            kept = sum(entry["kept"] for entry in entries)
-            verdict = outcome.verdict or (None if kept else ("no_clip_left", len(entries)))
-            refused = {"rule": verdict[0], "value": verdict[1]} if verdict else {}
-            if kept:  # what could not be read any more came after them
-                refused = {"ended_by": refused} if refused else {}
-            facts = {"number": number, "stage": "videos", "input": place, "video": name, **outcome.facts}
-            new.log({**facts, "shot_count": outcome.shots, "kept": kept > 0, **refused, "clips": entries})
-            found.update(clips=len(entries), kept=kept, seconds=outcome.facts.get("seconds", 0))
-            new.seconds.update(outcome.seconds)
-            tell(kept)
-    return dict(found)
-
-
-def document_from(judged: Judged, name: str, origin: dict[str, str], engine: Engine) -> Document:
-    clip, words = judged.clip, judged.description or {}
-    text = words.get("instruction") or undescribed(clip.seconds)
-    meta = {
-        "source": "video",
-        "video": name,
-        **origin,
-        "begin": clip.begin,
-        "end": clip.end,
-        "description": {part: words.get(part, "") for part in ("object", "action", "camera")},
-        "preset": digest(engine.preset),
-        **({"described_by": engine.describer.identity()} if words else {}),
-    }
-    return document_of([Step([judged.first, text], judged.last)], meta)
-
-
-# ------------------------------------------------------------ showing
-
-
-class Showing:
-    def __init__(self, run: Run) -> None:
-        self.run, self.inputs = run, open_inputs(run.details["paths"])
-        self.engine = Engine(run.details["preset"])
-
-    def __call__(
-        self, shard: Shard, wanted: Mapping[int, set[int]]
-    ) -> Iterator[tuple[tuple[int, int], Sequence[np.ndarray], str]]:
-        for number, (place, name) in enumerate(shard.items, shard.first):
-            indices = wanted.get(number, set()) - {WHOLE}
-            if not indices:
-                continue
-            for index, judged in enumerate(self.engine.clips(self.inputs[place].root / name, Outcome())):
-                if index in indices and judged.first is not None:
-                    words = words_of(self.run, shard.number, f"{number:08d}-{index:04d}")
-                    yield (number, index), (judged.first, judged.last), words

@@ -77,13 +77,6 @@ def open_inputs(paths: Sequence[str]) -> list[Folder]:
     return found
 
 
-def items(inputs: Sequence[Folder]) -> Iterator[list[Any]]:
-    """[input, name] of every video, in an order that never changes."""
-    for number, each in enumerate(inputs):
-        for name in each.names():
-            yield [number, name]
-
-
 def container_of(head: bytes) -> str | None:
     """The container by the first bytes, as FFmpeg calls it. Playlists, which name other files, are none of these."""
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
