@@ -257,11 +257,12 @@ def run_video(args: argparse.Namespace) -> int:
 
     check_installed()
     preset, folder = load_preset("video", args.preset, args.set), Path(args.out)
-    for path in map(Path, args.inputs):
-        check_outside(folder, path, "input")
     connect = partial(client_of, plain(args), folder / "answers.jsonl") if asked else None
     parallel = max(args.parallel // args.workers, 1) if asked else 1
     engine = VideoEngine(preset, args.inputs, connect, parallel, uses_gpu=bool(args.mllm))
+    for each in engine.inputs:
+        if not each.only:
+            check_outside(folder, each.root, "input")
 
     def count(entry: Mapping[str, Any]) -> dict[str, float]:
         kept, seconds = kept_parts(dict(entry), "clips"), entry.get("seconds", 0)

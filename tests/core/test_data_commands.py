@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from duogen_core.cli import COMMANDS, main
+from duogen_core.cli import COMMANDS, command_of, main
 from tests.core.sample_sets import guide, write_documents
 from tests.core.synthetic_writer import write_taxonomy, writing_server
 
@@ -30,7 +29,7 @@ DATA = dict(modules(COMMANDS["data"][1]))
 
 def parser_of(module: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    import_module(module).add_arguments(parser)
+    command_of(module).add_arguments(parser)
     return parser
 
 

@@ -268,7 +268,7 @@ def test_ctrl_c_is_one_sentence(planned, tmp_path, monkeypatch, capsys):
     [
         (["draw"], "plans.jsonl does not exist"),
         (["draw", "--part", "3/2"], "--part is '3/2'"),
-        (["draw", "--shard", "0"], "plans.jsonl does not exist"),
+        (["draw", "--shard", "0"], "A shard has 0 documents"),
         (["answer", "--limit", "0"], "--limit is 0"),
         (["answer", "--part", "x"], "--part is 'x'"),
         (["answer", "--size", "big"], "--size is 'big'"),

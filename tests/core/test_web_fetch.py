@@ -308,4 +308,4 @@ def test_another_list_in_the_same_folder_is_refused(web, tmp_path, capsys):
     run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch")
     (tmp_path / "list.txt").write_text(web.url("a.example.com/other"))
     assert run(tmp_path / "list.txt", "--out", tmp_path / "out", "--fetch") == 2
-    assert "other inputs" in capsys.readouterr().err
+    assert "other values of fetch" in capsys.readouterr().err

@@ -131,9 +131,9 @@ def test_a_kill_before_the_plan_is_whole_changes_nothing(pages, tmp_path):
 
 
 def test_a_full_disk_leaves_whole_shards_and_a_sentence(pages, tmp_path, monkeypatch, capsys):
-    from duogen_core.data.runs import shards
+    from duogen_core.data.runs import run
 
-    add, calls = shards.add_document, []
+    add, calls = run.add_document, []
 
     def full(*arguments):
         calls.append(1)
@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_whole_shards_and_a_sentence(pages, tmp_path, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device")
         add(*arguments)
 
-    monkeypatch.setattr(shards, "add_document", full)
+    monkeypatch.setattr(run, "add_document", full)
     assert web(pages, "--out", tmp_path / "out", "--workers", 1, "--shard-pages", 2) == 2
     assert "The disk is full" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out" / "shards").iterdir()] == ["00000.tar"]
@@ -335,7 +335,7 @@ def test_an_input_that_was_edited_is_another_one(pages, tmp_path, capsys, change
     assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 0
     edited(pages / changed)
     assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 2
-    assert "holds a run with other inputs" in capsys.readouterr().err
+    assert "other values of inputs" in capsys.readouterr().err
     edited(pages / changed)
     assert web(pages, "--out", tmp_path / "out", "--workers", 1) == 0
 
@@ -390,7 +390,7 @@ def test_a_log_that_lost_its_end_is_made_again(pages, tmp_path, torn):
     log = out / "logs" / "00001.jsonl"
     log.write_bytes(torn(log.read_bytes()))
     assert main(["data", "stats", str(out)]) == 0  # of what is there
-    assert [open_run(out).is_done(shard) for shard in range(3)] == [True, False, True]
+    assert [open_run(out, "web").is_done(shard) for shard in range(3)] == [True, False, True]
     assert web(pages, "--out", out, "--workers", 1, "--shard-pages", 3) == 0
     assert results(out) == whole
     log.write_bytes(b"{\n" + log.read_bytes())

@@ -120,7 +120,7 @@ def begin(folder: Path, engine: Engine, size: int) -> Run:
         value = {"details": engine.details(), "items": count, "shards": shards, "notes": list(engine.notes)}
         write_run(folder, engine.kind, {**value, "identity": identity})
     make_folders(folder, FOLDERS)
-    numbered = not (folder / "plan.jsonl").exists()
+    numbered = isinstance(engine.items(), range)
     return _run(folder, engine.kind, value, size if numbered else 0, engine.tried_again)
 
 
