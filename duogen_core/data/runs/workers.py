@@ -208,8 +208,8 @@ def share(clients: Iterable[Client], workers: int) -> None:
     own = secrets.token_hex(4)
     for client in clients:
         for name in ("requests", "tokens"):
-            if most := getattr(client.pace, name):
-                setattr(client.pace, name, max(most // workers, 1))
+            if most := getattr(client.rate_limit, name):
+                setattr(client.rate_limit, name, max(most // workers, 1))
         recording = client.recording
         if recording is not None and recording.mode == "record" and not recording.file.name.endswith(PART):
             recording.file = recording.file.with_name(f".{recording.file.name}.{own}{PART}")
