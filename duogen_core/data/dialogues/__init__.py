@@ -1,13 +1,11 @@
 """Pages -> dialogues: what comes after the web engine, with language models (DuoGen, arXiv 2602.00508, web engine).
 
-    draft         Document of `data web` -> Draft: passages, pictures, places
-    describe      each picture described
-    placement     each moved to just after the text it shows (placement_model: a model is asked)
-    copies        of two that show the same and now stand side by side one is dropped
-    rewrite       text written anew
-    converse      cut into turns
-    compose       -> Document, checked as a whole
-    engine, run   all steps for one Document; for all of them, in shards
+    draft       Document of `data web` -> Draft: passages, pictures, places
+    describe    describes each picture
+    placement   moves each picture to just after the text it shows, and drops copies that this brings side by side
+    rewrite     writes the text anew
+    converse    cuts it into turns, makes the Document of them and checks it as a whole
+    engine      takes one Document through all steps
 
 Each step is a small function of a Draft (or what it became) and a writer: anything with `Client.ask`. Prompts are plain
 files in prompts/; thresholds stand in presets/. What a page, an alt text or a picture says is data, and what a model

@@ -1,7 +1,5 @@
-"""Pairs of pictures, one made from the other: what the video engine and the converters of editing sets have in common.
+"""Pairs of pictures, one made from the other: the engines video and editing, and what they have in common.
 
-values, rules  what is measured of a pair, and which pairs stay
-documents      a pair -> its Document
-sharded        a run: planned, cut into shards, gone on with
-report         pairs of a run to look at (again: the words of stored ones)
+    rules     what is measured of a pair, which pairs stay, and their Documents
+    report    pairs of a run to look at
 """

@@ -1,7 +1,6 @@
-"""Converters: open sets of edits, in the layouts they are published in, -> Documents.
+"""Open sets of edits, in the layouts they are published in -> Documents.
 
-rows          Parquet, Arrow or JSON
-layouts       which columns are the pictures and the instruction
-engine        rules -> user: picture and instruction, assistant: picture; the shards of a run
-showing       samples of a finished run once more, for the report
+    rows      Parquet, Arrow or JSON
+    layouts   which columns are the pictures and the instruction
+    engine    rules -> user: picture and instruction, assistant: picture
 """
