@@ -24,6 +24,7 @@ from typing import Any
 from duogen_core import __version__, files, interrupt
 from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
 
+DATA = "duogen_core.commands.data"
 ENGINES, SYNTHETIC = "duogen_core.commands.data_engines", "duogen_core.commands.synthetic"
 # name: (what it does, module) or (what it does, {name: …}, what one of these is called)
 COMMANDS: dict[str, tuple] = {
@@ -47,18 +48,18 @@ COMMANDS: dict[str, tuple] = {
     "data": (
         "make documents to train on, and look at them",
         {
-            "check": ("read every sample and name the bad ones", "duogen_core.commands.data"),
+            "check": ("read every sample and name the bad ones", f"{DATA}:check"),
             "make": (
                 "draw documents by code",
                 {
                     "sketchbook": (
                         "draw documents of Sketchbook: any of its tasks, or guides of one thing",
-                        "duogen_core.commands.data_make",
+                        f"{DATA}:sketchbook",
                     )
                 },
                 "world",
             ),
-            "export": ("write documents as Parquet rows or webdataset tars", "duogen_core.commands.data_export"),
+            "export": ("write documents as Parquet rows or webdataset tars", f"{DATA}:export"),
             "web": ("make clean documents of web pages", f"{ENGINES}:web"),
             "synthetic": (
                 "make documents that models write and draw, about 151 everyday subjects",
@@ -83,8 +84,8 @@ COMMANDS: dict[str, tuple] = {
                 f"{ENGINES}:video",
             ),
             "editing": ("make documents of published image-editing data sets", f"{ENGINES}:editing"),
-            "stats": ("show what a data command kept, and why it dropped the rest", "duogen_core.commands.data_stats"),
-            "view": ("write a web page that shows what a data command made", "duogen_core.commands.data_view"),
+            "stats": ("show what a data command kept, and why it dropped the rest", f"{DATA}:stats"),
+            "view": ("write a web page that shows what a data command made", f"{DATA}:view"),
         },
         "command",
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from duogen_core.commands.progress import BAR, harmless
-from duogen_core.commands.run_options import STDOUT, add_json, write_json
+from duogen_core.commands.run_options import STDOUT, Command, add_json, write_json
 from duogen_core.errors import DuoGenError, shown
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_NAMED = 10_000  # bad samples of a source in the report; all of them are counted
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_check(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     kinds = "documents:DIR, jsonl:FILE, webdataset:FILES, parquet:FILES, hf:NAME or sketchbook"
     add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; or a JSON object with options, as in a config")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no progress and no list of bad samples on stderr")
 
 
-def run(args: argparse.Namespace) -> int:
+def run_check(args: argparse.Namespace) -> int:
     for name in ("samples", "workers"):
         value = getattr(args, name)
         if value is not None and value < (1 if name == "samples" else 0):
@@ -194,3 +194,6 @@ def _figures(sources: list[Source], results: list[tuple[Totals, list[Bad]]]) -> 
         name: sum(entry[name] for entry in entries) for name in ("samples", "good", "bad", "turns", "pictures")
     }
     return {"sources": entries, "totals": totals_of}
+
+
+check = Command(add_check, run_check)

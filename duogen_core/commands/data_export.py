@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from duogen_core.commands.run_options import Command
 from duogen_core.errors import DuoGenError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SPEC", help="webdataset:FILES, documents:DIR, jsonl:FILES, parquet:FILES or hf:NAME")
     add("--out", required=True, metavar="DIR", help="the folder of the shards: made, or gone on with")
@@ -19,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(locks=lambda args: [args.out])
 
 
-def run(args: argparse.Namespace) -> int:
-    from duogen_core.commands.data import Bar
-    from duogen_core.data.export import ENDINGS, export
+def run_export(args: argparse.Namespace) -> int:
+    from duogen_core.data.export import ENDINGS
+    from duogen_core.data.export import export as write
     from duogen_core.data.sources import open_source
 
     source = open_source(args.source)
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         raise DuoGenError(f"--out {folder} is a file; give a folder.")
     bar = Bar(source.name, 0 if source.endless else len(source), args.quiet)
     written = bad = 0
-    for result in export(source, folder, args.to, args.shard_samples, args.photo_quality):
+    for result in write(source, folder, args.to, args.shard_samples, args.photo_quality):
         written, bad = written + result["samples"], bad + result["bad"]
         bar.advance(result["samples"] + result["bad"], bad)
     bar.end(bad)
@@ -39,3 +40,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"{written:,} documents written{left_out}{f'; {there:,} were done before' if there else ''}.")
     print(f"{'parquet' if args.to == 'parquet' else 'webdataset'}:{folder}/*.{ENDINGS[args.to]}")
     return 0
+
+
+export = Command(add_export, run_export)

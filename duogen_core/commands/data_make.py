@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from duogen_core.commands.run_options import Command
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 SHOWN = 40  # documents in the overview
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_make(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="the folder to make; it must not exist, or be empty")
     add("--count", type=int, default=200, metavar="N", help="how many documents; default: 200")
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(locks=lambda args: [args.out])
 
 
-def run(args: argparse.Namespace) -> int:
+def run_make(args: argparse.Namespace) -> int:
     from duogen_core.errors import unknown
     from duogen_core.sketchbook.tasks import FAMILIES, OF_THINGS, WEIGHTS
     from duogen_core.sketchbook.things import thing_named
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     temporary = folder.with_name(f".{folder.name}.making")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        made = make(temporary, args.count, args.seed, weights, args.thing)
+        made = make_documents(temporary, args.count, args.seed, weights, args.thing)
         overview(made[:SHOWN], temporary / "overview.png")
         if folder.exists():
             folder.rmdir()
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make(folder: Path, count: int, seed: int, weights: dict[str, float], thing: str | None) -> list[Case]:
+def make_documents(folder: Path, count: int, seed: int, weights: dict[str, float], thing: str | None) -> list[Case]:
     from duogen_core.document.store import save_document
     from duogen_core.sketchbook.tasks import evaluation_case, training_case
 
@@ -106,3 +107,6 @@ def checked_folder(name: str) -> Path:
     except OSError as error:
         raise DuoGenError(f"The folder {name} cannot be made ({error.strerror}); choose another --out.") from None
     return folder
+
+
+sketchbook = Command(add_make, run_make)

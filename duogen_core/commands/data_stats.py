@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from duogen_core.commands.run_options import add_json, write_json
+from duogen_core.commands.run_options import Command, add_json, write_json
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_stats(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="DIR", help="the --out of `data web` or of another engine")
     add("--plot", metavar="FILE", help="write a plot of what is left after each rule (PNG)")
     add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_stats(args: argparse.Namespace) -> int:
     from duogen_core.data.runs import log
     from duogen_core.data.runs.log import open_logs
 
@@ -33,3 +33,6 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         print(args.plot)
     return 0
+
+
+stats = Command(add_stats, run_stats)
