@@ -1,15 +1,27 @@
-"""data check: read every sample of some sources, name the bad ones and say what the good ones hold.
+"""The commands of `data` for documents of any kind; the engines stand in `data_engines` and `synthetic`.
 
-Bad samples go to stderr as they are found, each with its sentence; the table to stdout. Exit codes: 0 all good, 1 some
-samples are bad, 2 a source cannot be opened. Endless sources are checked on their first --samples cases.
+    check    reads every sample of some sources, names the bad ones and says what the good ones hold
+    make     draws Documents of Sketchbook
+    export   any source of Documents -> interleaved Parquet files (NeMo Curator's rows) or tars
+    stats    what a run of an engine kept, and which rule refused the rest: a table, a plot and JSON
+    view     one HTML file that shows the same, rule by rule
+
+check: bad samples go to stderr as they are found, each with its sentence; the table to stdout. It exits with 0 if all
+are good, 1 if some are bad, 2 if a source cannot be opened. Of endless sources the first --samples cases are checked.
+make: the Documents are a pure function of the options; the names of their random generators are not those of the
+evaluation. DIR appears when all of them are written, with an overview of the first ones as DIR/overview.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any, TextIO
 
 from duogen_core.commands.progress import BAR, harmless
@@ -20,6 +32,7 @@ if TYPE_CHECKING:
     from duogen_core.data.sources import Bad, Source
     from duogen_core.data.sources.survey import Totals
     from duogen_core.document import Document
+    from duogen_core.sketchbook.tasks.common import Case
 
 MOST_NAMED = 10_000  # bad samples of a source in the report; all of them are counted
 
@@ -197,3 +210,217 @@ def _figures(sources: list[Source], results: list[tuple[Totals, list[Bad]]]) -> 
 
 
 check = Command(add_check, run_check)
+
+
+# ------------------------------------------------------------ make
+
+SHOWN = 40  # documents in the overview
+
+
+def add_make(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="the folder to make; it must not exist, or be empty")
+    add("--count", type=int, default=200, metavar="N", help="how many documents; default: 200")
+    add("--thing", metavar="NAME", help="only guides of this thing, and drawings of it to continue")
+    add("--families", metavar="A,B", help="only these tasks, each as often; default: all, as in training")
+    add("--seed", type=int, default=0, metavar="N", help="other documents; default: 0")
+    parser.set_defaults(locks=lambda args: [args.out])
+
+
+def run_make(args: argparse.Namespace) -> int:
+    from duogen_core.errors import unknown
+    from duogen_core.sketchbook.tasks import FAMILIES, OF_THINGS, WEIGHTS
+    from duogen_core.sketchbook.things import thing_named
+
+    if args.count < 1:
+        raise DuoGenError(f"--count must be at least 1, not {args.count}.")
+    families = [name.strip() for name in args.families.split(",")] if args.families is not None else []
+    for name in families:
+        if name not in FAMILIES:
+            raise DuoGenError(unknown("--families: the task", name, FAMILIES))
+        if args.thing and name not in OF_THINGS:
+            raise DuoGenError(f"--families {name} is not about one thing; with --thing give {' or '.join(OF_THINGS)}.")
+    weights = dict.fromkeys(families, 1.0) or ({"guide": 0.75, "continue": 0.25} if args.thing else WEIGHTS)
+    if args.thing:
+        thing_named(args.thing)
+    folder = checked_folder(args.out)
+    temporary = folder.with_name(f".{folder.name}.making")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        made = make_documents(temporary, args.count, args.seed, weights, args.thing)
+        overview(made[:SHOWN], temporary / "overview.png")
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except OSError as error:
+        raise DuoGenError(f"The documents cannot be written to {folder}: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    counts = {name: sum(case.family == name for case in made) for name in weights}
+    print(f"{len(made)} documents ({', '.join(f'{n} {name}' for name, n in counts.items() if n)}):")
+    print(folder)
+    return 0
+
+
+def make_documents(folder: Path, count: int, seed: int, weights: dict[str, float], thing: str | None) -> list[Case]:
+    from duogen_core.document.store import save_document
+    from duogen_core.sketchbook.tasks import evaluation_case, training_case
+
+    made = []
+    for number in range(count):
+        rng = Random(f"make-{seed}-{f'{thing}-' if thing else ''}{number}")
+        if thing:
+            case = evaluation_case(rng.choices(list(weights), list(weights.values()))[0], rng, thing=thing)
+        else:
+            case = training_case(rng, weights)
+        meta = {"source": "sketchbook", "family": case.family, "truth": dict(case.truth)}
+        save_document(replace(case.document, meta=meta), folder / f"{number:06d}")
+        made.append(case)
+    return made
+
+
+def overview(made: Sequence[Case], file: Path) -> None:
+    from duogen_core.evaluation.report import contact_sheet
+
+    rows = [
+        (f"{number:06d} {case.family}", case.document, len(case.prompt.turns), {}) for number, case in enumerate(made)
+    ]
+    contact_sheet(rows, file)
+
+
+def checked_folder(name: str) -> Path:
+    folder = Path(name)
+    if not name.strip() or (folder.exists() and not folder.is_dir()):
+        raise DuoGenError(f"--out {name!r} must be the name of a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise DuoGenError(f"The folder {name} has something in it; choose another --out, or empty it first.")
+    try:
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DuoGenError(f"The folder {name} cannot be made ({error.strerror}); choose another --out.") from None
+    return folder
+
+
+sketchbook = Command(add_make, run_make)
+
+
+# ------------------------------------------------------------ export
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SPEC", help="webdataset:FILES, documents:DIR, jsonl:FILES, parquet:FILES or hf:NAME")
+    add("--out", required=True, metavar="DIR", help="the folder of the shards: made, or gone on with")
+    add("--to", choices=("parquet", "webdataset", "mint1t"), default="parquet", help="mint1t: tars that Curator reads")
+    add("--shard-samples", type=int, default=1000, metavar="N", help="samples in a shard; default: 1000")
+    add("--photo-quality", type=int, metavar="Q", help="photographs as JPEG of this quality; default: PNG, exact")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    parser.set_defaults(locks=lambda args: [args.out])
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from duogen_core.data.export import ENDINGS
+    from duogen_core.data.export import export as write
+    from duogen_core.data.sources import open_source
+
+    source = open_source(args.source)
+    folder = Path(args.out)
+    if folder.exists() and not folder.is_dir():
+        raise DuoGenError(f"--out {folder} is a file; give a folder.")
+    bar = Bar(source.name, 0 if source.endless else len(source), args.quiet)
+    written = bad = 0
+    for result in write(source, folder, args.to, args.shard_samples, args.photo_quality):
+        written, bad = written + result["samples"], bad + result["bad"]
+        bar.advance(result["samples"] + result["bad"], bad)
+    bar.end(bad)
+    left_out = f", {bad:,} bad ones left out and named in {folder / 'bad_samples.jsonl'}" if bad else ""
+    there = len(source) - written - bad
+    print(f"{written:,} documents written{left_out}{f'; {there:,} were done before' if there else ''}.")
+    print(f"{'parquet' if args.to == 'parquet' else 'webdataset'}:{folder}/*.{ENDINGS[args.to]}")
+    return 0
+
+
+export = Command(add_export, run_export)
+
+
+# ------------------------------------------------------------ stats
+
+
+def add_stats(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="the --out of `data web` or of another engine")
+    add("--plot", metavar="FILE", help="write a plot of what is left after each rule (PNG)")
+    add_json(parser)
+
+
+def run_stats(args: argparse.Namespace) -> int:
+    from duogen_core.data.runs import log
+    from duogen_core.data.runs.log import open_logs
+
+    logs = open_logs(Path(args.folder))
+    found, empty = log.surveys(logs)
+    figures = {each.log.folder.name: each.to_json() for each in found} if len(logs) > 1 else found[0].to_json()
+    if args.plot:
+        log.plot(found, Path(args.plot))
+    if write_json(args.json, figures):
+        return 0
+    for each in found:
+        print((f"{each.log.folder}\n" if len(logs) > 1 else "") + log.text(each))
+    for each in empty:
+        print(f"{each.folder}\nbegun, and nothing is finished yet")
+    if args.plot:
+        print(args.plot)
+    return 0
+
+
+stats = Command(add_stats, run_stats)
+
+
+# ------------------------------------------------------------ view
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="the --out of `data web` or of another engine")
+    add("--out", metavar="FILE", help="the HTML file; default: DIR/report.html")
+    add("--samples", type=int, default=50, metavar="N", help="kept and refused ones for each rule; default: 50")
+    add("--pages", type=int, default=10, metavar="N", help="data web: pages shown before and after; default: 10")
+    add("--quiet", action="store_true", help="no progress on stderr")
+    parser.set_defaults(locks=lambda args: [_view_file(args)])
+
+
+def _view_file(args: argparse.Namespace) -> Path:
+    return Path(args.out or Path(args.folder, "report.html"))
+
+
+def run_view(args: argparse.Namespace) -> int:
+    if args.samples < 1 or args.pages < 0:
+        raise DuoGenError(f"--samples is {args.samples} and --pages {args.pages}; expected at least 1 and 0.")
+    from duogen_core.data.runs import report as run_report
+    from duogen_core.data.runs.log import open_logs
+
+    folder, file = Path(args.folder), _view_file(args)
+    live = not args.quiet and sys.stderr.isatty()
+    kinds = [log.kind for log in open_logs(folder)]
+
+    def step(done: int, total: int) -> None:
+        if live:
+            sys.stderr.write(f"\r\x1b[K{done:,}/{total:,} looked at again" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+
+    if kinds == ["web"]:
+        from duogen_core.data.runs.run import open_run
+        from duogen_core.data.web.report import write_report
+
+        write_report(open_run(folder, "web"), file, args.samples, args.pages, step)
+    elif kinds in (["video"], ["editing"]):
+        from duogen_core.data.pairs import report
+
+        report.write_report(folder, file, args.samples, step)
+    else:
+        run_report.write_report(folder, file, args.samples)
+    print(file)
+    return 0
+
+
+view = Command(add_view, run_view)
