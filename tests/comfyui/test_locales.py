@@ -68,3 +68,18 @@ def test_socket_types_and_categories(server: Server, said: dict[str, Any]):
         assert set(main["nodeCategories"]) <= used
         assert set(said) <= set(served[locale]["nodeDefs"]), "the server does not hand it out"
     assert set(read("en", "main")["nodeCategories"]) == set(read("zh", "main")["nodeCategories"])
+
+
+def test_a_user_reads_of_images_only(said: dict[str, Any]):
+    """One word for one thing: ComfyUI's own. Values and ids of saved workflows keep the other one."""
+    kept = re.compile(r"picture, end or max_tokens|`picture`")
+    texts = [(path, text) for path, text in leaves(said) if not path.endswith("/name")]
+    texts += [(page.name, page.read_text("utf-8")) for page in sorted((LOCALES.parent / "web" / "docs").glob("*.md"))]
+    for file in sorted((LOCALES.parent / "workflows").glob("*.json")):
+        workflow = json.loads(file.read_text("utf-8"))
+        titles = [node.get("title") or "" for node in workflow["nodes"]] + [
+            each["title"] for each in workflow["groups"]
+        ]
+        notes = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+        texts += [(file.name, text) for text in (*titles, *notes)]
+    assert [path for path, text in texts if "picture" in kept.sub("", text).lower()] == []
