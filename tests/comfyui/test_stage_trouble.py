@@ -42,7 +42,7 @@ def test_references_of_another_context(server: Server, random_model: Path):
         "class_type": "DuoGenAppendImage", "inputs": {"context": ["write2", 0], "image": ["p1.decode", 0]},
     }  # fmt: skip
     message = sentence(server.run(graph))
-    assert "1 pictures" in message and "holds 2" in message
+    assert "1 images" in message and "holds 2" in message
 
 
 @pytest.mark.slow
