@@ -1,10 +1,10 @@
-"""A Draft cut into exchanges: a model writes what the user says, and at which passage each answer ends.
+"""A Draft cut into exchanges, and the Document of these: a model writes what the user says, and where each answer ends.
 
     converse(draft, rules, writer, brings) -> Exchange, Exchange, …     the answers are the Draft's own passages
+    compose(draft, exchanges, meta) -> Document
+    validate(document, …)     a last look: every picture that no rule took out once, no new link, enough left
 
 So no word of an answer changes here. brings: whether the user is to bring a picture; it is taken out of the answer.
-
-Exchanges -> the Document, and a last look: every picture that no rule took out once, no new link, enough left.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _numbered(draft: Draft, numbers: Mapping[int, int]) -> str:
     return "\n\n".join(lines)
 
 
-# ------------------------------------------------------------ compose
+# ------------------------------------------------------------ the Document
 
 
 def compose(draft: Draft, exchanges: Sequence[Exchange], meta: Mapping[str, Any]) -> Document:

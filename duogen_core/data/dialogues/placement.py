@@ -1,7 +1,8 @@
 """Where pictures belong: each goes to just after the passage it shows, as far as its words say which that is.
 
-    place(draft, clues, rules) -> Placement          by words alone (here)
-    place_by_model(draft, clues, rules, writer)      by a language model (placement_model); the same in and out
+    place(draft, clues, rules) -> Placement          by words alone
+    place_by_model(draft, clues, rules, writer)      a language model names a passage for each; the same in and out
+    copies(draft, scores, rules) -> {index of a picture to drop: the difference it was decided by}
 
 A picture's words are its alt text and captions, and what can be read in it. A passage fits them by the rare words they
 share (BM25 over the page's own passages), most of all those in its headings and at its start. The first passage to
@@ -10,18 +11,9 @@ evidence, a page at a time: whether the page's places are trusted (then only a p
 and whether the pictures' order is kept (where that costs next to nothing of the fit). mmc4 assigns pictures to
 sentences in this manner with CLIP; DuoGen asks a model.
 
-Placement by a language model: it reads the numbered passages and the pictures' words, and names a passage for each.
-
-The same in and out as `placement.place`, with a writer beside. What it answers is checked: every picture once, every
-passage one there is.
-
-Copies that placement brought together: of two side by side that show the same, the one that fits better stays.
-
-    copies(draft, scores, rules) -> {index of a picture to drop: the difference it was decided by}
-
-`data web` drops a copy right after its picture; one that stood elsewhere on the page only now stands beside it. What a
-copy is, is decided as there (data/web/duplicates); with text between them, two may be screens that differ in a number,
-one for each step, and both stay. draft.places are the new ones; scores say how well each picture fits where it stands.
+`data web` drops a copy right after its picture; one that stood elsewhere on the page stands beside it only now. What a
+copy is, is decided as there; with text between them, two may be screens that differ in a number, one for each step, and
+both stay. Of two copies side by side the one that fits better stays.
 """
 
 from __future__ import annotations
@@ -215,7 +207,7 @@ def _total(rows: Sequence[Sequence[float]], places: Sequence[int]) -> float:
     return sum(_at(row, place) for row, place in zip(rows, places))
 
 
-# ------------------------------------------------------------ placement model
+# ------------------------------------------------------------ by a language model
 
 SHOWN = 60  # words of a passage, its first ones
 

@@ -1,11 +1,10 @@
-"""The prompts of these steps: plain files in prompts/, read once; their digest tells one run's from another's.
-
-What a model's text must be to be taken: rules with a name, a threshold and a value. Each returns what it measured.
+"""What a model's text must be to be taken: rules with a name, a threshold and a value; and the prompts of the steps.
 
     Values()                       collects the values of all rules that were asked, for the log
     values.ask("rewrite.length", 0.2, low=0.3)    raises Refused("rewrite.length", 0.2, "…") out of bounds
 
-A refusal is an AnswerError: the client shows its sentence to the model and asks again.
+A refusal is an AnswerError: the client shows its sentence to the model and asks again. Prompts are plain files in
+prompts/, read once; their digest tells one run's from another's.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def prompts_digest() -> str:
     return total.hexdigest()[:16]
 
 
-# ------------------------------------------------------------ rules
+# ------------------------------------------------------------ the rules
 
 LINK = re.compile(
     r"\b(?:[a-z][a-z0-9+.-]{1,15}://|www\.|mailto:|javascript:|data:[a-z]+/)\S+"

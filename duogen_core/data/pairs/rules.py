@@ -1,15 +1,11 @@
-"""What a pair's rules decide by: how much changed, how sharp the pictures are, whether they show one scene at all.
+"""Which pairs of pictures stay, what that is decided by, and the Document of a pair.
 
-Each function takes uint8 RGB [H, W, 3] and gives a number that does not depend on the picture's size.
+    values, verdict = judge(first, last, preset["pair"])     verdict: None, or (rule, value): the first that refuses
+    document_of([Step([first, "words"], last)], meta)
 
-The rules a pair of pictures must pass, each by its name: the first that refuses it is logged with its value.
-
-values, verdict = judge(first, last, preset["pair"])     verdict: None, or (rule, value)
-
-A pair -> a Document of two pictures (or of several turns), and how its pictures are stored.
-
-User: the first picture and what is to happen. Assistant: the second picture. meta.alignment is true: stage 1 leaves
-such documents out, stage 2 learns from them (arXiv 2602.00508, section on training).
+Values: how much changed, how sharp the pictures are, whether they show one scene at all. Pictures are uint8 RGB
+[H, W, 3]; no value depends on their size. User: the first picture and what is to happen. Assistant: the second picture.
+meta.alignment is true: stage 1 leaves such documents out, stage 2 learns from them (arXiv 2602.00508, on training).
 """
 
 from __future__ import annotations
@@ -99,7 +95,7 @@ def _sized(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
 
 
-# ------------------------------------------------------------ rules
+# ------------------------------------------------------------ the rules
 
 ORDER = ("blank", "blurred", "still", "cut")
 Verdict = tuple[str, Any]

@@ -1,13 +1,11 @@
-"""What stands in files, as digests that are remembered: an input is known by its contents, and not by name and size.
+"""The files that a run reads: their names in an order that never changes, and digests of what stands in them.
 
     digests = FileDigests(OUT/index/digests.json)
     digests.of(path)      # the same at any place, another one after any edit
     digests.save()
 
-A file is read again when its size or one of its times has changed, as git does it, so that going on with a run over
-many inputs costs a look at each of them.
-
-Names of the files in a folder, at any depth, in an order that never changes.
+An input is known by its contents, not by name and size. A file is read again when its size or one of its times has
+changed, as git does it, so going on with a run over many inputs costs a look at each of them.
 """
 
 from __future__ import annotations
@@ -63,9 +61,6 @@ class FileDigests:
     def save(self) -> None:
         if self.used != self.known:
             write_atomically(self.cache, json.dumps(self.used).encode())
-
-
-# ------------------------------------------------------------ names below
 
 
 def names_below(folder: Path, endings: tuple[str, ...], inside: str = "") -> Iterator[str]:

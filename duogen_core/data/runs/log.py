@@ -1,18 +1,12 @@
-"""Reads the logs of a run, whichever engine made it: DIR/run.json, DIR/logs/*.jsonl and DIR/times/*.json.
+"""The logs of a run, whichever engine made it: read (`RunLog`), and counted (`survey`) for `data stats`.
 
-A line of a log is an entry: a page, a clip, a request. `kept` says whether it stayed; if not, `rule` is the first rule
-that refused it and `value` what that rule measured. A list of objects in it, such as `pictures`, is a stage below:
-one of them is kept if it has no `rule` (or its `kept` is true), and `class` says what sort it is.
+A line of DIR/logs/*.jsonl is an entry: a page, a clip, a request. `kept` says whether it stayed; if not, `rule` is the
+first rule that refused it and `value` what that rule measured. A list of objects in it, such as `pictures`, is a stage
+below: one of them is kept if it has no `rule` (or its `kept` is true), and `class` says what sort it is.
 
-    for log in open_logs(folder): log.name, log.stage, log.lines()
+    for log in open_logs(folder): found = survey(log); text(found), plot([found], file), found.to_json()
 
 A folder without run.json whose folders have one is a run of several steps, one log each, in the order they were begun.
-
-What the logs of a run say: how much came in and stayed at every stage, and which rule refused the rest first.
-
-    found = survey(log)          # log: duogen_core.data.runs.log.RunLog
-    text(found), plot([found], file), found.to_json()
-
 Something is counted under the first rule that refused it, in the order in which the engine asks its rules.
 """
 
@@ -133,7 +127,7 @@ def _open(folder: Path) -> RunLog:
     return RunLog(folder, kind, planned, tuple(map(str, notes)) if isinstance(notes, list) else ())
 
 
-# ------------------------------------------------------------ yields
+# ------------------------------------------------------------ what was kept, and which rule refused the rest
 
 ORDERS = {  # of the rules of each stage; others follow in the order in which they were first met
     "pages": (

@@ -1,11 +1,9 @@
-"""What the reports of all engines are made of: one HTML file that loads nothing and runs nothing.
+"""A run to look at: one HTML file that loads nothing and runs nothing, and the parts that all reports are made of.
 
-Text is escaped here, whoever wrote it, and pictures are thumbnails that are encoded anew.
+    write_report(folder, file, samples)    documents that a run kept (of its shards), entries that each rule refused
 
-A run of any engine to look at: one HTML file with documents that were kept and entries that each rule refused.
-
-In: the folder of a run, or of its steps (see `run_log`). Documents come from its shards, entries from its logs. (The
-reports `web.report` and `pairs.report` show the input too, because they look at it again.)
+Text is escaped here, whoever wrote it, and pictures are thumbnails that are encoded anew. The reports `web.report` and
+`pairs.report` show the input too, because they send it through the engine again.
 """
 
 from __future__ import annotations
@@ -82,7 +80,7 @@ class Spread:
         return iter(sorted(((place, thing) for _, place, thing in self.heap), key=lambda each: each[0]))
 
 
-# ------------------------------------------------------------ report
+# ------------------------------------------------------------ the report of any engine
 
 SIDE = 260  # longest side of a thumbnail
 SHOWN = 1200  # characters of a refused entry

@@ -36,7 +36,7 @@ from duogen_core.data.runs.folder import (
 )
 from duogen_core.data.runs.log import json_lines, rule_of
 from duogen_core.data.runs.shards import add_document, new_shard
-from duogen_core.data.runs.workers import gather_answers, in_order, in_workers, share
+from duogen_core.data.runs.workers import gather_answers, in_threads, in_workers, share
 from duogen_core.errors import DuoGenError
 
 IN_MEMORY = 64 * 2**20  # bytes of an item's documents that wait in memory for their turn; more go to the disk
@@ -187,7 +187,7 @@ class ShardWriter:
         numbered = ((shard.first + k, item) for shard in ahead for k, item in enumerate(shard.items))
         numbers, items = itertools.tee(numbered)
         values = zip((number for number, _ in numbers), self.engine.read(item for _, item in items))
-        with closing(in_order(self._do, values, self.threads)) as done:
+        with closing(in_threads(self._do, values, self.threads)) as done:
             for shard in shards:
                 with new_shard(self.run, shard.number) as new:
                     for (number, _), (outcome, tar) in itertools.islice(done, len(shard.items)):
@@ -261,7 +261,7 @@ def outcomes(
     gather_answers(clients.values())
     if backend != "ray":
         engine.open()
-        with closing(in_order(engine.do, items, threads)) as done:
+        with closing(in_threads(engine.do, items, threads)) as done:
             yield from (outcome for _, outcome in done)
         return
     try:

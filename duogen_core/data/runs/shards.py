@@ -5,14 +5,8 @@
         shard.log({"number": 192, "kept": True})
         shard.seconds["walk"] += 0.2
 
-Each of the three files appears whole or not at all, the log last; none does if the block is left by an exception. A
-sample of the tar is key.json with key.000.png, key.001.jpg, …
-
-Files that appear under their name when all of them is written, or not at all; a full disk is one sentence.
-
-    with whole_file(path) as stream: stream.write(...)
-
-Meant for shards: the sentence about a full disk says that finished ones are whole.
+Each of the three files appears whole or not at all (`whole_file`), the log last; none does if the block is left by an
+exception. A sample of the tar is key.json with key.000.png, key.001.jpg, …
 """
 
 from __future__ import annotations
@@ -110,9 +104,6 @@ def as_png(pixels: np.ndarray) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue(), "png"
-
-
-# ------------------------------------------------------------ whole file
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Where the work of an engine is done: in threads here, in processes here, or in the actors of Ray Data.
 
-    for item, result in in_order(ask, items, threads=8): ...              results in the order of the items
+    for item, result in in_threads(ask, items, threads=8): ...              results in the order of the items
     for result in in_workers(make, values, workers=4, backend="ray"): ...  make() -> the function, once in each worker
 
 With Ray (on this machine, or on the cluster that RAY_ADDRESS names) pages, pictures and documents never go through its
@@ -34,7 +34,9 @@ MOST_BLOCKS = 10_000  # of a data set; more only cost Ray time
 PART = ".part"  # how the name of a worker's own recording ends
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[tuple[Item, Result]]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int
+) -> Iterator[tuple[Item, Result]]:
     """A function over many items in threads; results come in the order of the items, so that a run repeats exactly.
 
     The threads are daemons: Ctrl-C does not wait for an answer that may never come. An error comes out at its place.

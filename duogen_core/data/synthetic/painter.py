@@ -1,16 +1,12 @@
-"""Who draws the pictures of synthetic documents: the one interface, `Painter`, and what it is given, `Wanted`.
+"""Who draws the pictures of synthetic documents: the interface `Painter`, what it is given (`Wanted`), and own models.
 
     class MyPainter(Painter):
         def identity(self): return {"painter": "mine", "model": "…"}
         def paint(self, wanted): return pixels          # uint8 RGB [H, W, 3], or raise PainterError
 
-Two implementations stand here: `core_painter` (this project's own models) and `comfyui` (a ComfyUI server).
-
-Painters out of this project's own models: a whole DuoGen model, or published parts.
-
 ConversationPainter draws as in an answer: the request, the earlier prompts and pictures, and the prompt are the
 conversation, and the DiT looks at every earlier picture. PromptPainter gives the prompt alone to weights that were
-trained for text-to-picture (Cosmos-Predict2.5), as they were published.
+trained for text-to-picture (Cosmos-Predict2.5), as they were published. `comfyui_painter` asks a ComfyUI server.
 """
 
 from __future__ import annotations
@@ -67,7 +63,7 @@ class Painter(ABC):
         self.close()
 
 
-# ------------------------------------------------------------ core painter
+# ------------------------------------------------------------ painters of this project's own models
 
 
 class CorePainter(Painter):

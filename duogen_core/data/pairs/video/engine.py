@@ -31,7 +31,7 @@ from duogen_core.data.pairs.video.shots import Clip
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.presets import Preset, digest, preset_of_run
 from duogen_core.data.runs.run import Run, Shard
-from duogen_core.data.runs.workers import in_order
+from duogen_core.data.runs.workers import in_threads
 from duogen_core.document import Document, Picture
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -200,7 +200,7 @@ class VideoEngine(Engine):
 
     def clips(self, file: Path, result: VideoResult) -> Iterator[Judged]:
         """Every clip of the video, in order, as the rules found it."""
-        for judged, problem in in_order(self._described, self._judged(file, result), self.parallel):
+        for judged, problem in in_threads(self._described, self._judged(file, result), self.parallel):
             if problem is not None:
                 judged.verdict = ("undescribed", problem)
             yield judged

@@ -1,16 +1,14 @@
-"""Videos on this machine: files and folders in, names that stay; nothing is fetched. The kind is known by first bytes.
+"""A video file -> what it is, its shots and clips, and the first and last frame of each clip, read in a child process.
 
-Beside a video may lie NAME.json (as video downloaders write it): its address, title, licence and time are kept.
-
-A video file -> what it is, its shots and clips, and the first and last frame of each clip, read in a child process.
-
+    inputs = open_inputs(paths)             files and folders; nothing is fetched
     with Reading(file, preset) as reading:
         reading.verdict or reading.facts, reading.shots, reading.clips
         for clip, first, last in reading.pairs(): …
 
-The child (`child`) can open no file, and has limits on memory and processor time. Nothing it says is believed: a
-message of another form ends the video as crashed. Only pixels come back: names, places and everything else in the file
-stay behind.
+The kind is known by the first bytes. The child (`child`) can open no file, and has limits on memory and processor time.
+Nothing it says is believed: a message of another form ends the video as crashed. Only pixels come back: names, places
+and everything else in the file stay behind. Beside a video may lie NAME.json (as video downloaders write it): its
+address, title, licence and time are kept.
 """
 
 from __future__ import annotations

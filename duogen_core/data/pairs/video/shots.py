@@ -1,16 +1,13 @@
-"""Shots of a video from small copies of all its frames: where the camera's take changes, at once or by a dissolve.
+"""Shots and clips of a video from small copies of all its frames. Everything here is arithmetic; nothing is decoded.
 
     shots(small, times, rules) -> [Shot(first, stop, value), …]      small: uint8 [frames, 18, 32, 3]
+    clips_of(shots, times, rules) -> [Clip, …]     five seconds each, and what is left at the end if it is long enough
 
 A cut is a difference between neighbouring frames that is large, all over the picture, and large beside those around it
 (a fast pan differs much all the time; PySceneDetect's adaptive detector does the same), and that stays: around a flash
-the pictures are alike.
-In a dissolve or a fade the picture half-way is the mean of the two at its ends, which moving things never are.
-What lies within a dissolve belongs to no shot. Everything here is arithmetic on arrays; nothing is decoded.
-
-Shots -> clips: five seconds each, one after the other, and what is left at the end if it is long enough.
-
-A clip is known by its first and last frame, the pair that is learnt from.
+the pictures are alike. In a dissolve or a fade the picture half-way is the mean of the two at its ends, which moving
+things never are; what lies within one belongs to no shot. A clip is known by its first and last frame, the pair that is
+learnt from.
 """
 
 from __future__ import annotations
