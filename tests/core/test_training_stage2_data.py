@@ -91,7 +91,7 @@ def test_documents_of_mixed_sizes_train_and_resume_exactly(folder, tmp_path, sta
         trained(broken)
     assert trained(broken) == whole
     passed_over = [json.loads(line) for line in (config.out / "bad_samples.jsonl").read_text("utf-8").splitlines()]
-    assert all("no picture in an assistant turn" in each["sentence"] for each in passed_over)
+    assert all("no image in an assistant turn" in each["sentence"] for each in passed_over)
     assert load_dit(config.out / "export" / "dit").config.attention == attention
 
 
