@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
-from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, write_errors
+from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, replace_file, write_errors
 from duogen_core.sampling import Sampling
 from duogen_core.weights.headers import refuse_pickle
 
@@ -87,7 +87,7 @@ class Components:
 
 
 def models_folder() -> Path:
-    """`models/` beside the package: where the bundled model lies."""
+    """Returns `models/` beside the package, which holds the bundled model."""
     return Path(__file__).resolve().parent.parent / "models"
 
 
@@ -97,7 +97,7 @@ def available_models() -> list[str]:
 
 
 def resolve_model(name_or_path: str | os.PathLike = DEFAULT_MODEL) -> Path:
-    """The folder of a checkpoint, from its name or its path."""
+    """Returns the folder of a checkpoint, from its name or its path."""
     given = os.fspath(name_or_path)
     path = Path(given).expanduser()
     if not given.strip():
@@ -119,7 +119,7 @@ def resolve_model(name_or_path: str | os.PathLike = DEFAULT_MODEL) -> Path:
 
 
 def resolve_mllm(name_or_path: str | os.PathLike) -> Path:
-    """Where the MLLM lies that somebody names: every option that takes one asks here.
+    """Returns the path of an MLLM from its name or path: every option that takes one asks here.
 
     A DuoGen model (its name or folder) has it in mllm/; a folder with a configuration, a tokenizer or weights is a
     Hugging Face folder; a file holds weights alone.
@@ -146,7 +146,7 @@ def _available() -> str:
 
 
 def read_config(folder: str | os.PathLike) -> CheckpointConfig:
-    """model_index.json of a checkpoint folder."""
+    """Reads model_index.json of a checkpoint folder."""
     path = Path(folder) / INDEX
     value = _read_object(path)
     if value.get("format") != FORMAT:
@@ -167,7 +167,7 @@ def read_config(folder: str | os.PathLike) -> CheckpointConfig:
 
 
 def check_checkpoint(folder: str | os.PathLike) -> CheckpointConfig:
-    """Looks at every file without loading a weight: a fault is found in a moment, not after minutes of loading."""
+    """Checks every file without loading a weight, so that a fault shows in a moment, not after minutes of loading."""
     from duogen_core.mllm.tokenizer import has_tokenizer
     from duogen_core.weights.reading import WeightFiles, folder_weights
 
@@ -194,7 +194,7 @@ def check_checkpoint(folder: str | os.PathLike) -> CheckpointConfig:
 
 
 def vae_path(folder: str | os.PathLike) -> Path:
-    """What PictureVae.from_pretrained is given: the folder if it is a diffusers one, else the single file."""
+    """Returns what PictureVae.from_pretrained takes: the folder if it is a diffusers one, else the single file."""
     vae = Path(folder) / "vae"
     return vae if (vae / "config.json").is_file() else vae / VAE_FILE
 
@@ -205,7 +205,7 @@ def load_checkpoint(
     on_part: Callable[[str], None] | None = None,
     loaders: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> Components:
-    """All four parts, on the CPU, in eval mode. `on_part` is told each part's name before it is loaded.
+    """Loads all four parts, on the CPU, in eval mode. `on_part` is told each part's name before it is loaded.
 
     loaders: "mllm" or "dit" -> what loads that folder in place of the usual.
     """
@@ -235,7 +235,7 @@ def load_checkpoint(
 
 
 def check_fit(components: Components) -> None:
-    """The parts must belong together: the connector reads this MLLM and writes what this DiT reads."""
+    """Raises a CheckpointError unless the connector reads this MLLM and writes what this DiT reads."""
     mllm, shape = components.mllm, components.connector.config
     if (shape.num_layers, shape.hidden_size) != (mllm.num_layers, mllm.hidden_size):
         raise CheckpointError(
@@ -251,7 +251,7 @@ def check_fit(components: Components) -> None:
 
 
 def _loading(load: Callable[[Path], Any], path: Path, what: str) -> Any:
-    """Errors of other libraries become one sentence that names the part; ours are sentences already."""
+    """Turns errors of other libraries into one sentence that names the part; ours are sentences already."""
     try:
         return load(path)
     except DuoGenError:
@@ -270,7 +270,7 @@ def load_parts(
     convention: str | None = None,
     tokenizer: str | os.PathLike | None = None,
 ) -> Components:
-    """A model put together from published files: an MLLM, Cosmos-Predict2.5 and a Wan VAE, each a folder or a file.
+    """Loads a model made of published files: an MLLM, Cosmos-Predict2.5 and a Wan VAE, each a folder or a file.
 
     Nothing of it was tuned together; the connector is the one that ships inside the DiT. On the CPU, in eval mode, in
     the types of the files. tokenizer: a folder, where the MLLM is a single file.
@@ -341,7 +341,7 @@ def save_checkpoint(components: Components, folder: str | os.PathLike) -> Path:
 
 
 def _keep_others(old: Path, folder: Path) -> None:
-    """What only the old checkpoint has goes into the new one; the rest of the old one goes."""
+    """Moves what only the old checkpoint has into the new one, and removes the rest of the old one."""
     for entry in old.iterdir():
         if not (folder / entry.name).exists():
             entry.rename(folder / entry.name)
@@ -349,12 +349,9 @@ def _keep_others(old: Path, folder: Path) -> None:
 
 
 def write_config(config: CheckpointConfig, folder: str | os.PathLike) -> None:
-    """model_index.json, for a checkpoint that is put together part by part."""
+    """Writes model_index.json, for a checkpoint that is put together part by part."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(config)}, indent=2) + "\n"
-    path = Path(folder) / INDEX
-    temporary = path.with_name(f".{INDEX}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(Path(folder) / INDEX, text.encode())
 
 
 # ---------------------------------------------------------------- small readers
@@ -370,7 +367,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _numbers(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """A dataclass of positive numbers, and of words it checks itself; unknown names are left to later versions."""
+    """Builds a dataclass of positive numbers, and of texts it checks itself. Ignores names of later versions."""
     known = {}
     for item in fields(kind):
         if item.name not in values:

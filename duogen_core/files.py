@@ -1,7 +1,8 @@
 """Reads and writes files with care: bounded reads, strict JSON, atomic writes, and one run at a time per folder.
 
 `read_limited` and `read_json` read files of somebody else: every fault is a sentence that names the file.
-`write_atomically` writes one file: under a temporary name beside it, then renamed.
+`write_atomically` writes one file whole or not at all, `atomic_path` whatever a block writes: under a temporary name
+beside it, which is renamed at the end.
 `lock_folder` keeps other processes out of a folder until the block or the process ends, however that ends.
 """
 
@@ -12,6 +13,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -114,11 +116,25 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """`write_atomically`, with the system's own errors."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")  # one fixed name: what a kill leaves, the next write reuses
-    try:
-        if temporary.is_symlink():  # an answer that somebody sent may hold one: it would lead to a file of the user's
-            temporary.unlink()
+    with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Yields a name beside `path` for a new file or folder, which becomes `path` when the block ends well, else goes.
+
+    The name is always the same, so that the next run clears away what a killed one left. shared: several processes may
+    write this path at once, so each has a name of its own.
+    """
+    own = f".{secrets.token_hex(4)}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}{TEMPORARY}")
+    # Also a link: an answer that somebody sent may hold one under this name, which leads to a file of the user's.
+    discard(temporary)
+    try:
+        yield temporary
+        if temporary.is_dir() and path.is_dir() and not path.is_symlink():
+            path.rmdir()  # an empty one: Windows renames onto no folder
         os.replace(temporary, path)
     except BaseException:
         discard(temporary)

@@ -82,7 +82,7 @@ def _nothing(*_: Any) -> None:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Who wants to watch. `k` counts the pictures of this answer from 0."""
+    """Called while an answer grows. `k` counts the pictures of this answer from 0."""
 
     on_token: Callable[[str], None] = _nothing  # a piece of text
     on_picture_step: Callable[[int, int, int, Tensor], None] = _nothing  # k, step, steps, guessed latent [1, 16, h, w]
@@ -94,14 +94,14 @@ class Callbacks:
 
 
 def with_text(document: Document, text: str) -> Document:
-    """The document after the MLLM wrote `text`: the assistant's turn has begun, even when the text is empty."""
+    """Appends what the MLLM wrote; begins the assistant's turn where it has not begun, even when the text is empty."""
     if document.last_turn.role != "assistant":
         document = document.begin_turn("assistant")
     return document.append(Text(text)) if text else document
 
 
 def step_text(document: Document) -> str:
-    """The text that the next picture illustrates: what the assistant wrote since its last picture."""
+    """Returns the text that the next picture illustrates: what the assistant wrote since its last picture."""
     texts: list[str] = []
     for part in reversed(document.last_turn.parts):
         if isinstance(part, Picture):
@@ -111,7 +111,7 @@ def step_text(document: Document) -> str:
 
 
 def with_caption(document: Document, caption: str) -> Document:
-    """The document whose answer waits for a picture of this; "" where it says nothing or waits no longer."""
+    """Notes the caption of the picture that is due; "" removes it."""
     turn = document.last_turn
     meta = {key: value for key, value in turn.meta.items() if key != CAPTION}
     turn = replace(turn, meta={**meta, CAPTION: caption} if caption else meta)
@@ -119,18 +119,18 @@ def with_caption(document: Document, caption: str) -> Document:
 
 
 def pending_caption(document: Document) -> str:
-    """The caption of the picture that is due, where a prompted model gave one."""
+    """Returns the caption of the picture that is due, where a prompted model gave one, else ""."""
     return str(document.last_turn.meta.get(CAPTION) or "") if document.turns else ""
 
 
 def picture_prompt(document: Document) -> str:
-    """What the picture that is due shows: its caption, else the text since the last picture, else what was asked."""
+    """Returns what the next picture shows: its caption, else the text since the last picture, else the request."""
     asked = (turn.text.strip() for turn in reversed(document.turns) if turn.role == "user")
     return pending_caption(document) or step_text(document) or next(filter(None, asked), "")
 
 
 def with_picture(document: Document, pixels: np.ndarray, seed: int, caption: str = "") -> Document:
-    """The document with a drawn picture, which carries its own seed, its step text, and a prompted model's caption.
+    """Appends a drawn picture, which carries its own seed, its step text, and a prompted model's caption.
 
     By its caption that model finds its own marker again (`duogen_core.mllm.prompted`).
     """
@@ -139,7 +139,7 @@ def with_picture(document: Document, pixels: np.ndarray, seed: int, caption: str
 
 
 def picture_seed(seed: int, k: int) -> int:
-    """The seed of picture k (from 0) of an answer with this seed: the answer's own for the first, then unlike numbers.
+    """Returns the seed of picture k (from 0) of an answer: the answer's own for the first, then unlike numbers.
 
     seed + k would give neighbouring seeds, which people try one after another, the same noise one picture later.
     Below 2^53, so that every program that reads it from a picture's file or a document reads it exactly.
@@ -150,7 +150,7 @@ def picture_seed(seed: int, k: int) -> int:
 
 
 def fit_area(width: int, height: int, config: CheckpointConfig) -> tuple[int, int]:
-    """The size at which the model sees or draws a picture of this size: no side beyond what it was trained for.
+    """Returns the size at which the model sees or draws a picture of this size: no side above its training size.
 
     The proportions are kept down to MIN_SIDE; sides are multiples of the DiT's and VAE's grid.
     """
@@ -162,7 +162,7 @@ def fit_area(width: int, height: int, config: CheckpointConfig) -> tuple[int, in
 
 
 def picture_size(document: Document, config: CheckpointConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(width, height) of the next picture: as asked for, else as the last picture of the context, else the model's."""
+    """Returns (width, height) of the next picture: as asked for, else as the last picture, else the model's own."""
     if size is not None:
         from duogen_core.vae import fit_size
 
@@ -172,7 +172,7 @@ def picture_size(document: Document, config: CheckpointConfig, size: tuple[int, 
 
 
 def reference_pixels(picture: Picture, config: CheckpointConfig) -> np.ndarray:
-    """uint8 [H, W, 3]: the picture as the DiT sees it. The Document keeps the original."""
+    """Returns the picture as the DiT sees it, uint8 [H, W, 3]. The Document keeps the original."""
     size = fit_area(*picture.size, config)
     if size == picture.size:
         return picture.pixels
@@ -182,7 +182,7 @@ def reference_pixels(picture: Picture, config: CheckpointConfig) -> np.ndarray:
 
 
 def generation_record(name: str, settings: Settings, stop_reason: str) -> dict[str, Any]:
-    """`generation` of the Document; settings are the resolved ones."""
+    """Returns `generation` of the Document; settings are the resolved ones."""
     return {
         "model": name,
         "seed": settings.seed,
@@ -195,7 +195,7 @@ def generation_record(name: str, settings: Settings, stop_reason: str) -> dict[s
 
 
 def check_request(document: Document) -> None:
-    """There must be something to answer."""
+    """Raises a DuoGenError where there is nothing to answer."""
     if not document.turns:
         raise DuoGenError("The document is empty; begin a user turn with a request.")
     last = document.last_turn
@@ -209,14 +209,14 @@ def check_request(document: Document) -> None:
 
 
 def working_dtype(dit: nn.Module) -> torch.dtype:
-    """What a DiT computes in. Its matrices may be stored in fewer bits; its norms never are."""
+    """Returns the type a DiT computes in. Its matrices may be stored in fewer bits; its norms never are."""
     return next(weight.dtype for weight in dit.parameters() if weight.ndim == 1)
 
 
 def picture_states(
     mllm: Mllm, connector: Connector, document: Document, cancelled: Callable[[], bool] | None = None
 ) -> ContextStates:
-    """The DiT's text condition for the picture that is due in the document's open answer. Raises Cancelled.
+    """Returns the DiT's text condition for the picture that is due in the open answer. Raises Cancelled.
 
     A model that was taught <BOV> gives the states of the whole conversation. One that is only prompted for its markers
     was never trained with a DiT: conversations mean nothing to that. So what it wants drawn (`picture_prompt`) goes in
@@ -284,7 +284,7 @@ class PictureSampler:
     def branches(
         self, document: Document, cancelled: Callable[[], bool] | None = None
     ) -> tuple[VelocityFn, VelocityFn | None]:
-        """Guidance's two velocities of the picture that comes next; None where the negative one is the positive."""
+        """Returns the velocity functions of guidance's two branches; None where the negative equals the positive."""
         components = self.components
         states = picture_states(components.mllm, components.connector, document, cancelled)
         dtype = working_dtype(components.dit)

@@ -52,7 +52,7 @@ class Sampling:
 
 
 def sigmas(steps: int, shift: float = 1.0, schedule: str = "shifted") -> Tensor:
-    """[steps + 1] float32 times from 1 down to 0, closer together near 1 for a shift above 1.
+    """Returns [steps + 1] float32 times from 1 down to 0, closer together near 1 for a shift above 1.
 
     shifted: even in the table's unshifted time, rounded down to its entries, as ComfyUI's "simple" takes them: so both
     sample the same times even where steps does not divide 1000. karras: no shift; from 0.995 on.
@@ -74,7 +74,7 @@ def sigmas(steps: int, shift: float = 1.0, schedule: str = "shifted") -> Tensor:
 
 
 def karras_time(place: Tensor) -> Tensor:
-    """The time at a place of Karras' schedule: 0 is its first, 1 its last but the 0 that follows."""
+    """Returns the time at a place of Karras' schedule: 0 is its first, 1 its last but the 0 that follows."""
     largest, smallest, rho = KARRAS
     first, last = largest ** (1 / rho), smallest ** (1 / rho)
     noise = (first + place * (last - first)) ** rho
@@ -82,7 +82,7 @@ def karras_time(place: Tensor) -> Tensor:
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """float32 noise on the CPU, for a latent [B, 16, h, w] or [B, 16, 1, h, w] the same numbers as ComfyUI's."""
+    """Returns float32 noise on the CPU: ComfyUI's numbers, for a latent [B, 16, h, w] or [B, 16, 1, h, w]."""
     import torch
 
     if not 0 <= seed < SEEDS:
@@ -92,7 +92,7 @@ def initial_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def guide(positive: Tensor, negative: Tensor, guidance: float) -> Tensor:
-    """v = v_neg + g (v_pos - v_neg); g = 1 is no guidance."""
+    """Returns v_neg + g (v_pos - v_neg); g = 1 is no guidance."""
     return negative + (positive - negative) * guidance
 
 
@@ -107,7 +107,7 @@ def sample_picture(
     on_step: OnStep | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Steps from noise to a picture's latent; without guidance the negative branch is never run.
+    """Samples a picture's latent from noise; without guidance the negative branch is never run.
 
     `times` as from `sigmas`. Raises Cancelled between two steps. Guidance works on the guessed pictures rather than on
     velocities, as ComfyUI does: equal in exact arithmetic, and so equal to its rounding too.
@@ -130,7 +130,7 @@ def sample_picture(
 
 
 def step_of(solver: str, times: Tensor) -> Step:
-    """One step of a solver through these times; it remembers what it needs from one to the next."""
+    """Returns the step function of a solver; it remembers what it needs from one step to the next."""
     if solver == "euler":
         return lambda x, guess, step: x + (x - guess) / times[step] * (times[step + 1] - times[step])
     if solver != "unipc":

@@ -72,7 +72,7 @@ def fit_pixels(pixels: np.ndarray) -> np.ndarray:
 def pixels_to_tensor(pixels: np.ndarray) -> Tensor:
     """uint8 [H, W, 3] -> float32 [1, 3, H, W] in -1..1."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise VaeError(f"The VAE takes a picture as uint8 [H, W, 3]; it was given {pixels.dtype} {pixels.shape}.")
+        raise VaeError(f"The VAE takes an image as uint8 [H, W, 3]; it was given {pixels.dtype} {pixels.shape}.")
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]  # a copy: a Picture's array is read-only
     return image.float() / 255.0 * 2.0 - 1.0
 
@@ -312,7 +312,7 @@ class PictureVae:
         height, width = image.shape[-2:]
         if image.ndim != 4 or height % SIZE_STEP or width % SIZE_STEP:
             raise VaeError(
-                f"The VAE takes pictures [B, 3, H, W] with sides that are multiples of {SIZE_STEP}; it was given "
+                f"The VAE takes images [B, 3, H, W] with sides that are multiples of {SIZE_STEP}; it was given "
                 f"{tuple(image.shape)}. Resize with fit_pixels first, to {fit_size(width, height)}."
             )
         mean, _ = encode_frame(self.model, image.to(self.model.device, self.model.dtype))

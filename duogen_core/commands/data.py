@@ -15,7 +15,6 @@ evaluation. DIR appears when all of them are written, with an overview of the fi
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from duogen_core.commands.progress import BAR, harmless
 from duogen_core.commands.run_options import STDOUT, Command, add_json, write_json
 from duogen_core.errors import DuoGenError, shown
+from duogen_core.files import atomic_path
 
 if TYPE_CHECKING:
     from duogen_core.data.sources import Bad, Source
@@ -244,18 +244,12 @@ def run_make(args: argparse.Namespace) -> int:
     if args.thing:
         thing_named(args.thing)
     folder = checked_folder(args.out)
-    temporary = folder.with_name(f".{folder.name}.making")
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        made = make_documents(temporary, args.count, args.seed, weights, args.thing)
-        overview(made[:SHOWN], temporary / "overview.png")
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
+        with atomic_path(folder) as temporary:
+            made = make_documents(temporary, args.count, args.seed, weights, args.thing)
+            overview(made[:SHOWN], temporary / "overview.png")
     except OSError as error:
         raise DuoGenError(f"The documents cannot be written to {folder}: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     counts = {name: sum(case.family == name for case in made) for name in weights}
     print(f"{len(made)} documents ({', '.join(f'{n} {name}' for name, n in counts.items() if n)}):")
     print(folder)

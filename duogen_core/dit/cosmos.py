@@ -80,7 +80,7 @@ def check_config(config: Mapping[str, object]) -> None:
         raise DitError(f"The DiT's config has attention_head_dim {heads}; expected an even number of at least 6.")
     if config["patch_size"][0] != 1:
         raise DitError(
-            f"The DiT's config has patch_size {config['patch_size']}; one picture is one frame, so expected 1 first."
+            f"The DiT's config has patch_size {config['patch_size']}; one image is one frame, so expected 1 first."
         )
 
 
@@ -140,9 +140,7 @@ class PackedCosmos(CosmosFrames):
         if attention not in ATTENTION:
             raise DitError(f"The DiT's config has attention {attention!r}; expected one of {', '.join(ATTENTION)}.")
         if in_channels != out_channels + 1:
-            raise DitError(
-                f"The DiT's config has in_channels {in_channels}; packing pictures needs {out_channels + 1}."
-            )
+            raise DitError(f"The DiT's config has in_channels {in_channels}; packing images needs {out_channels + 1}.")
         if attention == "frame_causal" and clean_timestep < 0:
             raise DitError("A frame_causal DiT needs a clean_timestep of its own; its config has a negative one.")
         for block in self.transformer_blocks:
@@ -247,9 +245,7 @@ class PackedCosmos(CosmosFrames):
         Equal to `forward_packed` once per noisy frame. Under `full` attention a sequence has one noisy frame.
         """
         if not self.config.references and any(sequence.clean for sequence in sequences):
-            raise DitError(
-                "This DiT draws without looking at earlier pictures: its sequences must have no clean frames."
-            )
+            raise DitError("This DiT draws without looking at earlier images: its sequences must have no clean frames.")
         return forward_train(self, sequences)
 
 
@@ -261,7 +257,7 @@ def _check_ends(frame_ends: Sequence[int] | None, clean: int, tokens: int) -> tu
             raise DitError(f"frame_ends differ within one batch ({ends}); run these documents in separate calls.")
         ends = list(ends[0])
     if len(ends) != clean:
-        raise DitError(f"frame_ends has {len(ends)} entries for {clean} finished pictures; expected one for each.")
+        raise DitError(f"frame_ends has {len(ends)} entries for {clean} finished images; expected one for each.")
     if any(a > b for a, b in zip([0, *ends], [*ends, tokens], strict=True)):
         raise DitError(f"frame_ends {ends} must not decrease, and must lie within the {tokens} text tokens.")
     return tuple(int(end) for end in ends)

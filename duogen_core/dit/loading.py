@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
-    """The DiT in a diffusers-style folder, of whichever family its config.json names, in eval mode.
+    """Loads the DiT of a diffusers-style folder, of whichever family its config.json names, in eval mode.
 
     prepare: gives layers other classes before their weights come. Those are then mapped from the file in its own type,
     or in dtype; so are those of a quantised one. Else everything is read into float32.
@@ -122,7 +122,7 @@ class CosmosFile:
         return main_dtype(self.weights, self.left_out)
 
     def load_dit(self, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> PackedCosmos:
-        """The transformer without its projection, which is the connector, on the CPU, in eval mode.
+        """Loads the transformer without its projection, which is the connector, on the CPU, in eval mode.
 
         dtype: None keeps the file's. prepare(module, {quantised layer: format}) gives layers the classes that hold and
         run their weights, before those come; None: fp8 layers stay fp8.
@@ -147,7 +147,7 @@ class CosmosFile:
         return dit
 
     def load_connector(self, mllm: tuple[int, int] | None = None, dtype: torch.dtype | None = None) -> Connector:
-        """`crossattn_proj`, which reads all layers of one MLLM. mllm: its (layers, hidden size), where not known."""
+        """Loads `crossattn_proj`, which reads all layers of an MLLM. mllm: its (layers, hidden size), if not known."""
         from duogen_core.connector import Connector, ConnectorConfig
         from duogen_core.weights.module import build_empty, fill_module
         from duogen_core.weights.quantised import FP8

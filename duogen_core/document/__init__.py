@@ -1,8 +1,7 @@
-"""The Document: the one value that flows everywhere, and how it is kept.
+"""The Document: the one value that flows everywhere, and how it is stored.
 
 document.py      turns of text and pictures; immutable, checked when made
-picture_file.py  bytes of a picture file <-> pixels
-picture_end.py   whether a picture file is whole
+picture_file.py  bytes of an image file <-> pixels; whether a file is whole
 reading.py       a folder, a document.json or a .zip -> Document, read strictly
 store.py         Document -> a folder or a .zip, whole or not at all
 """

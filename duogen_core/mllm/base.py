@@ -246,7 +246,7 @@ class Mllm:
         if len(context.ids) >= self.max_positions:
             raise DuoGenError(
                 f"The conversation is {len(context.ids)} tokens long, but this model takes {self.max_positions}; "
-                "leave out early turns or use smaller pictures."
+                "leave out early turns or use smaller images."
             )
         return context
 

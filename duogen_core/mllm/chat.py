@@ -30,7 +30,7 @@ IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 BOV = "<BOV>"
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, BOV)
-IGNORED = -100  # label of a token that is not learnt (torch's cross_entropy default)
+IGNORED = -100  # label of a token without a loss (torch's cross_entropy default)
 
 
 @dataclass(frozen=True)
@@ -196,30 +196,30 @@ def layout(
     newline = encode_text(tokenizer, "\n")
     counts = iter(image_token_counts)
 
-    def put(tokens: Sequence[int], learnt: bool = False) -> None:
+    def add(tokens: Sequence[int], trained: bool = False) -> None:
         ids.extend(tokens)
-        learn.extend([learnt] * len(tokens))
+        learn.extend([trained] * len(tokens))
 
     open_index = _open_index(document) if open_turn else None
     for t, turn in enumerate(document.turns):
         answer = turn.role == "assistant"
-        put([control.im_start, *encode_text(tokenizer, turn.role + "\n")])
+        add([control.im_start, *encode_text(tokenizer, turn.role + "\n")])
         for p, part in enumerate(turn.parts):
             start = len(ids)
             if isinstance(part, Text):
-                put(encode_text(tokenizer, part.text), answer)
+                add(encode_text(tokenizer, part.text), answer)
                 kind = "text"
             else:
                 if answer:
-                    put([control.bov] if marker is None else encode_text(tokenizer, marker(part)), True)
-                put([control.vision_start, *[control.image_pad] * next(counts), control.vision_end])
+                    add([control.bov] if marker is None else encode_text(tokenizer, marker(part)), True)
+                add([control.vision_start, *[control.image_pad] * next(counts), control.vision_end])
                 kind = "picture"
             parts.append(PartSpan(t, p, kind, start, len(ids), turn.role))
         if t != open_index:
-            put([control.im_end], answer)
-            put(newline)
+            add([control.im_end], answer)
+            add(newline)
     if open_index == len(document.turns):
-        put([control.im_start, *encode_text(tokenizer, "assistant\n")])
+        add([control.im_start, *encode_text(tokenizer, "assistant\n")])
     return Layout(ids, learn, parts, open_index)
 
 
@@ -238,7 +238,7 @@ def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]
     patch, merge, size = image_processor.patch_size, image_processor.merge_size, image_processor.size
     if max(width, height) > 200 * min(width, height):
         raise DuoGenError(
-            f"A picture is {width}x{height} pixels, more than 200 times as long as it is wide; crop it first."
+            f"An image is {width}x{height} pixels, more than 200 times as long as it is wide; crop it first."
         )
     height, width = picture_processing()[1](
         height, width, patch * merge, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
@@ -264,7 +264,7 @@ def build_inputs(
 ) -> dict[str, Any]:
     """Whole documents -> one right-padded batch for the model, for training.
 
-    input_ids, attention_mask, labels (IGNORED where not learnt), mm_token_type_ids (1 = image) int64 [B, N];
+    input_ids, attention_mask, labels (IGNORED where there is no loss), mm_token_type_ids (1 = image) int64 [B, N];
     pixel_values and image_grid_thw only when there are pictures; layouts: a Layout per document.
     """
     layouts = [

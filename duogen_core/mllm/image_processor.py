@@ -28,7 +28,7 @@ def load_image_processor(folder: str | Path) -> Any:
     file = Path(folder) / "preprocessor_config.json"
     if not file.is_file():
         raise DuoGenError(f"The model folder {folder} has no preprocessor_config.json.")
-    config = read_json(file, "settings for pictures")
+    config = read_json(file, "settings for images")
     kind = config.get("image_processor_type") if isinstance(config, dict) else None
     if not isinstance(kind, str) or not kind.startswith("Qwen2VLImageProcessor"):
         raise DuoGenError(f"{file} describes {kind!r}; expected a Qwen2VLImageProcessor.")

@@ -80,7 +80,7 @@ def load_mllm(
 
 
 def load_with_bov(folder: Path) -> tuple[Mllm, list[str]]:
-    """An MLLM to train, with a <BOV> of its own; and which of the token's rows were set anew (`start_bov`)."""
+    """Loads an MLLM to train, with a <BOV> of its own; also returns which rows of it were set anew (`start_bov`)."""
     mllm = load_mllm(folder)
     if BOV not in mllm.tokenizer.get_vocab():
         tokenizer = load_tokenizer(folder)
@@ -90,7 +90,7 @@ def load_with_bov(folder: Path) -> tuple[Mllm, list[str]]:
 
 
 def detect_family(path: Path) -> tuple[type[Mllm], dict[str, Any]]:
-    """Which family it is, and its config.json or what follows from its shapes; nothing is loaded."""
+    """Returns the family, and its config.json or what follows from its shapes; loads nothing."""
     if path.is_dir():
         if not (path / "config.json").is_file() and (files := sorted(path.glob("*.safetensors"))):
             names = ", ".join(file.name for file in files[:4])
@@ -100,14 +100,14 @@ def detect_family(path: Path) -> tuple[type[Mllm], dict[str, Any]]:
 
 
 def stored_in(path: str | Path, what: str = WHAT) -> tuple[torch.dtype, int]:
-    """(what most of the weights that are not quantised are stored in, how many weights there are), from headers."""
+    """Returns the type of most weights that are not quantised, and the number of weights; from headers."""
     weights = find_weights(path, what)
     total = sum(math.prod(entry.shape) for name, entry in weights.entries.items() if not is_extra(name))
     return main_dtype(weights), total
 
 
 def infer_config(weights: WeightFiles, path: Path) -> tuple[type[Mllm], dict[str, Any]]:
-    """The family and configuration of weights that come without one, from their names and shapes."""
+    """Returns family and configuration of weights that come without one, from their names and shapes."""
     for model_type in FAMILIES:
         family = family_class(model_type)
         entries, _ = plain_entries(weights, path, family.module_name, FILE_MARKS)
@@ -123,14 +123,14 @@ def infer_config(weights: WeightFiles, path: Path) -> tuple[type[Mllm], dict[str
             return family, config
     raise DuoGenError(
         f"{path} is not an MLLM that this pack knows: expected the language model and the vision tower of one of "
-        f"{', '.join(FAMILIES)} in one file; a text encoder without a vision tower cannot look at pictures."
+        f"{', '.join(FAMILIES)} in one file; a text encoder without a vision tower cannot look at images."
     )
 
 
 def build(
     family: type[Mllm], config: dict[str, Any], path: Path, entries: Mapping[str, Entry] | None = None
 ) -> nn.Module:
-    """The module without memory for its weights. entries: the weights, which say how many layers there can be."""
+    """Builds the module without memory for its weights. entries: the weights, which bound the number of layers."""
     where = path / "config.json" if path.is_dir() else path
     if entries is not None:
         check_sizes(config, entries, where)
@@ -145,7 +145,7 @@ def build(
 
 
 def check(family: type[Mllm], module: nn.Module, weights: WeightFiles, path: Path) -> dict[str, str]:
-    """Nothing missing, nothing unexpected, every shape right; returns the quantised layers with their formats."""
+    """Checks names and shapes of all tensors; returns the quantised layers with their formats."""
     tied = ("lm_head.weight",) if module.config.tie_word_embeddings else ()
     return check_module(module, weights, path, "MLLM", rename=family.module_name, skip=FILE_MARKS, optional=tied)
 
@@ -165,7 +165,7 @@ def _tie(module: nn.Module, weights: WeightFiles, formats: Mapping[str, str]) ->
 
 
 def _common_dtype(weights: WeightFiles) -> torch.dtype | None:
-    """What all unquantised weights are brought to: nothing where they are of one kind, else the embedding's."""
+    """Returns the type for all unquantised weights: None where they are of one type already, else the embedding's."""
     kinds = {entry.dtype for name, entry in weights.entries.items() if entry.dtype in FLOATS and not is_extra(name)}
     if len(kinds) == 1 and not any(entry.dtype in FP8 for entry in weights.entries.values()):
         return None
@@ -183,7 +183,7 @@ def _tokenizer_of_file(path: Path, folder: str | Path | None) -> Any:
 
 
 def _check_tokenizer(tokenizer: Any, module: nn.Module, path: Path) -> None:
-    """A tokenizer of another model gives numbers that this one has no rows for, or means other words by them."""
+    """Refuses a tokenizer of another model, which gives ids that this one has no rows for."""
     rows, last = module.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values(), default=0)
     if last >= rows:
         raise DuoGenError(

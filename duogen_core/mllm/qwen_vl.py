@@ -89,7 +89,7 @@ class QwenVL(Mllm):
             mine, other = getattr(image_processor, ours), getattr(vision, theirs or ours)
             if mine != other:
                 raise DuoGenError(
-                    f"{where} has a {theirs or ours} of {other!r}, but the settings for pictures beside it one of "
+                    f"{where} has a {theirs or ours} of {other!r}, but the settings for images beside it one of "
                     f"{mine!r}; they belong to two models."
                 )
         # transformers 5 checks kinds of values itself, but no bounds; 4 takes all, and fails while the model looks or

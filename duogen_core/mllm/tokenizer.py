@@ -134,7 +134,7 @@ def _load_older(folder: Path) -> Any:
 # In a vocabulary as large as Qwen's: Qwen3 and tools that share its tokenizer give ids up to 151668 other meanings.
 FIRST_ID = 151669
 LIKE = (" picture", " image", " drawing")  # words that <BOV> is read like
-UNTRAINED = 0.25  # of the median length of a row: rows shorter than that were never learnt
+UNTRAINED = 0.25  # of the median length of a row: rows shorter than that were never trained
 
 
 def add_bov(tokenizer: Any, rows: int) -> None:
@@ -156,7 +156,7 @@ def add_bov(tokenizer: Any, rows: int) -> None:
 
 @torch.no_grad()
 def start_bov(model: nn.Module, tokenizer: Any) -> list[str]:
-    """Sets the rows of <BOV> that were never learnt; returns which ones: "embedding", "lm_head".
+    """Sets the rows of <BOV> that were never trained; returns which ones: "embedding", "lm_head".
 
     The output's becomes that of the end of a turn: a picture comes where a sentence is over, so that is where the
     states that foresee it lie. The embedding's becomes the mean of words that mean a picture; where both are one, the

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from duogen_core.errors import first_line
+from duogen_core.files import replace_file
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import gathered_state, sharded_like
 
@@ -156,9 +157,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, text.encode())
 
 
 def reason(error: Exception) -> str:

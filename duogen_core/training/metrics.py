@@ -14,7 +14,6 @@ which tqdm cannot count, and in a log file tqdm overwrites one endless line with
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 import time
@@ -26,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import MissingPackage
+from duogen_core.files import atomic_path
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import by_todays_names
 
@@ -158,10 +158,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-class MissingExtra(DuoGenError):
-    """An optional dependency that is not installed."""
-
-
 def plot_metrics(folder: str | Path) -> None:
     plot_losses(folder)
     plot_scores(folder)
@@ -245,15 +241,13 @@ def _matplotlib() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra(
-            "The curves need matplotlib: pip install -e '.[train]'. Everything else was saved."
-        ) from error
+        raise MissingPackage("The curves (everything else was saved)", "matplotlib", "train") from error
     return Figure
 
 
 def _save(figure: Any, target: Path) -> Path:
-    figure.savefig(target.with_suffix(".new.png"), dpi=110)
-    os.replace(target.with_suffix(".new.png"), target)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     return target
 
 

@@ -38,6 +38,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from duogen_core.errors import MissingPackage
 from duogen_core.training.checkpoints import (
     amend_state,
     checkpoint_folder,
@@ -51,7 +52,7 @@ from duogen_core.training.checkpoints import (
 )
 from duogen_core.training.configuration import ConfigError, TrainingError
 from duogen_core.training.distributed import Processes
-from duogen_core.training.metrics import Metrics, MissingExtra, Progress, clock, plot_metrics, sentence
+from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
 
 # -- precision, optimizers, average
 
@@ -388,5 +389,5 @@ class Run:
     def _plot(self) -> None:
         try:
             plot_metrics(self.folder)
-        except (MissingExtra, OSError) as error:
+        except (MissingPackage, OSError) as error:
             self.say(str(error))

@@ -14,7 +14,6 @@ the assistant draws nothing are passed over.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from duogen_core.data.sources import Limits
 from duogen_core.data.sources.base import Excluded
 from duogen_core.data.sources.mixture import differences
 from duogen_core.document import Document, Picture
+from duogen_core.files import atomic_path
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
@@ -274,10 +274,9 @@ def prepare_shard(folder: Path, number: int, named: Named, reader: Reader, recip
     tensors = {f"{k}.latents.{i}": latent for k, each in enumerate(prepared) for i, latent in enumerate(each.latents)}
     tensors |= {f"{k}.states": each.states.contiguous() for k, each in enumerate(prepared)}
     spots = [{"ends": p.ends, "segments": p.segments, "drawn": p.drawn, "name": p.name} for p in prepared]
-    temporary = path.with_suffix(".new")
     # One entry: safetensors writes several in an order of chance, and the same documents must give the same file.
-    save_file(tensors, temporary, metadata={"prepared": json.dumps({"places": spots, "recipe": recipe})})
-    os.replace(temporary, path)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"prepared": json.dumps({"places": spots, "recipe": recipe})})
     return path
 
 

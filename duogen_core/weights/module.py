@@ -42,7 +42,7 @@ Rename = Callable[[str], str]
 
 
 def build_empty(make: Callable[[], nn.Module], where: object, what: str, *, real_buffers: bool = False) -> nn.Module:
-    """make() without memory for weights. A configuration that describes no such module is an error that names it.
+    """Runs make() without memory for weights. A configuration that describes no such module is an error that names it.
 
     real_buffers: buffers are made for real, where they are in no file, such as the rotary tables of an MLLM.
     """
@@ -62,7 +62,7 @@ def build_empty(make: Callable[[], nn.Module], where: object, what: str, *, real
 def plain_entries(
     weights: WeightFiles, where: object, rename: Rename = str, skip: Collection[str] = ()
 ) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The model's tensors by the module's names, with the shapes they had before they were quantised; and {layer of the
+    """Returns the tensors by the module's names, with the shapes they had before they were quantised; and {layer of the
     module: format} of the quantised layers. Refuses what could be read in part only, or in two ways."""
     formats = {
         rename(f"{layer}.weight").removesuffix(".weight"): format_
@@ -90,7 +90,7 @@ def check_module(
     skip: Collection[str] = (),
     optional: Collection[str] = (),
 ) -> dict[str, str]:
-    """Nothing missing, nothing unexpected, every shape right; else a sentence that names what is not.
+    """Raises a WeightError unless nothing is missing, nothing unexpected, and every shape right.
 
     what: the model's name in the sentence. skip: tensors that are no weights. optional: names that may be absent.
     Returns {layer of the module: format} of the quantised layers.
@@ -118,36 +118,37 @@ def fill_module(
     prepare: Prepare | None = use_scaled_linear,
     copy: bool = False,
 ) -> nn.Module:
-    """The weights into their places, one by one; the module in eval mode.
+    """Puts the weights into their places, one by one; returns the module in eval mode.
 
     formats: as check_module returns them. dtype: of what is not quantised; None keeps the file's.
     prepare(module, {quantised Linear: format}) gives layers other classes before their weights come; None: every
     quantised layer is made whole. copy: nothing stays mapped, for files that are written anew while the module lives.
     """
-    kept: dict[str, dict[str, Tensor]] = {}  # quantised layers that stay so, and their tensors
+    quantised: dict[str, dict[str, Tensor]] = {}  # layers that stay quantised, and their tensors
     if prepare is not None:
-        kept = {layer: {} for layer in formats if isinstance(module.get_submodule(layer), nn.Linear)}
-        prepare(module, {layer: formats[layer] for layer in kept})
-    whole: dict[str, dict[str, Tensor]] = {}  # quantised layers that are made whole, and their tensors
+        quantised = {layer: {} for layer in formats if isinstance(module.get_submodule(layer), nn.Linear)}
+        prepare(module, {layer: formats[layer] for layer in quantised})
+    dequantise: dict[str, dict[str, Tensor]] = {}  # layers to be made whole, and their tensors
     # Names first: a layer's weight and its scale may have the names of two layouts.
     wanted = [name for name in weights.entries if name not in skip]
     for name, tensor in unified(((rename(name), tensor) for name, tensor in weights.tensors(wanted)), formats):
         layer, _, last = name.rpartition(".")
         if layer in formats and (last == "weight" or is_extra(name)):
-            (kept if layer in kept else whole).setdefault(layer, {})[last] = tensor.clone() if copy else tensor
+            into = quantised if layer in quantised else dequantise
+            into.setdefault(layer, {})[last] = tensor.clone() if copy else tensor
             continue
         # A norm or bias may have been cast along with the matrices: no layer can compute with it in fp8.
         cast = tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
         converted = tensor.to(dtype or (torch.bfloat16 if cast else tensor.dtype))
         if copy and converted is tensor:
             converted = tensor.clone()
-        if layer in kept:
-            kept[layer][last] = converted
+        if layer in quantised:
+            quantised[layer][last] = converted
         else:
             _set(module, name, converted)
-    for layer, state in kept.items():
+    for layer, state in quantised.items():
         module.get_submodule(layer).load_state_dict(state, strict=False, assign=True)
-    for layer, state in whole.items():
+    for layer, state in dequantise.items():
         matrix = dequantised(state["weight"], state.get("weight_scale"), dtype or torch.bfloat16)
         _set(module, f"{layer}.weight", matrix)
     weights.check_unchanged()
@@ -155,7 +156,7 @@ def fill_module(
 
 
 def check_filled(module: nn.Module, formats: dict[str, str], where: object) -> None:
-    """No weight is left without memory; those of quantised layers may lie where their classes keep them."""
+    """Raises a WeightError where a weight has no memory yet. Quantised layers may keep theirs elsewhere."""
     empty = [name for name, weight in module.named_parameters() if weight.is_meta]
     empty = [name for name in empty if name.rpartition(".")[0] not in formats]
     if empty:
@@ -172,7 +173,7 @@ def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def main_dtype(weights: WeightFiles, skip: Collection[str] = ()) -> torch.dtype:
-    """What most of the weights that are not quantised are stored in; bf16 where all are quantised."""
+    """Returns the type of most weights that are not quantised; bf16 where all are quantised."""
     counts = {torch.bfloat16: 0}
     for name, entry in weights.entries.items():
         if entry.dtype in FLOATS and name not in skip and not is_extra(name):

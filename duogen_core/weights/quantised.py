@@ -97,15 +97,15 @@ def check_names(
         if name in skip:
             continue
         layer, _, last = rename(name).rpartition(".")
-        whole = f"{layer}.{OLD_NAMES.get(last, last)}"
-        if whole in names:
+        full_name = f"{layer}.{OLD_NAMES.get(last, last)}"
+        if full_name in names:
             raise WeightError(
-                f"{where} holds {whole} twice, as {names[whole]} and as {name}; give a file of one model."
+                f"{where} holds {full_name} twice, as {names[full_name]} and as {name}; give a file of one model."
             )
-        names[whole] = name
-    for whole, name in names.items():
-        layer = whole.rpartition(".")[0]
-        if is_extra(whole) and layer not in formats:
+        names[full_name] = name
+    for full_name, name in names.items():
+        layer = full_name.rpartition(".")[0]
+        if is_extra(full_name) and layer not in formats:
             raise WeightError(
                 f"{where} describes the quantisation of {layer}, which it does not hold as quantised: {name} stands "
                 f"alone; give a whole file of one model."
@@ -152,8 +152,8 @@ def unified(tensors: Iterator[tuple[str, Tensor]], formats: Mapping[str, str]) -
 
 def dequantised(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """fp8 [out, …] and its scale, one number or one per row -> the weight."""
-    whole = weight.to(dtype)
-    return whole if scale is None else whole * scale.to(dtype).reshape(-1, *[1] * (weight.ndim - 1))
+    weight = weight.to(dtype)
+    return weight if scale is None else weight * scale.to(dtype).reshape(-1, *[1] * (weight.ndim - 1))
 
 
 class ScaledLinear(nn.Linear):

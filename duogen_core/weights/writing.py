@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from duogen_core.errors import DuoGenError
-from duogen_core.files import TEMPORARY, discard, lock_folder
+from duogen_core.files import atomic_path, lock_folder
 
 MAX_SHARD = 10_000_000_000  # bytes, as diffusers splits its folders
 CHUNK = 1 << 24  # bytes read and written at a time
@@ -37,14 +37,11 @@ class Piece:
 def replacing(target: Path, size: int) -> Iterator[Path]:
     """A temporary path beside `target` that becomes it when the block ends well, and is gone when it does not.
 
-    The target is locked meanwhile. The temporary name is always the same: what a run that was killed has left under it
-    belongs to nobody then, and goes.
+    The target is locked meanwhile, so what a killed run has left under that name belongs to nobody, and goes.
     """
     with lock_folder(target):
         if target.exists() and (target.is_file() or any(target.iterdir())):
             raise DuoGenError(f"{target} exists already; choose another name.")
-        temporary = target.with_name(f".{target.name}.new{TEMPORARY}")
-        discard(temporary)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(target.parent).free
@@ -53,16 +50,12 @@ def replacing(target: Path, size: int) -> Iterator[Path]:
                     f"{target} needs {readable(size)}, but its disk has only {readable(free)} left; make room, or give "
                     f"another place."
                 )
-            yield temporary
-            if target.is_dir():
-                target.rmdir()
-            os.replace(temporary, target)
+            with atomic_path(target) as temporary:
+                yield temporary
         except OSError as error:
             raise DuoGenError(
                 f"{target} cannot be written ({error.strerror or error}); nothing was left behind."
             ) from error
-        finally:
-            discard(temporary)
 
 
 def write_file(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy_execution.progress import NodeState, get_progress_state
 from comfy_execution.utils import get_executing_context
+
+from duogen_core.files import atomic_path
 
 from ..host.metadata import with_workflow, workflow_of
 
@@ -218,9 +219,8 @@ def temporary_view(picture: Any) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{picture.digest[:32]}.png"
     if not file.exists():
-        unfinished = file.with_suffix(f".{os.getpid()}.tmp")
-        unfinished.write_bytes(picture.to_png())
-        os.replace(unfinished, file)
+        with atomic_path(file, shared=True) as temporary:
+            temporary.write_bytes(picture.to_png())
     return {"filename": file.name, "subfolder": PREFIX, "folder": "temp"}
 
 

@@ -226,7 +226,7 @@ def test_a_text_encoder_without_eyes(server: Server, folder: Path):
     state = load_file(folder / "text_encoders" / TEXT_FILE)
     blind = {name: tensor for name, tensor in state.items() if not name.startswith("visual.")}
     with there(folder / "text_encoders" / "blind.safetensors", lambda path: save_file(blind, path)):
-        assert "without a vision tower cannot look at pictures" in refused(
+        assert "without a vision tower cannot look at images" in refused(
             server, graph("blind.safetensors"), "DuoGenMllm"
         )
 

@@ -209,7 +209,7 @@ def test_weights_that_draw_without_references_leave_earlier_pictures_out(model, 
     blind = load_dit(tmp_path).eval()
     assert torch.equal(blind.forward_packed(frames, timestep, text, **ends), alone)
     shown = Sequence((frames[0][0],), (frames[2][0],), (0, 2), timestep[:1], text[0], torch.ones(2, TOKENS).bool())
-    with pytest.raises(DitError, match="without looking at earlier pictures"):
+    with pytest.raises(DitError, match="without looking at earlier images"):
         blind.forward_train([shown])
 
 

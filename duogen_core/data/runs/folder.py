@@ -24,7 +24,7 @@ from duogen_core.data.runs.presets import digest
 from duogen_core.document import plain_json
 from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
-from duogen_core.files import read_json
+from duogen_core.files import atomic_path, read_json
 
 Result = TypeVar("Result")
 VERSION = 1  # of every run.json
@@ -120,13 +120,11 @@ def make_folders(folder: Path, names: Sequence[str] = ()) -> None:
 def write_plan(folder: Path, items: Iterable[Any], size: int, group: Callable[[Any], Hashable]) -> tuple[int, int]:
     """Cuts the items into shards of this size, each of one group; how many items and shards there are."""
     count = shards = 0
-    temporary = folder / ".plan.jsonl.duogen-tmp"
-    with temporary.open("w", encoding="utf-8") as lines:
+    with atomic_path(folder / "plan.jsonl") as temporary, temporary.open("w", encoding="utf-8") as lines:
         for _, rest in groupby(items, group):
             while here := list(islice(rest, size)):
                 lines.write(json.dumps({"shard": shards, "first": count, "items": here}) + "\n")
                 count, shards = count + len(here), shards + 1
-    temporary.replace(folder / "plan.jsonl")
     return count, shards
 
 

@@ -15,7 +15,6 @@ import contextlib
 import errno
 import io
 import json
-import secrets
 import tarfile
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ from duogen_core.data.runs.folder import RunFolder
 from duogen_core.document import Document, Picture
 from duogen_core.document.store import document_json
 from duogen_core.errors import DuoGenError
+from duogen_core.files import atomic_path
 
 PNG_LEVEL = 4  # of 9: within a few per cent of the smallest, in a third of the time
 Encode = Callable[[Picture], tuple[bytes, str]]  # a picture's file, and the ending of its name
@@ -108,12 +108,10 @@ def as_png(pixels: np.ndarray) -> tuple[bytes, str]:
 
 @contextlib.contextmanager
 def whole_file(file: Path) -> Iterator[Any]:
-    """A stream whose file takes its name when all of it is written. Its own name is no other process's, anywhere."""
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}.duogen-tmp")
+    """A stream whose file takes its name when all of it is written."""
     try:
-        with temporary.open("wb") as stream:
+        with atomic_path(file, shared=True) as temporary, temporary.open("wb") as stream:
             yield stream
-        temporary.replace(file)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DuoGenError(
@@ -121,6 +119,3 @@ def whole_file(file: Path) -> Iterator[Any]:
                 "the same command again to go on."
             ) from None
         raise DuoGenError(f"{file} could not be written: {error.strerror or error}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from duogen_core.checkpoint import Components, load_checkpoint
+from duogen_core.errors import MissingPackage
 from duogen_core.pipeline import Settings
 from duogen_core.sketchbook.ablation import measuring
 from duogen_core.sketchbook.ablation.results import answer_to, markdown, over_seeds, plot
@@ -38,7 +39,7 @@ from duogen_core.sketchbook.ablation.trainings import (
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.command import add_arguments_for, output_folder
 from duogen_core.training.configuration import ConfigError, load_config, plain, to_yaml
-from duogen_core.training.metrics import MissingExtra, clock, versions
+from duogen_core.training.metrics import clock, versions
 
 FORMAT = "duogen-ablation"
 VERSION = 1
@@ -222,5 +223,5 @@ class Ablation:
         write_text(out / "ablation.md", markdown(report))
         try:
             plot(report, out / "ablation.png")
-        except MissingExtra as error:
+        except MissingPackage as error:
             print(error)

@@ -8,14 +8,14 @@ cases would change; what another training would change, only several seeds can t
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from duogen_core.errors import MissingPackage
 from duogen_core.evaluation.report import gain, interval
+from duogen_core.files import atomic_path
 from duogen_core.sketchbook.ablation.trainings import Question
-from duogen_core.training.metrics import MissingExtra
 
 LOWER_IS_BETTER = ("loss", "seconds")
 UNITS = {"psnr": "psnr, dB", "loss": "loss, held out", "seconds": "seconds an image"}
@@ -181,7 +181,7 @@ def plot(report: Mapping[str, Any], target: Path) -> Path | None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtra("The plot needs matplotlib: pip install -e '.[train]'. The table was written.") from error
+        raise MissingPackage("The plot (the table was written)", "matplotlib", "train") from error
     panels = [(answer, shares(answer)) for answer in report["questions"]]
     panels = [(answer, names) for answer, names in panels if names]
     if not panels:
@@ -199,9 +199,8 @@ def plot(report: Mapping[str, Any], target: Path) -> Path | None:
         axes.set_xlim(-0.02, 1.02)
         axes.grid(axis="x", alpha=0.3)
         axes.legend(fontsize=7, loc="best", framealpha=0.8)
-    new = target.with_suffix(".new.png")
-    figure.savefig(new, dpi=90)
-    os.replace(new, target)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=90, format="png")
     return target
 
 

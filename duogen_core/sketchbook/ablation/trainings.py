@@ -12,7 +12,6 @@ In: the settings of the ablation. Out: run folders <out>/seed-0/<name>, with exp
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.loading import load_dit
 from duogen_core.document import Document
 from duogen_core.document.store import save_document
+from duogen_core.files import atomic_path
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training import stage1, stage2
@@ -158,11 +158,9 @@ def wordless_edit(seed: int, number: int) -> Document:
 def make_alignment(folder: Path, count: int, seed: int) -> Path:
     """Returns a folder of `count` documents, made unless it is there; a pure function of seed and count."""
     if not folder.exists():
-        new = folder.with_name(folder.name + ".new")
-        shutil.rmtree(new, ignore_errors=True)
-        for number in range(count):
-            save_document(wordless_edit(seed, number), new / f"{number:06d}")
-        new.rename(folder)  # appears whole
+        with atomic_path(folder) as new:  # appears whole
+            for number in range(count):
+                save_document(wordless_edit(seed, number), new / f"{number:06d}")
     return folder
 
 
