@@ -105,7 +105,7 @@ class Stage2Settings(stage2.Stage2Config):
     warmup: int = 20
     lr: float = 1e-3
     ema: float = 0.99
-    alone: float = 1.0  # as often as it stands in the mixture, or `share` would not be kept
+    single_image_weight: float = 1.0  # as often as it stands in the mixture, or `share` would not be kept
     shards: int = 3
     shift: float | None = None  # None: as the checkpoint's own stage 2, or else as it is sampled
     unshifted_share: float | None = None  # None: as the checkpoint's own stage 2, or else 0

@@ -232,7 +232,8 @@ def test_bad_input_is_one_sentence(settings, sentence, base, guides, words_only,
 
 SHARED = {
     "minutes": 5.0, "steps": 7, "device": "cpu:0", "warmup": 3, "checkpoint_minutes": 1.5, "log_every": 2,
-    "tensorboard": False, "bf16": False, "batch": 3, "lr": 0.5, "optimizer": "adamw", "weight_decay": 0.25,
+    "tensorboard": False, "wandb": "mine", "bf16": False, "batch": 3, "lr": 0.5, "optimizer": "adamw",
+    "weight_decay": 0.25,
     "gradient_checkpointing": True, "sample_minutes": 0.5, "max_side": 64,
     "lora": {"rank": 3, "alpha": 5.0, "dropout": 0.25, "targets": ["q_proj"], "merge": True},
 }  # fmt: skip
