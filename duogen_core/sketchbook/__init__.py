@@ -8,8 +8,7 @@ The world
   checker.py           pixels -> scene, without knowing the request
 The tasks
   tasks/               one file per family of tasks: a random case, with its ideal answer as a Document
-  source.py            the tasks as an endless source of documents to learn from
-  world.py             what training asks of them besides: mixtures, examples, probes
+  source.py            the tasks as an endless source of documents, and what training asks of them besides
   scores.py            an answer against its case
   evaluation.py        the command `evaluate sketchbook`
 What the small model learns before stage 1

@@ -26,9 +26,9 @@ from duogen_core.errors import unknown
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.mllm.tokenizer import load_tokenizer, train_tokenizer
+from duogen_core.sketchbook.source import SketchbookWorld
 from duogen_core.sketchbook.tasks import training_case
 from duogen_core.sketchbook.vision import VisionConfig, warm_up
-from duogen_core.sketchbook.world import SketchbookWorld
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import ConfigError
 from duogen_core.training.run import Run, rng_for

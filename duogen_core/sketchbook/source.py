@@ -1,18 +1,26 @@
-"""Sketchbook as a source: endless, every case drawn when it is asked for and a pure function of its number."""
+"""What Sketchbook offers to training: an endless source of documents, and what training asks of a world besides.
+
+`Sketchbook`: every case is drawn when it is asked for and is a pure function of its number.
+`SketchbookWorld` (training.data.World): task mixtures, examples, cases to score on, probes. The figures are the recipe
+of the bundled model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.data.sources.base import Limits, Source, stable_hash
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
-from duogen_core.sketchbook.tasks import FAMILIES, WEIGHTS, training_case
+from duogen_core.sketchbook.tasks import FAMILIES, WEIGHTS, evaluation_case, training_case
+from duogen_core.sketchbook.tasks.common import Case
 
+# Training, and torch with it, is imported where it is used: `data check` and `data make` read this source without them.
 if TYPE_CHECKING:
-    from duogen_core.sketchbook.world import SketchbookWorld
+    from duogen_core.sketchbook.probes import WordProbes
+    from duogen_core.training.data import Example
 
 
 class Sketchbook(Source):
@@ -45,10 +53,110 @@ class Sketchbook(Source):
 
     @staticmethod
     def world() -> SketchbookWorld:
-        """What training asks of Sketchbook beyond documents."""
-        from duogen_core.sketchbook.world import SketchbookWorld
-
         return SketchbookWorld()
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "sketchbook", "families": self.families}
+
+
+# ---------------------------------------------------------------- beyond documents
+
+DRAWN = ("guide", "draw", "edit", "plan")  # answered in <out>/samples by stage 2
+WRITTEN = (*DRAWN, "draft", "describe")  # and by stage 1
+
+
+class SketchbookWorld:
+    families = tuple(FAMILIES)
+    vision_families = ("plan", "draft", "undrafted", "edit", "edit_chain", "continue")
+    probe_weight = 0.5
+    mixtures: Mapping[str, Mapping[str, float]] = {
+        "stage1": {
+            "guide": 0.11,
+            "draw": 0.06,
+            "edit": 0.12,
+            "edit_chain": 0.06,
+            "continue": 0.09,
+            "plan": 0.07,
+            "draft": 0.18,
+            "undrafted": 0.06,
+            "describe": 0.13,
+            "quiz": 0.14,
+        },
+        # Without the families that draw nothing.
+        "stage2": {
+            "guide": 0.16,
+            "draw": 0.21,
+            "edit": 0.2,
+            "edit_chain": 0.06,
+            "continue": 0.09,
+            "plan": 0.09,
+            "draft": 0.19,
+        },
+        # Of fine-tuning on other documents: what those are most like is forgotten first, so guides are half of it.
+        "replay": {
+            "guide": 0.34,
+            "continue": 0.16,
+            "draw": 0.1,
+            "edit": 0.12,
+            "edit_chain": 0.04,
+            "plan": 0.06,
+            "draft": 0.08,
+            "undrafted": 0.02,
+            "describe": 0.06,
+            "quiz": 0.02,
+        },
+    }
+
+    def examples(
+        self, rng: Random, weights: Mapping[str, float], count: int, vision_families: Sequence[str]
+    ) -> list[Example]:
+        cases = [training_case(rng, weights) for _ in range(count)]
+        return [example_of(case, vision_families, f"{case.family} ({k})") for k, case in enumerate(cases)]
+
+    def evaluation_examples(self, count: int, vision_families: Sequence[str] = ()) -> dict[str, list[Example]]:
+        cases = evaluation_cases(count)
+        return {family: [example_of(case, vision_families) for case in some] for family, some in cases.items()}
+
+    def drawn_example(self, rng: Random, weights: Mapping[str, float]) -> Example:
+        from duogen_core.training.data import Example
+
+        case = drawn_case(rng, weights)
+        return Example(case.family, case.document)
+
+    def ideals(self) -> dict[str, Document]:
+        from duogen_core.training.run import rng_for
+
+        return {family: evaluation_case(family, rng_for(0, "samples", family)).document for family in DRAWN}
+
+    def probes(self, tokenizer: Any, layers: int, hidden: int) -> WordProbes:
+        from duogen_core.sketchbook.probes import WordProbes
+
+        return WordProbes(tokenizer, layers, hidden)
+
+
+def example_of(case: Case, vision_families: Sequence[str] = (), name: str = "") -> Example:
+    """Returns the case as training reads it.
+
+    Of families that are not vision families only the user's images teach the tower: the drawn ones repeat what their
+    text says.
+    """
+    from duogen_core.training.data import Example
+
+    return Example(name or case.family, case.document, case.family in vision_families, case.family in WRITTEN)
+
+
+def evaluation_cases(count: int, families: Sequence[str] = tuple(FAMILIES)) -> dict[str, list[Case]]:
+    """Returns fixed cases that no training seed draws."""
+    from duogen_core.training.run import rng_for
+
+    return {f: [evaluation_case(f, rng_for(0, "mllm evaluation", f, k)) for k in range(count)] for f in families}
+
+
+def drawn_case(rng: Random, weights: Mapping[str, float]) -> Case:
+    """Returns a training case with images of one size, the assistant's after the user's."""
+    while True:
+        case = training_case(rng, weights)
+        pictures = case.document.pictures
+        one_size = len({picture.size for picture in pictures}) == 1
+        if one_size and any(part in pictures for part in case.document.last_turn.parts):
+            return case

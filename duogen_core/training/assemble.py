@@ -3,7 +3,7 @@
     python -m duogen_core train assemble --vae runs/vae --stage1 runs/stage1 --stage2 runs/stage2 --out models/my-model
 
 In:  the run folders of vae.py, stage1.py and stage2.py (their export/ folders hold the weights).
-Out: the checkpoint folder, plus the record in training/<part>: settings, metrics, curves; of pretrain.py's run too,
+Out: the checkpoint folder, plus the record in training/<part>: settings, metrics, plots; of the pre-training's run too,
 where it is found.
 """
 

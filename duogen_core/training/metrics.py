@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.errors import MissingPackage
+from duogen_core.errors import MissingPackage, first_line
 from duogen_core.files import atomic_path
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import by_todays_names
@@ -64,8 +64,8 @@ class Metrics:
             # purge_step: TensorBoard shows nothing any more that an earlier session wrote from there on.
             yield from self._start(
                 lambda: TensorBoardTracker("tensorboard", self.folder, purge_step=step + 1),
-                "There will be no figures for TensorBoard, which is not installed: pip install -e '.[train]', or set "
-                "tensorboard=false.",
+                "for TensorBoard",
+                "it is not installed: pip install -e '.[train]', or set tensorboard=false",
             )
         if self.wandb:
             from accelerate.tracking import WandBTracker
@@ -73,16 +73,17 @@ class Metrics:
             settings = {"id": self._wandb_id(), "name": self.folder.name, "resume": "allow", "dir": str(self.folder)}
             yield from self._start(
                 lambda: WandBTracker(self.wandb, **settings),
-                "There will be no figures at Weights & Biases, whose package is not installed: pip install wandb, or "
-                "leave wandb out.",
+                "at Weights & Biases",
+                "its package is not installed: pip install wandb, or leave wandb out",
             )
 
-    def _start(self, tracker: Callable[[], Any], missing: str) -> Iterator[str]:
+    def _start(self, tracker: Callable[[], Any], where: str, missing: str) -> Iterator[str]:
         try:
             started = tracker()
             started.start()
-        except ImportError:
-            yield missing
+        except Exception as error:  # a service may be out of reach, or want a key: no reason not to train
+            reason = missing if isinstance(error, ImportError) else first_line(error).rstrip(".")
+            yield f"There will be no figures {where}: {reason}."
         else:
             self.trackers.append(started)
 

@@ -22,7 +22,7 @@ from random import Random
 import checkout  # noqa: F401
 import torch
 
-from duogen_core.sketchbook.world import SketchbookWorld, drawn_case
+from duogen_core.sketchbook.source import SketchbookWorld, drawn_case
 from duogen_core.training import stage2
 from duogen_core.training.stage2 import FlowLoss, FlowSample, FlowSettings, sample_of
 from duogen_core.training.stage2_data import Prepared

@@ -43,9 +43,9 @@ from duogen_core.sketchbook.tasks import (
     training_case,
 )
 from duogen_core.sketchbook.tasks.common import PLACES, PLURALS, Case, cells_of, join, shape_words
-from duogen_core.sketchbook.tasks.edits import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.tasks.plan import parse_move
 from duogen_core.sketchbook.tasks.questions import LONGEST
+from duogen_core.sketchbook.tasks.scenes import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.things import NOVEL, THINGS, ideal_picture, parse_step
 
 PLACE_OF = {words: cell for cell, words in PLACES.items()}

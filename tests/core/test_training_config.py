@@ -12,6 +12,7 @@ from duogen_core.cli import main
 from duogen_core.sketchbook.pretrain import PretrainConfig
 from duogen_core.sketchbook.vae import VaeConfig
 from duogen_core.training.configuration import ConfigError, find_config, load_config, recipes_of, to_yaml
+from duogen_core.training.metrics import changes
 from duogen_core.training.stage1 import Stage1Config
 from duogen_core.training.stage2 import Stage2Config
 
@@ -188,3 +189,14 @@ def test_two_precisions_are_not_mixed_up(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert main(["train", "stage2", "steps=1", "bf16=false", f"out={tmp_path / 'run'}"]) == 2
     assert "bf16 is false, but accelerate's mixed_precision" in capsys.readouterr().err
+
+
+def test_settings_by_their_old_names_still_work_and_are_no_change(tmp_path):
+    old = write(tmp_path, "alone: 2\nunshifted: 0.25\nstates: on_the_fly\n", "old.yaml")
+    config = load_config(Stage2Config, old)
+    assert (config.single_image_weight, config.unshifted_share, config.states) == (2.0, 0.25, "online")
+    assert load_config(Stage1Config, None, ["recall_weight=0.5"]).probe_weight == 0.5
+    before = {"config": {"alone": 2.0, "unshifted": 0.25, "states": "on_the_fly"}}
+    now = {"single_image_weight": 2.0, "unshifted_share": 0.25, "states": "online"}
+    assert changes(before, {"config": now}) == {}
+    assert changes(before, {"config": now | {"unshifted_share": 0.5}}) == {"unshifted_share": [0.25, 0.5]}

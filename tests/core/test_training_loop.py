@@ -6,6 +6,7 @@ import random
 import signal
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -349,3 +350,21 @@ def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, ca
     monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
     run, _, _ = train(tmp_path, steps=2, tensorboard=True)
     assert run.finished and "There will be no figures for TensorBoard" in capsys.readouterr().out
+
+
+def test_weights_and_biases_gets_the_figures_of_one_run_whatever_the_session(tmp_path, monkeypatch, capsys):
+    begun, logged = [], []
+    run = SimpleNamespace(log=lambda values, step: logged.append((step, *values)))
+    wandb = SimpleNamespace(init=lambda **settings: begun.append(settings) or run)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train(tmp_path, stop_at=4, wandb="mine")
+    train(tmp_path, wandb="mine")
+    assert [step for step, *_ in logged] == list(range(1, 13)) and "loss" in logged[0]
+    assert begun[0] == begun[1] and begun[0]["project"] == "mine" and begun[0]["resume"] == "allow"
+
+    def unreachable(**_):
+        raise RuntimeError("no API key configured")
+
+    monkeypatch.setattr(wandb, "init", unreachable)
+    assert train(tmp_path / "other", wandb="mine")[0].finished
+    assert "no figures at Weights & Biases: no API key configured." in capsys.readouterr().out

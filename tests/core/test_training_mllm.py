@@ -27,6 +27,7 @@ from duogen_core.sketchbook.scene import (
     Scene,
     Shape,
 )
+from duogen_core.sketchbook.source import SketchbookWorld, evaluation_cases, example_of
 from duogen_core.sketchbook.tasks import FAMILIES
 from duogen_core.sketchbook.things import THINGS
 from duogen_core.sketchbook.vision import (
@@ -46,7 +47,6 @@ from duogen_core.sketchbook.vision import (
     warm_up,
     word_directions,
 )
-from duogen_core.sketchbook.world import SketchbookWorld, evaluation_cases, example_of
 from duogen_core.training import stage1
 from duogen_core.training.next_token import Batcher, NextTokenLoss, tower_features
 from duogen_core.training.stage1 import evaluate, optimizers_of

@@ -11,8 +11,8 @@ from duogen_core.document import Document, Text, Turn
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs
 from duogen_core.mllm.image_processor import small_image_processor
+from duogen_core.sketchbook.source import example_of
 from duogen_core.sketchbook.tasks import FAMILIES
-from duogen_core.sketchbook.world import example_of
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,

@@ -18,8 +18,9 @@ from duogen_core.cli import main
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
-from duogen_core.sketchbook.world import example_of
+from duogen_core.sketchbook.source import example_of
 from duogen_core.training import stage2_data
+from duogen_core.training.command import LAUNCHED
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import Processes, ensure_gradients, shard
 from duogen_core.training.next_token import (
@@ -159,7 +160,7 @@ def test_launch_starts_processes_that_learn_what_one_does(folder):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["init=nowhere"], "nowhere is not a Hugging Face model folder"),  # which every process finds
+        (["init=nowhere"], "expected the file nowhere"),  # which every process finds
         (["data=[documents:nowhere]"], "nowhere"),
     ],
 )
@@ -186,7 +187,7 @@ def test_a_process_that_was_killed_is_a_sentence_and_an_exit_code_is_passed_on(m
     assert "Error: Process 1 was ended by SIGKILL" in capsys.readouterr().err
     failed(monkeypatch, exitcode=130)
     assert main(command) == 130
-    assert command.LAUNCHED not in os.environ and not (tmp_path / "run").exists()
+    assert LAUNCHED not in os.environ and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

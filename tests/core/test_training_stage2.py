@@ -14,8 +14,8 @@ from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
+from duogen_core.sketchbook.source import SketchbookWorld, drawn_case
 from duogen_core.sketchbook.tasks import FAMILIES
-from duogen_core.sketchbook.world import SketchbookWorld, drawn_case
 from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
 from duogen_core.training.run import rng_for

@@ -12,15 +12,15 @@ from random import Random
 
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.scene import CANVASES
-from duogen_core.sketchbook.tasks import draft, draw, edits, guides, plan, questions
+from duogen_core.sketchbook.tasks import draft, guides, plan, questions, scenes
 from duogen_core.sketchbook.tasks.common import Case
 from duogen_core.sketchbook.things import thing_named
 
 FAMILIES: dict[str, Callable[..., Case]] = {
     "guide": guides.sample_guide,
-    "draw": draw.sample,
-    "edit": edits.sample_edit,
-    "edit_chain": edits.sample_chain,
+    "draw": scenes.sample_draw,
+    "edit": scenes.sample_edit,
+    "edit_chain": scenes.sample_chain,
     "continue": guides.sample_continuation,
     "plan": plan.sample,
     "draft": draft.sample,

@@ -1,9 +1,13 @@
-"""edit: change one thing of an image -> one sentence that says what is now different, and the image.
-The image comes from the user, or is the assistant's own of the turn before.
+"""Scenes drawn and changed.
 
-edit_chain: two to four edits in one conversation, each of the image that the one before it left.
-The first image comes from the user, or is drawn by the assistant. The last edit is judged.
+draw: one to three shapes with size, colour and place -> one sentence and one image. A user may leave out colour, size
+or place; the assistant's sentence always states all of them. truth: {"scene": as drawn, "asked": [{"kind", "colour",
+"size", "cell"} with null where left open], "background"}.
 
+edit: change one thing of an image -> one sentence that says what is now different, and the image. The image comes from
+the user, or is the assistant's own of the turn before.
+edit_chain: two to four edits in one conversation, each of the image that the one before it left. The first image comes
+from the user, or is drawn by the assistant. The last edit is judged.
 truth: {"operation": "recolour" | "remove" | "add" | "move" | "background", "before": scene, "after": scene} of the last
 edit; of a chain also "edits": how many there are.
 """
@@ -15,8 +19,7 @@ from random import Random
 
 from duogen_core.document import Picture
 from duogen_core.sketchbook.drawing import draw_scene
-from duogen_core.sketchbook.scene import COLOURS, Scene, scene_to_dict
-from duogen_core.sketchbook.tasks import draw
+from duogen_core.sketchbook.scene import COLOURS, HELD_OUT, Scene, Shape, scene_to_dict
 from duogen_core.sketchbook.tasks.common import (
     PLACES,
     Canvas,
@@ -26,7 +29,9 @@ from duogen_core.sketchbook.tasks.common import (
     article,
     assistant_turn,
     conversation,
+    join,
     pick_count,
+    random_background,
     random_scene,
     random_shape,
     reference,
@@ -36,10 +41,61 @@ from duogen_core.sketchbook.tasks.common import (
     user_place,
     user_size,
     user_turn,
+    with_background,
 )
 
+DRAW_REQUESTS = (
+    "Draw {}.",
+    "Draw {}.",
+    "Please draw {}.",
+    "Can you draw {}?",
+    "Make a picture of {}.",
+    "Show me {}.",
+    "I would like {}.",
+    "Paint {}.",
+)
+ANSWERS = ("Here is {}.", "Here is {}.", "I draw {}.")
+
+
+def asked_shape(rng: Random, shape: Shape) -> tuple[str, dict[str, str | None]]:
+    """Words of a user for a shape to be drawn, and what they state."""
+    held = (shape.colour, shape.kind) in HELD_OUT
+    colour = shape.colour if held or rng.random() > 0.1 else None
+    size = shape.size if rng.random() > 0.2 else None
+    cell = shape.cell if rng.random() > 0.08 else None
+    words = [user_size(rng, size)] if size else []
+    words += [user_colour(rng, colour)] if colour else []
+    words.append(shape.kind)
+    text = f"{article(words[0])} {' '.join(words)}" + (f" {user_place(rng, cell)}" if cell else "")
+    return text, {"kind": shape.kind, "colour": colour, "size": size, "cell": cell}
+
+
+def draw_request(rng: Random, scene: Scene) -> tuple[str, list[dict[str, str | None]], str]:
+    """A user's request for the scene, what it states of each shape, and the assistant's answer sentence."""
+    shapes = list(scene.shapes)
+    rng.shuffle(shapes)
+    phrases = [asked_shape(rng, shape) for shape in shapes]
+    wanted = with_background(join([text for text, _ in phrases]), scene.background)
+    if scene.background != "cream" and rng.random() < 0.5:
+        wanted = wanted.replace(", on ", " on ")
+    # The answer keeps the order of the request: repeating is easier to learn than sorting.
+    answer = rng.choice(ANSWERS).format(with_background(join([a_shape(shape) for shape in shapes]), scene.background))
+    return rng.choice(DRAW_REQUESTS).format(wanted), [stated for _, stated in phrases], answer
+
+
+def sample_draw(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+    background = random_background(rng, 0.15)
+    count = pick_count(rng, (0.4, 0.35, 0.25))
+    scene = random_scene(rng, count, canvas, background=background, held_out=held_out)
+    text, asked, answer = draw_request(rng, scene)
+    document = conversation([user_turn(rng, text), assistant_turn(answer, Picture(draw_scene(scene)))])
+    return Case("draw", document, {"scene": scene_to_dict(scene), "asked": asked, "background": scene.background})
+
+
+# ---------------------------------------------------------------- edit
+
 OPERATIONS = {"recolour": 0.26, "remove": 0.18, "add": 0.24, "move": 0.18, "background": 0.14}
-REQUESTS = {
+EDIT_REQUESTS = {
     "recolour": ("Make {} {}.", "Change the colour of {} to {}.", "Paint {} {}.", "Can you make {} {}?"),
     "remove": ("Remove {}.", "Take {} away.", "Delete {}.", "Please erase {}.", "Can you remove {}?"),
     "add": ("Add {}.", "Please add {}.", "Draw {} as well.", "Can you add {}?", "Put {} into the picture."),
@@ -54,13 +110,13 @@ def recolour(rng: Random, scene: Scene) -> Edit:
     taken = (shape.colour, scene.background)
     colour = rng.choice([c for c in COLOURS if c not in taken and allowed(c, shape.kind)])
     after = scene.remove(shape).add(replace(shape, colour=colour))
-    text = rng.choice(REQUESTS["recolour"]).format(reference(rng, scene, shape), user_colour(rng, colour))
+    text = rng.choice(EDIT_REQUESTS["recolour"]).format(reference(rng, scene, shape), user_colour(rng, colour))
     return after, text, f"Done: the {shape_words(shape)} is now {colour}."
 
 
 def remove(rng: Random, scene: Scene) -> Edit:
     shape = rng.choice(scene.shapes)
-    text = rng.choice(REQUESTS["remove"]).format(reference(rng, scene, shape))
+    text = rng.choice(EDIT_REQUESTS["remove"]).format(reference(rng, scene, shape))
     return scene.remove(shape), text, f"Done: the {shape_words(shape)} is gone."
 
 
@@ -70,21 +126,21 @@ def add(rng: Random, scene: Scene) -> Edit:
     if rng.random() < 0.15:
         words = words[1:]
     wanted = f"{article(words[0])} {' '.join(words)} {user_place(rng, shape.cell)}"
-    text = rng.choice(REQUESTS["add"]).format(wanted)
+    text = rng.choice(EDIT_REQUESTS["add"]).format(wanted)
     return scene.add(shape), text, f"Done: there is now {a_shape(shape)}."
 
 
 def move(rng: Random, scene: Scene) -> Edit:
     shape = rng.choice(scene.shapes)
     moved = replace(shape, cell=rng.choice(scene.free_cells))
-    text = rng.choice(REQUESTS["move"]).format(reference(rng, scene, shape), user_cell(rng, moved.cell))
+    text = rng.choice(EDIT_REQUESTS["move"]).format(reference(rng, scene, shape), user_cell(rng, moved.cell))
     return scene.remove(shape).add(moved), text, f"Done: the {shape_words(shape)} is now {PLACES[moved.cell]}."
 
 
 def background(rng: Random, scene: Scene) -> Edit:
     taken = {scene.background, *(shape.colour for shape in scene.shapes)}
     colour = rng.choice([c for c in COLOURS if c not in taken])
-    text = rng.choice(REQUESTS["background"]).format(user_colour(rng, colour))
+    text = rng.choice(EDIT_REQUESTS["background"]).format(user_colour(rng, colour))
     return replace(scene, background=colour), text, f"Done: the background is now {colour}."
 
 
@@ -97,7 +153,7 @@ def sample_edit(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = Fa
     before = random_scene(rng, pick_count(rng, (0.25, 0.3, 0.25, 0.2)), canvas, held_out=held_out)
     after, text, answer = EDITS[operation](rng, before)
     if rng.random() < 0.12 and len(before.shapes) <= 3:  # a second turn of a conversation
-        first, _, sentence = draw.request(rng, before)
+        first, _, sentence = draw_request(rng, before)
         turns = [user_turn(rng, first), assistant_turn(sentence, Picture(draw_scene(before))), user_turn(rng, text)]
     else:
         turns = [user_turn(rng, text, Picture(draw_scene(before)))]
@@ -120,7 +176,7 @@ def sample_chain(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = F
     image: Picture | None = Picture(draw_scene(after))
     turns = []
     if rng.random() < 0.3:
-        request, _, sentence = draw.request(rng, after)
+        request, _, sentence = draw_request(rng, after)
         turns, image = [user_turn(rng, request), assistant_turn(sentence, image)], None
     for _ in range(count):
         before, operation = after, pick_operation(rng, after)
