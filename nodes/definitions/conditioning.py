@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CATEGORY = "DuoGen/stages"
 ADVANCED = "DuoGen/stages/advanced"
 CHOICE = "all, none, last 2, or numbers such as 1, 3-4; also together: 1, last 2"
+# What saved workflows have for LIKE_LAST and LIKE_NUMBER.
+OLD_SIZES = {"like the last picture": LIKE_LAST, "like picture n": LIKE_NUMBER}
 EARLIER = 3  # images that TextEncodeQwenImageEditPlus takes
 
 
@@ -241,7 +243,7 @@ class DuoGenPictureSize(io.ComfyNode):
                     default=LIKE_LAST,
                     tooltip="Where the size comes from. Without any earlier image, the checkpoint's own size is used.",
                 ),
-                io.Int.Input("picture", default=1, min=1, max=1000, tooltip="The n of like picture n, counted from 1."),
+                io.Int.Input("picture", default=1, min=1, max=1000, tooltip="The n of like image n, counted from 1."),
                 io.Int.Input("width", default=1024, min=16, max=16384, step=16, tooltip="Width for a fixed size."),
                 io.Int.Input("height", default=1024, min=16, max=16384, step=16, tooltip="Height for a fixed size."),
                 sockets.Mllm.Input(
@@ -256,11 +258,18 @@ class DuoGenPictureSize(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, size: str | None = None) -> bool | str:
+        """In the place of ComfyUI's own check of the choice, which would refuse the old names. None: from a link."""
+        known = [LIKE_LAST, LIKE_NUMBER, FIXED, *OLD_SIZES]
+        return size is None or size in known or f"The size is {size!r}; choose one of {', '.join(known[:3])}."
+
+    @classmethod
     def execute(
         cls, context: Document, size: str, picture: int, width: int, height: int, mllm: Any = None
     ) -> io.NodeOutput:
         from ..steps import answer, stages
 
+        size = OLD_SIZES.get(size, size)
         width, height = stages.size_of_next(
             answer.before_next_picture(context),
             mllm.config if mllm is not None else None,

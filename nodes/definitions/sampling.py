@@ -70,9 +70,9 @@ class DuoGenSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..host import display, sampling
         from ..host.diffusion_model import STEP_TEXT
-        from ..steps import answer, stages
+        from ..steps import answer
 
-        steps, cfg = stages.trained_sampling(model, steps, cfg)
+        steps, cfg = sampling.trained_steps_and_cfg(model, steps, cfg)
         paragraph = positive[0][1].get(STEP_TEXT, "") if positive else ""
         preview = display.SamplingPreview(cls.hidden, model, answer.picture_title(cls.hidden), paragraph)
         latent = sampling.draw(
@@ -109,7 +109,6 @@ class DuoGenSigmas(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, steps: int) -> io.NodeOutput:
         from ..host import sampling
-        from ..steps import stages
 
-        steps, cfg = stages.trained_sampling(model, steps, 0.0)
+        steps, cfg = sampling.trained_steps_and_cfg(model, steps, 0.0)
         return io.NodeOutput(sampling.trained_sigmas(model, steps), steps, cfg, sampling.trained_solver(model))

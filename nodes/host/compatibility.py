@@ -1,4 +1,4 @@
-"""Whether the parts that are connected belong together, said before anything runs and with both numbers.
+"""Checks that connected parts belong together, before anything runs; errors state both numbers.
 
 In: what comes in on the sockets. Out: nothing, or an error that names what does not fit and what to connect instead.
 """
@@ -32,14 +32,14 @@ def check_connector(mllm: ModelHandle, connector: ModelHandle | None) -> None:
 
 
 def check_model(model: Any, connector: ModelHandle | None = None) -> None:
-    """Whether this MODEL can read what a connector gives, and this one at that."""
+    """Checks that this MODEL can read the states of a connector, and of this one."""
     from .diffusion_model import DuoGenModel
 
     if not isinstance(model.model, DuoGenModel):
         raise DuoGenError(
             f"This MODEL is a {type(model.model).__name__}, which cannot read the text states of a DuoGen connector; "
-            "connect the MODEL of a DuoGen checkpoint, or let the other one draw inside the open loop, with a "
-            "CONDITIONING of its own."
+            "connect the MODEL of a DuoGen checkpoint, or let the other one draw between DuoGen Loop Open and "
+            "Loop Close, with a CONDITIONING of its own."
         )
     width = model.model.diffusion_model.config.text_embed_dim
     if connector is not None and connector.core.config.cross_width != width:

@@ -23,6 +23,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, get_all_wrappers
 
 from duogen_core import sampling as core_sampling
+from duogen_core.errors import DuoGenError
 
 from .lora import accept_loras, asks_for_names, with_other_names
 from .model_management import Precision, convert, make_patcher, memory_of_frame_cache, working_dtypes
@@ -39,7 +40,7 @@ FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of tex
 PICTURE_ENDS = "duogen_picture_ends"  # the same for every image of the context, whether referred to or not
 PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees an image
 HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier images see
-STEP_TEXT = "duogen_text"  # the paragraph that the image shows
+STEP_TEXT = "duogen_text"  # the paragraph that the image illustrates
 COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
 
 
@@ -73,19 +74,18 @@ class PictureLatent(comfy.latent_formats.Wan21):
         )
 
 
-TABLE = 1000
-
-
 class KarrasFlow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-    """Flow matching whose table of times is spaced as those weights want their steps. The stock scheduler `simple`
-    takes its times from that table: with the model's own number of steps they are within a hundredth of the published
-    ones, which DuoGen Sigmas gives exactly."""
+    """Flow matching whose table of times has Karras' spacing, for weights that were trained so.
+
+    The stock scheduler `simple` takes its times from this table: with the model's own number of steps they are within a
+    hundredth of the published ones. DuoGen Sigmas outputs those exactly.
+    """
 
     def __init__(self, config: Any, steps: int) -> None:
         self.steps = steps
         super().__init__(config)
 
-    def set_parameters(self, shift: float = 1.0, timesteps: int = TABLE, multiplier: float = 1.0) -> None:
+    def set_parameters(self, shift: float = 1.0, timesteps: int = 1000, multiplier: float = 1.0) -> None:
         self.shift, self.multiplier = shift, multiplier
         # `simple` goes down the table in `steps` strides; the published times take steps - 1 from first to last.
         place = torch.arange(timesteps - 1, -1, -1, dtype=torch.float64) / timesteps
@@ -101,7 +101,11 @@ class KarrasFlow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sam
 
 
 class DuoGenConfig(comfy.supported_models_base.BASE):
-    """What BaseModel wants to know about a model. Not registered anywhere: only our loader uses it."""
+    """What BaseModel wants to know about a model.
+
+    ComfyUI has no registry that a pack could add a model to, so only our loader uses this, and ComfyUI's detection of
+    model files stays as it is.
+    """
 
     unet_extra_config: dict[str, Any] = {}
     latent_format = PictureLatent
@@ -121,8 +125,8 @@ class DuoGenConfig(comfy.supported_models_base.BASE):
 
 
 class DuoGenModel(comfy.model_base.QwenImage):
-    """ComfyUI's QwenImage already takes references of any size, counts their memory, and, because its layers have
-    diffusers' names as ours have, lets LoRA loaders find them under every prefix that trainers write."""
+    """The MODEL. Derived from ComfyUI's QwenImage, which already takes references of any size and counts their memory;
+    and because its layers have diffusers' names, LoRA loaders find ours under every prefix that trainers write."""
 
     def __init__(self, config: DuoGenConfig, dit: torch.nn.Module) -> None:
         super().__init__(config, comfy.model_base.ModelType.FLOW)
@@ -132,7 +136,10 @@ class DuoGenModel(comfy.model_base.QwenImage):
         self.diffusion_model = PackedForward.adopt(dit)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Torch's. Only ComfyUI's search for the layers of LoRA files gets keys for their other names as well."""
+        """Torch's own; only for ComfyUI's search for the layers of LoRA files with their other names as well.
+
+        Hence the look at the caller: see lora.py for why there is no other way.
+        """
         state = super().state_dict(*args, **kwargs)
         return with_other_names(state) if asks_for_names(sys._getframe(1)) else state
 
@@ -140,12 +147,11 @@ class DuoGenModel(comfy.model_base.QwenImage):
         text = kwargs.get("cross_attn")
         width = self.diffusion_model.config.text_embed_dim
         if text is None or text.shape[-1] != width:
-            from duogen_core.errors import DuoGenError
-
             found = "has no text states" if text is None else f"has text states of width {text.shape[-1]}"
             raise DuoGenError(
                 f"This MODEL reads the text states of its own connector, {width} numbers a token, but the "
-                f"CONDITIONING {found}; take it from the DuoGen connector of the same checkpoint."
+                f"CONDITIONING {found}; take it from DuoGen Condition Next Image, with the connector of "
+                "the same checkpoint."
             )
         self._check_references(kwargs.get("reference_latents") or ())
         out = super().extra_conds(**kwargs)
@@ -161,35 +167,33 @@ class DuoGenModel(comfy.model_base.QwenImage):
         channels = self.latent_format.latent_channels
         other = next((latent.shape[1] for latent in latents if latent.shape[1] != channels), None)
         if other is not None:
-            from duogen_core.errors import DuoGenError
-
             raise DuoGenError(
                 f"A reference latent has {other} channels, but this MODEL draws in {channels}; encode the images "
                 "with the VAE of the same checkpoint."
             )
         if any(latent.ndim == 4 for latent in latents):
-            from duogen_core.errors import DuoGenError
-
             raise DuoGenError(
                 "A reference latent was made by a VAE for still images, such as those of FLUX.1 and SD3, whose latents "
                 "this MODEL cannot read; encode the images with the VAE of the same checkpoint."
             )
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
-        """With what a frame-causal DiT keeps of the earlier images; both branches share it."""
+        """ComfyUI's estimate, and what a frame-causal DiT keeps of the earlier images; both branches share that."""
         shapes = cond_shapes or {}
         cells = max((shape[-1] for shape in shapes.get("ref_latents", ())), default=0)
         size = mm.dtype_size(self.get_dtype_inference())
         return super().memory_required(input_shape, shapes) + memory_of_frame_cache(self.diffusion_model, cells, size)
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """ModelSamplingSD3, which people set the shift with, also sets the multiplier to 1000."""
+        """Undoes the multiplier of 1000 that ModelSamplingSD3, with which people set the shift, sets as well."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
 
 class PackedForward:
-    """Gives a DiT of the core ComfyUI's calling convention, by becoming the first base of its class: so its weights
-    keep their names (`diffusion_model.transformer_blocks.0…`), which is what LoRA files go by."""
+    """Gives a DiT of the core ComfyUI's calling convention, by becoming the first base of its class.
+
+    A module around it would rename its weights (`diffusion_model.transformer_blocks.0…`), which LoRA files go by.
+    """
 
     frame_cache: Any = None
 
@@ -211,7 +215,7 @@ class PackedForward:
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> torch.Tensor:
-        """x [B, 16, 1, h, w] -> v of the same shape, through what other nodes have put around the model (EasyCache)."""
+        """x [B, 16, 1, h, w] -> velocity of the same shape, through the wrappers of other nodes (EasyCache)."""
         options = transformer_options or {}
         _refuse_inner_patches(options)
         around = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
@@ -228,8 +232,6 @@ class PackedForward:
         hidden_text: tuple[int, int] | None = None,
         **unused: Any,
     ) -> torch.Tensor:
-        from duogen_core.errors import DuoGenError
-
         if x.ndim != 5 or x.shape[2] != 1:
             raise DuoGenError(f"DuoGen draws one image: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
         height, width = x.shape[-2:]
@@ -254,11 +256,9 @@ class PackedForward:
 
 
 def _refuse_inner_patches(options: Mapping[str, Any]) -> None:
-    """Patches of blocks and of attention are made for the layers of other models: here they would do nothing."""
+    """Refuses patches of blocks and attention: made for the layers of other models, they would do nothing here."""
     patches = [*(options.get("patches") or {}), *(options.get("patches_replace") or {})]
     if patches:
-        from duogen_core.errors import DuoGenError
-
         raise DuoGenError(
             "A node before the sampler (such as Skip Layer Guidance, Perturbed Attention, ToMe or HyperTile) patches "
             f"layers inside the model ({', '.join(sorted(set(patches)))}), which DuoGen's diffusion transformer cannot "
@@ -274,7 +274,7 @@ def make_model(
     sampling: Sampling | None = None,
     precision: Precision | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
-    """The core's DiT -> MODEL. precision: given where its layers have ComfyUI's classes already."""
+    """The core's DiT -> MODEL. precision: where its layers have ComfyUI's classes already; None: they get them here."""
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
     if precision is None:
         precision = Precision(device, *working_dtypes(dit, device))

@@ -256,8 +256,8 @@ def load_dit(name: str, convention: str | None = None) -> comfy.model_patcher.Mo
 
     convention: of a published one: "pre-trained", "post-trained", None: as the file says.
     """
-    from duogen_core import dit as core_dit
     from duogen_core.checkpoint import check_checkpoint, vae_path
+    from duogen_core.dit.loading import load_dit as load_core_dit
     from duogen_core.dit.loading import open_cosmos
     from duogen_core.vae import PictureVae
 
@@ -275,7 +275,7 @@ def load_dit(name: str, convention: str | None = None) -> comfy.model_patcher.Mo
         # The statistics and preview colours of the latents come from the VAE they were made with; it is not kept.
         latents = comfyui_vae(PictureVae.from_pretrained(vae_path(folder)), latents_only=True)[1]
         precision = _precision(folder / "dit", "dit")
-        dit = core_dit.load_dit(folder / "dit", dtype=precision.kept, prepare=precision.prepare).eval()
+        dit = load_core_dit(folder / "dit", dtype=precision.kept, prepare=precision.prepare).eval()
     return make_model(dit, shift=sampling.shift, latent_format=latents, sampling=sampling, precision=precision)
 
 

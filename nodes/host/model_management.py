@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from duogen_core.document import Document
 
 LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "LayerNorm", "GroupNorm", "RMSNorm")
-# A model this small is run in the precision it was trained in: nothing is won by halving it.
+# A model this small runs in the precision it was trained in: halving it would save next to nothing.
 SMALL_MODEL = 300_000_000
 
 
@@ -57,7 +57,7 @@ _custom_classes: dict[tuple[type, bool], type] = {}
 
 
 def _castable(cls: type[nn.Module], always_cast: bool) -> type:
-    """For a layer with a `weight` that comfy.ops does not know (a library's own RMSNorm): a subclass that casts it."""
+    """Returns a subclass that casts its weight, for a layer that comfy.ops does not know (a library's own RMSNorm)."""
     if (cls, always_cast) not in _custom_classes:
 
         def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ def _castable(cls: type[nn.Module], always_cast: bool) -> type:
 
 
 def assign_operations(module: nn.Module, operations: type) -> None:
-    """Give every layer of `module` the matching class of `operations`, e.g. comfy.ops.manual_cast."""
+    """Gives every layer of `module` the matching class of `operations`, for example comfy.ops.manual_cast."""
     always_cast = bool(operations.Linear.comfy_cast_weights)
     known = {getattr(nn, name): getattr(operations, name) for name in LAYERS if hasattr(operations, name)}
     for layer in module.modules():
@@ -110,8 +110,11 @@ def dtypes_for(
     device: torch.device,
     supported: Iterable[torch.dtype] = (torch.bfloat16, torch.float32),
 ) -> tuple[torch.dtype, torch.dtype | None]:
-    """The same for `count` weights in the dtype of their file. A device that cannot compute in half precision keeps
-    them in it all the same, and casts each layer as it runs: twice the memory would be worse than the time."""
+    """The same for `count` weights in the dtype of their file.
+
+    A device that cannot compute in half precision keeps the weights in it all the same and casts each layer as it runs:
+    twice the memory would cost more than the time.
+    """
     supported = list(supported)
     if count < SMALL_MODEL and stored == torch.float32:
         return torch.float32, None
@@ -124,7 +127,7 @@ def dtypes_for(
 
 @dataclass(frozen=True)
 class Precision:
-    """What a file's weights are kept and computed in (None: the same) on the device they will run on."""
+    """The dtype that weights are kept in, and the one they are computed in (None: the same), on their device."""
 
     device: torch.device
     kept: torch.dtype
@@ -153,13 +156,13 @@ class Precision:
 
 
 def convert(module: nn.Module, dtype: torch.dtype) -> None:
-    """Weights to `dtype`; nothing at all where they have it, because diffusers warns at every `to`."""
+    """Converts the weights, unless they have this dtype already: diffusers warns at every `to`."""
     if any(p.dtype != dtype for p in module.parameters()):
         module.to(dtype)
 
 
 class _Holder(nn.Module):
-    """ModelPatcher writes its book-keeping (`device`, …) on the module, which transformers models do not let it do."""
+    """Wraps a transformers model: ModelPatcher writes its records (`device`, …) on the module, which that refuses."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
@@ -170,7 +173,10 @@ class _Holder(nn.Module):
 def make_patcher(
     module: nn.Module, load_device: torch.device, offload_device: torch.device
 ) -> comfy.model_patcher.ModelPatcher:
-    """A patcher of the kind this ComfyUI runs with, looked up now because start-up may have replaced the class."""
+    """Returns a patcher of the kind this ComfyUI runs with.
+
+    CoreModelPatcher is looked up at each call: since 0.16 ComfyUI replaces it by its dynamic one when it starts.
+    """
     module.requires_grad_(False).eval()
     mm.archive_model_dtypes(module)
     patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=load_device, offload_device=offload_device)
@@ -193,26 +199,30 @@ class ModelHandle:
 
 
 def mllm_handle(core: Any, precision: Precision | None = None) -> ModelHandle:
-    """A `duogen_core.mllm.Mllm` under management; the device is the one ComfyUI runs text models on.
+    """Puts a `duogen_core.mllm.Mllm` on the device that ComfyUI runs text models on.
 
-    precision: given where its layers have ComfyUI's classes already."""
+    precision: where its layers have ComfyUI's classes already; None: they get them here.
+    """
     device, offload = mm.text_encoder_device(), mm.text_encoder_offload_device()
     if precision is None:
         precision = Precision(device, *working_dtypes(core.model, device))
         convert(core.model, precision.kept)
         precision.prepare(core.model, {})
     compute = precision.compute
-    if compute is not None:  # whatever follows works in the type of what the embedding gives out
+    if compute is not None:  # what follows works in the dtype of the embeddings
         core.model.get_input_embeddings().register_forward_hook(lambda layer, args, out: out.to(compute))
     core.device = device  # inputs go here even while weights lie elsewhere
     patcher = make_patcher(_Holder("DuoGenMllm", core.model), device, offload)
-    patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())  # unloaded: its KV cache goes too
+    patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())  # the KV cache is not ComfyUI's to free
     return ModelHandle(core, patcher)
 
 
 def connector_handle(core: nn.Module) -> ModelHandle:
-    """A `duogen_core.connector.Connector`. It multiplies by slices of its one matrix and moves those itself, so its
-    layers keep their classes; the patcher only accounts for it."""
+    """The same for a `duogen_core.connector.Connector`.
+
+    It multiplies by slices of its one matrix and moves those itself, so its layers keep their classes; the patcher only
+    counts its memory.
+    """
     holder = _Holder("DuoGenConnector", core)
     return ModelHandle(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
 
@@ -225,8 +235,10 @@ def load_models(*handles: ModelHandle | None, memory_required: float = 0) -> Non
 
 @contextmanager
 def interrupted_as_comfyui() -> Iterator[None]:
-    """Around core functions that were given `mm.processing_interrupted`: what they raise then becomes ComfyUI's own
-    exception, which ends the run as cancelled and takes back the request to do so."""
+    """Turns the Cancelled of core functions, which get `mm.processing_interrupted`, into ComfyUI's own exception.
+
+    That one ends the run as cancelled and resets the request to cancel. Since 0.20 it is a BaseException.
+    """
     from duogen_core.errors import Cancelled
 
     try:

@@ -16,6 +16,7 @@ import comfy.sample
 import comfy.samplers
 
 from duogen_core import sampling
+from duogen_core.errors import DuoGenError
 
 from .compatibility import check_latent, check_model
 from .diffusion_model import PICTURE_ENDS, KarrasFlow
@@ -36,6 +37,16 @@ ADVICE = "draw smaller images, look at fewer earlier ones, or start ComfyUI with
 def trained_for(model: Any) -> Sampling | None:
     """Returns what the weights were made for; None for a MODEL that is not ours."""
     return getattr(model.model.model_config, "duogen_sampling", None)
+
+
+def trained_steps_and_cfg(model: Any, steps: int, cfg: float) -> tuple[int, float]:
+    """Returns steps and cfg; where one is 0, what the weights were made for."""
+    trained = trained_for(model)
+    if trained is None and not (steps and cfg):
+        raise DuoGenError(
+            "This MODEL does not say how it wants to be sampled (it is not a DuoGen one); set steps and cfg yourself."
+        )
+    return steps or trained.steps, cfg or trained.guidance
 
 
 def trained_sigmas(model: Any, steps: int, denoise: float = 1.0) -> torch.Tensor:
@@ -68,7 +79,6 @@ def sample_flow_unipc(
     disable: bool | None = None,
 ) -> torch.Tensor:
     """A sampler of the kind ComfyUI runs (k-diffusion's convention): x [B, C, T, h, w] from sigmas[0] to sigmas[-1]."""
-    # Not a solver of ComfyUI's registry: names there are shared by all packs.
     advance = sampling.step_of("unipc", sigmas.cpu())
     for step in range(len(sigmas) - 1):
         guess = model(x, sigmas[step].expand(x.shape[0]), **(extra_args or {}))

@@ -4,4 +4,4 @@ Here stand choices of widgets that steps act on: nodes/definitions needs them wi
 """
 
 AS_IT_GOES, PLAN_FIRST = "as it goes", "plan first"
-LIKE_LAST, LIKE_NUMBER, FIXED = "like the last picture", "like picture n", "fixed"
+LIKE_LAST, LIKE_NUMBER, FIXED = "like the last image", "like image n", "fixed"

@@ -64,9 +64,11 @@ class States:
 
 @dataclass(frozen=True)
 class Written:
+    """What the language model wrote, and the context with it."""
+
     context: Document
     text: str
-    stop: str  # "image" (one is due), "end" or "max_tokens"
+    stop: str  # "picture" (one is due), "end" or "max_tokens"
     tokens: int
 
 
@@ -112,6 +114,7 @@ def _continue(
         )
 
     written = retry_out_of_memory(continue_, what="writing", advice=ADVICE)
+    # A cancelled text is returned as far as it goes; ComfyUI wants its own exception, or it would go on.
     mm.throw_exception_if_processing_interrupted()
     context = pipeline.with_caption(pipeline.with_text(context, written.text), written.caption)
     return Written(context, written.text, written.stop, written.tokens)
@@ -141,7 +144,7 @@ def write_whole(
 
 
 def encode(mllm: ModelHandle, connector: ModelHandle, context: Document) -> States:
-    """Returns the connector's states of everything before the next image: what it shall show."""
+    """Returns the connector's states of everything before the next image: what it should show."""
     context = answer.before_next_picture(context)
     check_answering(context)
     check_connector(mllm, connector)
@@ -218,7 +221,8 @@ def refer(
 ) -> list[list]:
     """Adds these images to each conditioning as reference latents, each in its own place of the text.
 
-    images: all of the conversation. chosen: indexes. megapixels: larger images are scaled down to this; 0: never.
+    pictures: all of the conversation. chosen: indexes of those to add. megapixels: larger ones are scaled down to
+    this; 0: none are.
     """
     values = next((entries[0][1] for entries in conditionings if entries), {})
     if PICTURE_ENDS in values:  # of our connector, so a MODEL of ours will draw
@@ -299,11 +303,9 @@ def append(context: Document, image: torch.Tensor, seed: int | None = None) -> D
     caption = pipeline.pending_caption(before)
     picture = Picture(pictures[0].pixels, meta | ({pipeline.CAPTION: caption} if caption else {}))
     context = pipeline.with_caption(context, "")
-    return (
-        context.append(picture)
-        if answer.pending_index(context) is None
-        else answer.with_placeholder_filled(context, picture)
-    )
+    if answer.pending_index(context) is None:
+        return context.append(picture)
+    return answer.with_placeholder_filled(context, picture)
 
 
 def check_answering(context: Document) -> None:
@@ -312,13 +314,3 @@ def check_answering(context: Document) -> None:
             "The context holds a request but no answer yet, so no image is due; connect the context that comes out "
             "of DuoGen Write Text."
         )
-
-
-def trained_sampling(model: Any, steps: int, cfg: float) -> tuple[int, float]:
-    """(steps, cfg), with what the weights were made for where the user left 0."""
-    own = getattr(model.model.model_config, "duogen_sampling", None)
-    if own is None and not (steps and cfg):
-        raise DuoGenError(
-            "This MODEL does not say how it wants to be sampled (it is not a DuoGen one); set steps and cfg yourself."
-        )
-    return steps or own.steps, cfg or own.guidance

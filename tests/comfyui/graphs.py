@@ -64,7 +64,7 @@ def draw(
         "size": (
             "DuoGenPictureSize",
             {
-                "context": context, "size": "like the last picture", "picture": 1, "width": 64, "height": 64,
+                "context": context, "size": "like the last image", "picture": 1, "width": 64, "height": 64,
                 "mllm": ["1", 0],
             },
         ),

@@ -74,3 +74,23 @@ def test_as_trained_is_what_older_graphs_of_the_bundled_kind_have(server: Server
     new["3"]["inputs"] |= {"sampler_name": "as trained", "scheduler": "as trained"}
     documents = [saved_document(server, server.run(graph)) for graph in (old, new)]
     assert documents[0].turns == documents[1].turns
+
+
+@pytest.mark.slow
+def test_sizes_of_older_graphs_still_have_a_meaning(server: Server):
+    """ "picture" became "image" in the choices of DuoGen Next Image Size."""
+    graph: dict[str, Any] = {
+        "1": {"class_type": "DuoGenPrompt", "inputs": {"text": "Look.", "images.image1": ["2", 0]}},
+        "2": {"class_type": "EmptyImage", "inputs": {"width": 96, "height": 64, "batch_size": 1, "color": 0}},
+    }
+    for size in ("like the last picture", "like the last image", "like picture n", "like image n"):
+        inputs = {"context": ["1", 0], "size": size, "picture": 1, "width": 32, "height": 32}
+        graph[size] = {"class_type": "DuoGenPictureSize", "inputs": inputs}
+        graph[f"{size}, shown"] = {"class_type": "PreviewAny", "inputs": {"source": [size, 1]}}
+    result = server.run(graph)
+    assert result.error is None, result.error
+    assert {shown["text"][0] for shown in result.outputs.values()} == {"96"}
+    other = {name: graph[name] for name in ("1", "2", size, f"{size}, shown")}
+    other[size]["inputs"]["size"] = "like none"
+    with pytest.raises(RuntimeError, match="choose one of like the last image, like image n, fixed"):
+        server.run(other)

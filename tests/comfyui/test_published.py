@@ -285,7 +285,7 @@ def test_a_tokenizer_that_changed(server: Server, folder: Path):
         "size": {
             "class_type": "DuoGenPictureSize",
             "inputs": {
-                "context": ["2", 0], "mllm": ["1", 0], "size": "like the last picture", "picture": 1, "width": 64,
+                "context": ["2", 0], "mllm": ["1", 0], "size": "like the last image", "picture": 1, "width": 64,
                 "height": 64,
             },
         },
