@@ -284,7 +284,7 @@ COMMANDS: dict[str, Entry] = {
 # Of each block of Python, by its last line: what is put in place of others, so that it takes seconds.
 PROGRAMS: dict[str, Mapping[str, str]] = {
     "    print(part)": {},
-    ")": {},
+    'mllm = load_mllm("text_encoders/qwen_2.5_vl_7b.safetensors", tokenizer="comfy/text_encoders/qwen25_tokenizer")': {},
     'pixels = draw_prompt(model, "A red house under a large blue star.", Settings(seed=1))': {
         "seed=1": "seed=1, steps=1, size=(64, 64)"
     },
