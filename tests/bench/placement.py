@@ -29,7 +29,7 @@ from duogen_core.data.dialogues.draft import Draft, leads, read_draft
 from duogen_core.data.dialogues.engine import open_input
 from duogen_core.data.dialogues.placement import Clue, clue_of, place
 from duogen_core.data.runs.presets import load_preset
-from duogen_core.data.text.similarity import words_of
+from duogen_core.data.text import words_of
 from duogen_core.document import Document, Picture, Turn
 
 FEWEST = 5  # passages

@@ -17,7 +17,7 @@ from duogen_core.data.dialogues.draft import (
 from duogen_core.data.dialogues.placement import Clue, clue_of, fit, place, place_by_model
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.runs.presets import load_preset
-from duogen_core.data.text.similarity import words_of
+from duogen_core.data.text import words_of
 from duogen_core.document import (
     Document,
     Picture,

@@ -13,7 +13,7 @@ from duogen_core.data.net.endpoint import EndpointError
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.planning import Plan, Planning, Step, judge, plan_from, read_plans
 from duogen_core.data.synthetic.requests import Request
-from duogen_core.data.text.similarity import Subjects
+from duogen_core.data.text import Subjects
 from duogen_core.errors import DuoGenError
 from tests.core.synthetic_writer import (
     asked_for,

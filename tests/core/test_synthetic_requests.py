@@ -21,7 +21,7 @@ from duogen_core.data.synthetic.requests import (
     spread,
 )
 from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates
-from duogen_core.data.text.similarity import NearIndex, Subjects
+from duogen_core.data.text import NearIndex, Subjects
 from duogen_core.errors import DuoGenError
 from tests.core.synthetic_writer import (
     asked_for,

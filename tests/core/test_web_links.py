@@ -6,7 +6,7 @@ import pytest
 
 from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.runs.presets import load_preset, preset_of_run
-from duogen_core.data.text.personal import remove_personal
+from duogen_core.data.text import remove_personal
 from duogen_core.errors import DuoGenError
 
 ALL = ("email", "phone", "ip")

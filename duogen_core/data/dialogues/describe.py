@@ -15,7 +15,7 @@ import numpy as np
 
 from duogen_core.data.dialogues.rules import check_clean, prompt
 from duogen_core.data.llm.messages import messages
-from duogen_core.data.text.personal import remove_personal
+from duogen_core.data.text import remove_personal
 from duogen_core.document import Picture
 
 KINDS = ("photo", "screenshot", "document", "drawing")

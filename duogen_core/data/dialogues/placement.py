@@ -30,7 +30,7 @@ from duogen_core.data.dialogues.draft import Draft
 from duogen_core.data.dialogues.rules import Refused, prompt
 from duogen_core.data.llm.messages import messages
 from duogen_core.data.pictures.duplicates import Fingerprint, are_same, fingerprints_of
-from duogen_core.data.text.similarity import words_of
+from duogen_core.data.text import words_of
 from duogen_core.document import Picture
 
 NUMBERED = re.compile(r"^\s*(?:figure|fig\.?|table|image|picture|screenshot)\s*[\d.-]+[.:]?\s*", re.IGNORECASE)

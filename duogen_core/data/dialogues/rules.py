@@ -18,8 +18,7 @@ from typing import Any
 
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.messages import PROMPTS, TEMPLATE_MARKS, load_prompt
-from duogen_core.data.text.personal import remove_personal
-from duogen_core.data.text.similarity import words_of
+from duogen_core.data.text import remove_personal, words_of
 from duogen_core.mllm.prompted import OPENING
 
 FOLDER = Path(__file__).with_name("prompts")

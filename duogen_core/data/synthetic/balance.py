@@ -16,7 +16,7 @@ from typing import Any
 
 from duogen_core.data.synthetic.requests import SEED, Request
 from duogen_core.data.synthetic.taxonomy import Taxonomy
-from duogen_core.data.text.similarity import WORD
+from duogen_core.data.text import WORD
 from duogen_core.errors import MissingPackage
 
 NAMED = 5  # subcategories and openings that the table names

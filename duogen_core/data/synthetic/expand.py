@@ -36,7 +36,7 @@ from duogen_core.data.runs.presets import Preset
 from duogen_core.data.runs.run import outcomes
 from duogen_core.data.synthetic.requests import KEPT, Asking, Request, Verdict, request_lines, seed_requests
 from duogen_core.data.synthetic.taxonomy import Subcategory, Taxonomy
-from duogen_core.data.text.similarity import NearIndex, Subjects
+from duogen_core.data.text import NearIndex, Subjects
 from duogen_core.document.store import write_atomically
 
 LINK = re.compile(r"https?://|www\.|\w+@\w+\.\w|\]\(", re.IGNORECASE)

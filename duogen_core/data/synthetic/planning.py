@@ -41,7 +41,7 @@ from duogen_core.data.runs.run import outcomes
 from duogen_core.data.runs.shards import whole_file
 from duogen_core.data.synthetic.expand import LINK, ORDER
 from duogen_core.data.synthetic.requests import KEPT, Asking, Request, Verdict, request_from
-from duogen_core.data.text.similarity import NearIndex, Subjects, word_pairs
+from duogen_core.data.text import NearIndex, Subjects, word_pairs
 from duogen_core.errors import DuoGenError
 
 

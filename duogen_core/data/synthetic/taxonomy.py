@@ -11,7 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 from duogen_core.config_text import ConfigTextError, read_yaml
-from duogen_core.data.text.similarity import word_pairs
+from duogen_core.data.text import word_pairs
 from duogen_core.errors import DuoGenError
 
 FOLDER = Path(__file__).with_name("taxonomy")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from duogen_core.data.runs.presets import Preset
-from duogen_core.data.text.personal import remove_personal
+from duogen_core.data.text import remove_personal
 from duogen_core.data.web.page import Block, Page, Walk
 from duogen_core.data.web.pictures import Judged
 from duogen_core.document import (

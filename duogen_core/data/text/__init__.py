@@ -1,1 +1,0 @@
-"""Text for the data engines: how alike two texts are, and personal data taken out of them."""
