@@ -12,7 +12,7 @@ import pytest
 from duogen_core.data.llm.answers import AnswerError, Recording
 from duogen_core.data.llm.client import Client, Endpoint, Price
 from duogen_core.data.llm.messages import messages
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from duogen_core.document.picture_file import decode_picture
 from duogen_core.errors import DuoGenError
 from tests.core.endpoint_server import HASTY, QUICK, Clock, completion, endpoint_server, hanging, refusing

@@ -9,12 +9,7 @@ import pytest
 
 from duogen_core.commands.endpoint_options import add_endpoint_options, client_of
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.net.client import Limits
-from duogen_core.data.net.endpoint import (
-    EndpointError,
-    ask_server,
-    check_address,
-)
+from duogen_core.data.net.client import EndpointError, Limits, ask_server, check_address
 from duogen_core.errors import DuoGenError
 from tests.core.endpoint_server import HASTY, QUICK, completion, dripping, endpoint_server, hanging, raw
 

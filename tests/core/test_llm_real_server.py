@@ -9,7 +9,7 @@ import pytest
 
 from duogen_core.data.llm.answers import AnswerError, Recording
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from tests.bench import llm_server
 
 

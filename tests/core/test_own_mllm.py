@@ -17,7 +17,7 @@ from duogen_core.data.llm.own_mllm import (
     document_of,
     own_client,
 )
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from duogen_core.document import Document, Text
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Continuation

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.planning import Plan, Planning, Step, judge, plan_from, read_plans
 from duogen_core.data.synthetic.requests import Request

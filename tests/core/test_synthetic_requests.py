@@ -9,7 +9,7 @@ import random
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic import balance
 from duogen_core.data.synthetic.expand import Expansion, RequestRules

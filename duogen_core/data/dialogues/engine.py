@@ -22,7 +22,7 @@ from duogen_core.data.dialogues.rewrite import rewrite
 from duogen_core.data.dialogues.rules import Refused, Values, prompts_digest
 from duogen_core.data.llm.answers import Answer, AnswerError
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.shards import photos_as_jpeg
 from duogen_core.data.sources import Bad, Source, open_source

@@ -21,8 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.net.client import Reply
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError, Reply
 from duogen_core.errors import DuoGenError, MissingPackage
 
 AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}

@@ -38,12 +38,7 @@ from duogen_core.data.llm.messages import (
     load_prompt,
     without_marks,
 )
-from duogen_core.data.net.client import Limits
-from duogen_core.data.net.endpoint import (
-    EndpointError,
-    ask_server,
-    check_address,
-)
+from duogen_core.data.net.client import EndpointError, Limits, ask_server, check_address
 from duogen_core.errors import DuoGenError
 
 LONGEST_PAUSE = 60.0

@@ -17,7 +17,7 @@ from typing import Any
 
 from duogen_core.data.llm.answers import Answer, Recording
 from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from duogen_core.document import (
     Document,
     Picture,

@@ -19,12 +19,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from duogen_core.data.net.client import Limits, Reply
-from duogen_core.data.net.endpoint import (
-    EndpointError,
-    ask_server,
-    check_address,
-)
+from duogen_core.data.net.client import EndpointError, Limits, Reply, ask_server, check_address
 from duogen_core.data.synthetic.painter import PainterError
 
 WHO = "The ComfyUI server"

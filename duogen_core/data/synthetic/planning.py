@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.client import Client
 from duogen_core.data.llm.messages import TEMPLATE_MARKS
-from duogen_core.data.net.endpoint import EndpointError
+from duogen_core.data.net.client import EndpointError
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.runs.run import outcomes
