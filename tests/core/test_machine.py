@@ -17,7 +17,7 @@ import pytest
 
 from duogen_core.cli import main
 from duogen_core.data.pairs.editing.rows import open_rows
-from duogen_core.data.pictures.nsfw import Nsfw
+from duogen_core.data.pictures.classing import Nsfw
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.sources.parquet import picture_bytes
 from duogen_core.data.web import inputs, warc

@@ -42,7 +42,7 @@ def test_every_call_that_chooses_by_a_config_refuses_remote_code():
                 f"{path}:{node.lineno} says no trust_remote_code=False"
             )
             found.append(path)
-    assert found.count("duogen_core/data/pictures/nsfw.py") == 2  # calls are found
+    assert found.count("duogen_core/data/pictures/classing.py") == 2  # calls are found
 
 
 def test_classes_that_choose_are_called_by_their_names():
@@ -73,7 +73,7 @@ def test_nothing_allows_remote_code_or_runs_it():
 
 def test_code_in_the_folder_of_a_classifier_is_not_run(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
-    from duogen_core.data.pictures.nsfw import Nsfw
+    from duogen_core.data.pictures.classing import Nsfw
     from duogen_core.errors import DuoGenError
 
     mark = tmp_path / "ran"

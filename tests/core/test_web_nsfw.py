@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from duogen_core.cli import main
-from duogen_core.data.pictures.nsfw import Nsfw
+from duogen_core.data.pictures.classing import Nsfw
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.errors import DuoGenError
 from tests.core.web_pages import file, photo, recipe, site

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.data.net.client import HttpClient
-from duogen_core.data.pictures import nsfw
+from duogen_core.data.pictures import classing
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.pictures.duplicates import are_same
 from duogen_core.data.runs import Engine, Outcome
@@ -130,7 +130,7 @@ class WebEngine(Engine):
             "inputs": [{"path": str(each.path), **each.identity(self.digests)} for each in self._opened(None)],
             "fetch": digest([read_list(path) for path in self.lists]) if self.fetching else None,
             "preset": self.preset.to_json(),
-            "nsfw": nsfw.identity(self.preset.nsfw, self.digests),
+            "nsfw": classing.identity(self.preset.nsfw, self.digests),
             "ad_hosts": digest(sorted(read_hosts(hosts))) if hosts else None,
         }
 

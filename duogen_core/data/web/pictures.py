@@ -26,10 +26,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from duogen_core.data.pictures.classing import class_of, code_share
+from duogen_core.data.pictures.classing import Nsfw, class_of, code_share
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.pictures.duplicates import Fingerprint, fingerprints_of
-from duogen_core.data.pictures.nsfw import Nsfw
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.web.page import Found, ImageRef, Input, Page, Verdict, Walk
 from duogen_core.errors import DuoGenError
