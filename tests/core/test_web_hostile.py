@@ -172,7 +172,7 @@ def test_a_gzip_bomb_in_a_crawl(tmp_path):
 LIMITED = """
 import resource, sys
 from duogen_core.cli import main
-from duogen_core.data.web.page_rules import language_of
+from duogen_core.data.web.page import language_of
 limit, warm, *arguments = sys.argv[1:]
 if warm == "warm":
     language_of("The model is unpacked when it is first asked.")

@@ -23,7 +23,6 @@ from duogen_core.data.runs.input_files import FileDigests
 from duogen_core.data.runs.presets import Preset, digest, preset_of_run
 from duogen_core.data.runs.run import Run
 from duogen_core.data.runs.shards import photos_as_jpeg
-from duogen_core.data.web import page_rules
 from duogen_core.data.web.compose import compose
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.fetching import MAX_UNREACHABLE, Report, WithFetched, fetch, is_list, read_list
@@ -194,7 +193,7 @@ class WebEngine(Engine):
         outcome.walk = walk(html, rules["max_nodes"], rules["max_depth"])
         outcome.seconds["walk"] = time.perf_counter() - started
         begun = time.perf_counter()
-        outcome.verdict = page_rules.before_pictures(page, outcome.walk, garbled(html), self.preset, outcome.facts)
+        outcome.verdict = page.before_pictures(page, outcome.walk, garbled(html), self.preset, outcome.facts)
         outcome.seconds["page rules"] = time.perf_counter() - begun
         if outcome.verdict:
             return
@@ -206,7 +205,7 @@ class WebEngine(Engine):
         outcome.seconds["pictures"] = time.perf_counter() - begun
         begun = time.perf_counter()
         kept = {index: judged for index, judged in outcome.judged.items() if judged.verdict is None}
-        outcome.verdict = outcome.verdict or page_rules.after_pictures(len(kept), rules)
+        outcome.verdict = outcome.verdict or page.after_pictures(len(kept), rules)
         if outcome.verdict is None:
             outcome.document, removed = compose(page, outcome.walk, kept, outcome.facts, self.preset)
             outcome.facts["removed"] = dict(sorted(removed.items()))
