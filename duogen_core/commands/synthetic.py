@@ -28,7 +28,7 @@ from duogen_core.commands.run_options import (
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.data.synthetic.taxonomy import Taxonomy
+    from duogen_core.data.synthetic.requests import Taxonomy
 
 
 def add_run_options(parser: argparse.ArgumentParser, preset: bool = True) -> None:
@@ -44,7 +44,7 @@ def add_run_options(parser: argparse.ArgumentParser, preset: bool = True) -> Non
 
 
 def taxonomy_of(args: argparse.Namespace) -> Taxonomy:
-    from duogen_core.data.synthetic.taxonomy import FOLDER, load_taxonomy
+    from duogen_core.data.synthetic.requests import FOLDER, load_taxonomy
 
     return load_taxonomy(Path(args.taxonomy) if args.taxonomy else FOLDER)
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from duogen_core.data.runs.presets import load_preset  # noqa: E402
 from duogen_core.data.synthetic import balance  # noqa: E402
 from duogen_core.data.synthetic.expand import Expansion  # noqa: E402
-from duogen_core.data.synthetic.taxonomy import load_taxonomy  # noqa: E402
+from duogen_core.data.synthetic.requests import load_taxonomy  # noqa: E402
 from duogen_core.data.text import word_pairs  # noqa: E402
 from tests.core.comfyui_server import comfyui_server, drawn  # noqa: E402
 from tests.core.synthetic_writer import client_of, writer, writing_server  # noqa: E402

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from duogen_core.cli import main
 from duogen_core.config_text import ConfigTextError, read_toml, read_yaml
 from duogen_core.data.runs.presets import load_preset
-from duogen_core.data.synthetic.taxonomy import load_taxonomy
+from duogen_core.data.synthetic.requests import load_taxonomy
 from duogen_core.errors import DuoGenError
 from duogen_core.training.configuration import ConfigError, load_config
 from duogen_core.training.stage2 import Stage2Config

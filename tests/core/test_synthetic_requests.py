@@ -15,12 +15,13 @@ from duogen_core.data.synthetic import balance
 from duogen_core.data.synthetic.expand import Expansion, RequestRules
 from duogen_core.data.synthetic.requests import (
     Request,
+    load_taxonomy,
+    near_duplicates,
     read_requests,
     request_lines,
     seed_requests,
     spread,
 )
-from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates
 from duogen_core.data.text import NearIndex, Subjects
 from duogen_core.errors import DuoGenError
 from tests.core.synthetic_writer import (

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from duogen_core.data.synthetic.taxonomy import load_taxonomy, near_duplicates
+from duogen_core.data.synthetic.requests import load_taxonomy, near_duplicates
 from duogen_core.errors import DuoGenError
 
 SEED = "Show me how to tie a bowline, with a picture of every turn of the rope."

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.synthetic.requests import SEED, Request
-from duogen_core.data.synthetic.taxonomy import Taxonomy
+from duogen_core.data.synthetic.requests import SEED, Request, Taxonomy
 from duogen_core.data.text import WORD
 from duogen_core.errors import MissingPackage
 

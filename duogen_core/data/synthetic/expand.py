@@ -34,8 +34,16 @@ from duogen_core.data.llm.messages import TEMPLATE_MARKS, Message
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.runs.run import outcomes
-from duogen_core.data.synthetic.requests import KEPT, Asking, Request, Verdict, request_lines, seed_requests
-from duogen_core.data.synthetic.taxonomy import Subcategory, Taxonomy
+from duogen_core.data.synthetic.requests import (
+    KEPT,
+    Asking,
+    Request,
+    Subcategory,
+    Taxonomy,
+    Verdict,
+    request_lines,
+    seed_requests,
+)
 from duogen_core.data.text import NearIndex, Subjects
 from duogen_core.document.store import write_atomically
 
