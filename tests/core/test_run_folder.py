@@ -15,10 +15,10 @@ from duogen_core.data.runs.folder import (
     begin_step,
     check_unused,
     make_folders,
+    names_below,
     read_run,
     write_plan,
 )
-from duogen_core.data.runs.input_files import names_below
 from duogen_core.data.runs.report import Spread, badge
 from duogen_core.data.runs.shards import new_shard, photos_as_jpeg
 from duogen_core.document import (

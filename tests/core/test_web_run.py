@@ -361,12 +361,12 @@ def test_lists_of_adverts_are_known_by_their_hosts(pages, tmp_path):
 
 
 def test_digests_are_not_taken_again_of_what_is_old_and_unchanged(tmp_path, monkeypatch):
-    from duogen_core.data.runs import input_files
-    from duogen_core.data.runs.input_files import FileDigests
+    from duogen_core.data.runs import folder
+    from duogen_core.data.runs.folder import FileDigests
 
     read = []
-    real = input_files.hashlib.sha256
-    monkeypatch.setattr(input_files.hashlib, "sha256", lambda: read.append(1) or real())
+    real = folder.hashlib.sha256
+    monkeypatch.setattr(folder.hashlib, "sha256", lambda: read.append(1) or real())
     for name in ("old", "new"):
         (tmp_path / name).write_text(name)
     os.utime(tmp_path / "old", (1_600_000_000, 1_600_000_000))

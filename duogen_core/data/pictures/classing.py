@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from duogen_core.data.runs.input_files import FileDigests
+from duogen_core.data.runs.folder import FileDigests
 from duogen_core.errors import DuoGenError, MissingPackage, is_system_failure
 
 CLASSES = ("photo", "screenshot", "document")

@@ -18,8 +18,7 @@ from duogen_core.data.pictures import classing
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.pictures.duplicates import are_same
 from duogen_core.data.runs import Engine, Outcome
-from duogen_core.data.runs.folder import make_folders
-from duogen_core.data.runs.input_files import FileDigests
+from duogen_core.data.runs.folder import FileDigests, make_folders
 from duogen_core.data.runs.presets import Preset, digest, preset_of_run
 from duogen_core.data.runs.run import Run
 from duogen_core.data.runs.shards import photos_as_jpeg

@@ -24,7 +24,7 @@ from duogen_core.data.net.archive import Archive
 from duogen_core.data.net.client import HttpClient
 from duogen_core.data.net.crawl import Fetched, Fetcher, crawl
 from duogen_core.data.net.links import absolute, refusal
-from duogen_core.data.runs.input_files import FileDigests
+from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.web import page, pictures
 from duogen_core.data.web.encodings import decode_page, garbled

@@ -29,7 +29,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from duogen_core.data.net.links import absolute, refusal, scheme_of
-from duogen_core.data.runs.input_files import FileDigests, names_below
+from duogen_core.data.runs.folder import FileDigests, names_below
 from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.page import HTML, PAGES, Found, Input, Page, Walk, embedded
 from duogen_core.data.web.walker import walk

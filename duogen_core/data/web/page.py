@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
-from duogen_core.data.runs.input_files import FileDigests
+from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.runs.presets import Preset
 from duogen_core.errors import MissingPackage
 

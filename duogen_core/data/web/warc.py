@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from duogen_core.data.net.archive import ROBOTS_HEADER
 from duogen_core.data.net.links import absolute, refusal, scheme_of
-from duogen_core.data.runs.input_files import FileDigests
+from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.web.encodings import check_packages, decoded
 from duogen_core.data.web.page import HTML, Found, Input, Page, Walk, embedded
 from duogen_core.document.store import write_atomically

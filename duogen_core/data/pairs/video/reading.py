@@ -30,7 +30,7 @@ import numpy as np
 
 from duogen_core.data.pairs.rules import Verdict
 from duogen_core.data.pairs.video.shots import Clip, Shot
-from duogen_core.data.runs.input_files import names_below
+from duogen_core.data.runs.folder import names_below
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.sources.base import digest
 from duogen_core.errors import DuoGenError, MissingPackage
