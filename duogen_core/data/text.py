@@ -1,4 +1,4 @@
-"""How alike two texts are: by their wording, by their subject, or by the words that say what they are about.
+"""Text for the data engines: how alike two texts are, the words they are about, and personal data taken out of them.
 
     index = NearIndex(0.6);  index.find(text) -> (earlier text, similarity) or None;  index.add(text)
     subjects = Subjects(seeds);  subjects.similarity(one, other)
@@ -14,9 +14,7 @@ Subjects sees the same matter in other words: the share of words, where a word c
 words_of is for matching a picture with its text: lower case, endings off, little words out. A crude stemmer is enough
 to meet "selected" and "selects"; "Figure 3.2" and "Step 4" become one word each, since they point at a place.
 
-Personal data in text: e-mail addresses, phone numbers and IP addresses become [email], [phone] and [ip].
-
-Phone numbers are what is written like one: with a + and a country, with brackets round the area, or in the groups of
+remove_personal puts [email], [phone] and [ip] in the place of e-mail addresses, phone numbers and IP addresses. Phone numbers are what is written like one: with a + and a country, with brackets round the area, or in the groups of
 three, three and four digits. Dates, versions, prices and long numbers stay. Only public IP addresses go: 192.168.0.1 in
 a guide to a router is the guide's content; and four small numbers go only where the words before them are of networks,
 since sections and versions are written like that too.
@@ -129,7 +127,7 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("e") else word
 
 
-# ------------------------------------------------------------ personal
+# ------------------------------------------------------------ personal data
 
 EMAIL = re.compile(
     r"(?<![\w.+-])[\w.+-]{1,64}(?:@|\s?[\[(]\s?at\s?[\])]\s?)[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}"

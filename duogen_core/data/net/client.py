@@ -12,12 +12,11 @@ The standard library's http.client speaks HTTP. requests, urllib3 and httpx woul
 single waits, not the exchange or the bytes, and resolve names themselves; and huggingface_hub brings httpx in one
 version and httpx2 in the next.
 
-Requests to a server that the user names (a language model's endpoint, ComfyUI): what goes wrong is a sentence.
+Below it, requests to a server that the user names (a language model's endpoint, ComfyUI): any address is allowed, this
+machine's own above all, and what goes wrong is a sentence for the user.
 
     check_address("http://127.0.0.1:8000/v1")
     reply = ask_server("POST", url, body, headers, Limits(read=60), who="The ComfyUI server")
-
-Any address is allowed, this machine's own above all, and no redirect is followed (`client`).
 """
 
 from __future__ import annotations
@@ -211,7 +210,7 @@ def _cut(wire: socket.socket) -> None:
         socket.socket.shutdown(wire, socket.SHUT_RDWR)  # TLS's own shutdown would race with the reader
 
 
-# ------------------------------------------------------------ endpoint
+# ------------------------------------------------------------ servers that the user names
 
 
 class EndpointError(DuoGenError):

@@ -1,4 +1,4 @@
-"""What a picture shows: a photograph, a screenshot of a GUI or a document page; and the QR and bar codes in it.
+"""What a picture shows: a photograph, a screenshot of a GUI or a document page; QR and bar codes; what is unsafe.
 
     class_of(pixels)     ("screenshot", 0.98)       code_share(pixels)     (0.12, "QRCode")
 
@@ -11,12 +11,10 @@ noise and soft slopes everywhere. Document pages are ink on paper: one light col
 How light a picture is says nothing, since themes may be dark. Rows are sampled: a large picture costs no more than a
 small one.
 
-Scores pictures that are not safe for work, by an image classifier of the user: off unless a preset names one.
-
-    nsfw = Nsfw(preset.nsfw)         a folder with a transformers model and its image processor; nothing is downloaded
-    nsfw.score(pixels)               the probability of the labels that count, together: 0 … 1
-
-Any model of the kind `image-classification` will do. Which of its labels count is a list in the preset: names differ.
+Pictures that are not safe for work are scored by an image classifier of the user, off unless a preset names one:
+Nsfw(preset.nsfw) loads a folder with a transformers model and its image processor (nothing is downloaded), and
+score(pixels) is the probability of the labels that count, together: 0 … 1. Any model of the kind `image-classification`
+will do. Which of its labels count is a list in the preset, since names differ.
 """
 
 from __future__ import annotations
@@ -142,7 +140,7 @@ def _area(points: list[tuple[int, int]]) -> float:
     return abs(sum(x * b - a * y for (x, y), (a, b) in pairs)) / 2
 
 
-# ------------------------------------------------------------ nsfw
+# ------------------------------------------------------------ not safe for work
 
 
 def folder_of(rules: Mapping[str, Any]) -> Path | None:

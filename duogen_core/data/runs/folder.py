@@ -6,9 +6,9 @@ DIR/shards/00000.tar    the Documents of a shard, as webdataset: read them with 
 DIR/logs/00000.jsonl    a line an entry, with the rule that refused it (`run_log`); stands for a done shard
 DIR/times/00000.json    seconds by stage, the only thing that differs between two runs
 
-`shards` writes the last three. What an engine keeps beside them stands at the top of its own room.
+`shards` writes the last three. What an engine keeps beside them stands at the top of its own file.
 
-The files that a run reads: their names in an order that never changes, and digests of what stands in them.
+Of the files that a run reads it knows the names, in an order that never changes, and digests of their contents.
 
     digests = FileDigests(OUT/index/digests.json)
     digests.of(path)      # the same at any place, another one after any edit
@@ -189,7 +189,7 @@ def _command(kind: str) -> str:
     return kind.replace("-", " ")
 
 
-# ------------------------------------------------------------ input files
+# ------------------------------------------------------------ files that a run reads
 
 FRESH = 2 * 10**9  # nanoseconds: of a file that has just been written, another edit may leave the same times
 LARGE = 100 * 10**6  # bytes; see `of_small`

@@ -32,7 +32,7 @@ class ComfyPainter(Painter):
 
         self.server, self.size = server, size
         self.workflows = sorted(workflows, key=lambda each: each.pictures)
-        _check(self.workflows, size)
+        _check_server(self.workflows, size)
         self.caps = preset.picture
         side = self.caps["max_side"]
         self.decoder = Decoder({**self.caps, "max_pixels": side**2, "stored_side": side})
@@ -84,7 +84,7 @@ class ComfyPainter(Painter):
         )
 
 
-def _check(workflows: Sequence[Workflow], size: tuple[int, int] | None) -> None:
+def _check_server(workflows: Sequence[Workflow], size: tuple[int, int] | None) -> None:
     if not workflows or workflows[0].pictures:
         raise DuoGenError(
             "The first picture of an answer has no earlier one; give one more --workflow, without ${first} and "

@@ -1,11 +1,9 @@
-"""The taxonomy: everyday domains, their subcategories, and seed prompts that ask for text and pictures in turn.
+"""What a synthetic document answers: requests, and the taxonomy of everyday domains whose seed prompts they grow from.
 
 In: taxonomy/*.yaml, one file a domain. Out: a Taxonomy, checked. The paper (DuoGen, arXiv 2602.00508) names 8 domains,
 151 subcategories and about ten seeds each, but its list is not public: these domains, subcategories and seeds are ours.
 
-Requests: what a synthetic document answers. In memory a Request; on disk a line of requests.jsonl each.
-
-Without a file the taxonomy's own seeds are the requests, so that every later step can be tried at once. What all steps
+In memory a request is a Request; on disk a line of requests.jsonl. Without a file the taxonomy's own seeds are the requests, so that every later step can be tried at once. What all steps
 share stands here too: the Verdict of a rule, and how a prompt is filled.
 """
 

@@ -26,7 +26,7 @@ from duogen_core.data.web.compose import compose
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.fetching import MAX_UNREACHABLE, Report, WithFetched, fetch, is_list, read_list
 from duogen_core.data.web.inputs import open_inputs
-from duogen_core.data.web.page import ImageRef, Input, Page, Verdict, Walk
+from duogen_core.data.web.page import ImageRef, Input, Page, Verdict, Walk, after_pictures, before_pictures
 from duogen_core.data.web.pictures import Judged, Pictures, read_hosts
 from duogen_core.data.web.walker import TooMuch, walk
 from duogen_core.data.web.warc import Warc, log_damage
@@ -192,7 +192,7 @@ class WebEngine(Engine):
         outcome.walk = walk(html, rules["max_nodes"], rules["max_depth"])
         outcome.seconds["walk"] = time.perf_counter() - started
         begun = time.perf_counter()
-        outcome.verdict = page.before_pictures(page, outcome.walk, garbled(html), self.preset, outcome.facts)
+        outcome.verdict = before_pictures(page, outcome.walk, garbled(html), self.preset, outcome.facts)
         outcome.seconds["page rules"] = time.perf_counter() - begun
         if outcome.verdict:
             return
@@ -204,7 +204,7 @@ class WebEngine(Engine):
         outcome.seconds["pictures"] = time.perf_counter() - begun
         begun = time.perf_counter()
         kept = {index: judged for index, judged in outcome.judged.items() if judged.verdict is None}
-        outcome.verdict = outcome.verdict or page.after_pictures(len(kept), rules)
+        outcome.verdict = outcome.verdict or after_pictures(len(kept), rules)
         if outcome.verdict is None:
             outcome.document, removed = compose(page, outcome.walk, kept, outcome.facts, self.preset)
             outcome.facts["removed"] = dict(sorted(removed.items()))

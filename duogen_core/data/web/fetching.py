@@ -26,10 +26,10 @@ from duogen_core.data.net.crawl import Fetched, Fetcher, crawl
 from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.runs.presets import Preset
-from duogen_core.data.web import page, pictures
+from duogen_core.data.web import pictures
 from duogen_core.data.web.encodings import decode_page, garbled
 from duogen_core.data.web.images import PLACEHOLDER
-from duogen_core.data.web.page import HTML, Found, ImageRef, Input, Page, Walk
+from duogen_core.data.web.page import HTML, Found, ImageRef, Input, Page, Walk, before_pictures, wishes_of
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
 from duogen_core.document.store import write_atomically
@@ -143,7 +143,7 @@ def _fetch_pictures(job: _Job, inputs: Sequence[Input]) -> str:
         if fetched.rule:
             return fetched
         answer = fetched.hops[-1].answer
-        wishes = page.wishes_of(answer.header("x-robots-tag"))
+        wishes = wishes_of(answer.header("x-robots-tag"))
         if refused := [wish for wish in preset.page["refuse_robots"] if wish in wishes]:
             return Fetched(fetched.url, fetched.hops, "robots", ", ".join(refused))
         kind = _kind(fetched)
@@ -211,7 +211,7 @@ def missing_pictures(input_: Input, preset: Preset) -> Iterator[tuple[str, ...]]
                 continue
             html = decode_page(page.body, page.content_type)
             seen = walk(html, preset.page["max_nodes"], preset.page["max_depth"])
-            if page.before_pictures(page, seen, garbled(html), preset, {}) is not None:
+            if before_pictures(page, seen, garbled(html), preset, {}) is not None:
                 continue
         except Exception as error:  # the run itself says what is wrong with the page
             if is_system_failure(error):
