@@ -137,8 +137,7 @@ def run_draw(args: argparse.Namespace) -> int:
 def _painter(args: argparse.Namespace, preset: Preset) -> Painter:
     if args.painter == "comfyui":
         from duogen_core.data.synthetic.comfyui import Server
-        from duogen_core.data.synthetic.comfyui_painter import ComfyPainter
-        from duogen_core.data.synthetic.workflow import load_workflow
+        from duogen_core.data.synthetic.comfyui_painter import ComfyPainter, load_workflow
 
         if not args.timeout > 0:
             raise DuoGenError(f"--timeout is {args.timeout}; expected more than 0.")

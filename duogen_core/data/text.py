@@ -8,15 +8,16 @@ NearIndex finds near-duplicates exactly and in any order of arrival, by the shar
 common (Jaccard). A text that shares t of its pairs with another has at least one of any (1 - t) of them + 1 in common
 with it, so only its rarest pairs are looked up: exact, and fast without hashing.
 
-Subjects sees the same matter in other words: the share of words, where a word counts the more, the fewer seeds have it
-("picture" little, "sourdough" much).
+Subjects sees the same matter in other words: the share of words, where a word counts the more, the fewer seeds have
+it ("picture" little, "sourdough" much).
 
 words_of is for matching a picture with its text: lower case, endings off, little words out. A crude stemmer is enough
 to meet "selected" and "selects"; "Figure 3.2" and "Step 4" become one word each, since they point at a place.
 
-remove_personal puts [email], [phone] and [ip] in the place of e-mail addresses, phone numbers and IP addresses. Phone numbers are what is written like one: with a + and a country, with brackets round the area, or in the groups of
-three, three and four digits. Dates, versions, prices and long numbers stay. Only public IP addresses go: 192.168.0.1 in
-a guide to a router is the guide's content; and four small numbers go only where the words before them are of networks,
+remove_personal puts [email], [phone] and [ip] in the place of e-mail addresses, phone numbers and IP addresses. Phone
+numbers are what is written like one: with a + and a country, with brackets round the area, or in the groups of three,
+three and four digits. Dates, versions, prices and long numbers stay. Only public IP addresses go: 192.168.0.1 in a
+guide to a router is the guide's content; and four small numbers go only where the words before them are of networks,
 since sections and versions are written like that too.
 """
 

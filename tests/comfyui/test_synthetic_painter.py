@@ -11,9 +11,8 @@ from server import Server
 
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic import comfyui
-from duogen_core.data.synthetic.comfyui_painter import ComfyPainter
+from duogen_core.data.synthetic.comfyui_painter import ComfyPainter, Workflow
 from duogen_core.data.synthetic.painter import PainterError, Wanted
-from duogen_core.data.synthetic.workflow import Workflow
 from duogen_core.document import Picture
 
 

@@ -12,9 +12,8 @@ import pytest
 from duogen_core.data.net.client import Limits
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.comfyui import Server
-from duogen_core.data.synthetic.comfyui_painter import ComfyPainter
+from duogen_core.data.synthetic.comfyui_painter import ComfyPainter, Workflow, load_workflow
 from duogen_core.data.synthetic.painter import PainterError, Wanted
-from duogen_core.data.synthetic.workflow import Workflow, load_workflow
 from duogen_core.document import Picture
 from duogen_core.document.picture_file import decode_picture
 from duogen_core.errors import DuoGenError

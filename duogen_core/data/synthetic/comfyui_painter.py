@@ -2,15 +2,26 @@
 
     ComfyPainter(Server("http://127.0.0.1:8188"), [text, edit], preset, size=(1024, 768))
 
+A Workflow is one of ComfyUI's (API format: Workflow > Export (API)) with places in the text of any input: ${prompt},
+${seed}, ${width}, ${height}; ${first}, the answer's first picture; ${earlier_1}, the picture just before, ${earlier_2},
+the one before that, … An input that is nothing but a place gets the value itself (a number for ${seed}); pictures are
+names of uploaded files, for LoadImage nodes. Where no ${seed} stands, inputs called seed or noise_seed that hold a
+number get it. Values are put into the parsed JSON, once: whatever a prompt says, it stays the text of that one input.
+
 Several workflows may be given: of those that look at no more earlier pictures than there are, the one that looks at
 most draws. One that looks at none has to be among them, for the first picture. Pictures come back as bytes of unknown
-make: they are decoded in the limited child process of the web engine, by the preset's caps, and only pixels go on.
+make: they are decoded in the limited child process of data/pictures, by the preset's caps, and only pixels go on.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +29,128 @@ import numpy as np
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.synthetic.comfyui import Server
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
-from duogen_core.data.synthetic.workflow import WANTED_TITLE, Workflow
 from duogen_core.document import Picture
 from duogen_core.document.picture_file import FORMATS
 from duogen_core.errors import DuoGenError
+from duogen_core.files import read_json
+
+PLACE = re.compile(r"\$\{([a-z]+(?:_[1-9])?)\}")
+SEEDS = ("seed", "noise_seed")
+PLAIN = ("prompt", "seed", "width", "height", "first")
+MODEL_FILES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".sft", ".bin")
+MAX_BYTES = 16 * 2**20
+WANTED_TITLE = "picture"  # of the node whose picture is taken, where several give one
+
+
+@dataclass(frozen=True)
+class Workflow:
+    name: str
+    nodes: Mapping[str, Any]
+
+    @property
+    def places(self) -> frozenset[str]:
+        return frozenset(name for text in _texts(self.nodes) for name in PLACE.findall(text))
+
+    @property
+    def pictures(self) -> int:
+        """How many earlier pictures it looks at, at the least."""
+        numbers = [int(place.rpartition("_")[2]) for place in self.places if place.startswith("earlier_")]
+        return max([*numbers, 1 if "first" in self.places else 0])
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The names of the model files that it loads."""
+        return frozenset(text for text in _texts(self.nodes) if text.lower().endswith(MODEL_FILES))
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.nodes, sort_keys=True).encode()).hexdigest()[:16]
+
+    def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The nodes with `values` in their places."""
+        nodes = _mapped(self.nodes, lambda text: _put(text, values))
+        if "seed" not in self.places:
+            for node in nodes.values():
+                for name in SEEDS:
+                    if type(node["inputs"].get(name)) is int:
+                        node["inputs"][name] = values["seed"]
+        return nodes
+
+    def titled(self) -> list[str]:
+        """Ids of the nodes whose title is `picture`."""
+        titles = {id_: str((node.get("_meta") or {}).get("title", "")) for id_, node in self.nodes.items()}
+        return [id_ for id_, title in titles.items() if title.strip().casefold() == WANTED_TITLE]
+
+
+def load_workflow(file: Path) -> Workflow:
+    try:
+        nodes = read_json(file, "workflow", limit=MAX_BYTES)
+    except DuoGenError as error:
+        raise DuoGenError(f"{error} A workflow is exported with Workflow > Export (API).") from None
+    if isinstance(nodes, dict) and "nodes" in nodes and "links" in nodes:
+        raise DuoGenError(f"The workflow {file} is saved for the editor; export it with Workflow > Export (API).")
+    if not isinstance(nodes, dict) or not nodes or not all(map(_is_node, nodes.values())):
+        raise DuoGenError(
+            f"The workflow {file} is no API-format workflow; expected class_type and inputs for every node."
+        )
+    workflow = Workflow(file.name, nodes)
+    _check(workflow)
+    return workflow
+
+
+def _check(workflow: Workflow) -> None:
+    for place in sorted(workflow.places):
+        if place not in PLAIN and not place.startswith("earlier_"):
+            raise DuoGenError(
+                f"The workflow {workflow.name} has the place ${{{place}}}; known are {', '.join(PLAIN)} and earlier_1 "
+                "to earlier_9."
+            )
+    if "prompt" not in workflow.places:
+        raise DuoGenError(
+            f"The workflow {workflow.name} has no ${{prompt}}; put it into the text of the node that takes the prompt."
+        )
+    if "seed" not in workflow.places and not any(_has_seed(node) for node in workflow.nodes.values()):
+        raise DuoGenError(
+            f"The workflow {workflow.name} has no ${{seed}} and no input called seed with a number; every picture of a "
+            "prompt would be the same."
+        )
+
+
+def _is_node(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("class_type"), str) and isinstance(node.get("inputs"), dict)
+
+
+def _has_seed(node: Mapping[str, Any]) -> bool:
+    return any(type(node["inputs"].get(name)) is int for name in SEEDS)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+
+
+def _mapped(value: Any, change: Callable[[str], Any]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _mapped(each, change) for name, each in value.items()}
+    return [_mapped(each, change) for each in value] if isinstance(value, list) else value
+
+
+def _put(text: str, values: Mapping[str, Any]) -> Any:
+    alone = PLACE.fullmatch(text)
+    if alone:
+        return values[alone[1]]
+    return PLACE.sub(lambda found: str(values[found[1]]), text)
+
+
+# ------------------------------------------------------------ the painter
 
 
 class ComfyPainter(Painter):
@@ -32,7 +161,7 @@ class ComfyPainter(Painter):
 
         self.server, self.size = server, size
         self.workflows = sorted(workflows, key=lambda each: each.pictures)
-        _check_server(self.workflows, size)
+        _check_together(self.workflows, size)
         self.caps = preset.picture
         side = self.caps["max_side"]
         self.decoder = Decoder({**self.caps, "max_pixels": side**2, "stored_side": side})
@@ -84,7 +213,7 @@ class ComfyPainter(Painter):
         )
 
 
-def _check_server(workflows: Sequence[Workflow], size: tuple[int, int] | None) -> None:
+def _check_together(workflows: Sequence[Workflow], size: tuple[int, int] | None) -> None:
     if not workflows or workflows[0].pictures:
         raise DuoGenError(
             "The first picture of an answer has no earlier one; give one more --workflow, without ${first} and "

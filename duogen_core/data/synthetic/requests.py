@@ -1,10 +1,12 @@
 """What a synthetic document answers: requests, and the taxonomy of everyday domains whose seed prompts they grow from.
 
-In: taxonomy/*.yaml, one file a domain. Out: a Taxonomy, checked. The paper (DuoGen, arXiv 2602.00508) names 8 domains,
-151 subcategories and about ten seeds each, but its list is not public: these domains, subcategories and seeds are ours.
+In: taxonomy/*.yaml, one file a domain. Out: a Taxonomy, checked. The paper (DuoGen, arXiv 2602.00508) names 8
+domains, 151 subcategories and about ten seeds each, but its list is not public: these domains, subcategories and
+seeds are ours.
 
-In memory a request is a Request; on disk a line of requests.jsonl. Without a file the taxonomy's own seeds are the requests, so that every later step can be tried at once. What all steps
-share stands here too: the Verdict of a rule, and how a prompt is filled.
+In memory a request is a Request; on disk a line of requests.jsonl. Without a file the taxonomy's own seeds are the
+requests, so that every later step can be tried at once. What all steps share stands here too: the Verdict of a rule,
+and how a prompt is filled.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """The values that flow through the web engine before a Document exists, and the rules for pages.
 
-Input -> Page -> (walker) -> Walk: blocks of text and image references in source order -> (engine) -> Document. An Input
-lists its pages by name and gives pages and the pictures they show; a name means the same page at any time, so a run
-that was planned by names can be resumed. Verdict is what a rule says: its name, the value it measured, and whether the
-page or picture stays.
+Input -> Page -> (walker) -> Walk: blocks of text and image references in source order -> (engine) -> Document. An
+Input lists its pages by name and gives pages and the pictures they show; a name means the same page at any time, so a
+run that was planned by names can be resumed. Verdict is what a rule says: its name, the value it measured, and
+whether the page or picture stays.
 
-Each rule says by what value it decides, and whether the page stays. `before_pictures` asks those that need the walk alone, so that no image of a page of the wrong language is decoded;
-`after_pictures` counts what was kept. py3langid tells languages: its model is in the package, nothing is fetched and
-nothing is random.
+Each rule says by what value it decides, and whether the page stays. `before_pictures` asks those that need the walk
+alone, so that no image of a page of the wrong language is decoded; `after_pictures` counts what was kept. py3langid
+tells languages: its model is in the package, nothing is fetched and nothing is random.
 """
 
 from __future__ import annotations
