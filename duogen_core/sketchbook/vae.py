@@ -238,7 +238,7 @@ def show(run: Run, vae: AutoencoderKLWan) -> None:
 
 
 def train(config: VaeConfig) -> Run:
-    run = config.run()
+    run = Run.of(config)
     torch.manual_seed(run.seed)
     device = run.processes.device
     vae = new_vae(config.base_dim).to(device)

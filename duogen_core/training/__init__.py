@@ -3,7 +3,7 @@
 configuration.py  settings: a dataclass, a YAML or TOML file over it, name=value over that; recipes/
 command.py        what the `train` commands share; several processes (launch/)
 stage1.py         the MLLM answers and knows when to draw; next_token.py its loss
-stage2.py         connector and DiT, MLLM frozen; stage2_data.py documents as latents and states
+stage2.py         connector and DiT, MLLM frozen; stage2_data.py its settings, and documents as latents and states
 data.py           examples of a step: sources, or a world such as Sketchbook; samples.py answers to look at
 run.py            precision, optimizers, EMA; the run folder and its loop, exact resume
 checkpoints.py    written whole or not at all; metrics.py what is written and printed beside them
@@ -13,9 +13,9 @@ finetune.py       both stages from a finished checkpoint, on one's own documents
 assemble.py       the parts as one checkpoint
 
 A step of stage 2, from `train stage2` to the optimizers, in the order in which it is read:
-1. configuration.py    settings: `load_config`, RunConfig
+1. configuration.py    settings of every run: `load_config`, RunConfig
 2. stage2.py           `train`, `learn`: a document becomes a sample, samples become a loss
-3. stage2_data.py      the batch of the step
+3. stage2_data.py      settings of stage 2; the batch of the step
 4. distributed.py      the share of this process
 5. ../connector.py     states of the MLLM -> text condition of the DiT
 6. ../dit/packing.py   `forward_train`: the samples of a pass in one sequence

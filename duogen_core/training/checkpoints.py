@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -32,13 +32,17 @@ from duogen_core.files import replace_file
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.distributed import gathered_state, sharded_like
 
-if TYPE_CHECKING:
-    from duogen_core.training.run import Ema
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Modules = Mapping[str, nn.Module]
 Optimizers = Mapping[str, torch.optim.Optimizer]
+
+
+class Average(Protocol):
+    """What a checkpoint keeps of an average of weights (run.Ema)."""
+
+    shadow: dict[str, torch.Tensor]
+    updates: int
 
 
 def checkpoint_folder(run_folder: Path) -> Path:
@@ -93,7 +97,7 @@ def write_checkpoint(
     run_folder: Path,
     state: Mapping[str, Any],
     modules: Modules,
-    emas: Mapping[str, Ema],
+    emas: Mapping[str, Average],
     optimizers: Optimizers,
     *,
     main: bool = True,
@@ -130,7 +134,7 @@ def amend_state(run_folder: Path, **values: Any) -> None:
 
 
 def _files(
-    modules: Modules, emas: Mapping[str, Ema], optimizers: Optimizers, numbers: dict[str, Any]
+    modules: Modules, emas: Mapping[str, Average], optimizers: Optimizers, numbers: dict[str, Any]
 ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """What goes into each file; what an optimizer keeps besides tensors goes into `numbers`."""
     for name, module in modules.items():
@@ -177,7 +181,7 @@ def is_full(error: Exception) -> bool:
 
 
 def read_checkpoint(
-    run_folder: Path, modules: Modules, emas: Mapping[str, Ema], optimizers: Optimizers
+    run_folder: Path, modules: Modules, emas: Mapping[str, Average], optimizers: Optimizers
 ) -> dict[str, Any]:
     """Fills modules, averages and optimizers; returns state.json. What does not fit raises a TrainingError."""
     folder = checkpoint_folder(run_folder)

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -36,9 +36,6 @@ from duogen_core.errors import DuoGenError
 class TrainingError(DuoGenError):
     """A run folder or a training setting that cannot be used, or a step that makes going on pointless."""
 
-
-if TYPE_CHECKING:
-    from duogen_core.training.run import Run
 
 T = TypeVar("T")
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path"}
@@ -275,23 +272,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         least = {"steps": 1, "threads": 1, "warmup": 0, "checkpoint_minutes": 0, "log_every": 1}
         check_numbers(self, least=least, above_0=("minutes",))
-
-    def run(self, folder: Path | None = None) -> Run:
-        from duogen_core.training.run import Run
-
-        return Run(
-            folder or self.out,
-            plain(self),
-            seed=self.seed,
-            steps=self.steps,
-            minutes=self.minutes,
-            warmup=self.warmup,
-            checkpoint_minutes=self.checkpoint_minutes,
-            log_every=self.log_every,
-            tensorboard=self.tensorboard,
-            wandb=self.wandb,
-            device=self.device,
-        )
 
 
 # -- recipes: configurations that come with the package, by name: `train stage1 --config tiny-stage1`

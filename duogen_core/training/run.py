@@ -50,7 +50,7 @@ from duogen_core.training.checkpoints import (
     write_checkpoint,
     write_text,
 )
-from duogen_core.training.configuration import ConfigError, TrainingError
+from duogen_core.training.configuration import ConfigError, RunConfig, TrainingError, plain
 from duogen_core.training.distributed import Processes
 from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
 
@@ -152,6 +152,23 @@ def warmup_cosine(step: int, warmup: int, progress: float, floor: float = 0.0) -
 
 
 class Run:
+    @classmethod
+    def of(cls, config: RunConfig, folder: Path | None = None) -> Run:
+        """The run that these settings ask for; `folder` in the place of <out>."""
+        return cls(
+            folder or config.out,
+            plain(config),
+            seed=config.seed,
+            steps=config.steps,
+            minutes=config.minutes,
+            warmup=config.warmup,
+            checkpoint_minutes=config.checkpoint_minutes,
+            log_every=config.log_every,
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            device=config.device,
+        )
+
     def __init__(
         self,
         folder: str | Path,

@@ -161,7 +161,7 @@ class Trainer:
         if self.config.probe_weight is None:
             self.config = replace(self.config, probe_weight=0.0 if self.config.data else world().probe_weight)
         config, model = self.config, self.mllm.model
-        run = config.run()
+        run = Run.of(config)
         limits = self.limits()
         self.examples = examples = open_data(run, config, limits)
         self.cases = held_out(config, limits)

@@ -6,10 +6,10 @@ In: documents as latents and states (stage2_data.py). Out: <out>/export/{dit,con
 keep what sampling must know: the kind of attention, whether earlier pictures are shown, which layers the connector
 reads, what guidance drops; with LoRA also <out>/adapter.
 
-In the order in which it happens: settings; the models to begin with; a document becomes a sample, with noise, times and
-text dropout (`sample_of`); the flow-matching loss of a pack of samples (`FlowLoss`); the steps (`learn`); what is
-written (`export`); the command (`train`). What is drawn at random for a document depends on its own generator, never on
-how a batch is shared out over processes or packed into passes.
+In the order in which it happens (the settings stand with the data, stage2_data.py): the models to begin with; a
+document becomes a sample, with noise, times and text dropout (`sample_of`); the flow-matching loss of a pack of
+samples (`FlowLoss`); the steps (`learn`); what is written (`export`); the command (`train`). What is drawn at random
+for a document depends on its own generator, never on how a batch is shared out over processes or packed into passes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,9 @@ from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.configuration import RunConfig, check_numbers
-from duogen_core.training.data import check_families, world
+from duogen_core.training.data import world
 from duogen_core.training.lora import (
     DIT_TARGETS,
-    LoraSettings,
     TrainableOnly,
     add_lora,
     save_dit,
@@ -53,56 +51,11 @@ from duogen_core.training.stage2_data import (
     Documents,
     OnlineBatches,
     Prepared,
+    Stage2Config,
     batches_of,
-    packs,
 )
 from duogen_core.vae import PictureVae
 from duogen_core.weights.headers import Entry, check_tensors, shapes_of
-
-
-@dataclass(kw_only=True)
-class Stage2Config(RunConfig):
-    command: ClassVar[str] = "stage2"
-    out: Path = Path("runs/stage2")
-    vae: Path = Path("runs/vae/export")  # a diffusers folder or one file
-    mllm: Path = Path("runs/stage1/export")
-    init: Path | None = None  # start from this checkpoint's dit/ and connector/, or from a published Cosmos-Predict2.5
-    lora: LoraSettings | None = None  # of the DiT, learn small matrices beside the frozen ones: lora.rank=16
-    layers: int = 6  # of a new DiT; one that goes on from `init` keeps its own
-    heads: int = 6
-    cross_width: int = 192
-    attention: Literal["frame_causal", "full"] = "frame_causal"  # between pictures; full: the paper's and Cosmos' own
-    references: bool = True  # false: a picture is drawn without looking at earlier ones
-    connector_layers: Literal["all", "last"] = "all"  # of the MLLM
-    drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
-    data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
-    max_side: int = 160  # pixels of an image as the DiT sees and draws it; larger ones are made smaller, and counted
-    states: Literal["cached", "online"] = "cached"  # when the MLLM reads a document: once, or whenever it comes up
-    shards: int = 65  # of 256 documents each, cached
-    documents: Path | None = None  # where the cached ones lie; None: <out>/documents
-    precision: Literal["float16", "float32"] = "float16"  # of what is cached
-    batch: int = 16  # documents a step, online
-    packing: bool | None = None  # batches of documents of any sizes and counts; None: where there is `data`
-    frames: int = 48  # of a batch of cached documents (`full`: on average), and at most of a pass online
-    gradient_checkpointing: bool = False  # keep no states inside the blocks: less memory, a third more time
-    single_image_weight: float = 6.0  # how much more often documents of a single image come up
-    lr: float = 3e-3
-    optimizer: Literal["muon", "adamw"] = "muon"  # for the DiT's matrices; AdamW has the rest, and all under FSDP
-    weight_decay: float = 0.01
-    shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of an image, so noise teaches the most
-    unshifted_share: float = 0.35  # of targets, without shift: at high noise alone, outlines are never learnt sharply
-    drop_text: float = 0.1
-    sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
-    ema: float = 0.999
-    clip: float = 1.0
-    families: dict[str, float] = field(default_factory=lambda: dict(world().mixtures["stage2"]))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "frames"), 1)
-        check_numbers(self, least=least)
-        check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
-
 
 # -- the models to begin with
 
@@ -198,6 +151,16 @@ class FlowSample:
         states, timestep = self.states.to(device).float(), self.timestep.to(device)
         clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
         return FlowSample(clean, targets, noise, self.places, timestep, states, self.sees.to(device))
+
+
+def packs(samples: Sequence[FlowSample], frames: int) -> list[list[FlowSample]]:
+    """Parts of a step, in order: as many samples together as have at most `frames` frames (one at least)."""
+    found: list[list[FlowSample]] = [[]]
+    for sample in samples:
+        if found[-1] and sum(each.frames for each in found[-1]) + sample.frames > frames:
+            found.append([])
+        found[-1].append(sample)
+    return found
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -412,7 +375,7 @@ def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connect
 
 
 def train(config: Stage2Config) -> Run:
-    run = config.run()
+    run = Run.of(config)
     vae, mllm = PictureVae.from_pretrained(config.vae), load_mllm(config.mllm)
     for frozen in (vae.model, mllm.model):
         frozen.to(run.processes.device)

@@ -1,4 +1,4 @@
-"""What stage 2 learns from: documents, read once by the frozen VAE and MLLM, and the batches made of them.
+"""The settings of stage 2, and what it learns from: documents, read once by the frozen VAE and MLLM, and batches.
 
     batches_of(run, config, vae, mllm, documents)  -> CachedBatches | OnlineBatches, whose batch is a function of
                                                       (seed, step) alone, the same on every process
@@ -16,12 +16,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors import safe_open
@@ -39,22 +39,65 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen2_5_vl import hidden_states_for
 from duogen_core.pipeline import reference_pixels
-from duogen_core.training.configuration import TrainingError
-from duogen_core.training.data import Samples, token_counter, world
+from duogen_core.training.configuration import RunConfig, TrainingError, check_numbers
+from duogen_core.training.data import Samples, check_families, token_counter, world
+from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import changes, sentence
-from duogen_core.training.run import rng_for
+from duogen_core.training.run import Run, rng_for
 from duogen_core.vae import PictureVae, pixels_to_tensor
-
-if TYPE_CHECKING:
-    from duogen_core.mllm.base import Mllm
-    from duogen_core.training.run import Run
-    from duogen_core.training.stage2 import FlowSample, Stage2Config
 
 SHARD = 256  # documents
 SEGMENT = "user"  # the rule that is trained (ConnectorConfig.segment); shards of before it was recorded have "none"
 CHUNK = 16  # pictures, or documents, that run together
 
 Named = Callable[[int], Sequence[tuple[str, Document]]]  # number -> names and documents
+
+
+# -- settings
+
+
+@dataclass(kw_only=True)
+class Stage2Config(RunConfig):
+    command: ClassVar[str] = "stage2"
+    out: Path = Path("runs/stage2")
+    vae: Path = Path("runs/vae/export")  # a diffusers folder or one file
+    mllm: Path = Path("runs/stage1/export")
+    init: Path | None = None  # start from this checkpoint's dit/ and connector/, or from a published Cosmos-Predict2.5
+    lora: LoraSettings | None = None  # of the DiT, learn small matrices beside the frozen ones: lora.rank=16
+    layers: int = 6  # of a new DiT; one that goes on from `init` keeps its own
+    heads: int = 6
+    cross_width: int = 192
+    attention: Literal["frame_causal", "full"] = "frame_causal"  # between pictures; full: the paper's and Cosmos' own
+    references: bool = True  # false: a picture is drawn without looking at earlier ones
+    connector_layers: Literal["all", "last"] = "all"  # of the MLLM
+    drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
+    data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
+    max_side: int = 160  # pixels of an image as the DiT sees and draws it; larger ones are made smaller, and counted
+    states: Literal["cached", "online"] = "cached"  # when the MLLM reads a document: once, or whenever it comes up
+    shards: int = 65  # of 256 documents each, cached
+    documents: Path | None = None  # where the cached ones lie; None: <out>/documents
+    precision: Literal["float16", "float32"] = "float16"  # of what is cached
+    batch: int = 16  # documents a step, online
+    packing: bool | None = None  # batches of documents of any sizes and counts; None: where there is `data`
+    frames: int = 48  # of a batch of cached documents (`full`: on average), and at most of a pass online
+    gradient_checkpointing: bool = False  # keep no states inside the blocks: less memory, a third more time
+    single_image_weight: float = 6.0  # how much more often documents of a single image come up
+    lr: float = 3e-3
+    optimizer: Literal["muon", "adamw"] = "muon"  # for the DiT's matrices; AdamW has the rest, and all under FSDP
+    weight_decay: float = 0.01
+    shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of an image, so noise teaches the most
+    unshifted_share: float = 0.35  # of targets, without shift: at high noise alone, outlines are never learnt sharply
+    drop_text: float = 0.1
+    sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
+    ema: float = 0.999
+    clip: float = 1.0
+    families: dict[str, float] = field(default_factory=lambda: dict(world().mixtures["stage2"]))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "frames"), 1)
+        check_numbers(self, least=least)
+        check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
 
 
 # -- documents
@@ -420,16 +463,6 @@ class OnlineBatches:
 
     def read(self, documents: Sequence[Unread]) -> list[Prepared]:
         return self.reader([each.document for each in documents], [each.name for each in documents])
-
-
-def packs(samples: Sequence[FlowSample], frames: int) -> list[list[FlowSample]]:
-    """Parts of a step, in order: as many samples together as have at most `frames` frames (one at least)."""
-    found: list[list[FlowSample]] = [[]]
-    for sample in samples:
-        if found[-1] and sum(each.frames for each in found[-1]) + sample.frames > frames:
-            found.append([])
-        found[-1].append(sample)
-    return found
 
 
 def batches_of(

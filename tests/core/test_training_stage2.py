@@ -18,7 +18,7 @@ from duogen_core.sketchbook.source import SketchbookWorld, drawn_case
 from duogen_core.sketchbook.tasks import FAMILIES
 from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
-from duogen_core.training.run import rng_for
+from duogen_core.training.run import Run, rng_for
 from duogen_core.training.stage2_data import CachedBatches, Documents, Prepared, Reader, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
@@ -37,7 +37,7 @@ def components():
 @pytest.fixture(scope="module")
 def shard(components, tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
-    documents = Documents(replace(CONFIG, out=folder).run(), CONFIG, components.mllm, 12)
+    documents = Documents(Run.of(replace(CONFIG, out=folder)), CONFIG, components.mllm, 12)
     return prepare_shard(folder, 0, documents, Reader(components.vae, components.mllm), documents.recipe)
 
 
@@ -92,7 +92,7 @@ def test_full_and_frame_causal_attention_get_as_many_frames_a_step(tmp_path, pic
     found = {}
     for attention in ("frame_causal", "full"):
         config = replace(CONFIG, attention=attention, out=tmp_path, steps=1)
-        run = config.run()
+        run = Run.of(config)
         corpus = CachedBatches(documents, frames=60, packing=packing, attention=attention)
         steps = [stage2.samples(run, k, enumerate(corpus.batch(k, run.rng(k))), config) for k in range(100)]
         found[attention] = sum(sample.frames for step in steps for sample in step) / len(steps)
@@ -134,7 +134,7 @@ def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
     documents = load_shard(shard)
 
     def train(folder):
-        run = replace(CONFIG, out=folder).run()
+        run = Run.of(replace(CONFIG, out=folder))
         torch.manual_seed(1)
         dit, connector = stage2.new_models(CONFIG, 2, 64)
         stage2.learn(run, CONFIG, CachedBatches(documents, CONFIG.frames), dit, connector)

@@ -23,6 +23,7 @@ from duogen_core.pipeline import fit_area
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.lora import LoraSettings
+from duogen_core.training.run import Run
 from duogen_core.training.samples import asked
 from duogen_core.training.stage2 import FlowLoss
 from duogen_core.training.stage2_data import Documents, Reader, batches_of, load_shard, packs, prepare_shard
@@ -97,7 +98,7 @@ def test_documents_of_mixed_sizes_train_and_resume_exactly(folder, tmp_path, sta
 
 def test_alignment_data_is_learnt_from_and_documents_without_a_drawn_picture_are_not(folder, tmp_path):
     config = settings(folder, tmp_path)
-    documents = Documents(config.run(), config, random_components().mllm, 32)
+    documents = Documents(Run.of(config), config, random_components().mllm, 32)
     drawn = [document for _, document in documents(0)]
     assert any(document.meta.get("alignment") is True for document in drawn)
     assert all(document.last_turn.pictures for document in drawn)
@@ -138,7 +139,7 @@ def test_preparing_documents_is_announced_and_has_a_bar(folder, tmp_path, capsys
 @pytest.mark.parametrize("precision,close", [("float32", 1e-5), ("float16", 1e-3)])
 def test_ahead_and_on_the_fly_give_the_same_loss(folder, tmp_path, precision, close):
     config = settings(folder, tmp_path, precision=precision)
-    run, parts = config.run(), random_components()
+    run, parts = Run.of(config), random_components()
     fly = replace(config, states="online", precision="float32")
     ahead, stream = (
         batches_of(run, each, parts.vae, parts.mllm, Documents(run, each, parts.mllm)) for each in (config, fly)
