@@ -25,8 +25,8 @@ from duogen_core.training.configuration import TrainingError
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.run import Run
 from duogen_core.training.samples import asked
-from duogen_core.training.stage2 import FlowLoss
-from duogen_core.training.stage2_data import Documents, Reader, batches_of, load_shard, packs, prepare_shard
+from duogen_core.training.stage2 import FlowLoss, packs
+from duogen_core.training.stage2_data import Documents, Reader, batches_of, load_shard, prepare_shard
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
