@@ -17,6 +17,7 @@ from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen_vl import (
     UNPUBLISHED,
     QwenVL,
+    Sizes,
     both_spellings,
     count_layers,
     hidden_states_for,
@@ -106,40 +107,31 @@ class Qwen25VL(QwenVL):
 def new_model(
     tokenizer: Any,
     *,
-    hidden_size: int = 192,
-    layers: int = 5,
-    heads: int = 6,
-    kv_heads: int = 2,
-    intermediate_size: int = 512,
-    vision_hidden_size: int = 192,
-    vision_layers: int = 4,
-    vision_heads: int = 6,
-    vision_intermediate_size: int = 512,
-    patch_size: int = 16,
-    max_positions: int = 4096,
     mrope_section: Sequence[int] = (4, 6, 6),
+    **sizes: int,
 ) -> nn.Module:
-    """A randomly initialised Qwen2_5_VLForConditionalGeneration; the defaults are the bundled model's.
+    """A randomly initialised Qwen2_5_VLForConditionalGeneration; sizes: those of `qwen_vl.Sizes`.
 
     The head width is hidden_size / heads and must be twice the sum of mrope_section.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    if hidden_size % heads or hidden_size // heads != 2 * sum(mrope_section):
+    size = Sizes(**sizes)
+    if size.hidden_size % size.heads or size.hidden_size // size.heads != 2 * sum(mrope_section):
         raise DuoGenError(
-            f"hidden_size {hidden_size} over {heads} heads must be heads of {2 * sum(mrope_section)} channels, "
-            f"twice the sum of mrope_section {tuple(mrope_section)}."
+            f"hidden_size {size.hidden_size} over {size.heads} heads must be heads of "
+            f"{2 * sum(mrope_section)} channels, twice the sum of mrope_section {tuple(mrope_section)}."
         )
     control = control_ids(tokenizer, need_bov=False)
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "intermediate_size": intermediate_size,
-            "max_position_embeddings": max_positions,
+            "hidden_size": size.hidden_size,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.kv_heads,
+            "intermediate_size": size.intermediate_size,
+            "max_position_embeddings": size.max_positions,
             "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": list(mrope_section)},
             "rope_theta": 10000.0,
             "rms_norm_eps": 1e-6,
@@ -149,16 +141,16 @@ def new_model(
             "pad_token_id": control.end_of_text,
         },
         vision_config={
-            "depth": vision_layers,
-            "hidden_size": vision_hidden_size,
-            "num_heads": vision_heads,
-            "intermediate_size": vision_intermediate_size,
-            "patch_size": patch_size,
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_hidden_size,
+            "num_heads": size.vision_heads,
+            "intermediate_size": size.vision_intermediate_size,
+            "patch_size": size.patch_size,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "window_size": 8 * patch_size,
-            "fullatt_block_indexes": list(range(vision_layers)),  # small pictures: full attention throughout
-            "out_hidden_size": hidden_size,
+            "window_size": 8 * size.patch_size,
+            "fullatt_block_indexes": list(range(size.vision_layers)),  # small pictures: full attention throughout
+            "out_hidden_size": size.hidden_size,
         },
         image_token_id=control.image_pad,
         video_token_id=len(tokenizer),  # no video in this vocabulary: an id that never occurs

@@ -20,6 +20,7 @@ from duogen_core.mllm.image_processor import picture_processing
 from duogen_core.mllm.qwen_vl import (
     UNPUBLISHED,
     QwenVL,
+    Sizes,
     both_spellings,
     count_layers,
 )
@@ -127,39 +128,31 @@ class Qwen3VL(QwenVL):
 def new_model(
     tokenizer: Any,
     *,
-    hidden_size: int = 192,
-    layers: int = 5,
-    heads: int = 6,
-    kv_heads: int = 2,
-    intermediate_size: int = 512,
-    vision_hidden_size: int = 192,
-    vision_layers: int = 4,
-    vision_heads: int = 6,
-    vision_intermediate_size: int = 512,
-    patch_size: int = 16,
-    max_positions: int = 4096,
     mrope_section: Sequence[int] = (6, 5, 5),
     deepstack: Sequence[int] = (0, 1),
+    **sizes: int,
 ) -> nn.Module:
     """A randomly initialised Qwen3VLForConditionalGeneration; heads are twice the sum of mrope_section wide.
 
-    deepstack: which blocks of the tower give features to the first decoder layers.
+    sizes: those of `qwen_vl.Sizes`. deepstack: which blocks of the tower give features to the first decoder layers.
     """
-    if len(deepstack) >= layers or any(not 0 <= block < vision_layers for block in deepstack):
+    size = Sizes(**sizes)
+    if len(deepstack) >= size.layers or any(not 0 <= block < size.vision_layers for block in deepstack):
         raise DuoGenError(
-            f"deepstack {tuple(deepstack)} must name blocks of a tower of {vision_layers}, fewer than {layers} of them."
+            f"deepstack {tuple(deepstack)} must name blocks of a tower of {size.vision_layers}, fewer than "
+            f"{size.layers} of them."
         )
     control = control_ids(tokenizer, need_bov=False)
     config = {
         "text_config": {
             "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
+            "hidden_size": size.hidden_size,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.kv_heads,
             "head_dim": 2 * sum(mrope_section),
-            "intermediate_size": intermediate_size,
-            "max_position_embeddings": max_positions,
+            "intermediate_size": size.intermediate_size,
+            "max_position_embeddings": size.max_positions,
             "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": list(mrope_section)},
             "rope_theta": 10000.0,
             "tie_word_embeddings": True,
@@ -168,12 +161,12 @@ def new_model(
             "pad_token_id": control.end_of_text,
         },
         "vision_config": {
-            "depth": vision_layers,
-            "hidden_size": vision_hidden_size,
-            "num_heads": vision_heads,
-            "intermediate_size": vision_intermediate_size,
-            "patch_size": patch_size,
-            "out_hidden_size": hidden_size,
+            "depth": size.vision_layers,
+            "hidden_size": size.vision_hidden_size,
+            "num_heads": size.vision_heads,
+            "intermediate_size": size.vision_intermediate_size,
+            "patch_size": size.patch_size,
+            "out_hidden_size": size.hidden_size,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": list(deepstack),
         },

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,23 @@ UNPUBLISHED = (
     "has no configuration, and is of another size than the published {name} models, whose configurations follow from "
     "their shapes; give the model's folder, with its config.json."
 )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a new, untrained model; the defaults are the bundled model's."""
+
+    hidden_size: int = 192
+    layers: int = 5
+    heads: int = 6
+    kv_heads: int = 2
+    intermediate_size: int = 512
+    vision_hidden_size: int = 192
+    vision_layers: int = 4
+    vision_heads: int = 6
+    vision_intermediate_size: int = 512
+    patch_size: int = 16
+    max_positions: int = 4096
 
 
 @lru_cache

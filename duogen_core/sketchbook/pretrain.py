@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from inspect import signature
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +24,7 @@ from duogen_core.document import Text
 from duogen_core.errors import unknown
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
+from duogen_core.mllm.qwen_vl import Sizes
 from duogen_core.mllm.tokenizer import load_tokenizer, train_tokenizer
 from duogen_core.sketchbook.source import SketchbookWorld
 from duogen_core.sketchbook.tasks import training_case
@@ -59,7 +59,7 @@ class PretrainConfig(MllmConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = [name for name, each in signature(new_model).parameters.items() if each.kind is each.KEYWORD_ONLY]
+        known = [*(each.name for each in fields(Sizes)), "mrope_section"]
         for name in self.sizes:
             if name not in known:
                 raise ConfigError(unknown("'sizes': the setting", name, known))
