@@ -1,4 +1,4 @@
-"""The door ComfyUI knocks at: the nodes (V3 API) and the folder with the help pages. Importing it costs nothing."""
+"""Where ComfyUI enters the pack: the nodes (V3 API) and the folder with the help pages. Importing it costs nothing."""
 
 from __future__ import annotations
 

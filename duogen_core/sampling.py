@@ -120,7 +120,7 @@ def sample_picture(
             raise Cancelled(f"Sampling was stopped after {step} of {len(times) - 1} steps.")
         t = times[step]
         batch_t = t.to(x).expand(x.shape[0])
-        guess = x - positive(x, batch_t) * t
+        guess = x - positive(x, batch_t) * t  # x_t - t v = t noise + (1 - t) x0 - t (noise - x0) = x0
         if use_negative:
             guess = guide(guess, x - negative(x, batch_t) * t, guidance)
         x = advance(x, guess, step)

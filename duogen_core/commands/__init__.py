@@ -1,1 +1,13 @@
-"""The commands of the command line that have no room of their own. Each: add_arguments(parser) and run(args) -> int."""
+"""Commands of the command line, and what they share: progress on stderr, options, what --json writes.
+
+Begin at ../cli.py, which lists every command and the module it stands in: here (generate, inspect, convert, data …), or
+beside what it runs (train … in training/ and sketchbook/, evaluate … and ablation in sketchbook/). Each command has
+add_arguments(parser) and run(args) -> exit code, checks what the user gave, and leaves the work to the package.
+
+generate.py, inspect.py, convert.py       one command each
+data.py                                   data check, make, export, stats, view
+data_engines.py                           data web, dialogues, video, editing: options -> Engine -> `do_run`
+synthetic.py, synthetic_documents.py      data synthetic: requests and plans; documents
+run_options.py, endpoint_options.py       options and progress of the data engines; options of language models
+progress.py                               progress of `generate`
+"""

@@ -43,8 +43,8 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; or a JSON object with options, as in a config")
     add_json(parser)
     add("--tokenizer", metavar="MODEL", help="count tokens as this model does (a model's name or folder)")
-    add("--max-side", type=int, metavar="PIXELS", help="longest side of a picture; default: 8192")
-    add("--max-pictures", type=int, metavar="N", help="most pictures in a sample; default: 64")
+    add("--max-side", type=int, metavar="PIXELS", help="longest side of an image; default: 8192")
+    add("--max-pictures", type=int, metavar="N", help="most images in a sample; default: 64")
     add("--max-tokens", type=int, metavar="N", help="most tokens in a sample; needs --tokenizer")
     add("--samples", type=int, metavar="N", help="check only the first N of each source; endless ones: default 1000")
     add("--workers", type=int, default=0, metavar="N", help="processes that read; default: this one alone")
@@ -163,7 +163,7 @@ class Bar:
 
 
 def _table(rows: list[tuple[str, Totals]], with_tokens: bool) -> str:
-    head = ["source", "samples", "bad", "turns", "pictures", "picture sizes"]
+    head = ["source", "samples", "bad", "turns", "images", "image sizes"]
     if with_tokens:
         head += ["tokens", "most in one"]
     lines = [head]

@@ -106,7 +106,7 @@ def add_web(parser: argparse.ArgumentParser) -> None:
     what = "WARC files, folders of pages, .html files; lists of addresses (.txt)"
     add("inputs", nargs="+", metavar="INPUT", help=what)
     add_engine_options(parser, ("howto", "obelics"), "page.min_words=50", "pages", 64)
-    add("--fetch", action="store_true", help="fetch listed pages, and pictures that are missing, from the web")
+    add("--fetch", action="store_true", help="fetch listed pages, and images that are missing, from the web")
     add(
         "--max-unreachable",
         type=float,
@@ -142,7 +142,7 @@ def run_web(args: argparse.Namespace) -> int:
         return 0
     now, some = found["pages"] - before, done_before(before, found["pages"])
     rate = f", {now / max(done.seconds, 1e-6):,.0f} pages a second" if now else ""
-    print(f"{found['kept']:,} documents with {found['pictures']:,} pictures from {found['pages']:,} pages{some}{rate}:")
+    print(f"{found['kept']:,} documents with {found['pictures']:,} images from {found['pages']:,} pages{some}{rate}:")
     for note in run.notes:
         print(note)
     if not run.items:
@@ -165,8 +165,10 @@ def add_dialogues(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser, ("howto",), "rewrite.min_overlap=0.6", "documents", 64)
     add_workers(parser, "with --backend ray: processes, which share --parallel")
     add("--record", metavar="FILE", help="where the answers are kept; default: answers.jsonl in the run's folder")
-    add("--eyes-base-url", metavar="URL", help="another endpoint, for describing pictures")
-    add("--eyes-model", metavar="NAME", help="another model, for describing pictures")
+    add("--describer-base-url", metavar="URL", help="another endpoint, for describing images")
+    add("--describer-model", metavar="NAME", help="another model, for describing images")
+    for old in ("base-url", "model"):  # their names in earlier versions, for commands that were written down
+        add(f"--eyes-{old}", dest=f"describer_{old.replace('-', '_')}", help=argparse.SUPPRESS)
     about = "stop when so many in a row fail at the endpoint; default: 8"
     add("--give-up", type=int, default=8, metavar="N", help=about)
     add_endpoint_options(parser)
@@ -200,16 +202,14 @@ def run_dialogues(args: argparse.Namespace) -> int:
     if write_json(args.json, figures):
         return 0
     some = done_before(before, found["documents"])
-    print(
-        f"{found['kept']:,} dialogues with {found['pictures']:,} pictures from {found['documents']:,} documents{some}."
-    )
+    print(f"{found['kept']:,} dialogues with {found['pictures']:,} images from {found['documents']:,} documents{some}.")
     if rules:
         print(f"Refused: {named(done.refused)}.")
     if found["documents"] and not found["kept"]:
         print(nothing_kept(done.run.folder))
     print("No model was asked." if connect is no_models else f"Asked: {spent(done.usages['writer'])}.")
-    if "eyes" in done.usages:
-        print(f"Asked for descriptions: {spent(done.usages['eyes'])}.")
+    if "describer" in done.usages:
+        print(f"Asked for descriptions: {spent(done.usages['describer'])}.")
     print(done.run.folder / "shards")
     return 0
 
@@ -217,14 +217,14 @@ def run_dialogues(args: argparse.Namespace) -> int:
 def _models(args: argparse.Namespace, record: Path) -> tuple[Client, Client]:
     """The writer, and the model that sees pictures: the same one unless another is named."""
     writer = client_of(args, record)
-    if not (args.eyes_base_url or args.eyes_model):
+    if not (args.describer_base_url or args.describer_model):
         return writer, writer
     other = argparse.Namespace(**vars(args))
     other.mllm = None
-    other.endpoint, other.llm = args.eyes_base_url or args.endpoint, args.eyes_model or args.llm
-    eyes = client_of(other, record)
-    eyes.recording = writer.recording  # one file, one lock
-    return writer, eyes
+    other.endpoint, other.llm = args.describer_base_url or args.endpoint, args.describer_model or args.llm
+    describer = client_of(other, record)
+    describer.recording = writer.recording  # one file, one lock
+    return writer, describer
 
 
 dialogues = Command(add_dialogues, run_dialogues)

@@ -38,7 +38,7 @@ def add_run_options(parser: argparse.ArgumentParser, preset: bool = True) -> Non
     if preset:
         add("--preset", metavar="FILE", help="a YAML file with thresholds that differ from the own ones")
         add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as answer.max_pictures=5")
-        add("--seed", type=int, default=0, metavar="N", help="other examples, answers and pictures; default: 0")
+        add("--seed", type=int, default=0, metavar="N", help="other examples, answers and images; default: 0")
         add("--quiet", action="store_true", help="no progress on stderr")
     add_json(parser)
 
@@ -184,9 +184,7 @@ def run_plan(args: argparse.Namespace) -> int:
     if write_json(args.json, {**figures, "usage": planning.client.usage.to_json()}):
         return 0
     named = ", ".join(f"{count:,} {rule}" for rule, count in refused.items())
-    print(
-        f"{kept:,} of {len(requests):,} answers kept, with {planning.pictures:,} pictures; refused: {named or 'none'}."
-    )
+    print(f"{kept:,} of {len(requests):,} answers kept, with {planning.pictures:,} images; refused: {named or 'none'}.")
     print(f"{spent(planning.client.usage)}.")
     if not kept:
         print(nothing_kept(folder / "plan"))

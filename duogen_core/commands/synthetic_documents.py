@@ -49,7 +49,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
     add("--shard", type=int, default=16, metavar="N", help="documents in a shard; default: 16")
     add("--part", default="1/1", metavar="K/N", help="only every Nth shard from the Kth on: one of several machines")
     add("--give-up", type=int, default=3, metavar="N", help="stop when so many documents in a row fail; default: 3")
-    add("--size", metavar="WxH", help="size of the pictures; default: the model's or the workflow's own")
+    add("--size", metavar="WxH", help="size of the images; default: the model's or the workflow's own")
     add_workers(parser, "with --backend ray: processes, each with a model of its own", 1)
     parser.set_defaults(locks=lambda args: [_own_part(Path(args.out or Path(args.folder, name)), args.part)])
 
@@ -65,8 +65,8 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--mllm", metavar="PATH", help="in place of --model, published files: the language model, …")
     add("--dit", metavar="PATH", help="… Cosmos-Predict2.5, …")
     add("--vae", metavar="PATH", help="… and the Wan 2.1 VAE")
-    add("--steps", type=int, metavar="N", help="sampling steps a picture; default: the model's own")
-    add("--guidance", type=float, metavar="G", help="how closely a picture follows its text; default: the model's own")
+    add("--steps", type=int, metavar="N", help="sampling steps per image; default: the model's own")
+    add("--guidance", type=float, metavar="G", help="how closely an image follows its text; default: the model's own")
 
 
 def _make(
@@ -113,13 +113,13 @@ def _checked(args: argparse.Namespace) -> tuple[Preset, tuple[int, int]]:
 def add_draw(parser: argparse.ArgumentParser) -> None:
     _add_options(parser, "draw")
     add = parser.add_argument
-    about = "duogen: a DuoGen model, which looks at the earlier pictures (default); text-to-picture: one that gets the "
+    about = "duogen: a DuoGen model, which looks at the earlier images (default); text-to-picture: one that gets the "
     about += "prompt alone; comfyui: a ComfyUI server"
     add("--painter", choices=PAINTERS, default="duogen", help=about)
     add("--server", default="http://127.0.0.1:8188", metavar="URL", help="comfyui: its address; default: %(default)s")
-    about = "comfyui: an API-format workflow with ${prompt} in it; one more with ${earlier_1} for later pictures"
+    about = "comfyui: an API-format workflow with ${prompt} in it; one more with ${earlier_1} for later images"
     add("--workflow", action="append", default=[], metavar="FILE", help=about)
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="comfyui: for one picture; default: 600")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="comfyui: for one image; default: 600")
     _add_model_options(parser)
 
 
@@ -162,7 +162,7 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     _add_options(parser, "answer")
     add = parser.add_argument
     add("--limit", type=int, metavar="N", help="only N requests, spread over all of them")
-    add("--max-images", type=int, default=8, metavar="N", help="most pictures in an answer; default: 8")
+    add("--max-images", type=int, default=8, metavar="N", help="most images in an answer; default: 8")
     add("--max-tokens", type=int, default=1024, metavar="N", help="most tokens of text; default: 1024")
     add("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest text; default: 0")
     _add_model_options(parser)

@@ -154,7 +154,7 @@ def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]
     """Returns the text without personal data of these kinds, and how many of each were taken out."""
     found: Counter[str] = Counter()
 
-    def put(kind: str):
+    def counted(kind: str):
         def replace(match: re.Match[str]) -> str:
             if kind == "ip" and not _is_address(match):
                 return match.group()
@@ -164,11 +164,11 @@ def remove_personal(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]
         return replace
 
     if "email" in kinds and ("@" in text or "at" in text):
-        text = EMAIL.sub(put("email"), text)
+        text = EMAIL.sub(counted("email"), text)
     if "ip" in kinds:  # before phone numbers, whose groups of digits an address could be taken for
-        text = IPV6.sub(put("ip"), IPV4.sub(put("ip"), text))
+        text = IPV6.sub(counted("ip"), IPV4.sub(counted("ip"), text))
     if "phone" in kinds:
-        text = PHONE.sub(put("phone"), text)
+        text = PHONE.sub(counted("phone"), text)
     return text, found
 
 

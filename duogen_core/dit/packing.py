@@ -87,9 +87,9 @@ class Group:
         qs, ks, vs = (t.split(self.sizes, dim=2) for t in (q, k, v))
         out, ends = [], [0, *torch.tensor(self.sizes).cumsum(0).tolist()]
         for i, place in enumerate(self.places):
-            if i < self.clean:
+            if i < self.clean:  # it sees the clean frames up to and including itself, which stand first and in order
                 keys, values = k[:, :, : ends[i + 1]], v[:, :, : ends[i + 1]]
-            else:
+            else:  # a target sees the clean frames before its place, then itself, and no other target
                 seen = ends[sum(other < place for other in self.places[: self.clean])]
                 keys, values = (torch.cat([t[:, :, :seen], own[i]], dim=2) for t, own in ((k, ks), (v, vs)))
             out.append(F.scaled_dot_product_attention(qs[i], keys, values))
@@ -101,7 +101,7 @@ class TextAttention:
 
     def __init__(self, group: Group, dtype: torch.dtype, device: torch.device) -> None:
         longest = max(group.text_lengths)
-        self.group, self.index, self.mask, self.blind = group, None, None, None
+        self.group, self.index, self.mask, self.has_text = group, None, None, None
         if not longest:
             return
         sees = torch.zeros(group.n, len(group.sizes), longest, dtype=torch.bool)
@@ -115,10 +115,12 @@ class TextAttention:
         if group.n > 1:
             self.index = index.to(device)
         spread = torch.tensor(group.sizes)
-        if not bool(sees.all()):  # a frame without text gets nothing from cross-attention, not NaN
+        # Softmax over nothing is NaN. So a frame that sees no text attends to all of it, and what it got is multiplied
+        # by 0 afterwards: cross-attention then adds nothing to it, in forward and backward.
+        if not bool(sees.all()):
             self.mask = additive(sees | ~any_text[..., None], dtype).repeat_interleave(spread, 1)[:, None].to(device)
         if not bool(any_text.all()):
-            self.blind = any_text.to(dtype).repeat_interleave(spread, 1)[:, None, :, None].to(device)
+            self.has_text = any_text.to(dtype).repeat_interleave(spread, 1)[:, None, :, None].to(device)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [n, heads, length, D], k and v [heads, text of the group, D]"""
@@ -126,7 +128,7 @@ class TextAttention:
             return torch.zeros_like(q)
         k, v = (t[None] if self.index is None else t[:, self.index].transpose(0, 1) for t in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
-        return out if self.blind is None else out * self.blind
+        return out if self.has_text is None else out * self.has_text
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,6 +139,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 def forward_train(model: CosmosFrames, sequences: SequenceOf[Sequence]) -> list[list[Tensor]]:
     """See `PackedCosmos.forward_train`."""
     attention = model.config.attention
+    # Only attention has to know which tokens belong together: sequences of one shape become one batch there.
     by_shape: dict[tuple, list[int]] = {}
     for number, sequence in enumerate(sequences):
         sequence.check(attention)
@@ -145,6 +148,7 @@ def forward_train(model: CosmosFrames, sequences: SequenceOf[Sequence]) -> list[
     lengths, text_lengths = [group.tokens for group in groups], [group.text_tokens for group in groups]
     members = [member for group in groups for member in group.members]
     clean_time = model.config.clean_timestep
+    # A negative clean_timestep means, as in Cosmos, that finished frames share the target's own time.
     times = torch.cat([
         torch.cat([m.timestep.new_full((len(m.clean),), clean_time) if clean_time >= 0 else
                    m.timestep[:1].expand(len(m.clean)), m.timestep]) for m in members

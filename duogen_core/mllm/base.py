@@ -106,7 +106,7 @@ class PrefixCache:
                 break
             n += 1
         while 0 < n < len(keys) and keys[n] < 0 and keys[n - 1] == keys[n]:
-            n -= 1  # never resume inside a picture
+            n -= 1  # never resume inside a picture: its tokens are embedded together, in one pass of the vision tower
         return n
 
 
@@ -278,6 +278,8 @@ class Mllm:
         keys = self._keys(document, context)
         cache = self._reuse(keys, connector)
         if cache.last is None and len(cache.keys) == len(keys):
+            # All keys and values are there, but not the last hidden state that the next token is chosen from (a crop
+            # dropped it): run one token again.
             self._crop(cache, len(keys) - 1)
         done = len(cache.keys)
         if done == len(keys):

@@ -175,6 +175,7 @@ def mrope_positions(ids: Sequence[int], grids: Sequence[tuple[int, int, int]], i
             rows, columns = rows // merge, columns // merge
             row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
             pieces.append(torch.stack([torch.zeros_like(row), row, column]).flatten(1) + position)
+            # Text goes on after the largest position in use, so a picture takes its longer side and not rows * columns.
             position += max(rows, columns)
             i += rows * columns
         else:

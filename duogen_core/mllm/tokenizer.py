@@ -62,7 +62,7 @@ def _qwen2_rules(model: Any) -> Any:
 
 
 def wrap_tokenizer(tokenizer: Any) -> Any:
-    """A `tokenizers.Tokenizer` -> the transformers fast tokenizer that the rest of the house uses."""
+    """A `tokenizers.Tokenizer` -> the transformers fast tokenizer that the rest of the core uses."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(

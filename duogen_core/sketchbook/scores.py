@@ -100,12 +100,12 @@ def score_pictures(
     as asked; anything else agrees with the ideal where it changes and is kept elsewhere), kept, psnr in dB.
     """
     if len(pictures) != len(cases) or (indices is not None and len(indices) != len(cases)):
-        raise ValueError(f"score_pictures got {len(cases)} cases, but {len(pictures)} pictures to score.")
+        raise ValueError(f"score_pictures got {len(cases)} cases, but {len(pictures)} images to score.")
     found: dict[str, list[float]] = {}
     for number, (case, picture) in enumerate(zip(cases, pictures)):
         answer = case.document.last_turn.pictures
         if not answer:
-            raise ValueError(f"Case {number} ({case.family}) has no picture in its answer.")
+            raise ValueError(f"Case {number} ({case.family}) has no image in its answer.")
         index = range(len(answer))[-1 if indices is None else indices[number]]
         ideal = answer[index].pixels
         earlier = case.document.pictures[: len(case.document.pictures) - len(answer) + index]

@@ -96,7 +96,7 @@ def load_config(cls: type[T], file: str | Path | None = None, overrides: Sequenc
         keys = tuple(part.strip() for part in key.split("."))
         if not equals or not all(keys):
             raise ConfigError(f"'{shorten(override)}' is not a setting; expected name=value, such as lr=0.001.")
-        put(values, keys, read_value(text, override))
+        set_value(values, keys, read_value(text, override))
         paths.add(keys)
     return build(cls, values, Place(None if file is None else str(file), frozenset(paths)))
 
@@ -122,7 +122,8 @@ def read_value(text: str, override: str) -> Any:
         raise ConfigError(f"The value in '{shorten(override)}' cannot be read: {error}.") from error
 
 
-def put(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+def set_value(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Sets values[key][key]… = value, as lora.rank=8 on the command line asks for."""
     for key in keys[:-1]:
         if values.get(key) is None:  # "lora: null" of a printed configuration
             values[key] = {}

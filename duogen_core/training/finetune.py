@@ -286,15 +286,15 @@ def write_recipe(config: FinetuneConfig, base: Path) -> None:
 
 def put_together(config: FinetuneConfig, base: Path) -> Path:
     """The checkpoint it began with, with the parts that were trained, named like the folder of the run."""
-    learnt = config.out / "stage2" / "export"
+    trained = config.out / "stage2" / "export"
     start = load_checkpoint(base)
     picture = start.config.picture
     max_side = max(picture.max_side, config.stage2.max_side or 0)
     components = replace(
         start,
         mllm=load_mllm(config.out / "stage1" / "export"),
-        connector=Connector.from_pretrained(learnt / "connector"),
-        dit=load_dit(learnt / "dit"),
+        connector=Connector.from_pretrained(trained / "connector"),
+        dit=load_dit(trained / "dit"),
         # drawn as large as it was trained for; what the model was trained for before stays
         config=replace(start.config, name=config.out.resolve().name, picture=replace(picture, max_side=max_side)),
     )

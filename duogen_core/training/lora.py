@@ -1,4 +1,4 @@
-"""LoRA for MLLM and DiT alike, by the `peft` library: small matrices are learnt beside the frozen ones.
+"""LoRA for MLLM and DiT alike, by the `peft` library: small matrices are trained beside the frozen ones.
 
     add_lora(model, settings, within="model.language_model.layers", usual=MLLM_TARGETS, tokens={...})    in place
     TrainableOnly(model)            what a run attaches: its checkpoints hold the trainable weights alone
@@ -62,7 +62,7 @@ def add_lora(
 ) -> None:
     """Adapt the Linear layers below module `within` whose names end like `settings.targets` (or `usual`), in place.
 
-    All other weights are frozen, but for `tokens`: {"embed_tokens": [id, …]}, rows that are learnt whole.
+    All other weights are frozen, but for `tokens`: {"embed_tokens": [id, …]}, rows that are trained in full.
     """
     peft = _peft()
     targets = tuple(settings.targets) or tuple(usual)
@@ -89,7 +89,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class TrainableOnly(nn.Module):
-    """A model as its learnt parameters alone: its state is theirs, so that checkpoints stay small."""
+    """A model as its trainable parameters alone: its state is theirs, so that checkpoints stay small."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class TrainableOnly(nn.Module):
         parameters = trainable(self.model)
         missing = sorted(parameters.keys() ^ state_dict.keys())
         if missing:
-            raise RuntimeError(f"{len(missing)} learnt weights are not the same ones, such as {missing[0]}.")
+            raise RuntimeError(f"{len(missing)} trainable weights are not the same ones, such as {missing[0]}.")
         for name, parameter in parameters.items():
             parameter.copy_(state_dict[name])
 

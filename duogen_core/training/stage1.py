@@ -133,7 +133,7 @@ def optimizers_of(
 
 
 def lora_optimizers(model: nn.Module, config: MllmConfig, probes: Probes | None) -> dict[str, torch.optim.Optimizer]:
-    """AdamW for the learnt weights, without decay: what LoRA adds is small as it is."""
+    """AdamW for the trainable weights, without decay: what LoRA adds is small as it is."""
     parameters = [*trainable(model).values(), *([] if probes is None else probes.parameters())]
     return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=0.0)}
 
@@ -299,7 +299,7 @@ def train(config: Stage1Config) -> Run:
 
 
 def adapt(mllm: Mllm, lora: LoraSettings) -> None:
-    """LoRA on the language model's layers; the rows of <BOV> are learnt whole."""
+    """LoRA on the language model's layers; the rows of <BOV> are trained in full."""
     model, rows = mllm.model, [mllm.control.bov]
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     tokens = {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows}

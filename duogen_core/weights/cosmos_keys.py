@@ -153,7 +153,7 @@ def relative(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
         return "a Cosmos model of the first generation"
     columns = (shapes.get("patch_embed.proj.weight") or (0,))[-1]
     if columns == 68:
-        return "Cosmos-Predict2 Text2Image, which reads T5 text and takes no earlier pictures"
+        return "Cosmos-Predict2 Text2Image, which reads T5 text and takes no earlier images"
     if columns == 72 and "crossattn_proj.0.weight" not in shapes:
         width = shapes["patch_embed.proj.weight"][0]
         blocks = sum(name.endswith(".attn2.to_k.weight") for name in shapes)

@@ -50,7 +50,7 @@ def check_model(model: Any, connector: ModelHandle | None = None) -> None:
 
 
 def config_of(mllm: ModelHandle, model: Any) -> CheckpointConfig:
-    """The language model's configuration, with the sampling that this MODEL was made for: they may come apart."""
+    """The language model's configuration, with the sampling of this MODEL: they may be of two checkpoints."""
     own = model.model.model_config.duogen_sampling
     return mllm.config if own is None else replace(mllm.config, sampling=own)
 

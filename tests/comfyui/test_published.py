@@ -222,7 +222,7 @@ def refused(server: Server, nodes: dict[str, Any], kind: str) -> str:
     return message
 
 
-def test_a_text_encoder_without_eyes(server: Server, folder: Path):
+def test_a_text_encoder_without_a_vision_tower(server: Server, folder: Path):
     state = load_file(folder / "text_encoders" / TEXT_FILE)
     blind = {name: tensor for name, tensor in state.items() if not name.startswith("visual.")}
     with there(folder / "text_encoders" / "blind.safetensors", lambda path: save_file(blind, path)):

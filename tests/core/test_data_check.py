@@ -41,7 +41,7 @@ def test_good_data_is_counted_and_exits_0(kind, tmp_path, capsys):
     assert check(write_kind(kind, tmp_path, [guide(i) for i in range(4)])) == 0
     out, err = capsys.readouterr()
     head, row = out.splitlines()
-    assert head.split() == ["source", "samples", "bad", "turns", "pictures", "picture", "sizes"]
+    assert head.split() == ["source", "samples", "bad", "turns", "images", "image", "sizes"]
     assert row.split()[1:] == ["4", "0", "8", "8", "5x7,", "12x8"] and row.startswith(kind)
     assert "4/4, 0 bad" in err and "\r" not in err
 

@@ -84,10 +84,10 @@ def test_a_run_that_is_begun_again_reports_all_that_it_holds(pages, whole, tmp_p
     out = shutil.copytree(whole, tmp_path / "out")
     command = pages, out, None, "--record", whole / "answers.jsonl", "--json", tmp_path / "figures.json"
     assert dialogues(*command) == 0
-    assert "5 dialogues with 20 pictures from 5 documents (all done before).\n" in capsys.readouterr().out
+    assert "5 dialogues with 20 images from 5 documents (all done before).\n" in capsys.readouterr().out
     (out / "logs" / "00001.jsonl").unlink()
     assert dialogues(*command) == 0
-    assert "5 dialogues with 20 pictures from 5 documents (3 done before).\n" in capsys.readouterr().out
+    assert "5 dialogues with 20 images from 5 documents (3 done before).\n" in capsys.readouterr().out
     found = json.loads((tmp_path / "figures.json").read_text())
     assert (found["documents"], found["kept"], found["pictures"], found["documents_before"]) == (5, 5, 20, 3)
 
@@ -181,9 +181,7 @@ def test_failures_are_counted_by_name(pages, tmp_path, monkeypatch, capsys):
     assert found["usage"]["writer"]["retries"] > 0 and found["usage"]["writer"]["completion_tokens"] > 0
     assert [entry.get("rule") for entry in log(tmp_path / "out")] == ["dialogue.answer", *["endpoint"] * 3, None]
     shown = capsys.readouterr().out
-    assert (
-        "1 dialogues with 4 pictures from 5 documents" in shown and "Refused: 3 endpoint, 1 dialogue.answer." in shown
-    )
+    assert "1 dialogues with 4 images from 5 documents" in shown and "Refused: 3 endpoint, 1 dialogue.answer." in shown
     assert main(["data", "stats", str(tmp_path / "out")]) == 0
     assert "endpoint" in capsys.readouterr().out
 
@@ -231,11 +229,11 @@ def test_a_damaged_sample_is_one_line(pages, tmp_path):
     assert entries[-1]["rule"] == "unreadable" and "damaged" in entries[-1]["value"] and entries[0]["kept"]
 
 
-def test_other_eyes(pages, tmp_path):
-    writer, eyes = Writer(), Writer()
-    with endpoint_server(writer) as server, endpoint_server(eyes) as other:
-        assert dialogues(pages, tmp_path / "out", server, "--eyes-base-url", other.url, "--eyes-model", "see") == 0
-    assert set(eyes.steps) == {"describe"} and "describe" not in writer.steps
+def test_another_describer(pages, tmp_path):
+    writer, describer = Writer(), Writer()
+    with endpoint_server(writer) as server, endpoint_server(describer) as other:
+        assert dialogues(pages, tmp_path / "out", server, "--describer-base-url", other.url, "--eyes-model", "see") == 0
+    assert set(describer.steps) == {"describe"} and "describe" not in writer.steps
     made = open_source(f"webdataset:{tmp_path / 'out' / 'shards'}").load(0).meta["dialogue"]
     assert (made["writer"], made["eyes"]) == ("tiny", "see")
 

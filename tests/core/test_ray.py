@@ -83,7 +83,7 @@ def test_web_goes_on_with_a_local_run(ray, pages, tmp_path, capsys):
     assert data("web", pages, "--out", with_ray, "--shard-pages", 2, *RAY) == 0
     assert (with_ray / "logs" / "00000.jsonl").stat().st_mtime_ns == done
     assert results(with_ray) == results(tmp_path / "local") and len(results(with_ray)) == 6
-    assert "5 documents with 10 pictures from 6 pages (2 done before)" in capsys.readouterr().out
+    assert "5 documents with 10 images from 6 pages (2 done before)" in capsys.readouterr().out
 
 
 @pytest.mark.slow

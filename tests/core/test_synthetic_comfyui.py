@@ -101,7 +101,7 @@ def test_a_prompt_stays_the_text_of_its_input():
 def test_of_several_outputs_the_titled_one_counts():
     two = {**TEXT, "8": node("PreviewImage", images=["1", 0])}
     with comfyui_server() as server:
-        with pytest.raises(PainterError, match=r"gave 2 pictures, by PreviewImage \(node 9\), PreviewImage \(node 8\)"):
+        with pytest.raises(PainterError, match=r"gave 2 images, by PreviewImage \(node 9\), PreviewImage \(node 8\)"):
             paint(server, two)
         assert paint(server, {**two, "9": node("PreviewImage", "Picture", images=["3", 0])}).shape == (64, 96, 3)
 
@@ -117,7 +117,7 @@ def test_identity_names_models_and_changes_with_the_workflow():
     ("nodes", "size", "words"),
     [
         ((EDIT,), None, "has no earlier one"),
-        ((TEXT, SIZED), (64, 64), "look at the same number of earlier pictures"),
+        ((TEXT, SIZED), (64, 64), "look at the same number of earlier images"),
         ((SIZED,), None, "give --size"),
         ((), None, "has no earlier one"),
     ],
@@ -184,9 +184,9 @@ TROUBLE = {
               r"KSampler \(node 3\) failed: CUDA out of memory\. Tried\.", False),
     "stopped": ({"history": lambda h: history_of(h, {}, [["execution_interrupted", {}]])}, "told to stop", False),
     "no reason": ({"history": lambda h: history_of(h, {}, [], "error")}, "and not why", False),
-    "nothing": ({"history": lambda h: history_of(h, {})}, "gave no picture", True),
-    "text": ({"history": lambda h: history_of(h, {"9": {"text": ["hi"]}})}, "gave no picture", True),
-    "lists": ({"history": lambda h: history_of(h, {"9": {"images": "a.png"}, "8": 3})}, "gave no picture", True),
+    "nothing": ({"history": lambda h: history_of(h, {})}, "gave no image", True),
+    "text": ({"history": lambda h: history_of(h, {"9": {"text": ["hi"]}})}, "gave no image", True),
+    "lists": ({"history": lambda h: history_of(h, {"9": {"images": "a.png"}, "8": 3})}, "gave no image", True),
     "no name": ({"history": lambda h: history_of(h, {"9": {"images": [{"type": "a"}]}})}, "without a file", False),
     "gone": ({"history": lambda h: history_of(h, IMAGES), "view": lambda h: (404, b"")}, "/view with status 4", False),
     "lost": ({"history": lambda h: (200, {}), "queue": lambda h: (200, {})}, "no longer knows the prompt", True),
@@ -208,7 +208,7 @@ def test_trouble_is_one_sentence(name):
 
 def test_a_picture_that_takes_too_long_is_taken_back_from_the_queue():
     with comfyui_server(history=lambda h: (200, {})) as server:
-        with pytest.raises(PainterError, match="had not finished a picture after 0.3 seconds") as caught:
+        with pytest.raises(PainterError, match="had not finished an image after 0.3 seconds") as caught:
             paint(server, seconds=0.3)
         (id_,) = server.queued
         said = {path: json.loads(body) for path, body in server.asked if path in ("/queue", "/interrupt") and body}
@@ -257,4 +257,4 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 def test_what_is_no_usable_picture(data, words):
     with comfyui_server(lambda nodes: data) as server, pytest.raises(PainterError, match=words) as caught:
         paint(server)
-    assert not caught.value.stop and "expected a still picture (PNG" in str(caught.value)
+    assert not caught.value.stop and "expected a still image (PNG" in str(caught.value)

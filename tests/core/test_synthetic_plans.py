@@ -203,7 +203,7 @@ def test_the_command_answers_the_seeds_where_nothing_was_expanded(tmp_path, caps
         assert main([*arguments, "--endpoint", server.url, "--quiet"]) == 0
         assert len(server.asked) == 3  # the third request; two answers were there
     said = capsys.readouterr()
-    assert "2 of 2 answers kept, with 6 pictures; refused: none." in said.out
+    assert "2 of 2 answers kept, with 6 images; refused: none." in said.out
     assert "the taxonomy's seeds are answered" in said.err
     assert json.loads((tmp_path / "r.json").read_text())["usage"]["requests"] == 2
     assert main([*arguments, "--replay", "--set", "answer.max_steps=9", "--quiet"]) == 2

@@ -46,7 +46,7 @@ def pages(tmp_path) -> Path:
 
 def test_a_folder_becomes_documents_that_stage_one_can_read(pages, tmp_path, capsys):
     assert web(pages, "--out", tmp_path / "out", "--workers", 1, "--shard-pages", 3) == 0
-    assert "7 documents with 14 pictures from 8 pages" in capsys.readouterr().out
+    assert "7 documents with 14 images from 8 pages" in capsys.readouterr().out
     source = open_source(f"webdataset:{tmp_path / 'out' / 'shards'}")
     assert len(source) == 7
     assert all(hasattr(source.read(index), "document") for index in range(7))
@@ -295,14 +295,14 @@ def summary(text: str) -> str:
 def test_a_finished_run_that_is_started_again_reports_what_it_holds(pages, tmp_path, capsys):
     out, figures = tmp_path / "out", tmp_path / "figures.json"
     web(pages, "--out", out, "--workers", 1, "--shard-pages", 3)
-    assert summary(capsys.readouterr().out).startswith("7 documents with 14 pictures from 8 pages, ")
+    assert summary(capsys.readouterr().out).startswith("7 documents with 14 images from 8 pages, ")
     web(pages, "--out", out, "--workers", 1, "--shard-pages", 3, "--json", figures)
-    assert summary(capsys.readouterr().out) == "7 documents with 14 pictures from 8 pages (all done before):"
+    assert summary(capsys.readouterr().out) == "7 documents with 14 images from 8 pages (all done before):"
     found = json.loads(figures.read_text())
     assert [found[name] for name in ("pages", "kept", "pictures", "pages_before", "pages_in_all")] == [8, 7, 14, 8, 8]
     (out / "logs" / "00001.jsonl").unlink()
     web(pages, "--out", out, "--workers", 1, "--shard-pages", 3)
-    assert summary(capsys.readouterr().out).startswith("7 documents with 14 pictures from 8 pages (5 done before), ")
+    assert summary(capsys.readouterr().out).startswith("7 documents with 14 images from 8 pages (5 done before), ")
 
 
 def test_a_run_that_keeps_nothing_says_which_rule_refused_most(pages, tmp_path, capsys):

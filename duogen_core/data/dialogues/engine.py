@@ -106,18 +106,19 @@ class DialogueEngine(Engine):
         return self.models[0]
 
     @property
-    def eyes(self) -> Client:
+    def describer(self) -> Client:
+        """The model that looks at images; the writer itself unless another was named."""
         return self.models[1]
 
     def clients(self) -> dict[str, Client]:
-        return {"writer": self.writer} | ({"eyes": self.eyes} if self.eyes is not self.writer else {})
+        return {"writer": self.writer} | ({"describer": self.describer} if self.describer is not self.writer else {})
 
     def identity(self) -> dict[str, Any]:
         return {
             "input": self.source.identity(),
             "preset": self.preset,
             "writer": self.writer.endpoint.model,
-            "eyes": self.eyes.endpoint.model,
+            "eyes": self.describer.endpoint.model,  # so named in run.json: a run begun earlier goes on
             "prompts": self.prompts,
         }
 
@@ -144,7 +145,7 @@ class DialogueEngine(Engine):
     def document(self, document: Document) -> DialogueResult:
         outcome = DialogueResult()
 
-        def heard(answer: Answer) -> None:
+        def count_tokens(answer: Answer) -> None:
             outcome.tokens.update(
                 answers=1,
                 prompt=answer.prompt_tokens,
@@ -153,7 +154,9 @@ class DialogueEngine(Engine):
             )
 
         try:
-            self._through(document, outcome, self.writer.with_callback(heard), self.eyes.with_callback(heard))
+            self._through(
+                document, outcome, self.writer.with_callback(count_tokens), self.describer.with_callback(count_tokens)
+            )
         except EndpointError as error:
             outcome.rule, outcome.value = ENDPOINT, str(error)[:300]
         except AnswerError as error:
@@ -171,14 +174,16 @@ class DialogueEngine(Engine):
         outcome.document = None if outcome.rule else outcome.document
         return outcome
 
-    def _through(self, document: Document, outcome: DialogueResult, writer: Client, eyes: Client) -> None:
+    def _through(self, document: Document, outcome: DialogueResult, writer: Client, describer: Client) -> None:
         preset, values = self.preset, outcome.values
         draft = read_draft(document)
         if not draft.passages:
             raise Refused("draft.no_text", 0, "The page has no text.")
         outcome.stage = "describe"
         if preset["describe"]["ask"]:
-            draft = replace(draft, pictures=tuple(self._described(picture, draft, eyes) for picture in draft.pictures))
+            draft = replace(
+                draft, pictures=tuple(self._described(picture, draft, describer) for picture in draft.pictures)
+            )
         outcome.stage = "place"
         placed, placement = self._placed(draft, writer)
         outcome.facts |= {"trusted": placement.trusted, "in_order": placement.in_order}
@@ -202,9 +207,9 @@ class DialogueEngine(Engine):
             "removed": {},
         }
 
-    def _described(self, picture: Any, draft: Draft, eyes: Client) -> Any:
+    def _described(self, picture: Any, draft: Draft, describer: Client) -> Any:
         try:
-            return describe(picture, draft.title, self.preset["describe"], eyes)
+            return describe(picture, draft.title, self.preset["describe"], describer)
         except AnswerError:  # its alt text and caption must do; the log says so
             return picture
 
@@ -229,7 +234,7 @@ class DialogueEngine(Engine):
     def _meta(self, document: Document, placement: Placement) -> dict[str, Any]:
         made = {
             "writer": self.writer.endpoint.model,
-            "eyes": self.eyes.endpoint.model if self.preset["describe"]["ask"] else "",
+            "eyes": self.describer.endpoint.model if self.preset["describe"]["ask"] else "",
             "prompts": self.prompts,
             "in_order": placement.in_order,
         }

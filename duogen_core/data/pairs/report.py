@@ -80,7 +80,7 @@ def _look_again(
 
 def _tile(facts: Mapping[str, Any], thumbnails: Sequence[str], words: str) -> str:
     about = ", ".join(f"{name} {value}" for name, value in facts.items() if name not in HIDDEN)
-    inside = "".join(thumbnails) or "<i>no picture</i>"
+    inside = "".join(thumbnails) or "<i>no image</i>"
     verdict = badge(rule_of(dict(facts)), facts.get("value"))
     return f"<div class=page>{inside}<br>{verdict} {escape(words)}<br><small>{escape(about)}</small></div>"
 

@@ -126,7 +126,7 @@ def _document(document: Document) -> str:
     for turn in document.turns:
         parts.append(f"<h4>{turn.role}</h4>")
         parts += [f"<p>{escape(part.text)}</p>" if isinstance(part, Text) else _picture(part) for part in turn.parts]
-    start = escape(first[:160] or "a picture")
+    start = escape(first[:160] or "an image")
     return f"<details><summary>{start}</summary><p><small>{about}</small></p>{''.join(parts)}</details>"
 
 

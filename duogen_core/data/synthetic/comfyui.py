@@ -63,14 +63,14 @@ class Server:
         value = self._json(self._asked("POST", "/upload/image", body, kind), "/upload/image")
         folder, name = value.get("subfolder"), value.get("name")
         if not isinstance(folder, str) or not isinstance(name, str) or not name:
-            raise PainterError(f"{self.where} took a picture but did not say under which name.", stop=True)
+            raise PainterError(f"{self.where} took an image but did not say under which name.", stop=True)
         return f"{folder}/{name}" if folder else name
 
     def view(self, file: Mapping[str, Any]) -> bytes:
         """The bytes of a file that a node showed."""
         names = {key: file[key] for key in ("filename", "subfolder", "type") if isinstance(file.get(key), str)}
         if "filename" not in names:
-            raise PainterError(f"{self.where} showed a picture without a file name.")
+            raise PainterError(f"{self.where} showed an image without a file name.")
         return self._asked("GET", f"/view?{urlencode(names)}").body
 
     def cancel(self, id_: str) -> None:
@@ -106,7 +106,7 @@ class Server:
                 )
             if time.monotonic() > end:
                 raise PainterError(
-                    f"{self.where} had not finished a picture after {self.seconds:g} seconds; allow more."
+                    f"{self.where} had not finished an image after {self.seconds:g} seconds; allow more."
                 )
             self.sleep(pause)
             pause = min(pause * 1.5, SLOWEST_LOOK)
@@ -123,7 +123,7 @@ class Server:
                 node = f"{about.get('node_type', '?')} (node {about.get('node_id', '?')})"
                 raise PainterError(f"{self.where}: {_short(node)} failed: {_short(about.get('exception_message'))}.")
             if kind == "execution_interrupted":
-                raise PainterError(f"{self.where} was told to stop before the picture was done.")
+                raise PainterError(f"{self.where} was told to stop before the image was done.")
         if status.get("status_str") == "error":
             raise PainterError(f"{self.where} says that the workflow failed, and not why; look at its log.")
         outputs = found.get("outputs")

@@ -111,7 +111,7 @@ def _check(workflow: Workflow) -> None:
         )
     if "seed" not in workflow.places and not any(_has_seed(node) for node in workflow.nodes.values()):
         raise DuoGenError(
-            f"The workflow {workflow.name} has no ${{seed}} and no input called seed with a number; every picture of a "
+            f"The workflow {workflow.name} has no ${{seed}} and no input called seed with a number; every image of a "
             "prompt would be the same."
         )
 
@@ -208,15 +208,15 @@ class ComfyPainter(Painter):
             return pixels
         found = f"{size[0]}x{size[1]} pixels" if max(size) > side else str(facts.get("rule")).replace("_", " ")
         raise PainterError(
-            f"The workflow {workflow.name} gave a picture that cannot be used ({found}); expected a still "
-            f"picture ({FORMATS}) of at most {side:,} pixels a side."
+            f"The workflow {workflow.name} gave an image that cannot be used ({found}); expected a still "
+            f"image ({FORMATS}) of at most {side:,} pixels a side."
         )
 
 
 def _check_together(workflows: Sequence[Workflow], size: tuple[int, int] | None) -> None:
     if not workflows or workflows[0].pictures:
         raise DuoGenError(
-            "The first picture of an answer has no earlier one; give one more --workflow, without ${first} and "
+            "The first image of an answer has no earlier one; give one more --workflow, without ${first} and "
             "${earlier_1}."
         )
     for workflow in workflows:
@@ -227,7 +227,7 @@ def _check_together(workflows: Sequence[Workflow], size: tuple[int, int] | None)
     for one, other in itertools.pairwise(workflows):
         if one.pictures == other.pictures:
             raise DuoGenError(
-                f"The workflows {one.name} and {other.name} look at the same number of earlier pictures "
+                f"The workflows {one.name} and {other.name} look at the same number of earlier images "
                 f"({one.pictures}); leave one out."
             )
 
@@ -240,10 +240,10 @@ def _picture_of(outputs: Mapping[str, Any], workflow: Workflow) -> Mapping[str, 
     if len(pictures) == 1:
         return pictures[0]
     if not pictures:
-        raise PainterError(f"The workflow {workflow.name} gave no picture; it needs a PreviewImage node.", stop=True)
+        raise PainterError(f"The workflow {workflow.name} gave no image; it needs a PreviewImage node.", stop=True)
     nodes = ", ".join(f"{workflow.nodes.get(id_, {}).get('class_type', '?')} (node {id_})" for id_ in chosen)
     raise PainterError(
-        f"The workflow {workflow.name} gave {len(pictures)} pictures, by {nodes}; one is wanted: make it a single one, "
+        f"The workflow {workflow.name} gave {len(pictures)} images, by {nodes}; one is wanted: make it a single one, "
         f"or title the node that shows it “{WANTED_TITLE}”.",
         stop=True,
     )

@@ -62,17 +62,17 @@ class Sample:
         return {**place, "turns": len(self.steps), "change": self.changes, "kept": bool(self.steps), **refused}
 
 
-class Eyes:
-    """Decodes in a child process, and remembers what it has seen of a row."""
+class RowPictures:
+    """Decodes the pictures of a row in a child process, and lists those that could be read."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.decoder, self.seen = decoder, []
+        self.decoder, self.decoded = decoder, []
 
-    def look(self, data: bytes, name: str) -> np.ndarray:
+    def decode(self, data: bytes, name: str) -> np.ndarray:
         facts, pixels = self.decoder.decode(data)
         if pixels is None:
             raise Refused(facts["rule"], name)
-        self.seen.append(pixels)
+        self.decoded.append(pixels)
         return pixels
 
 
@@ -210,31 +210,31 @@ class EditingEngine(Engine):
             yield (number, WHOLE), pictures or sample.looked_at, f"{number:08d}"
 
     def sample(self, item: Item, rows: Sequence[dict[str, Any]], decoder: Decoder) -> Sample:
-        eyes, inverse = Eyes(decoder), item[2]
+        pictures, inverse = RowPictures(decoder), item[2]
         steps, changes, verdict, about = [], [], None, {}
         for row in rows:
             about = about or {name: _plain(row[name]) for name in self.layout.about if row.get(name) is not None}
-            eyes.seen = []
+            pictures.decoded = []
             try:
-                step, changed = self._step(row, inverse, eyes, steps[-1].result if steps else None)
+                step, changed = self._step(row, inverse, pictures, steps[-1].result if steps else None)
             except Refused as refused:
                 verdict = (refused.rule, refused.value)
                 break
             steps.append(step)
             changes.append(changed)
-        return Sample(item, steps, changes, verdict, about, eyes.seen)
+        return Sample(item, steps, changes, verdict, about, pictures.decoded)
 
-    def _step(self, row: dict[str, Any], inverse: bool, eyes: Eyes, before: np.ndarray | None):
+    def _step(self, row: dict[str, Any], inverse: bool, pictures: RowPictures, before: np.ndarray | None):
         text = self._text(row[self.layout.inverse if inverse else self.instruction])
         names = (self.target, self.source) if inverse else (self.source, self.target)
-        brought = self._pictures(row, names[0], eyes)
+        brought = self._pictures(row, names[0], pictures)
         if not brought:
             raise Refused("no_picture", names[0])
-        (result,) = self._pictures(row, names[1], eyes)[-1:] or [None]
+        (result,) = self._pictures(row, names[1], pictures)[-1:] or [None]
         if result is None:
             raise Refused("no_picture", names[1])
         for name in self.layout.more_pictures:
-            brought += self._pictures(row, name, eyes) if name in row else []
+            brought += self._pictures(row, name, pictures) if name in row else []
         changed = self._judge(brought[0], result)
         if before is not None and len(brought) == 1 and np.array_equal(before, brought[0]):
             return Step([text], result), changed
@@ -267,17 +267,17 @@ class EditingEngine(Engine):
             numbers = [number for number in numbers if number != part]
         return placed
 
-    def _pictures(self, row: dict[str, Any], name: str, eyes: Eyes) -> list[np.ndarray]:
+    def _pictures(self, row: dict[str, Any], name: str, pictures: RowPictures) -> list[np.ndarray]:
         value = row[name]
         values = value if isinstance(value, list) else [] if value is None else [value]
-        return [self._picture(each, name, eyes) for each in values if not _empty(each)]
+        return [self._picture(each, name, pictures) for each in values if not _empty(each)]
 
-    def _picture(self, value: Any, name: str, eyes: Eyes) -> np.ndarray:
+    def _picture(self, value: Any, name: str, pictures: RowPictures) -> np.ndarray:
         try:
             data = self.rows.picture(value, name)
         except DuoGenError as error:
             raise Refused("missing", str(error)[:200]) from None
-        pixels = eyes.look(data, name)
+        pixels = pictures.decode(data, name)
         if min(pixels.shape[:2]) < self.preset["picture"]["min_side"]:
             raise Refused("small", min(pixels.shape[:2]))
         return pixels

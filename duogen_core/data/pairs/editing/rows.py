@@ -66,7 +66,7 @@ class Rows(ABC):
         if isinstance(data, bytes):
             return data
         if not isinstance(path, str) or not path:
-            raise DuoGenError(f"{name} holds no picture.")
+            raise DuoGenError(f"{name} holds no image.")
         return folder_reader(self.files[0].parent.resolve())(path, name)
 
 
