@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
-from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, replace_file, write_errors
+from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, replace_file, swap_folders, write_errors
 from duogen_core.sampling import Sampling
 from duogen_core.weights.headers import refuse_pickle
 
@@ -324,19 +324,12 @@ def save_checkpoint(components: Components, folder: str | os.PathLike) -> Path:
             (new / "vae").mkdir()
             save_file(components.vae.to_single_file(), new / "vae" / VAE_FILE)
             write_config(components.config, new)
-            if not folder.exists():
-                new.rename(folder)
-                return folder
-            folder.rename(old)
-            try:
-                new.rename(folder)
-            except BaseException:
-                old.rename(folder)
-                raise
+            replaced = swap_folders(new, folder, old)
         except BaseException:
             discard(new)
             raise
-        _keep_others(old, folder)
+        if replaced:
+            _keep_others(old, folder)
     return folder
 
 

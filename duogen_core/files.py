@@ -141,6 +141,24 @@ def atomic_path(path: Path, *, shared: bool = False) -> Iterator[Path]:
         raise
 
 
+def swap_folders(new: Path, target: Path, old: Path) -> bool:
+    """Gives `new` the name `target`; what had it before is called `old` then. Returns whether there was such a folder.
+
+    No system replaces a folder that holds something in one step. A kill between the two renames leaves `old` and no
+    `target`: the next run has to give it its name back. An error in between gives it back at once.
+    """
+    if not target.exists():
+        os.rename(new, target)
+        return False
+    os.rename(target, old)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    return True
+
+
 def discard(path: Path) -> None:
     """Remove a temporary file or folder; failing at that must not hide the error that led here."""
     if path.is_dir() and not path.is_symlink():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError
-from duogen_core.weights.headers import PICKLE_SUFFIXES, check_tensors
+from duogen_core.weights.headers import PICKLE_SUFFIXES, check_tensors, shapes_of
 
 if TYPE_CHECKING:
     from duogen_core.dit.loading import CosmosFile
@@ -182,17 +182,15 @@ def _small_files(source: Path) -> list[Path]:
 
 
 def _convert_vae(weights: Any, source: Path, target: Path, progress: Progress) -> str:
-    import torch
-
     from duogen_core.vae import new_vae, original_key
+    from duogen_core.weights.module import build_empty
 
     if target.suffix.lower() != ".safetensors":
         raise DuoGenError(f"{source} is a VAE, which is written as one file; give {target}.safetensors as the output.")
     original = "decoder.head.0.gamma" in weights.entries
     width = weights.entries["decoder.head.0.gamma" if original else "decoder.norm_out.gamma"].shape[0]
-    with torch.device("meta"):
-        keys = {key: tuple(tensor.shape) for key, tensor in new_vae(width).state_dict().items()}
-    expected = {(original_key(key) if original else key): shape for key, shape in keys.items()}
+    shapes = shapes_of(build_empty(lambda: new_vae(width), source, "a Wan 2.1 VAE"))
+    expected = {(original_key(key) if original else key): shape for key, shape in shapes.items()}
     check_tensors(weights.entries, expected, source, "Wan 2.1 VAE")
     pieces = [weights.piece(name, name if original else original_key(name)) for name in weights.entries]
     _write_one(target, pieces, {}, progress)

@@ -15,7 +15,6 @@ evaluation. DIR appears when all of them are written, with an overview of the fi
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TextIO
 
-from duogen_core.commands.progress import BAR, harmless
+from duogen_core.commands.progress import StatusLine, harmless
 from duogen_core.commands.run_options import STDOUT, Command, add_json, write_json
 from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import atomic_path
@@ -87,7 +86,7 @@ def _check(source: Source, args: argparse.Namespace, count_tokens: Any) -> tuple
 
     samples = args.samples or 1000 if source.endless else min(args.samples or len(source), len(source))
     totals, named = Totals(), []
-    bar = Bar(source.name, samples, args.quiet)
+    bar = CheckProgress(source.name, samples, args.quiet)
     for facts in survey(source, samples, count_tokens, args.workers):
         totals.add(facts)
         if facts.bad:
@@ -95,7 +94,7 @@ def _check(source: Source, args: argparse.Namespace, count_tokens: Any) -> tuple
             if len(named) < MOST_NAMED:
                 named.append(facts.bad)
         bar.step(totals.bad)
-    bar.end(totals.bad)
+    bar.finish(totals.bad)
     return totals, named
 
 
@@ -118,48 +117,33 @@ class TokenCounter:
         return len(layout(document, tokenizer, image_token_counts(document, processor)).ids)
 
 
-class Bar:
-    """A progress bar on a terminal; elsewhere a line now and then."""
+class CheckProgress(StatusLine):
+    """How many samples of a source were read, and how many of them are bad."""
 
     def __init__(self, name: str, total: int, quiet: bool, stream: TextIO | None = None) -> None:
-        self.name, self.total, self.quiet, self.stream = shown(name), total, quiet, stream or sys.stderr
-        self.live = not quiet and self.stream.isatty()
-        self.done, self.started, self.first, self.shown = 0, 0.0, 0, time.monotonic()
-
-    def line(self, text: str) -> None:
-        if not self.quiet:
-            self.stream.write(("\r\x1b[K" if self.live else "") + text + "\n")
+        super().__init__(quiet, stream)
+        self.name, self.total = shown(name), total
+        self.done, self.started, self.first = 0, 0.0, 0
 
     def step(self, bad: int) -> None:
         self.advance(1, bad)
 
     def advance(self, samples: int, bad: int) -> None:
         self.done += samples
-        now = time.monotonic()
         if not self.started:  # what came first, with all that is loaded for it, is no part of the speed
-            self.started, self.first = now, self.done
-        if now - self.shown >= (0.1 if self.live else 10):
-            self.shown = now
-            self._show(bad)
+            self.started, self.first = time.monotonic(), self.done
+        if self.due(0.1):
+            self.state(bad)
 
-    def end(self, bad: int) -> None:
-        self._show(bad)
-        if self.live:
-            self.stream.write("\n")
+    def finish(self, bad: int) -> None:
+        self.state(bad)
+        self.end()
 
-    def _show(self, bad: int) -> None:
-        if self.quiet:
-            return
-        share = self.done / max(self.total, 1)
-        filled = int(BAR * share)
+    def state(self, bad: int) -> None:
         text = f"{self.name} {self.done:,}/{self.total:,}, {bad:,} bad"
         if self.done > self.first:
             text += f", {(self.done - self.first) / max(time.monotonic() - self.started, 1e-6):,.0f} a second"
-        if self.live:
-            self.stream.write(f"\r\x1b[K{'█' * filled}{'░' * (BAR - filled)} {text}")
-        else:
-            self.stream.write(text + "\n")
-        self.stream.flush()
+        self.show(text, self.done / max(self.total, 1))
 
 
 def _table(rows: list[tuple[str, Totals]], with_tokens: bool) -> str:
@@ -321,12 +305,12 @@ def run_export(args: argparse.Namespace) -> int:
     folder = Path(args.out)
     if folder.exists() and not folder.is_dir():
         raise DuoGenError(f"--out {folder} is a file; give a folder.")
-    bar = Bar(source.name, 0 if source.endless else len(source), args.quiet)
+    bar = CheckProgress(source.name, 0 if source.endless else len(source), args.quiet)
     written = bad = 0
     for result in write(source, folder, args.to, args.shard_samples, args.photo_quality):
         written, bad = written + result["samples"], bad + result["bad"]
         bar.advance(result["samples"] + result["bad"], bad)
-    bar.end(bad)
+    bar.finish(bad)
     left_out = f", {bad:,} bad ones left out and named in {folder / 'bad_samples.jsonl'}" if bad else ""
     there = len(source) - written - bad
     print(f"{written:,} documents written{left_out}{f'; {there:,} were done before' if there else ''}.")
@@ -394,13 +378,14 @@ def run_view(args: argparse.Namespace) -> int:
     from duogen_core.data.runs.log import open_logs
 
     folder, file = Path(args.folder), _view_file(args)
-    live = not args.quiet and sys.stderr.isatty()
+    progress = StatusLine(args.quiet)
     kinds = [log.kind for log in open_logs(folder)]
 
     def step(done: int, total: int) -> None:
-        if live:
-            sys.stderr.write(f"\r\x1b[K{done:,}/{total:,} looked at again" + ("\n" if done == total else ""))
-            sys.stderr.flush()
+        if progress.live:
+            progress.show(f"{done:,}/{total:,} looked at again")
+            if done == total:
+                progress.end()
 
     if kinds == ["web"]:
         from duogen_core.data.runs.run import open_run

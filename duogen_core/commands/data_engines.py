@@ -165,10 +165,11 @@ def add_dialogues(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser, ("howto",), "rewrite.min_overlap=0.6", "documents", 64)
     add_workers(parser, "with --backend ray: processes, which share --parallel")
     add("--record", metavar="FILE", help="where the answers are kept; default: answers.jsonl in the run's folder")
-    add("--describer-base-url", metavar="URL", help="another endpoint, for describing images")
-    add("--describer-model", metavar="NAME", help="another model, for describing images")
-    for old in ("base-url", "model"):  # their names in earlier versions, for commands that were written down
-        add(f"--eyes-{old}", dest=f"describer_{old.replace('-', '_')}", help=argparse.SUPPRESS)
+    # The second spellings are those of earlier versions, for commands that were written down.
+    about = "another endpoint, for describing images"
+    add("--describer-base-url", "--eyes-base-url", metavar="URL", help=about)
+    about = "another model, for describing images"
+    add("--describer-model", "--eyes-model", metavar="NAME", help=about)
     about = "stop when so many in a row fail at the endpoint; default: 8"
     add("--give-up", type=int, default=8, metavar="N", help=about)
     add_endpoint_options(parser)

@@ -6,14 +6,13 @@ import argparse
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from duogen_core.commands.progress import BAR
+from duogen_core.commands.progress import StatusLine
 from duogen_core.errors import DuoGenError
 
 
@@ -86,7 +85,7 @@ def nothing_kept(folder: Path) -> str:
 
 def write_json(name: str | None, figures: Any) -> bool:
     """Writes the figures where --json says, if it was given; whether that was stdout, where no text may follow."""
-    from duogen_core.document.store import write_atomically
+    from duogen_core.files import write_atomically
 
     text = json.dumps(figures, indent=2, ensure_ascii=name == STDOUT) + "\n"
     if name == STDOUT:
@@ -96,15 +95,12 @@ def write_json(name: str | None, figures: Any) -> bool:
     return name == STDOUT
 
 
-EVERY = 10.0  # seconds between two lines where there is no terminal
-
-
-class RunProgress:
+class RunProgress(StatusLine):
     """unit: what is counted, such as pages."""
 
     def __init__(self, quiet: bool, unit: str, stream: TextIO | None = None) -> None:
-        self.quiet, self.unit, self.stream = quiet, unit, stream or sys.stderr
-        self.live = not quiet and self.stream.isatty()
+        super().__init__(quiet, stream)
+        self.unit = unit
         self.total = self.done = self.before = self.kept = 0
         self.started = self.shown = time.monotonic()
 
@@ -121,24 +117,22 @@ class RunProgress:
     def elapsed(self) -> float:
         return time.monotonic() - self.started
 
-    def line(self, text: str) -> None:
-        self._put(("\r\x1b[K" if self.live else "") + text + "\n")
-
     def step(self, count: int, kept: int) -> None:
         """So many more are done; so many are kept in all."""
         self.done, self.kept = self.done + count, kept
-        if self._due():
-            self._show()
+        if self.due():
+            rate = (self.done - self.before) / max(self.elapsed(), 1e-6)
+            pace = f"{rate:.1f} a second" if rate >= 1 else f"{rate * 60:.1f} a minute"
+            rest = f"{_left(int((self.total - self.done) / rate))} left" if rate else "…"
+            text = f"{self.done:,}/{self.total:,} {self.unit}, {self.kept:,} kept, {pace}, {rest}"
+            self.show(text, self.done / max(self.total, 1))
 
     def fetched(self, what: str, done: int, total: int, kept: int) -> None:
-        if self._due(done == total):
+        if self.due(last=done == total):
             rate = done / max(self.elapsed(), 1e-6)
-            text = f"fetching {what}: {done:,}/{total:,}, {kept:,} came, {rate:.1f} a second"
-            self._put(f"\r\x1b[K{text}" + ("\n" if done == total else "") if self.live else text + "\n")
-
-    def end(self) -> None:
-        if self.live:
-            self._put("\n")
+            self.show(f"fetching {what}: {done:,}/{total:,}, {kept:,} came, {rate:.1f} a second")
+            if done == total:
+                self.end()
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
@@ -150,25 +144,6 @@ class RunProgress:
             self.line(f"Stopped after {self.done:,} of {self.total:,} {self.unit}; the same command goes on.")
             raise
         self.end()
-
-    def _due(self, last: bool = False) -> bool:
-        if not (self.live or last or time.monotonic() - self.shown >= EVERY):
-            return False
-        self.shown = time.monotonic()
-        return True
-
-    def _show(self) -> None:
-        rate = (self.done - self.before) / max(self.elapsed(), 1e-6)
-        pace = f"{rate:.1f} a second" if rate >= 1 else f"{rate * 60:.1f} a minute"
-        rest = f"{_left(int((self.total - self.done) / rate))} left" if rate else "…"
-        text = f"{self.done:,}/{self.total:,} {self.unit}, {self.kept:,} kept, {pace}, {rest}"
-        filled = int(BAR * self.done / max(self.total, 1))
-        self._put(f"\r\x1b[K{'█' * filled}{'░' * (BAR - filled)} {text}" if self.live else text + "\n")
-
-    def _put(self, text: str) -> None:
-        if not self.quiet:
-            self.stream.write(text)
-            self.stream.flush()
 
 
 def _left(seconds: int) -> str:

@@ -24,9 +24,8 @@ from duogen_core.data.sources.base import Bad, Sample, Source
 from duogen_core.data.sources.mixture import BadLog
 from duogen_core.data.sources.rows import as_png, lists_of, rows_of, schema
 from duogen_core.document import Document, Picture
-from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError, MissingPackage
-from duogen_core.files import read_json
+from duogen_core.files import read_json, write_atomically
 
 ENDINGS = {"parquet": "parquet", "webdataset": "tar", "mint1t": "tar"}
 STATE = "export.json"

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from duogen_core.dit import DitError
 from duogen_core.dit.frame_causal import FrameCache, forward_frame_causal
 from duogen_core.dit.frames import CosmosFrames, PackedCosmosBlock, keys_values, stacked
-from duogen_core.dit.packing import Sequence as TrainingSequence
-from duogen_core.dit.packing import forward_train
+from duogen_core.dit.packing import TrainingSequence, forward_train
 from duogen_core.files import read_json
 from duogen_core.weights.headers import check_sizes
 from duogen_core.weights.module import build_empty, check_module, fill_module

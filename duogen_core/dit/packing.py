@@ -1,6 +1,6 @@
 """Training of the packed DiT: sequences of unlike picture sizes and counts in one pass, without padding.
 
-In:  `Sequence`s, one per document: clean frames and noisy ones, the text, and which of the text each frame may see.
+In:  a `TrainingSequence` per document: clean and noisy frames, the text, and which of the text each frame may see.
 Out: the velocity of every noisy frame, equal to running the sequences one by one.
 
 The tokens of all frames of all sequences lie behind one another, so every linear layer, norm and MLP runs once over
@@ -13,7 +13,7 @@ one sequence can hold many targets: a noisy frame sees the clean frames before i
 
 from __future__ import annotations
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,15 +26,15 @@ from duogen_core.dit.frames import CosmosFrames, keys_values, stacked
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """clean, noisy: latents [16, h, w]. places: each one's picture index in the document, clean ones first.
+class TrainingSequence:
+    """clean, noisy: latents [16, h, w]. frame_indices: each one's picture index in the document, clean ones first.
 
     timestep [noisy]; text [N, text_embed_dim]; sees bool [clean + noisy, N]: what each frame may see of the text.
     """
 
     clean: tuple[Tensor, ...]
     noisy: tuple[Tensor, ...]
-    places: tuple[int, ...]
+    frame_indices: tuple[int, ...]
     timestep: Tensor
     text: Tensor
     sees: Tensor
@@ -42,14 +42,15 @@ class Sequence:
     @property
     def shape(self) -> tuple:
         """Sequences of one shape attend as one batch."""
-        return len(self.clean), self.places, tuple(tuple(frame.shape[-2:]) for frame in (*self.clean, *self.noisy))
+        sizes = tuple(tuple(frame.shape[-2:]) for frame in (*self.clean, *self.noisy))
+        return len(self.clean), self.frame_indices, sizes
 
     def check(self, attention: str) -> None:
         frames = len(self.clean) + len(self.noisy)
-        if not self.noisy or len(self.places) != frames or self.timestep.shape != (len(self.noisy),):
+        if not self.noisy or len(self.frame_indices) != frames or self.timestep.shape != (len(self.noisy),):
             raise DitError(
-                f"{len(self.clean)} clean and {len(self.noisy)} noisy frames with {len(self.places)} places and "
-                f"timesteps {tuple(self.timestep.shape)} do not fit together."
+                f"{len(self.clean)} clean and {len(self.noisy)} noisy frames with {len(self.frame_indices)} indices "
+                f"and timesteps {tuple(self.timestep.shape)} do not fit together."
             )
         if self.sees.shape != (frames, len(self.text)):
             raise DitError(f"sees is {tuple(self.sees.shape)}; expected {(frames, len(self.text))}, frames by tokens.")
@@ -60,12 +61,12 @@ class Sequence:
 class Group:
     """Sequences of one shape, whose tokens lie behind one another in the pack."""
 
-    def __init__(self, model: CosmosFrames, members: list[Sequence]) -> None:
+    def __init__(self, model: CosmosFrames, members: list[TrainingSequence]) -> None:
         first = members[0]
         self.members, self.n, self.clean = members, len(members), len(first.clean)
         self.grids = [model.grid(frame) for frame in (*first.clean, *first.noisy)]
         self.sizes = [height * width for height, width in self.grids]
-        self.length, self.places = sum(self.sizes), first.places
+        self.length, self.frame_indices = sum(self.sizes), first.frame_indices
         self.tokens = self.n * self.length
         self.text_lengths = [len(member.text) for member in members]
         self.text_tokens = sum(self.text_lengths)
@@ -86,11 +87,11 @@ class Group:
             return F.scaled_dot_product_attention(q, k, v)
         qs, ks, vs = (t.split(self.sizes, dim=2) for t in (q, k, v))
         out, ends = [], [0, *torch.tensor(self.sizes).cumsum(0).tolist()]
-        for i, place in enumerate(self.places):
+        for i, place in enumerate(self.frame_indices):
             if i < self.clean:  # it sees the clean frames up to and including itself, which stand first and in order
                 keys, values = k[:, :, : ends[i + 1]], v[:, :, : ends[i + 1]]
             else:  # a target sees the clean frames before its place, then itself, and no other target
-                seen = ends[sum(other < place for other in self.places[: self.clean])]
+                seen = ends[sum(other < place for other in self.frame_indices[: self.clean])]
                 keys, values = (torch.cat([t[:, :, :seen], own[i]], dim=2) for t, own in ((k, ks), (v, vs)))
             out.append(F.scaled_dot_product_attention(qs[i], keys, values))
         return torch.cat(out, dim=2)
@@ -136,7 +137,7 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
-def forward_train(model: CosmosFrames, sequences: SequenceOf[Sequence]) -> list[list[Tensor]]:
+def forward_train(model: CosmosFrames, sequences: Sequence[TrainingSequence]) -> list[list[Tensor]]:
     """See `PackedCosmos.forward_train`."""
     attention = model.config.attention
     # Only attention has to know which tokens belong together: sequences of one shape become one batch there.
@@ -156,7 +157,7 @@ def forward_train(model: CosmosFrames, sequences: SequenceOf[Sequence]) -> list[
     sizes = [size for group in groups for _ in range(group.n) for size in group.sizes]
     x, token_frame = stacked(model.embed(torch.cat([group.patches(model) for group in groups])[None]), sizes)
     ropes = [
-        model.rope_of([(place, *grid) for place, grid in zip(group.places, group.grids, strict=True)], x.device)
+        model.rope_of([(place, *grid) for place, grid in zip(group.frame_indices, group.grids, strict=True)], x.device)
         for group in groups
     ]
     rope = tuple(torch.cat([each[i].repeat(g.n, 1) for g, each in zip(groups, ropes, strict=True)]) for i in (0, 1))

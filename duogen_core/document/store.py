@@ -24,9 +24,9 @@ from duogen_core.document.reading import (
     load_document,
 )
 from duogen_core.errors import DuoGenError
-from duogen_core.files import TEMPORARY, discard, lock_folder, replace_file, write_atomically, write_errors
+from duogen_core.files import TEMPORARY, discard, lock_folder, replace_file, swap_folders, write_errors
 
-__all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document", "write_atomically"]
+__all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document"]
 
 OWN_NAMES = re.compile(r"document\.(json|html|md|pdf)|images(/\d{3,}\.png)?|.*\.duogen-tmp")
 
@@ -179,18 +179,10 @@ def _add_to_zip(archive: zipfile.ZipFile, name: str, data: bytes, compression: i
 
 def _swap_folder(new: Path, target: Path) -> None:
     """Put the folder `new` where `target` is. Files in `target` that are not the document's move over."""
-    if not target.exists():
-        os.rename(new, target)
-        return
     old = _temporary(target, ".old")
-    os.rename(target, old)  # killed after this: `finish_swap` of the next run goes on
-    try:
-        os.rename(new, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
-    _move_others(old, target)
-    discard(old)
+    if swap_folders(new, target, old):  # killed in between: `finish_swap` of the next run goes on
+        _move_others(old, target)
+        discard(old)
 
 
 def _move_others(old: Path, target: Path) -> None:

@@ -96,7 +96,7 @@ def checked_target(name: str) -> Path:
 
 
 def write(report: Mapping[str, Any], target: Path) -> None:
-    from duogen_core.document.store import write_atomically
+    from duogen_core.files import write_atomically
 
     write_atomically(target, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -117,7 +117,7 @@ def contact_sheet(
     """
     from PIL import Image
 
-    from duogen_core.document.store import write_atomically
+    from duogen_core.files import write_atomically
 
     strips = [_strip(*row, columns=columns) for row in rows[:most]]
     if not strips:

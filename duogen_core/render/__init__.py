@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from duogen_core.document import Document
-from duogen_core.document.store import image_name, write_atomically
+from duogen_core.document.store import image_name
+from duogen_core.files import write_atomically
 from duogen_core.render.html import render_html
 from duogen_core.render.markdown import render_markdown
 from duogen_core.render.pdf import render_pdf

@@ -280,14 +280,7 @@ class Progress:
         self._printed = time.monotonic()
         left = max(0.0, (1 - done) * (self._printed - self._start) / max(done - self._done, 1e-9))
         figures = " ".join(f"{k} {v:.4g}" for k, v in self.means.items())
-        bar = "#" * int(20 * min(1, done))
-        line = f"[{bar:<20}] {100 * min(1, done):3.0f}% step {steps}"
-        line += f" | {figures} | {clock(seconds)} gone, {clock(left)} left"
-        if sys.stdout.isatty():
-            self._print(f"\r\x1b[K{line}", end="\n" if done >= 1 else "")
-        else:
-            self._print(line)
-        return line
+        return self._state(done, f"step {steps} | {figures} | {clock(seconds)} gone, {clock(left)} left")
 
     def task(self, what: str, done: float) -> None:
         """The line of something that comes before the first step: what, how far (0 to 1), time gone and left."""
@@ -296,12 +289,15 @@ class Progress:
         self._printed = time.monotonic()
         gone = self._printed - self._start
         left = (1 - done) * gone / max(done - self._done, 1e-9)
-        line = f"[{'#' * int(20 * min(1, done)):<20}] {100 * min(1, done):3.0f}% {what}"
-        line += f" | {clock(gone)} gone, {clock(left)} left"
+        self._state(done, f"{what} | {clock(gone)} gone, {clock(left)} left")
+
+    def _state(self, done: float, text: str) -> str:
+        line = f"[{'#' * int(20 * min(1, done)):<20}] {100 * min(1, done):3.0f}% {text}"
         if sys.stdout.isatty():
             self._print(f"\r\x1b[K{line}", end="\n" if done >= 1 else "")
         else:
             self._print(line)
+        return line
 
     def say(self, text: str) -> None:
         """A line of its own, above the progress line."""

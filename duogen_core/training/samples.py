@@ -16,7 +16,7 @@ import torch
 
 from duogen_core.checkpoint import Components
 from duogen_core.document import Document, Picture, Text
-from duogen_core.document.store import write_atomically
+from duogen_core.files import write_atomically
 from duogen_core.mllm.base import Mllm
 from duogen_core.pipeline import Settings, fit_area, generate
 from duogen_core.render import render_html

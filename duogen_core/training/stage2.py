@@ -30,7 +30,7 @@ from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
 from duogen_core.dit.loading import open_cosmos
-from duogen_core.dit.packing import Sequence as TrainingSequence
+from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
@@ -135,7 +135,7 @@ class FlowSample:
     clean: tuple[Tensor, ...]
     targets: tuple[Tensor, ...]  # x0
     noise: tuple[Tensor, ...]
-    places: tuple[int, ...]
+    frame_indices: tuple[int, ...]
     timestep: Tensor
     states: Tensor  # [N, layers * width]
     sees: Tensor  # bool [clean + targets, N]
@@ -150,7 +150,7 @@ class FlowSample:
 
         states, timestep = self.states.to(device).float(), self.timestep.to(device)
         clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
-        return FlowSample(clean, targets, noise, self.places, timestep, states, self.sees.to(device))
+        return FlowSample(clean, targets, noise, self.frame_indices, timestep, states, self.sees.to(device))
 
 
 def packs(samples: Sequence[FlowSample], frames: int) -> list[list[FlowSample]]:
@@ -184,7 +184,7 @@ def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSa
         clean=tuple(document.latents[k] for k in clean),
         targets=tuple(document.latents[k] for k in targets),
         noise=noise,
-        places=(*clean, *targets),
+        frame_indices=(*clean, *targets),
         timestep=torch.where(unshifted, t, shifted(t, settings.shift)),
         states=states,
         sees=sees,
@@ -257,7 +257,7 @@ class FlowLoss(nn.Module):
 def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
     triples = zip(sample.timestep, sample.noise, sample.targets, strict=True)
     noisy = tuple(t * noise + (1 - t) * x0 for t, noise, x0 in triples)
-    return TrainingSequence(sample.clean, noisy, sample.places, sample.timestep, text, sample.sees)
+    return TrainingSequence(sample.clean, noisy, sample.frame_indices, sample.timestep, text, sample.sees)
 
 
 # -- the steps

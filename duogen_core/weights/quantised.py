@@ -49,6 +49,7 @@ def layer_formats(weights: WeightFiles) -> dict[str, str]:
         for name, entry in weights.entries.items()
         if entry.dtype in FP8 and name.endswith(".weight") and len(entry.shape) > 1
     }
+    # The more a source says, the later it comes, since the last word counts: a weight in fp8 says only its type.
     formats.update(_of_metadata(weights))
     for name in weights.entries:
         if name.endswith(f".{NOTE}"):
@@ -145,6 +146,7 @@ def unified(tensors: Iterator[tuple[str, Tensor]], formats: Mapping[str, str]) -
         note: dict[str, object] = {"format": format_}
         if layer not in scaled and format_ in FP8.values():  # cast to fp8 without a scale
             yield f"{layer}.weight_scale", torch.ones(())
+            # No scale of the inputs was measured either, so only the weight may be in fp8 (see WEIGHTS_ALONE).
             note["full_precision_matrix_mult"] = True
         if layer not in noted:
             yield f"{layer}.{NOTE}", torch.tensor(list(json.dumps(note).encode()), dtype=torch.uint8)

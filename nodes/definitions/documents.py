@@ -253,7 +253,8 @@ def save(
 
     Names are inside the folder, that of the .zip beside it.
     """
-    from duogen_core.document.store import image_name, save_document, write_atomically
+    from duogen_core.document.store import image_name, save_document
+    from duogen_core.files import write_atomically
     from duogen_core.render import render_pdf, write_rendered
 
     save_document(with_workflow(document, workflow), folder)

@@ -110,7 +110,7 @@ class DuoGenAppendImage(io.ComfyNode):
             search_aliases=["add image", "add image to context"],
             inputs=[
                 sockets.Context.Input("context", tooltip="The answer, as far as it is written."),
-                io.Image.Input("image", tooltip="One image of any size; transparency is laid on white."),
+                io.Image.Input("image", tooltip="One image of any size; transparent parts become white."),
                 io.Int.Input(
                     "seed",
                     optional=True,
@@ -221,7 +221,7 @@ class DuoGenAskWriter(io.ComfyNode):
                 io.Boolean.Input(
                     "captions",
                     default=True,
-                    tooltip="Ask for a caption of each image, made for the painter. Otherwise the paragraph before a "
+                    tooltip="Ask for a caption of each image, made for the painter. Otherwise the paragraph before an "
                     "image is what the painter gets.",
                 ),
             ],

@@ -32,7 +32,8 @@ import dirtied_arms  # noqa: E402
 from sketchbook_pages import Dirt, guide_cases, write_site  # noqa: E402
 
 from duogen_core.document import Document, Picture  # noqa: E402
-from duogen_core.document.store import save_document, write_atomically  # noqa: E402
+from duogen_core.document.store import save_document  # noqa: E402
+from duogen_core.files import write_atomically  # noqa: E402
 from duogen_core.mllm.loading import load_mllm  # noqa: E402
 from duogen_core.mllm.qwen2_5_vl import new_model  # noqa: E402
 from duogen_core.sketchbook.ablation.measuring import with_ideal_pictures  # noqa: E402

@@ -71,7 +71,7 @@ def batch(make: Callable[[Random], Prepared], chance: FlowSettings, frames: int,
 def by_shape(samples: Sequence[FlowSample]) -> list[list[FlowSample]]:
     groups = defaultdict(list)
     for sample in samples:
-        groups[sample.places, tuple(t.shape for t in (*sample.clean, *sample.targets))].append(sample)
+        groups[sample.frame_indices, tuple(t.shape for t in (*sample.clean, *sample.targets))].append(sample)
     return list(groups.values())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -139,15 +140,16 @@ def test_a_save_that_is_killed_loses_neither_model_nor_log(components, folder, m
         pass
 
     (folder / "log.jsonl").write_text("{}")
-    rename, done = Path.rename, []
+    rename, done = os.rename, []
 
-    def killed(self, target):
+    def killed(source, target):
         if len(done) == renames:
             raise Killed
-        done.append(rename(self, target))
+        done.append(rename(source, target))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", killed)
+        patch.setattr(os, "rename", killed)
+        patch.setattr(Path, "rename", lambda self, target: killed(self, target))
         patch.setattr(checkpoint, "discard", lambda path: None)  # nor does a kill clear anything away
         with pytest.raises(Killed):
             save_checkpoint(components, folder)

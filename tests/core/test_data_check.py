@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.commands.data import Bar
+from duogen_core.commands.data import CheckProgress
 from duogen_core.data.sources import Source, open_source
 from duogen_core.data.sources.survey import Totals, survey
 from duogen_core.document import Document, Text, Turn
@@ -212,7 +212,7 @@ def test_a_bad_sample_is_told_in_printable_words_wherever_it_is_told(tmp_path):
     bad = open_source(f"documents:{tmp_path}").read(0)
     assert bad.sentence.isprintable() and bad.sentence.count("a\\x1b[2J\\u202egnp") == 1
     terminal = Terminal()
-    Bar(f"documents:{folder}", 1, quiet=False, stream=terminal).end(1)
+    CheckProgress(f"documents:{folder}", 1, quiet=False, stream=terminal).finish(1)
     assert "\x1b[2J" not in terminal.text and "\u202e" not in terminal.text
 
 
@@ -232,11 +232,11 @@ class Terminal:
 
 def test_the_bar_on_a_terminal_is_one_line_and_bad_samples_stand_above_it():
     terminal = Terminal()
-    bar = Bar("jsonl:a", 4, quiet=False, stream=terminal)
+    bar = CheckProgress("jsonl:a", 4, quiet=False, stream=terminal)
     bar.shown -= 1
     bar.step(0)
     bar.line("bad: one")
-    bar.end(1)
+    bar.finish(1)
     assert terminal.text.count("\n") == 2 and "\r\x1b[Kbad: one\n" in terminal.text
     assert "█████░░░░░░░░░░░░░░░ jsonl:a 1/4, 0 bad" in terminal.text
 

@@ -12,7 +12,7 @@ from duogen_core.data.dialogues.converse import Exchange, compose, plain, valida
 from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.engine import DialogueEngine, DialogueResult, no_models
 from duogen_core.data.dialogues.rewrite import pieces
-from duogen_core.data.dialogues.rules import Refused, Values, check_clean, new_numbers, overlap
+from duogen_core.data.dialogues.rules import RefusedAnswer, Values, check_clean, new_numbers, overlap
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.document import Document, Picture, Text
@@ -266,7 +266,7 @@ def test_the_last_look_trusts_no_step():
     rules = load_preset("dialogues")["document"]
 
     def refused(draft: Draft, exchanges=None, source=original) -> str:
-        with pytest.raises(Refused) as caught:
+        with pytest.raises(RefusedAnswer) as caught:
             validate(compose(draft, exchanges or plain(draft), {}), source, rules, Values())
         return caught.value.rule
 
@@ -282,11 +282,11 @@ def test_the_last_look_trusts_no_step():
 def test_rules_of_texts():
     check_clean("x", "See http://a.org/b.", "It is at http://a.org/b")
     check_clean("x", "Choose File > Save as, then 3.5 bar. Node.js and e.g. this are no addresses.", "")
-    with pytest.raises(Refused, match="address"):
+    with pytest.raises(RefusedAnswer, match="address"):
         check_clean("x", "See http://a.org/b.evil", "It is at http://a.org/b")
     check_clean("x", "Write <IMG src=a.png> into the page", "An <img> is a picture.")
     for mark in ("<img", "<|im_end|>", "<BOV>"):
-        with pytest.raises(Refused, match="belongs to no text"):
+        with pytest.raises(RefusedAnswer, match="belongs to no text"):
             check_clean("x", f"Write {mark} here", "<|im_end|> <BOV>")
     assert new_numbers("1. Heat to 220\n2. Wait 40", "heat to 220") == 0.5
     assert overlap("The valve is opened", "open the valve") == 1.0 and overlap("", "x") == 1.0

@@ -14,7 +14,7 @@ import torch
 from duogen_core.dit import FAMILIES, DitError
 from duogen_core.dit.frame_causal import FrameCache
 from duogen_core.dit.loading import load_dit
-from duogen_core.dit.packing import Sequence
+from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -156,7 +156,7 @@ def test_the_target_alone_does_not_see_hidden_text(model, inputs, attention):
         for row in range(len(text)):
             one = [frame[row % len(frame)] for frame in frames]
             places = tuple(range(len(frames)))
-            sequence = Sequence(tuple(one[:-1]), (one[-1],), places, timestep[row : row + 1], text[row], sees)
+            sequence = TrainingSequence(tuple(one[:-1]), (one[-1],), places, timestep[row : row + 1], text[row], sees)
             torch.testing.assert_close(out[row], model.forward_train([sequence])[0][0], **CLOSE)
         assert not torch.allclose(out, model.forward_packed(frames, timestep, text, **ends), **CLOSE)
         with pytest.raises(DitError, match="hidden"):
@@ -184,7 +184,9 @@ def test_training_equals_drawing(model, inputs, attention):
     *clean, target = frames
     sees = torch.arange(TOKENS)[None] < torch.tensor([*(ENDS if ends else (TOKENS,) * 2), TOKENS])[:, None]
     pack = [
-        Sequence(tuple(frame[b] for frame in clean), (target[b],), (0, 1, 2), timestep[b : b + 1], text[b], sees)
+        TrainingSequence(
+            tuple(frame[b] for frame in clean), (target[b],), (0, 1, 2), timestep[b : b + 1], text[b], sees
+        )
         for b in range(2)
     ]
     v = torch.stack([found for (found,) in model.forward_train(pack)])
@@ -208,7 +210,9 @@ def test_weights_that_draw_without_references_leave_earlier_pictures_out(model, 
     (tmp_path / "config.json").write_text(json.dumps({**config, "references": False}), "utf-8")
     blind = load_dit(tmp_path).eval()
     assert torch.equal(blind.forward_packed(frames, timestep, text, **ends), alone)
-    shown = Sequence((frames[0][0],), (frames[2][0],), (0, 2), timestep[:1], text[0], torch.ones(2, TOKENS).bool())
+    shown = TrainingSequence(
+        (frames[0][0],), (frames[2][0],), (0, 2), timestep[:1], text[0], torch.ones(2, TOKENS).bool()
+    )
     with pytest.raises(DitError, match="without looking at earlier images"):
         blind.forward_train([shown])
 

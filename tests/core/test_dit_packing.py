@@ -9,7 +9,7 @@ import torch
 
 from duogen_core.dit import DitError
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.dit.packing import Sequence
+from duogen_core.dit.packing import TrainingSequence
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 WIDTH = 20
@@ -47,7 +47,7 @@ def full() -> PackedCosmos:
     return tiny("full")
 
 
-def sequences(documents, attention: str) -> list[Sequence]:
+def sequences(documents, attention: str) -> list[TrainingSequence]:
     generator = torch.Generator().manual_seed(7)
 
     def noise(*shape):
@@ -66,20 +66,20 @@ def sequences(documents, attention: str) -> list[Sequence]:
         clean = tuple(noise(16, *sizes[k]) for k in range(last))
         noisy = tuple(noise(16, *sizes[k]) for k in drawn)
         pack.append(
-            Sequence(clean, noisy, places, torch.rand(targets, generator=generator), noise(tokens, WIDTH), sees)
+            TrainingSequence(clean, noisy, places, torch.rand(targets, generator=generator), noise(tokens, WIDTH), sees)
         )
     return pack
 
 
-def one_by_one(model: PackedCosmos, pack: list[Sequence]) -> list[list[torch.Tensor]]:
+def one_by_one(model: PackedCosmos, pack: list[TrainingSequence]) -> list[list[torch.Tensor]]:
     """Every target by itself, the way it will be drawn; dropped text (a hole in what it sees) is cut out."""
     found = []
     for sequence in pack:
         found.append([])
         for j, target in enumerate(sequence.noisy):
             row = len(sequence.clean) + j
-            place = sequence.places[row]
-            clean = [frame[None] for frame, p in zip(sequence.clean, sequence.places) if p < place]
+            place = sequence.frame_indices[row]
+            clean = [frame[None] for frame, p in zip(sequence.clean, sequence.frame_indices) if p < place]
             ends = sequence.sees.sum(1)[: len(clean)].tolist()
             text = sequence.text[sequence.sees[row]][None]
             how = {"frame_ends": ends} if model.config.attention == "frame_causal" else {}
@@ -161,7 +161,7 @@ def test_targets_without_clean_frames(attention):
     """Without references a document's targets share a sequence (frame_causal) and see nothing of each other."""
     model = tiny(attention, references=False)
     pack = [
-        replace(each, clean=(), places=each.places[len(each.clean) :], sees=each.sees[len(each.clean) :])
+        replace(each, clean=(), frame_indices=each.frame_indices[len(each.clean) :], sees=each.sees[len(each.clean) :])
         for each in sequences(DOCUMENTS, attention)
     ]
     with torch.no_grad():

@@ -85,13 +85,15 @@ def trained_and_drawn(
         parameter.data += 0.1 * torch.randn_like(parameter)
     components = Components(parts.mllm, connector.eval(), dit.eval(), parts.vae, CheckpointConfig("trained"))
     chance = replace(stage2.flow_settings(config), drop_text=1.0 if dropped else 0.0)
-    sample = wanted_sample(prepared, chance, lambda s: s.places[-1] == 2)
+    sample = wanted_sample(prepared, chance, lambda s: s.frame_indices[-1] == 2)
     sampler = PictureSampler(components, Settings(size=None))
     with torch.inference_mode():
         text = connector.project(sample.states)
         trained = dit.forward_train([stage2.noised(sample, text)])[0]
         drawn = []
-        for k, t, noise, x0 in zip(sample.places[len(sample.clean) :], sample.timestep, sample.noise, sample.targets):
+        for k, t, noise, x0 in zip(
+            sample.frame_indices[len(sample.clean) :], sample.timestep, sample.noise, sample.targets
+        ):
             document = context(said or conversation(), k)
             states = parts.mllm.encode(document, connector)
             chosen, hidden = states.negative() if dropped else (states.positive(), None)
@@ -157,9 +159,9 @@ def test_the_switches_are_kept_with_the_weights(tmp_path):
 def test_a_dropped_segment_is_all_that_a_target_loses(prepared):
     kept = wanted_sample(prepared, FlowSettings(drop_text=0.0))
     lost = wanted_sample(prepared, FlowSettings(drop_text=1.0))
-    assert torch.equal(kept.states, lost.states) and kept.places == (0, 1, 1, 2)
+    assert torch.equal(kept.states, lost.states) and kept.frame_indices == (0, 1, 1, 2)
     assert torch.equal(kept.sees[:2], lost.sees[:2])  # clean frames keep what they see
-    assert kept.sees.sum(1).tolist() == [prepared.ends[k] for k in kept.places]
+    assert kept.sees.sum(1).tolist() == [prepared.ends[k] for k in kept.frame_indices]
     for row, k in ((2, 1), (3, 2)):
         first, last = prepared.segments[k]
         assert last > first
@@ -169,13 +171,13 @@ def test_a_dropped_segment_is_all_that_a_target_loses(prepared):
 def test_full_attention_takes_one_random_target_with_the_earlier_pictures_clean(prepared):
     chance = FlowSettings(attention="full", drop_text=0.5)
     seen = [sample_of(prepared, Random(seed), chance) for seed in range(60)]
-    assert {sample.places for sample in seen} == {(0, 1), (0, 1, 2)}
+    assert {sample.frame_indices for sample in seen} == {(0, 1), (0, 1, 2)}
     for sample in seen:
-        k = sample.places[-1]
+        k = sample.frame_indices[-1]
         first, last = prepared.segments[k]
         assert len(sample.targets) == 1 and len(sample.clean) == k and sample.sees.all()
         assert len(sample.states) in (prepared.ends[k], prepared.ends[k] - (last - first))
-    assert 15 < sum(len(s.states) == prepared.ends[s.places[-1]] for s in seen) < 45
+    assert 15 < sum(len(s.states) == prepared.ends[s.frame_indices[-1]] for s in seen) < 45
 
 
 def test_timesteps_are_logit_normal_and_shifted(prepared):

@@ -18,7 +18,7 @@ from typing import Any
 from duogen_core.data.dialogues import rules as rule
 from duogen_core.data.dialogues.draft import Draft, join
 from duogen_core.data.dialogues.rewrite import mark, told
-from duogen_core.data.dialogues.rules import Refused, Values, check_clean, prompt
+from duogen_core.data.dialogues.rules import RefusedAnswer, Values, check_clean, prompt
 from duogen_core.data.llm.messages import messages
 from duogen_core.document import (
     Document,
@@ -96,19 +96,19 @@ def _check(
     ends = [entry["last_passage"] for entry in exchanges]
     total = len(draft.passages)
     if ends[-1] != total or ends != sorted(set(ends)):
-        raise Refused("dialogue.passages", ends, f"last_passage must rise and end with {total}, not be {ends}.")
+        raise RefusedAnswer("dialogue.passages", ends, f"last_passage must rise and end with {total}, not be {ends}.")
     sentence = f"There are {len(ends)} exchanges; at most {rules['max_exchanges']} are allowed."
     values.ask("dialogue.max_exchanges", len(ends), sentence, high=rules["max_exchanges"])
     brought = [number for entry in exchanges for number in entry["request_images"]]
     if len(brought) != int(brings) or any(number not in numbers for number in brought):
         wanted = "exactly one image that there is" if brings else "no image"
-        raise Refused("dialogue.images", brought, f"request_images must name {wanted} in all, not {brought}.")
+        raise RefusedAnswer("dialogue.images", brought, f"request_images must name {wanted} in all, not {brought}.")
     first = 0
     for entry in exchanges:
         request, last = entry["request"], entry["last_passage"]
         if any(not _within(draft.places[numbers[number]], first, last) for number in entry["request_images"]):
             sentence = "The image that the user brings must be one of the passages that answer that request."
-            raise Refused("dialogue.images", entry["request_images"], sentence)
+            raise RefusedAnswer("dialogue.images", entry["request_images"], sentence)
         rule.check_clean("dialogue", request, f"{draft.text}\n{draft.title}")
         words = len(request.split())
         sentence = f"A request has {words} words; at most {rules['max_request_words']} are allowed."
@@ -163,7 +163,7 @@ def _answer(draft: Draft, exchange: Exchange, brought: set[int]) -> list[Part]:
 def validate(
     document: Document, original: Document, rules: Mapping[str, Any], values: Values, dropped: Sequence[Picture] = ()
 ) -> None:
-    """Raises Refused. Whatever the steps before did or looked at, this holds for every Document that is written.
+    """Raises RefusedAnswer. Whatever the steps before did or looked at, this holds for every Document that is written.
 
     dropped: pictures of the original that a rule took out.
     """
@@ -172,7 +172,9 @@ def validate(
     )
     if have + out != had:
         due = had.total() - out.total()
-        raise Refused("document.images", have.total(), f"It has {have.total()} pictures, not the {due} it should have.")
+        raise RefusedAnswer(
+            "document.images", have.total(), f"It has {have.total()} pictures, not the {due} it should have."
+        )
     source = "\n".join(turn.text for turn in original.turns)
     answers = [turn for turn in document.turns if turn.role == "assistant"]
     check_clean("document", "\n".join(turn.text for turn in document.turns), source)
@@ -183,4 +185,4 @@ def validate(
     total = len(document.pictures)
     values.ask("document.max_pictures", total, f"It has {total} pictures.", high=rules["max_pictures"])
     if empty := [number for number, turn in enumerate(document.turns) if not turn.text.strip()]:
-        raise Refused("document.empty_turn", empty[0], f"Turn {empty[0]} has no text.")
+        raise RefusedAnswer("document.empty_turn", empty[0], f"Turn {empty[0]} has no text.")

@@ -19,7 +19,7 @@ from duogen_core.data.dialogues.describe import describe
 from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.placement import RULE, Placement, clue_of, copies, place, place_by_model
 from duogen_core.data.dialogues.rewrite import rewrite
-from duogen_core.data.dialogues.rules import Refused, Values, prompts_digest
+from duogen_core.data.dialogues.rules import RefusedAnswer, Values, prompts_digest
 from duogen_core.data.llm.answers import Answer, AnswerError
 from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.net.client import EndpointError
@@ -160,8 +160,8 @@ class DialogueEngine(Engine):
         except EndpointError as error:
             outcome.rule, outcome.value = ENDPOINT, str(error)[:300]
         except AnswerError as error:
-            refused = error if isinstance(error, Refused) else error.__cause__
-            if isinstance(refused, Refused):
+            refused = error if isinstance(error, RefusedAnswer) else error.__cause__
+            if isinstance(refused, RefusedAnswer):
                 outcome.rule, outcome.value = refused.rule, refused.value
             else:
                 outcome.rule, outcome.value = f"{outcome.stage}.answer", str(error)[:300]
@@ -178,7 +178,7 @@ class DialogueEngine(Engine):
         preset, values = self.preset, outcome.values
         draft = read_draft(document)
         if not draft.passages:
-            raise Refused("draft.no_text", 0, "The page has no text.")
+            raise RefusedAnswer("draft.no_text", 0, "The page has no text.")
         outcome.stage = "describe"
         if preset["describe"]["ask"]:
             draft = replace(

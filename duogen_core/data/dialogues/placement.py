@@ -27,7 +27,7 @@ from functools import cache
 from typing import Any
 
 from duogen_core.data.dialogues.draft import Draft
-from duogen_core.data.dialogues.rules import Refused, prompt
+from duogen_core.data.dialogues.rules import RefusedAnswer, prompt
 from duogen_core.data.llm.messages import messages
 from duogen_core.data.pictures.duplicates import Fingerprint, are_same, fingerprints_of
 from duogen_core.data.text import words_of
@@ -220,7 +220,7 @@ def place_by_model(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]
     def check(value: Any) -> None:
         named = [entry["image"] for entry in value["places"]]
         if sorted(named) != numbers:
-            raise Refused("place.images", named, f"The images are {numbers}, each once; the answer has {named}.")
+            raise RefusedAnswer("place.images", named, f"The images are {numbers}, each once; the answer has {named}.")
 
     data = {"passages": _numbered(draft.passages), "images": _described(clues)}
     asked = messages(prompt("place"), data)

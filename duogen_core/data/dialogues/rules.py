@@ -1,7 +1,7 @@
 """What a model's text must be to be taken: rules with a name, a threshold and a value; and the prompts of the steps.
 
     Values()                       collects the values of all rules that were asked, for the log
-    values.ask("rewrite.length", 0.2, low=0.3)    raises Refused("rewrite.length", 0.2, "…") out of bounds
+    values.ask("rewrite.length", 0.2, low=0.3)    raises RefusedAnswer("rewrite.length", 0.2, "…") out of bounds
 
 A refusal is an AnswerError: the client shows its sentence to the model and asks again. Prompts are plain files in
 prompts/, read once; their digest tells one run's from another's.
@@ -18,6 +18,7 @@ from typing import Any
 
 from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.llm.messages import PROMPTS, TEMPLATE_MARKS, load_prompt
+from duogen_core.data.runs import Refused
 from duogen_core.data.text import remove_personal, words_of
 from duogen_core.mllm.prompted import OPENING
 
@@ -51,8 +52,8 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 PERSONAL = ("email", "phone", "ip")
 
 
-class Refused(AnswerError):
-    """An answer that a rule does not let through."""
+class RefusedAnswer(AnswerError, Refused):
+    """An answer that a rule refuses: the client shows the model the sentence; the log has the rule and the value."""
 
     def __init__(self, rule: str, value: Any, sentence: str) -> None:
         super().__init__(sentence)
@@ -71,13 +72,13 @@ class Values:
         worst = max if low is None else min
         self.found[rule] = worst(self.found.get(rule, value), value)
         if (low is not None and value < low) or (high is not None and value > high):
-            raise Refused(rule, value, sentence)
+            raise RefusedAnswer(rule, value, sentence)
 
 
 def check_ids(rule: str, named: Sequence[int], given: Sequence[int]) -> None:
     """The pictures of the input, each once, in their order."""
     if list(named) != list(given):
-        raise Refused(
+        raise RefusedAnswer(
             rule, list(named)[:64], f"The images must be {list(given)}, each once and in this order, not {list(named)}."
         )
 
@@ -87,16 +88,18 @@ def check_clean(stage: str, text: str, source: str) -> None:
     known = {link.lower().rstrip(".,;:!?") for link in LINK.findall(source)}
     new = [link for link in LINK.findall(text) if link.lower().rstrip(".,;:!?") not in known]
     if new:
-        raise Refused(f"{stage}.new_links", new[0][:200], "The text has an address that is not in the material.")
+        raise RefusedAnswer(f"{stage}.new_links", new[0][:200], "The text has an address that is not in the material.")
     for mark in (TEMPLATE_MARKS, BEGIN_PICTURE, LEAK):
         found = mark.search(text)
         if found and not (mark is LEAK and found[0].lower() in source.lower()):  # a page about HTML has <img
-            raise Refused(
+            raise RefusedAnswer(
                 f"{stage}.marks", found[0][:60], f"The text holds {found[0][:60]!r}, which belongs to no text."
             )
     before = remove_personal(source, PERSONAL)[1].total()
     if (personal := remove_personal(text, PERSONAL)[1].total()) > before:
-        raise Refused(f"{stage}.personal", personal, "The text has an e-mail address, phone number or IP address.")
+        raise RefusedAnswer(
+            f"{stage}.personal", personal, "The text has an e-mail address, phone number or IP address."
+        )
 
 
 def length_ratio(text: str, source: str) -> float:

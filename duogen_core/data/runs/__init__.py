@@ -22,7 +22,7 @@ It gets, from `run` (begin, work) and the modules beside it, whichever engine it
     resume          the same command goes on where the last one stopped, and ends with the same bytes
     workers         threads here, processes, or Ray Data (`workers`): the same bytes from all of them
     data stats      what the logs say (`log`), and data view, a page to look at (`report`)
-    presets         thresholds in YAML files (`presets`); inputs known by their contents (`input_files`)
+    presets         thresholds in YAML files (`presets`); inputs known by their contents (`folder`)
 
 Adding an engine: its class, a command that hands it to `commands.data_engines.do_run`, its test in test_ray.py.
 """

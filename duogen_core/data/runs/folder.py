@@ -34,9 +34,8 @@ from duogen_core import __version__
 from duogen_core.data.runs.log import MAX_RUN_BYTES, is_whole, json_lines
 from duogen_core.data.runs.presets import digest
 from duogen_core.document import plain_json
-from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
-from duogen_core.files import atomic_path, read_json
+from duogen_core.files import atomic_path, read_json, write_atomically
 
 Result = TypeVar("Result")
 VERSION = 1  # of every run.json

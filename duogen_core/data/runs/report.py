@@ -33,7 +33,7 @@ LONGEST = 200  # characters of a badge
 
 def write_page(file: Path, folder: Path, body: Iterable[str]) -> None:
     """The report of the run in this folder."""
-    from duogen_core.document.store import write_atomically
+    from duogen_core.files import write_atomically
 
     inside = "\n".join([f"<h1>{escape(str(folder))}</h1>", *body])
     page = Template(TEMPLATE.read_text("utf-8")).substitute(title=escape(folder.name), body=inside)

@@ -30,8 +30,8 @@ from duogen_core.data.synthetic.requests import KEPT, Request, Verdict, request_
 from duogen_core.data.web.pictures import Seen
 from duogen_core.document import Document, Part, Picture, Text, Turn
 from duogen_core.document.picture_file import decode_picture, encode_png, read_picture_bytes
-from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError
+from duogen_core.files import write_atomically
 from duogen_core.pipeline import picture_seed
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from duogen_core.data.synthetic.requests import (
     seed_requests,
 )
 from duogen_core.data.text import NearIndex, Subjects
-from duogen_core.document.store import write_atomically
+from duogen_core.files import write_atomically
 
 LINK = re.compile(r"https?://|www\.|\w+@\w+\.\w|\]\(", re.IGNORECASE)
 MARKUP = re.compile(r"</?\w+[^<>]*>|```|\$\{|[{}]")

@@ -32,9 +32,8 @@ from duogen_core.data.web.images import PLACEHOLDER
 from duogen_core.data.web.page import HTML, Found, ImageRef, Input, Page, Walk, before_pictures, wishes_of
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
-from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError, is_system_failure, system_failure
-from duogen_core.files import read_json
+from duogen_core.files import read_json, write_atomically
 
 LISTS = (".txt", ".urls")
 MAX_UNREACHABLE = 0.1  # of the addresses: the share that may be left without an answer

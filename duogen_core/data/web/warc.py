@@ -27,8 +27,8 @@ from duogen_core.data.net.links import absolute, refusal, scheme_of
 from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.web.encodings import check_packages, decoded
 from duogen_core.data.web.page import HTML, Found, Input, Page, Walk, embedded
-from duogen_core.document.store import write_atomically
 from duogen_core.errors import DuoGenError, MissingPackage, is_system_failure
+from duogen_core.files import atomic_path, write_atomically
 
 REDIRECTS = ("301", "302", "303", "307", "308")
 HOPS = 5
@@ -208,29 +208,23 @@ def _made_of(index: Path) -> tuple[Any, ...]:
 
 
 def _write_index(path: Path, index: Path) -> None:
-    temporary = index.with_name(f".{index.name}.duogen-tmp")
-    temporary.unlink(missing_ok=True)
-    base = None
     try:
-        base = sqlite3.connect(temporary)
-        base.executescript("pragma journal_mode = off; pragma synchronous = off;" + TABLES)
-        base.execute("insert into made_of values (?, ?, ?)", _marks(path))
-        for found in records(path):
-            if isinstance(found, Damage):
-                base.execute("insert into damage values (?, ?, ?)", (found.place, found.rule, found.next))
-            elif found.kind in ("response", "resource"):
-                _index_record(found, base)
-        base.commit()
+        # Neither journal nor syncing: the index gets its name when it is whole, and a half one is thrown away anyhow.
+        with atomic_path(index) as temporary, contextlib.closing(sqlite3.connect(temporary)) as base:
+            base.executescript("pragma journal_mode = off; pragma synchronous = off;" + TABLES)
+            base.execute("insert into made_of values (?, ?, ?)", _marks(path))
+            for found in records(path):
+                if isinstance(found, Damage):
+                    base.execute("insert into damage values (?, ?, ?)", (found.place, found.rule, found.next))
+                elif found.kind in ("response", "resource"):
+                    _index_record(found, base)
+            base.commit()
     except OSError as error:
         if is_system_failure(error):
             raise
         raise DuoGenError(f"{path} cannot be read: {error.strerror or error}.") from None
     except sqlite3.Error as error:
         raise DuoGenError(f"The index of {path} cannot be written to {index}: {error}.") from None
-    finally:
-        if base is not None:
-            base.close()
-    temporary.replace(index)
 
 
 def _index_record(record: Record, base: sqlite3.Connection) -> None:
@@ -301,6 +295,8 @@ def _read_member(stream: Any, place: int, path: Path) -> tuple[Record | None, in
     """Reads the record whose gzip member begins here; returns it and the place behind it."""
     stream.seek(place)
     unpacker, head, total, end, behind = zlib.decompressobj(16 + zlib.MAX_WBITS), bytearray(), 0, None, b""
+    # To its end, although only the head is kept: zlib compares the check sum of a member there, so damage anywhere in
+    # the record shows. In pieces of at most STEP, since a few kilobytes may unpack to gigabytes.
     while not unpacker.eof:
         data = unpacker.unconsumed_tail or stream.read(STEP)
         try:
@@ -315,6 +311,7 @@ def _read_member(stream: Any, place: int, path: Path) -> tuple[Record | None, in
         if end is not None and total + len(piece) > end and len(behind) < BEHIND:
             behind += piece[max(end - total, 0) :][: BEHIND - len(behind)]
         total += len(piece)
+        # Another record inside the same member: the file was compressed as one stream, where no record has a place.
         if START.match(behind.lstrip()):
             raise DuoGenError(
                 f"{path} is gzipped as a whole; in a .warc.gz every record is a gzip member of its own, so that each "

@@ -25,16 +25,12 @@ import av
 import numpy as np
 
 from duogen_core.data.pairs.video.shots import HEIGHT, WIDTH, clips_of, shots
+from duogen_core.data.runs import Refused
 
 CONTAINER, PRESET = sys.argv[2:4]
 HIGH_RANGE = (16, 18)  # transfer curves: PQ and HLG, which need tone mapping to be seen as meant
 BT709, HD_HEIGHT = 1, 720  # the colour matrix of HD videos that do not say which
 NO_MATRIX = (0, 2, None)
-
-
-class Refused(Exception):
-    def __init__(self, rule: str, value: Any = None) -> None:
-        self.rule, self.value = rule, value
 
 
 def warm_up(preset: dict) -> None:
