@@ -1,4 +1,10 @@
-"""Document -> something to read: one self-contained HTML file, a PDF, and Markdown beside the document's pictures."""
+"""Document -> something to read: one self-contained HTML file, a PDF, and Markdown beside the document's pictures.
+
+html.py       one file that loads nothing; what a model wrote is escaped or parsed with HTML switched off
+markdown.py   Markdown beside images/000.png, …
+pdf.py        pages; pdf_text.py its text and fonts
+parsing.py    Markdown of a model in bounded time, and which links may be followed: for all three
+"""
 
 from __future__ import annotations
 

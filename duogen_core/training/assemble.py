@@ -1,4 +1,4 @@
-"""Put the trained parts together as one checkpoint, with the record of how each was trained beside the weights.
+"""Puts the trained parts together as one checkpoint, with the record of how each was trained beside the weights.
 
     python -m duogen_core train assemble --vae runs/vae --stage1 runs/stage1 --stage2 runs/stage2 --out models/my-model
 

@@ -1,4 +1,4 @@
-"""Fine-tune a DuoGen model on documents of your own: both stages, then one checkpoint.
+"""Fine-tunes a DuoGen model on documents of your own: both stages, then one checkpoint.
 
     python -m duogen_core train finetune data=my-documents model=duogen-tiny out=runs/mine
 

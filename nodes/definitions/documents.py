@@ -1,4 +1,4 @@
-"""Conversations at rest: shown in a node, taken apart for other nodes, saved to disk, opened again.
+"""The nodes for finished conversations: show one, split it for other nodes, save it, open a saved one.
 
 In: a context (`duogen_core.document.Document`). What is saved is the document folder of the command line, with the
 HTML and Markdown beside it, a PDF and a .zip if wanted, and this workflow inside each of them and inside every PNG.

@@ -1,4 +1,4 @@
-"""Sampling as the weights want it: DuoGen Sampler (KSampler that knows the trained steps and cfg), DuoGen Sigmas.
+"""Sampling with trained settings: DuoGen Sampler (KSampler that knows the trained steps and cfg), DuoGen Sigmas.
 
 The stock KSampler draws the same image with the same numbers; these two look the numbers up.
 """

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from duogen_core.data.web.images import best_first, srcset
+from duogen_core.data.web.image_elements import best_first, srcset
 from tests.core.srcset_browser import CHOICES, browser, chosen_by_browser, generated
 
 

@@ -1,7 +1,7 @@
 """HTTP for the data engines: to servers that the user names, and to the web for those who ask for it (--fetch).
 
-    client    one request: the host is resolved once, its addresses checked, limits on every wait and on bytes
-    endpoint  requests to a server that the user names; what goes wrong is a sentence
+    client    one request: the host is resolved once, its addresses checked, limits on every wait and on bytes;
+              `ask_server` is one to a server that the user names, and what goes wrong is a sentence
     links     addresses as pages write them: made absolute, and refused when they lead where no page may lead
     crawl     many addresses, politely: robots.txt, redirects, one request to a host at a time with a pause
     archive   what came back -> a WARC file and a log, gone on with after a kill

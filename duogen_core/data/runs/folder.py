@@ -3,7 +3,7 @@
 DIR/run.json            what it was begun with; another identity is refused
 DIR/plan.jsonl          a line a shard: what it is made of (where that is not a range of numbers)
 DIR/shards/00000.tar    the Documents of a shard, as webdataset: read them with webdataset:DIR/shards
-DIR/logs/00000.jsonl    a line an entry, with the rule that refused it (`run_log`); stands for a done shard
+DIR/logs/00000.jsonl    a line an entry, with the rule that refused it (`log`); stands for a done shard
 DIR/times/00000.json    seconds by stage, the only thing that differs between two runs
 
 `shards` writes the last three. What an engine keeps beside them stands at the top of its own file.

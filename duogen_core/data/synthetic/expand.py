@@ -1,10 +1,4 @@
-"""Rules for a request that a language model wrote: each a name, a threshold of the preset, and the value it decided by.
-
-    verdict = RequestRules(preset, taxonomy).judge(request)     # a Verdict; the first rule that refuses it, or "kept"
-
-The rules know all requests that were kept before, so the order matters: see `expand`.
-
-Expansion: from about ten seeds of every subcategory to as many requests as wanted, written by a language model.
+"""Expansion: from about ten seeds of every subcategory to as many requests as wanted, written by a language model.
 
 In: a folder, the taxonomy, a preset, a client. Out: DIR/requests.jsonl (the seeds and what was kept, in the taxonomy's
 order), DIR/expand/logs (every request that was judged, with the rule that refused it), DIR/expand/answers.jsonl (the
@@ -13,6 +7,12 @@ recording).
 It goes in rounds: every subcategory that lacks requests is asked for once, in threads, and then all answers are judged
 in the taxonomy's order. So the outcome depends on nothing but the answers, and a run that was killed and is begun again
 reads those it had from the recording. (DuoGen, arXiv 2602.00508: 1,500 seeds, 15,270 instructions.)
+
+The rules stand first: each has a name, a threshold of the preset, and the value it decided by.
+
+    verdict = RequestRules(preset, taxonomy).judge(request)     # a Verdict; the first rule that refuses it, or "kept"
+
+They know all requests that were kept before, so the order matters.
 """
 
 from __future__ import annotations

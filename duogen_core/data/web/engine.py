@@ -74,7 +74,7 @@ class Fetching:
 class WebEngine(Engine):
     """Items are [number of the input, name of the page].
 
-    OUT/index/000.sqlite  of a WARC file (`warc`); digests.json, of what stood in the inputs (`input_files`)
+    OUT/index/000.sqlite  of a WARC file (`warc`); digests.json, of what stood in the inputs (`runs.folder`)
     OUT/inputs.jsonl      a line an input, if a WARC file among them is damaged: where, and how
     OUT/fetched/          what --fetch brought, before there was a plan (`fetching`)
     """

@@ -28,7 +28,7 @@ from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.web import pictures
 from duogen_core.data.web.encodings import decode_page, garbled
-from duogen_core.data.web.images import PLACEHOLDER
+from duogen_core.data.web.image_elements import PLACEHOLDER
 from duogen_core.data.web.page import HTML, Found, ImageRef, Input, Page, Walk, before_pictures, wishes_of
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc

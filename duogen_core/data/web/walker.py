@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from duogen_core.data.web.block_writer import BlockWriter
-from duogen_core.data.web.images import image_of
+from duogen_core.data.web.image_elements import image_of
 from duogen_core.data.web.page import Block, ImageRef, Walk
 from duogen_core.errors import DuoGenError, MissingPackage
 

@@ -1,4 +1,4 @@
-"""Scenes drawn and changed.
+"""draw, edit and edit_chain: scenes drawn from a description, and changed one thing at a time.
 
 draw: one to three shapes with size, colour and place -> one sentence and one image. A user may leave out colour, size
 or place; the assistant's sentence always states all of them. truth: {"scene": as drawn, "asked": [{"kind", "colour",
