@@ -129,7 +129,7 @@ def resolve_mllm(name_or_path: str | os.PathLike) -> Path:
         if any((path / name).is_file() for name in HUGGING_FACE_FILES) or any(path.glob("*.safetensors")):
             return path
         raise CheckpointError(
-            f"{path} is no model's folder: it has neither {INDEX}, as a DuoGen model has, nor "
+            f"{path} is not a model's folder: it has neither {INDEX}, as a DuoGen model has, nor "
             f"{HUGGING_FACE_FILES[0]}, as a Hugging Face folder has."
         )
     if path.is_file() and path.name != INDEX:
@@ -205,7 +205,7 @@ def load_checkpoint(
     on_part: Callable[[str], None] | None = None,
     loaders: Mapping[str, Callable[[Path], Any]] | None = None,
 ) -> Components:
-    """Loads all four parts, on the CPU, in eval mode. `on_part` is told each part's name before it is loaded.
+    """Loads all four parts, on the CPU, in eval mode. `on_part` is called with each part's name before it is loaded.
 
     loaders: "mllm" or "dit" -> what loads that folder in place of the usual.
     """

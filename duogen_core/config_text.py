@@ -97,7 +97,7 @@ def _plain(value: Any) -> Any:
         if isinstance(value, (datetime.date, datetime.time)):
             return value.isoformat()
         if isinstance(value, (set, bytes, tuple)):
-            raise ConfigTextError(f"a {type(value).__name__} is no value that a setting can have")
+            raise ConfigTextError(f"a {type(value).__name__} is not a value that a setting can have")
         return value
 
     return walk(value, 0)

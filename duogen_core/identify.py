@@ -88,7 +88,7 @@ def _part(path: Path) -> Found:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Files that are no safetensors, told apart by their first bytes."""
+    """Refuses files that are not safetensors; their first bytes say what they are."""
     with open(path, "rb") as file:
         start = file.read(64)
     for opening, sentence in FOREIGN.items():
@@ -112,7 +112,7 @@ def _of_weights(weights: WeightFiles, path: Path) -> Found:
     except DuoGenError:
         raise
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise WeightError(f"{path} describes a model that cannot be: {type(error).__name__} at {error}.") from error
+        raise WeightError(f"{path} describes an impossible model: {type(error).__name__} at {error}.") from error
 
 
 def _recognised(weights: WeightFiles, path: Path) -> Found:

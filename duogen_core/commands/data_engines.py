@@ -310,7 +310,7 @@ def run_editing(args: argparse.Namespace) -> int:
     check_workers(args)
     if args.inverse and not LAYOUTS[args.layout].inverse:
         having = ", ".join(name for name, layout in LAYOUTS.items() if layout.inverse)
-        raise DuoGenError(f"--inverse: the layout {args.layout} has no request for the way back; {having} has.")
+        raise DuoGenError(f"--inverse: the layout {args.layout} has no request for the reverse edit; {having} has.")
     try:
         import pyarrow  # noqa: F401
     except ImportError:

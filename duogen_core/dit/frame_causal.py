@@ -81,6 +81,8 @@ class FrameCache:
         before = text[:, 0 if parent is None else parent.end : end]
         self._clock += 1
         for found in siblings:
+            # By their numbers, not by names: so a rerolled picture, an edited text or another model's states miss, and
+            # whatever is equal is found, without anybody having to say what changed.
             if found.end == end and same(found.latent, latent) and same(found.text, before):
                 self.hits += 1
                 found.used = self._clock

@@ -113,6 +113,7 @@ class CosmosFrames(CosmosTransformer3DModel):
         batch, channels, height, width = latent.shape
         if channels != self.config.out_channels:
             raise DitError(f"A latent has {channels} channels; this DiT takes {self.config.out_channels}.")
+        # Channel 17 is Cosmos' condition mask: 1 where a frame is given, 0 where it is to be drawn.
         extra = [latent.new_full((batch, 1, height, width), 1.0 if clean else 0.0)]
         if self.config.concat_padding_mask:
             extra.append(latent.new_zeros(batch, 1, height, width))
@@ -130,6 +131,8 @@ class CosmosFrames(CosmosTransformer3DModel):
 
     def rope_of(self, places: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
         """(picture index, tokens down, tokens across) of each frame -> cos and sin, [tokens of all, head_dim]."""
+        # diffusers' CosmosRotaryPosEmbed counts through one grid; here each frame has its picture index as time, and
+        # its rows and columns begin at 0. The factors (NTK) stretch the frequencies as in training.
         rope = self.rope
         angles = []
         for time, height, width in places:

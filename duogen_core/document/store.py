@@ -121,6 +121,7 @@ class DocumentWriter:
             with write_errors(self.path):
                 if pictures:
                     images.mkdir(exist_ok=True)
+                # document.json last: until it names them, new pictures are files that nobody reads.
                 for index in range(len(written), len(pictures)):
                     replace_file(self.path / image_name(index), pictures[index].to_png())
                 replace_file(self.path / JSON_NAME, _json_bytes(document))

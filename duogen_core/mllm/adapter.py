@@ -77,6 +77,8 @@ class Change:
         delta = self.delta().to(weight.device)
         if self.lengths is None:
             return weight + strength * delta
+        # DoRA: the sum gives the direction of each row (or column), `lengths` how long it is. Strength goes from the
+        # model's own matrix to this one, since half a length and half a direction would be something else.
         changed = weight + delta
         lengths = self.lengths.float().to(weight.device)
         changed *= lengths / changed.norm(dim=1 if lengths.shape[1] == 1 else 0, keepdim=True)
@@ -119,7 +121,9 @@ def read_adapter(path: str | Path, mllm: Mllm) -> Adapter:
     if lora.target == "DiT":
         raise WeightError(f"{file} is a LoRA for a diffusion transformer, not for an MLLM; load it on a MODEL.")
     if lora.naming == "PEFT" and config_file is None:
-        raise WeightError(f"{file} is an adapter of PEFT's without its {CONFIG}, which holds its scale; put it beside.")
+        raise WeightError(
+            f"{file} is a PEFT adapter without its {CONFIG}, which holds its scale; copy it into the same folder."
+        )
     known = ("down", "up", "alpha", TOKENS, *DORA)
     other = next(
         (part for _, part in lora.tensors if part not in known and not part.startswith(("hada_", "lokr_"))), None
@@ -192,12 +196,14 @@ def single_file(path: Path) -> list[Piece]:
     lora = read_lora(weights.entries, str(file))
     if lora.target == "MLLM" or not lora.layers:
         raise WeightError(
-            f"{file} is no LoRA for a DiT; one for an MLLM is read as it is, by DuoGen Load LoRA (Language Model)."
+            f"{file} is not a LoRA for a DiT; one for an MLLM is read as it is, by DuoGen Load LoRA (Language Model)."
         )
     pieces = []
     for (layer, part), name in lora.tensors.items():
         if part not in ("down", "up") or config["peft_type"] != "LORA":
-            raise WeightError(f"{file} holds tensors of the kind {part!r}, which one file cannot say for ComfyUI.")
+            raise WeightError(
+                f"{file} holds tensors of the kind {part!r}, which a single file for ComfyUI cannot hold."
+            )
         ours = f"diffusion_model.{layer.removeprefix('net.')}"
         pieces.append(weights.piece(name, f"{ours}.lora_{'A' if part == 'down' else 'B'}.weight"))
         if part == "down":
@@ -210,7 +216,7 @@ def single_file(path: Path) -> list[Piece]:
 def _config(file: Path) -> dict[str, Any]:
     config = read_json(file, "configuration of an adapter")
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
-        raise WeightError(f"{file} does not describe a LoRA of PEFT's: it has no peft_type.")
+        raise WeightError(f"{file} does not describe a PEFT LoRA: it has no peft_type.")
     kind = config["peft_type"]
     used = [name for name in REFUSED if config.get(name)]
     begun = config.get("init_lora_weights")
@@ -221,7 +227,7 @@ def _config(file: Path) -> dict[str, Any]:
         raise WeightError(f"{file} describes an adapter with {what}; expected a plain LoRA, LoHa or LoKr.")
     alpha = "lora_alpha" if kind == "LORA" else "alpha"
     if type(config.get("r")) is not int or config["r"] < 1 or not _finite(config.get(alpha)):
-        raise WeightError(f"{file} does not describe a LoRA of PEFT's: r and {alpha} must be numbers, r at least 1.")
+        raise WeightError(f"{file} does not describe a PEFT LoRA: r and {alpha} must be numbers, r at least 1.")
     for name in ("alpha_pattern", "rank_pattern"):
         patterns = config.get(name) or {}
         if not isinstance(patterns, dict) or not all(map(_finite, patterns.values())):
@@ -261,7 +267,7 @@ def _by_pattern(file: Path, patterns: Mapping[str, float] | None, layer: str, us
                 return value
         except re.error as error:
             raise WeightError(
-                f"{file.with_name(CONFIG)}: {pattern[:80]!r} is no regular expression ({error})."
+                f"{file.with_name(CONFIG)}: {pattern[:80]!r} is not a regular expression ({error})."
             ) from None
     return usual
 

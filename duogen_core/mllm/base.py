@@ -261,7 +261,7 @@ class Mllm:
     def _keys(self, document: Document, context: Layout) -> list[int]:
         keys = list(context.ids)
         for span, picture in zip(context.pictures, document.pictures):
-            key = -1 - int(picture.digest[:15], 16)
+            key = -1 - int(picture.digest[:15], 16)  # below zero, where no token id is
             for i in range(span.start, span.end):
                 if keys[i] == self.control.image_pad:
                     keys[i] = key

@@ -52,6 +52,8 @@ class Qwen3VL(QwenVL):
         # transformers 5 returns an output object, 4 a pair.
         features, deeper = seen if isinstance(seen, tuple) else (seen.pooler_output, seen.deepstack_features)
         mask = (ids == self.control.image_pad).unsqueeze(-1)
+        # Deepstack: features of some blocks of the tower are added behind the first decoder layers. They are part of
+        # the embeddings here, [1, n, (1 + levels) * hidden_size]: so a prefill in chunks slices all alike.
         levels = [embeds.masked_scatter(mask, features.to(embeds.dtype))]
         for each in deeper:
             levels.append(torch.zeros_like(embeds).masked_scatter(mask, each.to(embeds.dtype)))
@@ -62,9 +64,9 @@ class Qwen3VL(QwenVL):
     ) -> Tensor:
         embeds, *deeper = embeds.split(self.hidden_size, dim=-1)
         if not deeper:
-            return self._run(embeds, positions, cache, on_layer)
+            return super().run_layers(embeds, positions, cache, on_layer)
         everywhere = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)  # text has zeros to add
-        return self._run(
+        return super().run_layers(
             embeds,
             positions,
             cache,

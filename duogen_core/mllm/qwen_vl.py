@@ -46,15 +46,10 @@ class QwenVL(Mllm):
         return DynamicCache()
 
     def crop_cache(self, cache: Any, remove: int) -> None:
-        if remove:
+        if remove:  # transformers: a negative number is how many tokens go, a positive one how many stay
             cache.crop(-remove)
 
     def run_layers(
-        self, embeds: Tensor, positions: Tensor, cache: Any, on_layer: Callable[[int, Tensor], None] | None
-    ) -> Tensor:
-        return self._run(embeds, positions, cache, on_layer)
-
-    def _run(
         self,
         embeds: Tensor,
         positions: Tensor,
@@ -62,6 +57,7 @@ class QwenVL(Mllm):
         on_layer: Callable[[int, Tensor], None] | None,
         **extra: Any,
     ) -> Tensor:
+        """extra: what a family's own language model takes besides."""
         language_model = self.model.model.language_model
         # transformers renamed past_key_values to cache in 5.24 and drops the old name in 5.40.
         extra[_cache_argument(type(language_model))] = cache

@@ -42,7 +42,7 @@ def paint(marks: Iterable[Mark], canvas: tuple[int, int], background: str = "cre
 
 
 def unit(canvas: tuple[int, int]) -> float:
-    """Length on this canvas of what is one pixel on the 128x128 canvas."""
+    """The length on this canvas of one pixel of the 128x128 canvas."""
     return min(canvas) / 128
 
 

@@ -201,7 +201,7 @@ def word_directions(embedding: Tensor, tokenizer: Any) -> dict[str, Tensor]:
 
 
 class ReadOut(nn.Module):
-    """How far picture tokens are the words they should be; `points` is learnt along and thrown away."""
+    """How far picture tokens are the words they should be; `points` is trained too, and dropped afterwards."""
 
     def __init__(self, directions: Mapping[str, Tensor], length: float) -> None:
         super().__init__()

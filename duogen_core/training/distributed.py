@@ -98,7 +98,7 @@ class Processes:
         return max(self.gather(number))
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the sum of all processes' losses; DDP and FSDP would take the mean."""
+        """Gradients of the sum of all processes' losses; DDP and FSDP take the mean, hence the factor."""
         (loss * self.count if self.count > 1 else loss).backward()
 
     def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:

@@ -335,7 +335,7 @@ def times_of(base: Path, config: Stage2Settings) -> dict[str, float]:
             before = by_todays_names(json.loads(record.read_text("utf-8"))["config"])
             found |= {name: float(before[name]) for name in found if name in before}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            raise DuoGenError(f"{record} is not the record of a training; mend or delete it.") from None
+            raise DuoGenError(f"{record} is not the record of a training; repair or delete it.") from None
     return found | given
 
 

@@ -1,6 +1,6 @@
 """Next-token loss on conversations with pictures, in few large operations.
 
-Documents -> micro-batches sorted by length, so that little is padded; logits only where something is learnt. Pictures
+Documents -> micro-batches sorted by length, so that little is padded; logits only of tokens with a loss. Pictures
 run through the tower once, equal ones once. Gradients reach it through the user's pictures, and through drawn ones
 where the example says so (`drawn_teach`). Pictures of one size run as one batch instead of one attention call per
 picture, and the two equal temporal halves of a patch are added up before the multiplication.
@@ -80,6 +80,7 @@ def share_of(
     mine = list(batches[rank::count])
     if len(mine) < -(-len(batches) // count):
         last = batches[-1]
+        # No weight, no labels: its loss and its gradients are 0, but the passes of all processes are equally many.
         silent = None if last.labels is None else torch.full_like(last.labels, -1)
         mine.append(replace(last, weight=torch.zeros_like(last.weight), labels=silent))
     seen = {key for batch in mine for key in batch.pictures}
@@ -231,6 +232,7 @@ def patches_of(pictures: Tensor, patch: int, merge: int = 2) -> Tensor:
     x = pictures.permute(0, 3, 1, 2).float() / 255
     x = (x - x.new_tensor(CLIP_MEAN).view(3, 1, 1)) / x.new_tensor(CLIP_STD).view(3, 1, 1)
     rows, columns = height // patch // merge, width // patch // merge
+    # Not row by row: the merge² patches that become one token stand together, as Qwen2-VL's processor orders them.
     x = x.view(n, 3, rows, merge, patch, columns, merge, patch).permute(0, 2, 5, 3, 6, 1, 4, 7)
     return x.reshape(n, rows * columns * merge * merge, 3 * patch * patch)
 
@@ -271,7 +273,8 @@ def tower_features(tower: nn.Module, pictures: Tensor) -> Tensor:
     if not sees_whole_pictures(tower):
         raise DuoGenError("tower_features needs a vision tower whose blocks all use full attention.")
     n, height, width, _ = pictures.shape
-    weight = tower.patch_embed.proj.weight  # [hidden, 3, 2, patch, patch]
+    # [hidden, 3, 2, patch, patch]: for two frames of a video. A still picture is both of them, so their weights add up.
+    weight = tower.patch_embed.proj.weight
     x = patches_of(pictures, patch, merge) @ weight.sum(2).flatten(1).T
     positions = _grid_positions(height // patch, width // patch, merge).to(x.device)
     freqs = positions[..., None].float() * tower.rotary_pos_emb.inv_freq

@@ -117,6 +117,7 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         self.updates += 1
+        # Short at first, or the untrained weights would stay in the average for thousands of steps.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for key, value in self.module.state_dict().items():
             if value.is_floating_point():

@@ -149,7 +149,7 @@ class Documents:
         return [(f"{each.name} {k}", each.document) for k, each in zip(numbers, found, strict=True)]
 
     def _note_shrunk(self, name: str, document: Document) -> None:
-        """Counts documents whose pictures are learnt smaller than they are; the first one is told at once."""
+        """Counts documents whose pictures are scaled down for training; reports the first one at once."""
         limit = self.config.max_side
         large = [picture.size for picture in document.pictures if max(picture.size) > limit]
         if large and not self.shrunk:
@@ -227,7 +227,7 @@ def places(layout: Layout, segment: Literal["user", "none"] = SEGMENT) -> dict[s
 
 
 class Reader:
-    """Documents -> what is learnt from them. dtype: in which latents and states are kept."""
+    """Documents -> what training reads of them. dtype: in which latents and states are kept."""
 
     def __init__(self, vae: PictureVae, mllm: Mllm, max_side: int = 160, dtype: torch.dtype = torch.float16) -> None:
         """max_side: of a picture as the DiT sees and draws it; larger ones are made smaller."""
@@ -370,7 +370,7 @@ def _prepared(file: Any, k: int, spots: dict[str, Any], place: str) -> Prepared:
 
 
 def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader) -> list[Prepared]:
-    """All documents as what is learnt from them; shards that are not there yet are made, with a bar of their own."""
+    """All documents as what training reads of them; shards that are not there yet are made, with a bar of their own."""
     folder, processes = config.documents or run.folder / "documents", run.processes
     numbers = range(processes.rank, config.shards, processes.count)
     missing = [number for number in numbers if not shard_path(folder, number).exists()]

@@ -70,7 +70,7 @@ def read_lora(entries: Mapping[str, Entry], where: str) -> LoraFile:
     for name, entry in entries.items():
         match = ENDINGS.search(name)
         if match is None:
-            raise WeightError(f"{where} is not a whole LoRA: {name} is no part of one.")
+            raise WeightError(f"{where} is not a whole LoRA: {name} is not part of one.")
         layer, naming = _without_prefix(name[: match.start()])
         namings.add(naming)
         part = next(found for found in match.groups() if found)
@@ -117,7 +117,7 @@ def _loha_size(parts: Shapes, layer: str, where: str) -> Size | None:
         return None
     first, *others = (_product([parts.get(a), parts.get(b)]) for a, b in (names[:2], names[2:]))
     if first is None or others != [first] or any(name.startswith("hada_t") for name in parts):
-        raise WeightError(f"{where}: {layer} is no LoHa of a matrix; expected {', '.join(names)} of one size.")
+        raise WeightError(f"{where}: {layer} is not a LoHa of a matrix; expected {', '.join(names)} of one size.")
     return first
 
 
@@ -132,7 +132,7 @@ def _lokr_size(parts: Shapes, layer: str, where: str) -> Size | None:
     double = any(f"lokr_w{n}" in parts and f"lokr_w{n}_a" in parts for n in (1, 2))
     if None in sizes or double or "lokr_t2" in parts:
         raise WeightError(
-            f"{where}: {layer} is no LoKr of a matrix; expected lokr_w1 and lokr_w2, or _a and _b of each."
+            f"{where}: {layer} is not a LoKr of a matrix; expected lokr_w1 and lokr_w2, or _a and _b of each."
         )
     (first, inputs, outputs), (second, more_inputs, more_outputs) = sizes
     return second or first, inputs * more_inputs, outputs * more_outputs

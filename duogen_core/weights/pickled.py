@@ -28,7 +28,7 @@ DTYPES = {
 
 
 class PickledWeights:
-    """The tensors of a .pt file, for whoever asks WeightFiles what a file holds. left_out: entries that are none."""
+    """The tensors of a .pt file, with the interface of WeightFiles. left_out: entries that are none."""
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.tensors, self.left_out = load_pickled(path)

@@ -48,7 +48,9 @@ def refuse_plain_values(node: type[io.ComfyNode]) -> None:
             kind = each.get_io_type()
             if kind in PLAIN and (missing or isinstance(value, PLAIN[kind])):
                 text = shown(repr(value)[:80])
-                raise DuoGenError(f"The input {each.id} is {text}, which is no {kind}; connect a node's output to it.")
+                raise DuoGenError(
+                    f"The input {each.id} is {text}, which is not of type {kind}; connect a node's output to it."
+                )
         return run(cls, *args, **values)
 
     node.execute = classmethod(execute)

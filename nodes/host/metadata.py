@@ -144,7 +144,7 @@ def check(prefix: str, windows: bool = os.name == "nt") -> None:
             raise DuoGenError(f"{start} has a name of {len(part.encode())} bytes; {MAX_NAME} is the most.")
     for part in folders if windows else ():  # the last one gets a number, so it is none of these
         if RESERVED.match(part) or part[-1] in ". ":
-            raise DuoGenError(f"{start} has the folder {part!r}, which Windows does not allow; name it otherwise.")
+            raise DuoGenError(f"{start} has the folder {part!r}, which Windows does not allow; choose another name.")
 
 
 def format_date(pattern: str, moment: datetime | None = None) -> str:

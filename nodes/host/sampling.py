@@ -43,9 +43,7 @@ def trained_steps_and_cfg(model: Any, steps: int, cfg: float) -> tuple[int, floa
     """Returns steps and cfg; where one is 0, what the weights were made for."""
     trained = trained_for(model)
     if trained is None and not (steps and cfg):
-        raise DuoGenError(
-            "This MODEL does not say how it wants to be sampled (it is not a DuoGen one); set steps and cfg yourself."
-        )
+        raise DuoGenError("This MODEL holds no sampling settings (it is not a DuoGen one); set steps and cfg yourself.")
     return steps or trained.steps, cfg or trained.guidance
 
 

@@ -306,14 +306,14 @@ def test_a_value_in_place_of_a_link(server: Server, random_model: Path, node: st
     """ComfyUI queues such a workflow, which only a hand can write."""
     graph = graphs.answer(random_model.name, max_images=1, steps=1, max_tokens=20)
     graph[node]["inputs"][name] = value
-    assert f"The input {name} is {value!r}, which is no " in sentence(server.run(graph))
+    assert f"The input {name} is {value!r}, which is not of type " in sentence(server.run(graph))
 
 
 @pytest.mark.parametrize(("node", "name"), [("p.refer", "negative"), ("p.refer", "vae"), ("p.size", "context")])
 def test_a_value_in_place_of_a_link_between_stages(server: Server, random_model: Path, node: str, name: str) -> None:
     graph = graphs.loop(random_model.name, prefix="bad_input/value", max_images=1, max_tokens=20)
     graph[node]["inputs"][name] = {"a": 1}
-    assert f"The input {name} is {{'a': 1}}, which is no " in sentence(server.run(graph))
+    assert f"The input {name} is {{'a': 1}}, which is not of type " in sentence(server.run(graph))
 
 
 def test_a_link_to_an_output_that_is_not_there(server: Server, random_model: Path) -> None:

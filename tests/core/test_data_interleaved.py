@@ -135,7 +135,7 @@ def test_pictures_that_a_row_only_points_to(tmp_path):
         ({"path": "none.png"}, "does not exist"),
         ({"path": "t.tar", "member": "y.png"}, "has no member"),
         ({"path": "a.png", "frame_index": 2}, "a frame of a TIFF"),
-        ({"path": "a.png", "member": "x", "byte_offset": -5, "byte_size": 9}, "no image that is read"),
+        ({"path": "a.png", "member": "x", "byte_offset": -5, "byte_size": 9}, "not an image that can be read"),
         ({"path": "a.png", "member": "x", "byte_offset": 2**70, "byte_size": 9}, "cannot be read"),
     ):
         with pytest.raises(DuoGenError, match=words):
@@ -165,7 +165,7 @@ def test_bad_turns_are_bad_samples(tmp_path):
     rows = rows_of(guide(0), "x")
     only_bad(open_source(write(tmp_path / "a.parquet", [{**r, "turn": 10**6} for r in rows], schema())), "no turn")
     rows[0]["meta"] = "[]"
-    only_bad(open_source(write(tmp_path / "b.parquet", rows, schema())), "no document's")
+    only_bad(open_source(write(tmp_path / "b.parquet", rows, schema())), "not a document's")
 
 
 @pytest.mark.parametrize("position", [None, 1.5, "1", "x", float("nan"), float("inf"), [1], {"a": 1}, True])

@@ -203,7 +203,7 @@ def test_an_endpoint_that_is_down_stops_the_run_and_costs_nothing(pages, whole, 
         (("--set", "place.by=none"), "other values of preset;"),
         (("--shard-documents", 3), "other values of shard_documents;"),
         (("--llm", "other"), "other values of eyes, writer;"),
-        (("--set", "rewrite.chunk=3"), "which is no rule"),
+        (("--set", "rewrite.chunk=3"), "which is not a rule"),
         (("--give-up", 0), "--give-up is 0"),
     ],
 )

@@ -266,9 +266,9 @@ def test_a_folder_with_several_splits_asks_which(tmp_path, capsys):
     [
         ("a.parquet", b"PAR1 no", "cannot be read as Parquet"),
         ("a.json", b"{", "cannot be read as JSON"),
-        ("a.json", b'{"a": 1}', "no list of objects"),
+        ("a.json", b'{"a": 1}', "not a list of objects"),
         ("a.json", b"[]", "has no rows"),
-        ("a.csv", b"a,b", "is no set"),
+        ("a.csv", b"a,b", "is not a data set"),
         ("a.arrow", b"x", "cannot be read by datasets"),
     ],
 )
@@ -408,4 +408,4 @@ def test_only_real_line_ends_end_a_line_of_json(tmp_path, capsys):
     assert [shape(document)[0] for document in documents(tmp_path / "out")] == ["P one\u2028two", "P three"]
     file.write_text(lines[1] + "\n\n[1]\n")
     assert editing("x2i", file, tmp_path / "other") == 2
-    assert "mix.jsonl, line 3 is no object" in capsys.readouterr().err
+    assert "mix.jsonl, line 3 is not an object" in capsys.readouterr().err

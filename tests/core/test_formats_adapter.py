@@ -246,7 +246,7 @@ BAD = {
     ),
     "half of a pair": ({f"{FIRST}.lora_B.weight": None}, None, "q_proj has one of its two matrices"),
     "two ranks": ({f"{FIRST}.lora_B.weight": torch.zeros(64, 5)}, None, "have the ranks 3 and 5"),
-    "a foreign tensor": ({"base_model.model.lm_head.weight": torch.zeros(4)}, None, "lm_head.weight is no part of one"),
+    "a foreign tensor": ({"base_model.model.lm_head.weight": torch.zeros(4)}, None, "lm_head.weight is not part of"),
     "dora": ({f"{FIRST}.dora_scale": torch.zeros(64)}, None, "1 of 14 layers have .* says use_dora False"),
     "dora said": ({}, {"use_dora": True}, "0 of 14 layers have the lengths of one, but .* says use_dora True"),
     "dora of another size": (
@@ -256,17 +256,17 @@ BAD = {
     "another kind": ({}, {"peft_type": "IA3"}, "describes an adapter with IA3; expected a plain LoRA, LoHa or LoKr"),
     "said to be another": ({}, {"peft_type": "LOKR", "alpha": 4}, "_proj is a LoRA, but its .* says LoKr"),
     "two kinds": ({f"{FIRST}.lokr_w{n}": torch.zeros(8, 8) for n in (1, 2)}, None, "a LoRA and a LoKr of .*q_proj"),
-    "half a LoHa": ({f"{FIRST}.hada_w1_a": torch.zeros(8, 8)}, None, "is no LoHa of a matrix"),
+    "half a LoHa": ({f"{FIRST}.hada_w1_a": torch.zeros(8, 8)}, None, "is not a LoHa of a matrix"),
     "another beginning": ({}, {"init_lora_weights": "pissa_niter_4"}, "with init_lora_weights pissa_niter_4"),
     "activated by tokens": ({}, {"alora_invocation_tokens": [1]}, "an adapter with alora_invocation_tokens"),
-    "no pattern": ({}, {"alpha_pattern": {"(": 3}}, "is no regular expression"),
+    "no pattern": ({}, {"alpha_pattern": {"(": 3}}, "is not a regular expression"),
     "a pattern of words": ({}, {"alpha_pattern": {"q_proj": "3"}}, "alpha_pattern must be an object of numbers"),
     "bottomless": ({}, {"x": json.loads("[" * 300 + "]" * 300)}, "nested too deeply"),
     "twice": (
         {f"base_model.model.model.layers.0.self_attn.q_proj.lora_{half}.weight": torch.zeros(shape) for half, shape in
          (("A", (3, 64)), ("B", (64, 3)))}, None, "holds model.language_model.layers.0.self_attn.q_proj twice",
     ),
-    "no rank": ({}, {"r": None}, "does not describe a LoRA of PEFT's"),
+    "no rank": ({}, {"r": None}, "does not describe a PEFT LoRA"),
     "rows of nobody": ({}, {"trainable_token_indices": None}, "does not say of which tokens"),
     "rows too many": ({}, {"trainable_token_indices": {"embed_tokens": [5, 6]}}, "does not say of which tokens"),
     "rows beyond": ({}, {"trainable_token_indices": {"embed_tokens": [10**6]}}, "its new rows of .* do not fit"),
@@ -359,7 +359,10 @@ def test_pefts_adapter_of_a_dit_becomes_one_file(tmp_path, capsys):
         scale = ours[f"diffusion_model.{layer}.alpha"] / 3 if half.startswith("B") else 1
         torch.testing.assert_close(ours[f"diffusion_model.{layer}.lora_{half}"] * scale, tensor)
     written(tmp_path / "mllm")
-    for source, match in ((tmp_path / "mllm", "is no LoRA for a DiT"), (tmp_path / "a", "give .*folder.safetensors")):
+    for source, match in (
+        (tmp_path / "mllm", "is not a LoRA for a DiT"),
+        (tmp_path / "a", "give .*folder.safetensors"),
+    ):
         capsys.readouterr()
         target = tmp_path / ("two.safetensors" if source.name == "mllm" else "folder")
         assert cli.main(["convert", str(source), str(target), "--quiet"]) == 2 and not target.exists()

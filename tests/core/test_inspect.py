@@ -104,7 +104,7 @@ def test_lora_files_are_told_apart_by_naming_and_target(tmp_path, naming):
         ({"a.lora_A.weight": (4, 8)}, "a has one of its two matrices"),
         ({"a.lora_A.weight": (4, 8), "a.lora_B.weight": (8, 3)}, "have the ranks 4 and 3"),
         ({"a.lora_A.weight": (4,), "a.lora_B.weight": (8, 4)}, "expected a matrix"),
-        ({"a.lora_A.weight": (4, 8), "a.lora_B.weight": (8, 4), "b": (1,)}, "b is no part of one"),
+        ({"a.lora_A.weight": (4, 8), "a.lora_B.weight": (8, 4), "b": (1,)}, "b is not part of one"),
     ],
 )
 def test_broken_lora_files_are_refused(tmp_path, names, match):

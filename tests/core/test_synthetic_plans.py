@@ -227,7 +227,7 @@ def test_plans_on_disk_are_read_strictly(tmp_path):
         list(read_plans(file))
     for line in ("prose", "{}", '{"kept": true}', '{"kept": true, "plan": {"steps": 3}}', "[1]"):
         file.write_text(f"{line}\n")
-        with pytest.raises(DuoGenError, match="Line 1 of .* is no plan"):
+        with pytest.raises(DuoGenError, match="Line 1 of .* is not a plan"):
             list(read_plans(file))
 
 

@@ -272,7 +272,7 @@ def test_requests_on_disk_are_read_strictly(tmp_path):
     assert requests[0].drawn_seed(0) != requests[1].drawn_seed(0) != requests[1].drawn_seed(1)
     for line in ('{"domain": "a"}', "[]", "prose", '{"domain": 1, "subcategory": "a", "text": "b", "origin": "c"}'):
         file.write_text(f"{line}\n")
-        with pytest.raises(DuoGenError, match="Line 1 of .* is no request"):
+        with pytest.raises(DuoGenError, match="Line 1 of .* is not a request"):
             read_requests(file)
     file.write_text("")
     with pytest.raises(DuoGenError, match="holds no request"):

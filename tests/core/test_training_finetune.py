@@ -320,7 +320,7 @@ def test_first_lines_are_printed_at_once_into_a_pipe(base, guides, tmp_path, mon
     written = io.BytesIO()
 
     def train(config):
-        assert b"3 documents with 12 pictures" in written.getvalue() and b"Stage 1 of 2" in written.getvalue()
+        assert b"3 documents with 12 images" in written.getvalue() and b"Stage 1 of 2" in written.getvalue()
         return SimpleNamespace(interrupted=True, step=0, folder=config.out)
 
     monkeypatch.setattr(finetune.stage1, "train", train)
@@ -341,7 +341,7 @@ def test_bad_documents_are_named_and_passed_over(guides, tmp_path, capsys):
     (tmp_path / "some/x/document.json").write_text("{")
     finetune.look_over(sources_of(str(tmp_path / "some"), "data"), print, 160)
     printed = capsys.readouterr().out
-    assert "3 documents with 12 pictures" in printed and "1 of 4 documents cannot be used" in printed
+    assert "3 documents with 12 images" in printed and "1 of 4 documents cannot be used" in printed
     assert "made smaller" not in printed
     finetune.look_over(sources_of(str(guides), "data"), print, 64)
     assert "3 of them have images larger than 64 pixels, which are made smaller" in capsys.readouterr().out

@@ -133,7 +133,7 @@ def test_other_rules_in_the_same_folder_are_refused(clips, tmp_path, capsys):
         (["--undescribed", "--endpoint", "http://127.0.0.1:9/v1", "--llm", "m"], "one of the two"),
         (["--endpoint", "http://127.0.0.1:9/v1"], "--llm is missing"),
         (["--undescribed", "--workers", "0"], "--workers is 0"),
-        (["--undescribed", "--set", "clip.second=3"], "clip.second, which is no rule"),
+        (["--undescribed", "--set", "clip.second=3"], "clip.second, which is not a rule"),
         (["--undescribed", "--shard-videos", "0"], "expected at least 1"),
     ],
 )

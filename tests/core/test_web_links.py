@@ -121,7 +121,7 @@ def test_presets():
     ("name", "settings", "words"),
     [
         ("nothing", [], "There is no preset nothing; give howto, obelics"),
-        ("howto", ["page.min_wordz=3"], "page.min_wordz, which is no rule"),
+        ("howto", ["page.min_wordz=3"], "page.min_wordz, which is not a rule"),
         ("howto", ["page.min_words=many"], "sets page.min_words to 'many'; expected float"),
         ("howto", ["min_words=3"], "write it like"),
         ("../howto", [], "There is no preset"),

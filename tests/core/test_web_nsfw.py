@@ -88,7 +88,7 @@ def test_a_run_drops_what_the_model_sees_and_logs_every_score(model, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model": "/nowhere"}, "is no model"),
+        ({"model": "/nowhere"}, "is not a model"),
         ({"labels": ["gore"]}, "has none of the labels gore.*normal, nsfw"),
     ],
 )

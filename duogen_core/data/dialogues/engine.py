@@ -276,5 +276,5 @@ def open_input(text: str) -> Source:
         text = f"webdataset:{folder / 'shards'}"
     source = open_source(text)
     if source.endless:
-        raise DuoGenError(f"{text} has no end; give documents that were made.")
+        raise DuoGenError(f"{text} is endless; give documents that were written before.")
     return source

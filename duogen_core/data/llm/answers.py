@@ -68,7 +68,7 @@ def completion_of(body: bytes, where: str) -> Answer:
         message = choice["message"]
         text = message["content"]
     except (KeyError, IndexError, TypeError):
-        raise EndpointError(f"The endpoint {where} sent JSON that is no chat completion; check base_url.") from None
+        raise EndpointError(f"The endpoint {where} sent JSON that is not a chat completion; check base_url.") from None
     if not isinstance(text, str) or not text.strip():
         thought = next((message[name] for name in THOUGHTS if isinstance(message.get(name), str)), "").strip()
         if thought:
@@ -156,7 +156,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     try:
         _validator(schema).check_schema(schema)
     except SchemaError as error:
-        raise DuoGenError(f"The schema is no valid JSON Schema: {error.message[:200]}.") from None
+        raise DuoGenError(f"The schema is not a valid JSON Schema: {error.message[:200]}.") from None
 
 
 def _validator(schema: Mapping[str, Any]):

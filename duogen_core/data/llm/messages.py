@@ -44,7 +44,7 @@ def messages(prompt: str, data: Mapping[str, str], pictures: Sequence[np.ndarray
     try:
         text = Template(prompt).substitute({name: as_data(name, value) for name, value in data.items()})
     except (KeyError, ValueError) as error:
-        raise DuoGenError(f"The prompt has a place that nothing was given for: {error}.") from None
+        raise DuoGenError(f"The prompt has a placeholder without a value: {error}.") from None
     parts: list[Message] = [{"type": "text", "text": text}]
     parts += [picture_part(pixels) for pixels in pictures]
     content = parts if pictures else text

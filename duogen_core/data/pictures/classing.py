@@ -149,7 +149,9 @@ def folder_of(rules: Mapping[str, Any]) -> Path | None:
         return None
     folder = Path(rules["model"])
     if not (folder / "config.json").is_file():
-        raise DuoGenError(f"nsfw.model={folder} is no model; expected a folder with config.json and model.safetensors.")
+        raise DuoGenError(
+            f"nsfw.model={folder} is not a model; expected a folder with config.json and model.safetensors."
+        )
     return folder
 
 

@@ -159,7 +159,7 @@ def read_plan_line(folder: Path, line: bytes, use: Callable[[dict[str, Any]], Re
     try:
         return use(json.loads(line))
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise DuoGenError(f"{folder / 'plan.jsonl'} is damaged: {line[:60]!r} is no shard; {_BEGIN_ANEW}.") from None
+        raise DuoGenError(f"{folder / 'plan.jsonl'} is damaged: {line[:60]!r} is not a shard; {_BEGIN_ANEW}.") from None
 
 
 def write_run(folder: Path, kind: str, values: Mapping[str, Any]) -> None:

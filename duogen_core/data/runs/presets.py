@@ -103,7 +103,7 @@ def merge(values: dict[str, Any], more: Mapping[str, Any], where: str, path: str
         full = f"{path}{name}"
         if name not in values:
             raise DuoGenError(
-                f"{where} has {shorten(full)}, which is no rule; the names are {', '.join(map(str, values))}."
+                f"{where} has {shorten(full)}, which is not a rule; the names are {', '.join(map(str, values))}."
             )
         old = values[name]
         if isinstance(old, dict) and isinstance(new, Mapping):

@@ -184,7 +184,7 @@ def _inside(path: str, root: Path, where: str) -> Path:
 
 def _range(file: Path, start: int, size: int, name: str) -> bytes:
     if start < 0 or size > MAX_BYTES:
-        raise DuoGenError(f"{name}: {size:,} bytes from byte {start:,} on are no image that is read.")
+        raise DuoGenError(f"{name}: {size:,} bytes from byte {start:,} on are not an image that can be read.")
     try:
         with file.open("rb") as stream:
             stream.seek(start)
@@ -201,7 +201,7 @@ def _member(file: Path, member: str, name: str) -> bytes:
             found = archive.getmember(member)
             stream = archive.extractfile(found) if found.isreg() and found.size <= MAX_BYTES else None
             if stream is None:
-                raise DuoGenError(f"{name}: its member {member!r} is no plain file of at most {MAX_BYTES:,} bytes.")
+                raise DuoGenError(f"{name}: its member {member!r} is not a plain file of at most {MAX_BYTES:,} bytes.")
             return stream.read()
     except KeyError:
         raise DuoGenError(f"{name} has no member {member!r}.") from None

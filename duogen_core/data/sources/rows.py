@@ -126,7 +126,7 @@ def _with_turns(about: Sequence[Row], parts: Sequence[Row], values: list[dict], 
     stated = next((row["meta"] for row in about if isinstance(row.get("meta"), str)), None)
     value = parse_json(stated.encode(), f"{where}, meta") if stated else {"format": FORMAT, "version": VERSION}
     if not isinstance(value, dict) or not isinstance(value.setdefault("turns", []), list):
-        raise DuoGenError(f"{where}: the meta of its metadata row is no document's.")
+        raise DuoGenError(f"{where}: the meta in its metadata row is not a document's.")
     turns = value["turns"]
     for row, part in zip(parts, values):
         number = _whole(row["turn"], "turn", f"{where}, position {row['position']}")

@@ -158,7 +158,7 @@ class Server:
             value = None
         if not isinstance(value, dict):
             raise PainterError(
-                f"{self.where} answered {path} with something that is no JSON object; is it ComfyUI?", stop=True
+                f"{self.where} answered {path} with something that is not a JSON object; is it ComfyUI?", stop=True
             )
         return value
 

@@ -91,7 +91,7 @@ def load_workflow(file: Path) -> Workflow:
         raise DuoGenError(f"The workflow {file} is saved for the editor; export it with Workflow > Export (API).")
     if not isinstance(nodes, dict) or not nodes or not all(map(_is_node, nodes.values())):
         raise DuoGenError(
-            f"The workflow {file} is no API-format workflow; expected class_type and inputs for every node."
+            f"The workflow {file} is not an API-format workflow; expected class_type and inputs for every node."
         )
     workflow = Workflow(file.name, nodes)
     _check(workflow)
@@ -102,8 +102,8 @@ def _check(workflow: Workflow) -> None:
     for place in sorted(workflow.places):
         if place not in PLAIN and not place.startswith("earlier_"):
             raise DuoGenError(
-                f"The workflow {workflow.name} has the place ${{{place}}}; known are {', '.join(PLAIN)} and earlier_1 "
-                "to earlier_9."
+                f"The workflow {workflow.name} has the placeholder ${{{place}}}; known are {', '.join(PLAIN)} and "
+                "earlier_1 to earlier_9."
             )
     if "prompt" not in workflow.places:
         raise DuoGenError(

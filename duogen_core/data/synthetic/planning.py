@@ -127,7 +127,7 @@ def _entry(line: str, where: str) -> Entry | None:
         numbers = int(value["number"]), int(value["seed"])
         texts = str(value["model"]), str(value["prompt"])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DuoGenError(f"{where} is no plan; run `data synthetic plan` again.") from None
+        raise DuoGenError(f"{where} is not a plan; run `data synthetic plan` again.") from None
     request = request_from(json.dumps(value["request"]), where)
     return Entry(numbers[0], request, plan, numbers[1], *texts)
 

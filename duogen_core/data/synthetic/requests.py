@@ -199,7 +199,7 @@ def request_from(line: str, where: str) -> Request:
             raise TypeError
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DuoGenError(
-            f"{where} is no request; expected a JSON object of the texts domain, subcategory, text and origin."
+            f"{where} is not a request; expected a JSON object of the texts domain, subcategory, text and origin."
         ) from None
     return Request(*fields)
 

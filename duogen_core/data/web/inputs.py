@@ -61,7 +61,7 @@ def open_inputs(paths: Sequence[str]) -> list[Input]:
                 inputs.append(folder)
         elif path.exists():
             raise DuoGenError(
-                f"{name} is no input; expected a .warc or .warc.gz file, an .html or .mhtml file, or a folder."
+                f"{name} is not an input; expected a .warc or .warc.gz file, an .html or .mhtml file, or a folder."
             )
         else:
             raise DuoGenError(f"{name} does not exist; give WARC files or folders of HTML pages.")
@@ -198,7 +198,7 @@ def read_mhtml(data: bytes, name: str) -> Saved:
     if len(data) > MAX_BYTES:
         raise DuoGenError(f"{name} is larger than {MAX_BYTES // 10**6} MB, the most that is read of a saved page.")
     if len(BOUNDARY.findall(data)) > MAX_BOUNDARIES:  # messages in messages without end
-        raise DuoGenError(f"{name} declares more than {MAX_BOUNDARIES} boundaries; that is no saved page.")
+        raise DuoGenError(f"{name} declares more than {MAX_BOUNDARIES} boundaries; that is not a saved page.")
     try:
         return _read(email.message_from_bytes(data, policy=email.policy.compat32), name)
     except DuoGenError:

@@ -202,7 +202,7 @@ class Json(Rows):
                 raise
             raise DuoGenError(f"{file} cannot be read as JSON ({_short(error)}).") from None
         if not isinstance(self.rows, list) or not all(isinstance(row, dict) for row in self.rows):
-            raise DuoGenError(f"{file} is no list of objects; expected one object for each edit.")
+            raise DuoGenError(f"{file} is not a list of objects; expected one object for each edit.")
         self.columns = list(self.rows[0]) if self.rows else []
 
     def __len__(self) -> int:
@@ -241,7 +241,7 @@ class JsonLines(Rows):
         except (ValueError, RecursionError) as error:
             raise DuoGenError(f"{where} cannot be read as JSON ({_short(error)}).") from None
         if not isinstance(row, dict):
-            raise DuoGenError(f"{where} is no object; expected one object for each edit.")
+            raise DuoGenError(f"{where} is not an object; expected one object for each edit.")
         return row
 
     def __len__(self) -> int:
@@ -269,7 +269,9 @@ def open_rows(path: str, split: str = "", file: str = "") -> Rows:
         elif kind == ".json":
             rows = Json(place)
         else:
-            raise DuoGenError(f"{path} is no set; expected a .parquet, .arrow, .json or .jsonl file, or a folder.")
+            raise DuoGenError(
+                f"{path} is not a data set; expected a .parquet, .arrow, .json or .jsonl file, or a folder."
+            )
     elif place.is_dir():
         rows = _folder(place, split, file)
     else:
