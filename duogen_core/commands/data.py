@@ -42,11 +42,11 @@ def add_check(parser: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; or a JSON object with options, as in a config")
     add_json(parser)
     add("--tokenizer", metavar="MODEL", help="count tokens as this model does (a model's name or folder)")
-    add("--max-side", type=int, metavar="PIXELS", help="longest side of an image; default: 8192")
-    add("--max-pictures", type=int, metavar="N", help="most images in a sample; default: 64")
-    add("--max-tokens", type=int, metavar="N", help="most tokens in a sample; needs --tokenizer")
+    add("--max-side", type=int, metavar="PIXELS", help="maximum side of an image in pixels; default: 8192")
+    add("--max-pictures", type=int, metavar="N", help="maximum number of images in a sample; default: 64")
+    add("--max-tokens", type=int, metavar="N", help="maximum number of tokens in a sample; needs --tokenizer")
     add("--samples", type=int, metavar="N", help="check only the first N of each source; endless ones: default 1000")
-    add("--workers", type=int, default=0, metavar="N", help="processes that read; default: this one alone")
+    add("--workers", type=int, default=0, metavar="N", help="number of reading processes; default: only this one")
     add("--quiet", action="store_true", help="no progress and no list of bad samples on stderr")
 
 
@@ -206,8 +206,8 @@ def add_make(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="the folder to make; it must not exist, or be empty")
     add("--count", type=int, default=200, metavar="N", help="how many documents; default: 200")
     add("--thing", metavar="NAME", help="only guides of this thing, and drawings of it to continue")
-    add("--families", metavar="A,B", help="only these tasks, each as often; default: all, as in training")
-    add("--seed", type=int, default=0, metavar="N", help="other documents; default: 0")
+    add("--families", metavar="A,B", help="only these tasks, equally often; default: all, as in training")
+    add("--seed", type=int, default=0, metavar="N", help="another seed gives other documents; default: 0")
     parser.set_defaults(locks=lambda args: [args.out])
 
 
@@ -288,9 +288,14 @@ sketchbook = Command(add_make, run_make)
 def add_export(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SPEC", help="webdataset:FILES, documents:DIR, jsonl:FILES, parquet:FILES or hf:NAME")
-    add("--out", required=True, metavar="DIR", help="the folder of the shards: made, or gone on with")
+    add(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the folder of the shards; an export that was begun there is continued",
+    )
     add("--to", choices=("parquet", "webdataset", "mint1t"), default="parquet", help="mint1t: tars that Curator reads")
-    add("--shard-samples", type=int, default=1000, metavar="N", help="samples in a shard; default: 1000")
+    add("--shard-samples", type=int, default=1000, metavar="N", help="samples per shard; default: 1000")
     add("--photo-quality", type=int, metavar="Q", help="photographs as JPEG of this quality; default: PNG, exact")
     add("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(locks=lambda args: [args.out])
@@ -361,7 +366,7 @@ def add_view(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="DIR", help="the --out of `data web` or of another engine")
     add("--out", metavar="FILE", help="the HTML file; default: DIR/report.html")
-    add("--samples", type=int, default=50, metavar="N", help="kept and refused ones for each rule; default: 50")
+    add("--samples", type=int, default=50, metavar="N", help="kept and refused samples shown per rule; default: 50")
     add("--pages", type=int, default=10, metavar="N", help="data web: pages shown before and after; default: 10")
     add("--quiet", action="store_true", help="no progress on stderr")
     parser.set_defaults(locks=lambda args: [_view_file(args)])

@@ -301,7 +301,11 @@ def add_editing(parser: argparse.ArgumentParser) -> None:
     add_engine_options(parser, ("edits",), "picture.min_side=256", "samples", 100)
     add_workers(parser, "samples at once")
     add("--split", default="", metavar="NAME", help="which split of a folder that holds several; may be a pattern")
-    add("--inverse", action="store_true", help="the way back too, where the set says how to ask for it (hq-edit)")
+    add(
+        "--inverse",
+        action="store_true",
+        help="the reverse edit as well, where the set has an instruction for it (hq-edit)",
+    )
     add("--both-stages", action="store_true", help="do not mark the documents as alignment data: stage 1 takes them")
     add("--licence", default="", metavar="TEXT", help="kept with every document; default: what the set's page says")
 

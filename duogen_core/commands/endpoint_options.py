@@ -47,14 +47,14 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="how many answers to a request are tried until one is valid; default: 3",
     )
-    add("--requests-per-minute", type=int, metavar="N", help="most requests sent in a minute; default: no limit")
+    add("--requests-per-minute", type=int, metavar="N", help="maximum number of requests per minute; default: no limit")
     add(
         "--tokens-per-minute",
         type=int,
         metavar="N",
-        help="most tokens a minute, prompts and answers together; default: no limit",
+        help="maximum number of tokens per minute, prompts and answers together; default: no limit",
     )
-    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="longest wait for one answer; default: 600")
+    add("--timeout", type=float, default=600.0, metavar="SECONDS", help="how long to wait for one answer; default: 600")
     add(
         "--price",
         metavar="IN,OUT",

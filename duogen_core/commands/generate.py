@@ -75,8 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WxH",
         help="size of the images, in multiples of 16; default: that of the last image, else the model's own",
     )
-    add("--max-images", type=int, default=8, metavar="N", help="most images in the answer; default: %(default)s")
-    add("--max-tokens", type=int, default=1024, metavar="N", help="most tokens of text; default: %(default)s")
+    add(
+        "--max-images",
+        type=int,
+        default=8,
+        metavar="N",
+        help="maximum number of images in the answer; default: %(default)s",
+    )
+    add("--max-tokens", type=int, default=1024, metavar="N", help="maximum number of text tokens; default: %(default)s")
     add(
         "--temperature",
         type=float,

@@ -35,19 +35,19 @@ def add_engine_options(
 ) -> None:
     """presets: their names, the default first. threshold: an example. things: what a shard has `size` of."""
     add = parser.add_argument
-    add("--out", required=True, metavar="DIR", help="the run's folder: made, or gone on with")
+    add("--out", required=True, metavar="DIR", help="the run's folder; a run that was begun there is continued")
     parser.set_defaults(locks=lambda args: [args.out])
     known = ", ".join(presets)
     add("--preset", default=presets[0], metavar="NAME", help=f"{known}, or a YAML file; default: {presets[0]}")
-    add("--set", action="append", default=[], metavar="RULE=VALUE", help=f"one threshold, as {threshold}")
-    add(f"--shard-{things}", type=int, default=size, metavar="N", help=f"{things} in a shard; default: {size}")
+    add("--set", action="append", default=[], metavar="RULE=VALUE", help=f"set one threshold, such as {threshold}")
+    add(f"--shard-{things}", type=int, default=size, metavar="N", help=f"{things} per shard; default: {size}")
     add_json(parser)
     add("--quiet", action="store_true", help="no progress on stderr")
 
 
 def add_workers(parser: argparse.ArgumentParser, what: str, default: int = 0) -> None:
     cores = default or os.cpu_count() or 1
-    said = default or "one a core"
+    said = default or "one per core"
     parser.add_argument("--workers", type=int, default=cores, metavar="N", help=f"{what}; default: {said}")
     about = "ray: on the cluster of RAY_ADDRESS, or here; the same bytes"
     parser.add_argument("--backend", choices=("local", "ray"), default="local", help=about)
@@ -63,7 +63,7 @@ STDOUT = "-"  # the value of --json without a file
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """--json means the same in every command: figures as JSON on stdout. Commands of `data` take a file as well."""
-    about = "the figures as JSON on stdout in place of the text, or with a name in a file beside it"
+    about = "print the figures as JSON instead of text; with FILE, print text and write the JSON there"
     parser.add_argument("--json", nargs="?", const=STDOUT, metavar="FILE", help=about)
 
 

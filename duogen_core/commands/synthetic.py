@@ -34,11 +34,27 @@ if TYPE_CHECKING:
 def add_run_options(parser: argparse.ArgumentParser, preset: bool = True) -> None:
     add = parser.add_argument
     add("folder", metavar="DIR", help="the folder of all steps; the same command goes on where it stopped")
-    add("--taxonomy", metavar="DIR", help="a folder of domain files in place of the own 151 subcategories")
+    add(
+        "--taxonomy",
+        metavar="DIR",
+        help="a folder of domain files instead of the 151 subcategories that come with DuoGen",
+    )
     if preset:
-        add("--preset", metavar="FILE", help="a YAML file with thresholds that differ from the own ones")
-        add("--set", action="append", default=[], metavar="RULE=VALUE", help="one threshold, as answer.max_pictures=5")
-        add("--seed", type=int, default=0, metavar="N", help="other examples, answers and images; default: 0")
+        add("--preset", metavar="FILE", help="a YAML file with the thresholds that differ from the defaults")
+        add(
+            "--set",
+            action="append",
+            default=[],
+            metavar="RULE=VALUE",
+            help="set one threshold, such as answer.max_pictures=5",
+        )
+        add(
+            "--seed",
+            type=int,
+            default=0,
+            metavar="N",
+            help="another seed gives other examples, answers and images; default: 0",
+        )
         add("--quiet", action="store_true", help="no progress on stderr")
     add_json(parser)
 
@@ -74,7 +90,7 @@ def _asking(args: argparse.Namespace, step: str) -> dict[str, Any]:
 def add_expand(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
     add = parser.add_argument
-    add("--count", type=int, default=100, metavar="N", help="requests a subcategory, seeds included; default: 100")
+    add("--count", type=int, default=100, metavar="N", help="requests per subcategory, seeds included; default: 100")
     add_workers(parser, "with --backend ray: processes that ask")
     add_endpoint_options(parser)
     parser.set_defaults(locks=lambda args: [Path(args.folder, "expand")])

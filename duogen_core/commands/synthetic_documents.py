@@ -46,7 +46,7 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
     add_run_options(parser)
     add = parser.add_argument
     add("--out", metavar="DIR", help=f"the run's folder; default: DIR/{name}")
-    add("--shard", type=int, default=16, metavar="N", help="documents in a shard; default: 16")
+    add("--shard", type=int, default=16, metavar="N", help="documents per shard; default: 16")
     add("--part", default="1/1", metavar="K/N", help="only every Nth shard from the Kth on: one of several machines")
     add("--give-up", type=int, default=3, metavar="N", help="stop when so many documents in a row fail; default: 3")
     add("--size", metavar="WxH", help="size of the images; default: the model's or the workflow's own")
@@ -162,9 +162,15 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
     _add_options(parser, "answer")
     add = parser.add_argument
     add("--limit", type=int, metavar="N", help="only N requests, spread over all of them")
-    add("--max-images", type=int, default=8, metavar="N", help="most images in an answer; default: 8")
-    add("--max-tokens", type=int, default=1024, metavar="N", help="most tokens of text; default: 1024")
-    add("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest text; default: 0")
+    add("--max-images", type=int, default=8, metavar="N", help="maximum number of images in an answer; default: 8")
+    add("--max-tokens", type=int, default=1024, metavar="N", help="maximum number of text tokens; default: 1024")
+    add(
+        "--temperature",
+        type=float,
+        default=0.0,
+        metavar="T",
+        help="0: always the likeliest token; above 0: a random one; default: 0",
+    )
     _add_model_options(parser)
 
 

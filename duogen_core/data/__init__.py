@@ -11,7 +11,7 @@ The engines, in the order data flows; `data …` is the command.
 
 What they share:
 
-    runs         a run's folder: begun, gone on with, sharded, logged, reported
+    runs         a run's folder: begun or continued, sharded, logged, reported
     net          HTTP: servers that the user names, and the web, politely
     llm          language models behind an endpoint, recorded and replayed
     pictures     images decoded in a limited process, classed, compared

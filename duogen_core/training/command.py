@@ -49,15 +49,15 @@ def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C], *, parallel
     recipes = recipes_of(cls.command)
     kinds = ("FILE|NAME", ", or one of the recipes below") if recipes else ("FILE", "")
     parser.add_argument("--config", metavar=kinds[0], help=f"settings: a YAML or TOML file{kinds[1]}")
-    parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and leave")
+    parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and exit")
     if parallel:
         parser.add_argument(
             "--launch", choices=KINDS, help="several processes: each with the whole model (ddp), or with a part (fsdp)"
         )
         parser.add_argument(
-            "--processes", type=int, metavar="N", help="how many of them; default: one a GPU, 2 on CPUs"
+            "--processes", type=int, metavar="N", help="number of processes; default: one per GPU, 2 on CPUs"
         )
-    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that go before the file's")
+    parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that override the file's")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     lines = [f"  {name}  {text}\n" for name, text in recipes.items()]
     parser.epilog = "recipes:\n" + "".join(lines) + "\n" if recipes else ""
@@ -129,7 +129,7 @@ LAUNCHED = "DUOGEN_LAUNCHED"  # set for the processes: their errors go to the la
 def launch(kind: str, processes: int | None, command: Sequence[str]) -> int:
     """Runs `python -m duogen_core <command>` in several processes; returns the exit code.
 
-    kind: one of KINDS. processes: None for one a GPU, or two where there are none. A process's own error is raised
+    kind: one of KINDS. processes: None for one per GPU, or two where there are none. A process's own error is raised
     here, as a DuoGenError.
     """
     if processes is not None and processes < 2:

@@ -256,7 +256,7 @@ class Trainer:
 
 
 def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
-    """Decoder layers compute what they hold inside a second time, on the way back. device: where they will do so."""
+    """Decoder layers compute their inner states again in the backward pass. device: where they will do so."""
     # transformers 5.23 changed the name
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, "context_fn": recomputing(device)})

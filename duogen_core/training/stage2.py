@@ -223,7 +223,7 @@ def _text(
 
 
 def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[FlowSample]:
-    """What is learnt in a step from documents and their numbers in it; each has a random generator of its own."""
+    """Returns the samples of a step, from documents and their numbers in it; each has a random generator of its own."""
     settings = flow_settings(config)
     return [sample_of(document, run.rng(step, f"flow/{i}"), settings) for i, document in documents]
 
@@ -279,7 +279,7 @@ def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config)
 
 
 def checkpoint_blocks(dit: PackedCosmos) -> None:
-    """Blocks are computed a second time on the way back, with the same attention as before."""
+    """Computes blocks again in the backward pass, with the same attention as before."""
 
     def recomputed(block: torch.nn.Module, x: Tensor, *args: Any) -> Tensor:
         return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputing(x.device))

@@ -101,7 +101,7 @@ def with_version(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def begin_step(folder: Path, kind: str, identity: Mapping[str, Any]) -> None:
-    """The folder of a step that has no shards: made, or gone on with if it was begun with the same identity."""
+    """The folder of a step that has no shards: made, or continued if it was begun with the same identity."""
     whole = with_version(identity)
     if found_run(folder, kind, whole) is None:
         make_folders(folder)

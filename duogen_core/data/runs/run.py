@@ -1,4 +1,4 @@
-"""One run of any engine: begun, or gone on with, and its shards done.
+"""One run of any engine: begun or continued, and its shards done.
 
     run = begin(folder, engine, size)
     for entry in work(run, engine, workers=2): ...     every new line of the log, as items are finished
@@ -103,7 +103,7 @@ def _shard(entry: dict[str, Any]) -> Shard:
 
 
 def begin(folder: Path, engine: Engine, size: int) -> Run:
-    """The run in this folder: gone on with if it was begun with the same identity, planned otherwise."""
+    """The run in this folder: continued if it was begun with the same identity, planned otherwise."""
     if size < 1:
         raise DuoGenError(f"A shard has {size} {engine.things}; expected at least 1.")
     identity = with_version({**engine.identity(), engine.size_name: size})

@@ -144,7 +144,7 @@ class Expansion(Engine):
         return [request for group in self.groups for request in group.requests]
 
     def identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be gone on with."""
+        """What must be the same for a run to be continued."""
         seeds = hashlib.sha256(request_lines(seed_requests(self.taxonomy))).hexdigest()[:16]
         about = {"seeds": seeds, "prompt": self.asking.digest, "model": self.client.endpoint.model, "seed": self.seed}
         return {**about, **self.preset.part("expand", "request")}

@@ -250,7 +250,7 @@ class Planning(Engine):
         return {"writer": self.client}
 
     def identity(self) -> dict[str, Any]:
-        """There may be more requests when a run is gone on with, or fewer."""
+        """There may be more requests when a run is continued, or fewer."""
         model = self.client.endpoint.model
         return {"prompt": self.asking.digest, "model": model, "seed": self.seed, **self.preset.part("answer")}
 
