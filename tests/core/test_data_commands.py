@@ -111,6 +111,26 @@ def test_a_run_that_refused_everything_can_be_looked_at(tmp_path, capsys, monkey
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("kind", ["web", "video", "editing"])
+@pytest.mark.parametrize("details", [{}, {"preset": 3, "paths": []}, []])
+def test_a_run_that_does_not_say_what_it_was_begun_with_cannot_be_looked_at(kind, details, tmp_path, capsys):
+    for name in ("shards", "logs", "times"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    about = {"format": f"duogen-{kind}-run", "version": 1, "identity": {}, "items": 1, "shards": 1, "details": details}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about))
+    (tmp_path / "run" / "plan.jsonl").write_text('{"shard": 0, "first": 0, "items": [[0, "a.html"]]}\n')
+    entry = {"number": 0, "entry": 0, "page": "a.html", "kept": False, "rule": "small", "value": 3, "pictures": []}
+    (tmp_path / "run" / "logs" / "00000.jsonl").write_text(json.dumps(entry) + "\n")
+    (tmp_path / "run" / "times" / "00000.json").write_text('{"pages": 1, "seconds": 1.0, "stages": {}}')
+    assert main(["data", "view", str(tmp_path / "run"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.count("\n") == 1
+        and "run.json cannot be read" in error
+        and not (tmp_path / "run" / "report.html").exists()
+    )
+
+
 def test_dialogues_without_a_model(tmp_path, capsys):
     from tests.core.dialogue_pages import write_pages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import html
 import io
 import json
@@ -213,7 +214,8 @@ def test_time_grows_with_the_length_of_a_text(name, role, render):
         return time.process_time() - start
 
     render(Document().begin_turn(role, [Text(piece)]))  # what is imported and looked up once
-    assert seconds(12) < 40 * max(seconds(1), 0.01)  # 144 times, if it grew with the square
+    gc.collect()  # else a collection of what other tests left may fall into the measurement
+    assert min(seconds(12), seconds(12)) < 40 * max(seconds(1), 0.01)  # 144 times, if it grew with the square
 
 
 @pytest.mark.parametrize("name", ["lines", "emphasis", "table", "deep lines"])

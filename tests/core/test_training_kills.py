@@ -174,7 +174,7 @@ def test_a_run_killed_at_any_moment_after_its_last_step_is_exported_by_the_next(
         assert weights(run.out) == wanted, moments[-1]  # and nothing is left of .new and .old
         shutil.rmtree(run.out)
     assert {"replace export", "replace export.new", "rmtree export.old", "replace checkpoint.new"} <= set(moments)
-    assert len(moments) == len(calls) and moments[-1] == "replace state.json.new"
+    assert len(moments) == len(calls) and moments[-1] == "replace .state.json.duogen-tmp"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ from duogen_core.data.pairs.rules import WHOLE
 from duogen_core.data.pairs.video.engine import VideoEngine
 from duogen_core.data.runs.log import RunLog, open_logs, parts_of, rule_of, survey, text
 from duogen_core.data.runs.report import Spread, badge, thumbnail, tiles_of, write_page
-from duogen_core.data.runs.run import Run, open_run
+from duogen_core.data.runs.run import Run, engine_of, open_run
 
 SIDE = 170  # longest side of a thumbnail: two stand side by side
 HIDDEN = ("kept", "rule", "value", "stage", "number", "clips")
@@ -34,7 +34,7 @@ def write_report(
     """step(done, total) is called for every shard that is looked at again."""
     (log,) = open_logs(folder)
     run, chosen = open_run(folder, log.kind), _choose(log, samples)
-    with (VideoEngine if log.kind == "video" else EditingEngine).of_run(run) as engine:
+    with engine_of(VideoEngine if log.kind == "video" else EditingEngine, run) as engine:
         shown = _look_again(run, engine, chosen, step)
     body = [f"<pre>{escape(text(survey(log)))}</pre>"]
     for stage, rules in chosen.items():

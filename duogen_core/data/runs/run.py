@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.folder import (
@@ -38,6 +38,8 @@ from duogen_core.data.runs.log import json_lines, rule_of
 from duogen_core.data.runs.shards import add_document, new_shard
 from duogen_core.data.runs.workers import gather_answers, in_threads, in_workers, share
 from duogen_core.errors import DuoGenError
+
+AnyEngine = TypeVar("AnyEngine", bound=Engine)
 
 IN_MEMORY = 64 * 2**20  # bytes of an item's documents that wait in memory for their turn; more go to the disk
 
@@ -127,6 +129,11 @@ def begin(folder: Path, engine: Engine, size: int) -> Run:
 def open_run(folder: Path, kind: str) -> Run:
     """The run in this folder, to look at."""
     return read_run(folder, kind, lambda value: _run(folder, kind, value))
+
+
+def engine_of(kind: type[AnyEngine], run: Run) -> AnyEngine:
+    """The engine that a run was begun with, to look at its entries again; what run.json lacks is a sentence."""
+    return read_run(run.folder, run.kind, lambda _: kind.of_run(run))
 
 
 def _run(folder: Path, kind: str, value: Mapping[str, Any], size: int = 0, tried_again: Sequence[str] = ()) -> Run:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from duogen_core.data.runs.log import LATER, ORDERS, RunLog, open_logs, rule_of, survey, text
 from duogen_core.data.runs.report import Spread, badge, thumbnail, tiles_of, write_page
-from duogen_core.data.runs.run import Run
+from duogen_core.data.runs.run import Run, engine_of
 from duogen_core.data.web.engine import PageResult, WebEngine
 from duogen_core.data.web.page import Block
 from duogen_core.data.web.pictures import Judged
@@ -73,7 +73,7 @@ def _tiles(run: Run, chosen: Chosen, whole: list[int], step: Callable[[int, int]
     """Place -> HTML; (number, "whole") -> a page before and after."""
     wanted, tiles, done = chosen.numbers(), {}, 0
     places = {place for group in (chosen.pages, chosen.pictures) for each in group.values() for place in each}
-    with WebEngine.of_run(run) as engine:
+    with engine_of(WebEngine, run) as engine:
         for shard in run.plan():
             for number, (place, name) in enumerate(shard.items, shard.first):
                 if number not in wanted:
