@@ -125,7 +125,7 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
 
     document = Document()
     if args.document:
-        from duogen_core.document.store import load_document
+        from duogen_core.document.reading import load_document
 
         document = load_document(args.document)
     seed = args.seed

@@ -26,6 +26,7 @@ from duogen_core.document.reading import (
 from duogen_core.errors import DuoGenError
 from duogen_core.files import TEMPORARY, discard, lock_folder, replace_file, swap_folders, write_errors
 
+# load_document as well: people who use Documents in code of their own find both ways here (docs/documents.md).
 __all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document"]
 
 OWN_NAMES = re.compile(r"document\.(json|html|md|pdf)|images(/\d{3,}\.png)?|.*\.duogen-tmp")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
-from duogen_core.mllm.qwen2_5_vl import layer_outputs, mrope_positions
+from duogen_core.mllm.qwen_vl import layer_outputs, mrope_positions
 from duogen_core.training.data import Example, Probes
 from duogen_core.training.run import mixed_precision
 

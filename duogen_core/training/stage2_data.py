@@ -37,7 +37,7 @@ from duogen_core.document import Document, Picture
 from duogen_core.files import atomic_path
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
-from duogen_core.mllm.qwen2_5_vl import hidden_states_for
+from duogen_core.mllm.qwen_vl import hidden_states_for
 from duogen_core.pipeline import reference_pixels
 from duogen_core.training.configuration import RunConfig, TrainingError, check_numbers
 from duogen_core.training.data import Samples, check_families, token_counter, world

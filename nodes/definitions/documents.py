@@ -141,7 +141,7 @@ class DuoGenLoadDocument(io.ComfyNode):
 
     @classmethod
     def execute(cls, document: str) -> io.NodeOutput:
-        from duogen_core.document.store import load_document
+        from duogen_core.document.reading import load_document
         from duogen_core.errors import DuoGenError
 
         path = saved_documents().get(document)

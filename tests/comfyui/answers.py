@@ -12,7 +12,7 @@ import numpy as np
 from server import PACK, Result, Server
 
 from duogen_core.document import Document
-from duogen_core.document.store import load_document
+from duogen_core.document.reading import load_document
 
 
 def command_line(out: Path, checkpoint: Path | None, *options: str, prompt: str = graphs.REQUEST) -> Document:

@@ -19,7 +19,8 @@ from answers import saved_document
 from server import PACK, Result, Server
 
 from duogen_core.document import Document
-from duogen_core.document.store import load_document, save_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import save_document
 
 FIRST, NEXT = "First a wall.", "Now the roof"
 WORKFLOW = {"nodes": [], "links": [], "version": 0.4, "note": "Grüße </title>", "odd": float("nan"), "half": "\ud83d"}

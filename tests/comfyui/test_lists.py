@@ -13,7 +13,7 @@ from test_stock_nodes import node
 from test_trouble import sentence
 
 from duogen_core.document import Document
-from duogen_core.document.store import load_document
+from duogen_core.document.reading import load_document
 
 pytestmark = pytest.mark.slow
 REQUESTS = ("Answer the first.", "Answer the second.")

@@ -14,7 +14,8 @@ from server import Server
 from test_stock_nodes import node
 
 from duogen_core.document import Document, Picture, Text
-from duogen_core.document.store import load_document, save_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import save_document
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from test_stock_nodes import node
 
 from duogen_core import pipeline
 from duogen_core.document import Document
-from duogen_core.document.store import load_document
+from duogen_core.document.reading import load_document
 
 PICTURES = 4  # of a whole answer; it is stopped in the third
 MANY_STEPS = 200  # there is time to press Cancel

@@ -23,7 +23,7 @@ from ui_to_api import complaints, convert
 
 from duogen_core import pipeline
 from duogen_core.document import Document, Picture
-from duogen_core.document.store import load_document
+from duogen_core.document.reading import load_document
 
 WORKFLOWS = PACK / "workflows"
 NAMES = [

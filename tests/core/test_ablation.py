@@ -28,7 +28,7 @@ from duogen_core.sketchbook.ablation.trainings import (
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.training import stage2_data
 from duogen_core.training.stage1 import Stage1Config
-from duogen_core.training.stage2 import Stage2Config
+from duogen_core.training.stage2_data import Stage2Config
 from tests.core.tiny import random_components, scripted
 
 CONFIGS = {"stage1": Stage1Config, "stage2": Stage2Config}

@@ -15,7 +15,6 @@ from duogen_core.sketchbook.checker import (
     alike,
     changed,
     grow,
-    nearest,
     read,
     read_scene,
     share_kept,
@@ -31,6 +30,7 @@ from duogen_core.sketchbook.scene import (
     SIZES,
     Scene,
     Shape,
+    nearest,
 )
 
 CANVAS = (128, 128)

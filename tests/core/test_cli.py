@@ -22,7 +22,8 @@ from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import COMMANDS, main
 from duogen_core.commands.progress import Progress, harmless
 from duogen_core.document import Document, Text
-from duogen_core.document.store import load_document, save_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import save_document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.checker import read_scene
 from duogen_core.sketchbook.scene import Shape

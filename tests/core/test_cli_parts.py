@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import save_file
 
 from duogen_core.cli import main
-from duogen_core.document.store import load_document
+from duogen_core.document.reading import load_document
 from duogen_core.mllm.qwen2_5_vl import create_tiny
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.test_formats_cosmos import official, tiny

@@ -15,7 +15,7 @@ from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.requests import load_taxonomy
 from duogen_core.errors import DuoGenError
 from duogen_core.training.configuration import ConfigError, load_config
-from duogen_core.training.stage2 import Stage2Config
+from duogen_core.training.stage2_data import Stage2Config
 
 BOMB = "&a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi")

@@ -12,7 +12,8 @@ import torch
 from duogen_core import pipeline
 from duogen_core.connector import Connector
 from duogen_core.document import Document, Picture, Text, store
-from duogen_core.document.store import DocumentWriter, load_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import DocumentWriter
 from duogen_core.errors import DuoGenError
 from duogen_core.pipeline import (
     Callbacks,

@@ -23,7 +23,8 @@ from duogen_core.document import (
     Text,
     Turn,
 )
-from duogen_core.document.store import load_document, save_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import save_document
 from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.render import (
     render_html,

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from duogen_core.document import Document, Picture, Text, store
-from duogen_core.document.store import DocumentWriter, load_document, save_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import DocumentWriter, save_document
 from duogen_core.errors import DuoGenError
 from duogen_core.files import unlock_all
 from duogen_core.render import write_rendered

@@ -13,7 +13,8 @@ import time
 import pytest
 from PIL import Image
 
-from duogen_core.document.store import load_document, save_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import save_document
 from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.files import parse_json
 from duogen_core.training.configuration import TrainingError

@@ -14,7 +14,7 @@ from duogen_core.sketchbook.vae import VaeConfig
 from duogen_core.training.configuration import ConfigError, find_config, load_config, recipes_of, to_yaml
 from duogen_core.training.metrics import changes
 from duogen_core.training.stage1 import Stage1Config
-from duogen_core.training.stage2 import Stage2Config
+from duogen_core.training.stage2_data import Stage2Config
 
 
 @dataclass(kw_only=True)

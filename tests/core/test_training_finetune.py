@@ -22,7 +22,8 @@ from duogen_core.checkpoint import (
 )
 from duogen_core.cli import main
 from duogen_core.document import Document, Text
-from duogen_core.document.store import load_document, save_document
+from duogen_core.document.reading import load_document
+from duogen_core.document.store import save_document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.tasks import evaluation_case
 from duogen_core.training import finetune, stage2_data

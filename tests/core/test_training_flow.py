@@ -14,7 +14,7 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture, Text
 from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
-from duogen_core.mllm.qwen2_5_vl import hidden_states_for
+from duogen_core.mllm.qwen_vl import hidden_states_for
 from duogen_core.pipeline import PictureSampler, Settings
 from duogen_core.training import stage2
 from duogen_core.training.run import rng_for

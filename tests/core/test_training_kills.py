@@ -20,7 +20,7 @@ from duogen_core.training.checkpoints import finish_swap, replaced, swap
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import read_lines
 from duogen_core.training.stage1 import Stage1Config
-from duogen_core.training.stage2 import Stage2Config
+from duogen_core.training.stage2_data import Stage2Config
 from tests.core.runs import losses, stopped_in
 from tests.core.sample_sets import guide, write_jsonl
 from tests.core.test_training_mllm import TINY

@@ -14,8 +14,9 @@ from torch import nn
 
 from duogen_core.training import checkpoints, metrics
 from duogen_core.training import run as run_module
+from duogen_core.training.configuration import TrainingError
 from duogen_core.training.metrics import plot_losses, plot_scores, scalars
-from duogen_core.training.run import Run, TrainingError, rng_for, warmup_cosine
+from duogen_core.training.run import Run, rng_for, warmup_cosine
 from tests.core.runs import losses, stopped_in
 
 

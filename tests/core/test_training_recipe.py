@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.document.store import load_document
+from duogen_core.document.reading import load_document
 from duogen_core.sketchbook.source import DRAWN
 from duogen_core.training import stage2_data
 

@@ -159,7 +159,7 @@ def documents(base: Path) -> list[Path]:
 
 
 def pictures_of(path: Path) -> int:
-    from duogen_core.document.store import load_document
+    from duogen_core.document.reading import load_document
     from duogen_core.errors import DuoGenError
 
     try:

@@ -86,7 +86,7 @@ def model(folder: Path) -> Path:
 
 def lost_pictures(out: Path, renames: Renames) -> str:
     """Pictures that were finished, that is named by a document.json that had its name, and cannot be read now."""
-    from duogen_core.document.store import load_document
+    from duogen_core.document.reading import load_document
     from duogen_core.errors import DuoGenError
 
     pictures = named = 0
@@ -118,7 +118,8 @@ def generating(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
 
 def over_an_earlier_answer(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     """Another answer in the folder of one that is there, with a file of the user's in it."""
-    from duogen_core.document.store import load_document, save_document
+    from duogen_core.document.reading import load_document
+    from duogen_core.document.store import save_document
     from tests.core.documents import sample
 
     def fresh(out: Path) -> None:

@@ -11,15 +11,9 @@ from typing import Any
 
 from duogen_core.data.sources.base import Limits, Source, digest, find_files
 from duogen_core.document import Document
-from duogen_core.document.reading import (
-    JSON_NAME,
-    MAX_JSON_BYTES,
-    document_from_json,
-    folder_reader,
-    load_document,
-    parse_json,
-)
+from duogen_core.document.reading import JSON_NAME, document_from_json, folder_reader, load_document
 from duogen_core.errors import DuoGenError
+from duogen_core.files import MAX_JSON_BYTES, parse_json
 
 CHUNK = 1 << 20  # bytes that are searched for line ends at a time
 

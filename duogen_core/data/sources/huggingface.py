@@ -16,14 +16,9 @@ from typing import Any
 
 from duogen_core.data.sources.base import Limits, Source, digest
 from duogen_core.document import Document
-from duogen_core.document.reading import (
-    FORMAT,
-    VERSION,
-    document_from_json,
-    folder_reader,
-    parse_json,
-)
+from duogen_core.document.reading import FORMAT, VERSION, document_from_json, folder_reader
 from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory, unknown
+from duogen_core.files import parse_json
 
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 TURN_COLUMNS = ("turns", "messages", "conversations", "conversation")

@@ -29,13 +29,9 @@ from typing import Any
 from urllib.parse import quote
 
 from duogen_core.document import Document, Picture, Text
-from duogen_core.document.reading import (
-    FORMAT,
-    VERSION,
-    document_from_json,
-    parse_json,
-)
+from duogen_core.document.reading import FORMAT, VERSION, document_from_json
 from duogen_core.errors import DuoGenError
+from duogen_core.files import parse_json
 
 RESERVED = (
     "sample_id", "position", "modality", "content_type", "text_content", "binary_content", "source_ref",

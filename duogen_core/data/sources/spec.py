@@ -17,8 +17,8 @@ from typing import Any
 
 from duogen_core.data.sources.base import Limits, OnBad, Source
 from duogen_core.data.sources.mixture import Mixture
-from duogen_core.document.reading import parse_json
 from duogen_core.errors import DuoGenError, unknown
+from duogen_core.files import parse_json
 
 # kind: where its Source is, as "module:class". Named and not imported: formats bring optional packages, and Sketchbook
 # stands above this package. A class without a `path` parameter takes none.

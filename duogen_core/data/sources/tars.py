@@ -20,13 +20,9 @@ from duogen_core.data.sources.base import Limits, Source, digest, find_files
 from duogen_core.data.sources.rows import FILE, document_of, is_lists, rows_of_lists
 from duogen_core.document import Document
 from duogen_core.document.picture_file import MAX_BYTES
-from duogen_core.document.reading import (
-    MAX_JSON_BYTES,
-    check_relative,
-    document_from_json,
-    parse_json,
-)
+from duogen_core.document.reading import check_relative, document_from_json
 from duogen_core.errors import DuoGenError
+from duogen_core.files import MAX_JSON_BYTES, parse_json
 
 BLOCK = tarfile.BLOCKSIZE
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -34,7 +34,7 @@ from duogen_core.training.configuration import ConfigError, RunConfig
 from duogen_core.training.metrics import read_lines
 from duogen_core.training.run import Run, rng_for
 from duogen_core.training.stage1 import Stage1Config
-from duogen_core.training.stage2 import Stage2Config
+from duogen_core.training.stage2_data import Stage2Config
 
 
 @dataclass(frozen=True)
