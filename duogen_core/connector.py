@@ -118,7 +118,7 @@ class Connector(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Connector:
-        """Read config.json and model.safetensors of a folder; every tensor must be there and fit."""
+        """Reads config.json and model.safetensors of a folder; every tensor must be there and fit."""
         folder = Path(folder)
         config_file, weights_file = folder / CONFIG_NAME, folder / WEIGHTS_NAME
         if not config_file.is_file():

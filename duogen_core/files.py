@@ -109,7 +109,7 @@ def _too_deep(where: str, depth: int) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write one file whole or not at all; errors are sentences. A link that has its name is replaced, not followed."""
+    """Writes one file whole or not at all; errors are sentences. A link that has its name is replaced, not followed."""
     with write_errors(path):
         replace_file(path, data)
 
@@ -160,7 +160,7 @@ def swap_folders(new: Path, target: Path, old: Path) -> bool:
 
 
 def discard(path: Path) -> None:
-    """Remove a temporary file or folder; failing at that must not hide the error that led here."""
+    """Removes a temporary file or folder; failing at that must not hide the error that led here."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -34,7 +34,7 @@ TEXTS = ("content_type", "modality", "role", "sample_id")  # few different value
 
 
 def begin(source: Source, folder: Path, kind: str, size: int, quality: int | None) -> None:
-    """Make the folder, or see that it holds the beginning of this very export."""
+    """Makes the folder, or checks that it holds the beginning of this very export."""
     if source.endless:
         raise DuoGenError(f"{source.name} is endless; `data make` writes as many documents of it as you want.")
     if size < 1 or (quality is not None and not 1 <= quality <= 100):

@@ -136,13 +136,13 @@ class Picture:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], meta: Mapping[str, Any] | None = None) -> Picture:
-        """Read a picture file strictly (see `duogen_core.document.picture_file`)."""
+        """Reads a picture file strictly (see `duogen_core.document.picture_file`)."""
         data, name = read_picture_bytes(path)
         return cls.from_bytes(data, name=name, meta=meta)
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str = "picture", meta: Mapping[str, Any] | None = None) -> Picture:
-        """Decode the bytes of a picture file strictly; `name` is what error messages call it."""
+        """Decodes the bytes of a picture file strictly; `name` is what error messages call it."""
         return cls(decode_picture(data, name), meta or {})
 
     def to_png(self) -> bytes:

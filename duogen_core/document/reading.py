@@ -37,7 +37,7 @@ ReadBytes = Callable[[str, str], bytes]
 
 
 def load_document(path: str | os.PathLike[str]) -> Document:
-    """Read a document folder, its document.json, or a .zip of such a folder."""
+    """Reads a document folder, its document.json, or a .zip of such a folder."""
     place = Path(path)
     if is_folder(place):
         json_file, folder = place / JSON_NAME, place

@@ -66,7 +66,7 @@ def _json_bytes(document: Document) -> bytes:
 
 
 def save_document(document: Document, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
-    """Write a document to a folder, or to a file when the name ends in .zip. Returns the path written.
+    """Writes a document to a folder, or to a file when the name ends in .zip. Returns the path written.
 
     With `overwrite`, a document that stands there is replaced in one rename; other files in its folder are kept.
     Links inside that folder are kept or replaced as links: what they lead to is never touched.
@@ -112,7 +112,7 @@ class DocumentWriter:
         self._written: tuple[Picture, ...] | None = None
 
     def update(self, document: Document) -> None:
-        """Make the folder (or .zip) hold exactly this document."""
+        """Makes the folder (or .zip) hold exactly this document."""
         pictures = document.pictures
         written = self._written
         images = self.path / "images"
@@ -180,7 +180,7 @@ def _add_to_zip(archive: zipfile.ZipFile, name: str, data: bytes, compression: i
 
 
 def _swap_folder(new: Path, target: Path) -> None:
-    """Put the folder `new` where `target` is. Files in `target` that are not the document's move over."""
+    """Puts the folder `new` where `target` is. Files in `target` that are not the document's move over."""
     old = _temporary(target, ".old")
     if swap_folders(new, target, old):  # killed in between: `finish_swap` of the next run goes on
         _move_others(old, target)
@@ -188,7 +188,7 @@ def _swap_folder(new: Path, target: Path) -> None:
 
 
 def _move_others(old: Path, target: Path) -> None:
-    """Move what is not the document's from the folder `old` to `target`, links as links."""
+    """Moves what is not the document's from the folder `old` to `target`, links as links."""
     for directory in (old, old / "images"):
         # `images` may be a link to a folder of the user's: what lies there is no part of the answer.
         for entry in list(directory.iterdir()) if directory.is_dir() and not directory.is_symlink() else ():
@@ -199,7 +199,7 @@ def _move_others(old: Path, target: Path) -> None:
 
 
 def finish_swap(path: str | os.PathLike[str]) -> None:
-    """Put right what a kill in the middle of replacing a document left beside it; only under the folder's lock.
+    """Puts right what a kill in the middle of replacing a document left beside it; only under the folder's lock.
 
     An old document that has no new one in its place yet gets its name back; one that was replaced hands over the
     user's files in its folder; what was half written goes.
@@ -219,7 +219,7 @@ def finish_swap(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def _parents(target: Path) -> Iterator[None]:
-    """Make the folders above `target`; take those that were made away again when the writing fails."""
+    """Makes the folders above `target`; removes those that it made when the writing fails."""
     made = []
     try:
         for parent in reversed(target.parents):

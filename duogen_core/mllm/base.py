@@ -154,7 +154,7 @@ class Mllm:
         self._device = None if device is None else torch.device(device)
 
     def clear_cache(self) -> None:
-        """Forget the cached prefix (memory, or weights changed in a way that cannot be seen). Costs time only."""
+        """Forgets the cached prefix (memory, or weights changed in a way that cannot be seen). Costs time only."""
         self._cache = None
 
     def cache_tokens(self) -> int:
@@ -174,7 +174,7 @@ class Mllm:
         on_token: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Continuation:
-        """Write on from the end of the document until <BOV> ("picture"), the end of the turn, or a limit.
+        """Continues the document until <BOV> ("picture"), the end of the turn, or a limit.
 
         on_token gets pieces of whole characters; joined they are the text. Sampling draws one number per (seed, token
         position), so an interrupted answer that is continued later is the answer that was not interrupted.
@@ -274,7 +274,7 @@ class Mllm:
     def _prefill(
         self, document: Document, context: Layout, connector: Connector | None, cancelled: Callable[[], bool]
     ) -> PrefixCache | None:
-        """Bring the cache to exactly this context, with its last hidden state; None when cancelled on the way."""
+        """Brings the cache to exactly this context, with its last hidden state; None when cancelled on the way."""
         keys = self._keys(document, context)
         cache = self._reuse(keys, connector)
         if cache.last is None and len(cache.keys) == len(keys):
@@ -329,7 +329,7 @@ class Mllm:
     def _advance(
         self, cache: PrefixCache, keys: Sequence[int], embeds: Tensor, positions: Tensor, connector: Connector | None
     ) -> None:
-        """Run these tokens at the end of the cache."""
+        """Runs these tokens through the layers; their keys, values and connector sums join the cache."""
         total: Tensor | None = None
 
         def add(layer: int, h: Tensor) -> None:
@@ -356,6 +356,7 @@ class Mllm:
         logits = logits.masked_fill(self._banned, float("-inf"))
         if temperature == 0:
             return int(logits.argmax())
+        # In float64 on the CPU, with a stable order and one number per position: the same word on every device.
         odds, order = (logits.double().cpu() / temperature).softmax(-1).sort(descending=True, stable=True)
         reached = odds.cumsum(0)
         kept = int((reached < top_p).sum()) + 1  # the smallest set that holds top_p

@@ -24,7 +24,7 @@ def picture_processing() -> tuple[type, Any]:
 
 
 def load_image_processor(folder: str | Path) -> Any:
-    """Read preprocessor_config.json into the PIL processor, whatever is installed: same pixels on every machine."""
+    """Reads preprocessor_config.json into the PIL processor, whatever is installed: same pixels on every machine."""
     file = Path(folder) / "preprocessor_config.json"
     if not file.is_file():
         raise DuoGenError(f"The model folder {folder} has no preprocessor_config.json.")

@@ -80,7 +80,7 @@ def has_tokenizer(folder: str | Path) -> bool:
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Read tokenizer.json exactly as it is (AutoTokenizer may rebuild the rules of a known family), or the older form:
+    """Reads tokenizer.json exactly as it is (AutoTokenizer may rebuild the rules of a known family), or the older form:
     vocab.json, merges.txt and tokenizer_config.json, as ComfyUI ships it."""
     from tokenizers import Tokenizer
 

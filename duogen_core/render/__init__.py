@@ -29,7 +29,7 @@ def write_rendered(
     data: Mapping[str, Any] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> tuple[Path, Path]:
-    """Write document.html and document.md into a document's folder, beside document.json. Returns both paths.
+    """Writes document.html and document.md into a document's folder, beside document.json. Returns both paths.
 
     `data` travels inside the HTML, see `render_html`. Raises Cancelled as soon as `cancelled()` says so."""
     html, markdown = Path(folder, "document.html"), Path(folder, "document.md")

@@ -78,7 +78,7 @@ def harmless(text: str, cancelled: Stop = None) -> str:
 
 
 def _closed(text: str, cancelled: Stop) -> str:
-    """Close a code fence that was left open: it would swallow the pictures and the text that follow."""
+    """Closes a code fence that was left open: it would swallow the pictures and the text that follow."""
     last = parser(has_links(text)).parse(f"{text}\n\nend", {"cancelled": cancelled})[-1]
     return f"{text}\n{last.markup}" if last.type == "fence" else text
 

@@ -145,7 +145,7 @@ class _Pages:
         self._due = name  # not before it is known on which page its first words stand
 
     def _begin(self, height: float) -> None:
-        """Make room for so much in one piece, on the next page if need be; the speaker's name stands above it."""
+        """Begins a new page unless so much fits in one piece; the speaker's name stands above it."""
         pdf = self.pdf
         name, self._due = self._due, ""
         height += 2 * GAP + SMALL * LINE + GAP / 2 if name else 0

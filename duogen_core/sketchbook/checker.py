@@ -151,7 +151,7 @@ def read_scene(pixels: np.ndarray) -> Scene:
 
 
 def read(pixels: np.ndarray) -> Reading:
-    """Read a picture, uint8 [height, width, 3]."""
+    """Reads a picture, uint8 [height, width, 3]."""
     pixels = np.asarray(pixels)
     if pixels.ndim != 3 or pixels.shape[2] != 3 or min(pixels.shape[:2]) < 48:
         raise ValueError(f"A Sketchbook image is [height, width, 3], 48 pixels or more each way, not {pixels.shape}.")

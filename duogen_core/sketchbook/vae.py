@@ -215,7 +215,7 @@ def psnr(vae: AutoencoderKLWan, pixels: Tensor) -> float:
 
 @torch.no_grad()
 def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
-    """Give every latent channel Wan 2.1's mean and deviation, in place and without changing a picture.
+    """Gives every latent channel Wan 2.1's mean and deviation, in place and without changing a picture.
 
     Both quant convolutions are 1x1, so an affine map of the latents folds into the one and its inverse into the other.
     """

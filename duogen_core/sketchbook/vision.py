@@ -257,7 +257,7 @@ def warm_up(
     show_minutes: float = 0.0,
     **of_run: Any,
 ) -> Run:
-    """Train the tower of a Qwen2.5-VL model in place; its language model stays. A finished run is only read.
+    """Trains the tower of a Qwen2.5-VL model in place; its language model stays as it is. Loads a finished run instead.
 
     show(run): called every `show_minutes` and at the end, if they are not 0. of_run: further settings of `Run`.
     """

@@ -72,7 +72,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
 
 def swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; a kill between the two renames leaves <folder>.old."""
+    """Puts `new` in the place of `folder`; a kill between the two renames leaves <folder>.old."""
     old = folder.with_name(f"{folder.name}.old")
     if folder.exists():  # else `old`, if there, is all there is
         shutil.rmtree(old, ignore_errors=True)
@@ -128,7 +128,7 @@ def write_checkpoint(
 
 
 def amend_state(run_folder: Path, **values: Any) -> None:
-    """Write `values` into the checkpoint's state.json, beside what stands there."""
+    """Writes `values` into the checkpoint's state.json, beside what stands there."""
     path = checkpoint_folder(run_folder) / "state.json"
     write_text(path, json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}))
 

@@ -102,7 +102,7 @@ class Processes:
         (loss * self.count if self.count > 1 else loss).backward()
 
     def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
-        """Scale the gradients down to a norm of `largest`; returns the norm they had."""
+        """Scales the gradients down to a norm of `largest`; returns the norm they had."""
         return full_tensor(nn.utils.clip_grad_norm_(parameters, largest))
 
     def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
@@ -153,7 +153,7 @@ def precision() -> str:
 
 
 def shard(module: nn.Module, optimizers: Mapping[str, torch.optim.Optimizer], device: torch.device) -> nn.Module:
-    """Split in place; the optimizers hold the process's part of the parameters afterwards."""
+    """Splits parameters in place; the optimizers hold the process's part of the parameters afterwards."""
     from accelerate import FullyShardedDataParallelPlugin
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard

@@ -157,7 +157,7 @@ class Trainer:
     lora: LoraSettings | None = None
 
     def run(self, user_weight: float = 0.0) -> Run:
-        """Train to the end; a finished run is only read. Evaluates, exports and writes samples every few minutes."""
+        """Trains to the end; loads a finished run instead. Evaluates, exports and writes samples every few minutes."""
         if self.config.probe_weight is None:
             self.config = replace(self.config, probe_weight=0.0 if self.config.data else world().probe_weight)
         config, model = self.config, self.mllm.model

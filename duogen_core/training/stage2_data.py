@@ -297,7 +297,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def prepare_shard(folder: Path, number: int, named: Named, reader: Reader, recipe: Mapping[str, Any]) -> Path:
-    """Write shard `number` unless it is there; returns its file.
+    """Writes shard `number` unless it is there; returns its file.
 
     named(number): names and documents of the shard. recipe: what they, and the states, depend on.
     """

@@ -120,7 +120,7 @@ def _own_keys(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, A
 
 
 def _check(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any], keys: Mapping[Any, Any]) -> None:
-    """Raise on matrices of another size. Where no layer was found at all, the LoRA may still be one for a CLIP, which
+    """Raises on matrices of another size. Where no layer was found at all, the LoRA may still be one for a CLIP, which
     stock loaders let pass: then a message on the node is enough."""
     from duogen_core.errors import DuoGenError
 

@@ -190,6 +190,8 @@ class ShardWriter:
     def write(self, shards: Iterable[Shard]) -> Iterator[dict[str, Any]]:
         """Writes the shards one after another. Items are done ahead in threads, across their borders."""
         self.engine.open()
+        # Two copies of each iterator: the threads and `engine.read`, which may read several items at once, run ahead of
+        # the shard that is being written, and its own items are counted off from what comes back, in order.
         shards, ahead = itertools.tee(shards)
         numbered = ((shard.first + k, item) for shard in ahead for k, item in enumerate(shard.items))
         numbers, items = itertools.tee(numbered)

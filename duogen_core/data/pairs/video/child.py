@@ -34,7 +34,7 @@ NO_MATRIX = (0, 2, None)
 
 
 def warm_up(preset: dict) -> None:
-    """Load all modules of PyAV and read a video of our own: later no module can be opened any more."""
+    """Loads all modules of PyAV and reads a video made here: later the limits allow no file to be opened."""
     for module in pkgutil.walk_packages(av.__path__, "av."):
         if not module.name.endswith(("__main__", ".datasets")):
             importlib.import_module(module.name)
