@@ -68,7 +68,7 @@ def test(arguments: list[str]) -> int:
         if (ROOT / "requirements-comfyui-test.txt").is_file():
             requirements.append("requirements-comfyui-test.txt")
     if quick:
-        arguments = ["tests/core", "tests/test_dev.py", "-m", "not slow", *arguments]
+        arguments = ["tests/core", "tests/test_dev.py", "--ignore=tests/core/training", "-m", "not slow", *arguments]
     else:
         print(f"ComfyUI: {comfyui or 'not found, so the tests against it will be skipped'}", flush=True)
     prepare(*requirements)

@@ -2,7 +2,8 @@
 
 In: what `identify` found, the size of the picture, how many earlier pictures it looks at, how long the conversation is.
 Out: terms, each with its arithmetic. Weights are counted as they are stored; activations in 2 bytes a number.
-The DiT's factors are those of diffusers' blocks, counted on tensors alive at once (tests/core/test_inspect.py).
+The DiT's factors are those of diffusers' blocks, counted on tensors alive at once
+(tests/core/commands/test_inspect.py).
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def test_quick_leaves_out_servers_and_slow_tests(dev, monkeypatch, tmp_path):
     monkeypatch.setattr(dev, "find_comfyui", lambda: tmp_path)
     assert dev.main(["test", "--quick", "-x"]) == 0
     assert "requirements-comfyui-test.txt" not in installs(dev)
-    assert dev.ran[-1].endswith("core test_dev.py -m not slow -x")  # (last parts of paths)
+    assert dev.ran[-1].endswith("core test_dev.py training -m not slow -x")  # (last parts of paths)
     dev.main(["test"])
     assert "not slow" not in dev.ran[-1]
 

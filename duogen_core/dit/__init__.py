@@ -27,7 +27,7 @@ A family is a class with
 
 No family moves anything between devices: everything runs where the inputs are.
 
-Adding a family: one file here, one line in FAMILIES, and a tiny configuration in tests/core/test_dit_contract.py, which
+Adding a family: one file here, one line in FAMILIES, and a tiny configuration in tests/core/dit/test_contract.py, which
 tests all of the above.
 """
 

@@ -5,7 +5,7 @@ caller gives it. Tokens are [B, F, S, C], F frames of S tokens, so that the modu
 broadcast over a frame's tokens; diffusers' stock blocks evaluate them once per token. Frames of unlike sizes are F =
 all tokens, S = 1, and `token_frame` tells the frame of each. A block stays one module call, which is what FSDP and
 gradient checkpointing go by. Same weights as diffusers; its own forward is the reference in
-tests/core/test_dit_full.py.
+tests/core/dit/test_full.py.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ What `embed` gives may be wider than hidden_size where a family needs more of a 
 of it along n is complete. `build` is called where nothing takes memory. Reading and checking files is `loading`'s.
 
 Everything else (chat layout, prefix cache, decode loop, streaming, sampling, connector sums) lives in `base`, `chat`
-and `prompted`, and is the same for all families. What a new family has to pass: tests/core/test_mllm_families.py, which
-runs every family, and tests/core/test_mllm_loop.py (a mock family with fixed logits).
+and `prompted`, and is the same for all families. What a new family has to pass: tests/core/mllm/test_families.py, which
+runs every family, and tests/core/mllm/test_loop.py (a mock family with fixed logits).
 """
 
 from __future__ import annotations

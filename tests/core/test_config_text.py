@@ -46,6 +46,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:20])
 def test_what_is_no_value_is_a_sentence_everywhere(text, tmp_path, capsys):
     with pytest.raises(ConfigTextError):

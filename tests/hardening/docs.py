@@ -63,7 +63,7 @@ QUICK = ("--steps", "1", "--max-tokens", "40")
 SHORT = ("steps=1", "log_every=1", "threads=1")
 PIP = Left("installs packages; dev.py does it with the same extras")
 CLONE = Left("asks the host of this repository")
-HOURS = "takes an hour or more; tests/core/test_ablation.py runs the same in small"
+HOURS = "takes an hour or more; tests/core/sketchbook/test_ablation.py runs the same in small"
 
 COMMANDS: dict[str, Entry] = {
     # README.md
@@ -144,7 +144,7 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core data view run/": Runs(makes=("run/report.html",)),
     "python -m duogen_core data check webdataset:run/shards": Runs(),
     "python -m duogen_core data web pages.txt saved-pages/ --out run/ --fetch --set fetch.contact=https://example.org/bot":
-        Parses("asks hosts of the internet; tests/core/test_web_fetch.py does it with hosts on loopback"),
+        Parses("asks hosts of the internet; tests/core/data/web/test_fetch.py does it with hosts on loopback"),
     f"python -m duogen_core data dialogues run/ --out dialogues/ --base-url {ENDPOINT} --model Qwen3-VL-32B": Runs(
         makes=("dialogues/run.json", "dialogues/shards/00000.tar")
     ),
@@ -234,11 +234,11 @@ COMMANDS: dict[str, Entry] = {
     ),
     "python -m duogen_core train assemble --out models/my-model": Parses("the commands of models/duogen-tiny/README.md run it"),
     "accelerate launch --config_file duogen_core/training/launch/ddp.yaml --num_processes 4 -m duogen_core train stage2 --config my.yaml":
-        Parses("several processes; tests/core/test_training_parallel.py runs two"),
+        Parses("several processes; tests/core/training/test_parallel.py runs two"),
     "python -m duogen_core train stage2 --launch ddp --config my.yaml":
-        Parses("several processes; tests/core/test_training_parallel.py runs two"),
+        Parses("several processes; tests/core/training/test_parallel.py runs two"),
     "python -m duogen_core train stage1 --launch fsdp --processes 8 --config qwen2.5-vl-7b":
-        Parses("8 GPUs; tests/core/test_training_parallel.py runs two processes of the CPU"),
+        Parses("8 GPUs; tests/core/training/test_parallel.py runs two processes of the CPU"),
     "python -m duogen_core train stage1 init=MLLM data=[SOURCE, ...] out=runs/stage1 steps=2000": Runs(
         (*SHORT, "batch=2", "eval_cases=0", "bf16=false"),
         {"init=MLLM": "init=Qwen2.5-VL-7B-Instruct", "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]",
@@ -642,8 +642,8 @@ def dialogues(folder: Path, stack: ExitStack) -> str:
 
 def synthetic(folder: Path, stack: ExitStack) -> dict[str, str]:
     from tests.core.comfyui_server import comfyui_server, drawn
+    from tests.core.data.synthetic.test_draw import EDIT, NODES
     from tests.core.synthetic_writer import write_taxonomy, writing_server
-    from tests.core.test_synthetic_draw import EDIT, NODES
 
     write_taxonomy(folder / "taxonomy")
     for name, nodes in (("text", NODES), ("edit", EDIT)):
@@ -659,8 +659,8 @@ def videos(folder: Path, stack: ExitStack) -> str:
     from PIL import Image
 
     from tests.core.clips import scene, write_video
+    from tests.core.data.pairs.test_video_run import SAID
     from tests.core.endpoint_server import completion, endpoint_server
-    from tests.core.test_video_run import SAID
 
     write_video(folder / "films" / "a.mp4", scene(1, 30))
     write_video(folder / "clip.mp4", scene(2, 30))

@@ -388,7 +388,7 @@ def lesson(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 
 def edits(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     """Rows of every published layout of edits."""
-    from tests.core.test_editing import ROWS
+    from tests.core.data.pairs.test_editing import ROWS
 
     layouts = [*ROWS, "sharegpt-4o-image", "x2i"]
     layout = layouts[k % len(layouts)]
@@ -459,7 +459,7 @@ def pages(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 
 def saved_page(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     """MHTML: a page and its pictures in one file."""
-    from tests.core.test_web_mhtml import A, B, message
+    from tests.core.data.web.test_mhtml import A, B, message
     from tests.core.web_pages import recipe
 
     html = recipe("https://cdn.example.com/a.png", "cid:b-1@mhtml.blink")

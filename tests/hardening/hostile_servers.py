@@ -70,10 +70,10 @@ def answer(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 def description(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     """To pictures of pages and of videos, which are described; half of the answers are right, and one is not."""
     from tests.core.clips import scene, write_video
+    from tests.core.data.pairs.test_video_run import SAID
     from tests.core.dialogue_pages import write_pages
     from tests.core.endpoint_server import completion, endpoint_server
     from tests.core.scripted_writer import Writer
-    from tests.core.test_video_run import SAID
 
     if k % 2:
         film = box.shared / "seen.mp4"
@@ -115,8 +115,8 @@ def address(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 def workflow(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     """A workflow of ComfyUI that is to draw: its JSON."""
     from tests.core.comfyui_server import comfyui_server, drawn
+    from tests.core.data.synthetic.test_draw import NODES
     from tests.core.synthetic_plans import write_plans
-    from tests.core.test_synthetic_draw import NODES
 
     server = stack.enter_context(comfyui_server(drawn))
     path = box.input / "text.json"
@@ -132,8 +132,8 @@ def workflow(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 def painter(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     """What a ComfyUI says to what a painter asks."""
     from tests.core.comfyui_server import comfyui_server, drawn, history_of
+    from tests.core.data.synthetic.test_draw import NODES
     from tests.core.synthetic_plans import write_plans
-    from tests.core.test_synthetic_draw import NODES
 
     png = encoded("PNG", 96, 64)
     image = {"filename": "a.png", "subfolder": "", "type": "temp"}

@@ -449,8 +449,8 @@ def planning(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
 def drawing(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     """Pictures by a ComfyUI's API."""
     from tests.core.comfyui_server import comfyui_server, drawn
+    from tests.core.data.synthetic.test_draw import EDIT, NODES
     from tests.core.synthetic_plans import write_plans
-    from tests.core.test_synthetic_draw import EDIT, NODES
 
     server = stack.enter_context(comfyui_server(drawn))
     for kind, nodes in (("text", NODES), ("edit", EDIT)):

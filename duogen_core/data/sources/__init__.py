@@ -18,7 +18,7 @@ duogen_core.document.reading: strict, and no path leaves the folder.
     DataLoader(mixture, batch_sampler=lists_of_k, collate_fn=...)    the same draws from worker processes; there, leave
                                     on_bad out and give the BadLog each sample.skipped in the main process
 
-A new format: one file with a Source, one line in spec.KINDS, and the tests in tests/core/test_data_sources.py.
+A new format: one file with a Source, one line in spec.KINDS, and the tests in tests/core/data/sources/test_sources.py.
 """
 
 from duogen_core.data.sources.base import Bad, Epoch, Limits, Sample, Source

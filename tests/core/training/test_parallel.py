@@ -1,0 +1,277 @@
+"""Two processes, started by accelerate's own command or by --launch, learn what one does: DDP and FSDP, stages 1 and 2,
+on CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import duogen_core.training
+from duogen_core.cli import main
+from duogen_core.mllm.image_processor import small_image_processor
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
+from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
+from duogen_core.sketchbook.source import example_of
+from duogen_core.training import stage2_data
+from duogen_core.training.command import LAUNCHED
+from duogen_core.training.configuration import TrainingError
+from duogen_core.training.distributed import Processes, ensure_gradients, shard
+from duogen_core.training.next_token import (
+    Batcher,
+    NextTokenLoss,
+    StepTotals,
+    share_of,
+)
+from duogen_core.vae import PictureVae, new_vae
+from tests.core.sketchbook.test_pretrain import SIZES, cases
+from tests.core.test_folder_lock import holder
+from tests.core.two_processes import run_all
+
+ROOT = Path(__file__).parents[3]
+LAUNCH = Path(duogen_core.training.__file__).parent / "launch"
+SHARED = ["steps=4", "warmup=1", "log_every=1", "bf16=false", "lr=1e-3"]
+STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "micro_tokens=400", "eval_cases=1", "muon_lr=1e-3"]
+STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "frames=9",
+          "sample_minutes=0"]  # fmt: skip
+
+
+def launched(config: str, *commands: tuple[list[str], int | None]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / config, "--num_processes", "2",
+         "--mixed_precision", "no", "--main_process_port", "0", ROOT / "tests/core/two_processes.py",
+         json.dumps(commands)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+
+
+def launch(config: str, *commands: tuple[list[str], int | None]) -> None:
+    done = launched(config, *commands)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny MLLM and VAE to start from, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("parallel")
+    before = Path.cwd()
+    os.chdir(folder)
+    torch.manual_seed(0)
+    tokenizer = sketchbook_tokenizer(0, 60, 500)
+    Qwen25VL(new_model(tokenizer, **SIZES), tokenizer, small_image_processor()).save_pretrained(Path("mllm"))
+    PictureVae(new_vae(base_dim=4)).save_pretrained(Path("vae"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage2_data, "SHARD", 6)
+        run_all([
+            ([*STAGE1, "out=one/stage1"], None),
+            ([*STAGE1, "out=one/stage1-adamw", "optimizer=adamw"], None),
+            ([*STAGE2, "out=one/stage2"], None),
+            ([*STAGE2, "out=one/stage2-adamw", "optimizer=adamw"], None),
+        ])  # fmt: skip
+    yield folder
+    os.chdir(before)
+
+
+def figures(run: Path) -> list[dict[str, float]]:
+    """Loss, norm of the gradients and so on, of every step."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    steps = [{k: v for k, v in line.items() if k != "seconds"} for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4] and all("norm" in line for line in steps)
+    return steps
+
+
+def same(folder: Path, one: str, two: str) -> None:
+    """Figures of every step, weights, averages, moments and exports to 1e-4."""
+    one, two = folder / one, folder / two
+    assert json.loads((two / "config.json").read_text())["processes"] == 2
+    for wanted, found in zip(figures(one), figures(two), strict=True):
+        assert found == pytest.approx(wanted, abs=1e-4)
+    files = [file.relative_to(one) for file in one.rglob("*.safetensors") if "documents" not in file.parts]
+    assert len(files) >= 4
+    for file in files:
+        wanted, found = load_file(one / file), load_file(two / file)
+        assert wanted.keys() == found.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0, msg=f"{file}: {key}")
+
+
+@pytest.mark.slow
+def test_ddp_learns_what_one_process_does_also_after_a_stop(folder):
+    launch(
+        "ddp.yaml",
+        ([*STAGE1, "out=two/stage1"], 1),
+        ([*STAGE1, "out=two/stage1"], None),
+        ([*STAGE2, "out=two/stage2"], 1),
+        ([*STAGE2, "out=two/stage2"], None),
+    )
+    same(folder, "one/stage1", "two/stage1")
+    same(folder, "one/stage2", "two/stage2")
+
+
+@pytest.mark.slow
+def test_fsdp_learns_what_one_process_does_also_after_a_stop(folder):
+    adamw = "optimizer=adamw"
+    launch(
+        "fsdp.yaml",
+        ([*STAGE1, adamw, "out=split/stage1"], 1),
+        ([*STAGE1, adamw, "out=split/stage1"], None),
+        ([*STAGE2, adamw, "out=split/stage2"], 1),
+        ([*STAGE2, adamw, "out=split/stage2"], None),
+    )
+    same(folder, "one/stage1-adamw", "split/stage1")
+    same(folder, "one/stage2-adamw", "split/stage2")
+
+
+@pytest.mark.slow
+def test_all_processes_end_where_another_run_has_the_folder(folder):
+    process = holder(folder / "taken")
+    done = launched("ddp.yaml", ([*STAGE1, "out=taken"], None))
+    process.communicate("\n")
+    assert done.returncode != 0
+    assert f"Error: taken is in use by another run of DuoGen (process {process.pid}, -c)" in done.stderr
+    assert not (folder / "taken").exists()
+
+
+def with_launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "duogen_core", "train", *command, "--launch", "ddp", "--processes", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        cwd=folder, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_launch_starts_processes_that_learn_what_one_does(folder):
+    done = with_launch(folder, *STAGE1, "out=launched/stage1")
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert done.stdout.count("Finished: launched/stage1/export") == 1
+    assert json.loads((folder / "launched/stage1/config.json").read_text("utf-8"))["processes"] == 2
+    same(folder, "one/stage1", "launched/stage1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["init=nowhere"], "expected the file nowhere"),  # which every process finds
+        (["data=[documents:nowhere]"], "nowhere"),
+    ],
+)
+def test_what_is_wrong_under_launch_is_said_once(folder, settings, sentence):
+    done = with_launch(folder, *STAGE1, *settings, "out=wrong")
+    assert done.returncode == 2 and sentence in done.stderr
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def failed(monkeypatch, **failure: object) -> None:
+    """Processes that end so, as torch tells it."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def launch_command(args):
+        raise ChildFailedError("duogen_core", {1: ProcessFailure(local_rank=1, pid=1, error_file="", **failure)})
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launch_command)
+
+
+def test_a_process_that_was_killed_is_a_sentence_and_an_exit_code_is_passed_on(monkeypatch, tmp_path, capsys):
+    command = ["train", "stage1", "--launch", "fsdp", "--processes", "3", "steps=1", f"out={tmp_path / 'run'}"]
+    failed(monkeypatch, exitcode=-9)
+    assert main(command) == 2
+    assert "Error: Process 1 was ended by SIGKILL" in capsys.readouterr().err
+    failed(monkeypatch, exitcode=130)
+    assert main(command) == 130
+    assert LAUNCHED not in os.environ and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--launch", "ddp", "lrr=1"], "no setting 'lrr' in the settings given on the command line"),
+        (["--launch", "ddp"], "A training run needs an end"),
+        (["--launch", "ddp", "--processes", "1", "steps=1"], "--processes is 1; expected at least 2"),
+        (["--processes", "2", "steps=1"], "--processes goes with --launch"),
+        (["--launch", "dpp", "steps=1"], "invalid choice: 'dpp'"),
+    ],
+)
+def test_wrong_settings_are_said_before_any_process_starts(monkeypatch, tmp_path, capsys, arguments, sentence):
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", lambda args: pytest.fail("started"))
+    assert main(["train", "stage2", *arguments, f"out={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_the_parts_of_a_step_add_up_to_it():
+    torch.manual_seed(0)
+    tokenizer = sketchbook_tokenizer(0, 60, 500)
+    loss_of = NextTokenLoss(new_model(tokenizer, **SIZES))
+    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(
+        [example_of(case) for case in cases(5)], 0.0
+    )
+    whole, (loss, _) = StepTotals.of(batches), loss_of(batches, pixels)
+    for count in (2, 3, len(batches) + 1):
+        parts = [share_of(batches, pixels, rank, count) for rank in range(count)]
+        assert len({len(mine) for mine, _ in parts}) == 1
+        found = sum(loss_of(*part, whole)[0] for part in parts)
+        torch.testing.assert_close(found, loss, atol=1e-5, rtol=0)
+
+
+def test_every_document_has_one_process_and_none_is_idle():
+    processes = Processes()
+    for count in (1, 2, 3):
+        shares = []
+        for processes.rank in range(count):
+            processes.count = count
+            shares.append(processes.share(["a", "b"]))
+        assert sorted(name for mine, counts in shares for name in mine * counts) == ["a", "b"]
+        assert all(mine for mine, _ in shares)
+
+
+def test_a_device_that_is_not_there_is_named():
+    for name, expected in (("gpu", "no kind of device 'gpu'"), ("cuda", "finds no CUDA device")):
+        if name != "cuda" or not torch.cuda.is_available():
+            with pytest.raises(TrainingError, match=expected):
+                Processes(name)
+
+
+def test_what_cannot_be_split_is_said(monkeypatch):
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    weight = torch.nn.Linear(4, 4)
+    muon = {"muon": torch.optim.Muon([weight.weight])}
+    with pytest.raises(TrainingError, match="Muon needs whole matrices.*optimizer=adamw"):
+        shard(weight, muon, torch.device("cpu"))
+    weight.peft_config = {"default": None}
+    with pytest.raises(TrainingError, match="LoRA cannot be exported from under FSDP.*DDP"):
+        shard(weight, {}, torch.device("cpu"))
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(TrainingError, match="fsdp_version: 2"):
+        shard(weight, {}, torch.device("cpu"))
+
+
+def test_what_a_share_does_not_use_learns_zero():
+    """As one process of FSDP, whose sums have a place for every parameter."""
+    layers = torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "unused": torch.nn.Linear(2, 2)})
+
+    class Picky(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            return self.layers["used"](x).sum(), x
+
+    module, x = Picky(), torch.ones(1, 2)
+    module(x)[0].backward()
+    wanted = {name: p.grad for name, p in module.named_parameters()}
+    assert wanted["layers.unused.weight"] is None
+    module.zero_grad()
+    ensure_gradients(module, list(module.modules()))
+    module(x)[0].backward()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter) if wanted[name] is None else wanted[name])
