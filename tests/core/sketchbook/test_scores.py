@@ -343,7 +343,7 @@ def test_score_pictures():
     assert found["right"] == 0.0 and found["plan.kept"] < 0.5
     first = [case.document.last_turn.pictures[0].pixels for case in chosen]
     assert score_pictures(chosen, first, [0] * 4)["right"] == 1.0
-    with pytest.raises(ValueError, match="4 cases, but 3 pictures"):
+    with pytest.raises(ValueError, match="4 cases, but 3 images"):
         score_pictures(chosen, ideals[:3])
     with pytest.raises(ValueError, match="no picture"):
         score_pictures([case_of("describe")], ideals[:1])
