@@ -356,7 +356,7 @@ class Mllm:
         logits = logits.masked_fill(self._banned, float("-inf"))
         if temperature == 0:
             return int(logits.argmax())
-        # In float64 on the CPU, with a stable order and one number per position: the same word on every device.
+        # In float64 on the CPU and in a stable order, so that nothing but logits, seed and position decides.
         odds, order = (logits.double().cpu() / temperature).softmax(-1).sort(descending=True, stable=True)
         reached = odds.cumsum(0)
         kept = int((reached < top_p).sum()) + 1  # the smallest set that holds top_p

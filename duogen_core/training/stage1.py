@@ -84,8 +84,8 @@ class MllmConfig(RunConfig):
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, float]]:
-    """Teacher-forced, per family or source: `token`, share of learnt tokens foreseen; `when`, share of conversations in
-    which the model would draw and stop exactly where the ideal answer does."""
+    """Teacher-forced, per family or source: `token`, share of trained tokens predicted; `when`, share of conversations
+    in which the model would draw and stop exactly where the ideal answer does."""
     control, device = batcher.control, model.get_input_embeddings().weight.device
     stops = torch.tensor([control.bov, control.im_end], device=device)
     scores = {}
