@@ -345,5 +345,5 @@ def test_score_pictures():
     assert score_pictures(chosen, first, [0] * 4)["right"] == 1.0
     with pytest.raises(ValueError, match="4 cases, but 3 images"):
         score_pictures(chosen, ideals[:3])
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         score_pictures([case_of("describe")], ideals[:1])
