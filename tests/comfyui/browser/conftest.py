@@ -20,7 +20,7 @@ from .frontend import Frontend
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # not longer: an open tab keeps a quarter of a core busy
 def chromium():
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("Playwright is not installed: pip install playwright (its own browsers are not needed).")
@@ -35,12 +35,12 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="session", params=["canvas", "nodes2"])
+@pytest.fixture(scope="package", params=["canvas", "nodes2"])
 def renderer(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tab(chromium: Any, server: Server, renderer: str, tmp_path_factory: pytest.TempPathFactory):
     """The front end, started once for each renderer: starting takes longer than any of the tests."""
     settings = {"Comfy.VueNodes.Enabled": renderer == "nodes2", "Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}
