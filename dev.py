@@ -72,11 +72,12 @@ def test(arguments: list[str]) -> int:
     else:
         print(f"ComfyUI: {comfyui or 'not found, so the tests against it will be skipped'}", flush=True)
     prepare(*requirements)
-    # A test process per core, and one thread of torch in each: the models of the tests are too small to share among
-    # cores. Four are enough, since each starts ComfyUI servers of its own.
-    workers = min(4, os.cpu_count() or 1)
-    settings["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
-    parallel = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
+    # One test process more than there are cores, since many tests wait for a server; and few threads of torch in each,
+    # since the models of the tests are small. Four are enough: each starts ComfyUI servers of its own.
+    cores = os.cpu_count() or 1
+    workers = min(4, cores + 1)
+    settings["OMP_NUM_THREADS"] = str(max(1, cores // workers))
+    parallel = ["-n", str(workers), "--dist", "worksteal"]
     codes = [run([PYTHON, "-m", "ruff", "check", ROOT]), run([PYTHON, "-m", "ruff", "format", "--check", ROOT])]
     codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *arguments], cwd=ROOT, **settings))
     return next((code for code in codes if code), 0)
