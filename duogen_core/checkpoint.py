@@ -29,9 +29,11 @@ from duogen_core.sampling import Sampling
 from duogen_core.weights.headers import refuse_pickle
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from duogen_core.connector import Connector
+    from duogen_core.devices import Turns
     from duogen_core.mllm.base import Mllm
     from duogen_core.vae import PictureVae
 
@@ -77,10 +79,47 @@ class Components:
     dit: nn.Module
     vae: PictureVae
     config: CheckpointConfig = CheckpointConfig()
+    turns: Turns | None = field(default=None, repr=False)  # where memory is short: one part on the device at a time
 
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts' weights, by name, in the order in which an image needs them."""
+        return {"mllm": self.mllm.model, "connector": self.connector, "dit": self.dit, "vae": self.vae.model}
+
+    def to(self, device: str | torch.device = "auto", dtype: str = "auto") -> Components:
+        """Brings all parts to one device, in a dtype each that suits it: "auto", "bf16", "fp16" or "fp32".
+
+        The connector keeps its dtype (its sums are float32 in any case), and so do quantised weights. The VAE has no
+        fp16: it computes in fp32 there.
+        """
+        from duogen_core.devices import choose_device, move
+
+        device = choose_device(device)
+        for part, module in self.modules.items():
+            move(module, device, part_dtype(part, module, device, dtype))
+        self.mllm.device, self.turns = device, None
+        self.mllm.clear_cache()
+        return self
+
+    def use(self, part: str) -> None:
+        """Called before a part runs: brings it to its device where the parts take turns."""
+        if self.turns is not None:
+            self.turns.use(part)
+
+
+def part_dtype(part: str, module: nn.Module, device: torch.device, asked: str) -> torch.dtype | None:
+    """Returns the dtype of one part, or None where it stays as it is."""
+    from duogen_core.devices import choose_dtype, stored_dtype
+
+    if part == "connector":
+        return None
+    dtype = choose_dtype(asked, device, *stored_dtype(module))
+    # A VAE's activations grow too large for fp16, and it is small.
+    return choose_dtype("fp32", device, *stored_dtype(module)) if part == "vae" and asked == "fp16" else dtype
 
 
 # ---------------------------------------------------------------- finding

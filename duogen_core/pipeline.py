@@ -213,6 +213,11 @@ def working_dtype(dit: nn.Module) -> torch.dtype:
     return next(weight.dtype for weight in dit.parameters() if weight.ndim == 1)
 
 
+def working_device(dit: nn.Module) -> torch.device:
+    """Returns the device a DiT computes on. Its matrices may lie elsewhere until they are used; its norms do not."""
+    return next(weight.device for weight in dit.parameters() if weight.ndim == 1)
+
+
 def picture_states(
     mllm: Mllm, connector: Connector, document: Document, cancelled: Callable[[], bool] | None = None
 ) -> ContextStates:
@@ -253,6 +258,7 @@ class PictureSampler:
         """[1, 16, h, w], normalised, of one picture of the context."""
         if picture.digest not in self._latents:
             pixels = reference_pixels(picture, self.components.config)
+            self.components.use("vae")
             self._latents[picture.digest] = self.components.vae.encode(pixels.copy())  # torch wants writable memory
         return self._latents[picture.digest]
 
@@ -279,6 +285,7 @@ class PictureSampler:
             on_step=on_step,
             cancelled=cancelled,
         )
+        self.components.use("vae")
         return self.components.vae.decode_pixels(latent)
 
     def branches(
@@ -286,12 +293,15 @@ class PictureSampler:
     ) -> tuple[VelocityFn, VelocityFn | None]:
         """Returns the velocity functions of guidance's two branches; None where the negative equals the positive."""
         components = self.components
+        components.use("mllm")
         states = picture_states(components.mllm, components.connector, document, cancelled)
-        dtype = working_dtype(components.dit)
-        references = [self.latent(picture).to(dtype) for picture in document.pictures]
+        latents = [self.latent(picture) for picture in document.pictures]
+        components.use("dit")
+        device, dtype = working_device(components.dit), working_dtype(components.dit)
+        references = [latent.to(device, dtype) for latent in latents]
 
         def branch(text: Tensor, hidden: tuple[int, int] | None = None) -> VelocityFn:
-            text = text[None].to(dtype)
+            text = text[None].to(device, dtype)
             here = {"frame_ends": states.frame_ends, "hidden": hidden, "cache": self.cache}
 
             def velocity(x: Tensor, t: Tensor) -> Tensor:  # the sampler works on the CPU, wherever the model is
@@ -336,6 +346,7 @@ def generate(
         sampler = PictureSampler(components, settings)
         drawn, tokens_left, stop = 0, settings.max_new_tokens, None
         while stop is None:
+            components.use("mllm")
             written = components.mllm.continue_(
                 document,
                 connector=components.connector,

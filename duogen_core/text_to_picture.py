@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from duogen_core.mllm.prompt_states import PADDED, default_negative_prompt, prompt_states
-from duogen_core.pipeline import Settings, working_dtype
+from duogen_core.pipeline import Settings, working_device, working_dtype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,12 +32,12 @@ def draw_prompt(
 ) -> np.ndarray:
     """uint8 [H, W, 3]. negative_prompt: None for the one that diffusers' pipeline has."""
     width, height = settings.size or (components.config.picture.width, components.config.picture.height)
-    return components.vae.decode_pixels(
-        prompt_latent(
-            components, prompt, settings, (width, height), negative_prompt=negative_prompt, pad_to=pad_to,
-            cancelled=cancelled,
-        )
+    latent = prompt_latent(
+        components, prompt, settings, (width, height), negative_prompt=negative_prompt, pad_to=pad_to,
+        cancelled=cancelled,
     )  # fmt: skip
+    components.use("vae")
+    return components.vae.decode_pixels(latent)
 
 
 def prompt_latent(
@@ -50,7 +50,7 @@ def prompt_latent(
     pad_to: int | None = PADDED,
     cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """The picture's normalised latent, [1, 16, h, w]."""
+    """The picture's normalised latent, [1, 16, h, w], on the DiT's device."""
     import torch
 
     from duogen_core.sampling import initial_noise, sample_picture, sigmas
@@ -59,19 +59,24 @@ def prompt_latent(
     if negative_prompt is None:
         negative_prompt = default_negative_prompt()
     settings, own = settings.resolved(components.config), components.config.sampling
-    dtype = working_dtype(components.dit)
     width, height = fit_size(*size)
-
-    def branch(text: str) -> Callable[[Tensor, Tensor], Tensor]:
-        states = prompt_states(components.mllm, components.connector, text, pad_to, cancelled=cancelled)[None].to(dtype)
-        return lambda x, t: components.dit.forward_packed([x.to(dtype)], t, states).float()
+    prompts = [prompt] if settings.guidance == 1.0 else [prompt, negative_prompt]
 
     with torch.inference_mode():
+        components.use("mllm")
+        states = [prompt_states(components.mllm, components.connector, p, pad_to, cancelled=cancelled) for p in prompts]
+        components.use("dit")
+        dit, device, dtype = components.dit, working_device(components.dit), working_dtype(components.dit)
+
+        def branch(text: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+            text = text[None].to(device, dtype)
+            return lambda x, t: dit.forward_packed([x.to(text)], t.to(device), text).to(x)
+
         return sample_picture(
-            branch(prompt),
-            initial_noise(settings.seed, (1, 16, height // 8, width // 8)),
+            branch(states[0]),
+            initial_noise(settings.seed, (1, 16, height // 8, width // 8)).to(device),
             sigmas(settings.steps, settings.shift, own.schedule),
-            negative=None if settings.guidance == 1.0 else branch(negative_prompt),
+            negative=branch(states[1]) if len(states) > 1 else None,
             guidance=settings.guidance,
             solver=own.solver,
             cancelled=cancelled,

@@ -110,8 +110,13 @@ class PrefixCache:
         return n
 
 
+def _home(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter that a copy on the device stands for (`duogen_core.devices.Offloaded`), or itself."""
+    return getattr(parameter, "home", parameter)
+
+
 def _versions(module: nn.Module) -> int:
-    return hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in module.parameters()))
+    return hash(tuple((id(p), 0 if p.is_inference() else p._version) for p in map(_home, module.parameters())))
 
 
 class Mllm:
