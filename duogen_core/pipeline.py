@@ -247,7 +247,7 @@ class PictureSampler:
     """
 
     def __init__(self, components: Components, settings: Settings) -> None:
-        from duogen_core.dit.frame_causal import FrameCache
+        from duogen_core.dit.frame_cache import FrameCache
 
         self.components, self.settings = components, settings
         causal = components.dit.config.attention == "frame_causal"

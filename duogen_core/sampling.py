@@ -2,14 +2,15 @@
 
 x_t = t * noise + (1 - t) * x0, v = noise - x0, t from 1 to 0 on a shifted schedule (sigma is t here). The schedule and
 solver that Cosmos-Predict2.5 was published with, "karras" and "unipc", are diffusers' UniPCMultistepScheduler.
-In:  a velocity function of (x [B, 16, h, w], t [B]) for the condition and one without the last text segment.
+In:  a function of (x [B, 16, h, w], t [B]) that gives the velocity under the condition, and for guidance a second one
+     without the last text segment.
 Out: the normalised latent x0 [B, 16, h, w].
 Follows ComfyUI's ModelSamplingDiscreteFlow (shift, multiplier 1), simple_scheduler, sample_euler, prepare_noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # the settings alone are read in many places that draw nothin
 TABLE = 1000  # ComfyUI picks its steps from a table of this many times
 SEEDS = 2**64
 
-VelocityFn = Callable[["Tensor", "Tensor"], "Tensor"]  # (x, t [B]) -> v
+Velocities = Callable[["Tensor", "Tensor"], Sequence["Tensor"]]  # (x, t [B]) -> v for each branch of guidance
 OnStep = Callable[[int, int, "Tensor"], None]  # (steps done, steps in all, the present guess of x0)
 Step = Callable[["Tensor", "Tensor", int], "Tensor"]  # (x, the guess of x0, number of the step) -> x at the next time
 
@@ -97,32 +98,31 @@ def guide(positive: Tensor, negative: Tensor, guidance: float) -> Tensor:
 
 
 def sample_picture(
-    positive: VelocityFn,
+    velocities: Velocities,
     noise: Tensor,
     times: Tensor,
     *,
-    negative: VelocityFn | None = None,
     guidance: float = 1.0,
     solver: str = "euler",
     on_step: OnStep | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """Samples a picture's latent from noise; without guidance the negative branch is never run.
+    """Samples a picture's latent from noise, on the device of `noise`; a step waits for nothing that lies there.
 
-    `times` as from `sigmas`. Raises Cancelled between two steps. Guidance works on the guessed pictures rather than on
-    velocities, as ComfyUI does: equal in exact arithmetic, and so equal to its rounding too.
+    velocities: gives one velocity, or two with guidance, the condition's first. `times` as from `sigmas`. Raises
+    Cancelled between two steps. Guidance works on the guessed pictures rather than on velocities, as ComfyUI does:
+    equal in exact arithmetic, and so equal to its rounding too.
     """
-    use_negative = negative is not None and guidance != 1.0
+    times = times.to(noise.device)
     advance = step_of(solver, times)
     x = noise * times[0]
     for step in range(len(times) - 1):
         if cancelled is not None and cancelled():
             raise Cancelled(f"Sampling was stopped after {step} of {len(times) - 1} steps.")
         t = times[step]
-        batch_t = t.to(x).expand(x.shape[0])
-        guess = x - positive(x, batch_t) * t  # x_t - t v = t noise + (1 - t) x0 - t (noise - x0) = x0
-        if use_negative:
-            guess = guide(guess, x - negative(x, batch_t) * t, guidance)
+        # x_t - t v = t noise + (1 - t) x0 - t (noise - x0) = x0
+        guesses = [x - v.to(x) * t for v in velocities(x, t.expand(x.shape[0]))]
+        guess = guesses[0] if len(guesses) == 1 else guide(*guesses, guidance)
         x = advance(x, guess, step)
         if on_step is not None:
             on_step(step + 1, len(times) - 1, guess)

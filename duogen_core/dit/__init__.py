@@ -11,18 +11,23 @@ A family is a class with
     from_pretrained(folder, dtype=, prepare=, copy=)      config.json + diffusion_pytorch_model.safetensors
     save_pretrained(folder)
 
-    forward_packed(frames, timestep, text, *, frame_ends=None, hidden=None, cache=None) -> v
-        frames      list of normalised latents [B, 16, h_i, w_i], each its own size, in order of appearance; the last
-                    one is the noisy target, the others are finished pictures (their batch may be 1: it is repeated)
-        timestep    [B], the target's t in 0..1 of x_t = t * noise + (1 - t) * x0
-        text        [B, N, text_embed_dim]; N may be 0: then no frame sees any text
+    prepare(frames, texts, size, *, frame_ends=None, cache=None) -> Prepared     once a picture (prepared.py)
+        frames      list of normalised latents [1 or B, 16, h_i, w_i] of finished pictures, each its own size, in order
+                    of appearance
+        texts       one per guidance branch: (text [B, N, text_embed_dim], hidden); N may be 0: then no frame sees any
+                    text. hidden: None, or the (start, end) of text tokens that the target does not see, guidance's
+                    negative branch. Under frame_causal the finished pictures still see them, if they stand before their
+                    own places, so that both branches share what is kept of those
+        size        (h, w) of the target's latent
         frame_ends  frame_causal only: for every finished picture, how many text tokens stand before it
-        hidden      (start, end): text tokens that the target does not see, guidance's negative branch. Under
-                    frame_causal the finished pictures still see them, if they stand before their own places, so that
-                    both branches share what is kept of those
-        cache       frame_causal only: a FrameCache that outlives the call; nothing in the result depends on it
-        v           [B, 16, h, w], the target's velocity noise - x0
-
+        cache       frame_causal only: a FrameCache that outlives the picture; nothing in the result depends on it
+    Prepared.velocities(x, t) -> [v, ...]                                         once a step
+        x           [B, 16, h, w], the noisy target x_t = t * noise + (1 - t) * x0
+        t           [B], its time in 0..1, on x's device
+        v           [B, 16, h, w] for each branch, the target's velocity noise - x0. No host-device synchronisation
+    Prepared.velocity(x, t) -> v                           the same for rows of all branches that have an x each
+    forward_packed(frames, timestep, text, *, frame_ends=None, hidden=None, cache=None) -> v
+                    both in one call, frames with the target last; for tests and for callers with a single step
     forward_train(sequences) -> [[v, ...], ...]           every noisy frame of a pack of documents: packing.py
 
 No family moves anything between devices: everything runs where the inputs are.

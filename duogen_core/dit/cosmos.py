@@ -5,27 +5,25 @@ Out: the last picture's velocity.
 Every frame is patchified at its own resolution and the tokens are concatenated; rotary positions take the picture's
 index as time and the frame's own grid as space; channel 17 marks finished pictures, channel 18 is the (empty) padding
 mask. `attention="full"` equals diffusers on frames of one size to float32's rounding: adaLN is evaluated once per frame
-there, once per token in diffusers. `attention="frame_causal"` is ours (frame_causal.py), and so is the packing of many
-documents into one pass (packing.py). Follows DuoGen, section 3.2, and Cosmos-Predict2.5.
+there, once per token in diffusers. `attention="frame_causal"` is ours (frame_cache.py). Drawing is in prepared.py,
+training's packing of many documents into one pass in packing.py. Follows DuoGen, section 3.2, and Cosmos-Predict2.5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from duogen_core.dit import DitError
-from duogen_core.dit.frame_causal import FrameCache, forward_frame_causal
-from duogen_core.dit.frames import CosmosFrames, PackedCosmosBlock, keys_values, stacked
+from duogen_core.dit.frame_cache import FrameCache
+from duogen_core.dit.frames import CosmosFrames, PackedCosmosBlock
 from duogen_core.dit.packing import TrainingSequence, forward_train
+from duogen_core.dit.prepared import Prepared, checked_ends
 from duogen_core.files import read_json
 from duogen_core.weights.headers import check_sizes
 from duogen_core.weights.module import build_empty, check_module, fill_module
@@ -175,6 +173,42 @@ class PackedCosmos(CosmosFrames):
 
     # -------------------------------------------------------- drawing
 
+    @torch.no_grad()
+    def prepare(
+        self,
+        frames: Sequence[Tensor],
+        texts: Sequence[tuple[Tensor, tuple[int, int] | None]],
+        size: Sequence[int],
+        *,
+        frame_ends: Sequence[int] | None = None,
+        cache: FrameCache | None = None,
+    ) -> Prepared:
+        """What no step of one picture changes; arguments as in duogen_core/dit/__init__.py.
+
+        `full` has no keys and values that could be reused exactly, and takes neither frame_ends nor cache into account.
+        Without any text (a negative branch that drops all of it) no frame sees text.
+        """
+        batch = texts[0][0].shape[0] if texts and texts[0][0].ndim == 3 else 0
+        projected: list[tuple[Tensor, tuple[int, int]]] = []
+        for text, hidden in texts:
+            if text.ndim != 3 or text.shape[0] != batch:
+                raise DitError(f"text is {tuple(text.shape)}; expected ({batch}, tokens, {self.config.text_embed_dim}).")
+            start, end = hidden or (0, 0)
+            if not 0 <= start <= end <= text.shape[1]:
+                raise DitError(f"hidden {hidden} must lie within the {text.shape[1]} text tokens, start before end.")
+            before = next((own for (other, _), (own, _) in zip(texts, projected) if other is text), None)
+            projected.append((self.project_text(text) if before is None else before, (start, end)))
+        if not self.config.references:
+            frames, frame_ends = [], None
+        wrong = next((frame for frame in frames if frame.shape[0] not in (1, batch)), None)
+        if wrong is not None:
+            raise DitError(f"A finished image's latent is {tuple(wrong.shape)}; expected a batch of 1 or {batch}.")
+        ends: list[Sequence[int]] = [() for _ in projected]
+        if self.config.attention == "frame_causal":
+            none = [0] * len(frames)
+            ends = [checked_ends(frame_ends if t.shape[1] else none, len(frames), t.shape[1]) for t, _ in projected]
+        return Prepared(self, frames, projected, tuple(size[-2:]), ends, cache)
+
     def forward_packed(
         self,
         frames: Sequence[Tensor],
@@ -185,56 +219,16 @@ class PackedCosmos(CosmosFrames):
         hidden: tuple[int, int] | None = None,
         cache: FrameCache | None = None,
     ) -> Tensor:
-        """The target's velocity [B, 16, h, w]; arguments as in duogen_core/dit/__init__.py.
-
-        With a cache nothing carries gradients. `full` has nothing that could be reused exactly, and takes neither
-        frame_ends nor cache into account. Without any text (a negative branch that drops all of it) no frame sees text.
-        """
-        batch = frames[-1].shape[0]
+        """The target's velocity [B, 16, h, w] in one call, without gradients: `prepare` and one step."""
+        *clean, target = frames
+        batch = target.shape[0]
         if timestep.shape != (batch,) or text.ndim != 3 or text.shape[0] != batch:
             raise DitError(
                 f"The target has batch {batch}, but timestep is {tuple(timestep.shape)} and text {tuple(text.shape)}; "
                 f"expected ({batch},) and ({batch}, tokens, {self.config.text_embed_dim})."
             )
-        frames = [frame.expand(batch, -1, -1, -1) if frame.shape[0] == 1 else frame for frame in frames]
-        start, end = hidden or (0, 0)
-        if not 0 <= start <= end <= text.shape[1]:
-            raise DitError(f"hidden {hidden} must lie within the {text.shape[1]} text tokens, start before end.")
-        text = self.project_text(text)
-        if not self.config.references:
-            frames, frame_ends = frames[-1:], None
-        elif not text.shape[1]:
-            frame_ends = [0] * (len(frames) - 1)
-        if self.config.attention == "full":
-            seen = torch.cat([text[:, :start], text[:, end:]], dim=1) if end > start else text
-            out = self._forward_full(frames, timestep, seen)
-        else:
-            ends = _check_ends(frame_ends, len(frames) - 1, text.shape[1])
-            with nullcontext() if cache is None else torch.no_grad():
-                kept = FrameCache() if cache is None else cache
-                out = forward_frame_causal(self, frames, timestep, text, ends, (start, end), kept)
-        return self.unpatch(out, self.grid(frames[-1]))
-
-    def _forward_full(self, frames: list[Tensor], timestep: Tensor, text: Tensor) -> Tensor:
-        """Every frame sees every frame and all text: output patches of the target, [B, S, patch]."""
-        grids = [self.grid(frame) for frame in frames]
-        sizes = [height * width for height, width in grids]
-        last = len(frames) - 1
-        patches = torch.cat([self.patches(frame, clean=i < last) for i, frame in enumerate(frames)], dim=1)
-        x, token_frame = stacked(self.embed(patches), sizes)
-        rope = self.rope_of([(i, *grid) for i, grid in enumerate(grids)], x.device)
-        times = timestep[:, None].expand(-1, last + 1).clone()
-        if self.config.clean_timestep >= 0:  # a negative value: finished pictures share the target's timestep
-            times[:, :last] = self.config.clean_timestep
-
-        def attend(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v)
-
-        def attend_text(_block: int, attn: Attention, q: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, *keys_values(attn, text))
-
-        out = self.run_blocks(x, times, rope, attend, attend_text if text.shape[1] else None, token_frame)
-        return out.flatten(1, 2)[:, -sizes[-1] :]
+        prepared = self.prepare(clean, [(text, hidden)], target.shape, frame_ends=frame_ends, cache=cache)
+        return prepared.velocities(target, timestep)[0]
 
     # -------------------------------------------------------- training
 
@@ -246,20 +240,6 @@ class PackedCosmos(CosmosFrames):
         if not self.config.references and any(sequence.clean for sequence in sequences):
             raise DitError("This DiT draws without looking at earlier images: its sequences must have no clean frames.")
         return forward_train(self, sequences)
-
-
-def _check_ends(frame_ends: Sequence[int] | None, clean: int, tokens: int) -> tuple[int, ...]:
-    """One non-decreasing list for the whole batch, as long as there are finished pictures."""
-    ends = list(frame_ends or ())
-    if ends and isinstance(ends[0], Sequence):
-        if any(list(other) != list(ends[0]) for other in ends):
-            raise DitError(f"frame_ends differ within one batch ({ends}); run these documents in separate calls.")
-        ends = list(ends[0])
-    if len(ends) != clean:
-        raise DitError(f"frame_ends has {len(ends)} entries for {clean} finished images; expected one for each.")
-    if any(a > b for a, b in zip([0, *ends], [*ends, tokens], strict=True)):
-        raise DitError(f"frame_ends {ends} must not decrease, and must lie within the {tokens} text tokens.")
-    return tuple(int(end) for end in ends)
 
 
 def init_weights(model: PackedCosmos) -> PackedCosmos:

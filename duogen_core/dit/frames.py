@@ -1,23 +1,27 @@
 """A Cosmos transformer over frames: pieces of its forward, and the one path through its blocks.
 
-Both kinds of attention and training run through `CosmosFrames.run_blocks`; what differs is the attention that the
-caller gives it. Tokens are [B, F, S, C], F frames of S tokens, so that the modulations (adaLN), one per frame,
-broadcast over a frame's tokens; diffusers' stock blocks evaluate them once per token. Frames of unlike sizes are F =
-all tokens, S = 1, and `token_frame` tells the frame of each. A block stays one module call, which is what FSDP and
-gradient checkpointing go by. Same weights as diffusers; its own forward is the reference in
-tests/core/dit/test_full.py.
+Both kinds of attention, drawing (prepared.py) and training (packing.py) run through the two halves of
+`PackedCosmosBlock`; what differs is the attention that the caller gives them. Tokens are [B, F, S, C], and the
+modulations (adaLN) [B, F, 1, C], one per timestep and not one per token as in diffusers' stock blocks:
+
+    frames of one size     F frames of S tokens: the modulations broadcast over a frame's tokens
+    frames of any size     F = all tokens, S = 1; `token_frame` tells the frame of each, and modulations are gathered
+    drawing                F = 1, S = all tokens; `spans` tells how many tokens in a row have the same modulation, first
+                           the finished frames, then the target. No gradients: results are written in place
+
+A block stays one module call in training, which is what FSDP and gradient checkpointing go by. Same weights as
+diffusers; its own forward is the reference in tests/core/dit/test_full.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from diffusers import CosmosTransformer3DModel
 from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformerBlock
 from torch import Tensor, nn
 
@@ -38,6 +42,11 @@ class FrameInputs:
     attend: Attend
     attend_text: AttendText | None
     token_frame: Tensor | None = None
+    spans: tuple[int, ...] | None = None
+
+    def of_target(self) -> FrameInputs:
+        """The same for the target's tokens alone, which are the last ones."""
+        return replace(self, embedded=self.embedded[:, -1:], temb=self.temb[:, -1:], spans=None)
 
 
 def heads(x: Tensor, attn: Attention) -> Tensor:
@@ -50,8 +59,19 @@ def keys_values(attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
     return attn.norm_k(heads(attn.to_k(text), attn)), heads(attn.to_v(text), attn)
 
 
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary positions of [B, heads, L, D], in float32; number for number diffusers' apply_rotary_emb."""
+    cos, sin = rope
+    wide, half = x.float(), x.shape[-1] // 2
+    out = wide * cos
+    # Into the halves of the product: diffusers builds the rotated tensor first, four more passes over memory.
+    out[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
+    return out.to(x.dtype)
+
+
 def modulation(norm: nn.Module, inputs: FrameInputs) -> tuple[Tensor, ...]:
-    """adaLN of one layer: chunks [B, F, 1, C], or [B, tokens, 1, C] where frames are of unlike sizes."""
+    """adaLN of one layer: chunks [B, F, 1, C], or [B, tokens, 1, C] where they are gathered for each token."""
     out = norm.linear_2(norm.linear_1(norm.activation(inputs.embedded)))
     out = out + inputs.temb[..., : out.shape[-1]]
     if inputs.token_frame is not None:
@@ -59,34 +79,62 @@ def modulation(norm: nn.Module, inputs: FrameInputs) -> tuple[Tensor, ...]:
     return out.chunk(out.shape[-1] // inputs.embedded.shape[-1], dim=-1)
 
 
+def modulate(normed: Tensor, shift: Tensor, scale: Tensor, spans: tuple[int, ...] | None) -> Tensor:
+    """normed * (1 + scale) + shift; with spans in the memory of `normed`."""
+    if spans is None:
+        return torch.addcmul(shift, normed, 1 + scale)
+    for i, part in enumerate(normed.split(spans, dim=2)):
+        torch.addcmul(shift[:, i : i + 1], part, 1 + scale[:, i : i + 1], out=part)
+    return normed
+
+
+def add_gated(x: Tensor, gate: Tensor, y: Tensor, spans: tuple[int, ...] | None) -> Tensor:
+    """x + gate * y; with spans in the memory of `y`."""
+    if spans is None:
+        return torch.addcmul(x, gate, y)
+    for i, (part, own) in enumerate(zip(x.split(spans, dim=2), y.split(spans, dim=2), strict=True)):
+        torch.addcmul(part, gate[:, i : i + 1], own, out=own)
+    return y
+
+
 class PackedCosmosBlock(CosmosTransformerBlock):
     """The stock block, which FrameInputs in the place of the text run over frames."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args and isinstance(args[0], FrameInputs):
-            return self.over_frames(hidden_states, *args)
+            return self.text_and_mlp(self.frame_attention(hidden_states, *args), *args)
         return super().forward(hidden_states, *args, **kwargs)
 
-    def over_frames(self, x: Tensor, inputs: FrameInputs, index: int) -> Tensor:
-        frames = x.shape[1:3]
+    def frame_attention(self, x: Tensor, inputs: FrameInputs, index: int, target: int | None = None) -> Tensor:
+        """The first half: frames look at frames. target: only the last so many tokens go on from here."""
         shift, scale, gate = modulation(self.norm1, inputs)
-        h = torch.addcmul(shift, self.norm1.norm(x), 1 + scale).flatten(1, 2)
-        attn = self.attn1
-        q, k, v = heads(attn.to_q(h), attn), heads(attn.to_k(h), attn), heads(attn.to_v(h), attn)
-        q = apply_rotary_emb(attn.norm_q(q), inputs.rope, use_real=True, use_real_unbind_dim=-2)
-        k = apply_rotary_emb(attn.norm_k(k), inputs.rope, use_real=True, use_real_unbind_dim=-2)
+        h = modulate(self.norm1.norm(x), shift, scale, inputs.spans).flatten(1, 2)
+        attn, rope, spans = self.attn1, inputs.rope, inputs.spans
+        k, v = rotate(attn.norm_k(heads(attn.to_k(h), attn)), rope), heads(attn.to_v(h), attn)
+        if target is not None and target < h.shape[1]:
+            h, x, gate, spans = h[:, -target:], x[:, :, -target:], gate[:, -1:], None
+            rope = tuple(table[-target:] for table in rope)
+        q = rotate(attn.norm_q(heads(attn.to_q(h), attn)), rope)
         out = inputs.attend(index, q, k, v).transpose(1, 2).flatten(2)
-        x = torch.addcmul(x, gate, attn.to_out[0](out).unflatten(1, frames))
+        return add_gated(x, gate, attn.to_out[0](out).unflatten(1, x.shape[1:3]), spans)
 
+    def text_and_mlp(self, x: Tensor, inputs: FrameInputs, index: int) -> Tensor:
+        """The second half: each token looks at the text and goes through the MLP."""
+        spans = inputs.spans
         if inputs.attend_text is not None:  # without any text, cross-attention adds nothing
             shift, scale, gate = modulation(self.norm2, inputs)
-            h = torch.addcmul(shift, self.norm2.norm(x), 1 + scale).flatten(1, 2)
+            h = modulate(self.norm2.norm(x), shift, scale, spans).flatten(1, 2)
             attn = self.attn2
             out = inputs.attend_text(index, attn, attn.norm_q(heads(attn.to_q(h), attn))).transpose(1, 2).flatten(2)
-            x = torch.addcmul(x, gate, attn.to_out[0](out).unflatten(1, frames))
-
+            x = add_gated(x, gate, attn.to_out[0](out).unflatten(1, x.shape[1:3]), spans)
         shift, scale, gate = modulation(self.norm3, inputs)
-        return torch.addcmul(x, gate, self.ff(torch.addcmul(shift, self.norm3.norm(x), 1 + scale)))
+        return add_gated(x, gate, self.ff(modulate(self.norm3.norm(x), shift, scale, spans)), spans)
+
+    def frame_keys_values(self, x: Tensor, inputs: FrameInputs) -> tuple[Tensor, Tensor]:
+        """The (key, value) of each token for the first half, [B, heads, L, D], and nothing else."""
+        shift, scale, _ = modulation(self.norm1, inputs)
+        h, attn = modulate(self.norm1.norm(x), shift, scale, inputs.spans).flatten(1, 2), self.attn1
+        return rotate(attn.norm_k(heads(attn.to_k(h), attn)), inputs.rope), heads(attn.to_v(h), attn)
 
 
 def stacked(tokens: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -100,16 +148,16 @@ def stacked(tokens: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor | None
 class CosmosFrames(CosmosTransformer3DModel):
     """diffusers' Cosmos transformer, which patchifies every frame at its own size."""
 
-    def grid(self, latent: Tensor) -> tuple[int, int]:
-        """Tokens down and across, of a latent [..., h, w]."""
-        (height, width), (_, ph, pw) = latent.shape[-2:], self.config.patch_size
+    def grid(self, size: Sequence[int]) -> tuple[int, int]:
+        """Tokens down and across, of a latent's shape [..., h, w]."""
+        (height, width), (_, ph, pw) = size[-2:], self.config.patch_size
         if height % ph or width % pw:
             raise DitError(f"A latent is {width}x{height}; its sides must be multiples of the patch, {pw}x{ph}.")
         return height // ph, width // pw
 
     def patches(self, latent: Tensor, *, clean: bool) -> Tensor:
         """[B, 16, h, w] -> [B, tokens, channels of a patch], mask channels added, in diffusers' order."""
-        (gh, gw), (_, ph, pw) = self.grid(latent), self.config.patch_size
+        (gh, gw), (_, ph, pw) = self.grid(latent.shape), self.config.patch_size
         batch, channels, height, width = latent.shape
         if channels != self.config.out_channels:
             raise DitError(f"A latent has {channels} channels; this DiT takes {self.config.out_channels}.")
@@ -160,23 +208,21 @@ class CosmosFrames(CosmosTransformer3DModel):
             raise DitError(f"The text condition is {text.shape[-1]} wide; this DiT takes {self.config.text_embed_dim}.")
         return text
 
-    def run_blocks(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        rope: Rope,
-        attend: Attend,
-        attend_text: AttendText | None,
-        token_frame: Tensor | None = None,
-    ) -> Tensor:
-        """Patch embeddings [B, F, S, C], timesteps [B, frames] -> output patches [B, F, S, patch]."""
-        temb, embedded = self.time_embed(x, timestep.flatten())
-        temb, embedded = (e.view(*timestep.shape, 1, -1) for e in (temb, embedded))
-        inputs = FrameInputs(embedded, temb, rope, attend, attend_text, token_frame)
+    def timed(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps [B, F] -> (embedded, temb), each [B, F, 1, channels]."""
+        temb, embedded = self.time_embed(like, timestep.flatten())
+        return embedded.view(*timestep.shape, 1, -1), temb.view(*timestep.shape, 1, -1)
+
+    def run_blocks(self, x: Tensor, inputs: FrameInputs) -> Tensor:
+        """Patch embeddings [B, F, S, C] -> output patches [B, F, S, patch]; training's way through all blocks."""
         for index, block in enumerate(self.transformer_blocks):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, inputs, index)
             else:
                 x = block(x, inputs, index)
+        return self.head(x, inputs)
+
+    def head(self, x: Tensor, inputs: FrameInputs) -> Tensor:
+        """The last norm and projection: [B, F, S, C] -> [B, F, S, patch]"""
         shift, scale = modulation(self.norm_out, inputs)
-        return self.proj_out(torch.addcmul(shift, self.norm_out.norm(x), 1 + scale))
+        return self.proj_out(modulate(self.norm_out.norm(x), shift, scale, inputs.spans))

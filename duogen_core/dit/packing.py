@@ -22,7 +22,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from duogen_core.dit import DitError
-from duogen_core.dit.frames import CosmosFrames, keys_values, stacked
+from duogen_core.dit.frames import CosmosFrames, FrameInputs, keys_values, stacked
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Group:
     def __init__(self, model: CosmosFrames, members: list[TrainingSequence]) -> None:
         first = members[0]
         self.members, self.n, self.clean = members, len(members), len(first.clean)
-        self.grids = [model.grid(frame) for frame in (*first.clean, *first.noisy)]
+        self.grids = [model.grid(frame.shape) for frame in (*first.clean, *first.noisy)]
         self.sizes = [height * width for height, width in self.grids]
         self.length, self.frame_indices = sum(self.sizes), first.frame_indices
         self.tokens = self.n * self.length
@@ -174,7 +174,9 @@ def forward_train(model: CosmosFrames, sequences: Sequence[TrainingSequence]) ->
         parts = zip(crosses, q[0].split(lengths, dim=1), k, v, strict=True)
         return packed([cross(cross.group.stacked(own), k, v) for cross, own, k, v in parts])
 
-    out = model.run_blocks(x, times, rope, attend, attend_text if text.shape[1] else None, token_frame).flatten(1, 2)
+    embedded, temb = model.timed(times, x)
+    inputs = FrameInputs(embedded, temb, rope, attend, attend_text if text.shape[1] else None, token_frame)
+    out = model.run_blocks(x, inputs).flatten(1, 2)
     found: list[list[Tensor]] = [[] for _ in sequences]
     for numbers, group, tokens in zip(by_shape.values(), groups, out[0].split(lengths), strict=True):
         frames = tokens.unflatten(0, (group.n, -1)).split(group.sizes, dim=1)

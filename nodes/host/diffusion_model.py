@@ -293,7 +293,7 @@ def make_model(
 
 def _new_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
     """Keys and values of the earlier images, for this one sampling run: exact, and gone when it ends."""
-    from duogen_core.dit.frame_causal import FrameCache
+    from duogen_core.dit.frame_cache import FrameCache
 
     if not patcher.hook_patches:  # weights that change during the run (hook LoRAs) would make it stale
         patcher.model.diffusion_model.frame_cache = FrameCache()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from duogen_core.dit import FAMILIES, DitError
-from duogen_core.dit.frame_causal import FrameCache
+from duogen_core.dit.frame_cache import FrameCache
 from duogen_core.dit.loading import load_dit
 from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError

@@ -162,7 +162,10 @@ def test_a_sharded_folder_and_a_single_file_are_the_same_model(tmp_path, folder)
     save_file(official(model), tmp_path / "one.safetensors")
     for path in (folder, tmp_path / "one.safetensors"):
         found = open_cosmos(path)
-        assert torch.equal(run(found.load_dit(), text), expected)
+        loaded = found.load_dit()
+        assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in loaded.state_dict().items())
+        # A product with one row is summed in another order where a file's weights lie at other addresses.
+        torch.testing.assert_close(run(loaded, text), expected, atol=1e-5, rtol=1e-5)
         states = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(3))
         connector = found.load_connector((2, 32))
         assert torch.equal(connector.project(states), model.crossattn_proj(states))

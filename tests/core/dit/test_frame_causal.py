@@ -9,7 +9,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from duogen_core.dit import DitError
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.dit.frame_causal import FrameCache, forward_frame_causal, path
+from duogen_core.dit.frame_cache import FrameCache
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
@@ -54,7 +54,7 @@ class Masked:
 
 def reference(model, frames, timestep, text, ends) -> torch.Tensor:
     """All frames in one sequence, stock blocks, dense masks."""
-    grids = [model.grid(frame) for frame in frames]
+    grids = [model.grid(frame.shape) for frame in frames]
     frame_of = torch.cat([torch.full((h * w,), i) for i, (h, w) in enumerate(grids)])
     last = len(frames) - 1
     x = model.embed(torch.cat([model.patches(f, clean=i < last) for i, f in enumerate(frames)], dim=1))
@@ -102,9 +102,10 @@ def test_the_cache_changes_nothing(model):
                     cached = model.forward_packed(*args, frame_ends=ends, cache=cache)
                     torch.testing.assert_close(cached, model.forward_packed(*args, frame_ends=ends), **CLOSE)
                     torch.testing.assert_close(cached, reference(model, *args, ends), **CLOSE)
-            # a picture is computed once, in the first step of the first branch after it was finished
+            # a picture is computed once, for the first branch after it was finished; both share one line
             assert cache.misses == (1 if count > 1 else 0)
             assert cache.hits == 6 * (count - 1) - cache.misses
+            assert len([line for line in cache.lines if line.frames]) == (1 if count > 1 else 0)
         frames[1] = latents(MIXED[1], seed=77)[0]  # a rerolled picture keeps what is before it
         cache.misses = 0
         args = (frames, torch.tensor([0.5]), text)
@@ -140,35 +141,63 @@ def test_a_finished_picture_never_depends_on_what_comes_later(model):
         text = text.clone()
         text[:, 5:] += later
         target = frames[2] + later
-        with torch.no_grad():
-            model.forward_packed(
-                [*frames[:2], target], torch.tensor([0.2 + later / 2]), text, frame_ends=[3, 5], cache=cache
-            )
-        kept.append([pair for frame in cache._frames for pair in frame.kv])
-    for (k0, v0), (k1, v1) in zip(*kept, strict=True):
-        assert torch.equal(k0, k1) and torch.equal(v0, v1)
-    # and by gradient: nothing of the first two pictures' keys and values reaches back to the later text
-    text.requires_grad_()
-    cache = FrameCache()
-    forward_frame_causal(model, frames, torch.tensor([0.5]), text, (3, 5), (0, 0), cache)
-    loss = sum(k.sum() + v.sum() for frame in cache._frames for k, v in frame.kv)
-    (gradient,) = torch.autograd.grad(loss, text)
-    assert gradient[:, :5].abs().sum() > 0 and not gradient[:, 5:].any()
+        model.forward_packed(
+            [*frames[:2], target], torch.tensor([0.2 + later / 2]), text, frame_ends=[3, 5], cache=cache
+        )
+        (line,) = cache.lines
+        kept.append([buffer[:, :, :, : line.length] for buffer in line.buffers])
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
 
 
-def test_cache_stays_within_its_limit(model):
-    cache = FrameCache(max_frames=3)
-    text = torch.randn(1, 4, 20)
-    with torch.no_grad():
-        for seed in range(6):
-            frames = latents((2, 2), (2, 2), (2, 2), seed=seed)
-            out = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[1, 2], cache=cache)
-            fresh = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[1, 2])
-            torch.testing.assert_close(out, fresh, **CLOSE)
-            assert len(cache._frames) <= 3 and cache.bytes > 0
-    assert len(path(cache._frames[-1])) == 2
+def test_unused_lines_stay_within_the_limit(model):
+    text, one = torch.randn(1, 4, 20), None
+    cache = FrameCache(max_bytes=0)
+    for seed in range(6):
+        frames = latents((2, 2), (2, 2), (2, 2), seed=seed)
+        out = model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[1, 2], cache=cache)
+        torch.testing.assert_close(out, model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[1, 2]))
+        one = one or cache.bytes
+        assert len(cache.lines) == 1 and cache.bytes == one > 0  # what is drawn with is kept, whatever it takes
+    cache.max_bytes = 3 * one
+    for seed in range(6):
+        frames = latents((2, 2), (2, 2), (2, 2), seed=seed)
+        model.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[1, 2], cache=cache)
+    assert cache.bytes in (3 * one, 4 * one)
     cache.clear()
     assert cache.bytes == 0
+
+
+def prepared(model, frames, text, cache, ends, hidden=None):
+    *clean, target = frames
+    return model.prepare(clean, [(text, None), (text, hidden)], target.shape, frame_ends=ends, cache=cache)
+
+
+def test_pictures_that_are_drawn_side_by_side_do_not_disturb_each_other(model):
+    """One grows the line of another, one goes back to an earlier picture: each keeps its own frames."""
+    frames, text, cache = latents(*MIXED), torch.randn(1, 14, 20), FrameCache()
+    rerolled = [frames[0], latents(MIXED[1], seed=9)[0], frames[2], frames[3]]
+    jobs = [(frames[:2], ENDS[:1]), (frames, ENDS), (rerolled, ENDS), (frames[:3], ENDS[:2]), (rerolled[:3], ENDS[:2])]
+    all_prepared = [prepared(model, own, text, cache, ends, (10, 12)) for own, ends in jobs]
+    for _ in range(2):
+        for (own, ends), each in zip(jobs, all_prepared, strict=True):
+            for t in (0.9, 0.3):
+                time = torch.tensor([t])
+                for hidden, v in zip((None, (10, 12)), each.velocities(own[-1], time), strict=True):
+                    expected = model.forward_packed(own, time, text, frame_ends=ends, hidden=hidden)
+                    torch.testing.assert_close(v, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("hidden", [(10, 12), (1, 5), (0, 14), (3, 3)])
+def test_text_that_is_hidden_may_stand_before_finished_pictures(model, hidden):
+    """The keys stand in an order of their own then; finished pictures still see what stands before them."""
+    frames, text = latents(*MIXED), torch.randn(1, 14, 20)
+    each = prepared(model, frames, text, FrameCache(), ENDS, hidden)
+    for own, v in zip((None, hidden), each.velocities(frames[-1], torch.tensor([0.4])), strict=True):
+        alone = model.prepare(frames[:-1], [(text, own)], frames[-1].shape, frame_ends=ENDS)
+        torch.testing.assert_close(v, alone.velocities(frames[-1], torch.tensor([0.4]))[0], **CLOSE)
+    torch.testing.assert_close(
+        each.velocities(frames[-1], torch.tensor([0.4]))[0], reference(model, frames, torch.tensor([0.4]), text, ENDS), **CLOSE
+    )
 
 
 def test_no_text_at_all(model):

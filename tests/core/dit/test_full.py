@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from duogen_core.dit import DitError
 from duogen_core.dit.cosmos import PackedCosmos, init_weights
 from duogen_core.dit.loading import load_dit
+from duogen_core.dit.packing import TrainingSequence
 from duogen_core.weights.headers import WeightError
 
 TINY = {
@@ -71,7 +72,7 @@ def diffusers_forward(model, frames, timestep, text) -> torch.Tensor:
 
 def with_stock_blocks(model, frames, timestep, text) -> torch.Tensor:
     """Our pieces around diffusers' own blocks, which evaluate adaLN per token."""
-    grids, last = [model.grid(frame) for frame in frames], len(frames) - 1
+    grids, last = [model.grid(frame.shape) for frame in frames], len(frames) - 1
     x = model.embed(torch.cat([model.patches(frame, clean=i < last) for i, frame in enumerate(frames)], dim=1))
     rope = model.rope_of([(i, *grid) for i, grid in enumerate(grids)], x.device)
     tokens = grids[0][0] * grids[0][1]
@@ -179,7 +180,7 @@ def test_negative_clean_timestep_shares_the_targets():
     with torch.no_grad():
         for t in (0.6, 0.2):
             a, b = (m.forward_packed(frames, torch.tensor([t]), text) for m in (shared, own))
-            assert torch.allclose(a, b, atol=1e-6) == (t == 0.6)
+            assert torch.allclose(a, b, atol=1e-5) == (t == 0.6)
 
 
 def test_the_connector_inside_the_checkpoint_is_applied():
@@ -199,8 +200,10 @@ def test_fresh_weights_predict_zero_and_open_up_when_trained():
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
-        v = model.forward_packed(frames, timestep, text)
-        loss = (v - frames[0]).square().mean()
+        sees = torch.ones(2, 6, dtype=torch.bool)
+        sequence = TrainingSequence((frames[0][0],), (frames[1][0],), (0, 1), timestep, text[0], sees)
+        v = model.forward_train([sequence])[0][0]
+        loss = (v - frames[0][0]).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,288 @@
+"""Drawing one picture: what no step changes is made once (`Prepared`), then each step runs only what it must.
+
+In:  finished frames as latents [1 or B, 16, h_i, w_i], the target's size, one text condition per guidance branch.
+Out: `velocities(x, t)`: the target's velocity [B, 16, h, w] of each branch. x, t and all tensors on the model's device;
+     a step asks nothing of the device (no synchronisation), so that the host runs ahead of it.
+
+Made once a picture: rotary tables, embedded finished frames, the timesteps of finished frames, the text's projection
+and its keys and values in all blocks, and under frame_causal the finished frames' own keys and values
+(frame_cache.py). Each step then runs
+- under `full` all frames, since finished ones look at the target too; but in the last block, and in the head, the
+  target alone goes on;
+- under `frame_causal` the target alone, against the keys and values of the finished frames.
+Guidance's branches differ only in the text, which the first half of the first block does not see: it runs once for all
+of them. After it they run as one batch where that is small, and one by one where that would take much memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from duogen_core.dit import DitError
+from duogen_core.dit.frame_cache import FrameCache, FrameKey, FrameLine, same
+from duogen_core.dit.frames import FrameInputs, keys_values
+
+if TYPE_CHECKING:
+    from duogen_core.dit.cosmos import PackedCosmos
+
+Hidden = tuple[int, int]
+# Tokens of all branches together up to which they run as one batch: small matrix products and short kernels leave a
+# device idle. Above it a batch is no faster and takes the memory of all branches at once.
+BATCHED_TOKENS = 4096
+MAX_TEXT_BYTES = 2 * 2**30  # of one text's keys and values; a longer text's are made anew in every step
+
+
+class TextKeys:
+    """Keys and values of one text condition [B, N, W] in all blocks, [B, heads, N, D] each.
+
+    Cross-attention knows no positions, so tokens may stand in any order: those that guidance's negative branch does
+    not see stand last, and both branches read slices of one buffer.
+    """
+
+    def __init__(self, model: PackedCosmos, text: Tensor, hidden: Hidden, max_bytes: int = MAX_TEXT_BYTES) -> None:
+        self.text, self.hidden = text, hidden
+        start, end = hidden
+        self.length, self.seen_by_all = text.shape[1], text.shape[1] - (end - start)
+        # A batch often is one document drawn several times.
+        ordered = text[:1] if _alike(text) else text
+        if end > start:
+            ordered = torch.cat([ordered[:, :start], ordered[:, end:], ordered[:, start:end]], dim=1)
+        self._ordered = ordered
+        blocks = model.transformer_blocks
+        width = model.config.num_attention_heads * model.config.attention_head_dim
+        fits = ordered.shape[0] * self.length * 2 * width * len(blocks) * text.element_size() <= max_bytes
+        self._kept = [keys_values(block.attn2, ordered) for block in blocks] if fits and self.length else None
+
+    def of_block(self, block: int, attn: Attention) -> tuple[Tensor, Tensor]:
+        return keys_values(attn, self._ordered) if self._kept is None else self._kept[block]
+
+    def before(self, block: int, attn: Attention, end: int) -> tuple[Tensor, Tensor]:
+        """Of the first `end` tokens in the text's own order."""
+        k, v = self.of_block(block, attn)
+        start, stop = self.hidden
+        if end <= start or start == stop:
+            return k[:, :, :end], v[:, :, :end]
+        seen = start + max(0, end - stop)
+        also = slice(self.seen_by_all, self.seen_by_all + min(end, stop) - start)
+        return tuple(torch.cat([t[:, :, :seen], t[:, :, also]], dim=2) for t in (k, v))
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One guidance branch: its text, how much of it the target sees, and its finished frames under frame_causal."""
+
+    text: TextKeys
+    seen: int
+    line: FrameLine | None
+
+
+class Prepared:
+    """See above. Made by `PackedCosmos.prepare`, which checks the arguments."""
+
+    def __init__(
+        self,
+        model: PackedCosmos,
+        frames: Sequence[Tensor],
+        texts: Sequence[tuple[Tensor, Hidden]],
+        size: tuple[int, int],
+        ends: Sequence[Sequence[int]],
+        cache: FrameCache | None,
+    ) -> None:
+        """texts: projected, [B, N, W]. ends: for each branch the text tokens before each frame (frame_causal)."""
+        self.model, self.size, self.grid = model, tuple(size), model.grid(size)
+        self.batch, self.device = texts[0][0].shape[0], texts[0][0].device
+        self.target = self.grid[0] * self.grid[1]
+        self.causal = model.config.attention == "frame_causal"
+        grids = [model.grid(frame.shape) for frame in frames]
+        self.frames = len(grids)
+        self.clean_tokens = sum(height * width for height, width in grids)
+        places = [(i, *grid) for i, grid in enumerate([*grids, self.grid])]
+        self.rope = model.rope_of(places[-1:] if self.causal else places, self.device)
+        self.clean_time = torch.full((1, 1), model.config.clean_timestep, device=self.device)
+        self.clean: Tensor | None = None  # full: the finished frames' embedded patches [B, tokens, C]
+        if frames and not self.causal:
+            embedded = (self._embed(frame, clean=True) for frame in frames)
+            self.clean = torch.cat([each.expand(self.batch, -1, -1) for each in embedded], dim=1)
+        cache = FrameCache() if cache is None else cache
+        known: list[TextKeys] = []
+        self.branches: list[Branch] = []
+        for (text, hidden), places_in_text in zip(texts, ends, strict=True):
+            keys = self._text_keys(known, text, hidden, [own for other, own in texts if other is text])
+            line = self._line(cache, frames, places_in_text, keys) if self.causal and frames else None
+            self.branches.append(Branch(keys, keys.length - (hidden[1] - hidden[0]), line))
+        tokens = self.batch * len(self.branches) * (self.target + (0 if self.causal else self.clean_tokens))
+        every = tuple(range(len(self.branches)))
+        self.groups = [every] if tokens <= BATCHED_TOKENS else [(i,) for i in every]
+
+    # ------------------------------------------------ once a picture
+
+    def _embed(self, latent: Tensor, *, clean: bool) -> Tensor:
+        return self.model.embed(self.model.patches(latent, clean=clean))
+
+    def _text_keys(self, known: list[TextKeys], text: Tensor, hidden: Hidden, wanted: Sequence[Hidden]) -> TextKeys:
+        """The text's keys, shared with a branch that has the same text and hides the same tokens of it or none."""
+        for keys in known:
+            if hidden in (keys.hidden, (0, 0)) and (keys.text is text or same(keys.text, text)):
+                return keys
+        # The first branch sees all of the text; the buffer is in the order that the other one wants.
+        order = hidden if hidden != (0, 0) else next((own for own in wanted if own != (0, 0)), (0, 0))
+        known.append(TextKeys(self.model, text, order))
+        return known[-1]
+
+    def _line(self, cache: FrameCache, frames: Sequence[Tensor], ends: Sequence[int], text: TextKeys) -> FrameLine:
+        """Brings a line of the cache to exactly these frames; those that are not there yet run, one by one."""
+        whole = text.text
+        one = all(frame.shape[0] == 1 for frame in frames) and (not any(ends) or _alike(whole[:, : max(ends)]))
+        rows = 1 if one else self.batch
+        wanted = []
+        for latent, start, end in zip(frames, [0, *ends], ends):
+            height, width = self.model.grid(latent.shape)
+            wanted.append(FrameKey(latent.expand(rows, -1, -1, -1), whole[:rows, start:end], end, height * width))
+        line = cache.line(wanted, self)
+        for index in range(len(line.frames), len(wanted)):
+            self._run_finished(line, index, wanted[index], text)
+            line.frames.append(wanted[index].copied())
+        return line
+
+    def _run_finished(self, line: FrameLine, index: int, frame: FrameKey, text: TextKeys) -> None:
+        """Writes the keys and values of one finished frame behind those of the frames before it."""
+        model, start = self.model, line.length
+        rows = frame.latent.shape[0]
+
+        def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(q, *line.put(block, None, start, k, v))
+
+        def attend_text(block: int, attn: Attention, q: Tensor) -> Tensor:
+            k, v = text.before(block, attn, frame.end)
+            return F.scaled_dot_product_attention(q, k[:rows].expand(rows, -1, -1, -1), v[:rows].expand_as(k[:rows]))
+
+        x = self._embed(frame.latent, clean=True)[:, None]
+        embedded, temb = model.timed(self.clean_time.expand(rows, 1), x)
+        rope = model.rope_of([(index, *model.grid(frame.latent.shape))], self.device)
+        inputs = FrameInputs(embedded, temb, rope, attend, attend_text if frame.end else None, spans=(frame.tokens,))
+        *blocks, last = model.transformer_blocks
+        for number, block in enumerate(blocks):
+            x = block.text_and_mlp(block.frame_attention(x, inputs, number), inputs, number)
+        line.put(len(blocks), None, start, *last.frame_keys_values(x, inputs))  # nothing looks at what follows there
+
+    # ------------------------------------------------ once a step
+
+    @torch.no_grad()
+    def velocities(self, x: Tensor, t: Tensor) -> list[Tensor]:
+        """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w]."""
+        self._keep_lines()
+        x, inputs = self._inputs(x, t)
+        blocks = self.model.transformer_blocks
+        target = self.target if len(blocks) == 1 else None
+        first = blocks[0].frame_attention(x, self._looking(inputs, (0,)), 0, target)
+        out = []
+        for group in self.groups:
+            shape = (len(group), *first.shape)
+            x = first if len(group) == 1 else first.expand(shape).flatten(0, 1)
+            out += self._rest(x, self._looking(inputs, group), 0).chunk(len(group))
+        return out
+
+    @torch.no_grad()
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Rows of all branches, branch by branch, each with an x and a time of its own: [G * B, 16, h, w]."""
+        self._keep_lines()
+        x, inputs = self._inputs(x, t)
+        inputs = self._looking(inputs, tuple(range(len(self.branches))), repeat=False)
+        return self._rest(x, inputs, None)
+
+    def _keep_lines(self) -> None:
+        """Takes a copy where another picture has grown this one's line: its frames stand where the scratch was."""
+        for place, branch in enumerate(self.branches):
+            if branch.line is not None and branch.line.length != self.clean_tokens:
+                self.branches[place] = replace(branch, line=branch.line.fork(self.frames))
+
+    def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, FrameInputs]:
+        """Embedded tokens [R, 1, L, C], and what the blocks are told of them."""
+        tokens, times, spans = self._embed(x, clean=False), t[:, None], (self.target,)
+        if self.clean is not None:
+            clean = self.clean if len(x) == self.batch else self.clean.repeat(len(x) // self.batch, 1, 1)
+            tokens = torch.cat([clean, tokens], dim=1)
+            if self.model.config.clean_timestep >= 0:
+                times = torch.cat([self.clean_time.expand(len(t), 1).to(t.dtype), times], dim=1)
+                spans = (self.clean_tokens, self.target)
+            else:  # finished frames share the target's time
+                spans = (self.clean_tokens + self.target,)
+        embedded, temb = self.model.timed(times, tokens)
+        return tokens[:, None], FrameInputs(embedded, temb, self.rope, _every_frame, None, spans=spans)
+
+    def _looking(self, inputs: FrameInputs, group: Sequence[int], repeat: bool = True) -> FrameInputs:
+        """The inputs of the branches of one group, which run as one batch: rows branch by branch."""
+        branches = [self.branches[i] for i in group]
+        embedded, temb = inputs.embedded, inputs.temb
+        if repeat and self.batch > 1 and len(group) > 1:  # a batch of 1 is repeated where it is used
+            embedded, temb = (each.repeat(len(group), 1, 1, 1) for each in (embedded, temb))
+
+        def attend_text(block: int, attn: Attention, q: Tensor) -> Tensor:
+            out = []
+            for branch, own in zip(branches, q.chunk(len(branches)), strict=True):
+                if not branch.seen:
+                    out.append(torch.zeros_like(own))
+                    continue
+                pair = (each[:, :, : branch.seen] for each in branch.text.of_block(block, attn))
+                out.append(F.scaled_dot_product_attention(own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
+            return out[0] if len(out) == 1 else torch.cat(out)
+
+        def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out = []
+            for branch, *own in zip(branches, *(each.chunk(len(branches)) for each in (q, k, v)), strict=True):
+                line = branch.line
+                rows = [None] if len(own[0]) == line.buffers[block].shape[1] else [0] * len(own[0])
+                for row, (one, key, value) in zip(rows, zip(*(each.chunk(len(rows)) for each in own), strict=True)):
+                    out.append(F.scaled_dot_product_attention(one, *line.put(block, row, self.clean_tokens, key, value)))
+            return out[0] if len(out) == 1 else torch.cat(out)
+
+        return FrameInputs(
+            embedded,
+            temb,
+            inputs.rope,
+            attend if self.causal and self.clean_tokens else _every_frame,
+            attend_text if any(branch.seen for branch in branches) else None,
+            spans=inputs.spans,
+        )
+
+    def _rest(self, x: Tensor, inputs: FrameInputs, done: int | None) -> Tensor:
+        """From the second half of block `done` (None: from the first block on) to the velocity."""
+        blocks = self.model.transformer_blocks
+        last = len(blocks) - 1
+        for number in range(0 if done is None else done, last + 1):
+            if number != done:
+                x = blocks[number].frame_attention(x, inputs, number, self.target if number == last else None)
+            if number == last:
+                inputs = inputs.of_target()
+            x = blocks[number].text_and_mlp(x, inputs, number)
+        return self.model.unpatch(self.model.head(x, inputs)[:, 0], self.grid)
+
+
+def _every_frame(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _alike(rows: Tensor) -> bool:
+    """Whether all rows of a batch are the same."""
+    return rows.shape[0] == 1 or rows.stride(0) == 0 or torch.equal(rows, rows[:1].expand_as(rows))
+
+
+def checked_ends(frame_ends: Sequence[int] | None, clean: int, tokens: int) -> tuple[int, ...]:
+    """One non-decreasing list for the whole batch, as long as there are finished pictures."""
+    ends = list(frame_ends or ())
+    if ends and isinstance(ends[0], Sequence):
+        if any(list(other) != list(ends[0]) for other in ends):
+            raise DitError(f"frame_ends differ within one batch ({ends}); run these documents in separate calls.")
+        ends = list(ends[0])
+    if len(ends) != clean:
+        raise DitError(f"frame_ends has {len(ends)} entries for {clean} finished images; expected one for each.")
+    if any(a > b for a, b in zip([0, *ends], [*ends, tokens], strict=True)):
+        raise DitError(f"frame_ends {ends} must not decrease, and must lie within the {tokens} text tokens.")
+    return tuple(int(end) for end in ends)
