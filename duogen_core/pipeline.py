@@ -12,7 +12,7 @@ says at which size. Every picture of an answer has a seed of its own (`picture_s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from duogen_core.connector import Connector
+    from duogen_core.dit.prepared import Prepared
     from duogen_core.mllm.base import ContextStates, Mllm
-    from duogen_core.sampling import VelocityFn
 
 MIN_SIDE = 32  # two DiT patches, one MLLM token
 MAX_SEED = 2**64 - 1
@@ -272,46 +272,44 @@ class PictureSampler:
         """uint8 [H, W, 3]: the picture that comes next in the assistant's open turn."""
         from duogen_core.sampling import initial_noise, sample_picture, sigmas
 
-        settings = self.settings
+        settings, own = self.settings, self.components.config.sampling
         width, height = picture_size(document, self.components.config, settings.size)
-        positive, negative = self.branches(document, cancelled)
+        shape = (1, 16, height // 8, width // 8)
+        prepared = self.prepare(document, shape, cancelled)
         latent = sample_picture(
-            positive,
-            initial_noise(seed, (1, 16, height // 8, width // 8)),
-            sigmas(settings.steps, settings.shift, self.components.config.sampling.schedule),
-            negative=negative,
+            prepared.velocities,
+            initial_noise(seed, shape).to(prepared.device),
+            sigmas(settings.steps, settings.shift, own.schedule),
             guidance=settings.guidance,
-            solver=self.components.config.sampling.solver,
+            solver=own.solver,
             on_step=on_step,
             cancelled=cancelled,
         )
         self.components.use("vae")
         return self.components.vae.decode_pixels(latent)
 
-    def branches(
-        self, document: Document, cancelled: Callable[[], bool] | None = None
-    ) -> tuple[VelocityFn, VelocityFn | None]:
-        """Returns the velocity functions of guidance's two branches; None where the negative equals the positive."""
+    def prepare(
+        self, document: Document, shape: Sequence[int], cancelled: Callable[[], bool] | None = None
+    ) -> Prepared:
+        """Reads the conversation and looks at its pictures: what no step of the next one, a latent of `shape`, changes.
+
+        It gives guidance's two velocities, or one where guidance is off or its branches would be equal.
+        """
         components = self.components
         components.use("mllm")
         states = picture_states(components.mllm, components.connector, document, cancelled)
         latents = [self.latent(picture) for picture in document.pictures]
         components.use("dit")
         device, dtype = working_device(components.dit), working_dtype(components.dit)
+        positive = states.positive()[None].to(device, dtype)
+        texts: list[tuple[Tensor, tuple[int, int] | None]] = [(positive, None)]
+        negative = None if self.settings.guidance == 1.0 else states.negative()
+        if negative is not None:
+            text, hidden = negative
+            # One tensor for both branches where they differ only in what is hidden: its keys are made once.
+            texts.append((positive if text is states.positive() else text[None].to(device, dtype), hidden))
         references = [latent.to(device, dtype) for latent in latents]
-
-        def branch(text: Tensor, hidden: tuple[int, int] | None = None) -> VelocityFn:
-            text = text[None].to(device, dtype)
-            here = {"frame_ends": states.frame_ends, "hidden": hidden, "cache": self.cache}
-
-            def velocity(x: Tensor, t: Tensor) -> Tensor:  # the sampler works on the CPU, wherever the model is
-                v = components.dit.forward_packed([*references, x.to(text)], t.to(text.device), text, **here)
-                return v.float().to(x.device)
-
-            return velocity
-
-        negative = states.negative()
-        return branch(states.positive()), None if negative is None else branch(*negative)
+        return components.dit.prepare(references, texts, shape, frame_ends=states.frame_ends, cache=self.cache)
 
 
 # ---------------------------------------------------------------- the loop

@@ -135,11 +135,43 @@ def step_of(solver: str, times: Tensor) -> Step:
         return lambda x, guess, step: x + (x - guess) / times[step] * (times[step + 1] - times[step])
     if solver != "unipc":
         raise SamplingError(f"The solver is {solver!r}; expected {' or '.join(SOLVERS)}.")
-    from diffusers import UniPCMultistepScheduler
+    return UniPC(times)
 
-    unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    unipc.set_timesteps(len(times) - 1)
-    unipc.sigmas = times.clamp(max=1 - 1e-6).cpu()  # it takes the logarithm of 1 - t
-    unipc.timesteps = unipc.sigmas[:-1] * unipc.config.num_train_timesteps
-    unipc.set_begin_index(0)
-    return lambda x, guess, step: unipc.step((x - guess) / times[step], unipc.timesteps[step], x, return_dict=False)[0]
+
+class UniPC:
+    """diffusers' UniPC for flow matching, of order 2, with its coefficients worked out before the first step.
+
+    Its scheduler solves small systems of equations on x's device in every step, which makes Python wait for a GPU. But
+    what it computes is linear: the corrected x and the next x are sums of the present x, the corrected x of the step
+    before, and the last three guesses. So the scheduler runs once on the CPU, on unit vectors in their place, and what
+    comes out are the coefficients.
+    """
+
+    def __init__(self, times: Tensor) -> None:
+        import torch
+        from diffusers import UniPCMultistepScheduler
+
+        unipc = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+        unipc.set_timesteps(len(times) - 1)
+        unipc.sigmas = times.detach().cpu().double().clamp(max=1 - 1e-6)  # it takes the logarithm of 1 - t
+        unipc.timesteps = unipc.sigmas[:-1] * unipc.config.num_train_timesteps
+        unipc.set_begin_index(0)
+        present, corrected, before_last, last, guess = torch.eye(5, dtype=torch.float64).view(5, 1, 1, 1, 5)
+        self.coefficients: list[tuple[list[float], list[float]]] = []  # per step: of the corrected x, of the next x
+        for step in range(len(times) - 1):
+            unipc.model_outputs = [before_last if step > 1 else None, last if step else None]
+            unipc.last_sample = corrected if step else None
+            velocity = (present - guess) / unipc.sigmas[step]
+            following = unipc.step(velocity, unipc.timesteps[step], present, return_dict=False)[0]
+            self.coefficients.append((unipc.last_sample.flatten().tolist(), following.flatten().tolist()))
+        self.corrected: Tensor | None = None
+        self.guesses: list[Tensor | None] = [None, None]
+
+    def __call__(self, x: Tensor, guess: Tensor, step: int) -> Tensor:
+        state = (x, self.corrected, *self.guesses, guess)
+        corrected, following = (
+            sum(part * factor for part, factor in zip(state, factors) if part is not None and factor)
+            for factors in self.coefficients[step]
+        )
+        self.corrected, self.guesses = corrected, [self.guesses[1], guess]
+        return following

@@ -68,15 +68,13 @@ def prompt_latent(
         components.use("dit")
         dit, device, dtype = components.dit, working_device(components.dit), working_dtype(components.dit)
 
-        def branch(text: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-            text = text[None].to(device, dtype)
-            return lambda x, t: dit.forward_packed([x.to(text)], t.to(device), text).to(x)
-
+        texts = [(each[None].to(device, dtype), None) for each in states]
+        shape = (1, 16, height // 8, width // 8)
+        prepared = dit.prepare([], texts, shape)
         return sample_picture(
-            branch(states[0]),
-            initial_noise(settings.seed, (1, 16, height // 8, width // 8)).to(device),
+            prepared.velocities,
+            initial_noise(settings.seed, shape).to(device),
             sigmas(settings.steps, settings.shift, own.schedule),
-            negative=branch(states[1]) if len(states) > 1 else None,
             guidance=settings.guidance,
             solver=own.solver,
             cancelled=cancelled,

@@ -192,7 +192,9 @@ class PackedCosmos(CosmosFrames):
         projected: list[tuple[Tensor, tuple[int, int]]] = []
         for text, hidden in texts:
             if text.ndim != 3 or text.shape[0] != batch:
-                raise DitError(f"text is {tuple(text.shape)}; expected ({batch}, tokens, {self.config.text_embed_dim}).")
+                raise DitError(
+                    f"text is {tuple(text.shape)}; expected ({batch}, tokens, {self.config.text_embed_dim})."
+                )
             start, end = hidden or (0, 0)
             if not 0 <= start <= end <= text.shape[1]:
                 raise DitError(f"hidden {hidden} must lie within the {text.shape[1]} text tokens, start before end.")

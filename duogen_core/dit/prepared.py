@@ -97,7 +97,7 @@ class Prepared:
     ) -> None:
         """texts: projected, [B, N, W]. ends: for each branch the text tokens before each frame (frame_causal)."""
         self.model, self.size, self.grid = model, tuple(size), model.grid(size)
-        self.batch, self.device = texts[0][0].shape[0], texts[0][0].device
+        self.batch, self.device, self.dtype = texts[0][0].shape[0], texts[0][0].device, texts[0][0].dtype
         self.target = self.grid[0] * self.grid[1]
         self.causal = model.config.attention == "frame_causal"
         grids = [model.grid(frame.shape) for frame in frames]
@@ -176,7 +176,7 @@ class Prepared:
 
     @torch.no_grad()
     def velocities(self, x: Tensor, t: Tensor) -> list[Tensor]:
-        """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w]."""
+        """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w], in the weights' own type."""
         self._keep_lines()
         x, inputs = self._inputs(x, t)
         blocks = self.model.transformer_blocks
@@ -205,7 +205,7 @@ class Prepared:
 
     def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, FrameInputs]:
         """Embedded tokens [R, 1, L, C], and what the blocks are told of them."""
-        tokens, times, spans = self._embed(x, clean=False), t[:, None], (self.target,)
+        tokens, times, spans = self._embed(x.to(self.dtype), clean=False), t[:, None], (self.target,)
         if self.clean is not None:
             clean = self.clean if len(x) == self.batch else self.clean.repeat(len(x) // self.batch, 1, 1)
             tokens = torch.cat([clean, tokens], dim=1)
@@ -240,7 +240,9 @@ class Prepared:
                 line = branch.line
                 rows = [None] if len(own[0]) == line.buffers[block].shape[1] else [0] * len(own[0])
                 for row, (one, key, value) in zip(rows, zip(*(each.chunk(len(rows)) for each in own), strict=True)):
-                    out.append(F.scaled_dot_product_attention(one, *line.put(block, row, self.clean_tokens, key, value)))
+                    out.append(
+                        F.scaled_dot_product_attention(one, *line.put(block, row, self.clean_tokens, key, value))
+                    )
             return out[0] if len(out) == 1 else torch.cat(out)
 
         return FrameInputs(

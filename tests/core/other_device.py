@@ -196,6 +196,8 @@ def _device_of(name: str, leaves: list[Tensor], args: Any, kwargs: Any) -> torch
 if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
     pytest.skip("a device written in Python needs torch 2.9", allow_module_level=True)
 backend_registration._setup_privateuseone_for_python_backend(NAME)
+# What torch.utils.checkpoint asks the module of whatever accelerator is registered, in the tests of training too.
+getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
 # Below Python's own key come the kernels that make a tensor there without having one, and torch.tensor's copy.
 _library = torch.library.Library("aten", "IMPL")
 for _name in MADE:

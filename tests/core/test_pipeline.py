@@ -43,16 +43,17 @@ def components():
 
 @pytest.fixture
 def calls(components, monkeypatch):
-    """Every call of the DiT: (sizes of its frames, number of text tokens that the target sees, frame_ends)."""
-    seen, forward = [], components.dit.forward_packed
+    """Every branch that is drawn: (sizes of the frames, number of text tokens that the target sees, frame_ends)."""
+    seen, prepare = [], components.dit.prepare
 
-    def spy(frames, timestep, text, **options):
-        start, end = options["hidden"] or (0, 0)
-        sizes = [tuple(frame.shape[-2:]) for frame in frames]
-        seen.append((sizes, text.shape[1] - (end - start), tuple(options["frame_ends"])))
-        return forward(frames, timestep, text, **options)
+    def spy(frames, texts, size, **options):
+        sizes = [tuple(shape[-2:]) for shape in (*(frame.shape for frame in frames), size)]
+        for text, hidden in texts:
+            start, end = hidden or (0, 0)
+            seen.append((sizes, text.shape[1] - (end - start), tuple(options["frame_ends"])))
+        return prepare(frames, texts, size, **options)
 
-    monkeypatch.setattr(components.dit, "forward_packed", spy)
+    monkeypatch.setattr(components.dit, "prepare", spy)
     return seen
 
 
@@ -159,12 +160,13 @@ def test_everything_is_reported_as_it_happens(components):
 def test_every_earlier_picture_is_a_frame(attention, monkeypatch):
     components = random_components(attention=attention)
     calls = []
-    forward = components.dit.forward_packed
+    prepare = components.dit.prepare
     monkeypatch.setattr(
         components.dit,
-        "forward_packed",
-        lambda frames, *rest, **options: (
-            calls.append([tuple(f.shape[-2:]) for f in frames]) or forward(frames, *rest, **options)
+        "prepare",
+        lambda frames, texts, size, **options: (
+            calls.append([tuple(shape[-2:]) for shape in (*(f.shape for f in frames), size)])
+            or prepare(frames, texts, size, **options)
         ),
     )
     scripted(components, *GUIDE[:2], ("Done.", "end"))

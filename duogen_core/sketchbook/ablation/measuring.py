@@ -86,13 +86,13 @@ def velocity_errors(components: Components, chosen: Sequence[Spot]) -> Values:
     """Held-out flow-matching loss: mean squared error of the velocity (with the text), mean over the times NOISE."""
     found: Values = {"loss": []}
     for number, spot in enumerate(chosen):
-        sampler = PictureSampler(components, Settings())
+        sampler = PictureSampler(components, Settings(guidance=1.0))
         x0 = sampler.latent(spot.ideal)
         noise = initial_noise(number, tuple(x0.shape))
-        positive, _ = sampler.branches(spot.context)
+        prepared = sampler.prepare(spot.context, x0.shape)
         errors = []
         for t in NOISE:
-            v = positive(t * noise + (1 - t) * x0, torch.tensor([t]))
+            (v,) = prepared.velocities(t * noise + (1 - t) * x0, torch.tensor([t]))
             errors.append(float((v - (noise - x0)).square().mean()))
         found["loss"].append(sum(errors) / len(errors))
     return found

@@ -196,7 +196,9 @@ def test_text_that_is_hidden_may_stand_before_finished_pictures(model, hidden):
         alone = model.prepare(frames[:-1], [(text, own)], frames[-1].shape, frame_ends=ENDS)
         torch.testing.assert_close(v, alone.velocities(frames[-1], torch.tensor([0.4]))[0], **CLOSE)
     torch.testing.assert_close(
-        each.velocities(frames[-1], torch.tensor([0.4]))[0], reference(model, frames, torch.tensor([0.4]), text, ENDS), **CLOSE
+        each.velocities(frames[-1], torch.tensor([0.4]))[0],
+        reference(model, frames, torch.tensor([0.4]), text, ENDS),
+        **CLOSE,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,12 +164,12 @@ def test_ideal_pictures_are_right_and_the_true_velocity_has_no_error(tiny, monke
     assert found["psnr"] == [60.0] * 6
     assert found["guide.right"] == found["draw.right"] == found["edit.kept"] == [1.0, 1.0]
 
-    def truth(self, document):
+    def truth(self, document, shape):
         x0 = self.latent(ideals[document.text])
         number = [spot.context.text for spot in chosen].index(document.text)
-        return (lambda x, t: initial_noise(number, tuple(x0.shape)) - x0 + offset), None
+        return SimpleNamespace(velocities=lambda x, t: [initial_noise(number, tuple(shape)) - x0 + offset])
 
-    monkeypatch.setattr(PictureSampler, "branches", truth)
+    monkeypatch.setattr(PictureSampler, "prepare", truth)
     for offset in (0.0, 0.5):
         assert np.allclose(measuring.velocity_errors(tiny, chosen)["loss"], offset**2)
 
