@@ -233,12 +233,13 @@ class Turns:
 LEAST = 2**20  # bytes: a smaller layer is not worth a copy each time
 
 
-def offload_layers(module: nn.Module, device: torch.device, stay: int = 0, least: int = LEAST) -> int:
+def offload_layers(module: nn.Module, device: torch.device, stay: int = 0, least: int | None = None) -> int:
     """Lets each large layer of a module bring its weights when it runs; returns the bytes that do so.
 
     stay: as many bytes of layers stay on the device, the first ones. An embedding never comes: its rows are looked up
     where it lies, and only those are copied.
     """
+    least = LEAST if least is None else least
     came: dict[int, int] = {}
     for layer in module.modules():
         own = {name: parameter for name, parameter in layer._parameters.items() if parameter is not None}

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
     """Loads the DiT of a diffusers-style folder, of whichever family its config.json names, in eval mode.
 
-    prepare: gives layers other classes before their weights come. Those are then mapped from the file in its own type,
-    or in dtype; so are those of a quantised one. Else everything is read into float32.
+    prepare: gives layers other classes before their weights come. With it, with a dtype, and where layers are
+    quantised, weights are mapped from the file, in its own type or in dtype. Else all are read into float32.
     """
     from duogen_core.weights.quantised import layer_formats
 
@@ -57,7 +57,7 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
         raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
     module, cls = FAMILIES[name]
     family = getattr(importlib.import_module(module), cls)
-    if prepare is not None or layer_formats(find_weights(folder, WHAT, DIFFUSERS_STEM)):
+    if prepare is not None or dtype is not None or layer_formats(find_weights(folder, WHAT, DIFFUSERS_STEM)):
         return family.from_pretrained(folder, dtype=dtype, prepare=prepare, copy=False)
     return family.from_pretrained(folder)
 

@@ -13,6 +13,7 @@ Unlike a GPU it never computes beside Python, and a copy that would not block is
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -103,6 +104,7 @@ memory = [Memory(index) for index in range(COUNT)]
 @contextmanager
 def limited(size: int, index: int = 0) -> Iterator[Memory]:
     """At most `size` bytes more than are used now."""
+    gc.collect()
     mine = memory[index]
     mine.limit, mine.highest = mine.used + size, mine.used
     try:
@@ -195,9 +197,24 @@ def _device_of(name: str, leaves: list[Tensor], args: Any, kwargs: Any) -> torch
 
 if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
     pytest.skip("a device written in Python needs torch 2.9", allow_module_level=True)
-backend_registration._setup_privateuseone_for_python_backend(NAME)
-# What torch.utils.checkpoint asks the module of whatever accelerator is registered, in the tests of training too.
-getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
+
+
+class _Module(backend_registration._DummyBackendModule):
+    """torch.card"""
+
+    def device_count(self) -> int:
+        return COUNT
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        mine = memory[device.index]
+        return (2**40 if mine.limit is None else mine.limit) - mine.used, 2**40
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        """torch.utils.checkpoint asks this of whatever accelerator is there, in the tests of training too."""
+        return [torch.float16, torch.bfloat16]
+
+
+backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
 # Below Python's own key come the kernels that make a tensor there without having one, and torch.tensor's copy.
 _library = torch.library.Library("aten", "IMPL")
 for _name in MADE:

@@ -97,7 +97,7 @@ def test_parts_on_three_devices():
 def test_a_device_that_is_not_there_is_one_sentence_that_names_what_is():
     for name, words in (
         ("cuda", "There is no device cuda here.*cpu"), ("cuda:1", "no device cuda:1"), ("gpu", "'gpu' is not known"),
-        ("card:7", "only 1 of its kind"), ("meta", "no device meta"), ("", "is not known"),
+        ("card:7", "only 2 of its kind"), ("meta", "no device meta"), ("", "is not known"),
     ):  # fmt: skip
         with pytest.raises(DuoGenError, match=words):
             choose_device(name)

@@ -1,0 +1,222 @@
+"""Puts the parts of a model where they compute: whole on one device, on several, in turn, or layer by layer.
+
+In:  a Placement (--device, --dtype, --offload) and the Components on the CPU. Out: the same Components, and a sentence
+that says what was done, where that is not the obvious.
+
+auto decides by the same estimate that `inspect --memory` shows (memory.py), against the free memory of the devices:
+whole where it fits; on several cards of one kind, each part whole on one of them; else one part at a time (model); else
+layer by layer (layers).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from duogen_core.checkpoint import DEFAULT_MODEL, Components, load_checkpoint, part_dtype, resolve_model
+from duogen_core.devices import (
+    OFFLOAD,
+    Placement,
+    Turns,
+    choose_device,
+    choose_dtype,
+    count_devices,
+    free_memory,
+    move,
+    offload_layers,
+    size_of,
+    stored_dtype,
+)
+from duogen_core.errors import DuoGenError
+from duogen_core.identify import Found
+from duogen_core.memory import HALF, Need, Term, terms, verdict
+from duogen_core.weights.writing import readable
+
+if TYPE_CHECKING:
+    import os
+
+    import torch
+
+DEFAULT = Placement()
+SPARE = 0.9  # the share of free memory that is planned with: estimates are estimates
+TURNING = ("mllm", "dit", "vae")  # the connector is small, and needed while the MLLM runs
+
+
+def silent(_: str) -> None:
+    pass
+
+
+# ---------------------------------------------------------------- options
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --device, --dtype and --offload, which every command has that runs a model of its own."""
+    add = parser.add_argument_group("device").add_argument
+    add(
+        "--device",
+        default="auto",
+        metavar="NAME",
+        help="where to compute: cuda, cuda:1, mps or cpu; default: auto, the graphics card if there is one",
+    )
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bf16", "fp16", "fp32"),
+        help="precision; default: auto, on a card bf16 for large models, else that of the files",
+    )
+    add(
+        "--offload",
+        default="auto",
+        choices=OFFLOAD,
+        help="where memory is short: model puts one part at a time on the card, layers one layer; default: auto, as "
+        "much as is needed",
+    )
+
+
+def placement_of(args: argparse.Namespace) -> Placement:
+    return Placement(args.device, args.dtype, args.offload)
+
+
+# ---------------------------------------------------------------- loading
+
+
+def load_placed(
+    model: str | os.PathLike = DEFAULT_MODEL,
+    placement: Placement = DEFAULT,
+    need: Need | None = None,
+    say: Callable[[str], None] = silent,
+) -> Components:
+    """Loads a DuoGen model in the dtype it will run in, and puts it where it will run."""
+    device = choose_device(placement.device)  # before anything slow
+    return place(
+        load_checkpoint(model, loaders=_loaders(resolve_model(model), device, placement)), placement, need, say
+    )
+
+
+def _loaders(folder: Path, device: torch.device, placement: Placement) -> dict[str, Callable]:
+    """Loaders that read weights in the dtype they will have; none where that is what loading does anyway."""
+    if placement.dtype == "auto" and device.type == "cpu":
+        return {}
+    from duogen_core.dit.loading import load_dit
+    from duogen_core.mllm.loading import load_mllm, stored_in
+
+    def reading(load: Callable, what: str) -> Callable:
+        return lambda path: load(path, choose_dtype(placement.dtype, device, *stored_in(path, what)))
+
+    return {"mllm": reading(load_mllm, "weights of the MLLM"), "dit": reading(load_dit, "weights of the DiT")}
+
+
+# ---------------------------------------------------------------- placing
+
+HOW = {"whole": "off", "in turn": "model", "offloaded": "layers", "no": "layers"}  # what the estimate says -> --offload
+KINDS = {"mllm": "MLLM", "connector": "connector", "dit": "DiT", "vae": "VAE"}
+
+
+def place(
+    components: Components,
+    placement: Placement = DEFAULT,
+    need: Need | None = None,
+    say: Callable[[str], None] = silent,
+) -> Components:
+    """Brings all parts to where they will run. need: what one answer asks for; say: gets what was done, once."""
+    device, how = choose_device(placement.device), placement.offload
+    if device.type == "cpu":
+        if how in ("model", "layers"):
+            raise DuoGenError(f"--offload {how} is for a graphics card, but the device is the CPU; leave it out.")
+        return components if placement.dtype == "auto" else components.to(device, placement.dtype)
+    for name, module in components.modules.items():
+        move(module, dtype=part_dtype(name, module, device, placement.dtype))
+    picture = components.config.picture
+    counted = _estimate(components, need or Need(picture.width, picture.height))
+    sizes = {name: sum(term.bytes for term in counted if term.part == kind) for name, kind in KINDS.items()}
+    free = _free(device, placement.device)
+    if how == "auto":
+        how = "off" if free[device] is None else HOW[verdict(counted, free[device])[0]]
+        if how != "off" and _over_cards(components, sizes, free, say):
+            return components
+    components.mllm.device, components.turns = device, None
+    components.mllm.clear_cache()
+    if how == "off":
+        for module in components.modules.values():
+            module.to(device)
+        return components
+    components.connector.to(device)
+    total = readable(sum(sizes.values()))
+    if how == "model":
+        components.turns = Turns({name: components.modules[name] for name in TURNING}, device)
+        say(f"The model needs {total} in all; its parts take turns on {device}.")
+        return components
+    components.vae.to(device)
+    # The DiT's layers run at every step, so of what is free beside the largest work, they get the first share.
+    weights = {name: size_of(module) for name, module in components.modules.items()}
+    work = max(sizes[name] - weights[name] for name in TURNING)
+    left, come = max(0, (free[device] or 0) - work - weights["connector"] - weights["vae"]), 0
+    for name in ("dit", "mllm"):
+        moving = offload_layers(components.modules[name], device, stay=left)
+        left, come = max(0, left - (weights[name] - moving)), come + moving
+    say(f"The model needs {total} in all; {readable(come)} of its weights come to {device} layer by layer, slowly.")
+    return components
+
+
+def _free(device: torch.device, name: str) -> dict[torch.device, int | None]:
+    """The memory to plan with: of the named device, or of all of its kind where no single one was named."""
+    devices = [device]
+    if device.index is not None and name.strip().lower() in ("auto", device.type):
+        devices = [choose_device(f"{device.type}:{index}") for index in range(count_devices(device.type))]
+    found = {each: free_memory(each) for each in devices}
+    return {each: None if size is None else int(size * SPARE) for each, size in found.items()}
+
+
+def _estimate(components: Components, need: Need) -> list[Term]:
+    """The terms of memory.py, from the parts that are loaded, and in the precision that they have."""
+    text = components.mllm.model.config.get_text_config()
+    heads, dit, vae = text.num_attention_heads, components.dit.config, components.vae.model
+    shapes = {
+        "mllm": {
+            "layers": text.num_hidden_layers, "width": text.hidden_size,
+            "kv_heads": getattr(text, "num_key_value_heads", heads),
+            "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
+        },
+        "connector": {},
+        "dit": {
+            "width": dit.num_attention_heads * dit.attention_head_dim, "layers": dit.num_layers,
+            "causal": int(dit.attention == "frame_causal"),
+        },
+        "vae": {"base": vae.config.base_dim},
+    }  # fmt: skip
+    found = []
+    for name, module in components.modules.items():
+        dtype, count = stored_dtype(module)
+        part = Found("", KINDS[name], "", "", count, size_of(module), {}, shape=shapes[name])
+        for term in terms([part], need):  # which counts work in half precision
+            found.append(term if term.weights else replace(term, bytes=term.bytes * dtype.itemsize // HALF))
+    return found
+
+
+def _over_cards(
+    components: Components,
+    sizes: dict[str, int],
+    free: dict[torch.device, int | None],
+    say: Callable[[str], None],
+) -> bool:
+    """Puts each part whole on one of several cards, the connector beside the MLLM and the VAE beside the DiT."""
+    if len(free) < 2:
+        return False
+    groups = {"mllm": ("mllm", "connector"), "dit": ("dit", "vae")}
+    left, chosen = {each: size or 0 for each, size in free.items()}, {}
+    needed = {name: sum(sizes[part] for part in parts) for name, parts in groups.items()}
+    for name in sorted(groups, key=needed.__getitem__, reverse=True):
+        chosen[name] = max(left, key=left.__getitem__)
+        left[chosen[name]] -= needed[name]
+    if min(left.values()) < 0:
+        return False
+    for name, parts in groups.items():
+        for part in parts:
+            components.modules[part].to(chosen[name])
+    components.mllm.device, components.turns = chosen["mllm"], None
+    components.mllm.clear_cache()
+    say(f"The language model is on {chosen['mllm']}, the DiT on {chosen['dit']}.")
+    return True

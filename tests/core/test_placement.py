@@ -1,0 +1,117 @@
+"""Where the parts of a model go: by their size and the free memory of one card or two; what an answer then needs."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+
+import pytest
+import torch
+
+from duogen_core import devices, placement
+from duogen_core.checkpoint import save_checkpoint
+from duogen_core.devices import Placement
+from duogen_core.errors import DuoGenError
+from duogen_core.memory import Need
+from duogen_core.placement import load_placed, place
+from tests.core.other_device import limited, memory
+from tests.core.test_devices import answered, assert_same_answer
+from tests.core.tiny import random_components
+
+NEED = Need(32, 32, references=2, tokens=64)
+
+
+@pytest.fixture
+def tight(monkeypatch):
+    """Layers of a few hundred bytes are offloaded too, as everything here is tiny."""
+    monkeypatch.setattr(placement, "SPARE", 1.0)
+    monkeypatch.setattr(devices, "LEAST", 512)
+
+
+def places(parts) -> dict[str, set[str]]:
+    return {name: {str(weight.device) for weight in module.parameters()} for name, module in parts.modules.items()}
+
+
+def needs(parts, *names: str) -> int:
+    counted = placement._estimate(parts, NEED)
+    return sum(term.bytes for term in counted if not names or term.part in {placement.KINDS[name] for name in names})
+
+
+def test_what_fits_is_whole_on_one_card():
+    said: list[str] = []
+    parts = place(random_components(), Placement("card:0"), NEED, said.append)
+    assert set.union(*places(parts).values()) == {"card:0"} and parts.turns is None and not said
+    assert_same_answer(answered(parts), answered(random_components()))
+
+
+def test_what_fits_two_cards_is_spread_over_them(tight):
+    parts, said = random_components(), []
+    room = int(needs(parts) * 0.8)
+    with limited(room, 0), limited(room, 1):
+        place(parts, Placement("card"), NEED, said.append)
+        where = places(parts)
+        assert where["mllm"] == where["connector"] and where["dit"] == where["vae"] and where["mllm"] != where["dit"]
+        assert "language model is on card" in said[0] and len(said) == 1
+        assert_same_answer(answered(parts), answered(random_components()))
+
+
+def test_what_fits_part_by_part_takes_turns_within_the_memory_of_the_card(tight):
+    parts, said = random_components(), []
+    total = needs(parts)
+    room = max(needs(parts, name) for name in placement.TURNING) + needs(parts, "connector")
+    assert room < total
+    with limited(room) as card:
+        place(parts, Placement("card:0"), NEED, said.append)
+        assert parts.turns is not None and "take turns on card:0" in said[0]
+        assert_same_answer(answered(parts), answered(random_components()))
+        assert card.highest <= card.limit
+
+
+def test_what_does_not_fit_comes_layer_by_layer(tight):
+    parts, said = random_components(), []
+    sizes = {name: devices.size_of(module) for name, module in parts.modules.items()}
+    room = sizes["vae"] + sizes["connector"] + sizes["mllm"] * 2 // 3
+    with limited(room) as card:
+        place(parts, Placement("card:0"), Need(32, 32, 1, 8), said.append)
+        assert "layer by layer" in said[0] and parts.turns is None
+        assert places(parts)["mllm"] == places(parts)["dit"] == {"cpu", "card:0"}
+        assert_same_answer(answered(parts), answered(random_components()))
+        assert card.highest <= card.limit
+
+
+@pytest.mark.parametrize("offload", ["off", "model", "layers"])
+def test_what_the_user_asks_for_is_done(offload, monkeypatch):
+    monkeypatch.setattr(devices, "LEAST", 512)
+    parts = place(random_components(), Placement("card:1", "fp32", offload), NEED)
+    assert (parts.turns is not None) == (offload == "model")
+    gc.collect()
+    before = memory[0].used
+    assert_same_answer(answered(parts), answered(random_components()))
+    assert memory[0].used == before and memory[1].used > 0
+
+
+def test_the_cpu_keeps_what_it_has_and_offloads_nothing():
+    parts = random_components()
+    assert place(parts, Placement("cpu")) is parts and parts.dit.dtype == torch.float32
+    assert place(parts, Placement("cpu", "bf16")).dit.dtype == torch.bfloat16
+    for how in ("model", "layers"):
+        with pytest.raises(DuoGenError, match="for a graphics card, but the device is the CPU"):
+            place(parts, Placement("cpu", offload=how))
+
+
+def test_a_checkpoint_is_read_in_the_dtype_it_runs_in(tmp_path):
+    folder = save_checkpoint(random_components(), tmp_path / "model")
+    parts = load_placed(folder, Placement("card:0", "bf16"))
+    assert parts.dit.dtype == parts.mllm.model.dtype == torch.bfloat16
+    assert set.union(*places(parts).values()) == {"card:0"}
+    assert load_placed(folder, Placement("card:0")).dit.dtype == torch.float32  # small, so as it is
+    with pytest.raises(DuoGenError, match="no device cuda:9"):
+        load_placed(tmp_path / "nothing", Placement("cuda:9"))
+
+
+def test_options_give_a_placement():
+    parser = argparse.ArgumentParser()
+    placement.add_device_options(parser)
+    assert placement.placement_of(parser.parse_args([])) == Placement()
+    given = parser.parse_args(["--device", "cuda:1", "--dtype", "bf16", "--offload", "layers"])
+    assert placement.placement_of(given) == Placement("cuda:1", "bf16", "layers")
