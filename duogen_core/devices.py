@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -24,24 +23,9 @@ from duogen_core.errors import DuoGenError
 from duogen_core.weights.quantised import ScaledLinear
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-OFFLOAD = ("auto", "off", "model", "layers")
 ACCELERATORS = ("cuda", "xpu", "mps")  # what "auto" looks for, the first that is there; ROCm calls itself cuda
 # A float32 model this small runs in the precision it was trained in: halving it would save next to nothing.
 SMALL_MODEL = 300_000_000
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What the user asks for: the options --device, --dtype and --offload."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    offload: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (("dtype", self.dtype, ("auto", *DTYPES)), ("offload", self.offload, OFFLOAD)):
-            if value not in known:
-                raise DuoGenError(f"The {name} is {value!r}; expected {', '.join(known[:-1])} or {known[-1]}.")
 
 
 # ---------------------------------------------------------------- devices
@@ -86,6 +70,14 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     if device.index is None and device.type not in ("cpu", "mps"):
         device = torch.device(device.type, 0)
     return device
+
+
+def devices_of(name: str) -> list[torch.device]:
+    """Returns all devices that a name stands for: "cuda" and "auto" for every card of the kind, "cuda:1" for itself."""
+    device = choose_device(name)
+    if device.index is None or name.strip().lower() not in ("auto", device.type):
+        return [device]
+    return [torch.device(device.type, index) for index in range(count_devices(device.type))]
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -10,20 +10,18 @@ layer by layer (layers).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from duogen_core.checkpoint import DEFAULT_MODEL, Components, load_checkpoint, part_dtype, resolve_model
+from duogen_core import checkpoint
+from duogen_core.checkpoint import Components, part_dtype
+from duogen_core.device_options import DEFAULT, Placement
 from duogen_core.devices import (
-    OFFLOAD,
-    Placement,
     Turns,
     choose_device,
     choose_dtype,
-    count_devices,
+    devices_of,
     free_memory,
     move,
     offload_layers,
@@ -40,8 +38,10 @@ if TYPE_CHECKING:
 
     import torch
 
-DEFAULT = Placement()
+    from duogen_core.mllm.base import Mllm
+
 SPARE = 0.9  # the share of free memory that is planned with: estimates are estimates
+MLLM_WORK = 2 * 2**30  # bytes for a language model by itself: its KV cache and one step
 TURNING = ("mllm", "dit", "vae")  # the connector is small, and needed while the MLLM runs
 
 
@@ -49,64 +49,49 @@ def silent(_: str) -> None:
     pass
 
 
-# ---------------------------------------------------------------- options
-
-
-def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --device, --dtype and --offload, which every command has that runs a model of its own."""
-    add = parser.add_argument_group("device").add_argument
-    add(
-        "--device",
-        default="auto",
-        metavar="NAME",
-        help="where to compute: cuda, cuda:1, mps or cpu; default: auto, the graphics card if there is one",
-    )
-    add(
-        "--dtype",
-        default="auto",
-        choices=("auto", "bf16", "fp16", "fp32"),
-        help="precision; default: auto, on a card bf16 for large models, else that of the files",
-    )
-    add(
-        "--offload",
-        default="auto",
-        choices=OFFLOAD,
-        help="where memory is short: model puts one part at a time on the card, layers one layer; default: auto, as "
-        "much as is needed",
-    )
-
-
-def placement_of(args: argparse.Namespace) -> Placement:
-    return Placement(args.device, args.dtype, args.offload)
-
-
-# ---------------------------------------------------------------- loading
-
-
-def load_placed(
-    model: str | os.PathLike = DEFAULT_MODEL,
-    placement: Placement = DEFAULT,
-    need: Need | None = None,
-    say: Callable[[str], None] = silent,
-) -> Components:
-    """Loads a DuoGen model in the dtype it will run in, and puts it where it will run."""
-    device = choose_device(placement.device)  # before anything slow
-    return place(
-        load_checkpoint(model, loaders=_loaders(resolve_model(model), device, placement)), placement, need, say
-    )
-
-
-def _loaders(folder: Path, device: torch.device, placement: Placement) -> dict[str, Callable]:
-    """Loaders that read weights in the dtype they will have; none where that is what loading does anyway."""
+def load(model: str | os.PathLike = checkpoint.DEFAULT_MODEL, placement: Placement = DEFAULT) -> Components:
+    """Loads a DuoGen model on the CPU, in the dtype that it will run in."""
+    device = choose_device(placement.device)  # one that is not there is told before anything slow
     if placement.dtype == "auto" and device.type == "cpu":
-        return {}
+        return checkpoint.load_checkpoint(model)
     from duogen_core.dit.loading import load_dit
     from duogen_core.mllm.loading import load_mllm, stored_in
 
     def reading(load: Callable, what: str) -> Callable:
         return lambda path: load(path, choose_dtype(placement.dtype, device, *stored_in(path, what)))
 
-    return {"mllm": reading(load_mllm, "weights of the MLLM"), "dit": reading(load_dit, "weights of the DiT")}
+    loaders = {"mllm": reading(load_mllm, "weights of the MLLM"), "dit": reading(load_dit, "weights of the DiT")}
+    return checkpoint.load_checkpoint(model, loaders=loaders)
+
+
+def load_placed(
+    model: str | os.PathLike = checkpoint.DEFAULT_MODEL,
+    placement: Placement = DEFAULT,
+    say: Callable[[str], None] = silent,
+) -> Components:
+    """Loads a DuoGen model and puts it where it will run, for images of its own size."""
+    return place(load(model, placement), placement, None, say)
+
+
+def place_mllm(mllm: Mllm, placement: Placement = DEFAULT) -> Mllm:
+    """Puts a language model by itself where it will run, layer by layer where it does not fit."""
+    device = choose_device(placement.device)
+    if device.type == "cpu" and placement.dtype == "auto":
+        return mllm
+    move(mllm.model, dtype=choose_dtype(placement.dtype, device, *stored_dtype(mllm.model)))
+    free = free_memory(device)
+    stay = None if free is None else int(free * SPARE) - MLLM_WORK
+    if (
+        device.type == "cpu"
+        or placement.offload == "off"
+        or (placement.offload != "layers" and (stay is None or size_of(mllm.model) <= stay))
+    ):
+        mllm.model.to(device)
+    else:
+        offload_layers(mllm.model, device, stay=max(0, stay or 0))
+    mllm.device = device
+    mllm.clear_cache()
+    return mllm
 
 
 # ---------------------------------------------------------------- placing
@@ -132,7 +117,8 @@ def place(
     picture = components.config.picture
     counted = _estimate(components, need or Need(picture.width, picture.height))
     sizes = {name: sum(term.bytes for term in counted if term.part == kind) for name, kind in KINDS.items()}
-    free = _free(device, placement.device)
+    have = {each: free_memory(each) for each in devices_of(placement.device)}
+    free = {each: None if size is None else int(size * SPARE) for each, size in have.items()}
     if how == "auto":
         how = "off" if free[device] is None else HOW[verdict(counted, free[device])[0]]
         if how != "off" and _over_cards(components, sizes, free, say):
@@ -159,15 +145,6 @@ def place(
         left, come = max(0, left - (weights[name] - moving)), come + moving
     say(f"The model needs {total} in all; {readable(come)} of its weights come to {device} layer by layer, slowly.")
     return components
-
-
-def _free(device: torch.device, name: str) -> dict[torch.device, int | None]:
-    """The memory to plan with: of the named device, or of all of its kind where no single one was named."""
-    devices = [device]
-    if device.index is not None and name.strip().lower() in ("auto", device.type):
-        devices = [choose_device(f"{device.type}:{index}") for index in range(count_devices(device.type))]
-    found = {each: free_memory(each) for each in devices}
-    return {each: None if size is None else int(size * SPARE) for each, size in found.items()}
 
 
 def _estimate(components: Components, need: Need) -> list[Term]:

@@ -44,13 +44,14 @@ def in_processes(
     items: Iterable[Item],
     processes: int,
     start: Callable[..., None],
-    arguments: tuple[Any, ...] = (),
+    arguments: tuple[Any, ...] | Callable[[int], tuple[Any, ...]] = (),
     in_order: bool = False,
     ended: str = ENDED,
 ) -> Iterator[Result]:
     """Yields function(item) of every item: as they are finished, or with in_order as the items come.
 
-    function and start are functions of a module; arguments, items and results can be pickled. ended: the message of the
+    function and start are functions of a module; arguments (of start, or what gives those of a process by its number),
+    items and results can be pickled. ended: the message of the
     DuoGenError when a process is killed. Errors of bad input, of the system and of memory come out as they
     are, others as a RuntimeError with their traceback.
     """
@@ -66,7 +67,8 @@ def in_processes(
             starting = processes - len(workers) if not found else 0
             for number_and_item in islice(source, len(idle) + starting):
                 if not idle:
-                    pipe, process = _started(function, start, arguments)
+                    given = arguments(len(workers)) if callable(arguments) else arguments
+                    pipe, process = _started(function, start, given)
                     workers[pipe] = process
                     idle.append(pipe)
                 pipe = idle.pop()

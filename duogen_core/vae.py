@@ -329,8 +329,14 @@ class PictureVae:
         return decode_frame(self.model, raw.to(self.model.dtype)).float().contiguous()
 
     def decode_pixels(self, latents: Tensor) -> np.ndarray:
-        """Normalised latents [1, 16, h, w] -> uint8 [8h, 8w, 3]."""
-        return tensor_to_pixels(self.decode(latents))
+        """Normalised latents [1, 16, h, w] -> uint8 [8h, 8w, 3]. Never draws a black image of what is no number."""
+        image = self.decode(latents)
+        if not bool(latents.isfinite().all()) or not bool(image.isfinite().all()):
+            raise VaeError(
+                "The image is not made of numbers any more: something in the model grew too large for its precision, "
+                "or its weights are damaged; compute in bf16 or fp32 (--dtype)."
+            )
+        return tensor_to_pixels(image)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.model.save_pretrained(str(folder))

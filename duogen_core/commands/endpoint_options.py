@@ -6,9 +6,11 @@ In: the parsed options and the file of recorded answers. Out: a Client; `spent` 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from duogen_core.device_options import add_device_options, placement_of
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -60,13 +62,20 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         metavar="IN,OUT",
         help="price of a million tokens of prompts and of answers, such as 0.15,0.6; adds up the cost",
     )
+    add_device_options(parser)
 
 
 def client_of(args: argparse.Namespace, recording: Path) -> Client:
     if args.mllm:
         from duogen_core.data.llm.own_mllm import own_client
+        from duogen_core.devices import choose_device
+        from duogen_core.placement import place_mllm
 
-        return own_client(args.mllm, recording, args.replay, args.answers, args.tokenizer)
+        placement = placement_of(args)
+        choose_device(placement.device)  # one that is not there is told before minutes of loading
+        return own_client(
+            args.mllm, recording, args.replay, args.answers, args.tokenizer, partial(place_mllm, placement=placement)
+        )
     if args.tokenizer:
         raise DuoGenError("--tokenizer belongs to an --mllm that is a single file; an endpoint has its own.")
     if not args.llm:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from duogen_core import interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.commands.progress import Progress
+from duogen_core.device_options import Placement, add_device_options, placement_of
 from duogen_core.errors import DuoGenError
 from duogen_core.files import TEMPORARY, lock_folder, read_json
 
@@ -99,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--json", action="store_true", help="print a summary as JSON instead of the path")
     add("--quiet", action="store_true", help="show no progress on stderr")
+    add_device_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
         document, settings = _request(args)
         parts = _parts(args)
         progress = Progress(args.quiet)
-        components = _load_parts(parts, progress) if parts else _load(_model(args), progress)
+        placement = placement_of(args)
+        components = _load_parts(parts, placement, progress) if parts else _load(_model(args), placement, progress)
+        _place(components, placement, document, settings, progress)
         return _answer(components, document, settings, out, progress, args.json)
 
 
@@ -227,19 +231,36 @@ def _model(args: argparse.Namespace) -> str:
     return DEFAULT_MODEL if args.model is None else args.model
 
 
-def _load_parts(parts: dict[str, str | None], progress: Progress) -> Components:
+def _load_parts(parts: dict[str, str | None], placement: Placement, progress: Progress) -> Components:
     from duogen_core.checkpoint import load_parts
+    from duogen_core.devices import choose_device
 
+    choose_device(placement.device)  # one that is not there is told before minutes of loading
     progress.line(f"Loading {Path(parts['mllm']).name}, {Path(parts['dit']).name} and {Path(parts['vae']).name} …")
     return load_parts(**parts)
 
 
-def _load(model: str, progress: Progress):
-    from duogen_core.checkpoint import check_checkpoint, load_checkpoint, resolve_model
+def _load(model: str, placement: Placement, progress: Progress) -> Components:
+    from duogen_core.checkpoint import check_checkpoint, resolve_model
 
     check_checkpoint(resolve_model(model))  # quick, and before the libraries, whose import takes seconds
     progress.line(f"Loading {model} …")
-    return load_checkpoint(model)
+    from duogen_core.placement import load
+
+    return load(model, placement)
+
+
+def _place(
+    components: Components, placement: Placement, document: Document, settings: Settings, progress: Progress
+) -> None:
+    from duogen_core.memory import Need
+    from duogen_core.pipeline import picture_size
+    from duogen_core.placement import place
+
+    size = picture_size(document, components.config, settings.size)
+    # An answer seldom has as many images as it may have; nor is the memory of many needed before they are there.
+    references = len(document.pictures) + min(settings.max_images, 4)
+    place(components, placement, Need(*size, references, settings.max_new_tokens + 2048), progress.line)
 
 
 def _answer(components, document, settings, out: Path, progress: Progress, as_json: bool) -> int:

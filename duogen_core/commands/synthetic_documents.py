@@ -28,6 +28,7 @@ from duogen_core.commands.run_options import (
     write_json,
 )
 from duogen_core.commands.synthetic import add_run_options, check_count, taxonomy_of
+from duogen_core.device_options import add_device_options, placement_of
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--vae", metavar="PATH", help="… and the Wan 2.1 VAE")
     add("--steps", type=int, metavar="N", help="sampling steps per image; default: the model's own")
     add("--guidance", type=float, metavar="G", help="how closely an image follows its text; default: the model's own")
+    add_device_options(parser)
 
 
 def _make(
@@ -227,11 +229,16 @@ def _load_model(args: argparse.Namespace) -> Components:
     given = [name for name in PARTS if getattr(args, name)]
     if given and (args.model or len(given) < len(PARTS)):
         raise DuoGenError("A model is --model, or all of --mllm, --dit and --vae; give one of the two.")
-    RunProgress(args.quiet, "").line(f"Loading {_model_name(args)} …")
+    from duogen_core.devices import choose_device
+    from duogen_core.placement import load_placed, place
+
+    placement, progress = placement_of(args), RunProgress(args.quiet, "")
+    choose_device(placement.device)  # one that is not there is told before minutes of loading
+    progress.line(f"Loading {_model_name(args)} …")
     if given:
         from duogen_core.checkpoint import load_parts
 
-        return load_parts(args.mllm, args.dit, args.vae)
-    from duogen_core.checkpoint import DEFAULT_MODEL, load_checkpoint
+        return place(load_parts(args.mllm, args.dit, args.vae), placement, None, progress.line)
+    from duogen_core.checkpoint import DEFAULT_MODEL
 
-    return load_checkpoint(args.model or DEFAULT_MODEL)
+    return load_placed(args.model or DEFAULT_MODEL, placement, progress.line)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from duogen_core import interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
+from duogen_core.device_options import add_device_options, placement_of
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
 from duogen_core.sketchbook.tasks import OF_THINGS, evaluation_case
@@ -63,13 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--jobs",
         type=int,
-        default=1,
         metavar="N",
-        help="processes that answer at the same time, each with a copy of the model; default: 1",
+        help="processes that answer at the same time, each with a copy of the model; default: one per card, else 1",
     )
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of each process; default: 1")
     add("--documents", metavar="DIR", help="also save every answer there, and an overview as overview.png")
     add("--json", action="store_true", help="print the figures as JSON instead of a table")
+    add_device_options(parser)
     parser.set_defaults(locks=_written)
 
 
@@ -82,7 +83,7 @@ def _written(args: argparse.Namespace) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
     for name in ("samples", "jobs", "threads"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise DuoGenError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     groups = args.only or (OF_THINGS if args.thing else GROUPS)
     chosen = cases(args.samples, args.seed, groups, args.thing)
@@ -91,26 +92,27 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from duogen_core.checkpoint import check_checkpoint, resolve_model
+    from duogen_core.devices import devices_of
     from duogen_core.evaluation.answering import ModelAnswer
     from duogen_core.pipeline import Settings
 
-    model = resolve_model(args.model)
-    check_checkpoint(model)
-    answer = ModelAnswer(model, Settings(steps=args.steps, guidance=args.guidance))
+    model, placement = resolve_model(args.model), placement_of(args)
+    jobs = min(args.jobs or len(devices_of(placement.device)), args.samples)
+    config = check_checkpoint(model)
+    settings = Settings(steps=args.steps, guidance=args.guidance).resolved(config)
+    answer = ModelAnswer(model, settings, placement=placement)
     print(f"Loading {args.model} …", file=sys.stderr, flush=True)
     torch.set_num_threads(args.threads)
-    components = answer.load()
-    answer.settings = settings = answer.settings.resolved(components.config)
+    if jobs == 1:  # else every process loads it, and none needs it here
+        answer.load()
     interrupt.raising()
 
-    result = evaluate(
-        answer, chosen, seed=args.seed, folder=folder, progress=True, jobs=args.jobs, threads=args.threads
-    )
+    result = evaluate(answer, chosen, seed=args.seed, folder=folder, progress=True, jobs=jobs, threads=args.threads)
     header = {
         "format": reports.FORMAT,
         "version": 1,
         "benchmark": "sketchbook",
-        "model": components.name,
+        "model": config.name,
         "samples": args.samples,
         "seed": args.seed,
         **({"thing": args.thing} if args.thing else {}),

@@ -9,7 +9,8 @@ from torch import nn
 
 from duogen_core import devices
 from duogen_core.checkpoint import Components
-from duogen_core.devices import Placement, Turns, choose_device, choose_dtype, offload_layers
+from duogen_core.device_options import Placement
+from duogen_core.devices import Turns, choose_device, choose_dtype, offload_layers
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.prompt_states import prompt_states
 from duogen_core.pipeline import Settings, generate
@@ -140,6 +141,15 @@ def test_half_precision_leaves_connector_and_tables_alone(dtype, vae):
     assert parts.vae.model.dtype == vae
     assert parts.connector.proj.weight.dtype == torch.float32
     assert len(answered(parts).pictures) == 2
+
+
+def test_an_image_that_is_no_number_is_refused_and_not_black():
+    vae = random_components().vae
+    for wrong in (float("nan"), float("inf")):
+        latent = torch.zeros(1, 16, 4, 4)
+        latent[0, 3, 1, 2] = wrong
+        with pytest.raises(DuoGenError, match="not made of numbers any more.*bf16 or fp32"):
+            vae.decode_pixels(latent)
 
 
 def test_quantised_weights_stay_quantised():

@@ -8,15 +8,17 @@ import gc
 import pytest
 import torch
 
-from duogen_core import devices, placement
+from duogen_core import device_options, devices, placement
 from duogen_core.checkpoint import save_checkpoint
-from duogen_core.devices import Placement
+from duogen_core.cli import main
+from duogen_core.device_options import Placement
+from duogen_core.document.reading import load_document
 from duogen_core.errors import DuoGenError
 from duogen_core.memory import Need
 from duogen_core.placement import load_placed, place
 from tests.core.other_device import limited, memory
 from tests.core.test_devices import answered, assert_same_answer
-from tests.core.tiny import random_components
+from tests.core.tiny import random_components, request
 
 NEED = Need(32, 32, references=2, tokens=64)
 
@@ -111,7 +113,38 @@ def test_a_checkpoint_is_read_in_the_dtype_it_runs_in(tmp_path):
 
 def test_options_give_a_placement():
     parser = argparse.ArgumentParser()
-    placement.add_device_options(parser)
-    assert placement.placement_of(parser.parse_args([])) == Placement()
+    device_options.add_device_options(parser)
+    assert device_options.placement_of(parser.parse_args([])) == Placement()
     given = parser.parse_args(["--device", "cuda:1", "--dtype", "bf16", "--offload", "layers"])
-    assert placement.placement_of(given) == Placement("cuda:1", "bf16", "layers")
+    assert device_options.placement_of(given) == Placement("cuda:1", "bf16", "layers")
+
+
+def test_generate_runs_on_a_card_and_refuses_what_is_not_there(tmp_path, capsys):
+    folder = save_checkpoint(random_components(), tmp_path / "model")
+    asked = ["generate", "Draw.", "--model", str(folder), "--max-tokens", "12", "--max-images", "1", "--quiet"]
+    with limited(2**40, 1) as card:
+        begun = card.used
+        for name, options in (("cpu", []), ("card", ["--device", "card:1", "--offload", "model"])):
+            assert main([*asked, "--out", str(tmp_path / name), *options]) == 0
+        assert card.highest > begun
+    documents = [load_document(tmp_path / name) for name in ("cpu", "card")]
+    assert_same_answer(*documents)
+    capsys.readouterr()
+    for options, words in (
+        (["--device", "cuda"], "There is no device cuda"),
+        (["--device", "warp"], "'warp' is not known"),
+        (["--device", "cpu", "--offload", "layers"], "leave it out"),
+    ):
+        assert main([*asked, "--out", str(tmp_path / "none"), *options]) == 2
+        out, err = capsys.readouterr()
+        assert not out and words in err and err.count("\n") == 1 and not (tmp_path / "none").exists()
+
+
+def test_an_own_language_model_runs_on_a_card_and_layer_by_layer(tight):
+    expected = random_components().mllm.continue_(request(), max_new_tokens=6)
+    for offload, room in (("auto", 2**40), ("layers", 2**40), ("auto", 400_000)):
+        with limited(room) as card:
+            begun = card.used
+            mllm = placement.place_mllm(random_components().mllm, Placement("card:0", offload=offload))
+            assert mllm.continue_(request(), max_new_tokens=6) == expected
+            assert card.highest > begun

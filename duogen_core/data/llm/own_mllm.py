@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,15 @@ def own_client(
     replay: bool = False,
     answers: int = 3,
     tokenizer: str | os.PathLike[str] | None = None,
+    place: Callable[[Mllm], Mllm] = lambda mllm: mllm,
 ) -> Client:
-    """tokenizer: the folder with it, for a model that is a single file of weights."""
+    """tokenizer: the folder with it, for a model that is a single file of weights. place: brings it to its device."""
     endpoint = Endpoint(HERE, Path(model).resolve().name, structured="none", attempts=1, answers=answers)
     transport = None
     if not replay:
         from duogen_core.checkpoint import resolve_mllm
 
-        transport = OwnModel(load_mllm(resolve_mllm(model), tokenizer=tokenizer))
+        transport = OwnModel(place(load_mllm(resolve_mllm(model), tokenizer=tokenizer)))
     return Client(endpoint, Recording(recording, "replay" if replay else "record"), transport=transport)
 
 

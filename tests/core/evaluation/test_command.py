@@ -11,12 +11,13 @@ from PIL import Image
 
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
+from duogen_core.device_options import Placement
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
 from duogen_core.evaluation.answering import ModelAnswer, answers
 from duogen_core.pipeline import Settings
 from duogen_core.sketchbook.evaluation import cases, evaluate
-from tests.core.answerers import die, echo, fail, refuse
+from tests.core.answerers import OnCard, die, echo, fail, refuse
 from tests.core.ideal_answers import PROMISED, answered
 from tests.core.tiny import random_components, request
 
@@ -49,10 +50,10 @@ def model(monkeypatch):
             return answered(case, lambda parts: parts[:1], "max_tokens")
         return answered(case)
 
-    components = SimpleNamespace(name="ideal", config=checkpoint.CheckpointConfig())
+    components = SimpleNamespace(config=checkpoint.CheckpointConfig("ideal"))
     monkeypatch.setattr(checkpoint, "resolve_model", lambda name: Path(name))
-    monkeypatch.setattr(checkpoint, "check_checkpoint", lambda folder: None)
-    monkeypatch.setattr(answering, "load_checkpoint", lambda folder: components)
+    monkeypatch.setattr(checkpoint, "check_checkpoint", lambda folder: components.config)
+    monkeypatch.setattr(answering, "load_placed", lambda folder, placement: components)
     monkeypatch.setattr(answering, "generate", generate)
     return asked
 
@@ -114,6 +115,14 @@ def test_processes_answer_as_one_does(tmp_path):
     assert len(files[0]) >= 5
     assert [file.relative_to(tmp_path / "1") for file in files[0]] == [f.relative_to(tmp_path / "2") for f in files[1]]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+@pytest.mark.slow
+def test_each_process_has_a_card_of_its_own(tmp_path):
+    questions = [(request(), number) for number in range(6)]
+    for device, expected in (("card", {"card:0", "card:1"}), ("card:1", {"card:1"}), ("auto", {"cpu"})):
+        answer = OnCard(tmp_path, Settings(), placement=Placement(device))
+        assert {document.last_turn.text for document, _ in answers(answer, questions, 2)} == expected
 
 
 @pytest.mark.slow
