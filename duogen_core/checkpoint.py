@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, replace_file, swap_folders, write_errors
@@ -79,7 +79,8 @@ class Components:
     dit: nn.Module
     vae: PictureVae
     config: CheckpointConfig = CheckpointConfig()
-    turns: Turns | None = field(default=None, repr=False)  # where memory is short: one part on the device at a time
+    offload: Literal["off", "model", "layers"] = "off"
+    turns: Turns | None = field(default=None, repr=False)  # with "model": who is on the device
 
     @property
     def name(self) -> str:
@@ -101,14 +102,64 @@ class Components:
         device = choose_device(device)
         for part, module in self.modules.items():
             move(module, device, part_dtype(part, module, device, dtype))
-        self.mllm.device, self.turns = device, None
-        self.mllm.clear_cache()
+        self._now_on(device, "off")
         return self
+
+    def take_turns(self, device: torch.device) -> None:
+        """From now on the MLLM, the DiT and the VAE are on the device one at a time."""
+        from duogen_core.devices import Turns
+
+        parts = {name: module.to("cpu") for name, module in self.modules.items() if name != "connector"}
+        self.connector.to(device)  # it is small, and needed while the MLLM runs
+        self._now_on(device, "model")
+        self.turns = Turns(parts, device)
+
+    def come_by_layer(self, device: torch.device, stay: int = 0) -> int:
+        """From now on the layers of DiT and MLLM come to the device when they run, but for the first `stay` bytes of
+        them; returns the bytes that do. The DiT's, which run at every step, are the first to stay."""
+        from duogen_core.devices import offload_layers, size_of
+
+        if self.turns is not None:
+            self.turns.end()
+        self._now_on(device, "layers")
+        come = 0
+        for part in (self.dit, self.mllm.model):
+            moving = offload_layers(part.to("cpu"), device, stay=stay)
+            stay, come = max(0, stay - (size_of(part) - moving)), come + moving
+        self.connector.to(device)
+        self.vae.to(device)
+        return come
+
+    def _now_on(self, device: torch.device, offload: str) -> None:
+        self.mllm.device, self.offload, self.turns = device, offload, None
+        self.mllm.clear_cache()
 
     def use(self, part: str) -> None:
         """Called before a part runs: brings it to its device where the parts take turns."""
         if self.turns is not None:
             self.turns.use(part)
+
+    def go_leaner(self) -> str:
+        """When memory ran out: frees what is cached, and has less of the model on the device. Returns what was done."""
+        import torch
+
+        from duogen_core.devices import empty_caches
+
+        device, on_one = self.mllm.device, len({next(m.parameters()).device for m in self.modules.values()}) == 1
+        self.mllm.clear_cache()
+        empty_caches(device)
+        if device.type == "cpu" or self.offload == "layers" or (self.offload == "off" and not on_one):
+            done = "with nothing kept from before"
+        elif self.offload == "off":
+            with torch.inference_mode(False):  # this may be in the middle of an answer
+                self.take_turns(device)
+            done = f"with one part of the model at a time on {device}"
+        else:
+            with torch.inference_mode(False):
+                self.come_by_layer(device)
+            done = f"with one layer of the model at a time on {device}, which is slow"
+        empty_caches(device)
+        return f"Memory ran out; trying once more {done}."
 
 
 def part_dtype(part: str, module: nn.Module, device: torch.device, asked: str) -> torch.dtype | None:

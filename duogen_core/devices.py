@@ -210,16 +210,20 @@ class Turns:
     def use(self, part: str) -> None:
         if part == self.present or part not in self.parts:
             return
-        if self.present:
-            self.parts[self.present].leave()
-            self.present = ""
-            empty_caches(self.device)
+        self.end()
         try:
             self.parts[part].bring()
         except BaseException:
             self.parts[part].leave()
             raise
         self.present = part
+
+    def end(self) -> None:
+        """Nobody's turn: all weights are in the computer's memory."""
+        if self.present:
+            self.parts[self.present].leave()
+            self.present = ""
+            empty_caches(self.device)
 
 
 LEAST = 2**20  # bytes: a smaller layer is not worth a copy each time
@@ -246,7 +250,8 @@ def offload_layers(module: nn.Module, device: torch.device, stay: int = 0, least
             layer.register_forward_hook(lambda layer, args, out, weights=weights: weights.leave(), always_call=True)
         else:
             stay -= size if large else 0
-            own = {name: nn.Parameter(each.detach().to(device), requires_grad=False) for name, each in own.items()}
+            with torch.inference_mode(False):  # it may be in the middle of an answer
+                own = {name: nn.Parameter(each.detach().to(device), requires_grad=False) for name, each in own.items()}
             layer._parameters.update(own)
             layer._buffers.update({n: b if b is None else b.to(device) for n, b in layer._buffers.items()})
             continue

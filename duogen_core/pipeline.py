@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ import numpy as np
 from duogen_core.checkpoint import CheckpointConfig, Components
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import Cancelled, DuoGenError
+from duogen_core.out_of_memory import retry as retry_out_of_memory
+from duogen_core.out_of_memory import warn, without_repeats
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
     from duogen_core.connector import Connector
     from duogen_core.dit.prepared import Prepared
-    from duogen_core.mllm.base import ContextStates, Mllm
+    from duogen_core.mllm.base import ContextStates, Continuation, Mllm
 
 MIN_SIDE = 32  # two DiT patches, one MLLM token
 MAX_SEED = 2**64 - 1
@@ -88,6 +91,7 @@ class Callbacks:
     on_picture_step: Callable[[int, int, int, Tensor], None] = _nothing  # k, step, steps, guessed latent [1, 16, h, w]
     on_picture: Callable[[int, Picture], None] = _nothing
     on_document: Callable[[Document], None] = _nothing  # after every finished text and picture: worth saving
+    on_notice: Callable[[str], None] = warn  # a sentence that the user should know of
 
 
 # ---------------------------------------------------------------- pure steps, shared with the ComfyUI nodes
@@ -254,6 +258,12 @@ class PictureSampler:
         self.cache = FrameCache() if causal else None
         self._latents: dict[str, Tensor] = {}
 
+    def clear(self) -> None:
+        """Forgets what is cached; it costs time only."""
+        self._latents.clear()
+        if self.cache is not None:
+            self.cache.clear()
+
     def latent(self, picture: Picture) -> Tensor:
         """[1, 16, h, w], normalised, of one picture of the context."""
         if picture.digest not in self._latents:
@@ -343,18 +353,27 @@ def generate(
     with torch.inference_mode():
         sampler = PictureSampler(components, settings)
         drawn, tokens_left, stop = 0, settings.max_new_tokens, None
-        while stop is None:
+
+        def write(document: Document, stream: Callable[[], Callable[[str], None]]) -> Continuation:
             components.use("mllm")
-            written = components.mllm.continue_(
+            return components.mllm.continue_(
                 document,
                 connector=components.connector,
                 max_new_tokens=tokens_left,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 seed=settings.seed,
-                on_token=watch.on_token,
+                on_token=stream(),
                 cancelled=cancelled,
             )
+
+        def leaner() -> str:
+            sampler.clear()
+            return components.go_leaner()
+
+        retry = partial(retry_out_of_memory, leaner=leaner, say=watch.on_notice)
+        while stop is None:
+            written = retry(partial(write, document, without_repeats(watch.on_token)), what="writing")
             tokens_left -= written.tokens
             document = keep(with_caption(with_text(document, written.text), written.caption))
             if written.stop != "picture":
@@ -364,7 +383,9 @@ def generate(
             else:
                 seed = picture_seed(settings.seed, drawn)
                 try:
-                    pixels = sampler.draw(document, seed, _counted(watch.on_picture_step, drawn), cancelled)
+                    on_step = _counted(watch.on_picture_step, drawn)
+                    draw = partial(sampler.draw, document, seed, on_step, cancelled)
+                    pixels = retry(draw, what=f"drawing image {drawn + 1}")
                 except Cancelled:
                     stop = "interrupted"
                     continue

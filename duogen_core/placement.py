@@ -18,7 +18,6 @@ from duogen_core import checkpoint
 from duogen_core.checkpoint import Components, part_dtype
 from duogen_core.device_options import DEFAULT, Placement
 from duogen_core.devices import (
-    Turns,
     choose_device,
     choose_dtype,
     devices_of,
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 SPARE = 0.9  # the share of free memory that is planned with: estimates are estimates
 MLLM_WORK = 2 * 2**30  # bytes for a language model by itself: its KV cache and one step
-TURNING = ("mllm", "dit", "vae")  # the connector is small, and needed while the MLLM runs
+TURNING = ("mllm", "dit", "vae")
 
 
 def silent(_: str) -> None:
@@ -123,27 +122,18 @@ def place(
         how = "off" if free[device] is None else HOW[verdict(counted, free[device])[0]]
         if how != "off" and _over_cards(components, sizes, free, say):
             return components
-    components.mllm.device, components.turns = device, None
-    components.mllm.clear_cache()
-    if how == "off":
-        for module in components.modules.values():
-            module.to(device)
-        return components
-    components.connector.to(device)
     total = readable(sum(sizes.values()))
-    if how == "model":
-        components.turns = Turns({name: components.modules[name] for name in TURNING}, device)
+    if how == "off":
+        components.to(device, placement.dtype)
+    elif how == "model":
+        components.take_turns(device)
         say(f"The model needs {total} in all; its parts take turns on {device}.")
-        return components
-    components.vae.to(device)
-    # The DiT's layers run at every step, so of what is free beside the largest work, they get the first share.
-    weights = {name: size_of(module) for name, module in components.modules.items()}
-    work = max(sizes[name] - weights[name] for name in TURNING)
-    left, come = max(0, (free[device] or 0) - work - weights["connector"] - weights["vae"]), 0
-    for name in ("dit", "mllm"):
-        moving = offload_layers(components.modules[name], device, stay=left)
-        left, come = max(0, left - (weights[name] - moving)), come + moving
-    say(f"The model needs {total} in all; {readable(come)} of its weights come to {device} layer by layer, slowly.")
+    else:
+        weights = {name: size_of(module) for name, module in components.modules.items()}
+        work = max(sizes[name] - weights[name] for name in TURNING)
+        stay = max(0, (free[device] or 0) - work - weights["connector"] - weights["vae"])
+        come = readable(components.come_by_layer(device, stay))
+        say(f"The model needs {total} in all; {come} of its weights come to {device} layer by layer, slowly.")
     return components
 
 
@@ -193,7 +183,6 @@ def _over_cards(
     for name, parts in groups.items():
         for part in parts:
             components.modules[part].to(chosen[name])
-    components.mllm.device, components.turns = chosen["mllm"], None
-    components.mllm.clear_cache()
+    components._now_on(chosen["mllm"], "off")
     say(f"The language model is on {chosen['mllm']}, the DiT on {chosen['dit']}.")
     return True

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from duogen_core.mllm.prompt_states import PADDED, default_negative_prompt, prompt_states
+from duogen_core.out_of_memory import retry
 from duogen_core.pipeline import Settings, working_device, working_dtype
 
 if TYPE_CHECKING:
@@ -32,12 +33,16 @@ def draw_prompt(
 ) -> np.ndarray:
     """uint8 [H, W, 3]. negative_prompt: None for the one that diffusers' pipeline has."""
     width, height = settings.size or (components.config.picture.width, components.config.picture.height)
-    latent = prompt_latent(
-        components, prompt, settings, (width, height), negative_prompt=negative_prompt, pad_to=pad_to,
-        cancelled=cancelled,
-    )  # fmt: skip
-    components.use("vae")
-    return components.vae.decode_pixels(latent)
+
+    def draw() -> np.ndarray:
+        latent = prompt_latent(
+            components, prompt, settings, (width, height), negative_prompt=negative_prompt, pad_to=pad_to,
+            cancelled=cancelled,
+        )  # fmt: skip
+        components.use("vae")
+        return components.vae.decode_pixels(latent)
+
+    return retry(draw, components.go_leaner, what="drawing an image")
 
 
 def prompt_latent(

@@ -287,6 +287,7 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
         on_picture_step=progress.picture_step,
         on_picture=lambda k, picture: progress.picture(k, picture.size),
         on_document=save,
+        on_notice=progress.line,
     )
     before = len(document.pictures)
     interrupt.finish()

@@ -343,22 +343,3 @@ def scaled_memory_estimate(model: Any, factor: float) -> Iterator[None]:
         yield
     finally:
         inner.memory_usage_factor = before
-
-
-def without_repeats(on_text: Callable[[str], None] | None) -> Callable[[], Callable[[str], None] | None]:
-    """For a text that is streamed again on a second try: each call returns a stream that passes on only new text."""
-    sent = 0
-
-    def new_stream() -> Callable[[str], None] | None:
-        position = 0
-
-        def put(piece: str) -> None:
-            nonlocal position, sent
-            position += len(piece)
-            if position > sent:
-                on_text(piece[len(piece) - (position - sent) :])
-                sent = position
-
-        return put if on_text is not None else None
-
-    return new_stream

@@ -20,6 +20,7 @@ from duogen_core import pipeline
 from duogen_core.checkpoint import CheckpointConfig, PictureSize
 from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
+from duogen_core.out_of_memory import without_repeats
 
 from ..host.compatibility import check_connector, check_vae
 from ..host.diffusion_model import FRAME_ENDS, HIDDEN_TEXT, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
@@ -31,7 +32,6 @@ from ..host.model_management import (
     memory_of_context,
     memory_of_tokens,
     retry_out_of_memory,
-    without_repeats,
 )
 from . import answer
 

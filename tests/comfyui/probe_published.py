@@ -153,9 +153,9 @@ def fp8(folder: Path) -> dict[str, Any]:
 def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     """The first try runs out of memory: the second asks for more room, and gives the same."""
     import torch
-    from pack.nodes.host import model_management
 
     from duogen_core.errors import DuoGenError
+    from duogen_core.out_of_memory import without_repeats
 
     model = loaded[2].model
     run, factor, asked = model.diffusion_model.forward_packed, model.memory_usage_factor, []
@@ -180,7 +180,7 @@ def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     del model.diffusion_model.forward_packed
     out["room afterwards"] = model.memory_usage_factor / factor
     told: list[str] = []
-    stream = model_management.without_repeats(told.append)
+    stream = without_repeats(told.append)
     first = stream()
     first("Once ")
     first("upon")
