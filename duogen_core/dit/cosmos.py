@@ -23,7 +23,7 @@ from duogen_core.dit import DitError
 from duogen_core.dit.frame_cache import FrameCache
 from duogen_core.dit.frames import CosmosFrames, PackedCosmosBlock
 from duogen_core.dit.packing import TrainingSequence, forward_train
-from duogen_core.dit.prepared import Prepared, checked_ends
+from duogen_core.dit.prepared import Prepared, alike, checked_ends
 from duogen_core.files import read_json
 from duogen_core.weights.headers import check_sizes
 from duogen_core.weights.module import build_empty, check_module, fill_module
@@ -205,6 +205,7 @@ class PackedCosmos(CosmosFrames):
         wrong = next((frame for frame in frames if frame.shape[0] not in (1, batch)), None)
         if wrong is not None:
             raise DitError(f"A finished image's latent is {tuple(wrong.shape)}; expected a batch of 1 or {batch}.")
+        frames = [frame[:1] if alike(frame) else frame for frame in frames]  # a batch often is one picture, repeated
         ends: list[Sequence[int]] = [() for _ in projected]
         if self.config.attention == "frame_causal":
             none = [0] * len(frames)

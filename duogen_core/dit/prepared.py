@@ -51,7 +51,7 @@ class TextKeys:
         start, end = hidden
         self.length, self.seen_by_all = text.shape[1], text.shape[1] - (end - start)
         # A batch often is one document drawn several times.
-        ordered = text[:1] if _alike(text) else text
+        ordered = text[:1] if alike(text) else text
         if end > start:
             ordered = torch.cat([ordered[:, :start], ordered[:, end:], ordered[:, start:end]], dim=1)
         self._ordered = ordered
@@ -139,7 +139,7 @@ class Prepared:
     def _line(self, cache: FrameCache, frames: Sequence[Tensor], ends: Sequence[int], text: TextKeys) -> FrameLine:
         """Brings a line of the cache to exactly these frames; those that are not there yet run, one by one."""
         whole = text.text
-        one = all(frame.shape[0] == 1 for frame in frames) and (not any(ends) or _alike(whole[:, : max(ends)]))
+        one = all(frame.shape[0] == 1 for frame in frames) and (not any(ends) or alike(whole[:, : max(ends)]))
         rows = 1 if one else self.batch
         wanted = []
         for latent, start, end in zip(frames, [0, *ends], ends):
@@ -271,7 +271,7 @@ def _every_frame(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _alike(rows: Tensor) -> bool:
+def alike(rows: Tensor) -> bool:
     """Whether all rows of a batch are the same."""
     return rows.shape[0] == 1 or rows.stride(0) == 0 or torch.equal(rows, rows[:1].expand_as(rows))
 

@@ -9,7 +9,9 @@ Pattern: ComfyUI's own QwenImage (references) and Anima (Cosmos under `ModelType
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import comfy.conds
@@ -26,13 +28,15 @@ from duogen_core import sampling as core_sampling
 from duogen_core.errors import DuoGenError
 
 from .lora import accept_loras, asks_for_names, with_other_names
-from .model_management import Precision, convert, make_patcher, memory_of_frame_cache, working_dtypes
+from .model_management import Precision, convert, make_patcher, memory_of_frame_cache, memory_of_text, working_dtypes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import comfy.model_patcher
 
+    from duogen_core.dit.frame_cache import FrameCache
+    from duogen_core.dit.prepared import Prepared
     from duogen_core.sampling import Sampling
 
 # In the conditioning, beside ComfyUI's own keys:
@@ -41,6 +45,8 @@ PICTURE_ENDS = "duogen_picture_ends"  # the same for every image of the context,
 PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees an image
 HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier images see
 STEP_TEXT = "duogen_text"  # the paragraph that the image illustrates
+PREPARED_RUNS = 4  # both branches of guidance, also where ComfyUI runs them one by one, and a second size or batch
+KEPT_SHARE = 1 / 8  # of the card's memory: what keys and values of earlier images may take between two images
 COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
 
 
@@ -159,9 +165,13 @@ class DuoGenModel(comfy.model_base.QwenImage):
         if ends is not None:
             out["frame_ends"] = comfy.conds.CONDConstant(tuple(ends))
         hidden = kwargs.get(HIDDEN_TEXT)
-        if hidden is not None:
-            out["hidden_text"] = comfy.conds.CONDConstant(tuple(hidden))
+        out["branches"] = BranchCond(BranchOfRun(None if hidden is None else tuple(hidden)))
         return out
+
+    def extra_conds_shapes(self, **kwargs: Any) -> dict[str, Any]:
+        text = kwargs.get("cross_attn")
+        own = {} if text is None else {"c_crossattn": list(text.shape)}
+        return {**super().extra_conds_shapes(**kwargs), **own}
 
     def _check_references(self, latents: Sequence[torch.Tensor]) -> None:
         channels = self.latent_format.latent_channels
@@ -178,24 +188,77 @@ class DuoGenModel(comfy.model_base.QwenImage):
             )
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: dict[str, Any] | None = None) -> float:
-        """ComfyUI's estimate, and what a frame-causal DiT keeps of the earlier images; both branches share that."""
-        shapes = cond_shapes or {}
-        cells = max((shape[-1] for shape in shapes.get("ref_latents", ())), default=0)
+        """ComfyUI's estimate, and what is kept for all steps: keys and values of the text, and of the earlier images
+        under frame_causal, less what of those the last image has left on the card already."""
+        shapes, dit = cond_shapes or {}, self.diffusion_model
         size = mm.dtype_size(self.get_dtype_inference())
-        return super().memory_required(input_shape, shapes) + memory_of_frame_cache(self.diffusion_model, cells, size)
+        cells = max((shape[-1] for shape in shapes.get("ref_latents", ())), default=0)
+        frames = memory_of_frame_cache(dit, cells + math.prod(input_shape[-2:]) if cells else 0, size)
+        held = 0 if dit.frame_cache is None else dit.frame_cache.bytes
+        tokens = sum(shape[-2] for shape in shapes.get("c_crossattn", ()))
+        return (
+            super().memory_required(input_shape, shapes) + max(0.0, frames - held) + memory_of_text(dit, tokens, size)
+        )
 
     def process_timestep(self, timestep: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Undoes the multiplier of 1000 that ModelSamplingSD3, with which people set the shift, sets as well."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class BranchOfRun:
+    """One CONDITIONING of one sampling run: itself the name by which its steps find what was prepared for it.
+
+    hidden: (start, end) of the text tokens that the target does not see.
+    """
+
+    hidden: tuple[int, int] | None
+
+
+class BranchCond(comfy.conds.CONDConstant):
+    """Lets ComfyUI run both branches of guidance as one batch where memory allows; they arrive as a tuple."""
+
+    def can_concat(self, other: Any) -> bool:
+        return isinstance(other, BranchCond)
+
+    def concat(self, others: Sequence[BranchCond]) -> tuple[BranchOfRun, ...]:
+        return (self.cond, *(other.cond for other in others))
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRun:
+    """What was prepared, and for which inputs."""
+
+    branches: tuple[BranchOfRun, ...]
+    shape: tuple[int, ...]
+    context: torch.Tensor
+    references: list[torch.Tensor]
+    prepared: Prepared
+
+    def fits(self, branches: Any, x: torch.Tensor, context: torch.Tensor, refs: list, compare: bool) -> bool:
+        if self.branches != branches or self.shape != tuple(x.shape) or len(refs) != len(self.references):
+            return False
+        if context.dtype != self.context.dtype or context.device != self.context.device:
+            return False
+        pairs = zip((context, *refs), (self.context, *self.references), strict=True)
+        return not compare or all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+
+
 class PackedForward:
     """Gives a DiT of the core ComfyUI's calling convention, by becoming the first base of its class.
 
     A module around it would rename its weights (`diffusion_model.transformer_blocks.0…`), which LoRA files go by.
+
+    frame_cache: keys and values of earlier images, for the weights as `cached_weights` names them; it outlives a
+    sampling run, so that the next image of a loop finds them. runs: what was prepared for the steps of this run.
+    compare: something in front of the model may change what it is given from step to step, so the numbers are compared,
+    which waits for the card. reuse: the weights stay as they are during the run.
     """
 
-    frame_cache: Any = None
+    frame_cache: FrameCache | None = None
+    cached_weights: Any = None
+    runs: tuple[PreparedRun, ...] = ()
+    compare, reuse = False, False
 
     @classmethod
     def adopt(cls, dit: torch.nn.Module) -> torch.nn.Module:
@@ -219,8 +282,9 @@ class PackedForward:
         options = transformer_options or {}
         _refuse_inner_patches(options)
         around = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        changes = bool(around or get_all_wrappers(WrappersMP.APPLY_MODEL, options))
         executor = WrapperExecutor.new_class_executor(self._velocity, self, around)
-        return executor.execute(x, timesteps, context, transformer_options=options, **conditions)
+        return executor.execute(x, timesteps, context, transformer_options=options, changes=changes, **conditions)
 
     def _velocity(
         self,
@@ -229,25 +293,32 @@ class PackedForward:
         context: torch.Tensor,
         ref_latents: list[torch.Tensor] | None = None,
         frame_ends: tuple[int, ...] | None = None,
-        hidden_text: tuple[int, int] | None = None,
+        branches: tuple[BranchOfRun, ...] = (BranchOfRun(None),),
+        changes: bool = True,
         **unused: Any,
     ) -> torch.Tensor:
         if x.ndim != 5 or x.shape[2] != 1:
             raise DuoGenError(f"DuoGen draws one image: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
-        height, width = x.shape[-2:]
-        frames = [self._frame(latent) for latent in (*(ref_latents or ()), x)]
+        references, height, width = list(ref_latents or ()), x.shape[-2], x.shape[-1]
         ends = list(frame_ends or ())
-        if len(ends) >= len(frames):
+        if len(ends) > len(references):
             raise DuoGenError(
-                f"The conditioning names the places of {len(ends)} earlier images but brings {len(frames) - 1} "
+                f"The conditioning names the places of {len(ends)} earlier images but brings {len(references)} "
                 "reference latents; take both from the same context."
             )
-        # A reference that a stock node added has no place in the text: it stands beside the last one that has.
-        ends += (ends[-1:] or [0]) * (len(frames) - 1 - len(ends))
-        velocity = self.forward_packed(
-            frames, timesteps, context, frame_ends=ends, hidden=hidden_text, cache=self.frame_cache
-        )
-        return velocity[..., :height, :width].unsqueeze(2)
+        target, compare = self._frame(x), self.compare or changes
+        run = next((run for run in self.runs if run.fits(branches, x, context, references, compare)), None)
+        if run is None:
+            # A reference that a stock node added has no place in the text: it stands beside the last one that has.
+            ends += (ends[-1:] or [0]) * (len(references) - len(ends))
+            texts = [(text, each.hidden) for text, each in zip(context.chunk(len(branches)), branches, strict=True)]
+            rows = len(x) // len(branches)  # references are the same for every branch
+            frames = [self._frame(latent)[:rows] for latent in references]
+            prepared = self.prepare(frames, texts, target.shape, frame_ends=ends, cache=self.frame_cache)
+            run = PreparedRun(branches, tuple(x.shape), context, references, prepared)
+            if self.reuse:
+                self.runs = (run, *self.runs)[:PREPARED_RUNS]
+        return run.prepared.velocity(target, timesteps)[..., :height, :width].unsqueeze(2)
 
     def _frame(self, latent: torch.Tensor) -> torch.Tensor:
         """[B, 16, 1, h, w] or [B, 16, h, w] -> [B, 16, h, w], padded to whole patches."""
@@ -285,19 +356,41 @@ def make_model(
     config.set_inference_dtype(precision.kept, precision.compute)
     patcher = make_patcher(DuoGenModel(config, dit), device, offload)
     accept_loras(patcher)
-    if getattr(dit.config, "attention", "full") == "frame_causal":
-        patcher.add_callback(CallbacksMP.ON_PRE_RUN, _new_cache)
-        patcher.add_callback(CallbacksMP.ON_CLEANUP, _drop_cache)
+    patcher.add_callback(CallbacksMP.ON_PRE_RUN, _begin_run)
+    patcher.add_callback(CallbacksMP.ON_CLEANUP, _end_run)
+    patcher.add_callback(CallbacksMP.ON_DETACH, _when_detached)
     return patcher
 
 
-def _new_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    """Keys and values of the earlier images, for this one sampling run: exact, and gone when it ends."""
+def _begin_run(patcher: comfy.model_patcher.ModelPatcher) -> None:
     from duogen_core.dit.frame_cache import FrameCache
 
-    if not patcher.hook_patches:  # weights that change during the run (hook LoRAs) would make it stale
-        patcher.model.diffusion_model.frame_cache = FrameCache()
+    dit, options = patcher.model.diffusion_model, patcher.model_options
+    dit.runs = ()
+    dit.compare = bool(options.get("model_function_wrapper") or options.get("context_handler"))
+    dit.reuse = not patcher.hook_patches  # hook LoRAs change the weights during the run
+    if not dit.reuse or dit.cached_weights != patcher.patches_uuid:
+        _drop(patcher)
+    if dit.reuse and dit.config.attention == "frame_causal" and dit.frame_cache is None:
+        dit.frame_cache, dit.cached_weights = FrameCache(), patcher.patches_uuid
 
 
-def _drop_cache(patcher: comfy.model_patcher.ModelPatcher) -> None:
-    patcher.model.diffusion_model.frame_cache = None
+def _end_run(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    """The text's keys go; those of the earlier images stay for the next image, unless they take much of the card.
+
+    ComfyUI sees that the memory is taken, and gets it back by unloading the model, when it needs it for another one.
+    """
+    dit = patcher.model.diffusion_model
+    dit.runs = ()
+    if dit.frame_cache is not None and dit.frame_cache.bytes > mm.get_total_memory(patcher.load_device) * KEPT_SHARE:
+        _drop(patcher)
+
+
+def _when_detached(patcher: comfy.model_patcher.ModelPatcher, unpatch_all: bool = True) -> None:
+    if unpatch_all:  # else ComfyUI only takes it off its list, to put it or a clone on again
+        _drop(patcher)
+
+
+def _drop(patcher: comfy.model_patcher.ModelPatcher) -> None:
+    dit = patcher.model.diffusion_model
+    dit.runs, dit.frame_cache, dit.cached_weights = (), None, None

@@ -194,7 +194,7 @@ def mllm_with_lora(mllm: ModelHandle, adapter: Adapter, strength: float) -> Mode
             patches[f"model.{name}.weight", (0, token, 1)] = ("set", (row[None],))
     taken = patcher.add_patches(patches, strength)
     assert len(taken) == len(patches), "read_adapter names the modules of this very model"
-    patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())
+    patcher.add_callback(CallbacksMP.ON_DETACH, lambda _, unpatch_all=True: unpatch_all and core.clear_cache())
     changed = copy.copy(mllm)
     changed.core, changed.patcher = core, patcher
     return changed

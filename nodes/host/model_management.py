@@ -212,8 +212,10 @@ def mllm_handle(core: Any, precision: Precision | None = None) -> ModelHandle:
     if compute is not None:  # what follows works in the dtype of the embeddings
         core.model.get_input_embeddings().register_forward_hook(lambda layer, args, out: out.to(compute))
     core.device = device  # inputs go here even while weights lie elsewhere
+    # The KV cache is not ComfyUI's to free, so it goes with the weights. (Before every use ComfyUI detaches a model
+    # without taking its weights away, only to put it on its list again.)
     patcher = make_patcher(_Holder("DuoGenMllm", core.model), device, offload)
-    patcher.add_callback(CallbacksMP.ON_DETACH, lambda *_: core.clear_cache())  # the KV cache is not ComfyUI's to free
+    patcher.add_callback(CallbacksMP.ON_DETACH, lambda _, unpatch_all=True: unpatch_all and core.clear_cache())
     return ModelHandle(core, patcher)
 
 
@@ -282,6 +284,18 @@ def memory_of_frame_cache(dit: Any, cells: int, size: int) -> float:
     width = config.num_attention_heads * config.attention_head_dim
     patch = config.patch_size[-1] * config.patch_size[-2]
     return cells / patch * config.num_layers * 2 * width * size
+
+
+def memory_of_text(dit: Any, tokens: int, size: int) -> float:
+    """Bytes for the text's keys and values in all blocks, which are kept for all steps of an image.
+
+    tokens: of all branches together. size: bytes a number. A text above MAX_TEXT_BYTES keeps none.
+    """
+    from duogen_core.dit.prepared import MAX_TEXT_BYTES
+
+    config = dit.config
+    width = config.num_attention_heads * config.attention_head_dim
+    return min(tokens * config.num_layers * 2 * width * size, 2.0 * MAX_TEXT_BYTES)
 
 
 # ------------------------------------------------------------ when memory runs out

@@ -76,6 +76,8 @@ def main(checkpoint: str) -> dict[str, Any]:
 
     mm.load_models_gpu([model, mllm.patcher])
     out["loaded"] = difference()
+    mm.load_models_gpu([mllm.patcher])
+    out["cache at the next use"] = ours.mllm.cache_tokens()
     mm.unload_all_models()
     mllm.patcher.detach()
     out["cache after unloading"] = ours.mllm.cache_tokens()

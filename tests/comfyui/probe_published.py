@@ -158,7 +158,7 @@ def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
     from duogen_core.out_of_memory import without_repeats
 
     model = loaded[2].model
-    run, factor, asked = model.diffusion_model.forward_packed, model.memory_usage_factor, []
+    run, factor, asked = model.diffusion_model.prepare, model.memory_usage_factor, []
 
     def failing(times: int) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -169,15 +169,15 @@ def short_of_memory(loaded: tuple, expected: Any) -> dict[str, Any]:
 
         return forward
 
-    model.diffusion_model.forward_packed = failing(1)
+    model.diffusion_model.prepare = failing(1)
     out: dict[str, Any] = {"same": away(drawn(loaded, 4.0), expected), "room": [asked[0], asked[-1]]}
     asked.clear()
-    model.diffusion_model.forward_packed = failing(1000)
+    model.diffusion_model.prepare = failing(1000)
     try:
         drawn(loaded, 4.0)
     except DuoGenError as error:
         out["sentence"] = str(error)
-    del model.diffusion_model.forward_packed
+    del model.diffusion_model.prepare
     out["room afterwards"] = model.memory_usage_factor / factor
     told: list[str] = []
     stream = without_repeats(told.append)

@@ -50,6 +50,12 @@ def test_unloading_gives_the_prefix_cache_back(found: dict[str, Any]):
 
 
 @pytest.mark.slow
+def test_the_prefix_cache_lasts_from_node_to_node(found: dict[str, Any]):
+    """ComfyUI detaches a model before every use, without taking its weights away."""
+    assert found["cache at the next use"] > 0
+
+
+@pytest.mark.slow
 def test_weights_keep_the_names_that_lora_files_use(found: dict[str, Any]):
     assert found["lora key"] == "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
 

@@ -1,0 +1,125 @@
+"""Run by test_steps.py in a process of its own: what a sampling run prepares, and what the next one finds of it.
+
+python probe_steps.py COMFYUI
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def main() -> dict[str, Any]:
+    import comfy.sample
+    import torch
+    from pack.nodes.host import diffusion_model
+
+    from duogen_core.dit.cosmos import PackedCosmos
+    from duogen_core.sampling import initial_noise, sample_picture, sigmas
+
+    steps, cfg, sizes = 3, 2.0, ((8, 8), (8, 12), (12, 8), (8, 8))
+    frames = [torch.randn(1, 16, h, w, generator=torch.Generator().manual_seed(h + 3 * w)) for h, w in sizes]
+    text = torch.randn(1, 30, 20, generator=torch.Generator().manual_seed(0))
+    ends, hidden = (4, 9, 20), (22, 28)
+
+    def model_of(attention: str) -> tuple[Any, Any]:
+        torch.manual_seed(0)
+        dit = PackedCosmos(
+            num_attention_heads=2, attention_head_dim=24, num_layers=3, mlp_ratio=2.0, text_embed_dim=20,
+            adaln_lora_dim=8, attention=attention,
+        ).eval()  # fmt: skip
+        with torch.no_grad():
+            for parameter in dit.parameters():
+                parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+        plain = PackedCosmos.from_config(dit.config).eval()
+        plain.load_state_dict(dit.state_dict())
+        return plain, diffusion_model.make_model(dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
+
+    def conditioning(count: int, cut: tuple[int, int] | None, latent_format: Any) -> list:
+        values = {
+            "reference_latents": [latent_format.process_out(frame.unsqueeze(2)) for frame in frames[:count]],
+            diffusion_model.FRAME_ENDS: ends[:count],
+        }
+        return [[text, values | ({diffusion_model.HIDDEN_TEXT: cut} if cut else {})]]
+
+    def drawn(model: Any, count: int, batch: int = 1) -> torch.Tensor:
+        form = model.model.latent_format
+        noise = initial_noise(5, (batch, 16, 1, *sizes[-1]))
+        latent = comfy.sample.sample(
+            model, noise, steps, cfg, "euler", "simple", conditioning(count, None, form),
+            conditioning(count, hidden, form), torch.zeros_like(noise), disable_pbar=True, seed=5,
+        )  # fmt: skip
+        return form.process_in(latent)[:, :, 0]
+
+    def expected(plain: Any, count: int, batch: int = 1) -> torch.Tensor:
+        with torch.inference_mode():
+            own = text.expand(batch, -1, -1)
+            prepared = plain.prepare(frames[:count], [(own, None), (own, hidden)], sizes[-1], frame_ends=ends[:count])
+            noise = initial_noise(5, (batch, 16, 1, *sizes[-1]))[:, :, 0]
+            return sample_picture(prepared.velocities, noise, sigmas(steps, 2.0), guidance=cfg)
+
+    out: dict[str, Any] = {}
+    for attention in ("full", "frame_causal"):
+        plain, model = model_of(attention)
+        dit, seen = model.model.diffusion_model, []
+        original = dit.prepare
+
+        def counted(*args: Any, seen: list = seen, original: Any = original, **kwargs: Any) -> Any:
+            cache = kwargs["cache"]
+            before = (0, 0) if cache is None else (cache.hits, cache.misses)
+            result = original(*args, **kwargs)
+            found = (0, 0) if cache is None else (cache.hits - before[0], cache.misses - before[1])
+            seen.append((len(args[1]), *found))
+            return result
+
+        dit.prepare = counted
+        mine = out[attention] = {"away": []}
+
+        def compare(count: int, batch: int = 1, mine: dict = mine, model: Any = model, plain: Any = plain) -> None:
+            mine["away"].append(float((drawn(model, count, batch) - expected(plain, count, batch)).abs().max()))
+
+        for count in (0, 1, 2, 3):
+            compare(count)
+        mine["prepared"] = list(seen)  # per picture: branches of one batch, frames found, frames computed
+        mine["held after the run"] = 0 if dit.frame_cache is None else dit.frame_cache.bytes
+        mine["runs after the run"] = len(dit.runs)
+        seen.clear()
+        compare(3, batch=2)
+        mine["a batch of two"] = list(seen)
+        seen.clear()
+        # A node in front of the model that changes the text from step to step: nothing stale is used.
+        wrapped = model.clone()
+        wrapped.set_model_unet_function_wrapper(
+            lambda apply, args: apply(
+                args["input"],
+                args["timestep"],
+                **{**args["c"], "c_crossattn": args["c"]["c_crossattn"] * args["timestep"].mean()},
+            )
+        )
+        drawn(wrapped, 2)
+        mine["prepared when the text changes"] = len(seen)
+        # Other weights: what was computed with the old ones goes.
+        changed = model.clone()
+        name = next(key for key in model.model.state_dict() if key.endswith("transformer_blocks.0.attn1.to_k.weight"))
+        changed.add_patches({name: ("diff", (torch.randn(48, 48),))}, 0.5)
+        seen.clear()
+        other = drawn(changed, 3)
+        mine["found by other weights"] = sum(found for _, found, _ in seen)
+        mine["other weights draw another picture"] = float((other - drawn(model, 3)).abs().max()) > 1e-3
+        compare(3)
+        shapes = {"ref_latents": [[1, 16, 256]], "c_crossattn": [[1, 1000, 20]]}
+        held = model.model.memory_required([1, 16, 1, 8, 8], shapes)
+        model.detach()
+        mine["held after unloading"] = 0 if dit.frame_cache is None else dit.frame_cache.bytes
+        mine["asked for"] = [held, model.model.memory_required([1, 16, 1, 8, 8], shapes)]
+        shapes["c_crossattn"] = [[1, 0, 20]]
+        mine["asked for without text"] = model.model.memory_required([1, 16, 1, 8, 8], shapes)
+    return out
+
+
+if __name__ == "__main__":
+    import probe_memory
+
+    probe_memory.start(sys.argv[1])
+    print(json.dumps(main()))
