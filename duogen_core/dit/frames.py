@@ -83,6 +83,9 @@ def modulate(normed: Tensor, shift: Tensor, scale: Tensor, spans: tuple[int, ...
     """normed * (1 + scale) + shift; with spans in the memory of `normed`."""
     if spans is None:
         return torch.addcmul(shift, normed, 1 + scale)
+    if torch.compiler.is_compiling():  # which fuses this, and cannot write into parts of a tensor
+        parts = enumerate(normed.split(spans, dim=2))
+        return torch.cat([torch.addcmul(shift[:, i : i + 1], p, 1 + scale[:, i : i + 1]) for i, p in parts], dim=2)
     for i, part in enumerate(normed.split(spans, dim=2)):
         torch.addcmul(shift[:, i : i + 1], part, 1 + scale[:, i : i + 1], out=part)
     return normed
@@ -92,6 +95,9 @@ def add_gated(x: Tensor, gate: Tensor, y: Tensor, spans: tuple[int, ...] | None)
     """x + gate * y; with spans in the memory of `y`."""
     if spans is None:
         return torch.addcmul(x, gate, y)
+    if torch.compiler.is_compiling():
+        parts = enumerate(zip(x.split(spans, dim=2), y.split(spans, dim=2), strict=True))
+        return torch.cat([torch.addcmul(part, gate[:, i : i + 1], own) for i, (part, own) in parts], dim=2)
     for i, (part, own) in enumerate(zip(x.split(spans, dim=2), y.split(spans, dim=2), strict=True)):
         torch.addcmul(part, gate[:, i : i + 1], own, out=own)
     return y
@@ -107,26 +113,45 @@ class PackedCosmosBlock(CosmosTransformerBlock):
 
     def frame_attention(self, x: Tensor, inputs: FrameInputs, index: int, target: int | None = None) -> Tensor:
         """The first half: frames look at frames. target: only the last so many tokens go on from here."""
-        shift, scale, gate = modulation(self.norm1, inputs)
-        h = modulate(self.norm1.norm(x), shift, scale, inputs.spans).flatten(1, 2)
-        attn, rope, spans = self.attn1, inputs.rope, inputs.spans
-        k, v = rotate(attn.norm_k(heads(attn.to_k(h), attn)), rope), heads(attn.to_v(h), attn)
-        if target is not None and target < h.shape[1]:
-            h, x, gate, spans = h[:, -target:], x[:, :, -target:], gate[:, -1:], None
-            rope = tuple(table[-target:] for table in rope)
-        q = rotate(attn.norm_q(heads(attn.to_q(h), attn)), rope)
-        out = inputs.attend(index, q, k, v).transpose(1, 2).flatten(2)
-        return add_gated(x, gate, attn.to_out[0](out).unflatten(1, x.shape[1:3]), spans)
+        q, k, v, x, gate = self.queries(x, inputs, target)
+        spans = inputs.spans if q.shape[2] == k.shape[2] else None
+        return self.add_attended(x, gate, inputs.attend(index, q, k, v), spans)
 
     def text_and_mlp(self, x: Tensor, inputs: FrameInputs, index: int) -> Tensor:
         """The second half: each token looks at the text and goes through the MLP."""
+        if inputs.attend_text is None:  # without any text, cross-attention adds nothing
+            return self.add_mlp(x, None, None, inputs)
+        q, gate = self.text_queries(x, inputs)
+        return self.add_mlp(x, gate, inputs.attend_text(index, self.attn2, q), inputs)
+
+    # What stands between two attentions: functions of tensors alone, which compiling.py may compile.
+
+    def queries(self, x: Tensor, inputs: FrameInputs, target: int | None) -> tuple[Tensor, ...]:
+        """(q, k, v, x, gate) for attention between frames; q, x and gate of the target alone, where it is given."""
+        shift, scale, gate = modulation(self.norm1, inputs)
+        h = modulate(self.norm1.norm(x), shift, scale, inputs.spans).flatten(1, 2)
+        attn, rope = self.attn1, inputs.rope
+        k, v = rotate(attn.norm_k(heads(attn.to_k(h), attn)), rope), heads(attn.to_v(h), attn)
+        if target is not None and target < h.shape[1]:
+            h, x, gate = h[:, -target:], x[:, :, -target:], gate[:, -1:]
+            rope = tuple(table[-target:] for table in rope)
+        return rotate(attn.norm_q(heads(attn.to_q(h), attn)), rope), k, v, x, gate
+
+    def add_attended(self, x: Tensor, gate: Tensor, out: Tensor, spans: tuple[int, ...] | None) -> Tensor:
+        out = self.attn1.to_out[0](out.transpose(1, 2).flatten(2))
+        return add_gated(x, gate, out.unflatten(1, x.shape[1:3]), spans)
+
+    def text_queries(self, x: Tensor, inputs: FrameInputs) -> tuple[Tensor, Tensor]:
+        shift, scale, gate = modulation(self.norm2, inputs)
+        h = modulate(self.norm2.norm(x), shift, scale, inputs.spans).flatten(1, 2)
+        return self.attn2.norm_q(heads(self.attn2.to_q(h), self.attn2)), gate
+
+    def add_mlp(self, x: Tensor, gate: Tensor | None, out: Tensor | None, inputs: FrameInputs) -> Tensor:
+        """Adds what came of the text (gate, out), if there is any, and then what the MLP makes of the sum."""
         spans = inputs.spans
-        if inputs.attend_text is not None:  # without any text, cross-attention adds nothing
-            shift, scale, gate = modulation(self.norm2, inputs)
-            h = modulate(self.norm2.norm(x), shift, scale, spans).flatten(1, 2)
-            attn = self.attn2
-            out = inputs.attend_text(index, attn, attn.norm_q(heads(attn.to_q(h), attn))).transpose(1, 2).flatten(2)
-            x = add_gated(x, gate, attn.to_out[0](out).unflatten(1, x.shape[1:3]), spans)
+        if out is not None:
+            out = self.attn2.to_out[0](out.transpose(1, 2).flatten(2))
+            x = add_gated(x, gate, out.unflatten(1, x.shape[1:3]), spans)
         shift, scale, gate = modulation(self.norm3, inputs)
         return add_gated(x, gate, self.ff(modulate(self.norm3.norm(x), shift, scale, spans)), spans)
 
