@@ -97,6 +97,11 @@ class Connector(nn.Module):
         weight = self.proj.weight[:, place * width : (place + 1) * width].to(h.device)
         return F.linear(normalise(h).to(weight.dtype), weight).float()
 
+    def project_layers(self, states: Tensor) -> Tensor:
+        """All layers that are read [.., n, H] -> the whole sum, float32 [.., cross_width], without bias."""
+        weight = self.proj.weight.to(states.device)
+        return F.linear(normalise(states).flatten(-2).to(weight.dtype), weight).float()
+
     def finish(self, total: Tensor) -> Tensor:
         """The summed parts [.., cross_width] -> GELU(total + bias), float32."""
         return F.gelu(total + self.proj.bias.to(total.device, torch.float32))

@@ -315,5 +315,6 @@ def with_marker(mllm: Mllm, adapter: Adapter) -> Mllm:
             f"token {bov} here."
         )
     changed = type(mllm)(mllm.model, tokenizer, mllm.image_processor)
+    changed.generation = mllm.generation
     changed.device = mllm._device
     return changed

@@ -10,9 +10,9 @@ Source: DuoGen (arXiv 2602.00508); design after karpathy/nanochat's engine (a lo
 
 from __future__ import annotations
 
-import random
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -36,9 +36,11 @@ from duogen_core.mllm.chat import (
     token_bytes,
 )
 from duogen_core.mllm.prompted import MarkedStream, Prompted
+from duogen_core.mllm.token_sampling import TokenSampling, choose
 
 Stop = Literal["picture", "end", "max_tokens", "interrupted"]
 CHUNK = 512  # tokens of a prefill between two looks at `cancelled`
+WAITING = 32  # written tokens whose states wait to go through the connector together
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,15 @@ class PrefixCache:
     keys: list[int] = field(default_factory=list)
     last: Tensor | None = None  # final hidden state [1, H] of the last token
     connector: Any = None  # which connector made the sums
-    sums: list[Tensor] = field(default_factory=list)  # pieces [n, cross_width], together the first `known` tokens
-    known: int = 0
+    sums: list[Tensor] = field(default_factory=list)  # pieces [n, cross_width], together the first tokens
+    waiting: list[Tensor] = field(default_factory=list)  # states [1, layers, H] of the tokens after those, one by one
+    known: int = 0  # how many tokens sums and waiting have together
+
+    def project(self, connector: Connector) -> None:
+        """Adds up the layers of the tokens that wait: of many at once, as the matrix is read once for all of them."""
+        if self.waiting:
+            self.sums.append(connector.project_layers(torch.cat(self.waiting)))
+            self.waiting = []
 
     def common(self, keys: Sequence[int], limit: int) -> int:
         """How many tokens can be kept, at most `limit`."""
@@ -139,6 +148,7 @@ class Mllm:
         self._device: torch.device | None = None
         self._cache: PrefixCache | None = None
         self._banned: Tensor | None = None
+        self.generation: Mapping[str, Any] = {}  # of its generation_config.json, what `TokenSampling.resolved` reads
 
     @classmethod
     def check_parts(cls, module: nn.Module, image_processor: Any, path: Path) -> None:
@@ -158,6 +168,10 @@ class Mllm:
     def device(self, device: torch.device | str | None) -> None:
         self._device = None if device is None else torch.device(device)
 
+    def decoding(self) -> AbstractContextManager[None]:
+        """Is open while tokens are written one by one; a family may make that faster."""
+        return nullcontext()
+
     def clear_cache(self) -> None:
         """Forgets the cached prefix (memory, or weights changed in a way that cannot be seen). Costs time only."""
         self._cache = None
@@ -173,8 +187,11 @@ class Mllm:
         *,
         connector: Connector | None = None,
         max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        temperature: float | None = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         on_token: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -182,27 +199,28 @@ class Mllm:
         """Continues the document until <BOV> ("picture"), the end of the turn, or a limit.
 
         on_token gets pieces of whole characters; joined they are the text. Sampling draws one number per (seed, token
-        position), so an interrupted answer that is continued later is the answer that was not interrupted.
+        position), so an interrupted answer that is continued later is the answer that was not interrupted. None: as the
+        model's generation_config.json says, see `TokenSampling.resolved`.
         """
-        if not temperature >= 0 or not 0 < top_p <= 1:
-            raise DuoGenError(f"temperature must be 0 or more and top_p in (0, 1], not {temperature} and {top_p}.")
+        sampling = TokenSampling(temperature, top_p, top_k, min_p, repetition_penalty).resolved(self.generation)
         if max_new_tokens < 0:
             raise DuoGenError(f"max_new_tokens must be 0 or more, not {max_new_tokens}.")
         context = self._layout(document)
         stream = TextStream(on_token) if self.prompted is None else MarkedStream(on_token)
         caption = None
         cancelled = cancelled or (lambda: False)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.decoding():
             cache = self._prefill(document, context, connector, cancelled)
             if cache is None:
                 return Continuation("", "interrupted", 0)
             position = self._next_position(context, document)
+            seen = self._seen(cache.keys)
             stop: Stop = "max_tokens"
             for count in range(max_new_tokens + 1):
                 if cancelled():
                     stop = "interrupted"
                     break
-                token = self._choose(cache.last, temperature, top_p, seed, len(cache.keys))
+                token = self._choose(cache, sampling, seed, seen)
                 if token == self.control.bov:
                     stop = "picture"
                     break
@@ -220,6 +238,8 @@ class Mllm:
                 ids = torch.tensor([[token]], device=self.device)
                 self._advance(cache, [token], self.embed(ids, None, None), position, connector)
                 position = position + 1
+                if sampling.repetition_penalty != 1:
+                    seen = torch.cat([seen, ids[0]])
         return Continuation(stream.finish(), stop, count, caption or "")
 
     def encode(
@@ -234,6 +254,7 @@ class Mllm:
             cache = self._prefill(document, context, connector, cancelled or (lambda: False))
             if cache is None:
                 raise Cancelled("Reading the conversation was stopped.")
+            cache.project(connector)
             total = torch.cat(cache.sums)
             cache.sums = [total]
             states = connector.finish(total[: len(context.ids)])
@@ -316,7 +337,7 @@ class Mllm:
         if connector is not None:
             made_by = weakref.ref(connector), _versions(connector)
             if cache.connector != made_by:
-                cache.connector, cache.sums, cache.known = made_by, [], 0
+                cache.connector, cache.sums, cache.waiting, cache.known = made_by, [], [], 0
         self._crop(cache, cache.common(keys, len(cache.keys) if connector is None else cache.known))
         return cache
 
@@ -328,7 +349,10 @@ class Mllm:
         del cache.keys[keep:]
         cache.last = None
         if cache.known > keep:
-            cache.sums = [torch.cat(cache.sums)[:keep]]
+            summed = cache.known - len(cache.waiting)
+            del cache.waiting[max(keep - summed, 0) :]
+            if keep < summed:
+                cache.sums = [torch.cat(cache.sums)[:keep]]
             cache.known = keep
 
     def _advance(
@@ -336,38 +360,50 @@ class Mllm:
     ) -> None:
         """Runs these tokens through the layers; their keys, values and connector sums join the cache."""
         total: Tensor | None = None
+        states: list[Tensor] = []
 
-        def add(layer: int, h: Tensor) -> None:
+        def add(
+            layer: int, h: Tensor
+        ) -> None:  # layer by layer, so that a long context's states never lie side by side
             nonlocal total
             part = connector.project_layer(layer, h[0])
             total = part if total is None else total.add_(part)
 
+        def keep(layer: int, h: Tensor) -> None:
+            if layer >= connector.config.first_layer:
+                states.append(h.to(states[0].device) if states else h)
+
         try:
-            hidden = self.run_layers(embeds, positions, cache.kv, add if connector is not None else None)
+            on_layer = None if connector is None else keep if len(keys) == 1 else add
+            hidden = self.run_layers(embeds, positions, cache.kv, on_layer)
+            if connector is not None:
+                if len(cache.waiting) == WAITING or total is not None:
+                    cache.project(connector)
+                if total is not None:
+                    cache.sums.append(total)
+                else:
+                    cache.waiting.append(torch.cat(states, dim=1))
+                cache.known += len(keys)
         except BaseException:
             self._cache = None  # some layers have these tokens, some not
             raise
         cache.keys.extend(keys)
         cache.last = hidden[:, -1]
-        if total is not None:
-            cache.sums.append(total)
-            cache.known += len(keys)
 
-    def _choose(self, hidden: Tensor, temperature: float, top_p: float, seed: int, position: int) -> int:
+    def _choose(self, cache: PrefixCache, sampling: TokenSampling, seed: int, seen: Tensor) -> int:
         """The next token id. Control tokens other than <BOV> and the end of the turn cannot be written."""
-        logits = self.logits(hidden)[0].float()
+        logits = self.logits(cache.last).float()
         if self._banned is None or self._banned.device != logits.device:
             self._banned = self._banned_ids(logits.shape[-1]).to(logits.device)
         logits = logits.masked_fill(self._banned, float("-inf"))
-        if temperature == 0:
-            return int(logits.argmax())
-        # In float64 on the CPU and in a stable order, so that nothing but logits, seed and position decides.
-        odds, order = (logits.double().cpu() / temperature).softmax(-1).sort(descending=True, stable=True)
-        reached = odds.cumsum(0)
-        kept = int((reached < top_p).sum()) + 1  # the smallest set that holds top_p
-        reached = reached[:kept]
-        draw = random.Random(f"{seed}:{position}").random() * float(reached[-1])
-        return int(order[min(int((reached <= draw).sum()), len(reached) - 1)])
+        (token,) = choose(logits, sampling, [seed], [len(cache.keys)], [seen])
+        return token
+
+    def _seen(self, keys: Sequence[int]) -> Tensor:
+        """Ids that a repetition penalty is for: words. That an image was drawn or a turn ended is no repetition."""
+        control = control_set(self.tokenizer)
+        words = [key for key in keys if key >= 0 and key not in control]
+        return torch.tensor(words, dtype=torch.long, device=self.device)
 
     def _banned_ids(self, width: int) -> Tensor:
         banned = torch.ones(width, dtype=torch.bool)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from duogen_core.mllm import FAMILIES, family_class, family_of
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import BOV
 from duogen_core.mllm.image_processor import load_image_processor, picture_processing
+from duogen_core.mllm.token_sampling import TokenSampling
 from duogen_core.mllm.tokenizer import add_bov, load_tokenizer, start_bov
 from duogen_core.weights.headers import Entry, check_sizes
 from duogen_core.weights.module import (
@@ -76,7 +78,29 @@ def load_mllm(
     )
     _tie(module, weights, formats)
     check_filled(module, formats, weights.files[0])
-    return family(module, tokens, images)
+    mllm = family(module, tokens, images)
+    mllm.generation = read_generation(path) if path.is_dir() else {}
+    return mllm
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """Returns how a model's generation_config.json wants its tokens chosen: do_sample and what TokenSampling knows.
+
+    {} where there is no such file. What is not taken from it: `TokenSampling.resolved`.
+    """
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return {}
+    config = read_json(file, "settings of a model's generation")
+    if not isinstance(config, dict) or not isinstance(config.get("do_sample") or False, bool):
+        raise DuoGenError(f"{file} is not a generation configuration; expected a JSON object, do_sample true or false.")
+    names = [field.name for field in fields(TokenSampling)]
+    values = {name: config[name] for name in names if config.get(name) is not None}
+    try:
+        TokenSampling(**values)
+    except DuoGenError as error:
+        raise DuoGenError(f"{file}: {error}") from None
+    return values | ({"do_sample": True} if config.get("do_sample") else {})
 
 
 def load_with_bov(folder: Path) -> tuple[Mllm, list[str]]:
@@ -85,7 +109,8 @@ def load_with_bov(folder: Path) -> tuple[Mllm, list[str]]:
     if BOV not in mllm.tokenizer.get_vocab():
         tokenizer = load_tokenizer(folder)
         add_bov(tokenizer, mllm.model.get_input_embeddings().num_embeddings)
-        mllm = type(mllm)(mllm.model, tokenizer, mllm.image_processor)
+        own, mllm = mllm.generation, type(mllm)(mllm.model, tokenizer, mllm.image_processor)
+        mllm.generation = own
     return mllm, start_bov(mllm.model, mllm.tokenizer)
 
 

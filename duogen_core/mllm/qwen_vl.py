@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,9 +41,9 @@ class QwenVL(Mllm):
         return mrope_positions(ids, grids, self.control.image_pad, self.image_processor.merge_size)
 
     def new_cache(self) -> Any:
-        from transformers import DynamicCache
+        from duogen_core.mllm.decoding import KeyValueCache
 
-        return DynamicCache()
+        return KeyValueCache()
 
     def crop_cache(self, cache: Any, remove: int) -> None:
         if remove:  # transformers: a negative number is how many tokens go, a positive one how many stay
@@ -60,10 +60,28 @@ class QwenVL(Mllm):
         """extra: what a family's own language model takes besides."""
         language_model = self.model.model.language_model
         # transformers renamed past_key_values to cache in 5.24 and drops the old name in 5.40.
-        extra[_cache_argument(type(language_model))] = cache
-        with layer_outputs(self.model, on_layer):
-            out = language_model(inputs_embeds=embeds, position_ids=positions, use_cache=True, **extra)
-        return out.last_hidden_state
+        kv = {_cache_argument(type(language_model)): cache}
+        if embeds.shape[1] > 1 or extra or getattr(language_model, "has_sliding_layers", False):
+            with layer_outputs(self.model, on_layer):
+                out = language_model(inputs_embeds=embeds, position_ids=positions, use_cache=True, **kv, **extra)
+            return out.last_hidden_state
+        # One token sees all before it: no mask to make, no hooks to set, only one layer after the other.
+        rotary = language_model.rotary_emb(embeds, positions)
+        hidden, last = embeds, len(language_model.layers) - 1
+        for index, layer in enumerate(language_model.layers):
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, **kv)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # Qwen2.5-VL of transformers 4
+            if on_layer is not None and index < last:
+                on_layer(index, hidden)
+        hidden = language_model.norm(hidden)
+        if on_layer is not None:
+            on_layer(last, hidden)
+        return hidden
+
+    def decoding(self) -> AbstractContextManager[None]:
+        from duogen_core.mllm.decoding import several_cores
+
+        return several_cores(self.model)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(hidden)

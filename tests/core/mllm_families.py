@@ -159,6 +159,9 @@ class AllStates(nn.Module):
         out[:, layer] = h
         return out.flatten(1)
 
+    def project_layers(self, states: torch.Tensor) -> torch.Tensor:
+        return states.flatten(1)
+
     def finish(self, total: torch.Tensor) -> torch.Tensor:
         return total
 

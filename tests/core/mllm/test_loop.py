@@ -271,7 +271,7 @@ def test_sampling_follows_the_odds_and_the_seed(tokenizer) -> None:
     if len(encode_text(tokenizer, cut)) == 5:
         assert draw(seed=1).startswith(cut + rest)
     for bad in ({"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}):
-        with pytest.raises(DuoGenError, match="temperature"):
+        with pytest.raises(DuoGenError, match=next(iter(bad))):
             mllm.continue_(ask(), **bad)
 
 
