@@ -25,6 +25,7 @@ from duogen_core import __version__, files, interrupt
 from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
 
 DATA = "duogen_core.commands.data"
+BENCH = "duogen_core.commands.bench"
 ENGINES, SYNTHETIC = "duogen_core.commands.data_engines", "duogen_core.commands.synthetic"
 # name: (what it does, module) or (what it does, {name: …}, what one of these is called)
 COMMANDS: dict[str, tuple] = {
@@ -38,6 +39,16 @@ COMMANDS: dict[str, tuple] = {
                 "measure a model on the tasks of Sketchbook, the world of the bundled one, with an exact checker",
                 "duogen_core.sketchbook.evaluation",
             )
+        },
+        "benchmark",
+    ),
+    "bench": (
+        "measure speed and memory against transformers and diffusers alone",
+        {
+            "loop": ("write and draw a whole answer, image by image", f"{BENCH}:loop"),
+            "dit": ("draw one image after any number of earlier ones", f"{BENCH}:dit"),
+            "mllm": ("write, greedily and at a temperature", f"{BENCH}:mllm"),
+            "connector": ("turn hidden states into the condition of an image", f"{BENCH}:connector"),
         },
         "benchmark",
     ),

@@ -32,7 +32,8 @@ class Placement:
 DEFAULT = Placement()
 
 
-def add_device_options(parser: argparse.ArgumentParser) -> None:
+def add_device_options(parser: argparse.ArgumentParser, *, offload: bool = True) -> None:
+    """offload=False: for commands that need the whole model on one device."""
     add = parser.add_argument_group("device").add_argument
     add(
         "--device",
@@ -46,6 +47,8 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         help="precision; default: auto, that of the files, but bf16 on a card for large models in float32",
     )
+    if not offload:
+        return
     add(
         "--offload",
         default="auto",
@@ -56,4 +59,4 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 
 
 def placement_of(args: argparse.Namespace) -> Placement:
-    return Placement(args.device, args.dtype, args.offload)
+    return Placement(args.device, args.dtype, getattr(args, "offload", "off"))
