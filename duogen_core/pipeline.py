@@ -50,8 +50,11 @@ class Settings:
     size: tuple[int, int] | None = None  # (width, height); None: as the last picture, else the model's own
     max_images: int = 8
     max_new_tokens: int = 1024  # of text, in the whole answer
-    temperature: float = 0.0
-    top_p: float = 1.0
+    temperature: float | None = 0.0  # this and the next four: None is what the model's generation_config.json says
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         _between("The seed", self.seed, 0, MAX_SEED)
@@ -63,10 +66,22 @@ class Settings:
             _between("The shift", self.shift, 0.01, 100.0)
         _between("The limit of images", self.max_images, 0, 1000)
         _between("The limit of tokens", self.max_new_tokens, 1, 1_000_000)
-        _between("The temperature", self.temperature, 0.0, 10.0)
-        _between("top_p", self.top_p, 0.001, 1.0)
+        for what, value, low, high in (
+            ("The temperature", self.temperature, 0.0, 10.0),
+            ("top_p", self.top_p, 0.001, 1.0),
+            ("top_k", self.top_k, 0, 1_000_000),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("The repetition penalty", self.repetition_penalty, 0.1, 10.0),
+        ):
+            if value is not None:
+                _between(what, value, low, high)
         for side in self.size or ():
             _between("A side of the image", side, 16, 16384)
+
+    def token_sampling(self) -> dict[str, float | None]:
+        """Returns what `Mllm.continue_` takes of it."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: getattr(self, name) for name in names}
 
     def resolved(self, config: CheckpointConfig) -> Settings:
         """With the model's own values where the user chose none."""
@@ -335,7 +350,7 @@ def generate(
     """Answers the document. A cancelled run returns what was finished, with the stop reason "interrupted"."""
     import torch
 
-    settings = (settings or Settings()).resolved(components.config)
+    settings = _resolved(settings, components)
     watch, cancelled = callbacks or Callbacks(), cancelled or (lambda: False)
     check_request(document)
 
@@ -360,9 +375,8 @@ def generate(
                 document,
                 connector=components.connector,
                 max_new_tokens=tokens_left,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
                 seed=settings.seed,
+                **settings.token_sampling(),
                 on_token=stream(),
                 cancelled=cancelled,
             )
@@ -395,6 +409,16 @@ def generate(
     document = marked(with_caption(document, ""), stop)
     watch.on_document(document)
     return document
+
+
+def _resolved(settings: Settings | None, components: Components) -> Settings:
+    """With the model's own values, the temperature of its MLLM included: a document's record names it."""
+    from duogen_core.mllm.token_sampling import TokenSampling
+
+    settings = (settings or Settings()).resolved(components.config)
+    if settings.temperature is None:
+        settings = replace(settings, temperature=TokenSampling(None).resolved(components.mllm.generation).temperature)
+    return settings
 
 
 def _counted(on_picture_step: Callable[..., None], k: int) -> Callable[[int, int, Tensor], None]:

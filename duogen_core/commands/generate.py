@@ -86,17 +86,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, default=1024, metavar="N", help="maximum number of text tokens; default: %(default)s")
     add(
         "--temperature",
-        type=float,
-        default=0.0,
+        default="0",
         metavar="T",
-        help="0: always the likeliest token; above 0: a random one, the more random the higher; default: %(default)s",
+        help="0: always the likeliest token; above 0: a random one, the more random the higher; model: as the model's "
+        "generation_config.json says; default: %(default)s",
     )
     add(
         "--top-p",
         type=float,
-        default=1.0,
         metavar="P",
-        help="with --temperature: choose among the likeliest tokens that make up this share; default: 1",
+        help="with --temperature: choose among the likeliest tokens that make up this share; default: the model's own, "
+        "else 1",
+    )
+    add(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="with --temperature: choose among this many of the likeliest tokens, 0 for all; default: the model's own, "
+        "else 0",
+    )
+    add(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="with --temperature: leave out tokens less likely than this share of the likeliest one's probability; "
+        "default: the model's own, else 0",
+    )
+    add(
+        "--repetition-penalty",
+        type=float,
+        metavar="R",
+        help="above 1: words that the conversation already has become less likely; default: 1, with --temperature the "
+        "model's own",
     )
     add("--json", action="store_true", help="print a summary as JSON instead of the path")
     add("--quiet", action="store_true", help="show no progress on stderr")
@@ -152,11 +173,24 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
         size=_size(args.size),
         max_images=args.max_images,
         max_new_tokens=args.max_tokens,
-        temperature=args.temperature,
+        temperature=_temperature(args.temperature),
         top_p=args.top_p,
+        top_k=args.top_k,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
     )
     check_request(document)
     return document, settings
+
+
+def _temperature(text: str) -> float | None:
+    """None: the model's own."""
+    if text == "model":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise DuoGenError(f"--temperature is {text!r}; expected a number from 0 to 10, or model.") from None
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -110,6 +110,8 @@ class DuoGenInterleave(io.ComfyNode):
                     "0: of the last one.",
                 ),
                 sockets.temperature(optional=True, advanced=True),
+                sockets.top_p(optional=True),
+                *sockets.token_filters(),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
@@ -144,6 +146,10 @@ class DuoGenInterleave(io.ComfyNode):
         references: str = "all",
         size_like: int = 0,
         temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
     ) -> io.NodeOutput:
         from duogen_core import pipeline
         from duogen_core.errors import DuoGenError
@@ -165,6 +171,7 @@ class DuoGenInterleave(io.ComfyNode):
             context, seed=seed, max_images=max_images, tokens_left=max_tokens, steps=settings.steps,
             cfg=settings.guidance, shift=settings.shift, sampler_name=sampler_name, scheduler=scheduler, width=width,
             height=height, size_like=size_like, temperature=temperature, references=references, seeds=seeds,
+            top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
         )  # fmt: skip
         graph = new_graph(cls.hidden)
         links = add_values(
@@ -197,6 +204,8 @@ class DuoGenLoopOpen(io.ComfyNode):
                 sockets.max_tokens(),
                 sockets.mode(),
                 sockets.temperature(advanced=True),
+                sockets.top_p(optional=True),
+                *sockets.token_filters(),
             ],
             outputs=round_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -212,14 +221,21 @@ class DuoGenLoopOpen(io.ComfyNode):
         mode: str,
         temperature: float,
         connector: Any = None,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
     ) -> io.NodeOutput:
         from ..steps import answer, stages
 
-        step = answer.begin(context, seed=seed, tokens_left=max_tokens, max_images=0, temperature=temperature)
+        step = answer.begin(
+            context, seed=seed, tokens_left=max_tokens, max_images=0, temperature=temperature, top_p=top_p,
+            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
+        )  # fmt: skip
         paragraph = display.TextStream(cls.hidden)
         write = stages.write_whole if mode == PLAN_FIRST else stages.write
         written = write(
-            mllm, connector, context, max_new_tokens=max_tokens, seed=step.write_seed, temperature=temperature,
+            mllm, connector, context, max_new_tokens=max_tokens, seed=step.write_seed, **step.sampling(),
             on_token=paragraph.on_token,
         )  # fmt: skip
         display.say(cls.hidden, "Image 1" if written.stop == "picture" else "", written.text.strip())

@@ -141,6 +141,55 @@ def temperature(**options: Any) -> io.Float.Input:
     )
 
 
+def top_p(**options: Any) -> io.Float.Input:
+    return io.Float.Input(
+        "top_p",
+        default=1.0,
+        min=0.001,
+        max=1.0,
+        step=0.01,
+        advanced=True,
+        tooltip="Words are chosen from the likeliest ones that together have this probability.",
+        **options,
+    )
+
+
+def token_filters() -> list[io.Input]:
+    """Inputs that came later than top_p: optional and last; with their defaults old workflows write the same text."""
+    return [
+        io.Int.Input(
+            "top_k",
+            default=0,
+            min=0,
+            max=1000000,
+            optional=True,
+            advanced=True,
+            tooltip="Above temperature 0, words are chosen from this many of the likeliest ones. 0: from all.",
+        ),
+        io.Float.Input(
+            "min_p",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Above temperature 0, words less likely than this share of the likeliest one's probability are not "
+            "chosen. 0: all may be.",
+        ),
+        io.Float.Input(
+            "repetition_penalty",
+            default=1.0,
+            min=0.1,
+            max=10.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip="Above 1, words that the conversation already has become less likely, at temperature 0 too.",
+        ),
+    ]
+
+
 def picture_seeds(tooltip: str, **options: Any) -> io.String.Input:
     """ "3: 1234, 5: 99": see answer.parse_seeds."""
     return io.String.Input("seeds", default="", tooltip=tooltip, **options)

@@ -52,16 +52,9 @@ class DuoGenWrite(io.ComfyNode):
                 sockets.max_tokens("The text ends after this many tokens."),
                 sockets.seed("The seed of the random choice of words; at temperature 0 it has no effect."),
                 sockets.temperature(),
-                io.Float.Input(
-                    "top_p",
-                    default=1.0,
-                    min=0.001,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Words are chosen from the likeliest ones that together have this probability.",
-                ),
+                sockets.top_p(),
                 sockets.mode(optional=True),
+                *sockets.token_filters(),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The context with the new text."),
@@ -84,6 +77,9 @@ class DuoGenWrite(io.ComfyNode):
         top_p: float,
         connector: Any = None,
         mode: str = AS_IT_GOES,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
     ) -> io.NodeOutput:
         from ..steps import stages
 
@@ -91,7 +87,7 @@ class DuoGenWrite(io.ComfyNode):
         write = stages.write_whole if mode == PLAN_FIRST else stages.write
         written = write(
             mllm, connector, context, max_new_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p,
-            on_token=paragraph.on_token,
+            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, on_token=paragraph.on_token,
         )  # fmt: skip
         display.say(cls.hidden, written.text.strip())
         return io.NodeOutput(written.context, written.text, written.stop == "picture", written.stop, written.tokens)

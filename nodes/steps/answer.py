@@ -53,6 +53,19 @@ class Step:
     drawn: int = 0
     first_picture: int = 0  # images of the context before this answer
     first_text: int = 0  # characters of the answer that were there before
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def sampling(self) -> dict[str, Any]:
+        """How the next words are chosen, as inputs of DuoGen Write Text; what does nothing is left out of the new ones,
+        so that ComfyUI's cache knows the nodes of old workflows again."""
+        chosen = {"temperature": self.temperature, "top_p": self.top_p}
+        for name, nothing in (("top_k", 0), ("min_p", 0.0), ("repetition_penalty", 1.0)):
+            if getattr(self, name) != nothing:
+                chosen[name] = getattr(self, name)
+        return chosen
 
     @property
     def picture_seed(self) -> int:

@@ -52,7 +52,7 @@ def start_writing(
     """Puts in DuoGen Write Text and the Step that acts on its text; the Step's outputs are the running node's."""
     write = graph.node(
         "DuoGenWrite", "write", mllm=links["mllm"], context=context, connector=links["connector"],
-        max_tokens=step.tokens_left, seed=step.write_seed, temperature=step.temperature, top_p=1.0, mode=mode,
+        max_tokens=step.tokens_left, seed=step.write_seed, mode=mode, **step.sampling(),
     )  # fmt: skip
     following = graph.node(
         "DuoGenInterleaveStep", "step", **{**links, "context": write.out(0)}, stop=write.out(3), tokens=write.out(4),
@@ -211,7 +211,7 @@ def next_round(
     if write:
         written = graph.node(
             "DuoGenWrite", "write", **models, context=context, max_tokens=following.tokens_left,
-            seed=following.write_seed, temperature=following.temperature, top_p=1.0, mode=AS_IT_GOES,
+            seed=following.write_seed, mode=AS_IT_GOES, **following.sampling(),
         )  # fmt: skip
         context, stop, tokens = written.out(0), written.out(3), written.out(4)
         shown.append(written)

@@ -93,9 +93,12 @@ def _continue(
     *,
     max_new_tokens: int,
     seed: int,
+    on_token: Callable[[str], None] | None = None,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    on_token: Callable[[str], None] | None = None,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
 ) -> Written:
     check_connector(mllm, connector)
     needed, stream = memory_of_context(mllm, context, max_new_tokens), without_repeats(on_token)
@@ -108,6 +111,9 @@ def _continue(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
             seed=seed,
             on_token=stream(),
             cancelled=mm.processing_interrupted,

@@ -30,6 +30,23 @@ def test_staged_graph_is_interleave_is_the_command_line(
 
 
 @pytest.mark.slow
+def test_tokens_are_chosen_as_on_the_command_line(server: Server, random_model: Path, tmp_path: Path):
+    """Filters of an answer reach every text it writes, the one after an image too."""
+    graph = graphs.answer(random_model.name, prefix="stages/chosen", max_images=1, seed=5)
+    chosen = {"temperature": 10.0, "top_p": 0.95, "top_k": 40, "min_p": 0.01, "repetition_penalty": 1.3}
+    graph["3"]["inputs"] |= {"temperature": 10.0, "max_tokens": 30}
+    plain = saved_document(server, server.run(graph))
+    graph["3"]["inputs"] |= chosen
+    ours = saved_document(server, server.run(graph))
+    options = [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    theirs = command_line(
+        tmp_path / "answer", random_model, "--max-images", "1", "--max-tokens", "30", "--seed", "5", *options
+    )
+    assert_same_turns(ours, theirs)
+    assert ours.text != plain.text
+
+
+@pytest.mark.slow
 def test_a_stage_that_changed_is_the_first_to_run(server: Server, random_model: Path, staged: Result):
     """A new seed for picture 2 of the staged graph, as the server's own execution_cached tells it."""
     server.run(graphs.staged(random_model.name, prefix="stages/all"))  # the cache holds the last prompt only

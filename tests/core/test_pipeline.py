@@ -124,6 +124,24 @@ def test_the_same_seed_gives_the_same_bytes(components, tmp_path):
     assert files[0]["images/000.png"] != files[2]["images/000.png"]
 
 
+def test_how_tokens_are_chosen_is_the_users_or_the_models(components):
+    """Values reach the MLLM as they were chosen; where the model's own temperature counts, the document names it."""
+    how, own = [], components.mllm.continue_
+
+    def continue_(document, **options):
+        how.append({name: options[name] for name in Settings().token_sampling()})
+        return own(document, **options)
+
+    components.mllm.continue_ = continue_
+    components.mllm.generation = {"do_sample": True, "temperature": 0.25, "top_k": 7}
+    chosen = Settings(max_images=0, max_new_tokens=3, temperature=0.5, top_k=4, min_p=0.1, repetition_penalty=1.2)
+    generate(components, request(), chosen)
+    assert how.pop() == {"temperature": 0.5, "top_p": None, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.2}
+    document = generate(components, request(), Settings(max_images=0, max_new_tokens=3, temperature=None))
+    assert how.pop()["temperature"] == document.generation["temperature"] == 0.25
+    assert generate(components, request(), Settings(max_new_tokens=3)).generation["temperature"] == 0
+
+
 def test_the_callers_torch_is_left_alone(components):
     scripted(components, *GUIDE)
     threads, state = torch.get_num_threads(), torch.random.get_rng_state()
