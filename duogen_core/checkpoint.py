@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from duogen_core.compiling import Compiled
     from duogen_core.connector import Connector
     from duogen_core.devices import Turns
     from duogen_core.mllm.base import Mllm
@@ -81,6 +82,7 @@ class Components:
     config: CheckpointConfig = CheckpointConfig()
     offload: Literal["off", "model", "layers"] = "off"
     turns: Turns | None = field(default=None, repr=False)  # with "model": who is on the device
+    compiled: Compiled | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -121,6 +123,8 @@ class Components:
 
         if self.turns is not None:
             self.turns.end()
+        if self.compiled is not None:  # a compiled function reads its weights at once, and does not wait for them
+            self.compiled.stop()
         self._now_on(device, "layers")
         come = 0
         for part in (self.dit, self.mllm.model):
@@ -129,6 +133,16 @@ class Components:
         self.connector.to(device)
         self.vae.to(device)
         return come
+
+    def compile(self, say: Callable[[str], None], backend: Any = "inductor") -> None:
+        """From now on what DiT and MLLM repeat is compiled at its first use; `say` gets what becomes of that."""
+        from duogen_core.compiling import Compiled, pieces_of_dit, pieces_of_mllm
+
+        if self.offload == "layers":
+            say("Nothing is compiled, since the layers come to the card one by one.")
+            return
+        pieces = [*pieces_of_dit(self.dit), *pieces_of_mllm(self.mllm.model)]
+        self.compiled = Compiled(pieces, say, backend)
 
     def _now_on(self, device: torch.device, offload: str) -> None:
         self.mllm.device, self.offload, self.turns = device, offload, None

@@ -1,4 +1,4 @@
-"""The options --device, --dtype and --offload of every command that runs a model of its own; and their values.
+"""The options --device, --dtype, --offload and --compile of every command that runs a model; and their values.
 
 Without torch, as `--help` must answer at once: devices.py says what there is, placement.py does what is asked.
 """
@@ -21,6 +21,7 @@ class Placement:
     device: str = "auto"
     dtype: str = "auto"
     offload: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("offload", OFFLOAD)):
@@ -56,7 +57,12 @@ def add_device_options(parser: argparse.ArgumentParser, *, offload: bool = True)
         help="where a card's memory is short, have on it one part at a time (model) or one layer (layers, slow); "
         "default: auto, as much as is needed",
     )
+    add(
+        "--compile",
+        action="store_true",
+        help="compile what the model repeats (torch.compile): the first images take minutes longer, the others less",
+    )
 
 
 def placement_of(args: argparse.Namespace) -> Placement:
-    return Placement(args.device, args.dtype, getattr(args, "offload", "off"))
+    return Placement(args.device, args.dtype, getattr(args, "offload", "off"), getattr(args, "compile", False))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from duogen_core import checkpoint
 from duogen_core.checkpoint import Components, part_dtype
+from duogen_core.compiling import Compiled, pieces_of_mllm
 from duogen_core.device_options import DEFAULT, Placement
 from duogen_core.devices import (
     choose_device,
@@ -30,6 +31,7 @@ from duogen_core.devices import (
 from duogen_core.errors import DuoGenError
 from duogen_core.identify import Found
 from duogen_core.memory import HALF, Need, Term, terms, verdict
+from duogen_core.out_of_memory import warn
 from duogen_core.weights.writing import readable
 
 if TYPE_CHECKING:
@@ -72,11 +74,9 @@ def load_placed(
     return place(load(model, placement), placement, None, say)
 
 
-def place_mllm(mllm: Mllm, placement: Placement = DEFAULT) -> Mllm:
+def place_mllm(mllm: Mllm, placement: Placement = DEFAULT, say: Callable[[str], None] = warn) -> Mllm:
     """Puts a language model by itself where it will run, layer by layer where it does not fit."""
     device = choose_device(placement.device)
-    if device.type == "cpu" and placement.dtype == "auto":
-        return mllm
     move(mllm.model, dtype=choose_dtype(placement.dtype, device, *stored_dtype(mllm.model)))
     free = free_memory(device)
     stay = None if free is None else int(free * SPARE) - MLLM_WORK
@@ -86,6 +86,8 @@ def place_mllm(mllm: Mllm, placement: Placement = DEFAULT) -> Mllm:
         or (placement.offload != "layers" and (stay is None or size_of(mllm.model) <= stay))
     ):
         mllm.model.to(device)
+        if placement.compile:
+            Compiled(pieces_of_mllm(mllm.model), say)
     else:
         offload_layers(mllm.model, device, stay=max(0, stay or 0))
     mllm.device = device
@@ -106,11 +108,20 @@ def place(
     say: Callable[[str], None] = silent,
 ) -> Components:
     """Brings all parts to where they will run. need: what one answer asks for; say: gets what was done, once."""
+    _place(components, placement, need, say)
+    if placement.compile:
+        components.compile(say)
+    return components
+
+
+def _place(components: Components, placement: Placement, need: Need | None, say: Callable[[str], None]) -> None:
     device, how = choose_device(placement.device), placement.offload
     if device.type == "cpu":
         if how in ("model", "layers"):
             raise DuoGenError(f"--offload {how} is for a graphics card, but the device is the CPU; leave it out.")
-        return components if placement.dtype == "auto" else components.to(device, placement.dtype)
+        if placement.dtype != "auto":
+            components.to(device, placement.dtype)
+        return
     for name, module in components.modules.items():
         move(module, dtype=part_dtype(name, module, device, placement.dtype))
     picture = components.config.picture
@@ -121,7 +132,7 @@ def place(
     if how == "auto":
         how = "off" if free[device] is None else HOW[verdict(counted, free[device])[0]]
         if how != "off" and _over_cards(components, sizes, free, say):
-            return components
+            return
     total = readable(sum(sizes.values()))
     if how == "off":
         components.to(device, placement.dtype)
@@ -134,7 +145,6 @@ def place(
         stay = max(0, (free[device] or 0) - work - weights["connector"] - weights["vae"])
         come = readable(components.come_by_layer(device, stay))
         say(f"The model needs {total} in all; {come} of its weights come to {device} layer by layer, slowly.")
-    return components
 
 
 def _estimate(components: Components, need: Need) -> list[Term]:

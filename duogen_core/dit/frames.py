@@ -106,6 +106,8 @@ def add_gated(x: Tensor, gate: Tensor, y: Tensor, spans: tuple[int, ...] | None)
 class PackedCosmosBlock(CosmosTransformerBlock):
     """The stock block, which FrameInputs in the place of the text run over frames."""
 
+    compilable = ("queries", "add_attended", "text_queries", "add_mlp")  # what compiling.py may compile
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if args and isinstance(args[0], FrameInputs):
             return self.text_and_mlp(self.frame_attention(hidden_states, *args), *args)
@@ -124,7 +126,7 @@ class PackedCosmosBlock(CosmosTransformerBlock):
         q, gate = self.text_queries(x, inputs)
         return self.add_mlp(x, gate, inputs.attend_text(index, self.attn2, q), inputs)
 
-    # What stands between two attentions: functions of tensors alone, which compiling.py may compile.
+    # What stands between two attentions: functions of tensors alone.
 
     def queries(self, x: Tensor, inputs: FrameInputs, target: int | None) -> tuple[Tensor, ...]:
         """(q, k, v, x, gate) for attention between frames; q, x and gate of the target alone, where it is given."""
