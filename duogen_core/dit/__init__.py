@@ -11,7 +11,7 @@ A family is a class with
     from_pretrained(folder, dtype=, prepare=, copy=)      config.json + diffusion_pytorch_model.safetensors
     save_pretrained(folder)
 
-    prepare(frames, texts, size, *, frame_ends=None, cache=None) -> Prepared     once a picture (prepared.py)
+    prepare(frames, texts, size, *, frame_ends=None, cache=None, refresh=1) -> Prepared  once a picture (prepared.py)
         frames      list of normalised latents [1 or B, 16, h_i, w_i] of finished pictures, each its own size, in order
                     of appearance
         texts       one per guidance branch: (text [B, N, text_embed_dim], hidden); N may be 0: then no frame sees any
@@ -21,6 +21,8 @@ A family is a class with
         size        (h, w) of the target's latent
         frame_ends  frame_causal only: for every finished picture, how many text tokens stand before it
         cache       frame_causal only: a FrameCache that outlives the picture; nothing in the result depends on it
+        refresh     full only, an approximation: keys and values of finished pictures are computed anew in every
+                    refresh-th step and reused in those between; 1 is exact. frame_causal reuses them exactly
     Prepared.velocities(x, t) -> [v, ...]                                         once a step
         x           [B, 16, h, w], the noisy target x_t = t * noise + (1 - t) * x0
         t           [B], its time in 0..1, on x's device

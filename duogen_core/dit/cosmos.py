@@ -182,12 +182,15 @@ class PackedCosmos(CosmosFrames):
         *,
         frame_ends: Sequence[int] | None = None,
         cache: FrameCache | None = None,
+        refresh: int = 1,
     ) -> Prepared:
         """What no step of one picture changes; arguments as in duogen_core/dit/__init__.py.
 
         `full` has no keys and values that could be reused exactly, and takes neither frame_ends nor cache into account.
         Without any text (a negative branch that drops all of it) no frame sees text.
         """
+        if refresh < 1:
+            raise DitError(f"refresh is {refresh}; expected 1 (exact) or how many steps share keys and values.")
         batch = texts[0][0].shape[0] if texts and texts[0][0].ndim == 3 else 0
         projected: list[tuple[Tensor, tuple[int, int]]] = []
         for text, hidden in texts:
@@ -210,7 +213,7 @@ class PackedCosmos(CosmosFrames):
         if self.config.attention == "frame_causal":
             none = [0] * len(frames)
             ends = [checked_ends(frame_ends if t.shape[1] else none, len(frames), t.shape[1]) for t, _ in projected]
-        return Prepared(self, frames, projected, tuple(size[-2:]), ends, cache)
+        return Prepared(self, frames, projected, tuple(size[-2:]), ends, cache, refresh)
 
     def forward_packed(
         self,

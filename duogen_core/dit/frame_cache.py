@@ -54,7 +54,7 @@ class FrameLine:
 
     def __init__(self) -> None:
         self.frames: list[FrameKey] = []
-        self.buffers: list[Tensor] = []
+        self.buffers: dict[int, Tensor] = {}
         self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # who still draws with it
 
     @property
@@ -64,7 +64,7 @@ class FrameLine:
 
     @property
     def bytes(self) -> int:
-        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers)
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers.values())
 
     def common(self, wanted: Sequence[FrameKey]) -> int:
         """How many of the wanted frames stand here already, from the first on."""
@@ -80,8 +80,8 @@ class FrameLine:
         is needed: a frame of a 2B model takes 0.9 GB at 1024x1024, and growing by doubling would waste half of it.
         """
         end = start + key.shape[2]
-        if len(self.buffers) <= block:
-            self.buffers.append(key.new_empty(2, *key.shape[:2], end, key.shape[3]))
+        if block not in self.buffers:
+            self.buffers[block] = key.new_empty(2, *key.shape[:2], end, key.shape[3])
         elif self.buffers[block].shape[3] < end:
             old = self.buffers[block]
             self.buffers[block] = old.new_empty(*old.shape[:3], end, old.shape[4])
@@ -96,7 +96,7 @@ class FrameLine:
         new = FrameLine()
         new.frames = self.frames[:frames]
         length = new.length
-        new.buffers = [buffer[:, :, :, :length].clone() for buffer in self.buffers]
+        new.buffers = {block: buffer[:, :, :, :length].clone() for block, buffer in self.buffers.items()}
         return new
 
 

@@ -12,6 +12,9 @@ and its keys and values in all blocks, and under frame_causal the finished frame
 - under `frame_causal` the target alone, against the keys and values of the finished frames.
 Guidance's branches differ only in the text, which the first half of the first block does not see: it runs once for all
 of them. After it they run as one batch where that is small, and one by one where that would take much memory.
+
+All of this is exact. `refresh` is not: under `full`, keys and values of the finished frames are then taken from an
+earlier step, and computed anew only in every `refresh`-th one; the other steps run the target alone.
 """
 
 from __future__ import annotations
@@ -76,7 +79,8 @@ class TextKeys:
 
 @dataclass(frozen=True)
 class Branch:
-    """One guidance branch: its text, how much of it the target sees, and its finished frames under frame_causal."""
+    """One guidance branch: its text, how much of it the target sees, and its finished frames' keys and values, where
+    they outlive a step."""
 
     text: TextKeys
     seen: int
@@ -94,6 +98,7 @@ class Prepared:
         size: tuple[int, int],
         ends: Sequence[Sequence[int]],
         cache: FrameCache | None,
+        refresh: int = 1,
     ) -> None:
         """texts: projected, [B, N, W]. ends: for each branch the text tokens before each frame (frame_causal)."""
         self.model, self.size, self.grid = model, tuple(size), model.grid(size)
@@ -105,6 +110,8 @@ class Prepared:
         self.clean_tokens = sum(height * width for height, width in grids)
         places = [(i, *grid) for i, grid in enumerate([*grids, self.grid])]
         self.rope = model.rope_of(places[-1:] if self.causal else places, self.device)
+        self.refresh = 1 if self.causal or not grids else refresh
+        self.step = 0  # counted where keys and values are refreshed now and then
         self.clean_time = torch.full((1, 1), model.config.clean_timestep, device=self.device)
         self.clean: Tensor | None = None  # full: the finished frames' embedded patches [B, tokens, C]
         if frames and not self.causal:
@@ -116,6 +123,7 @@ class Prepared:
         for (text, hidden), places_in_text in zip(texts, ends, strict=True):
             keys = self._text_keys(known, text, hidden, [own for other, own in texts if other is text])
             line = self._line(cache, frames, places_in_text, keys) if self.causal and frames else None
+            line = FrameLine() if self.refresh > 1 else line
             self.branches.append(Branch(keys, keys.length - (hidden[1] - hidden[0]), line))
         tokens = self.batch * len(self.branches) * (self.target + (0 if self.causal else self.clean_tokens))
         every = tuple(range(len(self.branches)))
@@ -177,36 +185,44 @@ class Prepared:
     @torch.no_grad()
     def velocities(self, x: Tensor, t: Tensor) -> list[Tensor]:
         """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w], in the weights' own type."""
-        self._keep_lines()
-        x, inputs = self._inputs(x, t)
+        alone = self._begin_step()
+        x, inputs = self._inputs(x, t, alone)
         blocks = self.model.transformer_blocks
         target = self.target if len(blocks) == 1 else None
-        first = blocks[0].frame_attention(x, self._looking(inputs, (0,)), 0, target)
+        first = blocks[0].frame_attention(x, self._looking(inputs, (0,), alone), 0, target)
         out = []
         for group in self.groups:
             shape = (len(group), *first.shape)
             x = first if len(group) == 1 else first.expand(shape).flatten(0, 1)
-            out += self._rest(x, self._looking(inputs, group), 0).chunk(len(group))
+            out += self._rest(x, self._looking(inputs, group, alone), 0).chunk(len(group))
         return out
 
     @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Rows of all branches, branch by branch, each with an x and a time of its own: [G * B, 16, h, w]."""
-        self._keep_lines()
-        x, inputs = self._inputs(x, t)
-        inputs = self._looking(inputs, tuple(range(len(self.branches))), repeat=False)
+        alone = self._begin_step()
+        x, inputs = self._inputs(x, t, alone)
+        inputs = self._looking(inputs, tuple(range(len(self.branches))), alone, repeat=False)
         return self._rest(x, inputs, None)
 
-    def _keep_lines(self) -> None:
-        """Takes a copy where another picture has grown this one's line: its frames stand where the scratch was."""
+    def _begin_step(self) -> bool:
+        """Whether the target runs alone in this step, against keys and values that are there already."""
+        if self.refresh > 1:
+            self.step += 1
+            return (self.step - 1) % self.refresh > 0
         for place, branch in enumerate(self.branches):
+            # Another picture has grown this one's line: its frames stand where the scratch was.
             if branch.line is not None and branch.line.length != self.clean_tokens:
                 self.branches[place] = replace(branch, line=branch.line.fork(self.frames))
+        return self.causal
 
-    def _inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, FrameInputs]:
+    def _inputs(self, x: Tensor, t: Tensor, alone: bool) -> tuple[Tensor, FrameInputs]:
         """Embedded tokens [R, 1, L, C], and what the blocks are told of them."""
         tokens, times, spans = self._embed(x.to(self.dtype), clean=False), t[:, None], (self.target,)
-        if self.clean is not None:
+        rope = self.rope
+        if alone:
+            rope = tuple(table[-self.target :] for table in rope)
+        elif self.clean is not None:
             clean = self.clean if len(x) == self.batch else self.clean.repeat(len(x) // self.batch, 1, 1)
             tokens = torch.cat([clean, tokens], dim=1)
             if self.model.config.clean_timestep >= 0:
@@ -215,9 +231,9 @@ class Prepared:
             else:  # finished frames share the target's time
                 spans = (self.clean_tokens + self.target,)
         embedded, temb = self.model.timed(times, tokens)
-        return tokens[:, None], FrameInputs(embedded, temb, self.rope, _every_frame, None, spans=spans)
+        return tokens[:, None], FrameInputs(embedded, temb, rope, _every_frame, None, spans=spans)
 
-    def _looking(self, inputs: FrameInputs, group: Sequence[int], repeat: bool = True) -> FrameInputs:
+    def _looking(self, inputs: FrameInputs, group: Sequence[int], alone: bool, repeat: bool = True) -> FrameInputs:
         """The inputs of the branches of one group, which run as one batch: rows branch by branch."""
         branches = [self.branches[i] for i in group]
         embedded, temb = inputs.embedded, inputs.temb
@@ -234,25 +250,28 @@ class Prepared:
                 out.append(F.scaled_dot_product_attention(own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
             return out[0] if len(out) == 1 else torch.cat(out)
 
-        def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend_line(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             out = []
             for branch, *own in zip(branches, *(each.chunk(len(branches)) for each in (q, k, v)), strict=True):
                 line = branch.line
                 rows = [None] if len(own[0]) == line.buffers[block].shape[1] else [0] * len(own[0])
                 for row, (one, key, value) in zip(rows, zip(*(each.chunk(len(rows)) for each in own), strict=True)):
-                    out.append(
-                        F.scaled_dot_product_attention(one, *line.put(block, row, self.clean_tokens, key, value))
-                    )
+                    seen = line.put(block, row, self.clean_tokens, key, value)
+                    out.append(F.scaled_dot_product_attention(one, *seen))
             return out[0] if len(out) == 1 else torch.cat(out)
 
-        return FrameInputs(
-            embedded,
-            temb,
-            inputs.rope,
-            attend if self.causal and self.clean_tokens else _every_frame,
-            attend_text if any(branch.seen for branch in branches) else None,
-            spans=inputs.spans,
-        )
+        def attend_and_keep(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for branch, key, value in zip(branches, *(each.chunk(len(branches)) for each in (k, v)), strict=True):
+                branch.line.put(block, None, 0, key[:, :, : self.clean_tokens], value[:, :, : self.clean_tokens])
+            return _every_frame(block, q, k, v)
+
+        attend = _every_frame
+        if self.clean_tokens and alone:
+            attend = attend_line
+        elif self.refresh > 1:
+            attend = attend_and_keep
+        looked_at = attend_text if any(branch.seen for branch in branches) else None
+        return FrameInputs(embedded, temb, inputs.rope, attend, looked_at, spans=inputs.spans)
 
     def _rest(self, x: Tensor, inputs: FrameInputs, done: int | None) -> Tensor:
         """From the second half of block `done` (None: from the first block on) to the velocity."""

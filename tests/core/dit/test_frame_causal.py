@@ -145,7 +145,7 @@ def test_a_finished_picture_never_depends_on_what_comes_later(model):
             [*frames[:2], target], torch.tensor([0.2 + later / 2]), text, frame_ends=[3, 5], cache=cache
         )
         (line,) = cache.lines
-        kept.append([buffer[:, :, :, : line.length] for buffer in line.buffers])
+        kept.append([buffer[:, :, :, : line.length] for buffer in line.buffers.values()])
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
 
 

@@ -247,3 +247,30 @@ def test_folders_that_do_not_fit_are_named(tmp_path):
     config.write_text(json.dumps({"_class_name": "UNet2DModel"}))
     with pytest.raises(DitError, match="UNet2DModel"):
         load_dit(tmp_path)
+
+
+def steps_of(model, frames, text, refresh: int, hidden=(3, 6)) -> list[list[torch.Tensor]]:
+    *clean, target = frames
+    prepared = model.prepare(clean, [(text, None), (text, hidden)], target.shape, refresh=refresh)
+    return [prepared.velocities(target * (1 + step), torch.tensor([0.9 - step / 10])) for step in range(5)]
+
+
+def test_refreshing_every_step_is_exact_and_otherwise_the_steps_between_reuse_what_was_there():
+    model = tiny()
+    frames, text = latents((4, 6), (6, 4), (4, 4)), torch.randn(1, 9, 20)
+    exact, third = steps_of(model, frames, text, 1), steps_of(model, frames, text, 3)
+    for step, (ours, theirs) in enumerate(zip(third, exact, strict=True)):
+        for mine, other in zip(ours, theirs, strict=True):
+            assert torch.allclose(mine, other, atol=1e-5) == (step % 3 == 0)
+    # What is reused is what the finished frames had: with the target and its time unchanged nothing differs.
+    prepared = model.prepare(frames[:-1], [(text, None), (text, (3, 6))], frames[-1].shape, refresh=4)
+    first, *others = [prepared.velocities(frames[-1], torch.tensor([0.5])) for _ in range(4)]
+    for again in others:
+        torch.testing.assert_close(again, first, atol=1e-5, rtol=1e-5)
+    rows = model.prepare(frames[:-1], [(text, None), (text, (3, 6))], frames[-1].shape, refresh=4)
+    both = torch.cat([frames[-1]] * 2)
+    for _ in range(4):
+        v = rows.velocity(both, torch.tensor([0.5, 0.5]))
+        torch.testing.assert_close(v, torch.cat(first), atol=1e-5, rtol=1e-5)
+    with pytest.raises(DitError, match="refresh is 0"):
+        model.prepare(frames[:-1], [(text, None)], frames[-1].shape, refresh=0)
