@@ -40,7 +40,7 @@ COPIES = ("_to_copy", "copy_", "copy")
 INDEXING = ("index.Tensor", "index_put", "_index_put_impl_", "_unsafe_index.Tensor")
 MADE = (
     "empty.memory_format", "empty_strided", "arange", "arange.start", "arange.start_step", "linspace", "eye",
-    "randperm", "tril_indices", "triu_indices",
+    "randperm", "tril_indices", "triu_indices", "_local_scalar_dense",
 )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ class _Module(backend_registration._DummyBackendModule):
 
 
 backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
-# Below Python's own key come the kernels that make a tensor there without having one, and torch.tensor's copy.
+# Below Python's own key come the kernels that make a tensor there without having one, and what torch.tensor does.
 _library = torch.library.Library("aten", "IMPL")
 for _name in MADE:
     _packet, _, _overload = _name.partition(".")

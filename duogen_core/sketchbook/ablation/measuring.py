@@ -88,11 +88,11 @@ def velocity_errors(components: Components, chosen: Sequence[Spot]) -> Values:
     for number, spot in enumerate(chosen):
         sampler = PictureSampler(components, Settings(guidance=1.0))
         x0 = sampler.latent(spot.ideal)
-        noise = initial_noise(number, tuple(x0.shape))
         prepared = sampler.prepare(spot.context, x0.shape)
+        x0, noise = x0.to(prepared.device), initial_noise(number, tuple(x0.shape)).to(prepared.device)
         errors = []
         for t in NOISE:
-            (v,) = prepared.velocities(t * noise + (1 - t) * x0, torch.tensor([t]))
+            (v,) = prepared.velocities(t * noise + (1 - t) * x0, torch.tensor([t], device=prepared.device))
             errors.append(float((v - (noise - x0)).square().mean()))
         found["loss"].append(sum(errors) / len(errors))
     return found

@@ -369,3 +369,20 @@ def test_weights_and_biases_gets_the_figures_of_one_run_whatever_the_session(tmp
     monkeypatch.setattr(wandb, "init", unreachable)
     assert train(tmp_path / "other", wandb="mine")[0].finished
     assert "no figures at Weights & Biases: no API key configured." in capsys.readouterr().out
+
+
+def test_attention_is_plain_on_the_cpu_and_torchs_own_choice_on_a_card():
+    flags = ("math", "flash", "mem_efficient", "cudnn")
+
+    def allowed():
+        return {name for name in flags if getattr(torch.backends.cuda, f"{name}_sdp_enabled")()}
+
+    outside = allowed()
+    assert "cudnn" in outside
+    for kind, expected in (("cpu", {"math"}), ("cuda", outside), ("mps", outside)):
+        forwards, backwards = run_module.recomputing(torch.device(kind))()
+        with run_module.attention_backends(torch.device(kind)):
+            assert allowed() == expected
+        with forwards, backwards:  # what is computed again on the way back is computed in the same way
+            assert allowed() == expected
+    assert allowed() == outside
