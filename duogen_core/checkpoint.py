@@ -159,7 +159,8 @@ class Components:
 
         from duogen_core.devices import empty_caches
 
-        device, on_one = self.mllm.device, len({next(m.parameters()).device for m in self.modules.values()}) == 1
+        device = self.mllm.device
+        on_one = len({weight.device for module in self.modules.values() for weight in module.parameters()}) == 1
         self.mllm.clear_cache()
         empty_caches(device)
         if device.type == "cpu" or self.offload == "layers" or (self.offload == "off" and not on_one):

@@ -91,16 +91,24 @@ class Connector(nn.Module):
                 f"{layer + 1} of width {h.shape[-1]}; it belongs to another MLLM."
             )
         place = layer - self.config.first_layer
+        # The weight may lie elsewhere than the states. In the computer's memory (offloading), it follows them. On a
+        # card they follow it: where an MLLM lies on several cards, all sums are on one, and weights stay in place.
+        h = h.to(self._meets(h))
         if place < 0:
             return torch.zeros(*h.shape[:-1], self.config.cross_width, device=h.device)
-        # The weight may lie elsewhere than the states (offloading): it follows them, never the other way round.
         weight = self.proj.weight[:, place * width : (place + 1) * width].to(h.device)
         return F.linear(normalise(h).to(weight.dtype), weight).float()
 
     def project_layers(self, states: Tensor) -> Tensor:
         """All layers that are read [.., n, H] -> the whole sum, float32 [.., cross_width], without bias."""
+        states = states.to(self._meets(states))
         weight = self.proj.weight.to(states.device)
         return F.linear(normalise(states).flatten(-2).to(weight.dtype), weight).float()
+
+    def _meets(self, states: Tensor) -> torch.device:
+        """Where states and weight come together."""
+        own = self.proj.weight.device
+        return states.device if own.type == "cpu" else own
 
     def finish(self, total: Tensor) -> Tensor:
         """The summed parts [.., cross_width] -> GELU(total + bias), float32."""

@@ -4,8 +4,8 @@ In:  a Placement (--device, --dtype, --offload) and the Components on the CPU. O
 that says what was done, where that is not the obvious.
 
 auto decides by the same estimate that `inspect --memory` shows (memory.py), against the free memory of the devices:
-whole where it fits; on several cards of one kind, each part whole on one of them; else one part at a time (model); else
-layer by layer (layers).
+whole where it fits; on several cards of one kind, each part whole on one of them; a language model that is larger than
+a card over several of them; else one part at a time (model); else layer by layer (layers).
 """
 
 from __future__ import annotations
@@ -189,10 +189,45 @@ def _over_cards(
         chosen[name] = max(left, key=left.__getitem__)
         left[chosen[name]] -= needed[name]
     if min(left.values()) < 0:
-        return False
+        return _mllm_over_cards(components, sizes, needed["dit"], free, say)
     for name, parts in groups.items():
         for part in parts:
             components.modules[part].to(chosen[name])
     components._now_on(chosen["mllm"], "off")
     say(f"The language model is on {chosen['mllm']}, the DiT on {chosen['dit']}.")
+    return True
+
+
+def _mllm_over_cards(
+    components: Components,
+    sizes: dict[str, int],
+    dit: int,
+    free: dict[torch.device, int | None],
+    say: Callable[[str], None],
+) -> bool:
+    """Puts the language model's layers on several cards, by accelerate's device map, and the DiT whole on one of them.
+
+    The DiT is never split: accelerate's hooks, which bring tensors from card to card, fire at `forward`.
+    """
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    model, cards = components.mllm.model, list(free)
+    work = sizes["mllm"] - size_of(model)  # every card is given room for all of it
+    left = {card: (size or 0) - work for card, size in free.items()}
+    home = max(left, key=left.__getitem__)
+    left[home] -= dit + sizes["connector"]
+    room = {number: max(0, left[card]) for number, card in enumerate(cards)}
+    if left[home] < 0 or sum(room.values()) < size_of(model):
+        return False
+    map_ = infer_auto_device_map(
+        model, max_memory={**room, "cpu": 0}, no_split_module_classes=list(model._no_split_modules)
+    )
+    if not all(isinstance(number, int) for number in map_.values()):  # some of it found no card
+        return False
+    dispatch_model(model, {name: str(cards[number]) for name, number in map_.items()})
+    for name in ("connector", "dit", "vae"):
+        components.modules[name].to(home)
+    components._now_on(model.get_input_embeddings().weight.device, "off")
+    used = " and ".join(str(cards[number]) for number in sorted(set(map_.values())))
+    say(f"The language model is on {used}, the DiT on {home}.")
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+from functools import partial
 
 import pytest
 import torch
@@ -55,6 +56,28 @@ def test_what_fits_two_cards_is_spread_over_them(tight):
         assert where["mllm"] == where["connector"] and where["dit"] == where["vae"] and where["mllm"] != where["dit"]
         assert "language model is on card" in said[0] and len(said) == 1
         assert_same_answer(answered(parts), answered(random_components()))
+
+
+def test_a_language_model_larger_than_a_card_is_on_two_of_them(tight):
+    large = partial(random_components, layers=30)
+    expected, parts, said = answered(large()), large(), []
+    weights, work = devices.size_of(parts.mllm.model), needs(parts, "mllm") - devices.size_of(parts.mllm.model)
+    room = work + weights * 11 // 20
+    with limited(room + needs(parts, "dit", "vae", "connector"), 0), limited(room, 1):
+        place(parts, Placement("card"), NEED, said.append)
+        where = places(parts)
+        assert where["mllm"] == {"card:0", "card:1"} and where["dit"] == where["vae"] == where["connector"] == {
+            "card:0"
+        }
+        assert said == ["The language model is on card:0 and card:1, the DiT on card:0."]
+        assert_same_answer(answered(parts), expected)
+        del parts.mllm.continue_  # and it writes, with the states of both cards
+        written = parts.mllm.continue_(request(), connector=parts.connector, max_new_tokens=6)
+        plain = large()
+        assert written == plain.mllm.continue_(request(), connector=plain.connector, max_new_tokens=6)
+        states = [each.mllm.encode(request(), each.connector).states for each in (parts, plain)]
+        torch.testing.assert_close(states[0].cpu(), states[1], rtol=0, atol=1e-5)
+        assert "with nothing kept" in parts.go_leaner() and parts.turns is None
 
 
 def test_what_fits_part_by_part_takes_turns_within_the_memory_of_the_card(tight):
