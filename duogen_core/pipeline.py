@@ -47,6 +47,8 @@ class Settings:
     steps: int | None = None
     guidance: float | None = None
     shift: float | None = None
+    # An approximation for weights with full attention: earlier images are computed anew in every so many steps.
+    refresh: int = 1
     size: tuple[int, int] | None = None  # (width, height); None: as the last picture, else the model's own
     max_images: int = 8
     max_new_tokens: int = 1024  # of text, in the whole answer
@@ -64,6 +66,7 @@ class Settings:
             _between("The guidance", self.guidance, 0.0, 100.0)
         if self.shift is not None:
             _between("The shift", self.shift, 0.01, 100.0)
+        _between("refresh", self.refresh, 1, 1000)
         _between("The limit of images", self.max_images, 0, 1000)
         _between("The limit of tokens", self.max_new_tokens, 1, 1_000_000)
         for what, value, low, high in (
@@ -209,6 +212,7 @@ def generation_record(name: str, settings: Settings, stop_reason: str) -> dict[s
         "guidance": settings.guidance,
         "shift": settings.shift,
         "temperature": settings.temperature,
+        **({"refresh": settings.refresh} if settings.refresh > 1 else {}),
         "stop_reason": stop_reason,
     }
 
@@ -334,7 +338,9 @@ class PictureSampler:
             # One tensor for both branches where they differ only in what is hidden: its keys are made once.
             texts.append((positive if text is states.positive() else text[None].to(device, dtype), hidden))
         references = [latent.to(device, dtype) for latent in latents]
-        return components.dit.prepare(references, texts, shape, frame_ends=states.frame_ends, cache=self.cache)
+        return components.dit.prepare(
+            references, texts, shape, frame_ends=states.frame_ends, cache=self.cache, refresh=self.settings.refresh
+        )
 
 
 # ---------------------------------------------------------------- the loop

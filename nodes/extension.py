@@ -31,7 +31,7 @@ from .definitions.loop import (
     DuoGenLoopRound,
 )
 from .definitions.prompt import DuoGenEncodePrompt, DuoGenPrompt
-from .definitions.sampling import DuoGenSampler, DuoGenSigmas
+from .definitions.sampling import DuoGenRefreshEarlierImages, DuoGenSampler, DuoGenSigmas
 from .definitions.sockets import refuse_plain_values
 from .definitions.writing import (
     DuoGenAppendImage,
@@ -75,6 +75,7 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenPictureSize,
     DuoGenSampler,
     DuoGenSigmas,
+    DuoGenRefreshEarlierImages,
     DuoGenAppendImage,
     DuoGenEditContext,
     DuoGenFormat,

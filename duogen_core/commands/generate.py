@@ -72,6 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--guidance", type=float, metavar="G", help="how closely an image follows its text; default: the model's own")
     add("--shift", type=float, metavar="S", help="shift of the sampling schedule; default: the model's own")
     add(
+        "--refresh",
+        type=int,
+        default=1,
+        metavar="N",
+        help="an approximation, for models with full attention (published Cosmos weights): look at the earlier images "
+        "anew in every N-th step only; 1, the default, is exact",
+    )
+    add(
         "--size",
         metavar="WxH",
         help="size of the images, in multiples of 16; default: that of the last image, else the model's own",
@@ -170,6 +178,7 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
         steps=args.steps,
         guidance=args.guidance,
         shift=args.shift,
+        refresh=args.refresh,
         size=_size(args.size),
         max_images=args.max_images,
         max_new_tokens=args.max_tokens,

@@ -95,7 +95,7 @@ class PrefixCache:
     kv: Any
     stamp: Any  # the state of the weights it was made with
     keys: list[int] = field(default_factory=list)
-    last: Tensor | None = None  # final hidden state [1, H] of the last token
+    ends: dict[int, Tensor] = field(default_factory=dict)  # number of tokens after a forward -> its last state [1, H]
     connector: Any = None  # which connector made the sums
     sums: list[Tensor] = field(default_factory=list)  # pieces [n, cross_width], together the first tokens
     waiting: list[Tensor] = field(default_factory=list)  # states [1, layers, H] of the tokens after those, one by one
@@ -107,15 +107,24 @@ class PrefixCache:
             self.sums.append(connector.project_layers(torch.cat(self.waiting)))
             self.waiting = []
 
+    @property
+    def last(self) -> Tensor | None:
+        """Final hidden state [1, H] of the last token, which the next token is chosen from."""
+        return self.ends.get(len(self.keys))
+
     def common(self, keys: Sequence[int], limit: int) -> int:
-        """How many tokens can be kept, at most `limit`."""
+        """How many tokens can be kept, at most `limit`: up to where a forward ended.
+
+        Not up to any token: the rest of a forward that is run again by itself has the same numbers but for rounding.
+        So a graph that runs twice computes the same twice, to the last bit, whatever is cached of the first time.
+        """
         n = 0
         for mine, theirs in zip(self.keys[:limit], keys):
             if mine != theirs:
                 break
             n += 1
-        while 0 < n < len(keys) and keys[n] < 0 and keys[n - 1] == keys[n]:
-            n -= 1  # never resume inside a picture: its tokens are embedded together, in one pass of the vision tower
+        while n and (n not in self.ends or (n < len(keys) and keys[n] < 0 and keys[n - 1] == keys[n])):
+            n -= 1  # nor inside a picture: its tokens are embedded together, in one pass of the vision tower
         return n
 
 
@@ -303,10 +312,6 @@ class Mllm:
         """Brings the cache to exactly this context, with its last hidden state; None when cancelled on the way."""
         keys = self._keys(document, context)
         cache = self._reuse(keys, connector)
-        if cache.last is None and len(cache.keys) == len(keys):
-            # All keys and values are there, but not the last hidden state that the next token is chosen from (a crop
-            # dropped it): run one token again.
-            self._crop(cache, len(keys) - 1)
         done = len(cache.keys)
         if done == len(keys):
             return cache
@@ -320,13 +325,14 @@ class Mllm:
         ids = torch.tensor([context.ids[done:]], device=self.device)
         positions = self.positions(context.ids, grids)[:, None, done:].to(self.device)
         embeds = self.embed(ids, patches, grid)
-        for start in range(0, len(keys) - done, CHUNK):
+        # Cut before and after each picture, so that a rerolled one leaves what stands before it.
+        cuts = {end for span in spans for end in (span.start, span.end) if end > done}
+        for end in sorted({*cuts, *range(done + CHUNK, len(keys), CHUNK), len(keys)}):
             if cancelled():
                 return None
-            chunk = slice(start, start + CHUNK)
-            self._advance(
-                cache, keys[done + start : done + start + CHUNK], embeds[:, chunk], positions[..., chunk], connector
-            )
+            start = len(cache.keys)
+            chunk = slice(start - done, end - done)
+            self._advance(cache, keys[start:end], embeds[:, chunk], positions[..., chunk], connector)
         return cache
 
     def _reuse(self, keys: Sequence[int], connector: Connector | None) -> PrefixCache:
@@ -347,7 +353,7 @@ class Mllm:
             return
         self.crop_cache(cache.kv, remove)
         del cache.keys[keep:]
-        cache.last = None
+        cache.ends = {end: state for end, state in cache.ends.items() if end <= keep}
         if cache.known > keep:
             summed = cache.known - len(cache.waiting)
             del cache.waiting[max(keep - summed, 0) :]
@@ -388,7 +394,7 @@ class Mllm:
             self._cache = None  # some layers have these tokens, some not
             raise
         cache.keys.extend(keys)
-        cache.last = hidden[:, -1]
+        cache.ends[len(cache.keys)] = hidden[:, -1].clone()  # of a chunk, not the whole chunk
 
     def _choose(self, cache: PrefixCache, sampling: TokenSampling, seed: int, seen: Tensor) -> int:
         """The next token id. Control tokens other than <BOV> and the end of the turn cannot be written."""

@@ -1,6 +1,7 @@
-"""Sampling with trained settings: DuoGen Sampler (KSampler that knows the trained steps and cfg), DuoGen Sigmas.
+"""Sampling: DuoGen Sampler (KSampler that knows the trained steps and cfg), DuoGen Sigmas, Refresh Earlier Images.
 
-The stock KSampler draws the same image with the same numbers; these two look the numbers up.
+The stock KSampler draws the same image with the same numbers; the first two look the numbers up. The third trades
+exactness for time.
 """
 
 from __future__ import annotations
@@ -112,3 +113,42 @@ class DuoGenSigmas(io.ComfyNode):
 
         steps, cfg = sampling.trained_steps_and_cfg(model, steps, 0.0)
         return io.NodeOutput(sampling.trained_sigmas(model, steps), steps, cfg, sampling.trained_solver(model))
+
+
+class DuoGenRefreshEarlierImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenRefreshEarlierImages",
+            display_name="DuoGen Refresh Earlier Images (approximate)",
+            category=CATEGORY,
+            description="An approximation that saves time where earlier images are looked at: their keys and values "
+            "are computed anew only in every so many steps, and reused in the steps between. Checkpoints with "
+            "frame_causal attention (the bundled one) reuse them exactly already, and stay as they are.",
+            search_aliases=["speed", "cache", "teacache", "easycache", "kv cache"],
+            inputs=[
+                io.Model.Input("model", tooltip="The diffusion transformer."),
+                io.Int.Input(
+                    "every",
+                    default=2,
+                    min=1,
+                    max=100,
+                    tooltip="Compute them anew in every so many steps. 1 is exact. The more, the faster and the "
+                    "further from the exact image. They take memory beside the weights.",
+                ),
+            ],
+            outputs=[io.Model.Output("model", tooltip="The MODEL for a sampler.")],
+            is_experimental=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Any, every: int) -> io.NodeOutput:
+        from ..host.compatibility import check_model
+        from ..host.diffusion_model import REFRESH
+
+        check_model(model)
+        patched = model.clone()
+        patched.model_options["transformer_options"] = {
+            **patched.model_options.get("transformer_options", {}), REFRESH: every,
+        }  # fmt: skip
+        return io.NodeOutput(patched)

@@ -44,6 +44,7 @@ FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of tex
 PICTURE_ENDS = "duogen_picture_ends"  # the same for every image of the context, whether referred to or not
 PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees an image
 HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier images see
+REFRESH = "duogen_refresh"  # in transformer_options: `refresh` of the core's `prepare`
 STEP_TEXT = "duogen_text"  # the paragraph that the image illustrates
 PREPARED_RUNS = 4  # both branches of guidance, also where ComfyUI runs them one by one, and a second size or batch
 KEPT_SHARE = 1 / 8  # of the card's memory: what keys and values of earlier images may take between two images
@@ -295,6 +296,7 @@ class PackedForward:
         frame_ends: tuple[int, ...] | None = None,
         branches: tuple[BranchOfRun, ...] = (BranchOfRun(None),),
         changes: bool = True,
+        transformer_options: dict[str, Any] | None = None,
         **unused: Any,
     ) -> torch.Tensor:
         if x.ndim != 5 or x.shape[2] != 1:
@@ -314,7 +316,10 @@ class PackedForward:
             texts = [(text, each.hidden) for text, each in zip(context.chunk(len(branches)), branches, strict=True)]
             rows = len(x) // len(branches)  # references are the same for every branch
             frames = [self._frame(latent)[:rows] for latent in references]
-            prepared = self.prepare(frames, texts, target.shape, frame_ends=ends, cache=self.frame_cache)
+            prepared = self.prepare(
+                frames, texts, target.shape, frame_ends=ends, cache=self.frame_cache,
+                refresh=(transformer_options or {}).get(REFRESH, 1) if self.reuse else 1,
+            )  # fmt: skip
             run = PreparedRun(branches, tuple(x.shape), context, references, prepared)
             if self.reuse:
                 self.runs = (run, *self.runs)[:PREPARED_RUNS]

@@ -13,6 +13,7 @@ from typing import Any
 def main() -> dict[str, Any]:
     import comfy.sample
     import torch
+    from pack.nodes.definitions import sampling
     from pack.nodes.host import diffusion_model
 
     from duogen_core.dit.cosmos import PackedCosmos
@@ -52,10 +53,12 @@ def main() -> dict[str, Any]:
         )  # fmt: skip
         return form.process_in(latent)[:, :, 0]
 
-    def expected(plain: Any, count: int, batch: int = 1) -> torch.Tensor:
+    def expected(plain: Any, count: int, batch: int = 1, refresh: int = 1) -> torch.Tensor:
         with torch.inference_mode():
             own = text.expand(batch, -1, -1)
-            prepared = plain.prepare(frames[:count], [(own, None), (own, hidden)], sizes[-1], frame_ends=ends[:count])
+            prepared = plain.prepare(
+                frames[:count], [(own, None), (own, hidden)], sizes[-1], frame_ends=ends[:count], refresh=refresh
+            )
             noise = initial_noise(5, (batch, 16, 1, *sizes[-1]))[:, :, 0]
             return sample_picture(prepared.velocities, noise, sigmas(steps, 2.0), guidance=cfg)
 
@@ -108,6 +111,11 @@ def main() -> dict[str, Any]:
         mine["found by other weights"] = sum(found for _, found, _ in seen)
         mine["other weights draw another picture"] = float((other - drawn(model, 3)).abs().max()) > 1e-3
         compare(3)
+        sampling.DuoGenRefreshEarlierImages.GET_SCHEMA()
+        (refreshed,) = sampling.DuoGenRefreshEarlierImages.execute(model, 2).result
+        mine["refreshed"] = [
+            float((drawn(refreshed, 3) - expected(plain, 3, refresh=every)).abs().max()) for every in (1, 2)
+        ]
         shapes = {"ref_latents": [[1, 16, 256]], "c_crossattn": [[1, 1000, 20]]}
         held = model.model.memory_required([1, 16, 1, 8, 8], shapes)
         model.detach()

@@ -208,7 +208,10 @@ def test_edit_save_open_and_go_on(server: Server, random_model: Path, staged: Re
     assert {"write0", "append0", "write1", "append1", "write2"} <= set(result.cached)
     before, edited = saved_document(server, staged), saved_document(server, result, "kept")
     assert edited.text == "First a wall. A red door."
-    assert edited.pictures[0] == before.pictures[0] and edited.pictures[1] != before.pictures[1]
+    # What other graphs have left in the language model's cache may change the last bit of a state, and a pixel by one.
+    first, same = edited.pictures[0], before.pictures[0]
+    assert first.meta == same.meta and np.abs(first.pixels.astype(int) - same.pixels).max() <= 1
+    assert np.abs(edited.pictures[1].pixels.astype(int) - before.pictures[1].pixels).max() > 1
     assert edited.pictures[1].meta == {"seed": 8, "text": "A red door."}
 
     folder = result.outputs["kept"]["document"][0]["folder"]

@@ -54,6 +54,12 @@ def test_keys_and_values_belong_to_the_weights(run: dict[str, Any]):
         assert run["found by other weights"] == 3  # its own, by the second branch
 
 
+def test_refreshing_now_and_then_is_the_cores(run: dict[str, Any]):
+    exact, second = run["refreshed"]
+    assert second <= 1e-4
+    assert (exact <= 1e-4) == (run["attention"] == "frame_causal"), "full attention changes, frame_causal does not"
+
+
 def test_what_outlives_a_run_is_counted_and_goes_with_the_model(run: dict[str, Any]):
     causal = run["attention"] == "frame_causal"
     assert (run["held after the run"] > 0) == causal

@@ -160,6 +160,22 @@ def test_cached_equals_from_scratch_through_a_whole_answer(mllm, connector) -> N
     assert cached.patches == len(picture_patches(seen, mllm.image_processor)[0])
 
 
+def test_the_same_requests_in_turn_give_the_same_bits_whatever_is_cached(mllm, connector) -> None:
+    """A graph that runs a second time finds the cache full of the first run, and draws from the very same states."""
+    warm = fresh(mllm)
+    runs = []
+    for _ in range(2):
+        document, states = Document((Turn("user", (picture(64, 32), Text("How do I draw it?"))),)), []
+        for k in range(3):
+            out = warm.continue_(document, connector=connector, max_new_tokens=9)
+            document = document.append(Text(out.text)) if k else document.begin_turn("assistant", [Text(out.text)])
+            states.append(warm.encode(document, connector).states)
+            document = document.append(picture(64, 64, seed=k))
+        runs.append((document.text, states))
+    assert runs[0][0] == runs[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[1][1], strict=True))
+
+
 def test_a_new_turn_and_a_rerolled_picture_keep_what_came_before(mllm, connector) -> None:
     cached = fresh(mllm)
     first = Document((Turn("user", (Text("How?"),)),)).begin_turn("assistant", [Text("One"), picture(64, 64, 1)])

@@ -189,7 +189,7 @@ def test_long_prompts_are_cancelled_between_chunks_and_leave_a_good_cache(tokeni
     one = Picture(np.zeros((96, 160, 3), dtype=np.uint8))
     document = Document((Turn("user", (Text("a"), one, Text("b"))),))
     mllm = scripted(tokenizer, "ok", document=document)
-    looks = iter([False, True])
+    looks = iter([False, False, True])
     out = mllm.continue_(document, cancelled=lambda: next(looks))
     assert (out.text, out.stop, out.tokens) == ("", "interrupted", 0)
     assert mllm.cache_tokens() == 10  # inside the picture
