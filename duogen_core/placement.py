@@ -10,7 +10,7 @@ a card over several of them; else one part at a time (model); else layer by laye
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -131,6 +131,8 @@ def _place(components: Components, placement: Placement, need: Need | None, say:
     free = {each: None if size is None else int(size * SPARE) for each, size in have.items()}
     if how == "auto":
         how = "off" if free[device] is None else HOW[verdict(counted, free[device])[0]]
+        if how == "model" and _largest_turn(counted) > free[device]:
+            how = "layers"
         if how != "off" and _over_cards(components, sizes, free, say):
             return
     total = readable(sum(sizes.values()))
@@ -171,6 +173,17 @@ def _estimate(components: Components, need: Need) -> list[Term]:
         for term in terms([part], need):  # which counts work in half precision
             found.append(term if term.weights else replace(term, bytes=term.bytes * dtype.itemsize // HALF))
     return found
+
+
+def _largest_turn(counted: Sequence[Term]) -> int:
+    """Bytes on the card in the turn that takes most: a part, and what the others have cached, which stays there."""
+    cached = {
+        part: sum(term.bytes for term in counted if term.part == part and "cache" in term.what)
+        for part in KINDS.values()
+    }
+    whole = {part: sum(term.bytes for term in counted if term.part == part) for part in KINDS.values()}
+    always = whole["connector"] + sum(cached.values())
+    return max(always + whole[KINDS[part]] - cached[KINDS[part]] for part in TURNING)
 
 
 def _over_cards(

@@ -104,7 +104,7 @@ def _draw(first: np.ndarray, logits: Tensor, sampling: TokenSampling, number: fl
     place = _place(np.exp(values[:known] / sampling.temperature - total), sampling, number, whole)
     if place is not None:
         return int(ids[place])
-    every = (logits.double().cpu() / sampling.temperature).softmax(-1).numpy()
+    every = (logits.cpu().double() / sampling.temperature).softmax(-1).numpy()
     ordered = np.sort(every)[::-1]  # values alone: ten times as fast as with their places
     place = _place(ordered, sampling, number, True)
     equals = np.flatnonzero(every == ordered[place])

@@ -83,13 +83,27 @@ def test_a_language_model_larger_than_a_card_is_on_two_of_them(tight):
 def test_what_fits_part_by_part_takes_turns_within_the_memory_of_the_card(tight):
     parts, said = random_components(), []
     total = needs(parts)
-    room = max(needs(parts, name) for name in placement.TURNING) + needs(parts, "connector")
+    room = placement._largest_turn(placement._estimate(parts, NEED))
     assert room < total
     with limited(room) as card:
         place(parts, Placement("card:0"), NEED, said.append)
         assert parts.turns is not None and "take turns on card:0" in said[0]
         assert_same_answer(answered(parts), answered(random_components()))
         assert card.highest <= card.limit
+
+
+def test_what_the_others_have_cached_counts_in_a_turn(tight):
+    many = Need(
+        64, 64, references=200, tokens=64
+    )  # whose cached keys and values stay on the card while the MLLM writes
+    counted = placement._estimate(random_components(), many)
+    parts = {kind: sum(term.bytes for term in counted if term.part == kind) for kind in placement.KINDS.values()}
+    room = max(parts.values()) + parts["connector"]
+    assert placement._largest_turn(counted) > room
+    with limited(room):
+        assert place(random_components(), Placement("card:0"), many).offload == "layers"
+    with limited(placement._largest_turn(counted)):
+        assert place(random_components(), Placement("card:0"), many).offload == "model"
 
 
 def test_what_does_not_fit_comes_layer_by_layer(tight):
