@@ -8,11 +8,14 @@ Adding a family = one file here with a subclass of `base.Mllm`, and one line in 
     num_layers, hidden_size         how many decoder layers there are, how wide their outputs are
     max_positions                   how many tokens the family can look back on
     positions(ids, grids)           int64 [P, N] positions of the whole context; never guessed from the cache
-    embed(ids, patches, grids)      ids [1, n] (whole pictures only) -> [1, n, hidden_size]
+    embed(ids, patches, grids)      ids [1, n] (whole pictures only) -> [1, n, hidden_size]; [rows, 1] of written tokens
     new_cache(), crop_cache(c, k)   the KV cache; crop_cache drops the last k tokens exactly
     run_layers(e, pos, cache, f)    [1, n, hidden_size] -> last hidden state after the final norm; calls f(l, h) with
                                     the output of every decoder layer 0 … L-1, the last one after the final norm
-    logits(h)                       [1, hidden_size] -> [1, vocabulary]
+    batch(caches), run_rows(…)      optional: KV caches side by side, and run_layers on such a batch, one token a row
+                                    (e [rows, 1, hidden_size], pos [P, rows, 1]); its give_back() ends it
+    decoding()                      optional: is open while tokens are written
+    logits(h)                       [rows, hidden_size] -> [rows, vocabulary]
     build(config)                   classmethod: a config.json, as a dict -> the torch module
     module_name(name)               classmethod: a tensor's name in any file -> in the module
     guess_config(shapes)            classmethod: the config.json of a file that has none, from the shapes of its tensors

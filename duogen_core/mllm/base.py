@@ -1,10 +1,11 @@
 """The decode loop, the prefix cache, and the streamed connector states; the same for every MLLM family.
 
 In: a Document. Out: `continue_` -> Continuation (text and why it stopped), `encode` -> ContextStates (the condition of
-the picture that comes next). Both are pure functions of the Document (and seed): the one KV cache kept between calls
-only saves time. A new request reuses the longest common prefix of what is cached and crops the rest; tokens of a
-picture are compared by the picture's content. With a connector, every token that runs also leaves its
-`sum_l project_layer(l, h_l)`, [cross_width] numbers, so states never cost a second pass.
+the picture that comes next). Both are pure functions of the Document (and seed): the KV cache kept between calls only
+saves time. A new request reuses the longest common prefix of what is cached and crops the rest; tokens of a picture are
+compared by the picture's content. `continue_many` writes several documents as one batch, and keeps a cache for each.
+With a connector, every token that runs also leaves its `sum_l project_layer(l, h_l)`, [cross_width] numbers, so states
+never cost a second pass.
 Source: DuoGen (arXiv 2602.00508); design after karpathy/nanochat's engine (a loop that knows only token ids).
 """
 
@@ -14,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +90,7 @@ class ContextStates:
         return (self.states, self.last_segment) if end > start else None
 
 
-@dataclass
+@dataclass(eq=False)
 class PrefixCache:
     """One KV cache and what it stands for. keys: per token its id, or for a picture's tokens a hash below zero."""
 
@@ -128,6 +130,22 @@ class PrefixCache:
         return n
 
 
+@dataclass(eq=False)
+class _Row:
+    """A document while it is written on."""
+
+    cache: PrefixCache
+    stream: TextStream | MarkedStream
+    position: Tensor  # of the next token, [P, 1, 1]
+    seed: int
+    limit: int
+    seen: Tensor  # ids that a repetition penalty is for
+    stop: Stop = "max_tokens"
+    count: int = 0
+    caption: str | None = None
+    token: int = 0  # the last one that was written
+
+
 def _home(parameter: nn.Parameter) -> nn.Parameter:
     """The parameter that a copy on the device stands for (`duogen_core.devices.Offloaded`), or itself."""
     return getattr(parameter, "home", parameter)
@@ -155,7 +173,7 @@ class Mllm:
         self.prompted = prompted or (None if has_bov(tokenizer) else Prompted())
         self.control = control_ids(tokenizer, need_bov=self.prompted is None)
         self._device: torch.device | None = None
-        self._cache: PrefixCache | None = None
+        self._caches: list[PrefixCache] = []  # of the documents written last, the one used last at the end
         self._banned: Tensor | None = None
         self.generation: Mapping[str, Any] = {}  # of its generation_config.json, what `TokenSampling.resolved` reads
 
@@ -177,15 +195,24 @@ class Mllm:
     def device(self, device: torch.device | str | None) -> None:
         self._device = None if device is None else torch.device(device)
 
+    def batch(self, caches: Sequence[Any]) -> Any:
+        """Puts KV caches side by side for `run_rows`; None where a family cannot: then rows run one after another."""
+        return None
+
     def decoding(self) -> AbstractContextManager[None]:
         """Is open while tokens are written one by one; a family may make that faster."""
         return nullcontext()
 
     def clear_cache(self) -> None:
         """Forgets the cached prefix (memory, or weights changed in a way that cannot be seen). Costs time only."""
-        self._cache = None
+        self._caches = []
+
+    @property
+    def _cache(self) -> PrefixCache | None:
+        return self._caches[-1] if self._caches else None
 
     def cache_tokens(self) -> int:
+        """How many tokens the conversation that ran last has in the cache."""
         return len(self._cache.keys) if self._cache else 0
 
     # -- the two questions ------------------------------------------------------------------------------------------
@@ -211,45 +238,116 @@ class Mllm:
         position), so an interrupted answer that is continued later is the answer that was not interrupted. None: as the
         model's generation_config.json says, see `TokenSampling.resolved`.
         """
+        (written,) = self.continue_many(
+            [document], connector=connector, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, seeds=[seed],
+            on_token=on_token and (lambda _, text: on_token(text)), cancelled=cancelled,
+        )  # fmt: skip
+        return written
+
+    def continue_many(
+        self,
+        documents: Sequence[Document],
+        *,
+        connector: Connector | None = None,
+        max_new_tokens: int | Sequence[int] = 256,
+        temperature: float | None = 0.0,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seeds: Sequence[int] | None = None,
+        on_token: Callable[[int, str], None] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Continuation]:
+        """Continues several documents at once: each as `continue_` does, but one pass a token serves all of them.
+
+        Each is read on its own cached prefix; then they run side by side, and leave when they stop. The caches of these
+        documents, and no others, are kept for what comes next. on_token: with the index of the document.
+        """
         sampling = TokenSampling(temperature, top_p, top_k, min_p, repetition_penalty).resolved(self.generation)
-        if max_new_tokens < 0:
-            raise DuoGenError(f"max_new_tokens must be 0 or more, not {max_new_tokens}.")
-        context = self._layout(document)
-        stream = TextStream(on_token) if self.prompted is None else MarkedStream(on_token)
-        caption = None
+        limits = [max_new_tokens] * len(documents) if isinstance(max_new_tokens, int) else max_new_tokens
+        if min(limits, default=0) < 0:
+            raise DuoGenError(f"max_new_tokens must be 0 or more, not {min(limits)}.")
+        contexts = [self._layout(document) for document in documents]
         cancelled = cancelled or (lambda: False)
         with torch.inference_mode(), self.decoding():
-            cache = self._prefill(document, context, connector, cancelled)
-            if cache is None:
-                return Continuation("", "interrupted", 0)
-            position = self._next_position(context, document)
-            seen = self._seen(cache.keys)
-            stop: Stop = "max_tokens"
-            for count in range(max_new_tokens + 1):
+            keys = [self._keys(*pair) for pair in zip(documents, contexts)]
+            self._caches = caches = self._reuse(keys, connector)
+            rows = []
+            for index, (document, context) in enumerate(zip(documents, contexts)):
+                told = on_token and partial(on_token, index)
+                rows.append(
+                    _Row(
+                        caches[index],
+                        TextStream(told) if self.prompted is None else MarkedStream(told),
+                        self._next_position(context, document),
+                        seeds[index] if seeds is not None else 0,
+                        limits[index],
+                        self._seen(keys[index]),
+                    )
+                )
+                if not self._prefill(caches[index], keys[index], document, context, connector, cancelled):
+                    return [Continuation("", "interrupted", 0) for _ in documents]
+            self._write(rows, sampling, connector, cancelled)
+        return [Continuation(row.stream.finish(), row.stop, row.count, row.caption or "") for row in rows]
+
+    def _write(
+        self, rows: Sequence[_Row], sampling: TokenSampling, connector: Connector | None, cancelled: Callable[[], bool]
+    ) -> None:
+        """Writes on until every row has stopped, or all are cancelled."""
+        batch = None
+        try:
+            while rows:
                 if cancelled():
-                    stop = "interrupted"
+                    for row in rows:
+                        row.stop = "interrupted"
                     break
-                token = self._choose(cache, sampling, seed, seen)
-                if token == self.control.bov:
-                    stop = "picture"
-                    break
-                if token in (self.control.im_end, self.control.end_of_text):
-                    caption = stream.end()
-                    stop = "end" if caption is None else "picture"
-                    break
-                if count == max_new_tokens or len(cache.keys) >= self.max_positions:
-                    break  # looked ahead: a text of exactly max_new_tokens that ends here has ended
-                caption = stream.put(token_bytes(self.tokenizer, token))
-                if caption is not None:
-                    stop = "picture"
-                    count += 1
-                    break
-                ids = torch.tensor([[token]], device=self.device)
-                self._advance(cache, [token], self.embed(ids, None, None), position, connector)
-                position = position + 1
+                tokens = self._choose(rows, sampling)
+                going = [row for row, token in zip(rows, tokens) if self._takes(row, token)]
+                if len(going) < len(rows) and batch is not None:
+                    batch.give_back()
+                    batch = None
+                rows = going
+                if len(rows) > 1 and batch is None:
+                    batch = self.batch([row.cache.kv for row in rows])
+                for together in [rows] if batch is not None else [[row] for row in rows]:
+                    self._write_tokens(together, batch, connector)
                 if sampling.repetition_penalty != 1:
-                    seen = torch.cat([seen, ids[0]])
-        return Continuation(stream.finish(), stop, count, caption or "")
+                    for row in rows:
+                        row.seen = torch.cat([row.seen, row.seen.new_tensor([row.token])])
+        finally:
+            if batch is not None:
+                batch.give_back()
+
+    def _takes(self, row: _Row, token: int) -> bool:
+        """Whether the row goes on with this token; where it does not, it knows why."""
+        if token == self.control.bov:
+            row.stop = "picture"
+        elif token in (self.control.im_end, self.control.end_of_text):
+            row.caption = row.stream.end()
+            row.stop = "end" if row.caption is None else "picture"
+        # Looked ahead: a text of exactly as many tokens as it may have that ends here has ended.
+        elif row.count < row.limit and len(row.cache.keys) < self.max_positions:
+            row.token, row.count = token, row.count + 1
+            row.caption = row.stream.put(token_bytes(self.tokenizer, token))
+            if row.caption is None:
+                return True
+            row.stop = "picture"
+        return False
+
+    def _write_tokens(self, rows: Sequence[_Row], batch: Any, connector: Connector | None) -> None:
+        """Runs the last token of each row through the layers; without a batch there is one row."""
+        caches, ids = [row.cache for row in rows], [row.token for row in rows]
+        positions = torch.cat([row.position for row in rows], dim=1)
+        embeds = self.embed(torch.tensor(ids, device=self.device)[:, None], None, None)
+        if batch is None:
+            run = partial(self.run_layers, embeds, positions, caches[0].kv)
+        else:
+            run = partial(self.run_rows, embeds, positions, batch)
+        self._advance(caches, [[token] for token in ids], connector, run)
+        for row in rows:
+            row.position = row.position + 1
 
     def encode(
         self, document: Document, connector: Connector, cancelled: Callable[[], bool] | None = None
@@ -260,8 +358,10 @@ class Mllm:
         """
         context = self._layout(document)
         with torch.inference_mode():
-            cache = self._prefill(document, context, connector, cancelled or (lambda: False))
-            if cache is None:
+            keys = self._keys(document, context)
+            (cache,) = self._reuse([keys], connector)
+            self._caches = [*(each for each in self._caches if each is not cache), cache]
+            if not self._prefill(cache, keys, document, context, connector, cancelled or (lambda: False)):
                 raise Cancelled("Reading the conversation was stopped.")
             cache.project(connector)
             total = torch.cat(cache.sums)
@@ -307,14 +407,19 @@ class Mllm:
         return self.device, _versions(self.model)
 
     def _prefill(
-        self, document: Document, context: Layout, connector: Connector | None, cancelled: Callable[[], bool]
-    ) -> PrefixCache | None:
-        """Brings the cache to exactly this context, with its last hidden state; None when cancelled on the way."""
-        keys = self._keys(document, context)
-        cache = self._reuse(keys, connector)
+        self,
+        cache: PrefixCache,
+        keys: list[int],
+        document: Document,
+        context: Layout,
+        connector: Connector | None,
+        cancelled: Callable[[], bool],
+    ) -> bool:
+        """Brings a cache that has a prefix of this context to the whole, with its last hidden state; False: cancelled
+        on the way."""
         done = len(cache.keys)
         if done == len(keys):
-            return cache
+            return True
         grids = self._grids(document)
         spans = context.pictures
         new = [i for i, span in enumerate(spans) if span.end - 1 > done]  # end - 1 is <|vision_end|>: it needs none
@@ -329,23 +434,39 @@ class Mllm:
         cuts = {end for span in spans for end in (span.start, span.end) if end > done}
         for end in sorted({*cuts, *range(done + CHUNK, len(keys), CHUNK), len(keys)}):
             if cancelled():
-                return None
+                return False
             start = len(cache.keys)
             chunk = slice(start - done, end - done)
-            self._advance(cache, keys[start:end], embeds[:, chunk], positions[..., chunk], connector)
-        return cache
+            run = partial(self.run_layers, embeds[:, chunk], positions[..., chunk], cache.kv)
+            self._advance([cache], [keys[start:end]], connector, run)
+        return True
 
-    def _reuse(self, keys: Sequence[int], connector: Connector | None) -> PrefixCache:
-        """The cached prefix that fits, cropped; or an empty cache."""
-        cache, stamp = self._cache, self._stamp()
-        if cache is None or cache.stamp != stamp:
-            cache = self._cache = PrefixCache(self.new_cache(), stamp)
+    def _reuse(self, contexts: Sequence[Sequence[int]], connector: Connector | None) -> list[PrefixCache]:
+        """A cache for each of these contexts, cropped to the prefix that fits: the longest ones first; or a new one."""
+        stamp = self._stamp()
+        self._caches = [cache for cache in self._caches if cache.stamp == stamp]
         if connector is not None:
             made_by = weakref.ref(connector), _versions(connector)
-            if cache.connector != made_by:
-                cache.connector, cache.sums, cache.waiting, cache.known = made_by, [], [], 0
-        self._crop(cache, cache.common(keys, len(cache.keys) if connector is None else cache.known))
-        return cache
+            for cache in self._caches:
+                if cache.connector != made_by:
+                    cache.connector, cache.sums, cache.waiting, cache.known = made_by, [], [], 0
+        fits = [
+            (cache.common(keys, len(cache.keys) if connector is None else cache.known), -index, number)
+            for number, cache in enumerate(self._caches)
+            for index, keys in enumerate(contexts)
+        ]
+        found: dict[int, PrefixCache] = {}
+        taken: set[int] = set()
+        for common, minus, number in sorted(fits, reverse=True):
+            if -minus not in found and number not in taken:
+                taken.add(number)
+                found[-minus] = self._caches[number]
+                self._crop(found[-minus], common)
+        for index in range(len(contexts)):
+            if index not in found:
+                found[index] = PrefixCache(self.new_cache(), stamp)
+                found[index].connector = None if connector is None else made_by
+        return [found[index] for index in range(len(contexts))]
 
     def _crop(self, cache: PrefixCache, keep: int) -> None:
         remove = len(cache.keys) - keep
@@ -362,15 +483,20 @@ class Mllm:
             cache.known = keep
 
     def _advance(
-        self, cache: PrefixCache, keys: Sequence[int], embeds: Tensor, positions: Tensor, connector: Connector | None
+        self,
+        caches: Sequence[PrefixCache],
+        keys: Sequence[Sequence[int]],
+        connector: Connector | None,
+        run: Callable[[Callable[[int, Tensor], None] | None], Tensor],
     ) -> None:
-        """Runs these tokens through the layers; their keys, values and connector sums join the cache."""
+        """Runs tokens through the layers (`run`, with what is to see each), and notes them in the caches.
+
+        keys: of one conversation as many as come, of several one token each; `run` gives [rows, n, hidden_size].
+        """
         total: Tensor | None = None
         states: list[Tensor] = []
 
-        def add(
-            layer: int, h: Tensor
-        ) -> None:  # layer by layer, so that a long context's states never lie side by side
+        def add(layer: int, h: Tensor) -> None:  # at once, so that a long context's layers never lie side by side
             nonlocal total
             part = connector.project_layer(layer, h[0])
             total = part if total is None else total.add_(part)
@@ -380,30 +506,30 @@ class Mllm:
                 states.append(h.to(states[0].device) if states else h)
 
         try:
-            on_layer = None if connector is None else keep if len(keys) == 1 else add
-            hidden = self.run_layers(embeds, positions, cache.kv, on_layer)
-            if connector is not None:
-                if len(cache.waiting) == WAITING or total is not None:
+            hidden = run(None if connector is None else keep if len(keys[0]) == 1 else add)
+            layers = torch.cat(states, dim=1) if states else None
+            for row, cache in enumerate(caches):
+                cache.keys.extend(keys[row])
+                cache.ends[len(cache.keys)] = hidden[row, -1:].clone()  # of a chunk, not the whole chunk
+                if connector is None:
+                    continue
+                if total is not None or len(cache.waiting) == WAITING:
                     cache.project(connector)
-                if total is not None:
-                    cache.sums.append(total)
-                else:
-                    cache.waiting.append(torch.cat(states, dim=1))
-                cache.known += len(keys)
+                cache.sums.append(total) if total is not None else cache.waiting.append(layers[row : row + 1])
+                cache.known += len(keys[row])
         except BaseException:
-            self._cache = None  # some layers have these tokens, some not
+            # Some layers have these tokens, some not.
+            self._caches = [cache for cache in self._caches if cache not in caches]
             raise
-        cache.keys.extend(keys)
-        cache.ends[len(cache.keys)] = hidden[:, -1].clone()  # of a chunk, not the whole chunk
 
-    def _choose(self, cache: PrefixCache, sampling: TokenSampling, seed: int, seen: Tensor) -> int:
-        """The next token id. Control tokens other than <BOV> and the end of the turn cannot be written."""
-        logits = self.logits(cache.last).float()
+    def _choose(self, rows: Sequence[_Row], sampling: TokenSampling) -> list[int]:
+        """The next token of each row. Control tokens other than <BOV> and the end of the turn cannot be written."""
+        logits = self.logits(torch.cat([row.cache.last for row in rows])).float()
         if self._banned is None or self._banned.device != logits.device:
             self._banned = self._banned_ids(logits.shape[-1]).to(logits.device)
         logits = logits.masked_fill(self._banned, float("-inf"))
-        (token,) = choose(logits, sampling, [seed], [len(cache.keys)], [seen])
-        return token
+        seeds, positions = [row.seed for row in rows], [len(row.cache.keys) for row in rows]
+        return choose(logits, sampling, seeds, positions, [row.seen for row in rows])
 
     def _seen(self, keys: Sequence[int]) -> Tensor:
         """Ids that a repetition penalty is for: words. That an image was drawn or a turn ended is no repetition."""

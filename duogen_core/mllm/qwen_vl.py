@@ -49,6 +49,21 @@ class QwenVL(Mllm):
         if remove:  # transformers: a negative number is how many tokens go, a positive one how many stay
             cache.crop(-remove)
 
+    def batch(self, caches: Sequence[Any]) -> Any:
+        from duogen_core.mllm.decoding import Batch
+
+        # Other attention functions than these take masks of another kind, or none.
+        attention = getattr(self.model.config.text_config, "_attn_implementation", None)
+        sliding = getattr(self.model.model.language_model, "has_sliding_layers", False)
+        return Batch(caches) if attention in ("sdpa", "eager") and not sliding else None
+
+    def run_rows(
+        self, embeds: Tensor, positions: Tensor, batch: Any, on_layer: Callable[[int, Tensor], None] | None
+    ) -> Tensor:
+        hidden = self._run_one(embeds, positions, batch.cache, on_layer, batch.mask())
+        batch.new += 1
+        return hidden
+
     def run_layers(
         self,
         embeds: Tensor,
@@ -59,17 +74,28 @@ class QwenVL(Mllm):
     ) -> Tensor:
         """extra: what a family's own language model takes besides."""
         language_model = self.model.model.language_model
-        # transformers renamed past_key_values to cache in 5.24 and drops the old name in 5.40.
+        if embeds.shape[1] == 1 and not extra and not getattr(language_model, "has_sliding_layers", False):
+            return self._run_one(embeds, positions, cache, on_layer)
+        extra[_cache_argument(type(language_model))] = cache
+        with layer_outputs(self.model, on_layer):
+            out = language_model(inputs_embeds=embeds, position_ids=positions, use_cache=True, **extra)
+        return out.last_hidden_state
+
+    def _run_one(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        cache: Any,
+        on_layer: Callable[[int, Tensor], None] | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """One token of each row, which sees all before it: no mask to make, no hooks to set, only layer after layer."""
+        language_model = self.model.model.language_model
         kv = {_cache_argument(type(language_model)): cache}
-        if embeds.shape[1] > 1 or extra or getattr(language_model, "has_sliding_layers", False):
-            with layer_outputs(self.model, on_layer):
-                out = language_model(inputs_embeds=embeds, position_ids=positions, use_cache=True, **kv, **extra)
-            return out.last_hidden_state
-        # One token sees all before it: no mask to make, no hooks to set, only one layer after the other.
         rotary = language_model.rotary_emb(embeds, positions)
         hidden, last = embeds, len(language_model.layers) - 1
         for index, layer in enumerate(language_model.layers):
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, **kv)
+            hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, **kv)
             hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # Qwen2.5-VL of transformers 4
             if on_layer is not None and index < last:
                 on_layer(index, hidden)
@@ -167,6 +193,7 @@ class Sizes:
 
 @lru_cache
 def _cache_argument(language_model: type[nn.Module]) -> str:
+    """transformers renamed past_key_values to cache in 5.24 and drops the old name in 5.40."""
     return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"
 
 

@@ -65,12 +65,13 @@ class Scripted(Mllm):
         return torch.full_like(embeds, len(cache))
 
     def logits(self, hidden):
-        out = torch.zeros(1, self.model.table.num_embeddings)
+        out = torch.zeros(len(hidden), self.model.table.num_embeddings)
         for token, value in self.odds.items():
-            out[0, token] = value
-        step = int(hidden[0, 0]) - self.start
-        if step < len(self.script):
-            out[0, self.script[step]] = 50
+            out[:, token] = value
+        for row, state in zip(out, hidden):
+            step = int(state[0]) - self.start
+            if step < len(self.script):
+                row[self.script[step]] = 50
         return out
 
 
