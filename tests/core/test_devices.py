@@ -181,7 +181,10 @@ def test_parts_take_turns_on_the_card_and_the_prefix_cache_outlives_them():
     parts.turns = Turns({name: parts.modules[name] for name in ("mllm", "dit", "vae")}, CARD)
     parts.mllm.device = CARD
     assert memory[0].used - before < whole / 10
+    drew = []
+    parts.dit.patch_embed.proj.register_forward_hook(lambda _module, _args, out: drew.append(out.device))
     assert_same_answer(answered(parts), expected)
+    assert set(drew) == {CARD}
     parts.use("mllm")
     there = parts.modules["mllm"].get_input_embeddings().weight
     assert there.device == CARD and parts.dit.patch_embed.proj.weight.device.type == "cpu"
