@@ -63,6 +63,23 @@ def test_an_image_of_the_request_and_writing_itself_run_on_a_card():
     close(states[1], states[0])
 
 
+def test_several_documents_are_written_as_one_batch_on_a_card():
+    documents, found = [request(), request("Draw a small star and a very large heart."), request("Why?")], []
+    for parts in (random_components(), on_card()):
+        how = {"connector": parts.connector, "max_new_tokens": 7, "temperature": 0.8, "seeds": [1, 2, 3]}
+        written = parts.mllm.continue_many(documents, **how)
+        found.append((written, [parts.mllm.encode(each, parts.connector).states for each in documents]))
+    assert found[0][0] == found[1][0]
+    for ours, theirs in zip(found[1][1], found[0][1], strict=True):
+        close(ours, theirs)
+
+
+def test_refreshed_earlier_images_run_on_a_card():
+    settings = Settings(steps=4, refresh=2)
+    parts = [random_components(attention="full"), on_card("full")]
+    assert_same_answer(*(answered(each, settings) for each in parts))
+
+
 def test_prompts_alone_run_on_a_card():
     for pad_to in (None, 16):
         states = [
