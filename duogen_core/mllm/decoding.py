@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -88,9 +89,11 @@ def _gains(weight: Tensor) -> bool:
 
 class _FewRowsLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        # Weights may have come to a card, layer by layer, since their device was looked at.
-        if x.numel() > FEW * self.in_features or x.device.type != "cpu" or x.requires_grad:
-            return super().forward(x)
+        # Weights may have come to a card, layer by layer, since their device was looked at. And torch.compile, which
+        # knows the operator itself, refuses to be given it.
+        many = x.numel() > FEW * self.in_features
+        if many or x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+            return F.linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 

@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 from duogen_core.compiling import Compiled, pieces_of_dit, pieces_of_mllm
 from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.mllm import decoding
 from tests.core.test_devices import CARD, answered, assert_same_answer
 from tests.core.tiny import random_components, request
 
@@ -74,6 +75,22 @@ def test_writing_is_the_same_and_compiles_for_one_token_and_for_many():
     parts.mllm.clear_cache()
     parts.mllm.continue_(request("Draw a very, very large and quite blue square, please."), max_new_tokens=5)
     assert counter.frame_count == before
+
+
+def test_the_cpus_own_operator_for_few_rows_is_not_given_to_the_compiler(monkeypatch):
+    monkeypatch.setattr(decoding, "LARGE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    parts, graphs = random_components(), []
+    expected = parts.mllm.continue_(request(), max_new_tokens=4)
+    parts.mllm.clear_cache()
+
+    def backend(graph, inputs):  # inductor stops at this operator
+        graphs.append(str(graph.graph))
+        return graph.forward
+
+    compiled = Compiled(pieces_of_mllm(parts.mllm.model), pytest.fail, backend=backend)
+    assert parts.mllm.continue_(request(), max_new_tokens=4) == expected
+    assert compiled.pieces and graphs and not any("mkldnn" in graph for graph in graphs)
 
 
 @pytest.mark.slow
