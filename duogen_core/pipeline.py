@@ -354,67 +354,135 @@ def generate(
     cancelled: Callable[[], bool] | None = None,
 ) -> Document:
     """Answers the document. A cancelled run returns what was finished, with the stop reason "interrupted"."""
+    (answer,) = generate_many(components, [document], settings, None, callbacks and [callbacks], cancelled)
+    return answer
+
+
+def generate_many(
+    components: Components,
+    documents: Sequence[Document],
+    settings: Settings | None = None,
+    seeds: Sequence[int] | None = None,
+    callbacks: Sequence[Callbacks] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> list[Document]:
+    """Answers several documents: they are written as one batch until each is due an image or ends, those images are
+    drawn one after another, and so on. Each answer is the one that `generate` gives, up to rounding.
+
+    seeds: one for each document, in place of the settings'. callbacks: one for each document.
+    """
     import torch
 
+    cancelled = cancelled or (lambda: False)
+    for document in documents:
+        check_request(document)
     settings = _resolved(settings, components)
-    watch, cancelled = callbacks or Callbacks(), cancelled or (lambda: False)
-    check_request(document)
-
-    def marked(document: Document, stop_reason: str) -> Document:
-        return document.replace_generation(**generation_record(components.name, settings, stop_reason))
-
-    def keep(document: Document) -> Document:
-        # Whatever ends the run from here on, what is on disk says truly that it was interrupted.
-        document = marked(document, "interrupted")
-        watch.on_document(document)
-        return document
-
     # A warm prefix cache gives the same states up to rounding; starting cold, the same request gives the same bytes.
     components.mllm.clear_cache()
     with torch.inference_mode():
-        sampler = PictureSampler(components, settings)
-        drawn, tokens_left, stop = 0, settings.max_new_tokens, None
-
-        def write(document: Document, stream: Callable[[], Callable[[str], None]]) -> Continuation:
-            components.use("mllm")
-            return components.mllm.continue_(
+        answers = [
+            _Answer(
+                components,
                 document,
-                connector=components.connector,
-                max_new_tokens=tokens_left,
-                seed=settings.seed,
-                **settings.token_sampling(),
-                on_token=stream(),
-                cancelled=cancelled,
+                settings if seeds is None else replace(settings, seed=seeds[index]),
+                Callbacks() if callbacks is None else callbacks[index],
             )
+            for index, document in enumerate(documents)
+        ]
+        while growing := [answer for answer in answers if answer.stop is None]:
+            for answer, written in zip(growing, _write(components, growing, cancelled)):
+                answer.take(written)
+            for answer in growing:
+                if answer.stop is None:
+                    answer.draw(cancelled)
+    return [answer.document for answer in answers]
 
+
+class _Answer:
+    """One answer while it grows."""
+
+    def __init__(self, components: Components, document: Document, settings: Settings, watch: Callbacks) -> None:
+        self.components, self.document, self.settings, self.watch = components, document, settings, watch
+        self.sampler = PictureSampler(components, settings)
+        self.texts = without_repeats(watch.on_token)
+        self.drawn, self.tokens_left, self.caption = 0, settings.max_new_tokens, ""
+        self.stop: str | None = None
+
+    def take(self, written: Continuation) -> None:
+        """Appends what was written; ends the answer, unless an image is due."""
+        self.tokens_left -= written.tokens
+        self.caption, self.texts = written.caption, without_repeats(self.watch.on_token)
+        self._keep(with_caption(with_text(self.document, written.text), written.caption))
+        if written.stop != "picture":
+            self._end(written.stop)
+        elif self.drawn >= self.settings.max_images:
+            self._end("max_images")
+
+    def draw(self, cancelled: Callable[[], bool]) -> None:
+        seed = picture_seed(self.settings.seed, self.drawn)
+        on_step = _counted(self.watch.on_picture_step, self.drawn)
+        draw = partial(self.sampler.draw, self.document, seed, on_step, cancelled)
+        try:
+            pixels = self._retry(draw, what=f"drawing image {self.drawn + 1}")
+        except Cancelled:
+            self._end("interrupted")
+            return
+        self._keep(with_picture(with_caption(self.document, ""), pixels, seed, self.caption))
+        self.watch.on_picture(self.drawn, self.document.pictures[-1])
+        self.drawn += 1
+
+    def _retry(self, run: Callable[[], Any], *, what: str) -> Any:
         def leaner() -> str:
-            sampler.clear()
-            return components.go_leaner()
+            self.sampler.clear()
+            return self.components.go_leaner()
 
-        retry = partial(retry_out_of_memory, leaner=leaner, say=watch.on_notice)
-        while stop is None:
-            written = retry(partial(write, document, without_repeats(watch.on_token)), what="writing")
-            tokens_left -= written.tokens
-            document = keep(with_caption(with_text(document, written.text), written.caption))
-            if written.stop != "picture":
-                stop = written.stop
-            elif drawn >= settings.max_images:
-                stop = "max_images"
-            else:
-                seed = picture_seed(settings.seed, drawn)
-                try:
-                    on_step = _counted(watch.on_picture_step, drawn)
-                    draw = partial(sampler.draw, document, seed, on_step, cancelled)
-                    pixels = retry(draw, what=f"drawing image {drawn + 1}")
-                except Cancelled:
-                    stop = "interrupted"
-                    continue
-                document = keep(with_picture(with_caption(document, ""), pixels, seed, written.caption))
-                watch.on_picture(drawn, document.pictures[-1])
-                drawn += 1
-    document = marked(with_caption(document, ""), stop)
-    watch.on_document(document)
-    return document
+        return retry_out_of_memory(run, what=what, leaner=leaner, say=self.watch.on_notice)
+
+    def _keep(self, document: Document) -> None:
+        # Whatever ends the run from here on, what is on disk says truly that it was interrupted.
+        self.document = self._marked(document, "interrupted")
+        self.watch.on_document(self.document)
+
+    def _end(self, stop: str) -> None:
+        self.stop = stop
+        self.sampler.clear()
+        self.document = self._marked(with_caption(self.document, ""), stop)
+        self.watch.on_document(self.document)
+
+    def _marked(self, document: Document, stop: str) -> Document:
+        return document.replace_generation(**generation_record(self.components.name, self.settings, stop))
+
+
+def _write(components: Components, answers: Sequence[_Answer], cancelled: Callable[[], bool]) -> Sequence[Continuation]:
+    """Lets the MLLM write all of these answers on; where memory runs out, leaner, once."""
+    settings = answers[0].settings
+
+    def write() -> Sequence[Continuation]:
+        components.use("mllm")
+        how = {"connector": components.connector, "cancelled": cancelled, **settings.token_sampling()}
+        streams = [answer.texts() for answer in answers]
+        if len(answers) == 1:
+            (answer,) = answers
+            return [
+                components.mllm.continue_(
+                    answer.document, max_new_tokens=answer.tokens_left, seed=answer.settings.seed,
+                    on_token=streams[0], **how,
+                )
+            ]  # fmt: skip
+        return components.mllm.continue_many(
+            [answer.document for answer in answers],
+            max_new_tokens=[answer.tokens_left for answer in answers],
+            seeds=[answer.settings.seed for answer in answers],
+            on_token=lambda index, text: streams[index](text),
+            **how,
+        )
+
+    def leaner() -> str:
+        for answer in answers:
+            answer.sampler.clear()
+        return components.go_leaner()
+
+    return retry_out_of_memory(write, what="writing", leaner=leaner, say=answers[0].watch.on_notice)
 
 
 def _resolved(settings: Settings | None, components: Components) -> Settings:

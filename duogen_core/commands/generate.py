@@ -127,6 +127,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="above 1: words that the conversation already has become less likely; default: 1, with --temperature the "
         "model's own",
     )
+    add(
+        "--requests",
+        metavar="FILE",
+        help="instead of a request, a file of many: a line of text each, or a line of JSON with prompt, and perhaps "
+        "images, seed and out; every answer gets a folder of its own in --out, and what is finished there stays",
+    )
+    add(
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="with --requests: answers that are written together, as one batch; default: %(default)s",
+    )
     add("--json", action="store_true", help="print a summary as JSON instead of the path")
     add("--quiet", action="store_true", help="show no progress on stderr")
     add_device_options(parser)
@@ -134,18 +147,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
-    out = _checked_out(args.out)
+    if args.requests is not None:
+        from duogen_core.commands.generate_requests import run_requests
+
+        return run_requests(args)
+    out = checked_out(args.out)
     with lock_folder(out):
         from duogen_core.document.store import finish_swap
 
         finish_swap(out)  # left half-way by a run that was killed
         document, settings = _request(args)
-        parts = _parts(args)
         progress = Progress(args.quiet)
-        placement = placement_of(args)
-        components = _load_parts(parts, placement, progress) if parts else _load(_model(args), placement, progress)
-        _place(components, placement, document, settings, progress)
+        components = load_placed(args, document, settings, progress)
         return _answer(components, document, settings, out, progress, args.json)
+
+
+def load_placed(args: argparse.Namespace, document: Document, settings: Settings, progress: Progress) -> Components:
+    """Loads the model that the options name, where they say; document: as large a request as it is to answer."""
+    parts, placement = _parts(args), placement_of(args)
+    components = _load_parts(parts, placement, progress) if parts else _load(_model(args), placement, progress)
+    _place(components, placement, document, settings, progress)
+    return components
 
 
 def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
@@ -154,7 +176,7 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
     if not prompt.strip() and (not args.document or args.prompt is not None or args.image):
         raise DuoGenError('The request is empty; write what the answer should be about, for example "Draw a red star."')
     from duogen_core.document import Document, Picture, Text
-    from duogen_core.pipeline import Settings, check_request
+    from duogen_core.pipeline import check_request
 
     document = Document()
     if args.document:
@@ -173,7 +195,14 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
             )
         known = document.generation.get("seed")  # the same seed as before: the answer continues as it would have
         seed = known if seed is None and isinstance(known, int) and not isinstance(known, bool) else seed
-    settings = Settings(
+    check_request(document)
+    return document, settings_of(args, seed)
+
+
+def settings_of(args: argparse.Namespace, seed: int | None) -> Settings:
+    from duogen_core.pipeline import Settings
+
+    return Settings(
         seed=0 if seed is None else seed,
         steps=args.steps,
         guidance=args.guidance,
@@ -188,8 +217,6 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
         min_p=args.min_p,
         repetition_penalty=args.repetition_penalty,
     )
-    check_request(document)
-    return document, settings
 
 
 def _temperature(text: str) -> float | None:
@@ -211,7 +238,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _checked_out(name: str) -> Path:
+def checked_out(name: str) -> Path:
     """Returns a folder that can be written. Of what stands there, only an earlier answer is ever replaced."""
     if not name.strip():
         raise DuoGenError("--out has no name; give the folder to write the answer to.")
@@ -312,12 +339,7 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
     from duogen_core.render import write_rendered
 
     progress.max_images = settings.max_images
-    if settings.size:
-        from duogen_core.vae import fit_size
-
-        if (size := fit_size(*settings.size)) != settings.size:
-            wanted, drawn = ("x".join(map(str, one)) for one in (settings.size, size))
-            progress.line(f"Images are drawn in {drawn}, the nearest size in multiples of 16 to {wanted}.")
+    say_size(settings, progress)
     writer = DocumentWriter(out, overwrite=True)
     saved: list[Document] = []
 
@@ -351,11 +373,21 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
         progress.end_line()  # the model may have been stopped in the middle of a line
     pictures = len(document.pictures) - before
     stop = document.generation["stop_reason"]
-    progress.line(f"{_count(pictures, 'image')} in {progress.elapsed():.1f} s, {REASONS[stop]}.")
+    progress.line(f"{count(pictures, 'image')} in {progress.elapsed():.1f} s, {REASONS[stop]}.")
     if stop == "interrupted":
         print(f"Stopped. What was finished is in {out}.", file=sys.stderr)
-    print(json.dumps(_summary(document, out, pictures, progress)) if as_json else out, flush=True)
+    print(json.dumps(summary(document, out, pictures, progress)) if as_json else out, flush=True)
     return interrupt.EXIT_CODE if stop == "interrupted" else 0
+
+
+def say_size(settings: Settings, progress: Progress) -> None:
+    """Says where images are drawn in another size than the one that was asked for."""
+    if settings.size:
+        from duogen_core.vae import fit_size
+
+        if (size := fit_size(*settings.size)) != settings.size:
+            wanted, drawn = ("x".join(map(str, one)) for one in (settings.size, size))
+            progress.line(f"Images are drawn in {drawn}, the nearest size in multiples of 16 to {wanted}.")
 
 
 REASONS = {
@@ -366,11 +398,11 @@ REASONS = {
 }
 
 
-def _count(n: int, what: str) -> str:
+def count(n: int, what: str) -> str:
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def _summary(document: Document, out: Path, pictures: int, progress: Progress) -> dict:
+def summary(document: Document, out: Path, pictures: int, progress: Progress) -> dict:
     return {
         "document": str(out),
         "html": str(out / "document.html"),

@@ -2,8 +2,9 @@
 
 In: prompts, each with the seed of its images. Out: the answers in the order of the prompts, each with its seconds.
 An answer is a pure function of prompt and seed, so the number of processes changes only the time. (The number of CPU
-threads may change it: it decides in which order a matrix product is summed.) With several cards each process has one:
-with `in_processes` rather than accelerate's launcher, as it keeps the order and says which process was killed.
+threads and the size of a batch may change its last digits: they decide how a matrix product is summed.) With several
+cards each process has one: with `in_processes` rather than accelerate's launcher, as it keeps the order and says which
+process was killed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from duogen_core.checkpoint import Components
 from duogen_core.device_options import DEFAULT, Placement
 from duogen_core.devices import devices_of
 from duogen_core.document import Document
-from duogen_core.pipeline import Settings, generate
+from duogen_core.pipeline import Settings, generate, generate_many
 from duogen_core.placement import load_placed
 from duogen_core.processes import in_processes
 
@@ -47,32 +48,41 @@ class ModelAnswer:
     def __call__(self, prompt: Document, seed: int) -> Document:
         return generate(self.load(), prompt, replace(self.settings, seed=seed))
 
+    def many(self, questions: Sequence[Question]) -> list[Document]:
+        """The answers to several, written as one batch."""
+        prompts, seeds = zip(*questions)
+        return generate_many(self.load(), prompts, self.settings, seeds)
+
     def __getstate__(self) -> dict:
         # Weights are read from the disk there: sending gigabytes through a pipe would take longer.
         return {**self.__dict__, "components": None}
 
 
 def answers(
-    answer: Answer, questions: Sequence[Question], jobs: int = 1, threads: int = 1
+    answer: Answer, questions: Sequence[Question], jobs: int = 1, threads: int = 1, batch: int = 1
 ) -> Iterator[tuple[Document, float]]:
     """Yields each answer with its seconds. With more than one job, `answer` is sent to that many processes, each with
-    `threads` CPU threads."""
+    `threads` CPU threads. batch: how many a `ModelAnswer` writes together; each has an equal share of their seconds."""
+    groups = [questions[start : start + batch] for start in range(0, len(questions), batch)]
     if jobs == 1:
-        for question in questions:
-            yield timed(answer, question)
+        for group in groups:
+            yield from timed(answer, group)
         return
     of_process = answer.of_process if isinstance(answer, ModelAnswer) else lambda number: answer
     ended = f"One of the {jobs} worker processes was killed, perhaps because memory ran out; use a smaller --jobs."
-    yield from in_processes(
-        _answer, questions, min(jobs, len(questions)), _begin, in_order=True, ended=ended,
+    for group in in_processes(
+        _answer, groups, min(jobs, len(groups)), _begin, in_order=True, ended=ended,
         arguments=lambda number: (of_process(number), threads),
-    )  # fmt: skip
+    ):  # fmt: skip
+        yield from group
 
 
-def timed(answer: Answer, question: Question) -> tuple[Document, float]:
+def timed(answer: Answer, questions: Sequence[Question]) -> list[tuple[Document, float]]:
     started = time.perf_counter()
-    document = answer(*question)
-    return document, time.perf_counter() - started
+    together = len(questions) > 1
+    documents = answer.many(questions) if together else [answer(*question) for question in questions]
+    seconds = (time.perf_counter() - started) / len(questions)
+    return [(document, seconds) for document in documents]
 
 
 _chosen: Answer  # set once in each worker process
@@ -86,5 +96,5 @@ def _begin(answer: Answer, threads: int) -> None:
     _chosen = answer
 
 
-def _answer(question: Question) -> tuple[Document, float]:
-    return timed(_chosen, question)
+def _answer(questions: Sequence[Question]) -> list[tuple[Document, float]]:
+    return timed(_chosen, questions)

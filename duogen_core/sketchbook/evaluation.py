@@ -68,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that answer at the same time, each with a copy of the model; default: one per card, else 1",
     )
     add("--threads", type=int, default=1, metavar="N", help="CPU threads of each process; default: 1")
+    add(
+        "--batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="answers that are written together, as one batch; the last digits of an image may differ; default: 1",
+    )
     add("--documents", metavar="DIR", help="also save every answer there, and an overview as overview.png")
     add("--json", action="store_true", help="print the figures as JSON instead of a table")
     add_device_options(parser)
@@ -82,7 +89,7 @@ def _written(args: argparse.Namespace) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
-    for name in ("samples", "jobs", "threads"):
+    for name in ("samples", "jobs", "threads", "batch"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise DuoGenError(f"--{name} must be at least 1, not {getattr(args, name)}.")
     groups = args.only or (OF_THINGS if args.thing else GROUPS)
@@ -107,7 +114,9 @@ def run(args: argparse.Namespace) -> int:
         answer.load()
     interrupt.raising()
 
-    result = evaluate(answer, chosen, seed=args.seed, folder=folder, progress=True, jobs=jobs, threads=args.threads)
+    result = evaluate(
+        answer, chosen, seed=args.seed, folder=folder, progress=True, jobs=jobs, threads=args.threads, batch=args.batch
+    )
     header = {
         "format": reports.FORMAT,
         "version": 1,
@@ -151,6 +160,7 @@ def evaluate(
     progress: bool = False,
     jobs: int = 1,
     threads: int = 1,
+    batch: int = 1,
 ) -> dict[str, Any]:
     """Answers every case with `answer(prompt, seed)`; returns the report without its header."""
     from duogen_core.evaluation.answering import answers
@@ -162,7 +172,7 @@ def evaluate(
     records, rows, scores = [], [], []
     started = time.perf_counter()
     with closing(Bar(len(chosen), progress)) as bar:  # its line ends before a message follows
-        for number, (document, seconds) in enumerate(answers(answer, questions, jobs, threads)):
+        for number, (document, seconds) in enumerate(answers(answer, questions, jobs, threads, batch)):
             group, case = chosen[number]
             found = score(case, document)
             asked = len(case.prompt.turns)

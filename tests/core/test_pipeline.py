@@ -20,9 +20,10 @@ from duogen_core.pipeline import (
     PictureSampler,
     Settings,
     generate,
+    generate_many,
     picture_seed,
 )
-from tests.core.tiny import random_components, request, scripted
+from tests.core.tiny import drawing, random_components, request, scripted
 
 GUIDE = (
     ("Step 1. A wall.", "picture"),
@@ -41,6 +42,11 @@ def components():
     return random_components()
 
 
+@pytest.fixture(params=("frame_causal", "full"))
+def attention(request):
+    return request.param
+
+
 @pytest.fixture
 def calls(components, monkeypatch):
     """Every branch that is drawn: (sizes of the frames, number of text tokens that the target sees, frame_ends)."""
@@ -55,6 +61,42 @@ def calls(components, monkeypatch):
 
     monkeypatch.setattr(components.dit, "prepare", spy)
     return seen
+
+
+# ---------------------------------------------------------------- several answers at once
+
+MANY = [request("Draw a star."), request("How do I draw a large house with a red roof?"), request("Blue.")]
+SHORT = Settings(steps=1, max_images=2, max_new_tokens=9, temperature=0.9)
+
+
+def test_several_answers_are_those_of_one_after_another(attention):
+    alone = [
+        generate(drawing(random_components(attention=attention)), document, replace(SHORT, seed=seed))
+        for document, seed in zip(MANY, (4, 5, 6))
+    ]
+    events = []
+    watch = [
+        Callbacks(on_picture=lambda k, _, n=n: events.append((n, k)), on_token=lambda _, n=n: events.append(n))
+        for n in range(3)
+    ]
+    together = generate_many(drawing(random_components(attention=attention)), MANY, SHORT, (4, 5, 6), watch)
+    for ours, theirs in zip(together, alone):
+        assert ours.text == theirs.text and ours.generation == theirs.generation
+        assert [picture.meta for picture in ours.pictures] == [picture.meta for picture in theirs.pictures]
+        for a, b in zip(ours.pictures, theirs.pictures):
+            assert np.abs(a.pixels.astype(int) - b.pixels).max() <= 1
+    pictures = [event for event in events if isinstance(event, tuple)]
+    assert pictures == [(n, k) for k in range(2) for n in range(3)], "all first images, then all second ones"
+    assert {event for event in events if not isinstance(event, tuple)} == {0, 1, 2}
+
+
+def test_several_answers_that_are_stopped_keep_what_they_have():
+    drawn = []
+    watch = [Callbacks(on_picture=lambda k, _: drawn.append(k)) for _ in MANY]
+    stopped = generate_many(drawing(random_components()), MANY, SHORT, None, watch, lambda: len(drawn) == 2)
+    assert [document.generation["stop_reason"] for document in stopped] == ["interrupted"] * 3
+    assert [len(document.pictures) for document in stopped] == [1, 1, 0]
+    assert all(document.last_turn.text for document in stopped)
 
 
 # ---------------------------------------------------------------- the answer

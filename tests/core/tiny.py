@@ -75,3 +75,15 @@ def scripted(components: Components, *script: tuple[str, str]) -> list[Document]
 
     components.mllm.continue_ = continue_
     return asked
+
+
+def drawing(components: Components) -> Components:
+    """Makes the MLLM ask for an image after a few tokens, how many follows from the conversation alone."""
+    mllm, choose = components.mllm, components.mllm._choose
+
+    def asks(rows, sampling):
+        due = [row.count > len(row.cache.keys) % 4 for row in rows]
+        return [mllm.control.bov if now else token for now, token in zip(due, choose(rows, sampling))]
+
+    mllm._choose = asks
+    return components

@@ -118,6 +118,17 @@ def test_processes_answer_as_one_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_batch_answers_as_one_does(tmp_path):
+    folder = save_checkpoint(random_components(), tmp_path / "model")
+    questions = [(request(f"Draw {k} stars."), k) for k in range(5)]
+    answer = ModelAnswer(folder, Settings(max_images=1, max_new_tokens=9, temperature=0.9))
+    one, four, shared = ([d for d, _ in answers(answer, questions, *how)] for how in ((), (1, 1, 4), (2, 1, 2)))
+    assert [document.text for document in one] == [document.text for document in four]
+    assert [document.text for document in one] == [document.text for document in shared]
+    assert [document.generation["seed"] for document in four] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.slow
 def test_each_process_has_a_card_of_its_own(tmp_path):
     questions = [(request(), number) for number in range(6)]
     for device, expected in (("card", {"card:0", "card:1"}), ("card:1", {"card:1"}), ("auto", {"cpu"})):
