@@ -25,6 +25,7 @@ from duogen_core.dit.frames import CosmosFrames, PackedCosmosBlock
 from duogen_core.dit.packing import TrainingSequence, forward_train
 from duogen_core.dit.prepared import Prepared, alike, checked_ends
 from duogen_core.files import read_json
+from duogen_core.linear import use_fast_linear
 from duogen_core.weights.headers import check_sizes
 from duogen_core.weights.module import build_empty, check_module, fill_module
 from duogen_core.weights.quantised import Prepare, use_scaled_linear
@@ -142,6 +143,7 @@ class PackedCosmos(CosmosFrames):
             raise DitError("A frame_causal DiT needs a clean_timestep of its own; its config has a negative one.")
         for block in self.transformer_blocks:
             block.__class__ = PackedCosmosBlock  # same weights, one more way to be called
+        use_fast_linear(self)
 
     @classmethod
     def from_pretrained(
