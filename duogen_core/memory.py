@@ -2,7 +2,7 @@
 
 In: what `identify` found, the size of the picture, how many earlier pictures it looks at, how long the conversation is.
 Out: terms, each with its arithmetic. Weights are counted as they are stored; activations in 2 bytes a number.
-The DiT's factors are those of diffusers' blocks, counted on tensors alive at once
+The DiT's factor is that of its blocks as they are run, counted on tensors alive at once
 (tests/core/commands/test_inspect.py).
 """
 
@@ -16,7 +16,8 @@ from duogen_core.weights.writing import readable
 
 GIB = 2**30
 HALF = 2  # bytes of a number in bf16 or fp16
-DIT_BLOCK = 20  # numbers a token, in widths: residual, timestep embeddings (4), a norm with its shifts, MLP
+DIT_BLOCK = 15  # numbers a token, in widths: residual, a norm, queries, keys, values and what comes of them, MLP
+TEXT_KEYS = 2 * 2**30  # bytes; of a longer text they are made anew in every block (dit/prepared.py)
 CHUNK = 512  # tokens of a prefill run at once
 MLLM_BLOCK = 14
 VAE_FEATURES = 6  # feature maps at full size while decoding
@@ -63,6 +64,10 @@ def _dit(shape: dict[str, int], need: Need) -> list[Term]:
     tokens = -(-need.width // PIXELS_A_TOKEN) * -(-need.height // PIXELS_A_TOKEN)
     each = shape["width"] * DIT_BLOCK * HALF
     out = [Term("DiT", "one step", tokens * each, f"{tokens:,} tokens x {shape['width']} x {DIT_BLOCK} x {HALF} bytes")]
+    text = need.tokens * shape["layers"] * 2 * shape["width"] * HALF
+    if text <= TEXT_KEYS:
+        sum_ = f"{need.tokens:,} tokens x {shape['layers']} layers x 2 x {shape['width']} x {HALF} bytes"
+        out.append(Term("DiT", "keys and values of the text", text, sum_))
     if need.references and shape.get("causal"):  # their keys and values are kept; nothing else of them is
         size = need.references * tokens * shape["layers"] * 2 * shape["width"] * HALF
         sum_ = f"{need.references} x {tokens:,} tokens x {shape['layers']} layers x 2 x {shape['width']} x {HALF} bytes"
@@ -101,11 +106,11 @@ def verdict(found: Sequence[Term], memory: int) -> tuple[str, str]:
     if len(parts) > 1 and largest <= memory:
         return "in turn", (
             f"All parts together need {readable(total)} and do not fit {have}, but one at a time they do, which is "
-            f"how ComfyUI runs them: the largest needs {readable(largest)}."
+            f"how ComfyUI and generate run them: the largest needs {readable(largest)}."
         )
     if work <= memory * 0.8:
         return "offloaded", (
             f"It does not fit {have} ({readable(largest)}), but runs slower with part of its weights in the "
-            f"computer's memory, as ComfyUI does by itself: {readable(work)} must be on the card."
+            f"computer's memory, as ComfyUI and generate do by themselves: {readable(work)} must be on the card."
         )
     return "no", f"It does not fit {have}: {readable(work)} are needed beside the weights; draw smaller images."
