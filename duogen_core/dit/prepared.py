@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +29,7 @@ from torch import Tensor
 
 from duogen_core.dit import DitError
 from duogen_core.dit.frame_cache import FrameCache, FrameKey, FrameLine, same
-from duogen_core.dit.frames import FrameInputs, keys_values
-
-if TYPE_CHECKING:
-    from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.frames import CosmosFrames, FrameInputs, keys_values
 
 Hidden = tuple[int, int]
 # Tokens of all branches together up to which they run as one batch: small matrix products and short kernels leave a
@@ -49,7 +45,7 @@ class TextKeys:
     not see stand last, and both branches read slices of one buffer.
     """
 
-    def __init__(self, model: PackedCosmos, text: Tensor, hidden: Hidden, max_bytes: int = MAX_TEXT_BYTES) -> None:
+    def __init__(self, model: CosmosFrames, text: Tensor, hidden: Hidden, max_bytes: int = MAX_TEXT_BYTES) -> None:
         self.text, self.hidden = text, hidden
         start, end = hidden
         self.length, self.seen_by_all = text.shape[1], text.shape[1] - (end - start)
@@ -92,7 +88,7 @@ class Prepared:
 
     def __init__(
         self,
-        model: PackedCosmos,
+        model: CosmosFrames,
         frames: Sequence[Tensor],
         texts: Sequence[tuple[Tensor, Hidden]],
         size: tuple[int, int],

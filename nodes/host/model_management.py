@@ -32,6 +32,7 @@ from torch import nn
 
 from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
+from duogen_core.linear import FastLinear
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -73,10 +74,12 @@ def _castable(cls: type[nn.Module], always_cast: bool) -> type:
     return _custom_classes[cls, always_cast]
 
 
-def assign_operations(module: nn.Module, operations: type) -> None:
+def assign_operations(module: nn.Module, operations: type, device: torch.device) -> None:
     """Gives every layer of `module` the matching class of `operations`, for example comfy.ops.manual_cast."""
     always_cast = bool(operations.Linear.comfy_cast_weights)
     known = {getattr(nn, name): getattr(operations, name) for name in LAYERS if hasattr(operations, name)}
+    if not mm.is_device_cpu(device):  # the core's faster Linear is for the CPU alone; there it stays, and casts on use
+        known[FastLinear] = operations.Linear
     for layer in module.modules():
         if type(layer) in known:
             layer.__class__ = known[type(layer)]
@@ -152,7 +155,7 @@ class Precision:
                 )
                 owner, _, last = name.rpartition(".")
                 setattr(module.get_submodule(owner), last, quantised)
-        assign_operations(module, operations)
+        assign_operations(module, operations, self.device)
 
 
 def convert(module: nn.Module, dtype: torch.dtype) -> None:

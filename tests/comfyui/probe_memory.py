@@ -68,6 +68,19 @@ def main(checkpoint: str) -> dict[str, Any]:
     model = diffusion_model.make_model(ours.dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
     mllm = model_management.mllm_handle(ours.mllm)
     out["unmanaged"] = unmanaged(ours.dit) + unmanaged(ours.mllm.model)
+    import comfy.ops
+
+    from duogen_core.linear import FastLinear
+
+    out["linear layers"] = []
+    for device in ("cpu", "cuda"):
+        one = torch.nn.Module()
+        one.layer = torch.nn.Linear(4, 4)
+        one.layer.__class__ = FastLinear
+        model_management.assign_operations(one, comfy.ops.manual_cast, torch.device(device))
+        out["linear layers"].append(
+            [type(one.layer) is comfy.ops.manual_cast.Linear, isinstance(one.layer, FastLinear)]
+        )
     out["lora key"] = next(key for key in model.model.state_dict() if "transformer_blocks.0.attn1.to_q" in key)
 
     def difference() -> float:

@@ -33,6 +33,12 @@ def test_every_weight_can_be_cast_on_use(found: dict[str, Any]):
 
 
 @pytest.mark.slow
+def test_the_faster_product_of_the_cpu_stays_on_the_cpu(found: dict[str, Any]):
+    """On a card the layers get ComfyUI's own class, as every other Linear."""
+    assert found["linear layers"] == [[False, True], [True, False]]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["loaded", "partly loaded", "half precision"])
 def test_same_numbers_as_plain_modules(found: dict[str, Any], state: str):
     assert found[state] is not False, f"{state}: ComfyUI did not do it"
