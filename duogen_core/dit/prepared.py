@@ -117,7 +117,8 @@ class Prepared:
         known: list[TextKeys] = []
         self.branches: list[Branch] = []
         for (text, hidden), places_in_text in zip(texts, ends, strict=True):
-            keys = self._text_keys(known, text, hidden, [own for other, own in texts if other is text])
+            wanted = [own for other, own in texts if other is text or same(other, text)]
+            keys = self._text_keys(known, text, hidden, wanted)
             line = self._line(cache, frames, places_in_text, keys) if self.causal and frames else None
             line = FrameLine() if self.refresh > 1 else line
             self.branches.append(Branch(keys, keys.length - (hidden[1] - hidden[0]), line))

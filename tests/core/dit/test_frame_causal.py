@@ -169,7 +169,7 @@ def test_unused_lines_stay_within_the_limit(model):
 
 def prepared(model, frames, text, cache, ends, hidden=None):
     *clean, target = frames
-    return model.prepare(clean, [(text, None), (text, hidden)], target.shape, frame_ends=ends, cache=cache)
+    return model.prepare(clean, [(text, None), (text.clone(), hidden)], target.shape, frame_ends=ends, cache=cache)
 
 
 def test_pictures_that_are_drawn_side_by_side_do_not_disturb_each_other(model):
@@ -192,6 +192,7 @@ def test_text_that_is_hidden_may_stand_before_finished_pictures(model, hidden):
     """The keys stand in an order of their own then; finished pictures still see what stands before them."""
     frames, text = latents(*MIXED), torch.randn(1, 14, 20)
     each = prepared(model, frames, text, FrameCache(), ENDS, hidden)
+    assert each.branches[0].text is each.branches[1].text, "both branches read one buffer"
     for own, v in zip((None, hidden), each.velocities(frames[-1], torch.tensor([0.4])), strict=True):
         alone = model.prepare(frames[:-1], [(text, own)], frames[-1].shape, frame_ends=ENDS)
         torch.testing.assert_close(v, alone.velocities(frames[-1], torch.tensor([0.4]))[0], **CLOSE)
