@@ -5,7 +5,8 @@ for STEP tokens more, so that a token is written in its place (transformers' Dyn
 is exact and free. `Batch` puts several conversations side by side, ended alike.
 several_cores: while open, float32 layers on the CPU multiply few rows by oneDNN. The product of one row which PyTorch
 takes from MKL runs on a single core, that of two is slower than two of one. Measured on 2 cores, a matrix of
-1728 x 640: one row 0.26 -> 0.12 ms, two 1.1 -> 0.16, eight 0.67 -> 0.5.
+1728 x 640: one row 0.26 -> 0.12 ms, two 1.1 -> 0.16, eight 0.67 -> 0.5. Many rows, as of a prompt or an image, go
+the way that duogen_core/linear.py chooses.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicLayer
+
+from duogen_core.linear import linear, onednn_is_faster
 
 STEP = 256
 FEW = 32  # rows
@@ -67,8 +70,10 @@ def several_cores(model: nn.Module) -> Iterator[None]:
     Without gradients: the operator is the one that torch.compile puts in, and has none.
     """
     layers: Sequence[nn.Linear] = ()
-    if torch.get_num_threads() > 1 and torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
-        layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _gains(layer.weight)]
+    several = torch.get_num_threads() > 1
+    both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    if (several and both) or onednn_is_faster():
+        layers = [layer for layer in model.modules() if type(layer) is nn.Linear and _on_cpu(layer.weight)]
     for layer in layers:
         layer.__class__ = _FewRowsLinear
     try:
@@ -78,22 +83,18 @@ def several_cores(model: nn.Module) -> Iterator[None]:
             layer.__class__ = nn.Linear
 
 
-def _gains(weight: Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and weight.numel() >= LARGE
-        and weight.is_contiguous()
-    )
+def _on_cpu(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous()
 
 
 class _FewRowsLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        # Weights may have come to a card, layer by layer, since their device was looked at. And torch.compile, which
-        # knows the operator itself, refuses to be given it.
-        many = x.numel() > FEW * self.in_features
-        if many or x.device.type != "cpu" or x.requires_grad or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # it knows the operator itself, and refuses to be given it
             return F.linear(x, self.weight, self.bias)
+        few = x.numel() <= FEW * self.in_features and self.weight.numel() >= LARGE and torch.get_num_threads() > 1
+        # Weights may have come to a card, layer by layer, since their device was looked at.
+        if not few or x.device.type != "cpu" or x.requires_grad:
+            return linear(x, self.weight, self.bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
 

@@ -65,7 +65,7 @@ def test_layers_get_their_own_class_back(several) -> None:
 
     layers = nn.Sequential(nn.Linear(512, 512), Other(512, 512), nn.Linear(8, 8), nn.Linear(512, 512).half())
     with pytest.raises(KeyboardInterrupt), decoding.several_cores(layers):
-        assert [type(each) for each in layers] == [decoding._FewRowsLinear, Other, nn.Linear, nn.Linear]
+        assert [type(each) for each in layers] == [decoding._FewRowsLinear, Other, decoding._FewRowsLinear, nn.Linear]
         raise KeyboardInterrupt
     assert [type(each) for each in layers] == [nn.Linear, Other, nn.Linear, nn.Linear]
 
@@ -110,3 +110,15 @@ def test_a_repetition_penalty_leaves_control_tokens_alone() -> None:
     seen = set(mllm._seen(keys).tolist())
     assert seen and not seen & {mllm.control.bov, mllm.control.im_end, mllm.control.im_start}
     assert mllm._seen([-5]).dtype == torch.long
+
+
+def test_many_rows_go_the_way_that_is_faster_for_them(several, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(
+        decoding, "linear", lambda x, *weights: asked.append(len(x)) or nn.functional.linear(x, *weights)
+    )
+    layers = nn.Sequential(nn.Linear(512, 512)).requires_grad_(False)
+    rows = torch.randn(40, 512)
+    with torch.inference_mode(), decoding.several_cores(layers):
+        torch.testing.assert_close(layers(rows)[:3], layers(rows[:3]), atol=1e-5, rtol=1e-5)
+    assert asked == [40]
