@@ -9,6 +9,7 @@ In: sizes or Components. Out: a Report with a row a case.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -325,8 +326,13 @@ def counted(call: Callable[[], Any]) -> int:
     def attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
 
-    # torch knows the GPU's attention kernels, not the CPU's.
+    def product(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    # torch knows the GPU's attention kernels, not the CPU's; nor the product that linear.py takes from oneDNN.
     own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        own[torch.ops.mkldnn._linear_pointwise] = product
     with FlopCounterMode(display=False, custom_mapping=own) as counter:
         call()
     return counter.get_total_flops()

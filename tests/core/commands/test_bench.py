@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers import CosmosTransformer3DModel
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformerBlock
 
-from duogen_core import cli, interrupt
+from duogen_core import cli, interrupt, linear
 from duogen_core.bench import loop, measure, models, parts, reference
 from duogen_core.connector import ConnectorConfig
 
@@ -194,10 +194,12 @@ def test_sides_take_turns_in_beginning():
     assert row.times_faster == 3.0 and row.ours.median == 2.0  # of the ratios, round by round
 
 
-def test_operations_are_counted_attention_on_the_cpu_included():
+def test_operations_are_counted_whatever_kernel_does_them(monkeypatch):
     q, k = torch.randn(1, 2, 8, 16), torch.randn(1, 2, 24, 16)
     with torch.inference_mode():
         assert parts.counted(lambda: F.linear(torch.randn(8, 16), torch.randn(4, 16))) == 2 * 8 * 16 * 4
+        monkeypatch.setattr(linear, "onednn_is_faster", lambda: hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+        assert parts.counted(lambda: linear.linear(torch.randn(2, 32, 16), torch.randn(4, 16))) == 2 * 64 * 16 * 4
         assert parts.counted(lambda: F.scaled_dot_product_attention(q, k, k)) == 2 * 2 * 2 * 8 * 24 * 16
 
 
