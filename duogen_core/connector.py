@@ -28,6 +28,7 @@ from duogen_core.weights.reading import folder_weights
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+BLOCK = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,12 @@ class Connector(nn.Module):
         self.config = config
         self.proj = nn.Linear((config.num_layers - config.first_layer) * config.hidden_size, config.cross_width)
 
-    def project_layer(self, layer: int, h: Tensor) -> Tensor:
-        """Layer `layer` (0-based) of h [.., H] -> its part of the sum, float32 [.., cross_width], without bias."""
+    def project_layer(self, layer: int, h: Tensor, total: Tensor | None = None) -> Tensor:
+        """Layer `layer` (0-based) of h [.., H] -> its part of the sum, float32 [.., cross_width], without bias.
+
+        total: the sum of the layers before, to which the part is added in place. No more than BLOCK tokens are
+        normalised at a time, so that a long context takes little more memory than its sums.
+        """
         width = self.config.hidden_size
         if h.shape[-1] != width or not 0 <= layer < self.config.num_layers:
             raise DuoGenError(
@@ -93,11 +98,21 @@ class Connector(nn.Module):
         place = layer - self.config.first_layer
         # The weight may lie elsewhere than the states. In the computer's memory (offloading), it follows them. On a
         # card they follow it: where an MLLM lies on several cards, all sums are on one, and weights stay in place.
-        h = h.to(self._meets(h))
+        device = self._meets(h)
+        if total is None:
+            total = torch.zeros(*h.shape[:-1], self.config.cross_width, device=device)
+        total = total.to(device)
         if place < 0:
-            return torch.zeros(*h.shape[:-1], self.config.cross_width, device=h.device)
-        weight = self.proj.weight[:, place * width : (place + 1) * width].to(h.device)
-        return F.linear(normalise(h).to(weight.dtype), weight).float()
+            return total
+        weight = self.proj.weight[:, place * width : (place + 1) * width].to(device)
+        states, sums = h.reshape(-1, width), total.view(-1, self.config.cross_width)
+        for start in range(0, len(states), BLOCK):
+            block = normalise(states[start : start + BLOCK].to(device)).to(weight.dtype)
+            if weight.dtype == sums.dtype:
+                sums[start : start + BLOCK].addmm_(block, weight.mT)
+            else:
+                sums[start : start + BLOCK].add_(F.linear(block, weight))
+        return total
 
     def project_layers(self, states: Tensor) -> Tensor:
         """All layers that are read [.., n, H] -> the whole sum, float32 [.., cross_width], without bias."""

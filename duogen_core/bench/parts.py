@@ -67,8 +67,7 @@ def run_connector(
     def streamed(states: Iterator[Tensor]) -> Tensor:
         total: Tensor | None = None
         for number, h in enumerate(states):
-            part = connector.project_layer(number, h)
-            total = part if total is None else total.add_(part)
+            total = connector.project_layer(number, h, total)
         return connector.finish(total)
 
     # While the MLLM runs, a layer's output is gone when the next one comes: who needs all of them has to keep them.

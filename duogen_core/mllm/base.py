@@ -498,8 +498,7 @@ class Mllm:
 
         def add(layer: int, h: Tensor) -> None:  # at once, so that a long context's layers never lie side by side
             nonlocal total
-            part = connector.project_layer(layer, h[0])
-            total = part if total is None else total.add_(part)
+            total = connector.project_layer(layer, h[0], total)
 
         def keep(layer: int, h: Tensor) -> None:
             if layer >= connector.config.first_layer:

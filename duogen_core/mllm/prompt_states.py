@@ -50,8 +50,7 @@ def prompt_states(
     def add(layer: int, h: Tensor) -> None:
         if cancelled is not None and cancelled():  # the cache is this call's own, so it may be left half filled
             raise Cancelled("Reading the prompt was stopped.")
-        part = connector.project_layer(layer, h[0])
-        total[:] = [part if not total else total[0] + part]
+        total[:] = [connector.project_layer(layer, h[0], *total)]
 
     with torch.inference_mode():
         embeds = mllm.embed(torch.tensor([ids], device=mllm.device), None, None)

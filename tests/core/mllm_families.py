@@ -154,8 +154,8 @@ class AllStates(nn.Module):
         self.layers, self.width = mllm.num_layers, mllm.hidden_size
         self.config = ConnectorConfig(self.layers, self.width, self.layers * self.width)
 
-    def project_layer(self, layer: int, h: torch.Tensor) -> torch.Tensor:
-        out = h.new_zeros(len(h), self.layers, self.width)
+    def project_layer(self, layer: int, h: torch.Tensor, total: torch.Tensor | None = None) -> torch.Tensor:
+        out = h.new_zeros(len(h), self.layers, self.width) if total is None else total.unflatten(1, (self.layers, -1))
         out[:, layer] = h
         return out.flatten(1)
 

@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from duogen_core.bench.measure import Side, measure_memory
+from duogen_core.bench.reference import project
 from duogen_core.connector import Connector, ConnectorConfig, normalise
 from duogen_core.errors import DuoGenError
 
@@ -116,3 +118,39 @@ def test_a_config_from_before_the_switches_reads_as_it_was_meant(tmp_path) -> No
     assert make().config.segment == "user", "what is trained from now on"
     with pytest.raises(DuoGenError, match="layers is 'first'"):
         ConnectorConfig(3, 16, 8, layers="first")
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_blocks_of_tokens_add_up_to_the_whole(monkeypatch, dtype):
+    """The sum of the layers before is changed in place, whatever shape the states have."""
+    monkeypatch.setattr("duogen_core.connector.BLOCK", 7)
+    torch.manual_seed(0)
+    connector = Connector(ConnectorConfig(3, 16, 8)).to(dtype).eval()
+    states = torch.randn(2, 20, 3, 16)
+    with torch.no_grad():
+        total = connector.project_layer(0, states[:, :, 0])
+        for layer in (1, 2):
+            assert connector.project_layer(layer, states[:, :, layer], total) is total
+        found, whole = connector.finish(total), connector.finish(connector.project_layers(states))
+        limit = 1e-5 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(found, connector(states).float(), atol=limit, rtol=limit)
+        torch.testing.assert_close(whole, connector(states).float(), atol=limit, rtol=limit)
+
+
+def test_a_long_context_takes_little_more_memory_than_its_sums():
+    """Against concatenate-and-project, which has the normalised states of all layers side by side: under 3%."""
+    connector = Connector(ConnectorConfig(28, 64, 16)).eval()
+    layers = torch.randn(28, 4000, 64)
+
+    def streamed() -> torch.Tensor:
+        total = None
+        for number, h in enumerate(layers):
+            total = connector.project_layer(number, h, total)
+        return connector.finish(total)
+
+    ours, reference = Side(), Side()
+    with torch.inference_mode():
+        found = measure_memory(ours, streamed, torch.device("cpu"))
+        whole = measure_memory(reference, lambda: project(connector, [h.clone() for h in layers]), torch.device("cpu"))
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    assert 0 < ours.peak_bytes < 0.03 * reference.peak_bytes
