@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core import interrupt
-from duogen_core.commands import generate as single
+from duogen_core.commands import answers
 from duogen_core.commands.progress import Progress
 from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import lock_folder, parse_json, read_limited
@@ -45,13 +45,13 @@ def run_requests(args: argparse.Namespace) -> int:
         raise DuoGenError("--requests names a file of requests; leave out the prompt, --image and --document.")
     if args.batch < 1:
         raise DuoGenError(f"--batch must be at least 1, not {args.batch}.")
-    settings = single.settings_of(args, args.seed)
+    settings = answers.settings_of(args, args.seed)
     out = Path(args.out)
     if not args.out.strip() or "\0" in args.out or (out.exists() and not out.is_dir()):
         raise DuoGenError(f"--out {shown(args.out)!r} must be the name of a folder.")
     requests = read_requests(Path(args.requests), out, settings.seed)
     for request in requests:
-        single.checked_out(str(request.out))
+        answers.checked_out(str(request.out))
     with lock_folder(out):
         from duogen_core.document.store import finish_swap
 
@@ -138,8 +138,8 @@ def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Set
     from duogen_core.pipeline import generate_many
 
     largest = max((request.document for request in requests), key=lambda document: len(document.pictures))
-    components = single.load_placed(args, largest, settings, progress)
-    single.say_size(settings, progress)
+    components = answers.load_placed(args, largest, settings, progress)
+    answers.say_size(settings, progress)
     interrupt.finish()
     done = 0
     for start in range(0, len(requests), args.batch):
@@ -156,8 +156,8 @@ def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Set
         for watch, document in zip(watches, documents):
             watch.finish(document)
             done += 1
-            pictures = single.count(len(document.pictures) - len(watch.request.document.pictures), "image")
-            why = single.REASONS[document.generation["stop_reason"]]
+            pictures = answers.count(len(document.pictures) - len(watch.request.document.pictures), "image")
+            why = answers.REASONS[document.generation["stop_reason"]]
             progress.line(f"{done} of {len(requests)}: {watch.request.out.name}, {pictures}, {why}.")
         if interrupt.requested():
             print(f"Stopped. What was finished is in {args.out}.", file=sys.stderr)
@@ -198,5 +198,5 @@ def _summary(requests: list[Request], progress: Progress) -> list[dict[str, Any]
         if (request.out / "document.json").is_file():
             document = load_document(request.out)
             pictures = len(document.pictures) - len(request.document.pictures)
-            shown_.append(single.summary(document, request.out, pictures, progress))
+            shown_.append(answers.summary(document, request.out, pictures, progress))
     return shown_
