@@ -49,6 +49,12 @@ class FrameKey:
         return FrameKey(self.latent.detach().clone(), self.text.detach().clone(), self.end, self.tokens)
 
 
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    # A tensor made in inference mode could only be written to in inference mode, and a line may outlive it.
+    with torch.inference_mode(False):
+        return like.new_empty(shape)
+
+
 class FrameLine:
     """Finished frames behind one another. buffers: per block keys and values [2, B, heads, capacity, D]."""
 
@@ -81,10 +87,10 @@ class FrameLine:
         """
         end = start + key.shape[2]
         if block not in self.buffers:
-            self.buffers[block] = key.new_empty(2, *key.shape[:2], end, key.shape[3])
+            self.buffers[block] = _empty(key, 2, *key.shape[:2], end, key.shape[3])
         elif self.buffers[block].shape[3] < end:
             old = self.buffers[block]
-            self.buffers[block] = old.new_empty(*old.shape[:3], end, old.shape[4])
+            self.buffers[block] = _empty(old, *old.shape[:3], end, old.shape[4])
             self.buffers[block][:, :, :, :start] = old[:, :, :, :start]
         buffer = self.buffers[block] if row is None else self.buffers[block][:, row : row + 1]
         buffer[0, :, :, start:end] = key
@@ -96,7 +102,9 @@ class FrameLine:
         new = FrameLine()
         new.frames = self.frames[:frames]
         length = new.length
-        new.buffers = {block: buffer[:, :, :, :length].clone() for block, buffer in self.buffers.items()}
+        for block, buffer in self.buffers.items():
+            new.buffers[block] = _empty(buffer, *buffer.shape[:3], length, buffer.shape[4])
+            new.buffers[block].copy_(buffer[:, :, :, :length])
         return new
 
 

@@ -167,6 +167,19 @@ def test_unused_lines_stay_within_the_limit(model):
     assert cache.bytes == 0
 
 
+def test_what_was_kept_in_inference_mode_serves_outside_of_it(model):
+    """ComfyUI samples in inference mode, but not in a node that trains."""
+    frames, text, cache = latents(*MIXED), torch.randn(1, 14, 20), FrameCache()
+    time = torch.tensor([0.4])
+    with torch.inference_mode():
+        prepared(model, frames[:3], text, cache, ENDS[:2])
+        forked = prepared(model, frames[:2], text, cache, ENDS[:1])
+    for count, each in ((4, prepared(model, frames, text, cache, ENDS)), (2, forked)):
+        own = frames[:count]
+        v, _ = each.velocities(own[-1], time)
+        torch.testing.assert_close(v, model.forward_packed(own, time, text, frame_ends=ENDS[: count - 1]), **CLOSE)
+
+
 def prepared(model, frames, text, cache, ends, hidden=None):
     *clean, target = frames
     return model.prepare(clean, [(text, None), (text.clone(), hidden)], target.shape, frame_ends=ends, cache=cache)
