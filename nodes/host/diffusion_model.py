@@ -27,7 +27,7 @@ from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP, ge
 from duogen_core import sampling as core_sampling
 from duogen_core.errors import DuoGenError
 
-from .lora import accept_loras, asks_for_names, with_other_names
+from .lora import PREFIX, accept_loras, asks_for_names, with_other_names
 from .model_management import Precision, convert, make_patcher, memory_of_frame_cache, memory_of_text, working_dtypes
 
 if TYPE_CHECKING:
@@ -46,6 +46,15 @@ PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees
 HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier images see
 REFRESH = "duogen_refresh"  # in transformer_options: `refresh` of the core's `prepare`
 STEP_TEXT = "duogen_text"  # the paragraph that the image illustrates
+# What may give the model other texts or images in each step of a run:
+CHANGING_WRAPPERS = (
+    WrappersMP.DIFFUSION_MODEL, WrappersMP.APPLY_MODEL, WrappersMP.CALC_COND_BATCH, WrappersMP.PREDICT_NOISE,
+    WrappersMP.SAMPLER_SAMPLE,
+)  # fmt: skip
+CHANGING_OPTIONS = (
+    "model_function_wrapper", "context_handler", "sampler_calc_cond_batch_function", "sampler_pre_cfg_function",
+    "sampler_post_cfg_function",
+)  # fmt: skip
 PREPARED_RUNS = 4  # both branches of guidance, also where ComfyUI runs them one by one, and a second size or batch
 KEPT_SHARE = 1 / 8  # of the card's memory: what keys and values of earlier images may take between two images
 COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
@@ -166,7 +175,8 @@ class DuoGenModel(comfy.model_base.QwenImage):
         if ends is not None:
             out["frame_ends"] = comfy.conds.CONDConstant(tuple(ends))
         hidden = kwargs.get(HIDDEN_TEXT)
-        out["branches"] = BranchCond(BranchOfRun(None if hidden is None else tuple(hidden)))
+        references = tuple(kwargs.get("reference_latents") or ())
+        out["branches"] = BranchCond(BranchOfRun(None if hidden is None else tuple(hidden), references))
         return out
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, Any]:
@@ -210,17 +220,28 @@ class DuoGenModel(comfy.model_base.QwenImage):
 class BranchOfRun:
     """One CONDITIONING of one sampling run: itself the name by which its steps find what was prepared for it.
 
-    hidden: (start, end) of the text tokens that the target does not see.
+    hidden: (start, end) of the text tokens that the target does not see. references: as the CONDITIONING has them.
     """
 
     hidden: tuple[int, int] | None
+    references: tuple[torch.Tensor, ...] = ()
+
+    def sees_what(self, other: BranchOfRun) -> bool:
+        """Whether both look at the same earlier images."""
+        pairs = zip(self.references, other.references)
+        return len(self.references) == len(other.references) and all(
+            a is b or (a.shape == b.shape and a.device == b.device and torch.equal(a, b)) for a, b in pairs
+        )
 
 
 class BranchCond(comfy.conds.CONDConstant):
-    """Lets ComfyUI run both branches of guidance as one batch where memory allows; they arrive as a tuple."""
+    """Lets ComfyUI run both branches of guidance as one batch where memory allows; they arrive as a tuple.
+
+    Not where they look at unlike images: one batch has one list of them, and ComfyUI compares only sizes.
+    """
 
     def can_concat(self, other: Any) -> bool:
-        return isinstance(other, BranchCond)
+        return isinstance(other, BranchCond) and self.cond.sees_what(other.cond)
 
     def concat(self, others: Sequence[BranchCond]) -> tuple[BranchOfRun, ...]:
         return (self.cond, *(other.cond for other in others))
@@ -250,14 +271,14 @@ class PackedForward:
 
     A module around it would rename its weights (`diffusion_model.transformer_blocks.0…`), which LoRA files go by.
 
-    frame_cache: keys and values of earlier images, for the weights as `cached_weights` names them; it outlives a
-    sampling run, so that the next image of a loop finds them. runs: what was prepared for the steps of this run.
+    frame_cache: keys and values of earlier images, for the weights that `cached_weights` tells; it outlives a sampling
+    run, so that the next image of a loop finds them. runs: what was prepared for the steps of this run.
     compare: something in front of the model may change what it is given from step to step, so the numbers are compared,
     which waits for the card. reuse: the weights stay as they are during the run.
     """
 
     frame_cache: FrameCache | None = None
-    cached_weights: Any = None
+    cached_weights: tuple[Any, ...] = ()
     runs: tuple[PreparedRun, ...] = ()
     compare, reuse = False, False
 
@@ -283,7 +304,7 @@ class PackedForward:
         options = transformer_options or {}
         _refuse_inner_patches(options)
         around = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
-        changes = bool(around or get_all_wrappers(WrappersMP.APPLY_MODEL, options))
+        changes = any(get_all_wrappers(kind, options) for kind in CHANGING_WRAPPERS)
         executor = WrapperExecutor.new_class_executor(self._velocity, self, around)
         return executor.execute(x, timesteps, context, transformer_options=options, changes=changes, **conditions)
 
@@ -372,12 +393,21 @@ def _begin_run(patcher: comfy.model_patcher.ModelPatcher) -> None:
 
     dit, options = patcher.model.diffusion_model, patcher.model_options
     dit.runs = ()
-    dit.compare = bool(options.get("model_function_wrapper") or options.get("context_handler"))
+    dit.compare = any(options.get(name) for name in CHANGING_OPTIONS)
     dit.reuse = not patcher.hook_patches  # hook LoRAs change the weights during the run
-    if not dit.reuse or dit.cached_weights != patcher.patches_uuid:
+    now, cached = _weights(patcher), dit.cached_weights
+    if not dit.reuse or len(now) != len(cached) or any(a is not b for a, b in zip(now, cached)):
         _drop(patcher)
     if dit.reuse and dit.config.attention == "frame_causal" and dit.frame_cache is None:
-        dit.frame_cache, dit.cached_weights = FrameCache(), patcher.patches_uuid
+        dit.frame_cache, dit.cached_weights = FrameCache(), now
+
+
+def _weights(patcher: comfy.model_patcher.ModelPatcher) -> tuple[Any, ...]:
+    """What tells one clone's weights from another's: the name of its patches, and whatever it puts around layers (a
+    LoRA in bypass mode) or in their places. Clones with the same have the same objects."""
+    around = [injection for each in patcher.injections.values() for injection in each]
+    instead = [new for name, new in patcher.object_patches.items() if name.startswith(PREFIX)]
+    return patcher.patches_uuid, *around, *instead
 
 
 def _end_run(patcher: comfy.model_patcher.ModelPatcher) -> None:
@@ -398,4 +428,4 @@ def _when_detached(patcher: comfy.model_patcher.ModelPatcher, unpatch_all: bool 
 
 def _drop(patcher: comfy.model_patcher.ModelPatcher) -> None:
     dit = patcher.model.diffusion_model
-    dit.runs, dit.frame_cache, dit.cached_weights = (), None, None
+    dit.runs, dit.frame_cache, dit.cached_weights = (), None, ()

@@ -12,7 +12,10 @@ from typing import Any
 
 def main() -> dict[str, Any]:
     import comfy.sample
+    import comfy.sd
     import torch
+    from comfy.conds import CONDRegular
+    from comfy.patcher_extension import WrappersMP
     from pack.nodes.definitions import sampling
     from pack.nodes.host import diffusion_model
 
@@ -115,6 +118,54 @@ def main() -> dict[str, Any]:
         (refreshed,) = sampling.DuoGenRefreshEarlierImages.execute(model, 2).result
         mine["refreshed"] = [
             float((drawn(refreshed, 3) - expected(plain, 3, refresh=every)).abs().max()) for every in (1, 2)
+        ]
+        # ComfyUI makes one batch of branches whose references have the same sizes; these show other images.
+        form = model.model.latent_format
+        others = conditioning(2, hidden, form)
+        others[0][1]["reference_latents"] = [form.process_out(-frame.unsqueeze(2)) for frame in frames[:2]]
+        with torch.inference_mode():
+            branches = [
+                plain.prepare(own, [(text, cut)], sizes[-1], frame_ends=ends[:2])
+                for own, cut in ((frames[:2], None), ([-frame for frame in frames[:2]], hidden))
+            ]
+            noise = initial_noise(5, (1, 16, 1, *sizes[-1]))
+            right = sample_picture(
+                lambda x, t, branches=branches: [each.velocities(x, t)[0] for each in branches],
+                noise[:, :, 0], sigmas(steps, 2.0), guidance=cfg,
+            )  # fmt: skip
+            found = comfy.sample.sample(
+                model, noise, steps, cfg, "euler", "simple", conditioning(2, None, form), others,
+                torch.zeros_like(noise), disable_pbar=True, seed=5,
+            )  # fmt: skip
+        mine["other images in the negative"] = float((form.process_in(found)[:, :, 0] - right).abs().max())
+
+        # A wrapper that changes the text around each step's batch.
+        def fading(executor: Any, model: Any, conds: list, x: Any, time: torch.Tensor, options: dict) -> Any:
+            faded = [
+                [
+                    {**one, "model_conds": {**own, "c_crossattn": CONDRegular(own["c_crossattn"].cond * time.mean())}}
+                    for one in each
+                    for own in [one["model_conds"]]
+                ]
+                for each in conds
+            ]
+            return executor(model, faded, x, time, options)
+
+        wrapped = model.clone()
+        wrapped.add_wrapper(WrappersMP.CALC_COND_BATCH, fading)
+        seen.clear()
+        drawn(wrapped, 2)
+        mine["prepared when a wrapper changes the text"] = len(seen)
+        # A LoRA in bypass mode leaves the patches as they are.
+        layer = "diffusion_model.transformer_blocks.0.attn1.to_k"
+        lora = {f"{layer}.lora_{side}.weight": torch.randn(shape) for side, shape in (("A", (4, 48)), ("B", (48, 4)))}
+        merged, bypassed = (
+            load(model, None, lora, 0.2, 0.0)[0]
+            for load in (comfy.sd.load_lora_for_models, comfy.sd.load_bypass_lora_for_models)
+        )
+        own = drawn(model, 3)
+        mine["a LoRA in bypass mode"] = [
+            float((a - b).abs().max()) for a, b in ((drawn(bypassed, 3), drawn(merged, 3)), (drawn(model, 3), own))
         ]
         shapes = {"ref_latents": [[1, 16, 256]], "c_crossattn": [[1, 1000, 20]]}
         held = model.model.memory_required([1, 16, 1, 8, 8], shapes)

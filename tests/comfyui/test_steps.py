@@ -46,12 +46,19 @@ def test_both_branches_are_one_batch_prepared_once_an_image(run: dict[str, Any])
 
 def test_what_changes_from_step_to_step_is_prepared_anew(run: dict[str, Any]):
     assert run["prepared when the text changes"] == 3
+    assert run["prepared when a wrapper changes the text"] == 3
+
+
+def test_branches_may_look_at_unlike_images(run: dict[str, Any]):
+    assert run["other images in the negative"] <= 1e-4
 
 
 def test_keys_and_values_belong_to_the_weights(run: dict[str, Any]):
     assert run["other weights draw another picture"]
     if run["attention"] == "frame_causal":
         assert run["found by other weights"] == 3  # its own, by the second branch
+    bypassed, without = run["a LoRA in bypass mode"]
+    assert max(bypassed, without) <= 1e-4, "drawn after each other, but not with each other's keys and values"
 
 
 def test_refreshing_now_and_then_is_the_cores(run: dict[str, Any]):
