@@ -138,7 +138,7 @@ def test_blocks_of_tokens_add_up_to_the_whole(monkeypatch, dtype):
 
 
 def test_a_long_context_takes_little_more_memory_than_its_sums():
-    """Against concatenate-and-project, which has the normalised states of all layers side by side: under 3%."""
+    """Against concatenate-and-project, which has the normalised states of all layers side by side."""
     connector = Connector(ConnectorConfig(28, 64, 16)).eval()
     layers = torch.randn(28, 4000, 64)
 
@@ -153,4 +153,4 @@ def test_a_long_context_takes_little_more_memory_than_its_sums():
         found = measure_memory(ours, streamed, torch.device("cpu"))
         whole = measure_memory(reference, lambda: project(connector, [h.clone() for h in layers]), torch.device("cpu"))
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
-    assert 0 < ours.peak_bytes < 0.03 * reference.peak_bytes
+    assert 0 < ours.peak_bytes < 0.01 * reference.peak_bytes  # without blocks 0.02
