@@ -9,7 +9,6 @@ In: Components and settings. Out: a Report with a row an image, and totals.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +25,7 @@ from duogen_core.bench.measure import (
     allowed,
     finish,
     machine,
+    now,
     timed,
 )
 from duogen_core.bench.models import REQUEST
@@ -79,6 +79,8 @@ def run_loop(
         pass
     report.stopped = stopped()
     report.rows = [row for row in report.rows if row.ratios]  # the model may have ended earlier
+    if not report.rows and not report.stopped:
+        raise BenchError("The model drew no image for this request; give another one with --request.")
     report.totals = totals(report)
     return report
 
@@ -108,7 +110,7 @@ class _Race:
         def on_picture(k: int, picture: Picture) -> None:
             finish(self.device)
             row = self.report.rows[k]
-            seconds = time.perf_counter() - clock[0]
+            seconds = now() - clock[0]
             if memory:
                 memory.note(row.ours)
                 with memory.paused():
@@ -119,14 +121,14 @@ class _Race:
             before[0] = latest[0]
             tell(k)
             finish(self.device)
-            clock[0] = time.perf_counter()
+            clock[0] = now()
 
         latest = [request]
         watch = Callbacks(on_picture=on_picture, on_document=lambda document: latest.__setitem__(0, document))
 
         def loop() -> None:
             finish(self.device)
-            clock[0] = time.perf_counter()
+            clock[0] = now()
             generate(self.components, request, settings, watch, self.stopped)
 
         if memory is None:

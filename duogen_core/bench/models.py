@@ -32,7 +32,7 @@ from duogen_core.vae import PictureVae, new_vae
 SENTENCE = (
     " first draw four walls under one wide roof then add a small door with two round windows paint everything red"
 )
-REQUEST = "How is a house drawn? Show every step."
+REQUEST = "How do I draw a house with a red roof?"  # the bundled model answers it with four images
 LOUD = 4.0  # standard deviation of an embedding: the layers of a fresh model add about 1 to it
 QWEN_VOCABULARY = 151_936
 PAPER_CONNECTOR = ConnectorConfig(28, 3584, 1024)  # Qwen2.5-VL-7B to Cosmos-Predict2.5-2B

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -30,6 +29,7 @@ from duogen_core.bench.measure import (
     difference,
     machine,
     measure_memory,
+    now,
 )
 from duogen_core.bench.models import REQUEST, SENTENCE, level
 from duogen_core.bench.reference import Stock, Uncached, project, sample, stock_transformer, write
@@ -94,7 +94,7 @@ def run_connector(
 # ---------------------------------------------------------------- mllm
 
 
-class Clock:
+class TokenTimes:
     """Notes when each token was chosen; the streamer that `generate` takes, and the on_token that ours takes."""
 
     def __init__(self) -> None:
@@ -102,13 +102,13 @@ class Clock:
 
     def put(self, value: Tensor) -> None:
         if value.ndim < 2 or value.shape[-1] == 1:  # first comes the prompt
-            self.times.append(time.perf_counter())
+            self.times.append(now())
 
     def end(self) -> None:
         pass
 
     def token(self, _text: str) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(now())
 
     def seconds_per_token(self, tokens: int) -> float:
         """From the first token to the last one: reading the prompt is not in it."""
@@ -166,14 +166,14 @@ def _write_case(
 ) -> None:  # fmt: skip
     def ours() -> tuple[str, float]:
         mllm.clear_cache()
-        clock = Clock()
+        clock = TokenTimes()
         out = mllm.continue_(
             document, connector=connector, max_new_tokens=tokens, temperature=temperature, on_token=clock.token
         )
         return out.text, clock.seconds_per_token(out.tokens)
 
     def theirs() -> tuple[str, float, tuple[Tensor, ...]]:
-        clock = Clock()
+        clock = TokenTimes()
         # top_k 0: its usual 50 would choose from another distribution than ours does
         heat = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
         out = write(mllm, document, tokens, streamer=clock, **heat)

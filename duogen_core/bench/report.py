@@ -17,7 +17,7 @@ def lines(report: Report) -> list[str]:
     where = report.machine
     head = [
         f"bench {report.benchmark} on {where['device']} ({where['device_name']}, {where['threads']} threads, "
-        f"{where['dtype']}); torch {where['torch']}, transformers {where['transformers']}, "
+        f"{where['dtype']}, {where['clock']} clock); torch {where['torch']}, transformers {where['transformers']}, "
         f"diffusers {where['diffusers']}",
         ", ".join(f"{name} {_plain(value)}" for name, value in report.settings.items()),
         f"reference: {report.reference}",

@@ -36,6 +36,12 @@ def _shared(parser: argparse.ArgumentParser, repeat: int, model: str = MIDDLE) -
     add = parser.add_argument
     add("--model", metavar="NAME_OR_PATH", help=f"the DuoGen model to measure; default: {model}")
     add("--repeat", type=int, default=repeat, metavar="N", help="rounds that are timed; default: %(default)s")
+    add(
+        "--clock",
+        choices=("wall", "processor"),
+        default="wall",
+        help="wall: seconds as they pass; processor: those of one thread on the CPU, for a busy machine; default: wall",
+    )
     add("--out", metavar="DIR", help="write bench_NAME.json and a plot of seconds and memory, bench_NAME.png, there")
     add("--json", action="store_true", help="print the report as JSON instead of a table")
     add("--quiet", action="store_true", help="show no progress on stderr")
@@ -78,7 +84,10 @@ class loop:
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--images", type=int, default=10, metavar="N", help="images of the answer; default: 10")
+        parser.add_argument(
+            "--images", type=int, default=10, metavar="N", help="most images of the answer; default: 10"
+        )
+        parser.add_argument("--request", metavar="TEXT", help="what is asked, for --model; default: to draw a house")
         _drawing(parser)
         _attention(parser, "frame_causal")
         _shared(parser, 1)
@@ -89,12 +98,14 @@ class loop:
         size = _size(args.size)
         with Run(args) as run:
             from duogen_core.bench.loop import run_loop
+            from duogen_core.bench.models import REQUEST
 
             components = run.components(args.attention or "frame_causal", size)
             return run.finish(
                 lambda: run_loop(
                     components, images=args.images, steps=args.steps, size=size, repeat=args.repeat,
-                    device=components.mllm.device, tell=run.tell, stopped=interrupt.requested,
+                    device=components.mllm.device, request=args.request or REQUEST, tell=run.tell,
+                    stopped=interrupt.requested,
                 )
             )  # fmt: skip
 
@@ -198,6 +209,17 @@ class Run:
     def __enter__(self) -> Run:
         interrupt.at_once("Stopped; nothing was measured.")
         self.status, self.placement = StatusLine(self.args.quiet), placement_of(self.args)
+        if self.args.clock == "processor":
+            import torch
+
+            from duogen_core.devices import choose_device
+
+            if choose_device(self.placement.device).type != "cpu":
+                raise DuoGenError("--clock processor is for the CPU; leave it out, or give --device cpu.")
+            torch.set_num_threads(1)  # several would count their waiting for each other
+        from duogen_core.bench.measure import Clock
+
+        Clock.kind = self.args.clock
         if self.args.out is not None:
             from duogen_core.bench.report import figure_class
 

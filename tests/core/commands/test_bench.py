@@ -27,15 +27,18 @@ COMMANDS = {
     "dit causal": ["dit", "--references", "0", "2", "--steps", "2", "--size", "64x48", "--attention", "frame_causal"],
     "mllm": ["mllm", "--context", "40", "--tokens", "12", "--repeat", "2"],
     "connector": ["connector", "--tokens", "50", "--repeat", "2"],
+    "connector by the processor": ["connector", "--tokens", "50", "--clock", "processor"],
 }
 REPORT = {"format", "version", "benchmark", "reference", "settings", "machine", "rows", "totals", "stopped"}
 ROW = {"case", "ours", "reference", "times_faster", "times_faster_range", "difference", "allowed", "extra"}
 SIDE = {"seconds", "runs", "peak_bytes", "resident_bytes"}
-MACHINE = {"device", "device_name", "dtype", "threads", "python", "torch", "transformers", "diffusers"}
+MACHINE = {"device", "device_name", "dtype", "threads", "clock", "python", "torch", "transformers", "diffusers"}
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # other tests go on with theirs
+    monkeypatch.setattr(measure.Clock, "kind", "wall")
     monkeypatch.setattr(models, "MIDDLE", TINY)
     monkeypatch.setattr(models, "WRITING", TINY)
     monkeypatch.setattr(models, "PAPER_CONNECTOR", ConnectorConfig(5, 48, 16))
@@ -55,6 +58,7 @@ def test_each_benchmark_compares_both_sides_and_its_json_is_stable(capsys, name)
     assert value.keys() == REPORT and value["machine"].keys() == MACHINE and not value["stopped"]
     assert (value["format"], value["version"], value["benchmark"]) == ("duogen-bench", 1, name.split()[0])
     repeat = value["settings"]["repeat"]
+    assert value["machine"]["clock"] == ("processor" if "processor" in name else "wall")
     assert len(value["rows"]) == {"loop": 3, "dit": 2, "mllm": 3, "connector": 1}[value["benchmark"]]
     for row in value["rows"]:
         assert row.keys() == ROW and row["ours"].keys() == row["reference"].keys() == SIDE
@@ -154,6 +158,14 @@ def test_pictures_are_compared_by_their_mean_and_by_what_rounding_can_do():
     assert loop.picture_difference(a, two_levels) == pytest.approx(2 / 255)
     assert loop.picture_difference(a, a + 1) > loop.ALLOWED
     assert loop.picture_difference(a, a[1:]) == float("inf")
+
+
+def test_a_model_that_draws_nothing_is_named(capsys, monkeypatch):
+    made = models.random_components
+    monkeypatch.setattr(models, "random_components", lambda *a: made(*a, draws=False))
+    monkeypatch.setattr(loop, "MOST_TOKENS", 30)
+    code, out, error = bench(capsys, *COMMANDS["loop"], "--quiet")
+    assert code == 2 and not out and "drew no image for this request" in error
 
 
 # ---------------------------------------------------------------- what is counted
