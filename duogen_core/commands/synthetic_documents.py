@@ -186,9 +186,12 @@ def run_answer(args: argparse.Namespace) -> int:
     progress = RunProgress(args.quiet, "documents")
     if seeds:
         progress.line(f"{args.folder} has no requests.jsonl; the taxonomy's seeds are answered.")
+    # Nothing of the model's own (generation_config.json): a run's folder names the settings it was made with.
+    plainly = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     settings = replace(
-        _settings(args), max_images=args.max_images, max_new_tokens=args.max_tokens, temperature=args.temperature
-    )
+        _settings(args), max_images=args.max_images, max_new_tokens=args.max_tokens, temperature=args.temperature,
+        **plainly,
+    )  # fmt: skip
     load = partial(_load_model, plain(args))
     out = Path(args.out) if args.out else Path(args.folder) / "answer"
     with AnswerEngine(spread(requests, args.limit), preset, load, settings, _model_name(args)) as engine:
