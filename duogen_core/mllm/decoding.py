@@ -91,7 +91,8 @@ class _FewRowsLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():  # it knows the operator itself, and refuses to be given it
             return F.linear(x, self.weight, self.bias)
-        few = x.numel() <= FEW * self.in_features and self.weight.numel() >= LARGE and torch.get_num_threads() > 1
+        gains = torch.get_num_threads() > 1 or onednn_is_faster()
+        few = x.numel() <= FEW * self.in_features and self.weight.numel() >= LARGE and gains
         # Weights may have come to a card, layer by layer, since their device was looked at.
         if not few or x.device.type != "cpu" or x.requires_grad:
             return linear(x, self.weight, self.bias)
