@@ -314,6 +314,7 @@ class PictureSampler:
             on_step=on_step,
             cancelled=cancelled,
         )
+        del prepared  # the VAE's largest tensors find the text's keys and values gone: up to MAX_TEXT_BYTES each
         self.components.use("vae")
         return self.components.vae.decode_pixels(latent)
 
@@ -394,7 +395,7 @@ def generate_many(
                 answer.take(written)
             for answer in growing:
                 if answer.stop is None:
-                    answer.draw(cancelled)
+                    answer.draw(cancelled, growing)
     return [answer.document for answer in answers]
 
 
@@ -418,25 +419,19 @@ class _Answer:
         elif self.drawn >= self.settings.max_images:
             self._end("max_images")
 
-    def draw(self, cancelled: Callable[[], bool]) -> None:
+    def draw(self, cancelled: Callable[[], bool], beside: Sequence[_Answer]) -> None:
+        """Draws the image that is due. beside: all answers that are under way, which have caches too."""
         seed = picture_seed(self.settings.seed, self.drawn)
         on_step = _counted(self.watch.on_picture_step, self.drawn)
         draw = partial(self.sampler.draw, self.document, seed, on_step, cancelled)
         try:
-            pixels = self._retry(draw, what=f"drawing image {self.drawn + 1}")
+            pixels = _retry(self.components, draw, beside, f"drawing image {self.drawn + 1}", self.watch.on_notice)
         except Cancelled:
             self._end("interrupted")
             return
         self._keep(with_picture(with_caption(self.document, ""), pixels, seed, self.caption))
         self.watch.on_picture(self.drawn, self.document.pictures[-1])
         self.drawn += 1
-
-    def _retry(self, run: Callable[[], Any], *, what: str) -> Any:
-        def leaner() -> str:
-            self.sampler.clear()
-            return self.components.go_leaner()
-
-        return retry_out_of_memory(run, what=what, leaner=leaner, say=self.watch.on_notice)
 
     def _keep(self, document: Document) -> None:
         # Whatever ends the run from here on, what is on disk says truly that it was interrupted.
@@ -477,12 +472,24 @@ def _write(components: Components, answers: Sequence[_Answer], cancelled: Callab
             **how,
         )
 
+    return _retry(components, write, answers, "writing", answers[0].watch.on_notice)
+
+
+def _retry(
+    components: Components,
+    run: Callable[[], Any],
+    answers: Sequence[_Answer],
+    what: str,
+    say: Callable[[str], None],
+) -> Any:
+    """Where memory runs out in `run`, frees what all answers have cached, goes leaner, and runs it once more."""
+
     def leaner() -> str:
         for answer in answers:
             answer.sampler.clear()
         return components.go_leaner()
 
-    return retry_out_of_memory(write, what="writing", leaner=leaner, say=answers[0].watch.on_notice)
+    return retry_out_of_memory(run, what=what, leaner=leaner, say=say)
 
 
 def _resolved(settings: Settings | None, components: Components) -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +98,29 @@ def test_several_answers_that_are_stopped_keep_what_they_have():
     assert [document.generation["stop_reason"] for document in stopped] == ["interrupted"] * 3
     assert [len(document.pictures) for document in stopped] == [1, 1, 0]
     assert all(document.last_turn.text for document in stopped)
+
+
+def test_where_memory_runs_out_what_all_answers_have_cached_is_freed(monkeypatch):
+    samplers, held = [], []
+
+    class Watched(PictureSampler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            samplers.append(self)
+
+        def prepare(self, document, shape, cancelled=None):
+            prepared = super().prepare(document, shape, cancelled)
+            if self is samplers[1] and len(document.pictures) == 1 and not held:
+                held.append([each.cache.bytes for each in samplers])
+                raise MemoryError
+            return prepared
+
+    components = drawing(random_components(attention="frame_causal"))
+    monkeypatch.setattr(pipeline, "PictureSampler", Watched)
+    monkeypatch.setattr(components, "go_leaner", lambda: str(held.append([each.cache.bytes for each in samplers])))
+    answers = generate_many(components, MANY, SHORT)
+    assert all(held[0][:2]) and held[1] == [0, 0, 0]
+    assert [len(answer.pictures) for answer in answers] == [2, 2, 2]
 
 
 # ---------------------------------------------------------------- the answer
@@ -301,6 +325,23 @@ def test_weights_trained_before_that_rule_keep_theirs(components, calls):
     scripted(components, ("A wall.", "picture"), ("", "picture"), ("", "end"))
     generate(components, request(), Settings(steps=1, guidance=3.0))
     assert len(calls) == 2 + 1  # the second picture has no text of its own: one branch is enough
+
+
+def test_an_image_is_decoded_when_what_its_steps_needed_is_gone(components, monkeypatch):
+    made, prepare, decode = [], components.dit.prepare, components.vae.decode_pixels
+
+    def watched(*arguments, **options):
+        prepared = prepare(*arguments, **options)
+        made.append(weakref.ref(prepared))
+        return prepared
+
+    def decoding(latent):
+        assert made[-1]() is None
+        return decode(latent)
+
+    monkeypatch.setattr(components.dit, "prepare", watched)
+    monkeypatch.setattr(components.vae, "decode_pixels", decoding)
+    assert len(generate(drawing(components), request("Draw."), SHORT).pictures) == len(made) == 2
 
 
 def test_the_frame_cache_saves_work_and_changes_nothing(components, monkeypatch):
