@@ -141,24 +141,18 @@ def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Set
     components = answers.load_placed(args, largest, settings, progress)
     answers.say_size(settings, progress)
     interrupt.finish()
-    done = 0
+    done: list[str] = []
     for start in range(0, len(requests), args.batch):
         group = requests[start : start + args.batch]
-        watches = [_Watch(request, settings.max_images, progress) for request in group]
+        watches = [_Watch(request, settings.max_images, progress, done, len(requests)) for request in group]
         try:
-            documents = generate_many(
+            generate_many(
                 components, [request.document for request in group], settings, [request.seed for request in group],
                 [watch.callbacks() for watch in watches], interrupt.requested,
             )  # fmt: skip
         except KeyboardInterrupt:
             print(f"Stopped. What was finished is in {args.out}.", file=sys.stderr)
             return True
-        for watch, document in zip(watches, documents):
-            watch.finish(document)
-            done += 1
-            pictures = answers.count(len(document.pictures) - len(watch.request.document.pictures), "image")
-            why = answers.REASONS[document.generation["stop_reason"]]
-            progress.line(f"{done} of {len(requests)}: {watch.request.out.name}, {pictures}, {why}.")
         if interrupt.requested():
             print(f"Stopped. What was finished is in {args.out}.", file=sys.stderr)
             return True
@@ -166,12 +160,13 @@ def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Set
 
 
 class _Watch:
-    """Writes one answer while it grows; says when an image is there."""
+    """Writes one answer while it grows, and its pages when it has ended; says how far it is."""
 
-    def __init__(self, request: Request, max_images: int, progress: Progress) -> None:
+    def __init__(self, request: Request, max_images: int, progress: Progress, done: list[str], total: int) -> None:
         from duogen_core.document.store import DocumentWriter
 
         self.request, self.max_images, self.progress = request, max_images, progress
+        self.done, self.total = done, total  # of the whole run
         request.out.parent.mkdir(parents=True, exist_ok=True)
         (request.out / "document.html").unlink(missing_ok=True)  # of an earlier answer; a new one says: finished
         self.writer = DocumentWriter(request.out, overwrite=True)
@@ -179,15 +174,23 @@ class _Watch:
     def callbacks(self) -> Callbacks:
         from duogen_core.pipeline import Callbacks
 
-        return Callbacks(on_picture=self.picture, on_document=self.writer.update, on_notice=self.progress.line)
+        return Callbacks(on_picture=self.picture, on_document=self.document, on_notice=self.progress.line)
 
     def picture(self, k: int, picture: Any) -> None:
         self.progress.line(f"  {self.request.out.name}: image {k + 1} of at most {self.max_images}")
 
-    def finish(self, document: Document) -> None:
-        from duogen_core.render import write_rendered
+    def document(self, document: Document) -> None:
+        self.writer.update(document)
+        stop = document.generation["stop_reason"]
+        if stop != "interrupted":  # as it is called until the answer has ended
+            from duogen_core.render import write_rendered
 
-        write_rendered(document, self.request.out)
+            write_rendered(document, self.request.out)
+            self.done.append(self.request.out.name)
+            pictures = answers.count(len(document.pictures) - len(self.request.document.pictures), "image")
+            self.progress.line(
+                f"{len(self.done)} of {self.total}: {self.request.out.name}, {pictures}, {answers.REASONS[stop]}."
+            )
 
 
 def _summary(requests: list[Request], progress: Progress) -> list[dict[str, Any]]:
