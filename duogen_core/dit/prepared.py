@@ -165,8 +165,8 @@ class Prepared:
             return F.scaled_dot_product_attention(q, *line.put(block, None, start, k, v))
 
         def attend_text(block: int, attn: Attention, q: Tensor) -> Tensor:
-            k, v = text.before(block, attn, frame.end)
-            return F.scaled_dot_product_attention(q, k[:rows].expand(rows, -1, -1, -1), v[:rows].expand_as(k[:rows]))
+            k, v = (each[:rows].expand(rows, -1, -1, -1) for each in text.before(block, attn, frame.end))
+            return F.scaled_dot_product_attention(q, k, v)
 
         x = self._embed(frame.latent, clean=True)[:, None]
         embedded, temb = model.timed(self.clean_time.expand(rows, 1), x)

@@ -84,6 +84,21 @@ def test_equals_the_masked_reference(model, batch):
         torch.testing.assert_close(ours, reference(model, frames, timestep, text, ENDS), **CLOSE)
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_attention_gets_batches_of_one_size(model, monkeypatch, alike):
+    """Unlike earlier images with one text: torch would repeat what is missing, but only on its slowest way."""
+    frames, text = latents(*MIXED, batch=2), torch.randn(1 if alike else 2, 12, 20).expand(2, -1, -1)
+    attend, seen = torch.nn.functional.scaled_dot_product_attention, set()
+
+    def watched(q, k, v):
+        seen.add(len({len(q), len(k), len(v)}))
+        return attend(q, k, v)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    model.forward_packed(frames, torch.rand(2), text, frame_ends=ENDS)
+    assert seen == {1}
+
+
 def test_the_cache_changes_nothing(model):
     """Steps, growing documents, both guidance branches, a rerolled picture: always what an empty cache gives."""
     cache = FrameCache()
