@@ -329,22 +329,51 @@ class PackedForward:
                 f"The conditioning names the places of {len(ends)} earlier images but brings {len(references)} "
                 "reference latents; take both from the same context."
             )
+        # A reference that a stock node added has no place in the text: it stands beside the last one that has.
+        ends += (ends[-1:] or [0]) * (len(references) - len(ends))
         target, compare = self._frame(x), self.compare or changes
+        if torch.is_grad_enabled() and (x.requires_grad or any(weight.requires_grad for weight in self.parameters())):
+            frames = [self._frame(latent) for latent in references]
+            velocity = self._with_gradients(target, timesteps, context, frames, ends, branches)
+            return velocity[..., :height, :width].unsqueeze(2)
         run = next((run for run in self.runs if run.fits(branches, x, context, references, compare)), None)
         if run is None:
-            # A reference that a stock node added has no place in the text: it stands beside the last one that has.
-            ends += (ends[-1:] or [0]) * (len(references) - len(ends))
             texts = [(text, each.hidden) for text, each in zip(context.chunk(len(branches)), branches, strict=True)]
             rows = len(x) // len(branches)  # references are the same for every branch
             frames = [self._frame(latent)[:rows] for latent in references]
             prepared = self.prepare(
-                frames, texts, target.shape, frame_ends=ends, cache=self.frame_cache,
+                frames, texts, target.shape, frame_ends=ends, cache=self.frame_cache if self.reuse else None,
                 refresh=(transformer_options or {}).get(REFRESH, 1) if self.reuse else 1,
             )  # fmt: skip
             run = PreparedRun(branches, tuple(x.shape), context, references, prepared)
             if self.reuse:
                 self.runs = (run, *self.runs)[:PREPARED_RUNS]
         return run.prepared.velocity(target, timesteps)[..., :height, :width].unsqueeze(2)
+
+    def _with_gradients(
+        self,
+        target: torch.Tensor,
+        times: torch.Tensor,
+        context: torch.Tensor,
+        frames: Sequence[torch.Tensor],
+        ends: Sequence[int],
+        branches: Sequence[BranchOfRun],
+    ) -> torch.Tensor:
+        """The same velocity for ComfyUI's Train LoRA, by the core's way for trainings: each row is a sequence."""
+        from duogen_core.dit.packing import TrainingSequence
+
+        place = torch.arange(context.shape[1])
+        frames = frames if self.config.references else ()
+        sequences = []
+        for row, (x, time, text) in enumerate(zip(target, times, context, strict=True)):
+            start, end = branches[row * len(branches) // len(target)].hidden or (0, 0)
+            sees = ((place < start) | (place >= end)).expand(len(frames) + 1, -1).clone()
+            if self.config.attention == "frame_causal":
+                for index in range(len(frames)):
+                    sees[index] = place < ends[index]
+            clean = tuple(frame[row] for frame in frames)
+            sequences.append(TrainingSequence(clean, (x,), tuple(range(len(frames) + 1)), time[None], text, sees))
+        return torch.stack([velocity for (velocity,) in self.forward_train(sequences)])
 
     def _frame(self, latent: torch.Tensor) -> torch.Tensor:
         """[B, 16, 1, h, w] or [B, 16, h, w] -> [B, 16, h, w], padded to whole patches."""
@@ -416,7 +445,7 @@ def _end_run(patcher: comfy.model_patcher.ModelPatcher) -> None:
     ComfyUI sees that the memory is taken, and gets it back by unloading the model, when it needs it for another one.
     """
     dit = patcher.model.diffusion_model
-    dit.runs = ()
+    dit.runs, dit.reuse = (), False  # who calls the model without beginning a run may change its weights (Train LoRA)
     if dit.frame_cache is not None and dit.frame_cache.bytes > mm.get_total_memory(patcher.load_device) * KEPT_SHARE:
         _drop(patcher)
 

@@ -167,6 +167,23 @@ def main() -> dict[str, Any]:
         mine["a LoRA in bypass mode"] = [
             float((a - b).abs().max()) for a, b in ((drawn(bypassed, 3), drawn(merged, 3)), (drawn(model, 3), own))
         ]
+        # With gradients, as for ComfyUI's Train LoRA: the same velocity, and slopes that are true.
+        x, aside = (initial_noise(seed, (2, 16, 1, *sizes[-1])) for seed in (6, 7))
+        time = torch.tensor([0.7, 0.4])
+        branches = (diffusion_model.BranchOfRun(None), diffusion_model.BranchOfRun(hidden))
+
+        def velocity(x: torch.Tensor, dit: Any = dit, time: Any = time, branches: Any = branches) -> torch.Tensor:
+            refs = [frame.unsqueeze(2).expand(4, -1, -1, -1, -1) for frame in frames[:3]]
+            both, context = torch.cat([x, x]), text.expand(4, -1, -1)
+            return dit(both, time.repeat(2), context, ref_latents=refs, frame_ends=ends, branches=branches)
+
+        along = x.clone().requires_grad_(True)
+        learnt = velocity(along)
+        learnt.square().mean().backward()
+        with torch.no_grad():
+            away = float((learnt - velocity(x)).abs().max())
+            more, less = (velocity(x + step * aside).square().mean() for step in (1e-2, -1e-2))
+        mine["with gradients"] = [away, float((along.grad * aside).sum() / ((more - less) / 2e-2))]
         shapes = {"ref_latents": [[1, 16, 256]], "c_crossattn": [[1, 1000, 20]]}
         held = model.model.memory_required([1, 16, 1, 8, 8], shapes)
         model.detach()

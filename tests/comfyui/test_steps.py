@@ -67,6 +67,12 @@ def test_refreshing_now_and_then_is_the_cores(run: dict[str, Any]):
     assert (exact <= 1e-4) == (run["attention"] == "frame_causal"), "full attention changes, frame_causal does not"
 
 
+def test_a_node_that_trains_gets_gradients(run: dict[str, Any]):
+    away, slope = run["with gradients"]
+    assert away <= 1e-4
+    assert slope == pytest.approx(1, abs=0.02)
+
+
 def test_what_outlives_a_run_is_counted_and_goes_with_the_model(run: dict[str, Any]):
     causal = run["attention"] == "frame_causal"
     assert (run["held after the run"] > 0) == causal
