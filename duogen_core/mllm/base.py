@@ -306,8 +306,8 @@ class Mllm:
                 tokens = self._choose(rows, sampling)
                 going = [row for row, token in zip(rows, tokens) if self._takes(row, token)]
                 if len(going) < len(rows) and batch is not None:
-                    batch.give_back()
-                    batch = None
+                    ended, batch = batch, None
+                    self._give_back(ended)
                 rows = going
                 if len(rows) > 1 and batch is None:
                     batch = self.batch([row.cache.kv for row in rows])
@@ -318,7 +318,14 @@ class Mllm:
                         row.seen = torch.cat([row.seen, row.seen.new_tensor([row.token])])
         finally:
             if batch is not None:
-                batch.give_back()
+                self._give_back(batch)
+
+    def _give_back(self, batch: Any) -> None:
+        try:
+            batch.give_back()
+        except BaseException:  # memory may run out here: some layers have the new tokens then, some not
+            self.clear_cache()
+            raise
 
     def _takes(self, row: _Row, token: int) -> bool:
         """Whether the row goes on with this token; where it does not, it knows why."""

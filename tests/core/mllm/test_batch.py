@@ -134,6 +134,39 @@ def test_an_error_in_the_middle_leaves_no_half_cache(mllm, connector) -> None:
     assert many.continue_many(documents, connector=connector, max_new_tokens=6) == expected
 
 
+def test_memory_that_runs_out_when_caches_get_their_tokens_leaves_no_half_cache(mllm, connector) -> None:
+    many, documents = another(mllm), DOCUMENTS[:2]
+    expected = many.continue_many(documents, connector=connector, max_new_tokens=12)
+    many.clear_cache()
+    update = decoding.KeyValueCache.update
+
+    def broken(self, keys, values, layer):
+        if layer == 1:
+            raise RuntimeError("out of memory")
+        return update(self, keys, values, layer)
+
+    def giving_back(batch):
+        for cache in batch.caches:
+            cache.update = broken.__get__(cache)
+        decoding.Batch.give_back(batch)
+
+    original = many.batch
+
+    def batch(caches):
+        made = original(caches)
+        if made is not None:
+            made.give_back = giving_back.__get__(made)
+        return made
+
+    many.batch = batch
+    with pytest.raises(RuntimeError, match="out of memory"):
+        many.continue_many(documents, connector=connector, max_new_tokens=6)
+    many.batch = original
+    for cache in many._caches:
+        cache.kv.__dict__.pop("update", None)
+    assert many.continue_many(documents, connector=connector, max_new_tokens=12) == expected
+
+
 def test_attention_of_another_kind_runs_row_by_row(mllm, connector, monkeypatch) -> None:
     expected = another(mllm).continue_many(DOCUMENTS[:3], connector=connector, max_new_tokens=6)
     monkeypatch.setattr(type(mllm), "batch", lambda self, caches: None)
