@@ -167,6 +167,11 @@ def main() -> dict[str, Any]:
         mine["a LoRA in bypass mode"] = [
             float((a - b).abs().max()) for a, b in ((drawn(bypassed, 3), drawn(merged, 3)), (drawn(model, 3), own))
         ]
+        # So does a layer that a node puts in the place of another.
+        replaced = model.clone()
+        replaced.add_object_patch(layer, torch.nn.Linear(48, 48, bias=False))
+        first, dit.frame_cache = drawn(replaced, 3), None
+        mine["another layer in its place"] = float((first - drawn(replaced, 3)).abs().max())
         # With gradients, as for ComfyUI's Train LoRA: the same velocity, and slopes that are true.
         x, aside = (initial_noise(seed, (2, 16, 1, *sizes[-1])) for seed in (6, 7))
         time = torch.tensor([0.7, 0.4])

@@ -58,6 +58,7 @@ def test_keys_and_values_belong_to_the_weights(run: dict[str, Any]):
     if run["attention"] == "frame_causal":
         assert run["found by other weights"] == 3  # its own, by the second branch
     bypassed, without = run["a LoRA in bypass mode"]
+    assert run["another layer in its place"] <= 1e-4
     assert max(bypassed, without) <= 1e-4, "drawn after each other, but not with each other's keys and values"
 
 
