@@ -23,13 +23,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from duogen_core.dit import DitError
 from duogen_core.dit.frame_cache import FrameCache, FrameKey, FrameLine, same
 from duogen_core.dit.frames import CosmosFrames, FrameInputs, keys_values
+from duogen_core.linear import attention
 
 Hidden = tuple[int, int]
 # Tokens of all branches together up to which they run as one batch: small matrix products and short kernels leave a
@@ -162,11 +162,11 @@ class Prepared:
         rows = frame.latent.shape[0]
 
         def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(q, *line.put(block, None, start, k, v))
+            return attention(q, *line.put(block, None, start, k, v))
 
         def attend_text(block: int, attn: Attention, q: Tensor) -> Tensor:
             k, v = (each[:rows].expand(rows, -1, -1, -1) for each in text.before(block, attn, frame.end))
-            return F.scaled_dot_product_attention(q, k, v)
+            return attention(q, k, v)
 
         x = self._embed(frame.latent, clean=True)[:, None]
         embedded, temb = model.timed(self.clean_time.expand(rows, 1), x)
@@ -244,7 +244,7 @@ class Prepared:
                     out.append(torch.zeros_like(own))
                     continue
                 pair = (each[:, :, : branch.seen] for each in branch.text.of_block(block, attn))
-                out.append(F.scaled_dot_product_attention(own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
+                out.append(attention(own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
             return out[0] if len(out) == 1 else torch.cat(out)
 
         def attend_line(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ class Prepared:
                 rows = [None] if len(own[0]) == line.buffers[block].shape[1] else [0] * len(own[0])
                 for row, (one, key, value) in zip(rows, zip(*(each.chunk(len(rows)) for each in own), strict=True)):
                     seen = line.put(block, row, self.clean_tokens, key, value)
-                    out.append(F.scaled_dot_product_attention(one, *seen))
+                    out.append(attention(one, *seen))
             return out[0] if len(out) == 1 else torch.cat(out)
 
         def attend_and_keep(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ class Prepared:
 
 
 def _every_frame(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(q, k, v)
+    return attention(q, k, v)
 
 
 def alike(rows: Tensor) -> bool:

@@ -63,6 +63,29 @@ def test_what_it_cannot_do_goes_the_usual_way(calls):
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("queries,keys", [(128, 1024), (300, 700), (257, 5000), (128, 1023), (64, 4096), (2, 3)])
+def test_attention_is_torchs(calls, queries, keys):
+    torch.manual_seed(0)
+    q = torch.randn(2, queries, 3, 24).transpose(1, 2)  # as heads are cut out of a linear layer's output
+    k, v = torch.randn(2, 2, 3, keys + 50, 24)[:, :, :, :keys]  # a part of a buffer
+    before = [each.clone() for each in (q, k, v)]
+    with torch.no_grad():
+        out = module.attention(q, k, v)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), atol=1e-6, rtol=1e-5)
+    assert bool(calls) == (queries * keys >= module.SCORES and queries >= 128)
+    assert all(torch.equal(a, b) for a, b in zip(before, (q, k, v), strict=True))
+
+
+def test_attention_that_onednn_cannot_do_goes_the_usual_way(calls):
+    q, k = torch.randn(1, 2, 256, 16), torch.randn(1, 2, 1024, 16)
+    asked = q.clone().requires_grad_()
+    module.attention(asked, k, k).sum().backward()
+    assert asked.grad is not None
+    module.attention(q.bfloat16(), k.bfloat16(), k.bfloat16())
+    module.attention(q.to("meta"), k.to("meta"), k.to("meta"))
+    assert not calls
+
+
 def test_a_transformer_runs_through_it(calls):
     torch.manual_seed(0)
     dit = PackedCosmos(num_attention_heads=2, num_layers=2, mlp_ratio=2.0, text_embed_dim=20, adaln_lora_dim=8).eval()
