@@ -77,7 +77,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     rows = max(FEW, min(256, HELD // keys))
     for b in range(batch):
         for h in range(heads):
-            key, value = k[b, h], v[b, h].t()
+            # Whole rows in a row of their own: a slice of columns, as heads are cut out, takes oneDNN's slow way.
+            key, value = k[b, h].contiguous(), v[b, h].contiguous().t()
             for start in range(0, queries, rows):
                 some = slice(start, start + rows)
                 scores = product(q[b, h, some], key, None, "none", [], "")

@@ -23,6 +23,7 @@ def calls(monkeypatch):
 
     def fast(x, weight, bias, *rest):
         seen.append(tuple(x.shape))
+        assert weight.is_contiguous() or weight.t().is_contiguous(), "oneDNN's slow way"
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, *rest)
 
     monkeypatch.setattr(module, "product", fast)
@@ -67,7 +68,8 @@ def test_what_it_cannot_do_goes_the_usual_way(calls):
 def test_attention_is_torchs(calls, queries, keys):
     torch.manual_seed(0)
     q = torch.randn(2, queries, 3, 24).transpose(1, 2)  # as heads are cut out of a linear layer's output
-    k, v = torch.randn(2, 2, 3, keys + 50, 24)[:, :, :, :keys]  # a part of a buffer
+    k = torch.randn(2, keys, 3, 24).transpose(1, 2)
+    v = torch.randn(2, 3, keys + 50, 24)[:, :, :keys]  # a part of a buffer
     before = [each.clone() for each in (q, k, v)]
     with torch.no_grad():
         out = module.attention(q, k, v)
