@@ -108,8 +108,18 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def load_placed(args: argparse.Namespace, document: Document, settings: Settings, progress: Progress) -> Components:
     """Loads the model that the options name, where they say; document: as large a request as it is to answer."""
     parts, placement = _parts(args), placement_of(args)
+    if args.threads is not None:
+        if args.threads < 1:
+            raise DuoGenError(f"--threads must be at least 1, not {args.threads}.")
+        import torch
+
+        torch.set_num_threads(args.threads)
     components = _load_parts(parts, placement, progress) if parts else _load(_model(args), placement, progress)
     _place(components, placement, document, settings, progress)
+    from duogen_core.pipeline import working_device, working_dtype
+
+    precision = str(working_dtype(components.dit)).removeprefix("torch.")
+    progress.line(f"Images are computed on {working_device(components.dit)}, in {precision}.")
     return components
 
 

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="an approximation, for models with full attention (published Cosmos weights): look at the earlier images "
-        "anew in every N-th step only; 1, the default, is exact",
+        "anew in every N-th step only; 1, the default, is exact; no effect on the bundled model",
     )
     add(
         "--size",
@@ -136,6 +136,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8,
         metavar="N",
         help="with --requests: answers that are written together, as one batch; default: %(default)s",
+    )
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads on the CPU; default: one for each core. Where other programs use the cores, 1 is much faster",
     )
     add("--json", action="store_true", help="print a summary as JSON instead of the path")
     add("--quiet", action="store_true", help="show no progress on stderr")

@@ -12,6 +12,7 @@ import argparse
 import json
 import re
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import lock_folder, parse_json, read_limited
 
 if TYPE_CHECKING:
+    from duogen_core.checkpoint import Components
     from duogen_core.document import Document
     from duogen_core.pipeline import Callbacks, Settings
 
@@ -135,8 +137,6 @@ def _finished(request: Request) -> bool:
 
 def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Settings, progress: Progress) -> bool:
     """Answers what is not finished, a batch at a time; returns whether it was stopped."""
-    from duogen_core.pipeline import generate_many
-
     largest = max((request.document for request in requests), key=lambda document: len(document.pictures))
     components = answers.load_placed(args, largest, settings, progress)
     answers.say_size(settings, progress)
@@ -144,19 +144,30 @@ def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Set
     done: list[str] = []
     for start in range(0, len(requests), args.batch):
         group = requests[start : start + args.batch]
-        watches = [_Watch(request, settings.max_images, progress, done, len(requests)) for request in group]
+        if _answer_group(components, group, settings, progress, done, len(requests)):
+            print(f"Stopped. What was finished is in {args.out}.", file=sys.stderr)
+            return True
+    return False
+
+
+def _answer_group(
+    components: Components, group: list[Request], settings: Settings, progress: Progress, done: list[str], total: int
+) -> bool:
+    """Answers one batch; returns whether it was stopped."""
+    from duogen_core.pipeline import generate_many
+
+    with ExitStack() as locks:
+        for request in group:  # another command may write to one of these folders by its own name
+            locks.enter_context(lock_folder(request.out))
+        watches = [_Watch(request, settings.max_images, progress, done, total) for request in group]
         try:
             generate_many(
                 components, [request.document for request in group], settings, [request.seed for request in group],
                 [watch.callbacks() for watch in watches], interrupt.requested,
             )  # fmt: skip
         except KeyboardInterrupt:
-            print(f"Stopped. What was finished is in {args.out}.", file=sys.stderr)
             return True
-        if interrupt.requested():
-            print(f"Stopped. What was finished is in {args.out}.", file=sys.stderr)
-            return True
-    return False
+    return bool(interrupt.requested())
 
 
 class _Watch:

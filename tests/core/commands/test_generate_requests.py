@@ -6,9 +6,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from duogen_core import checkpoint, interrupt, pipeline
+from duogen_core import checkpoint, files, interrupt, pipeline
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.document.reading import load_document
@@ -49,6 +50,32 @@ def test_every_answer_has_a_folder_and_is_the_one_it_has_alone(run, tmp_path, ca
         alone = load_document(tmp_path / f"alone-{name}")
         assert document.text == alone.text and document.generation == alone.generation
         assert len(document.pictures) == len(alone.pictures) == 2
+
+
+def test_the_folders_of_a_batch_are_held_while_it_is_answered(run, tmp_path, monkeypatch):
+    """Another command that names one of them is told, in the place of writing over it."""
+    held, many = [], pipeline.generate_many
+
+    def watched(*arguments):
+        held.append({place.name for place in files._held})
+        return many(*arguments)
+
+    monkeypatch.setattr(pipeline, "generate_many", watched)
+    assert run(LINES, "--batch", "2") == 0
+    assert held == [{"answers", "0001", "house"}, {"answers", "0004"}]
+    assert not files._held
+
+
+def test_the_run_says_where_it_computes_and_with_how_many_threads(run, capsys):
+    before = torch.get_num_threads()
+    try:
+        assert run(LINES[:1], "--threads", "1") == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert "Images are computed on cpu, in float32." in capsys.readouterr().err
+    assert run(LINES[:1], "--threads", "0", "--seed", "8") == 2
+    assert "--threads must be at least 1, not 0" in capsys.readouterr().err
 
 
 def test_images_of_a_request_lie_beside_the_file(run, tmp_path):
