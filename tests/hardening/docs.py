@@ -102,6 +102,11 @@ COMMANDS: dict[str, Entry] = {
         {"QWEN": "Qwen2.5-VL-7B-Instruct", "COSMOS": "cosmos-predict2.5-2b.safetensors", "VAE": "wan_2.1_vae.safetensors"},
         makes=("boat/document.json",),
     ),
+    # speed.md
+    **dict.fromkeys(
+        (f"python -m duogen_core bench {name}" for name in ("loop", "dit", "mllm", "connector")),
+        Parses("takes minutes; tests/core/commands/test_bench.py runs each with a tiny model"),
+    ),
     # measured.md
     "python -m duogen_core evaluate sketchbook --out report.json --samples 500": Runs(
         instead={"500": "1"}, makes=("report.json",)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
@@ -167,7 +168,8 @@ def test_ideal_pictures_are_right_and_the_true_velocity_has_no_error(tiny, monke
     def truth(self, document, shape):
         x0 = self.latent(ideals[document.text])
         number = [spot.context.text for spot in chosen].index(document.text)
-        return SimpleNamespace(velocities=lambda x, t: [initial_noise(number, tuple(shape)) - x0 + offset])
+        velocities = lambda x, t: [initial_noise(number, tuple(shape)) - x0 + offset]  # noqa: E731
+        return SimpleNamespace(velocities=velocities, device=torch.device("cpu"))
 
     monkeypatch.setattr(PictureSampler, "prepare", truth)
     for offset in (0.0, 0.5):
