@@ -57,7 +57,12 @@ def answer(arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """Check the style and run the tests; every check runs, and the first that failed gives the exit code."""
+    """Check the style and run the tests; every check runs, and the first that failed gives the exit code.
+
+    Each further ComfyUI beside the first one (such as ~/comfy/ComfyUI-0.28) runs the tests that are marked so.
+    """
+    if not (ROOT / "tests").is_dir():
+        raise Failed("This copy of the pack has no tests; the repository has them: clone it, and run this there.")
     requirements = ["requirements.txt", "requirements-dev.txt"]
     quick = "--quick" in arguments
     arguments = [argument for argument in arguments if argument != "--quick"]
@@ -80,6 +85,11 @@ def test(arguments: list[str]) -> int:
     parallel = ["-n", str(workers), "--dist", "worksteal"]
     codes = [run([PYTHON, "-m", "ruff", "check", ROOT]), run([PYTHON, "-m", "ruff", "format", "--check", ROOT])]
     codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *arguments], cwd=ROOT, **settings))
+    for version in other_versions(comfyui) if not arguments else []:
+        print(f"ComfyUI: {version}", flush=True)
+        marked = ["tests/comfyui", "-m", "every_comfyui"]
+        settings["COMFYUI_PATH"] = str(version)
+        codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *marked], cwd=ROOT, **settings))
     return next((code for code in codes if code), 0)
 
 
@@ -89,6 +99,12 @@ def find_comfyui() -> Path | None:
     if ROOT.parent.name == "custom_nodes":
         places.insert(1, ROOT.parent.parent)
     return next((Path(place) for place in places if place and (Path(place) / "main.py").is_file()), None)
+
+
+def other_versions(comfyui: Path | None) -> list[Path]:
+    """Folders beside ComfyUI's that are named for a version, such as ComfyUI-0.28."""
+    folders = comfyui.parent.glob("ComfyUI-[0-9]*") if comfyui else ()
+    return sorted(folder for folder in folders if (folder / "main.py").is_file())
 
 
 def prepare(*requirements: str) -> None:

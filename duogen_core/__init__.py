@@ -6,4 +6,4 @@ vae.py; checkpoint.py loads them as one model. docs/architecture.md follows thre
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

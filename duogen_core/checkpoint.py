@@ -19,13 +19,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import TEMPORARY, discard, lock_folder, read_json, replace_file, swap_folders, write_errors
-from duogen_core.sampling import Sampling
+from duogen_core.sampling import Sampling, checked_numbers
 from duogen_core.weights.headers import refuse_pickle
 
 if TYPE_CHECKING:
@@ -96,14 +96,19 @@ class Components:
     def to(self, device: str | torch.device = "auto", dtype: str = "auto") -> Components:
         """Brings all parts to one device, in a dtype each that suits it: "auto", "bf16", "fp16" or "fp32".
 
-        The connector keeps its dtype (its sums are float32 in any case), and so do quantised weights. The VAE has no
+        The connector keeps its dtype (its sums are float32 in any case), and so do quantised weights; but layers in
+        GGUF's blocks are made whole in a dtype that is asked for. The VAE has no
         fp16: it computes in fp32 there.
         """
         from duogen_core.devices import choose_device, move
+        from duogen_core.weights.gguf_layers import unpack_layers
 
         device = choose_device(device)
         for part, module in self.modules.items():
-            move(module, device, part_dtype(part, module, device, dtype))
+            kept = part_dtype(part, module, device, dtype)
+            if dtype != "auto" and kept is not None:
+                unpack_layers(module, kept)
+            move(module, device, kept)
         self._now_on(device, "off")
         return self
 
@@ -266,8 +271,8 @@ def read_config(folder: str | os.PathLike) -> CheckpointConfig:
         raise CheckpointError(f"{path}: name must be a string, not {name!r}.")
     return CheckpointConfig(
         name=name,
-        sampling=_numbers(Sampling, value.get("sampling", {}), f"{path}: sampling"),
-        picture=_numbers(PictureSize, value.get("picture", {}), f"{path}: picture"),
+        sampling=checked_numbers(Sampling, value.get("sampling", {}), f"{path}: sampling", CheckpointError),
+        picture=checked_numbers(PictureSize, value.get("picture", {}), f"{path}: picture", CheckpointError),
     )
 
 
@@ -462,22 +467,3 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object.")
     return value
-
-
-def _numbers(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    """Builds a dataclass of positive numbers, and of texts it checks itself. Ignores names of later versions."""
-    known = {}
-    for item in fields(kind):
-        if item.name not in values:
-            continue
-        value = values[item.name]
-        if isinstance(item.default, str):
-            known[item.name] = value
-            continue
-        whole = isinstance(item.default, int)
-        right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not right or not 0 <= value < 1e6 or (whole and value < 1):
-            kinds = "a positive whole number" if whole else "a number of at least 0"
-            raise CheckpointError(f"{where}.{item.name} is {value!r}; expected {kinds}.")
-        known[item.name] = value if whole else float(value)
-    return kind(**known)

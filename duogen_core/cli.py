@@ -26,10 +26,17 @@ from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory, shown
 
 DATA = "duogen_core.commands.data"
 BENCH = "duogen_core.commands.bench"
+BENCHMARKS = "duogen_core.commands.evaluate_benchmarks"
+COMPARE = "duogen_core.commands.evaluate_compare"
 ENGINES, SYNTHETIC = "duogen_core.commands.data_engines", "duogen_core.commands.synthetic"
 # name: (what it does, module) or (what it does, {name: …}, what one of these is called)
 COMMANDS: dict[str, tuple] = {
     "generate": ("answer a request with text and images", "duogen_core.commands.generate"),
+    "plan": (
+        "let any language model plan an answer: texts, and what each image shows",
+        "duogen_core.commands.plan",
+    ),
+    "review": ("let a critic look at the images of an answer, and draw bad ones again", "duogen_core.commands.review"),
     "inspect": ("say what a model file is, what else it needs and how much memory", "duogen_core.commands.inspect"),
     "convert": ("write a model file in another layout, or with 8-bit weights", "duogen_core.commands.convert"),
     "evaluate": (
@@ -38,7 +45,36 @@ COMMANDS: dict[str, tuple] = {
             "sketchbook": (
                 "measure a model on the tasks of Sketchbook, the world of the bundled one, with an exact checker",
                 "duogen_core.sketchbook.evaluation",
-            )
+            ),
+            "outlines": (
+                "measure how exactly a model draws in given outlines, with its ControlNet and without it",
+                "duogen_core.sketchbook.controlled",
+            ),
+            "plan": (
+                "measure a writer on 100 requests: are its plans whole, illustrated and as asked for",
+                "duogen_core.commands.evaluate_plan",
+            ),
+            "run": (
+                "answer the official requests of a benchmark, and write the official submission",
+                f"{BENCHMARKS}:run",
+            ),
+            "judge": (
+                "score the answers of a run: by a model that sees, or by what the official scorer wrote",
+                "duogen_core.commands.evaluate_judge:judge",
+            ),
+            "check": (
+                "say of the answers of a run what needs no judge: structure, puzzles, likeness, fit of text and images",
+                "duogen_core.commands.evaluate_check",
+            ),
+            "compare": ("let a judge say which of two models' answers is better, in both orders", f"{COMPARE}:compare"),
+            "report": (
+                "write a page of results: figures with intervals, published ones, answers to look at",
+                "duogen_core.commands.evaluate_report",
+            ),
+            "rate": ("write a page on which people say which of two answers is better", f"{COMPARE}:rate"),
+            "ratings": ("make win rates and Elo of what judges and people found better", f"{COMPARE}:ratings"),
+            "export": ("write answers that are there as an official submission", f"{BENCHMARKS}:export"),
+            "import": ("make answers of an official submission, to look at and to judge", f"{BENCHMARKS}:import_"),
         },
         "benchmark",
     ),
@@ -108,6 +144,10 @@ COMMANDS: dict[str, tuple] = {
             "pretrain": ("train the bundled model's language model from nothing", "duogen_core.sketchbook.pretrain"),
             "stage1": ("train the language model: what to answer, and when to draw", "duogen_core.training.stage1"),
             "stage2": ("train connector and DiT, the language model frozen", "duogen_core.training.stage2"),
+            "controlnet": (
+                "train a ControlNet that draws in given outlines, everything else frozen",
+                "duogen_core.training.controlnet",
+            ),
             "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
         },
         "part",
@@ -197,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except DuoGenError as error:
         return _leave(f"Error: {error}", 2)
-    except (KeyboardInterrupt, Cancelled):
-        return _leave("Stopped.", interrupt.EXIT_CODE)
+    except (KeyboardInterrupt, Cancelled) as stopped:
+        return _leave(str(stopped) or "Stopped.", interrupt.EXIT_CODE)
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
         _drop_stdout()
         return 0

@@ -128,6 +128,14 @@ def choose_dtype(asked: str, device: torch.device, stored: torch.dtype, count: i
     return torch.bfloat16 if torch.bfloat16 in can else torch.float32
 
 
+def packed_dtype(device: torch.device) -> torch.dtype:
+    """Returns what layers of GGUF's blocks compute in: half precision, on a CPU only where it multiplies in bf16."""
+    if device.type == "cpu":
+        known = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return torch.bfloat16 if known() else torch.float32
+    return torch.bfloat16 if torch.bfloat16 in supported_dtypes(device) else torch.float16
+
+
 def stored_dtype(module: nn.Module) -> tuple[torch.dtype, int]:
     """Returns the dtype of most weights that are not quantised, and the number of all weights."""
     counts: dict[torch.dtype, int] = {}

@@ -33,12 +33,12 @@ MAX_DEPTH = 200
 TEMPORARY = ".duogen-tmp"  # how the name of everything unfinished ends
 
 
-def read_limited(path: str | os.PathLike[str], limit: int, name: str, what: str = "picture") -> bytes:
+def read_limited(path: str | os.PathLike[str], limit: int, name: str, what: str = "image") -> bytes:
     """The bytes of a regular file, never more than `limit`."""
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
-            raise DuoGenError(f"{name} is not a file; expected a {what}.")
+            raise DuoGenError(f"{name} is not a file; expected {'an' if what[:1] in 'aeio' else 'a'} {what}.")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError):

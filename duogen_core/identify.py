@@ -1,27 +1,27 @@
 """What a file or a folder is, from headers and JSON alone: no weight is read, nothing of it is run.
 
 In: a path. Out: `Found`s, one a model (a DuoGen checkpoint or a pipeline's folder gives several), or a WeightError
-whose sentence says what the file is instead (a pickle, GGUF, a download that failed) and what to do.
+whose sentence says what the file is instead (a pickle, a download that failed) and what to do.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import read_json
 from duogen_core.weights import cosmos_keys, quantised
+from duogen_core.weights.gguf import TEXT_MODELS, is_gguf, is_packed
 from duogen_core.weights.headers import WeightError, refuse_pickle
 from duogen_core.weights.lora import is_lora, read_lora
-from duogen_core.weights.reading import WeightFiles, find_weights
+from duogen_core.weights.reading import GgufFiles, WeightFiles, find_weights
 
 FOREIGN = {
-    b"GGUF": "is a GGUF file, quantised for llama.cpp, which DuoGen does not read; take the model in bf16 or fp8, as "
-    ".safetensors",
+    b"GGUF": "is a GGUF file by its first bytes; give it a name that ends in .gguf",
     b"version https://git-lfs": "is a Git LFS pointer, not the weights themselves; download the file it stands for",
     b"<": "is a web page, not weights: the download failed; fetch it again, signed in if its site asks for that",
 }
@@ -63,6 +63,8 @@ def identify(path: str | os.PathLike) -> list[Found]:
     if not path.exists():
         raise DuoGenError(f"There is no file or folder {path}.")
     if path.is_file():
+        if is_gguf(path):
+            return [_of_weights(GgufFiles(path), path)]
         refuse_foreign(path)
         return [_of_weights(WeightFiles([path]), path)]
     index = _json(path / "model_index.json")
@@ -117,9 +119,11 @@ def _of_weights(weights: WeightFiles, path: Path) -> Found:
 
 def _recognised(weights: WeightFiles, path: Path) -> Found:
     formats = quantised.layer_formats(weights)
+    if isinstance(weights, GgufFiles) and (found := _gguf(weights, path, formats)) is not None:
+        return found
     if is_lora(weights.entries):
         return _lora(weights, path)
-    for recognise in (_cosmos, _connector, _marked, _mllm):
+    for recognise in (_saved_dit, _cosmos, _connector, _marked, _mllm):
         found = recognise(weights, path, formats)
         if found is not None:
             return found
@@ -128,6 +132,13 @@ def _recognised(weights: WeightFiles, path: Path) -> Found:
         notes = ["not applied by DuoGen, which reads LoRA, LoHa and LoKr, with DoRA and rsLoRA"]
         return _found(weights, path, formats, kind="adapter", family=shown(method), layout="PEFT", notes=notes)
     return _found(weights, path, formats, kind="unknown", family="not known to DuoGen", layout="")
+
+
+def _saved_dit(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | None:
+    from duogen_core.dit.loading import SAVED, open_saved
+
+    saved = open_saved(path) if SAVED in weights.entries else None
+    return None if saved is None else _own_dit(weights, path, formats, saved.config, "ComfyUI's Save Diffusion Model")
 
 
 def _cosmos(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | None:
@@ -157,8 +168,14 @@ def _cosmos(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
     )  # fmt: skip
     return _found(
         weights, path, formats, kind="DiT", family=match.name, layout=match.layout, notes=notes,
-        shape=_dit_shape(config), needs=[f"an MLLM of {of}", "the Wan 2.1 VAE"],
+        shape=_dit_shape(config) | _largest(weights, formats), needs=[f"an MLLM of {of}", "the Wan 2.1 VAE"],
     )  # fmt: skip
+
+
+def _largest(weights: WeightFiles, formats: dict[str, str]) -> dict[str, int]:
+    """Of layers in GGUF's blocks, the numbers of the largest: it is made whole while it runs."""
+    packed = [weights.entries[f"{layer}.weight"] for layer, kind in formats.items() if is_packed(kind)]
+    return {"largest": max(math.prod(entry.shape) for entry in packed)} if packed else {}
 
 
 def _dit_shape(config: dict[str, Any]) -> dict[str, int]:
@@ -166,14 +183,16 @@ def _dit_shape(config: dict[str, Any]) -> dict[str, int]:
     return {"width": heads * config["attention_head_dim"], "layers": layers, "heads": heads}
 
 
-def _own_dit(weights: WeightFiles, path: Path, formats: dict[str, str], config: dict[str, Any]) -> Found:
+def _own_dit(
+    weights: WeightFiles, path: Path, formats: dict[str, str], config: dict[str, Any], layout: str = "diffusers"
+) -> Found:
     for name in ("num_attention_heads", "attention_head_dim", "num_layers"):
         if not isinstance(config.get(name), int) or not 0 < config[name] < 1_000_000:
             raise WeightError(f"{path}: its config.json has {name} {config.get(name)!r}; expected 1 to 999,999.")
     family = f"DuoGen, {config.get('attention', 'full')} attention"
     shape = {**_dit_shape(config), "causal": int(config.get("attention") == "frame_causal")}
     return _found(
-        weights, path, formats, kind="DiT", family=family, layout="diffusers", shape=shape,
+        weights, path, formats, kind="DiT", family=family, layout=layout, shape=shape,
         needs=["its own MLLM, connector and VAE"],
     )  # fmt: skip
 
@@ -245,6 +264,55 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
     notes = [f"{shape['layers']} layers of width {shape['width']}"]
     return _found(weights, path, formats, kind="MLLM", family=family.model_type, needs=needs, notes=notes, shape=shape,
                   layout="Hugging Face folder" if path.is_dir() else "single file")  # fmt: skip
+
+
+def _gguf(weights: GgufFiles, path: Path, formats: dict[str, str]) -> Found | None:
+    """What llama.cpp writes, by its architecture; None: an image model, known by the names of its tensors."""
+    from duogen_core.mllm.gguf import KNOWN, PROJECTORS, open_pair, projector_of
+
+    arch, header = weights.architecture, weights.header
+    layout = "GGUF" + (", big-endian" if header.big else "")
+    layout += f", {len(weights.files)} files" if len(weights.files) > 1 else ""
+
+    def number(key: str, default: int = 0) -> int:
+        value = header.number(key)
+        return value if type(value) is int else default
+
+    if arch == "clip":
+        said = projector_of(weights)
+        family = PROJECTORS.get(said, f"not known to DuoGen ({said[:80]})")
+        return _found(weights, path, formats, kind="vision of an MLLM", family=family, layout=layout,
+                      needs=["the GGUF of its language model, beside which it lies"])  # fmt: skip
+    if arch not in KNOWN and arch not in TEXT_MODELS:
+        return None
+    heads, width = number("attention.head_count", 1), number("embedding_length")
+    shape = {
+        "layers": number("block_count"), "width": width, "kv_heads": number("attention.head_count_kv", heads),
+        "head_dim": number("attention.key_length", width // max(heads, 1)),
+        **_largest(weights, formats),
+    }  # fmt: skip
+    notes = [f"{shape['layers']} layers of width {shape['width']}"]
+    if arch in TEXT_MODELS:
+        notes.append("no vision: it cannot look at images; it can plan (--writer)")
+        return _found(weights, path, formats, kind="MLLM", family=f"{arch}, a language model alone", layout=layout,
+                      notes=notes, shape=shape)  # fmt: skip
+    try:
+        vision = open_pair(path).weights.vision
+    except DuoGenError as error:
+        return _found(weights, path, formats, kind="MLLM", family=KNOWN[arch][0], layout=layout,
+                      notes=[*notes, str(error)], shape=shape)  # fmt: skip
+    found = _found(weights, path, formats, kind="MLLM", family=KNOWN[arch][0], layout=layout, shape=shape,
+                   needs=["a connector for its states", "a DiT and its VAE"],
+                   notes=[*notes, f"vision: {vision.files[0].name}"])  # fmt: skip
+    eyes = _found(vision, path, quantised.layer_formats(vision), kind="", family="", layout="")
+
+    def both(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
+        return {kind: a.get(kind, 0) + b.get(kind, 0) for kind in a | b}
+
+    return replace(
+        found, parameters=found.parameters + eyes.parameters, bytes=found.bytes + eyes.bytes,
+        dtypes=both(found.dtypes, eyes.dtypes), quantised=both(found.quantised, eyes.quantised),
+    )  # fmt: skip
 
 
 def _lora(weights: WeightFiles, path: Path) -> Found:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duogen_core.identify import Found
+from duogen_core.weights.gguf_layers import CARD_CHUNK
 from duogen_core.weights.writing import readable
 
 GIB = 2**30
@@ -48,6 +49,9 @@ def terms(found: Sequence[Found], need: Need) -> list[Term]:
     for each in found:
         count = f"{each.parameters:,} parameters as stored"
         out.append(Term(each.kind, "weights", each.bytes, count, weights=True))
+        if largest := min(each.shape.get("largest", 0), CARD_CHUNK):  # layers in GGUF's blocks
+            sum_ = f"{largest:,} numbers x (4 + {HALF}) bytes"
+            out.append(Term(each.kind, "one layer, made whole", largest * (4 + HALF), sum_))
         if each.kind == "DiT" and each.shape:
             out += _dit(each.shape, need)
         elif each.kind == "MLLM" and each.shape:

@@ -32,6 +32,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.identify import Found
 from duogen_core.memory import HALF, Need, Term, terms, verdict
 from duogen_core.out_of_memory import warn
+from duogen_core.weights.gguf_layers import largest_layer, unpack_layers
 from duogen_core.weights.writing import readable
 
 if TYPE_CHECKING:
@@ -77,7 +78,10 @@ def load_placed(
 def place_mllm(mllm: Mllm, placement: Placement = DEFAULT, say: Callable[[str], None] = warn) -> Mllm:
     """Puts a language model by itself where it will run, layer by layer where it does not fit."""
     device = choose_device(placement.device)
-    move(mllm.model, dtype=choose_dtype(placement.dtype, device, *stored_dtype(mllm.model)))
+    dtype = choose_dtype(placement.dtype, device, *stored_dtype(mllm.model))
+    if placement.dtype != "auto":  # layers in GGUF's blocks are made whole: faster, in more memory
+        unpack_layers(mllm.model, dtype)
+    move(mllm.model, dtype=dtype)
     free = free_memory(device)
     stay = None if free is None else int(free * SPARE) - MLLM_WORK
     if (
@@ -123,7 +127,10 @@ def _place(components: Components, placement: Placement, need: Need | None, say:
             components.to(device, placement.dtype)
         return
     for name, module in components.modules.items():
-        move(module, dtype=part_dtype(name, module, device, placement.dtype))
+        kept = part_dtype(name, module, device, placement.dtype)
+        if placement.dtype != "auto" and kept is not None:
+            unpack_layers(module, kept)
+        move(module, dtype=kept)
     picture = components.config.picture
     counted = _estimate(components, need or Need(picture.width, picture.height))
     sizes = {name: sum(term.bytes for term in counted if term.part == kind) for name, kind in KINDS.items()}
@@ -169,7 +176,8 @@ def _estimate(components: Components, need: Need) -> list[Term]:
     found = []
     for name, module in components.modules.items():
         dtype, count = stored_dtype(module)
-        part = Found("", KINDS[name], "", "", count, size_of(module), {}, shape=shapes[name])
+        shape = shapes[name] | ({"largest": largest} if (largest := largest_layer(module)) else {})
+        part = Found("", KINDS[name], "", "", count, size_of(module), {}, shape=shape)
         for term in terms([part], need):  # which counts work in half precision
             found.append(term if term.weights else replace(term, bytes=term.bytes * dtype.itemsize // HALF))
     return found

@@ -10,9 +10,9 @@ Follows ComfyUI's ModelSamplingDiscreteFlow (shift, multiplier 1), simple_schedu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from duogen_core.errors import Cancelled, DuoGenError
 
@@ -50,6 +50,25 @@ class Sampling:
         for name, known in (("schedule", SCHEDULES), ("solver", SOLVERS)):
             if getattr(self, name) not in known:
                 raise SamplingError(f"sampling.{name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
+
+
+def checked_numbers(kind: type, values: Mapping[str, Any], where: str, error: type[DuoGenError] = SamplingError) -> Any:
+    """Builds a dataclass of positive numbers, and of texts it checks itself. Ignores names of later versions."""
+    known = {}
+    for item in fields(kind):
+        if item.name not in values:
+            continue
+        value = values[item.name]
+        if isinstance(item.default, str):
+            known[item.name] = value
+            continue
+        whole = isinstance(item.default, int)
+        right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not right or not 0 <= value < 1e6 or (whole and value < 1):
+            kinds = "a positive whole number" if whole else "a number of at least 0"
+            raise error(f"{where}.{item.name} is {value!r}; expected {kinds}.")
+        known[item.name] = value if whole else float(value)
+    return kind(**known)
 
 
 def sigmas(steps: int, shift: float = 1.0, schedule: str = "shifted") -> Tensor:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from duogen_core.mllm.prompt_states import PADDED, default_negative_prompt, prompt_states
 from duogen_core.out_of_memory import retry
-from duogen_core.pipeline import Settings, working_device, working_dtype
+from duogen_core.picture_sampling import working_device, working_dtype
+from duogen_core.settings import Settings
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from duogen_core import pipeline
-from duogen_core.document import Document, Text
+from duogen_core.document import Document, Text, pending
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import IM_END, IM_START, IMAGE_PAD, VISION_END, VISION_START
 from duogen_core.mllm.prompted import MarkedStream, Prompted
@@ -63,7 +63,7 @@ def read(document: Document, written: str) -> Written:
     if caption is None:
         caption = stream.end()
     text = stream.finish()
-    document = pipeline.with_caption(pipeline.with_text(document, text), caption or "")
+    document = pending.with_caption(pipeline.with_text(document, text), caption or "")
     return Written(document, text, "end" if caption is None else "picture")
 
 

@@ -34,6 +34,9 @@ from .host import self_check  # noqa: E402  (the core has to be importable first
 
 self_check.report()  # before anything else is imported from a ComfyUI that may lack it
 
-from .extension import DuoGenExtension  # noqa: E402
+try:
+    from .extension import DuoGenExtension
+except (AttributeError, ImportError) as error:
+    DuoGenExtension = self_check.without_nodes(error)
 
 __all__ = ["DuoGenExtension"]

@@ -13,24 +13,34 @@ from .definitions.conditioning import (
     DuoGenReferenceImages,
 )
 from .definitions.documents import DuoGenFormat, DuoGenLoadDocument, DuoGenPreview, DuoGenSaveDocument
+from .definitions.interleave import DuoGenInterleave, DuoGenInterleaveStep
 from .definitions.loaders import (
     DuoGenLoadCheckpoint,
     DuoGenLoadConnector,
+    DuoGenLoadControlNet,
     DuoGenLoadDiT,
     DuoGenLoadMLLM,
     DuoGenLoadMLLMLoRA,
 )
 from .definitions.loop import (
     DuoGenGiven,
-    DuoGenInterleave,
-    DuoGenInterleaveStep,
     DuoGenListEntry,
     DuoGenLoopClose,
     DuoGenLoopNext,
     DuoGenLoopOpen,
     DuoGenLoopRound,
 )
+from .definitions.planning import (
+    DuoGenEditPlan,
+    DuoGenPlanAnswer,
+    DuoGenPlanEndpoint,
+    DuoGenPlanFromText,
+    DuoGenPlanFromTextAgain,
+    DuoGenPlanPrompt,
+    DuoGenPlanPromptAgain,
+)
 from .definitions.prompt import DuoGenEncodePrompt, DuoGenPrompt
+from .definitions.review import DuoGenReviewImage, DuoGenReviewNext
 from .definitions.sampling import DuoGenRefreshEarlierImages, DuoGenSampler, DuoGenSigmas
 from .definitions.sockets import refuse_plain_values
 from .definitions.writing import (
@@ -41,20 +51,31 @@ from .definitions.writing import (
     DuoGenReadWriterNext,
     DuoGenWrite,
 )
+from .host import language
 from .host.caches import PROVIDER
 from .host.expansion import forget_values
 from .host.loading import register_model_folder
-from .steps import unfinished
+from .host.routes import add_routes
+from .steps import downloads, unfinished
 
+# In the order of the node library: what a newcomer needs stands in the category DuoGen itself, the rest in its folders.
+# No essentials_category: the front end (1.58) would list the node among ComfyUI's own, away from the rest of this pack,
+# and its tab Essentials holds a fixed list.
 NODES: list[type[io.ComfyNode]] = [
     DuoGenLoadCheckpoint,
-    DuoGenLoadMLLM,
-    DuoGenLoadConnector,
-    DuoGenLoadDiT,
-    DuoGenLoadMLLMLoRA,
     DuoGenPrompt,
-    DuoGenLoadDocument,
     DuoGenInterleave,
+    DuoGenPreview,
+    DuoGenSaveDocument,
+    DuoGenLoadDocument,
+    DuoGenFormat,
+    DuoGenPlanAnswer,
+    DuoGenPlanEndpoint,
+    DuoGenPlanPrompt,
+    DuoGenPlanPromptAgain,
+    DuoGenPlanFromText,
+    DuoGenPlanFromTextAgain,
+    DuoGenEditPlan,
     DuoGenInterleaveStep,
     DuoGenGiven,
     DuoGenListEntry,
@@ -62,6 +83,8 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenLoopClose,
     DuoGenLoopRound,
     DuoGenLoopNext,
+    DuoGenReviewImage,
+    DuoGenReviewNext,
     DuoGenAskWriter,
     DuoGenReadWriter,
     DuoGenReadWriterNext,
@@ -78,17 +101,23 @@ NODES: list[type[io.ComfyNode]] = [
     DuoGenRefreshEarlierImages,
     DuoGenAppendImage,
     DuoGenEditContext,
-    DuoGenFormat,
-    DuoGenPreview,
-    DuoGenSaveDocument,
+    DuoGenLoadMLLM,
+    DuoGenLoadConnector,
+    DuoGenLoadDiT,
+    DuoGenLoadMLLMLoRA,
+    DuoGenLoadControlNet,
 ]
 for _node in NODES:
     refuse_plain_values(_node)
+    language.speaks(_node)
 
 
 class DuoGenExtension(ComfyExtension):
     async def on_load(self) -> None:
         register_model_folder()
+        add_routes()
+        language.register()
+        downloads.add_route()
         PROVIDER.when_prompt_ends += [forget_values, unfinished.end_run]
         await Caching().register_provider(PROVIDER)
 

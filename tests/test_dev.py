@@ -22,6 +22,7 @@ def dev(tmp_path, monkeypatch):
     specification.loader.exec_module(module)
     module.ROOT, module.VENV = tmp_path, tmp_path / ".venv"
     module.ran, module.fails, module.present = [], {}, set()
+    (tmp_path / "tests").mkdir()
     for name in ("requirements.txt", "requirements-dev.txt", "requirements-comfyui-test.txt"):
         (tmp_path / name).write_text(name)
 
@@ -152,3 +153,23 @@ def test_both_lists_of_requirements_agree_and_pin_nothing():
     project = (ROOT / "pyproject.toml").read_text("utf-8").split("dependencies = [")[1].split("]")[0]
     assert {line.strip(' ",') for line in project.splitlines() if line.strip()} == required
     assert all(re.fullmatch(r"[a-z0-9-]+>=[0-9.]+(; python_version < '[0-9.]+')?", line) for line in required)
+
+
+def test_every_comfyui_beside_the_first_runs_the_marked_tests(dev, monkeypatch, tmp_path, capsys):
+    for name in ("ComfyUI", "ComfyUI-0.28", "ComfyUI-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "main.py").touch()
+    (tmp_path / "ComfyUI-0.30").mkdir()  # empty
+    monkeypatch.setattr(dev, "find_comfyui", lambda: tmp_path / "ComfyUI")
+    assert dev.main(["test"]) == 0
+    runs = [words for words in dev.ran if "pytest" in words]
+    assert len(runs) == 2 and runs[1].endswith("comfyui -m every_comfyui")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("ComfyUI-0.28")
+    dev.ran.clear()
+    assert dev.main(["test", "-k", "store"]) == 0 and len([words for words in dev.ran if "pytest" in words]) == 1
+
+
+def test_a_copy_without_tests_says_so(dev):
+    (dev.ROOT / "tests").rmdir()
+    with pytest.raises(dev.Failed, match="clone"):
+        dev.main(["test"])

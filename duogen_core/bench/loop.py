@@ -32,7 +32,9 @@ from duogen_core.bench.models import REQUEST
 from duogen_core.bench.reference import CAUSAL, FULL, Reference
 from duogen_core.checkpoint import Components
 from duogen_core.document import Document, Picture, Text
-from duogen_core.pipeline import Callbacks, Settings, generate, picture_seed, picture_size, working_dtype
+from duogen_core.picture_sampling import picture_seed, picture_size, working_dtype
+from duogen_core.pipeline import Callbacks, generate
+from duogen_core.settings import Settings
 
 MOST_TOKENS = 4096  # of text in the whole answer
 ALLOWED = 1e-4  # mean difference of two images of 0..1

@@ -37,7 +37,8 @@ from duogen_core.connector import Connector
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Text
 from duogen_core.mllm.base import Mllm
-from duogen_core.pipeline import with_text, working_device, working_dtype
+from duogen_core.picture_sampling import working_device, working_dtype
+from duogen_core.pipeline import with_text
 from duogen_core.sampling import sample_picture, sigmas
 
 ALLOWED_STATES = 1e-5

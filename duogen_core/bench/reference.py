@@ -33,7 +33,7 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import build_inputs, control_set, model_inputs
-from duogen_core.pipeline import reference_pixels
+from duogen_core.picture_sampling import reference_pixels
 from duogen_core.sampling import initial_noise, sigmas
 from duogen_core.vae import pixels_to_tensor, tensor_to_pixels
 

@@ -21,7 +21,10 @@ from duogen_core.files import TEMPORARY, read_json
 if TYPE_CHECKING:
     from duogen_core.checkpoint import Components
     from duogen_core.document import Document
-    from duogen_core.pipeline import Settings
+    from duogen_core.settings import Settings
+
+
+MAX_IMAGES = 8  # of an answer that is written as it goes
 
 
 def checked_out(name: str) -> Path:
@@ -67,7 +70,7 @@ def _is_answer(folder: Path) -> bool:
 
 
 def settings_of(args: argparse.Namespace, seed: int | None) -> Settings:
-    from duogen_core.pipeline import Settings
+    from duogen_core.settings import Settings
 
     return Settings(
         seed=0 if seed is None else seed,
@@ -76,7 +79,7 @@ def settings_of(args: argparse.Namespace, seed: int | None) -> Settings:
         shift=args.shift,
         refresh=args.refresh,
         size=_size(args.size),
-        max_images=args.max_images,
+        max_images=MAX_IMAGES if args.max_images is None else args.max_images,
         max_new_tokens=args.max_tokens,
         temperature=_temperature(args.temperature),
         top_p=args.top_p,
@@ -116,7 +119,7 @@ def load_placed(args: argparse.Namespace, document: Document, settings: Settings
         torch.set_num_threads(args.threads)
     components = _load_parts(parts, placement, progress) if parts else _load(_model(args), placement, progress)
     _place(components, placement, document, settings, progress)
-    from duogen_core.pipeline import working_device, working_dtype
+    from duogen_core.picture_sampling import working_device, working_dtype
 
     precision = str(working_dtype(components.dit)).removeprefix("torch.")
     progress.line(f"Images are computed on {working_device(components.dit)}, in {precision}.")
@@ -166,10 +169,12 @@ def _load(model: str, placement: Placement, progress: Progress) -> Components:
 def _place(
     components: Components, placement: Placement, document: Document, settings: Settings, progress: Progress
 ) -> None:
+    from duogen_core.document.pending import before_next_picture
     from duogen_core.memory import Need
-    from duogen_core.pipeline import picture_size
+    from duogen_core.picture_sampling import picture_size
     from duogen_core.placement import place
 
+    document = before_next_picture(document)
     size = picture_size(document, components.config, settings.size)
     # An answer seldom has as many images as it may have; nor is the memory of many needed before they are there.
     references = len(document.pictures) + min(settings.max_images, 4)
@@ -195,7 +200,7 @@ REASONS = {
 
 
 def count(n: int, what: str) -> str:
-    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
 
 
 def summary(document: Document, out: Path, pictures: int, progress: Progress) -> dict:

@@ -63,8 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
         weights: Any = PickledWeights(source)
     else:
+        from duogen_core.weights.gguf import is_gguf
         from duogen_core.weights.reading import find_weights
 
+        if is_gguf(source):
+            raise DuoGenError(
+                f"{source} is a GGUF file, whose blocks no safetensors file can hold; it is loaded as it is, or give "
+                f"convert the model in bf16 or fp16."
+            )
         weights = find_weights(source / "transformer" if (source / "transformer").is_dir() else source)
     if "decoder.head.0.gamma" in weights.entries or "decoder.conv_in.weight" in weights.entries:
         if args.quantise:

@@ -30,9 +30,9 @@ from duogen_core.data.pairs.editing.layouts import LAYOUTS
 from duogen_core.errors import DuoGenError, MissingPackage
 
 if TYPE_CHECKING:
-    from duogen_core.data.llm.client import Client, Usage
     from duogen_core.data.runs import Engine
     from duogen_core.data.runs.run import Run
+    from duogen_core.llm.client import Client, Usage
 
 NO_PAGE = "The inputs hold no page: expected HTML answers with status 200 in WARC files, or .html or .mhtml files."
 
@@ -120,10 +120,10 @@ def add_web(parser: argparse.ArgumentParser) -> None:
 
 def run_web(args: argparse.Namespace) -> int:
     check_workers(args)
-    from duogen_core.data.net.client import HttpClient
     from duogen_core.data.runs.log import kept_parts, rule_of
     from duogen_core.data.runs.presets import load_preset
     from duogen_core.data.web.engine import Fetching, WebEngine
+    from duogen_core.net.client import HttpClient
 
     if not 0 <= args.max_unreachable <= 1:
         raise DuoGenError(f"--max-unreachable is {args.max_unreachable:g}; expected a share from 0 to 1.")

@@ -1,20 +1,23 @@
 """Adds the options of commands that ask a language model, at an OpenAI-compatible endpoint or a local one.
 
-In: the parsed options and the file of recorded answers. Out: a Client; `spent` says what it cost.
+    add_endpoint_options(parser); client_of(args, recording)       of the data engines, which ask thousands of times
+    add_model_options(parser, "writer"); model_of(args, "writer")  of commands that ask while somebody waits
+
+In: the parsed options, and the file of recorded answers. Out: a Client; `spent` says what it cost.
 """
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from duogen_core.device_options import add_device_options, placement_of
+from duogen_core.device_options import DTYPES, Placement, add_device_options, placement_of
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.data.llm.client import Client, Usage
+    from duogen_core.llm.client import Client, Usage
 
 
 def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +29,13 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         help="address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1",
     )
     add("--llm", "--model", metavar="NAME", help="the name of the model on that server")
-    add("--mllm", metavar="PATH", help="instead of an endpoint: a DuoGen model or Qwen-VL (folder or file), run here")
-    add("--tokenizer", metavar="DIR", help="with an --mllm that is a single file: the folder of its tokenizer")
+    add(
+        "--mllm",
+        metavar="PATH",
+        help="instead of an endpoint: a model run here, such as a DuoGen model, Qwen-VL, any instruction model of "
+        "transformers (a folder), or a GGUF file",
+    )
+    add("--tokenizer", metavar="DIR", help="with an --mllm that is a .safetensors file: the folder of its tokenizer")
     add("--api-key-variable", default="", metavar="VAR", help="the environment variable that holds the API key")
     add("--no-schema", action="store_true", help="do not send the JSON schema, for servers that refuse it")
     add(
@@ -41,7 +49,13 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
         help="whether the model thinks first; sent as think and as chat_template_kwargs.enable_thinking",
     )
     add("--replay", action="store_true", help="take every answer from the recording of an earlier run; send nothing")
-    add("--parallel", type=int, default=4, metavar="N", help="requests sent at the same time; default: 4")
+    add(
+        "--parallel",
+        type=int,
+        default=4,
+        metavar="N",
+        help="requests sent at the same time, or answered as one batch by a model run here; default: 4",
+    )
     add(
         "--answers",
         type=int,
@@ -67,15 +81,7 @@ def add_endpoint_options(parser: argparse.ArgumentParser) -> None:
 
 def client_of(args: argparse.Namespace, recording: Path) -> Client:
     if args.mllm:
-        from duogen_core.data.llm.own_mllm import own_client
-        from duogen_core.devices import choose_device
-        from duogen_core.placement import place_mllm
-
-        placement = placement_of(args)
-        choose_device(placement.device)  # one that is not there is told before minutes of loading
-        return own_client(
-            args.mllm, recording, args.replay, args.answers, args.tokenizer, partial(place_mllm, placement=placement)
-        )
+        return _run_here(args, recording)
     if args.tokenizer:
         raise DuoGenError("--tokenizer belongs to an --mllm that is a single file; an endpoint has its own.")
     if not args.llm:
@@ -86,9 +92,9 @@ def client_of(args: argparse.Namespace, recording: Path) -> Client:
         value = getattr(args, name)
         if value is not None and not value >= 1:
             raise DuoGenError(f"--{name.replace('_', '-')} is {value}; expected at least 1.")
-    from duogen_core.data.llm.answers import Recording
-    from duogen_core.data.llm.client import Client, Endpoint
-    from duogen_core.data.net.client import Limits
+    from duogen_core.llm.answers import Recording
+    from duogen_core.llm.client import Client, Endpoint
+    from duogen_core.net.client import Limits
 
     endpoint = Endpoint(
         args.endpoint or "http://127.0.0.1/v1",
@@ -103,6 +109,87 @@ def client_of(args: argparse.Namespace, recording: Path) -> Client:
         options=_options(args),
     )
     return Client(endpoint, Recording(recording, "replay" if args.replay else "record"))
+
+
+def _run_here(args: argparse.Namespace, recording: Path) -> Client:
+    from duogen_core.llm.answers import Recording
+    from duogen_core.llm.client import Client, Endpoint
+    from duogen_core.llm.gathering import Gathering
+    from duogen_core.llm.local_model import HERE
+    from duogen_core.llm.opening import is_address, open_model
+
+    if args.replay:  # the model need not even be there
+        endpoint = Endpoint(HERE, Path(args.mllm).resolve().name, attempts=1, answers=args.answers, here=True)
+        return Client(endpoint, Recording(recording, "replay"))
+    if is_address(args.mllm):
+        raise DuoGenError("--mllm is a model run here; give the address of a server as --endpoint, its model as --llm.")
+    client = open_model(
+        args.mllm, tokenizer=args.tokenizer, placement=placement_of(args), answers=args.answers,
+        recording=Recording(recording),
+    )  # fmt: skip
+    client.transport = Gathering(client.transport, args.parallel)  # requests of threads are one batch
+    return client
+
+
+# ------------------------------------------------------------ a model for one answer
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser, prefix: str = "writer", does: str = "plans the answer", required: bool = False
+) -> None:
+    """Adds --PREFIX and what belongs to it. does: what the model does, in the words of the help."""
+    add = parser.add_argument_group(prefix).add_argument
+    add(
+        f"--{prefix}",
+        required=required,
+        metavar="MODEL",
+        help=f"the model that {does}: a folder or a .gguf file, run here, or the address of a server, such as "
+        "http://127.0.0.1:8080/v1",
+    )
+    add(
+        f"--{prefix}-model",
+        default="",
+        metavar="NAME",
+        help=f"the name of the {prefix} on its server; may be left out where the server has only one model",
+    )
+    add(
+        f"--{prefix}-key-variable",
+        default="",
+        metavar="VAR",
+        help=f"the environment variable that holds the key of the {prefix}'s server",
+    )
+    add(f"--{prefix}-tokenizer", metavar="DIR", help=f"the folder of the tokenizer of a {prefix} in .safetensors")
+    add(
+        f"--{prefix}-dtype",
+        default="auto",
+        choices=DTYPES,
+        help=f"precision of a {prefix} run here; default: auto, that of its files",
+    )
+
+
+def model_of(args: argparse.Namespace, prefix: str = "writer") -> Client:
+    """Opens the model that the options name; where the command has --device, it runs there."""
+    from duogen_core.llm.opening import open_model
+
+    def value(name: str) -> Any:
+        return getattr(args, f"{prefix}{name}")
+
+    if not value(""):
+        given = next((name for name in ("_model", "_key_variable", "_tokenizer") if value(name)), None)
+        about = (
+            f"--{prefix}{given.replace('_', '-')} is about a {prefix}; name it with" if given else "Name a model with"
+        )
+        raise DuoGenError(
+            f"{about} --{prefix}: a folder, a .gguf file, or an address such as http://127.0.0.1:8080/v1."
+        )
+    dtype = value("_dtype")
+    placement = placement_of(args) if hasattr(args, "device") else Placement()
+    if dtype != "auto":
+        placement = replace(placement, dtype=dtype)
+    return open_model(
+        value(""), model_name=value("_model"), key_variable=value("_key_variable"), tokenizer=value("_tokenizer"),
+        placement=replace(placement, compile=False),
+    )  # fmt: skip
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,7 +219,7 @@ def spent(usage: Usage) -> str:
 
 
 def _price(text: str | None):
-    from duogen_core.data.llm.client import Price
+    from duogen_core.llm.client import Price
 
     if text is None:
         return Price()

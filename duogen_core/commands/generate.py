@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from duogen_core import interrupt
+from duogen_core import files, interrupt
 from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.commands import answers
+from duogen_core.commands.answers import MAX_IMAGES
+from duogen_core.commands.control_options import add_control_options, check_control_options, open_controls
+from duogen_core.commands.critic_options import Tries, add_critic_options, check_critic_options, open_critic
+from duogen_core.commands.planned import (
+    add_plan_options,
+    check_plan_options,
+    is_planned,
+    open_painter,
+    planned_request,
+    replan,
+)
 from duogen_core.commands.progress import Progress
 from duogen_core.device_options import add_device_options
 from duogen_core.errors import DuoGenError
@@ -23,8 +37,8 @@ from duogen_core.files import lock_folder
 CONVENTIONS = ("post-trained", "pre-trained")
 
 if TYPE_CHECKING:
-    from duogen_core.document import Document
-    from duogen_core.pipeline import Settings
+    from duogen_core.document import Document, Picture
+    from duogen_core.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,9 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-images",
         type=int,
-        default=8,
         metavar="N",
-        help="maximum number of images in the answer; default: %(default)s",
+        help=f"maximum number of images in the answer; default: {MAX_IMAGES}, of a plan all that it has",
     )
     add("--max-tokens", type=int, default=1024, metavar="N", help="maximum number of text tokens; default: %(default)s")
     add(
@@ -145,11 +158,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--json", action="store_true", help="print a summary as JSON instead of the path")
     add("--quiet", action="store_true", help="show no progress on stderr")
+    add_control_options(parser)
+    add_plan_options(parser)
+    add_critic_options(parser)
     add_device_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     interrupt.at_once()
+    check_control_options(args)
+    check_plan_options(args)
+    check_critic_options(args)
     if args.requests is not None:
         from duogen_core.commands.generate_requests import run_requests
 
@@ -159,16 +178,30 @@ def run(args: argparse.Namespace) -> int:
         from duogen_core.document.store import finish_swap
 
         finish_swap(out)  # left half-way by a run that was killed
+        from duogen_core.document.pending import pending_index, planned_stop
+
         document, settings = _request(args)
         progress = Progress(args.quiet)
-        components = answers.load_placed(args, document, settings, progress)
-        return _answer(components, document, settings, out, progress, args.json)
+        painter = open_painter(args, settings.size)
+        if is_planned(args):
+            document, stopped = planned_request(args, document, painter, settings.size, progress)
+            if stopped:
+                return _keep_plan(document, out, progress, args.json)
+        if args.max_images is None and pending_index(document) is not None:
+            settings = replace(settings, max_images=len(document.last_turn.pictures))
+        interrupt.at_once()
+        alone = painter is not None and planned_stop(document) is not None  # nothing is written, so nothing is loaded
+        critic = open_critic(args, interrupt.requested)
+        components = None if alone else answers.load_placed(args, document, settings, progress)
+        how = {"painter": painter, "replan": replan(args, components, progress)}
+        how |= {"critic": critic, "redraws": args.redraws or 0, "controls": open_controls(args, components)}
+        return _answer(components, document, settings, out, progress, args.json, **how)
 
 
 def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
     """Returns what the user asked for, checked before anything slow begins."""
     prompt = args.prompt or ""
-    if not prompt.strip() and (not args.document or args.prompt is not None or args.image):
+    if not prompt.strip() and not args.plan and (not args.document or args.prompt is not None or args.image):
         raise DuoGenError('The request is empty; write what the answer should be about, for example "Draw a red star."')
     from duogen_core.document import Document, Picture, Text
     from duogen_core.pipeline import check_request
@@ -183,23 +216,51 @@ def _request(args: argparse.Namespace) -> tuple[Document, Settings]:
         pictures = [Picture.from_file(path) for path in args.image]
         document = document.begin_turn("user", [*pictures, Text(prompt)])
     elif document.turns and document.last_turn.role == "assistant":
-        if document.generation.get("stop_reason") == "end":
+        if document.generation.get("stop_reason") == "end" and not args.plan:
             raise DuoGenError(
                 f"The answer in {args.document} is complete; write a request to go on with the conversation, for "
                 'example "Make the roof blue."'
             )
         known = document.generation.get("seed")  # the same seed as before: the answer continues as it would have
         seed = known if seed is None and isinstance(known, int) and not isinstance(known, bool) else seed
-    check_request(document)
+    if not args.plan:
+        check_request(document)
     return document, answers.settings_of(args, seed)
 
 
-def _answer(components, document, settings, out: Path, progress: Progress, as_json: bool) -> int:
+def _keep_plan(document: Document, out: Path, progress: Progress, as_json: bool) -> int:
+    """Writes an answer whose planning was stopped: as far as it goes, with the images still to be drawn."""
+    from duogen_core.document.store import DocumentWriter
+    from duogen_core.render import write_rendered
+
+    DocumentWriter(out, overwrite=True).update(document.replace_generation(stop_reason="interrupted"))
+    write_rendered(document, out)
+    print(_stopped("planned", out), file=sys.stderr)
+    print(json.dumps(answers.summary(document, out, 0, progress)) if as_json else out, flush=True)
+    return interrupt.EXIT_CODE
+
+
+def _drawn(pictures: Sequence[Picture]) -> int:
+    from duogen_core.document.pending import is_pending
+
+    return sum(not is_pending(picture) for picture in pictures)
+
+
+def _stopped(what: str, out: Path) -> str:
+    """What Ctrl-C has left, and how to go on with it."""
+    again = f"{files.program_name} --document {shlex.quote(str(out))} --out {shlex.quote(f'{out}-2')}"
+    return f"Stopped. What was {what} is in {out}. To go on, with the other options as they were: {again}"
+
+
+def _answer(components, document, settings, out: Path, progress: Progress, as_json: bool, **how: Any) -> int:
+    from duogen_core.document.pending import pending_index
     from duogen_core.document.store import DocumentWriter
     from duogen_core.pipeline import Callbacks, generate
     from duogen_core.render import write_rendered
 
     progress.max_images = settings.max_images
+    if pending_index(document) is not None and settings.max_images == len(document.last_turn.pictures):
+        progress.planned, progress.before = True, _drawn(document.last_turn.pictures)
     answers.say_size(settings, progress)
     writer = DocumentWriter(out, overwrite=True)
     saved: list[Document] = []
@@ -208,17 +269,26 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
         writer.update(document)
         saved[:] = [document]
 
+    tries = Tries(out, how.get("redraws", 0), progress)
+
+    def drawn(k: int, picture: Picture) -> None:
+        progress.picture(k, picture.size)
+        tries.on_picture(k, picture)
+
     callbacks = Callbacks(
         on_token=progress.token,
         on_picture_step=progress.picture_step,
-        on_picture=lambda k, picture: progress.picture(k, picture.size),
+        on_picture=drawn,
+        on_try=tries.on_try,
         on_document=save,
         on_notice=progress.line,
     )
-    before = len(document.pictures)
+    before = _drawn(document.pictures)
+    progress.picture_started = progress.clock()  # planning and loading are no part of the first image's time
     interrupt.finish()
     try:
-        document = generate(components, document, settings, callbacks, interrupt.requested)
+        document = generate(components, document, settings, callbacks, interrupt.requested, **how)
+        tries.finish(document)
         write_rendered(document, out)
     except KeyboardInterrupt:
         if not saved:
@@ -232,10 +302,10 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
         raise
     finally:
         progress.end_line()  # the model may have been stopped in the middle of a line
-    pictures = len(document.pictures) - before
+    pictures = _drawn(document.pictures) - before
     stop = document.generation["stop_reason"]
     progress.line(f"{answers.count(pictures, 'image')} in {progress.elapsed():.1f} s, {answers.REASONS[stop]}.")
     if stop == "interrupted":
-        print(f"Stopped. What was finished is in {out}.", file=sys.stderr)
+        print(_stopped("finished", out), file=sys.stderr)
     print(json.dumps(answers.summary(document, out, pictures, progress)) if as_json else out, flush=True)
     return interrupt.EXIT_CODE if stop == "interrupted" else 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from duogen_core import interrupt
 from duogen_core.commands import answers
+from duogen_core.commands.critic_options import Tries, open_critic
 from duogen_core.commands.progress import Progress
 from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import lock_folder, parse_json, read_limited
@@ -26,7 +27,8 @@ from duogen_core.files import lock_folder, parse_json, read_limited
 if TYPE_CHECKING:
     from duogen_core.checkpoint import Components
     from duogen_core.document import Document
-    from duogen_core.pipeline import Callbacks, Settings
+    from duogen_core.pipeline import Callbacks
+    from duogen_core.settings import Settings
 
 MAX_BYTES = 256 << 20
 FIELDS = {"prompt": (str, "text"), "images": (list, "a list"), "seed": (int, "a whole number"), "out": (str, "text")}
@@ -94,7 +96,7 @@ def read_requests(file: Path, out: Path, seed: int) -> list[Request]:
 
 
 def _checked(value: dict[str, Any], where: str) -> dict[str, Any]:
-    from duogen_core.pipeline import MAX_SEED
+    from duogen_core.settings import MAX_SEED
 
     for name, entry in value.items():
         if name not in FIELDS:
@@ -140,30 +142,33 @@ def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Set
     largest = max((request.document for request in requests), key=lambda document: len(document.pictures))
     components = answers.load_placed(args, largest, settings, progress)
     answers.say_size(settings, progress)
+    critic = open_critic(args, interrupt.requested)
     interrupt.finish()
     done: list[str] = []
     for start in range(0, len(requests), args.batch):
         group = requests[start : start + args.batch]
-        if _answer_group(components, group, settings, progress, done, len(requests)):
+        how = {"critic": critic, "redraws": args.redraws or 0}
+        if _answer_group(components, group, settings, progress, done, len(requests), how):
             print(f"Stopped. What was finished is in {args.out}.", file=sys.stderr)
             return True
     return False
 
 
 def _answer_group(
-    components: Components, group: list[Request], settings: Settings, progress: Progress, done: list[str], total: int
-) -> bool:
-    """Answers one batch; returns whether it was stopped."""
+    components: Components, group: list[Request], settings: Settings, progress: Progress, done: list[str], total: int,
+    how: dict[str, Any],
+) -> bool:  # fmt: skip
+    """Answers one batch; returns whether it was stopped. how: critic and redraws."""
     from duogen_core.pipeline import generate_many
 
     with ExitStack() as locks:
         for request in group:  # another command may write to one of these folders by its own name
             locks.enter_context(lock_folder(request.out))
-        watches = [_Watch(request, settings.max_images, progress, done, total) for request in group]
+        watches = [_Watch(request, settings.max_images, progress, done, total, how["redraws"]) for request in group]
         try:
             generate_many(
                 components, [request.document for request in group], settings, [request.seed for request in group],
-                [watch.callbacks() for watch in watches], interrupt.requested,
+                [watch.callbacks() for watch in watches], interrupt.requested, **how,
             )  # fmt: skip
         except KeyboardInterrupt:
             return True
@@ -173,7 +178,9 @@ def _answer_group(
 class _Watch:
     """Writes one answer while it grows, and its pages when it has ended; says how far it is."""
 
-    def __init__(self, request: Request, max_images: int, progress: Progress, done: list[str], total: int) -> None:
+    def __init__(
+        self, request: Request, max_images: int, progress: Progress, done: list[str], total: int, redraws: int = 0
+    ) -> None:
         from duogen_core.document.store import DocumentWriter
 
         self.request, self.max_images, self.progress = request, max_images, progress
@@ -181,14 +188,21 @@ class _Watch:
         request.out.parent.mkdir(parents=True, exist_ok=True)
         (request.out / "document.html").unlink(missing_ok=True)  # of an earlier answer; a new one says: finished
         self.writer = DocumentWriter(request.out, overwrite=True)
+        self.tries = Tries(request.out, redraws, progress)
 
     def callbacks(self) -> Callbacks:
         from duogen_core.pipeline import Callbacks
 
-        return Callbacks(on_picture=self.picture, on_document=self.document, on_notice=self.progress.line)
+        return Callbacks(
+            on_picture=self.picture,
+            on_try=self.tries.on_try,
+            on_document=self.document,
+            on_notice=self.progress.line,
+        )
 
     def picture(self, k: int, picture: Any) -> None:
         self.progress.line(f"  {self.request.out.name}: image {k + 1} of at most {self.max_images}")
+        self.tries.on_picture(k, picture)
 
     def document(self, document: Document) -> None:
         self.writer.update(document)
@@ -196,6 +210,7 @@ class _Watch:
         if stop != "interrupted":  # as it is called until the answer has ended
             from duogen_core.render import write_rendered
 
+            self.tries.finish(document)
             write_rendered(document, self.request.out)
             self.done.append(self.request.out.name)
             pictures = answers.count(len(document.pictures) - len(self.request.document.pictures), "image")

@@ -67,15 +67,29 @@ class Progress(StatusLine):
         super().__init__(quiet, stream)
         self.clock, self.at_line_start = clock, True
         self.started = self.picture_started = clock()
-        self.max_images = 0
+        self.max_images, self.stating = 0, False
+        self.before, self.planned = 0, False  # images of this answer that were drawn earlier; whether max_images is all
 
     def line(self, text: str) -> None:
         """Writes a line of its own."""
-        self._put(("" if self.at_line_start else "\n") + text + "\n")
+        self.end_line()
+        self._put(text + "\n")
 
     def end_line(self) -> None:
-        if not self.at_line_start:
+        if self.stating:
+            self._put(REDRAW)
+            self.at_line_start = True
+        elif not self.at_line_start:
             self._put("\n")
+        self.stating = False
+
+    def state(self, text: str, pause: float = 0.5) -> None:
+        """Shows on a terminal what goes on; the next line takes its place. pause: seconds between two states."""
+        if self.live and self.due(pause):
+            if not self.stating:
+                self.end_line()
+            self._put(f"{REDRAW}{text}")
+            self.stating = True
 
     def token(self, text: str) -> None:
         self._put(harmless(text))
@@ -99,7 +113,7 @@ class Progress(StatusLine):
         return self.clock() - self.started
 
     def _name(self, k: int) -> str:
-        return f"image {k + 1} of at most {self.max_images}"
+        return f"image {self.before + k + 1} of {'' if self.planned else 'at most '}{self.max_images}"
 
     def _elapsed(self, since: float) -> str:
         return f"{self.clock() - since:.1f} s"

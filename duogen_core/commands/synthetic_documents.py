@@ -17,6 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.commands.data_engines import do_run, named
+from duogen_core.commands.drawing_options import (
+    add_drawing_options,
+    drawing_settings,
+    load_drawing_model,
+    model_name,
+    size_of,
+)
 from duogen_core.commands.run_options import (
     Command,
     RunProgress,
@@ -28,18 +35,14 @@ from duogen_core.commands.run_options import (
     write_json,
 )
 from duogen_core.commands.synthetic import add_run_options, check_count, taxonomy_of
-from duogen_core.device_options import add_device_options, placement_of
 from duogen_core.errors import DuoGenError
 
 if TYPE_CHECKING:
-    from duogen_core.checkpoint import Components
     from duogen_core.data.runs import Engine
     from duogen_core.data.runs.presets import Preset
     from duogen_core.data.synthetic.painter import Painter
-    from duogen_core.pipeline import Settings
 
 PAINTERS = ("duogen", "text-to-picture", "comfyui")
-PARTS = ("mllm", "dit", "vae")
 
 
 def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
@@ -58,17 +61,6 @@ def _add_options(parser: argparse.ArgumentParser, name: str) -> None:
 def _own_part(out: Path, part: str) -> Path:
     """What a process has for itself: the run's folder, or its part where several share the folder."""
     return out if part == "1/1" else out / f"part {part.replace('/', ' of ')}"
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("model").add_argument
-    add("--model", metavar="NAME_OR_PATH", help="a DuoGen model; default: the bundled one")
-    add("--mllm", metavar="PATH", help="in place of --model, published files: the language model, …")
-    add("--dit", metavar="PATH", help="… Cosmos-Predict2.5, …")
-    add("--vae", metavar="PATH", help="… and the Wan 2.1 VAE")
-    add("--steps", type=int, metavar="N", help="sampling steps per image; default: the model's own")
-    add("--guidance", type=float, metavar="G", help="how closely an image follows its text; default: the model's own")
-    add_device_options(parser)
 
 
 def _make(
@@ -122,7 +114,7 @@ def add_draw(parser: argparse.ArgumentParser) -> None:
     about = "comfyui: an API-format workflow with ${prompt} in it; one more with ${earlier_1} for later images"
     add("--workflow", action="append", default=[], metavar="FILE", help=about)
     add("--timeout", type=float, default=600.0, metavar="SECONDS", help="comfyui: for one image; default: 600")
-    _add_model_options(parser)
+    add_drawing_options(parser)
 
 
 def run_draw(args: argparse.Namespace) -> int:
@@ -144,14 +136,14 @@ def _painter(args: argparse.Namespace, preset: Preset) -> Painter:
         if not args.timeout > 0:
             raise DuoGenError(f"--timeout is {args.timeout}; expected more than 0.")
         workflows = [load_workflow(Path(name)) for name in args.workflow]
-        return ComfyPainter(Server(args.server, args.timeout), workflows, preset, _size(args.size))
+        return ComfyPainter(Server(args.server, args.timeout), workflows, preset, size_of(args.size))
     if args.workflow:
         raise DuoGenError("--workflow is for --painter comfyui; give that, or leave it out.")
     from duogen_core.data.synthetic.painter import ConversationPainter, PromptPainter
 
-    settings = _settings(args)
+    settings = drawing_settings(args)
     kind = ConversationPainter if args.painter == "duogen" else PromptPainter
-    return kind(_load_model(args), settings, _model_name(args))
+    return kind(load_drawing_model(args), settings, model_name(args))
 
 
 draw = Command(add_draw, run_draw)
@@ -173,7 +165,7 @@ def add_answer(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="0: always the likeliest token; above 0: a random one; default: 0",
     )
-    _add_model_options(parser)
+    add_drawing_options(parser)
 
 
 def run_answer(args: argparse.Namespace) -> int:
@@ -189,59 +181,13 @@ def run_answer(args: argparse.Namespace) -> int:
     # Nothing of the model's own (generation_config.json): a run's folder names the settings it was made with.
     plainly = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
     settings = replace(
-        _settings(args), max_images=args.max_images, max_new_tokens=args.max_tokens, temperature=args.temperature,
-        **plainly,
+        drawing_settings(args), max_images=args.max_images, max_new_tokens=args.max_tokens,
+        temperature=args.temperature, **plainly,
     )  # fmt: skip
-    load = partial(_load_model, plain(args))
+    load = partial(load_drawing_model, plain(args))
     out = Path(args.out) if args.out else Path(args.folder) / "answer"
-    with AnswerEngine(spread(requests, args.limit), preset, load, settings, _model_name(args)) as engine:
+    with AnswerEngine(spread(requests, args.limit), preset, load, settings, model_name(args)) as engine:
         return _make(args, engine, out, part, progress)
 
 
 answer = Command(add_answer, run_answer)
-
-
-# ------------------------------------------------------------ the model
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{2,5})[xX×](\d{2,5})", text.strip())
-    if not match:
-        raise DuoGenError(f"--size is {text!r}; expected WIDTHxHEIGHT, such as 1024x768.")
-    return int(match[1]), int(match[2])
-
-
-def _settings(args: argparse.Namespace) -> Settings:
-    from duogen_core.pipeline import Settings
-
-    return Settings(seed=args.seed, steps=args.steps, guidance=args.guidance, size=_size(args.size))
-
-
-def _model_name(args: argparse.Namespace) -> str:
-    """What documents say of the model: a name without folders."""
-    from duogen_core.checkpoint import DEFAULT_MODEL
-
-    if args.mllm:
-        return " + ".join(Path(getattr(args, name)).name for name in PARTS)
-    return Path(args.model).name if args.model else DEFAULT_MODEL
-
-
-def _load_model(args: argparse.Namespace) -> Components:
-    given = [name for name in PARTS if getattr(args, name)]
-    if given and (args.model or len(given) < len(PARTS)):
-        raise DuoGenError("A model is --model, or all of --mllm, --dit and --vae; give one of the two.")
-    from duogen_core.devices import choose_device
-    from duogen_core.placement import load_placed, place
-
-    placement, progress = placement_of(args), RunProgress(args.quiet, "")
-    choose_device(placement.device)  # one that is not there is told before minutes of loading
-    progress.line(f"Loading {_model_name(args)} …")
-    if given:
-        from duogen_core.checkpoint import load_parts
-
-        return place(load_parts(args.mllm, args.dit, args.vae), placement, None, progress.line)
-    from duogen_core.checkpoint import DEFAULT_MODEL
-
-    return load_placed(args.model or DEFAULT_MODEL, placement, progress.line)

@@ -12,8 +12,6 @@ The engines, in the order data flows; `data …` is the command.
 What they share:
 
     runs         a run's folder: begun or continued, sharded, logged, reported
-    net          HTTP: servers that the user names, and the web, politely
-    llm          language models behind an endpoint, recorded and replayed
     pictures     images decoded in a limited process, classed, compared
     text         how alike two texts are, and personal data
 """

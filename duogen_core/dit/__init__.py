@@ -11,7 +11,8 @@ A family is a class with
     from_pretrained(folder, dtype=, prepare=, copy=)      config.json + diffusion_pytorch_model.safetensors
     save_pretrained(folder)
 
-    prepare(frames, texts, size, *, frame_ends=None, cache=None, refresh=1) -> Prepared  once a picture (prepared.py)
+    prepare(frames, texts, size, *, frame_ends=None, cache=None, refresh=1, attention=None, positions=AS_TRAINED,
+            together=False) -> Prepared                                       once a picture (prepared.py)
         frames      list of normalised latents [1 or B, 16, h_i, w_i] of finished pictures, each its own size, in order
                     of appearance
         texts       one per guidance branch: (text [B, N, text_embed_dim], hidden); N may be 0: then no frame sees any
@@ -23,6 +24,9 @@ A family is a class with
         cache       frame_causal only: a FrameCache that outlives the picture; nothing in the result depends on it
         refresh     full only, an approximation: keys and values of finished pictures are computed anew in every
                     refresh-th step and reused in those between; 1 is exact. frame_causal reuses them exactly
+        attention   (block, q, k, v) -> as q, each [B, heads, L, D], in the place of PyTorch's; never with a mask
+        positions   (scale, shift) of time, rows and columns; not 1 and 0 is not what the weights were trained with
+        together    for steps whose blocks somebody changes (`patched_velocity`, patched.py), which reuse nothing
     Prepared.velocities(x, t) -> [v, ...]                                         once a step
         x           [B, 16, h, w], the noisy target x_t = t * noise + (1 - t) * x0
         t           [B], its time in 0..1, on x's device

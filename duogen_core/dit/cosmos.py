@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from duogen_core.dit import DitError
 from duogen_core.dit.frame_cache import FrameCache
-from duogen_core.dit.frames import CosmosFrames, PackedCosmosBlock
-from duogen_core.dit.packing import TrainingSequence, forward_train
+from duogen_core.dit.frames import AS_TRAINED, Attend, CosmosFrames, PackedCosmosBlock, Positions
+from duogen_core.dit.packing import Residuals, TrainingSequence, forward_train
 from duogen_core.dit.prepared import Prepared, alike, checked_ends
 from duogen_core.files import read_json
 from duogen_core.linear import use_fast_linear
@@ -37,12 +37,12 @@ ATTENTION = ("full", "frame_causal")
 WHOLE = (
     "in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "num_layers", "text_embed_dim",
     "adaln_lora_dim", "crossattn_proj_in_channels", "encoder_hidden_states_channels", "img_context_num_tokens",
-    "img_context_dim_out",
+    "img_context_dim_out", "n_controlnet_blocks", "latent_channels", "model_channels",
 )  # fmt: skip
 YES_OR_NO = ("concat_padding_mask", "use_crossattn_projection", "references")
 
 
-def check_config(config: Mapping[str, object]) -> None:
+def check_config(config: Mapping[str, object], what: str = "DiT") -> None:
     """Every value is of its kind and range, or a DitError names it: some would fail only while a picture is drawn."""
 
     def number(value: object, low: float, high: float) -> bool:
@@ -69,16 +69,18 @@ def check_config(config: Mapping[str, object]) -> None:
             right, wanted = number(value, -1, 1), "a number of -1 to 1"
         elif name in ("controlnet_block_every_n", "img_context_dim_in", "extra_pos_embed_type"):
             right, wanted = value is None, "none, as this pack draws without it"
+        elif name == "block_every_n":
+            right, wanted = value is None or whole(value), "none, or a whole number of at least 1"
         else:
             continue
         if not right:
-            raise DitError(f"The DiT's config has {name} {value!r}; expected {wanted}.")
+            raise DitError(f"The {what}'s config has {name} {value!r}; expected {wanted}.")
     heads = config["attention_head_dim"]
     if heads % 2 or heads < 6:  # an even share of each head turns by time, by row and by column
-        raise DitError(f"The DiT's config has attention_head_dim {heads}; expected an even number of at least 6.")
+        raise DitError(f"The {what}'s config has attention_head_dim {heads}; expected an even number of at least 6.")
     if config["patch_size"][0] != 1:
         raise DitError(
-            f"The DiT's config has patch_size {config['patch_size']}; one image is one frame, so expected 1 first."
+            f"The {what}'s config has patch_size {config['patch_size']}; one image is one frame, so expected 1 first."
         )
 
 
@@ -185,6 +187,9 @@ class PackedCosmos(CosmosFrames):
         frame_ends: Sequence[int] | None = None,
         cache: FrameCache | None = None,
         refresh: int = 1,
+        attention: Attend | None = None,
+        positions: Positions = AS_TRAINED,
+        together: bool = False,
     ) -> Prepared:
         """What no step of one picture changes; arguments as in duogen_core/dit/__init__.py.
 
@@ -215,7 +220,9 @@ class PackedCosmos(CosmosFrames):
         if self.config.attention == "frame_causal":
             none = [0] * len(frames)
             ends = [checked_ends(frame_ends if t.shape[1] else none, len(frames), t.shape[1]) for t, _ in projected]
-        return Prepared(self, frames, projected, tuple(size[-2:]), ends, cache, refresh)
+        return Prepared(
+            self, frames, projected, tuple(size[-2:]), ends, cache, refresh, attention, positions, together
+        )  # fmt: skip
 
     def forward_packed(
         self,
@@ -240,14 +247,17 @@ class PackedCosmos(CosmosFrames):
 
     # -------------------------------------------------------- training
 
-    def forward_train(self, sequences: Sequence[TrainingSequence]) -> list[list[Tensor]]:
+    def forward_train(
+        self, sequences: Sequence[TrainingSequence], residuals: Residuals | None = None
+    ) -> list[list[Tensor]]:
         """Per sequence the velocity [16, h, w] of every noisy frame; a pack of any sizes and counts (packing.py).
+        residuals: of a ControlNet, for the noisy frames.
 
         Equal to `forward_packed` once per noisy frame. Under `full` attention a sequence has one noisy frame.
         """
         if not self.config.references and any(sequence.clean for sequence in sequences):
             raise DitError("This DiT draws without looking at earlier images: its sequences must have no clean frames.")
-        return forward_train(self, sequences)
+        return forward_train(self, sequences, residuals)
 
 
 def init_weights(model: PackedCosmos) -> PackedCosmos:

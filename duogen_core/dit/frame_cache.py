@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,22 +31,26 @@ class FrameKey:
     """What decides a finished frame's keys and values, with those of the frames before it.
 
     latent [B, 16, h, w]; text [B, n, W]: between the frame before it and this one, up to `end`. tokens: of the frame.
+    how: the attention function and the positions it was computed with.
     """
 
     latent: Tensor
     text: Tensor
     end: int
     tokens: int
+    how: tuple[Any, ...] = ()
 
     def equals(self, other: FrameKey) -> bool:
         # By their numbers, not by names: so a rerolled picture, an edited text or another model's states miss, and
         # whatever is equal is found, without anybody having to say what changed. Once a picture, not once a step: a
         # comparison waits for the device.
-        return self.end == other.end and same(self.latent, other.latent) and same(self.text, other.text)
+        if self.end != other.end or self.how != other.how:
+            return False
+        return same(self.latent, other.latent) and same(self.text, other.text)
 
     def copied(self) -> FrameKey:
         """A copy that the caller's tensors cannot change any more."""
-        return FrameKey(self.latent.detach().clone(), self.text.detach().clone(), self.end, self.tokens)
+        return replace(self, latent=self.latent.detach().clone(), text=self.text.detach().clone())
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

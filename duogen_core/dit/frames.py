@@ -30,11 +30,15 @@ from duogen_core.dit import DitError
 Rope = tuple[Tensor, Tensor]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # (block index, q, k, v) -> [B, heads, L, head_dim]
 AttendText = Callable[[int, Attention, Tensor], Tensor]  # (block index, its attn2, q) -> [B, heads, L, head_dim]
+After = Callable[[int, Tensor], Tensor]  # (block index, its tokens [B, F, S, C]) -> tokens with a ControlNet's residual
+Positions = tuple[tuple[float, float], ...]  # (scale, shift) of time, rows and columns before they turn
+AS_TRAINED: Positions = ((1.0, 0.0),) * 3
 
 
 @dataclass(frozen=True)
 class FrameInputs:
-    """What all blocks share. embedded, temb: [B, F, 1, channels]; attend_text None: there is no text."""
+    """What all blocks share. embedded, temb: [B, F, 1, channels]; attend_text None: there is no text. after: what a
+    ControlNet adds behind a block (controlnet.py)."""
 
     embedded: Tensor
     temb: Tensor
@@ -43,6 +47,8 @@ class FrameInputs:
     attend_text: AttendText | None
     token_frame: Tensor | None = None
     spans: tuple[int, ...] | None = None
+    after: After | None = None
+    mlp: Callable[[Tensor], Tensor] | None = None  # what patched.py does to what the MLP reads
 
     def of_target(self) -> FrameInputs:
         """The same for the target's tokens alone, which are the last ones."""
@@ -155,7 +161,8 @@ class PackedCosmosBlock(CosmosTransformerBlock):
             out = self.attn2.to_out[0](out.transpose(1, 2).flatten(2))
             x = add_gated(x, gate, out.unflatten(1, x.shape[1:3]), spans)
         shift, scale, gate = modulation(self.norm3, inputs)
-        return add_gated(x, gate, self.ff(modulate(self.norm3.norm(x), shift, scale, spans)), spans)
+        h = modulate(self.norm3.norm(x), shift, scale, spans)
+        return add_gated(x, gate, self.ff(h if inputs.mlp is None else inputs.mlp(h)), spans)
 
     def frame_keys_values(self, x: Tensor, inputs: FrameInputs) -> tuple[Tensor, Tensor]:
         """The (key, value) of each token for the first half, [B, heads, L, D], and nothing else."""
@@ -204,7 +211,9 @@ class CosmosFrames(CosmosTransformer3DModel):
         x = x.unflatten(2, (ph, pw, -1)).unflatten(1, grid)
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def rope_of(self, places: Sequence[tuple[int, int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    def rope_of(
+        self, places: Sequence[tuple[int, int, int]], device: torch.device, positions: Positions = AS_TRAINED
+    ) -> tuple[Tensor, Tensor]:
         """(picture index, tokens down, tokens across) of each frame -> cos and sin, [tokens of all, head_dim]."""
         # diffusers' CosmosRotaryPosEmbed counts through one grid; here each frame has its picture index as time, and
         # its rows and columns begin at 0. The factors (NTK) stretch the frequencies as in training.
@@ -212,13 +221,14 @@ class CosmosFrames(CosmosTransformer3DModel):
         angles = []
         for time, height, width in places:
             rows = []
-            for dim, factor, count in (
+            axes = (
                 (rope.dim_t, rope.t_ntk_factor, time + 1),
                 (rope.dim_h, rope.h_ntk_factor, height),
                 (rope.dim_w, rope.w_ntk_factor, width),
-            ):
+            )
+            for (dim, factor, count), (scale, shift) in zip(axes, positions, strict=True):
                 steps = torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim
-                seq = torch.arange(count, device=device, dtype=torch.float32)
+                seq = torch.arange(count, device=device, dtype=torch.float32) * scale + shift
                 rows.append(torch.outer(seq, 1.0 / ((10000.0 * factor) ** steps)))
             t = rows[0][-1].expand(height, width, -1)
             h = rows[1][:, None].expand(-1, width, -1)
@@ -247,6 +257,8 @@ class CosmosFrames(CosmosTransformer3DModel):
                 x = self._gradient_checkpointing_func(block, x, inputs, index)
             else:
                 x = block(x, inputs, index)
+            if inputs.after is not None:
+                x = inputs.after(index, x)
         return self.head(x, inputs)
 
     def head(self, x: Tensor, inputs: FrameInputs) -> Tensor:

@@ -1,9 +1,11 @@
 """Files of DiT weights -> a DiT: the folder of a DuoGen checkpoint, or Cosmos-Predict2.5 as published.
 
 `load_dit` reads a diffusers-style folder of one of the families in this package.
-`open_cosmos` takes a single safetensors file (official, ComfyUI's or diffusers' names) or a diffusers folder (sharded
-or not; of a whole pipeline too); bf16, fp16, fp32 or fp8. It reads headers alone and refuses what does not match. Then
+`open_cosmos` takes a single safetensors or GGUF file (official, ComfyUI's or diffusers' names) or a diffusers folder
+(sharded or not; of a whole pipeline too); bf16, fp16, fp32, fp8 or GGUF's types (architecture `cosmos`, as city96's
+ComfyUI-GGUF writes it: the original names). It reads headers alone and refuses what does not match. Then
 `CosmosFile.load_dit` gives the transformer, and `CosmosFile.load_connector` its `crossattn_proj` as a Connector.
+`open_saved` takes what ComfyUI's Save Diffusion Model wrote of any of these, merged or with LoRAs.
 
 Two conventions exist, and no tensor tells them apart: in post-training clean frames had the timestep 1e-4 and sampling
 goes by Karras' times, in pre-training clean frames shared the target's timestep and times are shifted by 5. Which one
@@ -15,16 +17,17 @@ pre-trained one nvidia-cosmos/cosmos-predict2.5.
 from __future__ import annotations
 
 import importlib
+import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.dit import FAMILIES, DitError
 from duogen_core.errors import DuoGenError
-from duogen_core.files import read_json
-from duogen_core.sampling import Sampling
+from duogen_core.files import parse_json, read_json
+from duogen_core.sampling import Sampling, checked_numbers
 from duogen_core.weights import cosmos_keys as keys
 from duogen_core.weights.headers import WeightError, check_tensors, shapes_of
 from duogen_core.weights.reading import DIFFUSERS_STEM, WeightFiles, find_weights
@@ -49,17 +52,90 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise DitError(f"No DiT in {folder}: config.json is missing.")
-    config = read_json(path, "configuration of a DiT")
-    name = config.get("_class_name") if isinstance(config, dict) else None
-    if not isinstance(name, str):
-        raise DitError(f"{path} is not a diffusers config: expected JSON with the field _class_name.")
-    if name not in FAMILIES:
-        raise DitError(f"{path} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
-    module, cls = FAMILIES[name]
-    family = getattr(importlib.import_module(module), cls)
+    family = _family(read_json(path, "configuration of a DiT"), path)
     if prepare is not None or dtype is not None or layer_formats(find_weights(folder, WHAT, DIFFUSERS_STEM)):
         return family.from_pretrained(folder, dtype=dtype, prepare=prepare, copy=False)
     return family.from_pretrained(folder)
+
+
+def _family(config: Any, where: object) -> Any:
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if not isinstance(name, str):
+        raise DitError(f"{where} is not a diffusers config: expected JSON with the field _class_name.")
+    if name not in FAMILIES:
+        raise DitError(f"{where} names the model {name}; the families known here are {', '.join(FAMILIES)}.")
+    module, cls = FAMILIES[name]
+    return getattr(importlib.import_module(module), cls)
+
+
+# ---------------------------------------------------------------- what ComfyUI's Save Diffusion Model writes
+
+SAVED = "duogen_config"  # the tensor beside the weights, UTF-8 JSON: what no weight shows
+SAVED_PREFIX = "model.diffusion_model."  # before diffusers' names; Save Checkpoint adds a CLIP and a VAE under others
+SAVED_VERSION = 1
+
+
+def saved_note(dit: nn.Module, sampling: Sampling, latents: dict[str, Any]) -> bytes:
+    """What stands in the tensor SAVED. latents: what the DiT's VAE makes, for a host that asks for it again."""
+    config = {name: value for name, value in dit.config.items() if not name.startswith("_")}
+    config |= {"_class_name": next(base.__name__ for base in type(dit).__mro__ if base.__name__ in FAMILIES)}
+    note = {"version": SAVED_VERSION, "dit": config, "sampling": asdict(sampling), "latents": latents}
+    return json.dumps(note).encode()
+
+
+@dataclass(frozen=True)
+class SavedDit:
+    """A DiT that ComfyUI saved, of which only the header and the note were read. latents: as `saved_note` got them."""
+
+    path: Path
+    weights: WeightFiles
+    config: dict[str, Any]
+    sampling: Sampling
+    latents: dict[str, Any]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        from duogen_core.weights.module import main_dtype
+
+        return main_dtype(self.weights, self._others)
+
+    @property
+    def _others(self) -> set[str]:
+        return {name for name in self.weights.entries if not name.startswith(SAVED_PREFIX)}
+
+    def load_dit(self, dtype: torch.dtype | None = None, prepare: Prepare | None = None) -> nn.Module:
+        """As CosmosFile.load_dit."""
+        from duogen_core.weights.headers import check_sizes
+        from duogen_core.weights.module import build_empty, check_module, fill_module, use_quantised_layers
+
+        family = _family(self.config, self.path)
+        ours = {name.removeprefix(SAVED_PREFIX): entry for name, entry in self.weights.entries.items()}
+        check_sizes(self.config, ours, self.path)
+        dit = build_empty(lambda: family.from_config(self.config), self.path, f"a {family.__name__}")
+        names: dict[str, Any] = {"rename": lambda name: name.removeprefix(SAVED_PREFIX), "skip": self._others}
+        formats = check_module(dit, self.weights, self.path, "DiT", **names)
+        return fill_module(
+            dit, self.weights, formats, dtype=dtype or self.dtype, prepare=prepare or use_quantised_layers, **names
+        )
+
+
+def open_saved(path: str | os.PathLike) -> SavedDit | None:
+    """Returns a DiT that ComfyUI saved, or None where the file is no such one."""
+    path = Path(path)
+    if not path.is_file() or path.suffix.lower() != ".safetensors":
+        return None
+    weights = WeightFiles([path], WHAT)
+    if SAVED not in weights.entries:
+        return None
+    note, where = parse_json(weights.note(SAVED), f"{path}: {SAVED}"), f"{path}: {SAVED}"
+    if not isinstance(note, dict) or note.get("version") != SAVED_VERSION:
+        found = note.get("version") if isinstance(note, dict) else note
+        raise DitError(f"{where} has the version {found!r}; this DuoGen reads version {SAVED_VERSION}.")
+    for name in ("dit", "sampling", "latents"):
+        if not isinstance(note.get(name), dict):
+            raise DitError(f"{where} has {name} {note.get(name)!r}; expected an object.")
+    sampling = checked_numbers(Sampling, note["sampling"], f"{where}: sampling", DitError)
+    return SavedDit(path, weights, note["dit"], sampling, note["latents"])
 
 
 # ---------------------------------------------------------------- Cosmos-Predict2.5 as published
@@ -125,14 +201,22 @@ class CosmosFile:
         """Loads the transformer without its projection, which is the connector, on the CPU, in eval mode.
 
         dtype: None keeps the file's. prepare(module, {quantised layer: format}) gives layers the classes that hold and
-        run their weights, before those come; None: fp8 layers stay fp8.
+        run their weights, before those come; None: fp8 layers stay fp8, and GGUF's stay in their blocks unless a dtype
+        is given, in which they are made whole.
         """
-        from duogen_core.weights.module import check_filled, fill_module
-        from duogen_core.weights.quantised import use_scaled_linear
+        import torch
+
+        from duogen_core.devices import move, packed_dtype
+        from duogen_core.weights.gguf import is_packed
+        from duogen_core.weights.module import check_filled, fill_module, use_quantised_layers
 
         dit = _empty({**self.config, "use_crossattn_projection": False}, self.path)
         formats = {self._ours(layer): kind for layer, kind in self.formats.items()}
         formats.pop(PROJECTION, None)
+        packed = any(map(is_packed, formats.values()))
+        kept = dtype or (packed_dtype(torch.device("cpu")) if packed else self.dtype)
+        if prepare is None and not (packed and dtype is not None):
+            prepare = use_quantised_layers
         skip = {name for name in self.weights.entries if name not in self.names or self._is_projection(name)}
         fill_module(
             dit,
@@ -140,15 +224,18 @@ class CosmosFile:
             formats,
             rename=self.names.__getitem__,
             skip=skip,
-            dtype=dtype or self.dtype,
-            prepare=prepare or use_scaled_linear,
+            dtype=kept,
+            prepare=prepare,
         )
         check_filled(dit, formats, self.path)
-        return dit
+        return move(dit, dtype=kept) if packed else dit
 
     def load_connector(self, mllm: tuple[int, int] | None = None, dtype: torch.dtype | None = None) -> Connector:
         """Loads `crossattn_proj`, which reads all layers of an MLLM. mllm: its (layers, hidden size), if not known."""
+        import torch
+
         from duogen_core.connector import Connector, ConnectorConfig
+        from duogen_core.weights.gguf import is_packed
         from duogen_core.weights.module import build_empty, fill_module
         from duogen_core.weights.quantised import FP8
 
@@ -165,9 +252,11 @@ class CosmosFile:
                 f"{_made_for(total)}."
             )
         kind = next((kind for layer, kind in self.formats.items() if self._ours(layer) == PROJECTION), None)
-        if kind is not None and kind not in FP8.values():
-            raise DuoGenError(f"The connector in {self.path} is quantised as {kind}; expected bf16, fp16 or fp8.")
+        if kind is not None and kind not in FP8.values() and not is_packed(kind):
+            raise DuoGenError(f"The connector in {self.path} is quantised as {kind}; expected bf16, fp16, fp8 or GGUF.")
         connector = build_empty(lambda: Connector(ConnectorConfig(*shape, width)), self.path, "a connector")
+        # Made whole of blocks, 100 million numbers of the published one in float32 would be a third of the file.
+        kept = torch.bfloat16 if kind is not None and is_packed(kind) else self.dtype
         # prepare=None: the projection is added up layer by layer, slices of a matrix that must be whole.
         return fill_module(
             connector,
@@ -175,7 +264,7 @@ class CosmosFile:
             {"proj": kind} if kind else {},
             rename=lambda name: f"proj.{name.rpartition('.')[2]}",
             skip={name for name in self.weights.entries if not self._is_projection(name)},
-            dtype=dtype or self.dtype,
+            dtype=dtype or kept,
             prepare=None,
         )
 

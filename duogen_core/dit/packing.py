@@ -13,7 +13,7 @@ one sequence can hold many targets: a noisy frame sees the clean frames before i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from duogen_core.dit import DitError
-from duogen_core.dit.frames import CosmosFrames, FrameInputs, keys_values, stacked
+from duogen_core.dit.frames import After, CosmosFrames, FrameInputs, keys_values, stacked
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,25 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
 
 
-def forward_train(model: CosmosFrames, sequences: Sequence[TrainingSequence]) -> list[list[Tensor]]:
+Residuals = Mapping[int, Sequence[Sequence[Tensor]]]  # block -> per sequence, of each noisy frame, [tokens, C]
+
+
+def after_blocks(groups: Sequence[Group], numbers: Sequence[Sequence[int]], residuals: Residuals) -> After:
+    """What a ControlNet adds to the noisy frames behind some blocks, as one tensor over all tokens of the pack."""
+    whole = {}
+    for block, of_sequences in residuals.items():
+        rows = []
+        for group, own in zip(groups, numbers, strict=True):
+            clean = sum(group.sizes[: group.clean])
+            for frames in (of_sequences[number] for number in own):
+                rows += [frames[0].new_zeros(clean, frames[0].shape[-1]), *frames]
+        whole[block] = torch.cat(rows)
+    return lambda block, x: x + whole[block].view(x.shape) if block in whole else x
+
+
+def forward_train(
+    model: CosmosFrames, sequences: Sequence[TrainingSequence], residuals: Residuals | None = None
+) -> list[list[Tensor]]:
     """See `PackedCosmos.forward_train`."""
     attention = model.config.attention
     # Only attention has to know which tokens belong together: sequences of one shape become one batch there.
@@ -175,7 +193,9 @@ def forward_train(model: CosmosFrames, sequences: Sequence[TrainingSequence]) ->
         return packed([cross(cross.group.stacked(own), k, v) for cross, own, k, v in parts])
 
     embedded, temb = model.timed(times, x)
-    inputs = FrameInputs(embedded, temb, rope, attend, attend_text if text.shape[1] else None, token_frame)
+    after = after_blocks(groups, list(by_shape.values()), residuals) if residuals else None
+    looked_at = attend_text if text.shape[1] else None
+    inputs = FrameInputs(embedded, temb, rope, attend, looked_at, token_frame, after=after)
     out = model.run_blocks(x, inputs).flatten(1, 2)
     found: list[list[Tensor]] = [[] for _ in sequences]
     for numbers, group, tokens in zip(by_shape.values(), groups, out[0].split(lengths), strict=True):

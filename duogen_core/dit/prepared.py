@@ -19,7 +19,7 @@ earlier step, and computed anew only in every `refresh`-th one; the other steps 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,10 +28,11 @@ from torch import Tensor
 
 from duogen_core.dit import DitError
 from duogen_core.dit.frame_cache import FrameCache, FrameKey, FrameLine, same
-from duogen_core.dit.frames import CosmosFrames, FrameInputs, keys_values
-from duogen_core.linear import attention
+from duogen_core.dit.frames import AS_TRAINED, Attend, CosmosFrames, FrameInputs, Positions, keys_values
+from duogen_core.linear import attention as scaled_dot_product
 
 Hidden = tuple[int, int]
+Residuals = Mapping[int, Tensor]  # block -> [rows, tokens of the target, C], added behind it (controlnet.py)
 # Tokens of all branches together up to which they run as one batch: small matrix products and short kernels leave a
 # device idle. Above it a batch is no faster and takes the memory of all branches at once.
 BATCHED_TOKENS = 4096
@@ -64,7 +65,10 @@ class TextKeys:
 
     def before(self, block: int, attn: Attention, end: int) -> tuple[Tensor, Tensor]:
         """Of the first `end` tokens in the text's own order."""
-        k, v = self.of_block(block, attn)
+        return self.cut(*self.of_block(block, attn), end)
+
+    def cut(self, k: Tensor, v: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Of keys and values in this order, those of the first `end` tokens in the text's own order."""
         start, stop = self.hidden
         if end <= start or start == stop:
             return k[:, :, :end], v[:, :, :end]
@@ -95,18 +99,24 @@ class Prepared:
         ends: Sequence[Sequence[int]],
         cache: FrameCache | None,
         refresh: int = 1,
+        attention: Attend | None = None,
+        positions: Positions = AS_TRAINED,
+        together: bool = False,
     ) -> None:
         """texts: projected, [B, N, W]. ends: for each branch the text tokens before each frame (frame_causal)."""
+        self.attention, self.positions = attention or plain_attention, positions
+        self.ends = ends
         self.model, self.size, self.grid = model, tuple(size), model.grid(size)
         self.batch, self.device, self.dtype = texts[0][0].shape[0], texts[0][0].device, texts[0][0].dtype
         self.target = self.grid[0] * self.grid[1]
-        self.causal = model.config.attention == "frame_causal"
+        self.causal = model.config.attention == "frame_causal" and not together
         grids = [model.grid(frame.shape) for frame in frames]
         self.frames = len(grids)
-        self.clean_tokens = sum(height * width for height, width in grids)
+        self.sizes = [height * width for height, width in grids]
+        self.clean_tokens = sum(self.sizes)
         places = [(i, *grid) for i, grid in enumerate([*grids, self.grid])]
-        self.rope = model.rope_of(places[-1:] if self.causal else places, self.device)
-        self.refresh = 1 if self.causal or not grids else refresh
+        self.rope = model.rope_of(places[-1:] if self.causal else places, self.device, positions)
+        self.refresh = 1 if self.causal or together or not grids else refresh
         self.step = 0  # counted where keys and values are refreshed now and then
         self.clean_time = torch.full((1, 1), model.config.clean_timestep, device=self.device)
         self.clean: Tensor | None = None  # full: the finished frames' embedded patches [B, tokens, C]
@@ -149,7 +159,8 @@ class Prepared:
         wanted = []
         for latent, start, end in zip(frames, [0, *ends], ends):
             height, width = self.model.grid(latent.shape)
-            wanted.append(FrameKey(latent.expand(rows, -1, -1, -1), whole[:rows, start:end], end, height * width))
+            key = (latent.expand(rows, -1, -1, -1), whole[:rows, start:end], end, height * width)
+            wanted.append(FrameKey(*key, (self.attention, self.positions)))
         line = cache.line(wanted, self)
         for index in range(len(line.frames), len(wanted)):
             self._run_finished(line, index, wanted[index], text)
@@ -162,15 +173,15 @@ class Prepared:
         rows = frame.latent.shape[0]
 
         def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attention(q, *line.put(block, None, start, k, v))
+            return self.attention(block, q, *line.put(block, None, start, k, v))
 
         def attend_text(block: int, attn: Attention, q: Tensor) -> Tensor:
             k, v = (each[:rows].expand(rows, -1, -1, -1) for each in text.before(block, attn, frame.end))
-            return attention(q, k, v)
+            return self.attention(block, q, k, v)
 
         x = self._embed(frame.latent, clean=True)[:, None]
         embedded, temb = model.timed(self.clean_time.expand(rows, 1), x)
-        rope = model.rope_of([(index, *model.grid(frame.latent.shape))], self.device)
+        rope = model.rope_of([(index, *model.grid(frame.latent.shape))], self.device, self.positions)
         inputs = FrameInputs(embedded, temb, rope, attend, attend_text if frame.end else None, spans=(frame.tokens,))
         *blocks, last = model.transformer_blocks
         for number, block in enumerate(blocks):
@@ -180,10 +191,12 @@ class Prepared:
     # ------------------------------------------------ once a step
 
     @torch.no_grad()
-    def velocities(self, x: Tensor, t: Tensor) -> list[Tensor]:
-        """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w], in the weights' own type."""
+    def velocities(self, x: Tensor, t: Tensor, residuals: Residuals | None = None) -> list[Tensor]:
+        """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w], in the weights' own type.
+
+        residuals: of a ControlNet for this step, rows branch by branch."""
         alone = self._begin_step()
-        x, inputs = self._inputs(x, t, alone)
+        x, inputs = self.inputs(x, t, alone)
         blocks = self.model.transformer_blocks
         target = self.target if len(blocks) == 1 else None
         first = blocks[0].frame_attention(x, self._looking(inputs, (0,), alone), 0, target)
@@ -191,15 +204,17 @@ class Prepared:
         for group in self.groups:
             shape = (len(group), *first.shape)
             x = first if len(group) == 1 else first.expand(shape).flatten(0, 1)
-            out += self._rest(x, self._looking(inputs, group, alone), 0).chunk(len(group))
+            looking = self.controlled(self._looking(inputs, group, alone), residuals, group)
+            out += self._rest(x, looking, 0).chunk(len(group))
         return out
 
     @torch.no_grad()
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+    def velocity(self, x: Tensor, t: Tensor, residuals: Residuals | None = None) -> Tensor:
         """Rows of all branches, branch by branch, each with an x and a time of its own: [G * B, 16, h, w]."""
         alone = self._begin_step()
-        x, inputs = self._inputs(x, t, alone)
-        inputs = self._looking(inputs, tuple(range(len(self.branches))), alone, repeat=False)
+        x, inputs = self.inputs(x, t, alone)
+        every = tuple(range(len(self.branches)))
+        inputs = self.controlled(self._looking(inputs, every, alone, repeat=False), residuals, every)
         return self._rest(x, inputs, None)
 
     def _begin_step(self) -> bool:
@@ -213,7 +228,7 @@ class Prepared:
                 self.branches[place] = replace(branch, line=branch.line.fork(self.frames))
         return self.causal
 
-    def _inputs(self, x: Tensor, t: Tensor, alone: bool) -> tuple[Tensor, FrameInputs]:
+    def inputs(self, x: Tensor, t: Tensor, alone: bool) -> tuple[Tensor, FrameInputs]:
         """Embedded tokens [R, 1, L, C], and what the blocks are told of them."""
         tokens, times, spans = self._embed(x.to(self.dtype), clean=False), t[:, None], (self.target,)
         rope = self.rope
@@ -228,7 +243,7 @@ class Prepared:
             else:  # finished frames share the target's time
                 spans = (self.clean_tokens + self.target,)
         embedded, temb = self.model.timed(times, tokens)
-        return tokens[:, None], FrameInputs(embedded, temb, rope, _every_frame, None, spans=spans)
+        return tokens[:, None], FrameInputs(embedded, temb, rope, self.attention, None, spans=spans)
 
     def _looking(self, inputs: FrameInputs, group: Sequence[int], alone: bool, repeat: bool = True) -> FrameInputs:
         """The inputs of the branches of one group, which run as one batch: rows branch by branch."""
@@ -244,7 +259,7 @@ class Prepared:
                     out.append(torch.zeros_like(own))
                     continue
                 pair = (each[:, :, : branch.seen] for each in branch.text.of_block(block, attn))
-                out.append(attention(own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
+                out.append(self.attention(block, own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
             return out[0] if len(out) == 1 else torch.cat(out)
 
         def attend_line(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -254,21 +269,35 @@ class Prepared:
                 rows = [None] if len(own[0]) == line.buffers[block].shape[1] else [0] * len(own[0])
                 for row, (one, key, value) in zip(rows, zip(*(each.chunk(len(rows)) for each in own), strict=True)):
                     seen = line.put(block, row, self.clean_tokens, key, value)
-                    out.append(attention(one, *seen))
+                    out.append(self.attention(block, one, *seen))
             return out[0] if len(out) == 1 else torch.cat(out)
 
         def attend_and_keep(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             for branch, key, value in zip(branches, *(each.chunk(len(branches)) for each in (k, v)), strict=True):
                 branch.line.put(block, None, 0, key[:, :, : self.clean_tokens], value[:, :, : self.clean_tokens])
-            return _every_frame(block, q, k, v)
+            return self.attention(block, q, k, v)
 
-        attend = _every_frame
+        attend = self.attention
         if self.clean_tokens and alone:
             attend = attend_line
         elif self.refresh > 1:
             attend = attend_and_keep
         looked_at = attend_text if any(branch.seen for branch in branches) else None
         return FrameInputs(embedded, temb, inputs.rope, attend, looked_at, spans=inputs.spans)
+
+    def controlled(self, inputs: FrameInputs, residuals: Residuals | None, group: Sequence[int]) -> FrameInputs:
+        """The inputs with what a ControlNet adds to the target's tokens, and to no others: keys and values of finished
+        frames stay those of the cache."""
+        if not residuals:
+            return inputs
+
+        def after(block: int, x: Tensor) -> Tensor:
+            if block in residuals:
+                rows = residuals[block].unflatten(0, (len(self.branches), -1))[list(group)].flatten(0, 1)
+                x[:, :, -self.target :] += rows[:, None]
+            return x
+
+        return replace(inputs, after=after)
 
     def _rest(self, x: Tensor, inputs: FrameInputs, done: int | None) -> Tensor:
         """From the second half of block `done` (None: from the first block on) to the velocity."""
@@ -280,11 +309,13 @@ class Prepared:
             if number == last:
                 inputs = inputs.of_target()
             x = blocks[number].text_and_mlp(x, inputs, number)
+            if inputs.after is not None:
+                x = inputs.after(number, x)
         return self.model.unpatch(self.model.head(x, inputs)[:, 0], self.grid)
 
 
-def _every_frame(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return attention(q, k, v)
+def plain_attention(_block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return scaled_dot_product(q, k, v)
 
 
 def alike(rows: Tensor) -> bool:

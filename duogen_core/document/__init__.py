@@ -17,6 +17,10 @@ from duogen_core.document.document import (
     Turn,
     is_text,
     plain_json,
+    valid_unicode,
 )
 
-__all__ = ["MAX_DEPTH", "ROLES", "Document", "Part", "Picture", "Role", "Text", "Turn", "is_text", "plain_json"]
+__all__ = [
+    "MAX_DEPTH", "ROLES", "Document", "Part", "Picture", "Role", "Text", "Turn", "is_text", "plain_json",
+    "valid_unicode",
+]  # fmt: skip

@@ -87,6 +87,11 @@ def is_text(text: str) -> bool:
     return True
 
 
+def valid_unicode(text: str) -> str:
+    """Returns a text of a model as it can be kept: JSON may hold half a character pair, which becomes a "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _checked_text(text: Any, place: _Place | str) -> str:
     if not isinstance(text, str):
         raise DuoGenError(f"{_said(place)} must be a string, not {type(text).__name__}.")

@@ -58,19 +58,20 @@ def is_folder(path: Path) -> bool:
 
 def folder_reader(folder: Path) -> ReadBytes:
     """A function that reads the picture with a relative name from `folder` and from nowhere else."""
-    root = folder.resolve()
+    return lambda name, where: read_limited(inside(folder, name, where), MAX_BYTES, f"{name} (named by {where})")
 
-    def read(name: str, where: str) -> bytes:
-        check_relative(name, where)
-        try:
-            file = (root / name).resolve()
-        except (OSError, RuntimeError, ValueError):  # a link that leads to itself, a name that is too long
-            raise DuoGenError(f"{where}: the path {name!r} cannot be followed.") from None
-        if not file.is_relative_to(root):
-            raise DuoGenError(f"{where}: the path {name!r} leaves the document's folder, which is not allowed.")
-        return read_limited(file, MAX_BYTES, f"{name} (named by {where})")
 
-    return read
+def inside(folder: Path, name: str, where: str, called: str = "the document's folder") -> Path:
+    """The place with this relative name in the folder; one that leaves it, be it by a link, is refused."""
+    check_relative(name, where)
+    try:
+        root = folder.resolve()
+        file = (root / name).resolve()
+    except (OSError, RuntimeError, ValueError):  # a link that leads to itself, a name that is too long
+        raise DuoGenError(f"{where}: the path {name!r} cannot be followed.") from None
+    if not file.is_relative_to(root):
+        raise DuoGenError(f"{where}: the path {name!r} leaves {called}, which is not allowed.")
+    return file
 
 
 def check_relative(name: str, where: str) -> None:

@@ -27,8 +27,12 @@ from duogen_core.errors import DuoGenError
 from duogen_core.files import TEMPORARY, discard, lock_folder, replace_file, swap_folders, write_errors
 
 # load_document as well: people who use Documents in code of their own find both ways here (docs/documents.md).
-__all__ = ["DocumentWriter", "document_json", "image_name", "load_document", "save_document"]
+__all__ = [
+    "DocumentWriter", "discard_tries", "document_json", "image_name", "load_document", "save_document", "save_try",
+]  # fmt: skip
 
+TRIES = "tries"  # the folder of images that were drawn and not kept
+TRY_NAME = re.compile(r"[0-9a-f]{32}")
 OWN_NAMES = re.compile(r"document\.(json|html|md|pdf)|images(/\d{3,}\.png)?|.*\.duogen-tmp")
 
 
@@ -127,6 +131,33 @@ class DocumentWriter:
                     replace_file(self.path / image_name(index), pictures[index].to_png())
                 replace_file(self.path / JSON_NAME, _json_bytes(document))
         self._written = pictures
+
+
+def save_try(folder: str | os.PathLike[str], picture: Picture, name: str) -> Path:
+    """Keeps an image that was drawn and not kept (`duogen_core.review`) beside a document: tries/<name>.png.
+
+    No reader of documents looks there. name: made of what the image shows, so that it never stands for another one.
+    """
+    if not TRY_NAME.fullmatch(name):
+        raise ValueError(f"The name of a try is 32 hexadecimal digits, not {name!r}.")
+    file = Path(os.path.realpath(folder)) / TRIES / f"{name}.png"
+    with write_errors(file):
+        file.parent.mkdir(exist_ok=True)
+        replace_file(file, picture.to_png())
+    return file
+
+
+def discard_tries(folder: str | os.PathLike[str], keep: set[str]) -> None:
+    """Removes the images in tries/ that the document does not name; of an earlier answer in the same folder."""
+    tries = Path(os.path.realpath(folder)) / TRIES
+    if not tries.is_dir() or tries.is_symlink():
+        return
+    with write_errors(tries):
+        for file in tries.iterdir():
+            if file.suffix == ".png" and TRY_NAME.fullmatch(file.stem) and file.stem not in keep:
+                file.unlink(missing_ok=True)
+        if not any(tries.iterdir()):
+            tries.rmdir()
 
 
 def _is_zip(path: Path) -> bool:

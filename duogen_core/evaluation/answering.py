@@ -18,9 +18,11 @@ from duogen_core.checkpoint import Components
 from duogen_core.device_options import DEFAULT, Placement
 from duogen_core.devices import devices_of
 from duogen_core.document import Document
-from duogen_core.pipeline import Settings, generate, generate_many
+from duogen_core.pipeline import generate, generate_many
 from duogen_core.placement import load_placed
 from duogen_core.processes import in_processes
+from duogen_core.review import Critic
+from duogen_core.settings import Settings
 
 Answer = Callable[[Document, int], Document]
 Question = tuple[Document, int]  # the prompt, and the seed of its pictures
@@ -34,6 +36,8 @@ class ModelAnswer:
     settings: Settings
     components: Components | None = field(default=None, repr=False)
     placement: Placement = DEFAULT
+    critic: Critic | None = None  # looks at every picture, which is drawn again up to `redraws` times
+    redraws: int = 0
 
     def load(self) -> Components:
         if self.components is None:
@@ -46,12 +50,14 @@ class ModelAnswer:
         return replace(self, placement=replace(self.placement, device=str(cards[number % len(cards)])))
 
     def __call__(self, prompt: Document, seed: int) -> Document:
-        return generate(self.load(), prompt, replace(self.settings, seed=seed))
+        settings = replace(self.settings, seed=seed)
+        return generate(self.load(), prompt, settings, critic=self.critic, redraws=self.redraws)
 
     def many(self, questions: Sequence[Question]) -> list[Document]:
         """The answers to several, written as one batch."""
         prompts, seeds = zip(*questions)
-        return generate_many(self.load(), prompts, self.settings, seeds)
+        how = {"critic": self.critic, "redraws": self.redraws}
+        return generate_many(self.load(), prompts, self.settings, seeds, **how)
 
     def __getstate__(self) -> dict:
         # Weights are read from the disk there: sending gigabytes through a pipe would take longer.

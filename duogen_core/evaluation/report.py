@@ -56,7 +56,7 @@ def figures(checks: Iterable[Mapping[str, float]], names: Iterable[str]) -> dict
 def gain(pairs: Sequence[tuple[float, float]], z: float = 1.96) -> tuple[float, list[float]]:
     """Returns the mean of `with - without` over pairs (with, without) of zeros and ones, and its 95% interval.
 
-    After Bonett and Price (2012): half a case is added to each way in which a pair can differ, so that few pairs
+    After Bonett and Price (2012): a case is added to each way in which a pair can differ, so that few pairs
     give no false certainty.
     """
     n = len(pairs)
@@ -80,7 +80,8 @@ def table(report: Mapping[str, Any]) -> str:
     lines = [f"{'check':<{width}}  figure     n  95% interval"]
     for name, mean in report["figures"].items():
         low, high = report["intervals"][name]
-        lines.append(f"{name:<{width}}  {mean:6.3f}  {report['counts'][name]:4d}  {low:.2f} to {high:.2f}")
+        less = "  (less is better)" if name in report.get("lower_is_better", ()) else ""
+        lines.append(f"{name:<{width}}  {mean:6.3f}  {report['counts'][name]:4d}  {low:.2f} to {high:.2f}{less}")
     lines += [f"{name:<{width}}  {value:6.2f}" for name, value in report["extra"].items()]
     return "\n".join(lines)
 

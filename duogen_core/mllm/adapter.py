@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
+from duogen_core.weights.gguf_layers import PackedLinear
 from duogen_core.weights.headers import WeightError
 from duogen_core.weights.lora import (
     DORA,
@@ -131,6 +132,11 @@ def read_adapter(path: str | Path, mllm: Mllm) -> Adapter:
     if other is not None:
         raise WeightError(f"{file} holds tensors of the kind {other!r}, which DuoGen cannot apply to an MLLM.")
     _check_said(file, lora, config)
+    if any(isinstance(layer, PackedLinear) for layer in mllm.model.modules()):
+        raise DuoGenError(
+            f"{file} cannot be applied to a language model in GGUF, whose layers stay quantised; load the model from "
+            f"safetensors."
+        )
     # Of the parameters: the state of a quantised layer has the shapes of its packed numbers.
     shapes = {name: tuple(weight.shape) for name, weight in mllm.model.named_parameters(remove_duplicate=False)}
     names = check_lora(lora, shapes, str(file), f"this {mllm.model_type}", type(mllm).module_name)

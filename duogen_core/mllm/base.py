@@ -37,6 +37,7 @@ from duogen_core.mllm.chat import (
     picture_patches,
     token_bytes,
 )
+from duogen_core.mllm.constrained import Constraint
 from duogen_core.mllm.prompted import MarkedStream, Prompted
 from duogen_core.mllm.token_sampling import TokenSampling, choose
 
@@ -140,6 +141,8 @@ class _Row:
     seed: int
     limit: int
     seen: Tensor  # ids that a repetition penalty is for
+    constraint: Constraint | None = None
+    written: list[int] = field(default_factory=list)  # the tokens of the reply
     stop: Stop = "max_tokens"
     count: int = 0
     caption: str | None = None
@@ -207,13 +210,17 @@ class Mllm:
         """Forgets the cached prefix (memory, or weights changed in a way that cannot be seen). Costs time only."""
         self._caches = []
 
+    def constraint(self, schema: Mapping[str, Any]) -> Constraint:
+        """What holds one answer to a JSON schema, for `continue_many`."""
+        return Constraint(schema, self.tokenizer, [self.control.im_end, self.control.end_of_text])
+
     @property
     def _cache(self) -> PrefixCache | None:
         return self._caches[-1] if self._caches else None
 
-    def cache_tokens(self) -> int:
-        """How many tokens the conversation that ran last has in the cache."""
-        return len(self._cache.keys) if self._cache else 0
+    def cache_tokens(self, row: int = -1) -> int:
+        """How many tokens the conversation that ran last has in the cache; row: of those that ran last together."""
+        return len(self._caches[row].keys) if self._caches else 0
 
     # -- the two questions ------------------------------------------------------------------------------------------
 
@@ -228,6 +235,8 @@ class Mllm:
         top_k: int | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        reply_penalty: float = 1.0,
+        constraint: Constraint | None = None,
         seed: int = 0,
         on_token: Callable[[str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -240,7 +249,8 @@ class Mllm:
         """
         (written,) = self.continue_many(
             [document], connector=connector, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, seeds=[seed],
+            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, reply_penalty=reply_penalty,
+            constraints=[constraint], seeds=[seed],
             on_token=on_token and (lambda _, text: on_token(text)), cancelled=cancelled,
         )  # fmt: skip
         return written
@@ -256,6 +266,8 @@ class Mllm:
         top_k: int | None = None,
         min_p: float | None = None,
         repetition_penalty: float | None = None,
+        reply_penalty: float = 1.0,
+        constraints: Sequence[Constraint | None] | None = None,
         seeds: Sequence[int] | None = None,
         on_token: Callable[[int, str], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -263,9 +275,13 @@ class Mllm:
         """Continues several documents at once: each as `continue_` does, but one pass a token serves all of them.
 
         Each is read on its own cached prefix; then they run side by side, and leave when they stop. The caches of these
-        documents, and no others, are kept for what comes next. on_token: with the index of the document.
+        documents, and no others, are kept for what comes next. on_token: with the index of the document. constraints:
+        of each document what its text must be (`duogen_core.mllm.constrained`), made anew for each call; such a text
+        has no markers, and ends as soon as it is whole.
         """
-        sampling = TokenSampling(temperature, top_p, top_k, min_p, repetition_penalty).resolved(self.generation)
+        sampling = TokenSampling(temperature, top_p, top_k, min_p, repetition_penalty, reply_penalty)
+        sampling = sampling.resolved(self.generation)
+        constraints = constraints if constraints is not None else [None] * len(documents)
         limits = [max_new_tokens] * len(documents) if isinstance(max_new_tokens, int) else max_new_tokens
         if min(limits, default=0) < 0:
             raise DuoGenError(f"max_new_tokens must be 0 or more, not {min(limits)}.")
@@ -276,15 +292,16 @@ class Mllm:
             self._caches = caches = self._reuse(keys, connector)
             rows = []
             for index, (document, context) in enumerate(zip(documents, contexts)):
-                told = on_token and partial(on_token, index)
+                told, plain = on_token and partial(on_token, index), constraints[index] is not None
                 rows.append(
                     _Row(
                         caches[index],
-                        TextStream(told) if self.prompted is None else MarkedStream(told),
+                        TextStream(told) if self.prompted is None or plain else MarkedStream(told),
                         self._next_position(context, document),
                         seeds[index] if seeds is not None else 0,
                         limits[index],
                         self._seen(keys[index]),
+                        constraints[index],
                     )
                 )
                 if not self._prefill(caches[index], keys[index], document, context, connector, cancelled):
@@ -337,7 +354,13 @@ class Mllm:
         # Looked ahead: a text of exactly as many tokens as it may have that ends here has ended.
         elif row.count < row.limit and len(row.cache.keys) < self.max_positions:
             row.token, row.count = token, row.count + 1
+            row.written.append(token)
             row.caption = row.stream.put(token_bytes(self.tokenizer, token))
+            if row.constraint is not None:
+                row.constraint.take(token)
+                if row.constraint.done:
+                    row.stop = "end"
+                    return False
             if row.caption is None:
                 return True
             row.stop = "picture"
@@ -534,8 +557,11 @@ class Mllm:
         if self._banned is None or self._banned.device != logits.device:
             self._banned = self._banned_ids(logits.shape[-1]).to(logits.device)
         logits = logits.masked_fill(self._banned, float("-inf"))
+        for row, values in zip(rows, logits):
+            if row.constraint is not None:
+                row.constraint.mask(values)
         seeds, positions = [row.seed for row in rows], [len(row.cache.keys) for row in rows]
-        return choose(logits, sampling, seeds, positions, [row.seen for row in rows])
+        return choose(logits, sampling, seeds, positions, [row.seen for row in rows], [row.written for row in rows])
 
     def _seen(self, keys: Sequence[int]) -> Tensor:
         """Ids that a repetition penalty is for: words. That an image was drawn or a turn ended is no repetition."""

@@ -3,6 +3,8 @@
 Looked at first: configuration, tokenizer, and the names and shapes of all tensors, from headers alone. Then the module
 is built without memory and the tensors are put in as they come from the disk (mapped, where nothing has to be
 converted), so that loading needs little more memory than the model. Whatever does not fit is named before that.
+A GGUF file of the language model and the mmproj beside it: gguf.py; its layers stay in their blocks
+(weights/gguf_layers.py), unless a dtype is given, in which they are made whole: faster, in more memory.
 A single file has no configuration and no tokenizer: the first follows from its shapes, the second lies in a folder that
 the caller names: the model's own, or ComfyUI's comfy/text_encoders/qwen25_tokenizer, which serves both families.
 Layers in fp8 stay in fp8 (weights/quantised.py); other formats need layer classes that `prepare` gives them.
@@ -19,14 +21,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from duogen_core.devices import move, packed_dtype
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
 from duogen_core.mllm import FAMILIES, family_class, family_of
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import BOV
+from duogen_core.mllm.gguf import open_pair, tokenizer_of
 from duogen_core.mllm.image_processor import load_image_processor, picture_processing
 from duogen_core.mllm.token_sampling import TokenSampling
 from duogen_core.mllm.tokenizer import add_bov, load_tokenizer, start_bov
+from duogen_core.weights.gguf import is_gguf
+from duogen_core.weights.gguf_layers import tie_packed
 from duogen_core.weights.headers import Entry, check_sizes
 from duogen_core.weights.module import (
     FLOATS,
@@ -36,11 +42,13 @@ from duogen_core.weights.module import (
     fill_module,
     main_dtype,
     plain_entries,
+    use_quantised_layers,
 )
 from duogen_core.weights.quantised import FP8, Prepare, is_extra, use_scaled_linear
 from duogen_core.weights.reading import WeightFiles, find_weights
 
 WHAT = "weights of the MLLM"
+EMBEDDING = "model.language_model.embed_tokens"
 FILE_MARKS = ("scaled_fp8",)  # tensors that say something of the whole file
 
 
@@ -50,13 +58,17 @@ def load_mllm(
     prepare: Prepare | None = None,
     *,
     tokenizer: str | Path | None = None,
+    mmproj: str | Path | None = None,
 ) -> Mllm:
     """Reads a Hugging Face folder, or one of ComfyUI's text encoder files, of any family. Never touches the network.
 
     dtype: None keeps the file's. prepare(module, formats) comes before the weights, to give layers other classes;
     formats names the quantised ones (weights/quantised.py). tokenizer: for a single file, a folder that holds one.
+    mmproj: the vision of a GGUF file, where it does not lie beside it.
     """
     path = Path(path)
+    if is_gguf(path):
+        return _load_gguf(path, dtype, prepare, tokenizer, mmproj)
     family, config = detect_family(path)
     if path.is_dir():
         tokens, images = load_tokenizer(path), load_image_processor(path)
@@ -83,6 +95,26 @@ def load_mllm(
     return mllm
 
 
+def _load_gguf(path: Path, dtype: torch.dtype | None, prepare: Prepare | None, tokenizer: Any, mmproj: Any) -> Mllm:
+    opened = open_pair(path, mmproj)
+    family, weights = opened.family, opened.weights
+    tokens = tokenizer_of(path, weights, tokenizer)
+    module = build(family, opened.config, path, weights.entries)
+    _check_tokenizer(tokens, module, path)
+    family.check_parts(module, opened.images, path)
+    formats = check(family, module, weights, path)
+    whole = dtype is not None and prepare is None
+    kept = dtype or packed_dtype(torch.device("cpu"))
+    fill_module(module, weights, formats, dtype=kept, prepare=None if whole else prepare or use_quantised_layers)
+    move(module, dtype=kept)  # what embeddings in blocks answer in
+    if module.config.tie_word_embeddings and tie_packed(module, "lm_head"):
+        formats = formats | {"lm_head": formats[EMBEDDING]}
+    else:
+        _tie(module, weights, formats)
+    check_filled(module, formats, path)
+    return family(module, tokens, opened.images)
+
+
 def read_generation(folder: Path) -> dict[str, Any]:
     """Returns how a model's generation_config.json wants its tokens chosen: do_sample and what TokenSampling knows.
 
@@ -105,6 +137,8 @@ def read_generation(folder: Path) -> dict[str, Any]:
 
 def load_with_bov(folder: Path) -> tuple[Mllm, list[str]]:
     """Loads an MLLM to train, with a <BOV> of its own; also returns which rows of it were set anew (`start_bov`)."""
+    if is_gguf(folder):
+        raise DuoGenError(f"{folder} is a GGUF file, whose weights are quantised; train from the model's safetensors.")
     mllm = load_mllm(folder)
     if BOV not in mllm.tokenizer.get_vocab():
         tokenizer = load_tokenizer(folder)
@@ -116,6 +150,9 @@ def load_with_bov(folder: Path) -> tuple[Mllm, list[str]]:
 
 def detect_family(path: Path) -> tuple[type[Mllm], dict[str, Any]]:
     """Returns the family, and its config.json or what follows from its shapes; loads nothing."""
+    if is_gguf(path):
+        opened = open_pair(path)
+        return opened.family, opened.config
     if path.is_dir():
         if not (path / "config.json").is_file() and (files := sorted(path.glob("*.safetensors"))):
             names = ", ".join(file.name for file in files[:4])
@@ -126,7 +163,7 @@ def detect_family(path: Path) -> tuple[type[Mllm], dict[str, Any]]:
 
 def stored_in(path: str | Path, what: str = WHAT) -> tuple[torch.dtype, int]:
     """Returns the type of most weights that are not quantised, and the number of weights; from headers."""
-    weights = find_weights(path, what)
+    weights = open_pair(path).weights if is_gguf(path) else find_weights(path, what)
     total = sum(math.prod(entry.shape) for name, entry in weights.entries.items() if not is_extra(name))
     return main_dtype(weights), total
 

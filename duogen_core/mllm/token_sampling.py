@@ -26,9 +26,11 @@ FIRST = 512
 
 @dataclass(frozen=True)
 class TokenSampling:
-    """temperature 0: always the likeliest token. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 do nothing.
+    """temperature 0: always the likeliest token. top_k 0, top_p 1, min_p 0 and penalties of 1 do nothing.
 
-    None: what the model's generation_config.json says (`resolved`).
+    repetition_penalty is for words of the prompt and of what was written, as published models mean it; reply_penalty
+    for what was written alone: a small model that repeats itself is kept from that, and may still use the words of the
+    request. None: what the model's generation_config.json says (`resolved`).
     """
 
     temperature: float | None = 0.0
@@ -36,6 +38,7 @@ class TokenSampling:
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    reply_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         for name, right, wanted in (
@@ -44,6 +47,7 @@ class TokenSampling:
             ("top_k", lambda x: isinstance(x, int) and x >= 0, "a whole number of 0 or more"),
             ("min_p", lambda x: 0 <= x <= 1, "a number of 0 to 1"),
             ("repetition_penalty", lambda x: 0 < x < float("inf"), "a number above 0"),
+            ("reply_penalty", lambda x: 0 < x < float("inf"), "a number above 0"),
         ):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -67,21 +71,30 @@ class TokenSampling:
             if chosen is None:
                 chosen = own.get(name) if temperature > 0 else None
             values[name] = nothing if chosen is None else chosen
-        return TokenSampling(temperature, **values)
+        return TokenSampling(temperature, **values, reply_penalty=self.reply_penalty)
 
 
 def choose(
-    logits: Tensor, sampling: TokenSampling, seeds: Sequence[int], positions: Sequence[int], seen: Sequence[Tensor]
+    logits: Tensor,
+    sampling: TokenSampling,
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    seen: Sequence[Tensor],
+    written: Sequence[Sequence[int]] = (),
 ) -> list[int]:
     """A token for each row of logits float32 [rows, vocabulary], which are changed. sampling: a resolved one.
 
-    positions: how many tokens each row's context has. seen: ids [n] of each row that the repetition penalty is for.
+    positions: how many tokens each row's context has. seen: ids [n] of each row that the repetition penalty is for;
+    written: those that the penalty over the reply is for.
     """
-    if sampling.repetition_penalty != 1:
+    for penalty, rows in ((sampling.repetition_penalty, seen), (sampling.reply_penalty, written)):
+        if penalty == 1:
+            continue
         from transformers import RepetitionPenaltyLogitsProcessor
 
-        penalise = RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty))
-        for row, ids in enumerate(seen):
+        penalise = RepetitionPenaltyLogitsProcessor(float(penalty))
+        for row, ids in enumerate(rows):
+            ids = torch.as_tensor(ids, dtype=torch.long, device=logits.device)
             logits[row] = penalise(ids[None], logits[row : row + 1])[0]
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()

@@ -34,7 +34,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
 
     if vocab_size < 256 + len(CONTROL_TOKENS):
         raise DuoGenError(f"A vocabulary of {vocab_size} is too small: 256 bytes and {len(CONTROL_TOKENS)} controls.")
-    bpe = _qwen2_rules(models.BPE())
+    bpe = qwen2_rules(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(CONTROL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -46,7 +46,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
     return wrap_tokenizer(bpe)
 
 
-def _qwen2_rules(model: Any) -> Any:
+def qwen2_rules(model: Any) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
     bpe = Tokenizer(model)
@@ -112,7 +112,7 @@ def _load_older(folder: Path) -> Any:
     from tokenizers import AddedToken, models
 
     vocabulary, merges, config = (folder / name for name in OLDER_FILES)
-    bpe = _qwen2_rules(models.BPE.from_file(str(vocabulary), str(merges)))
+    bpe = qwen2_rules(models.BPE.from_file(str(vocabulary), str(merges)))
     value = read_json(config, "tokenizer's configuration")
     added = value.get("added_tokens_decoder") if isinstance(value, dict) else None
     if not isinstance(added, dict):

@@ -23,6 +23,7 @@ from duogen_core.document import (
     Text,
     Turn,
 )
+from duogen_core.document.pending import CAPTION, is_pending
 from duogen_core.render.parsing import (
     Stop,
     has_links,
@@ -88,12 +89,23 @@ def _blocks(turn: Turn, shown: int, cancelled: Stop) -> list[Block]:
         stop_if(cancelled)
         if isinstance(part, Picture):
             shown += 1
-            blocks[-1].pictures.append(_picture(part, shown))
+            if is_pending(part):
+                if blocks[-1].pictures:
+                    blocks.append(Block())
+                blocks[-1].texts.append(pending_words(part, shown))
+            else:
+                blocks[-1].pictures.append(_picture(part, shown))
         elif part.text.strip():
             if blocks[-1].pictures:
                 blocks.append(Block())
             blocks[-1].texts.append(_text(part, turn, cancelled))
     return [block for block in blocks if block.texts or block.pictures]
+
+
+def pending_words(picture: Picture, number: int) -> str:
+    """Returns what stands in the place of an image that is planned and not drawn yet."""
+    shows = " ".join(str(picture.meta.get(CAPTION) or "").split())
+    return f"[Image {number}, not drawn yet{': ' if shows else ''}{shows}]"
 
 
 def _text(part: Text, turn: Turn, cancelled: Stop) -> Markup | str:
@@ -107,7 +119,7 @@ def _picture(picture: Picture, number: int) -> dict[str, Any]:
     caption = str(picture.meta.get("text", "")).strip()
     return {
         "source": "data:image/png;base64," + base64.b64encode(picture.to_png()).decode("ascii"),
-        "alt": f"Picture {number}" + (f": {caption}" if caption else ""),
+        "alt": f"Image {number}" + (f": {caption}" if caption else ""),
         "width": picture.size[0],
         "height": picture.size[1],
         "wide": picture.size[0] >= 640,

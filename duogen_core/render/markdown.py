@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from markdown_it.common.utils import unescapeAll
 
 from duogen_core.document import Document, Picture
+from duogen_core.document.pending import is_pending
 from duogen_core.errors import DuoGenError
-from duogen_core.render.html import ENDINGS
+from duogen_core.render.html import ENDINGS, pending_words
 from duogen_core.render.parsing import (
     Stop,
     has_links,
@@ -50,7 +51,8 @@ def render_markdown(document: Document, image_paths: Sequence[str], cancelled: S
             stop_if(cancelled)
             if isinstance(part, Picture):
                 number, path = next(paths)
-                lines.append(f"![Picture {number}]({_link(path)})")
+                words = harmless(pending_words(part, number), cancelled) if is_pending(part) else ""
+                lines.append(words or f"![Image {number}]({_link(path)})")
             elif part.text.strip():
                 lines.append(harmless(part.text.strip(), cancelled))
         body = "\n\n".join(lines)

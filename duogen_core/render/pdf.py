@@ -18,12 +18,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from duogen_core.document import Document, Picture, Text
+from duogen_core.document.pending import is_pending
 from duogen_core.errors import Cancelled, DuoGenError, is_out_of_memory
 from duogen_core.render.html import (
     ENDINGS,
     FACTS,
     SPEAKERS,
     document_title,
+    pending_words,
 )
 from duogen_core.render.parsing import Stop, stop_if
 from duogen_core.render.pdf_text import (
@@ -83,14 +85,17 @@ def _render(document: Document, fonts: Fonts, data: Mapping[str, Any] | None, ca
     for turn in document.turns:
         page.speaker(SPEAKERS.get(turn.role, turn.role))
         for part, following in zip(turn.parts, (*turn.parts[1:], None)):
-            if isinstance(part, Picture):
+            if is_pending(part):
+                page.pictures += 1
+                page.text([typed_block(pending_words(part, page.pictures))], None, bold=False)
+            elif isinstance(part, Picture):
                 page.picture(part)
             elif part.text.strip():
                 page.text(
                     markdown_blocks(part.text, cancelled)
                     if turn.role == "assistant"
                     else [typed_block(part.text.strip())],
-                    following if isinstance(following, Picture) else None,
+                    following if isinstance(following, Picture) and not is_pending(following) else None,
                     bold=turn.role == "user",
                 )
     page.ending(document)
@@ -98,7 +103,9 @@ def _render(document: Document, fonts: Fonts, data: Mapping[str, Any] | None, ca
 
 
 def _all_text(document: Document) -> str:
-    texts = [part.text for turn in document.turns for part in turn.parts if isinstance(part, Text)]
+    parts = [part for turn in document.turns for part in turn.parts]
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    texts += [pending_words(part, 0) for part in parts if is_pending(part)]
     return printable("".join([document_title(document), *texts, *map(str, document.generation.values())]))
 
 
@@ -256,7 +263,7 @@ class _Pages:
         if pdf.get_y() + height > pdf.h - MARGIN:  # as tall as a page: not below anything
             pdf.add_page()
         caption = self.shown(str(picture.meta.get("text", "")).strip())
-        alt = f"Picture {self.pictures}" + (f": {caption}" if caption else "")
+        alt = f"Image {self.pictures}" + (f": {caption}" if caption else "")
         top = pdf.get_y()
         pdf.image(io.BytesIO(picture.to_png()), MARGIN, top, width, height, alt_text=alt)
         pdf.set_xy(MARGIN, top + height)

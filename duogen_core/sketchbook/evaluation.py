@@ -25,6 +25,7 @@ from duogen_core.checkpoint import DEFAULT_MODEL
 from duogen_core.device_options import add_device_options, placement_of
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
+from duogen_core.review import MAX_REDRAWS
 from duogen_core.sketchbook.tasks import OF_THINGS, evaluation_case
 from duogen_core.sketchbook.tasks.common import Case
 
@@ -75,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="answers that are written together, as one batch; the last digits of an image may differ; default: 1",
     )
+    add(
+        "--redraws",
+        type=int,
+        metavar="N",
+        help="let the exact checker look at every image, which knows the request and the images as a user does and no "
+        "solution, and draw those that it refuses again, up to N times; default: nobody looks",
+    )
     add("--documents", metavar="DIR", help="also save every answer there, and an overview as overview.png")
     add("--json", action="store_true", help="print the figures as JSON instead of a table")
     add_device_options(parser)
@@ -92,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     for name in ("samples", "jobs", "threads", "batch"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise DuoGenError(f"--{name} must be at least 1, not {getattr(args, name)}.")
+    if args.redraws is not None and not 0 <= args.redraws <= MAX_REDRAWS:
+        raise DuoGenError(f"--redraws must be between 0 and {MAX_REDRAWS}, not {args.redraws}.")
     groups = args.only or (OF_THINGS if args.thing else GROUPS)
     chosen = cases(args.samples, args.seed, groups, args.thing)
     target = reports.checked_target(args.out)
@@ -101,13 +111,18 @@ def run(args: argparse.Namespace) -> int:
     from duogen_core.checkpoint import check_checkpoint, resolve_model
     from duogen_core.devices import devices_of
     from duogen_core.evaluation.answering import ModelAnswer
-    from duogen_core.pipeline import Settings
+    from duogen_core.settings import Settings
 
     model, placement = resolve_model(args.model), placement_of(args)
     jobs = min(args.jobs or len(devices_of(placement.device)), args.samples)
     config = check_checkpoint(model)
     settings = Settings(steps=args.steps, guidance=args.guidance).resolved(config)
-    answer = ModelAnswer(model, settings, placement=placement)
+    critic = None
+    if args.redraws is not None:
+        from duogen_core.sketchbook.critic import SketchbookCritic
+
+        critic = SketchbookCritic()
+    answer = ModelAnswer(model, settings, placement=placement, critic=critic, redraws=args.redraws or 0)
     print(f"Loading {args.model} …", file=sys.stderr, flush=True)
     torch.set_num_threads(args.threads)
     if jobs == 1:  # else every process loads it, and none needs it here
@@ -126,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         "seed": args.seed,
         **({"thing": args.thing} if args.thing else {}),
         "settings": {"steps": settings.steps, "guidance": settings.guidance, "shift": settings.shift},
+        **({} if critic is None else {"redraws": args.redraws}),
     }
     result = {**header, **result}
     reports.write(result, target)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from duogen_core.data.sources.base import Limits, Source, stable_hash
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
-from duogen_core.sketchbook.tasks import FAMILIES, WEIGHTS, evaluation_case, training_case
+from duogen_core.sketchbook.scene import CANVASES
+from duogen_core.sketchbook.tasks import CANVAS_WEIGHTS, FAMILIES, WEIGHTS, evaluation_case, outlined, training_case
 from duogen_core.sketchbook.tasks.common import Case
 
 # Training, and torch with it, is imported where it is used: `data check` and `data make` read this source without them.
@@ -92,6 +93,8 @@ class SketchbookWorld:
             "plan": 0.09,
             "draft": 0.19,
         },
+        # In the outlines of the drawn images (tasks/outlined.py); of the others, half are turned left for right.
+        "controlnet": {"outlined": 0.76, "edit": 0.13, "guide": 0.11},
         # Of fine-tuning on other documents: what those are most like is forgotten first, so guides are half of it.
         "replay": {
             "guide": 0.34,
@@ -122,6 +125,16 @@ class SketchbookWorld:
 
         case = drawn_case(rng, weights)
         return Example(case.family, case.document)
+
+    def controlled_example(self, rng: Random, weights: Mapping[str, float]) -> Example:
+        from duogen_core.training.data import Example
+
+        family = rng.choices(list(weights), list(weights.values()))[0]
+        if family == "outlined":
+            case = outlined.sample(rng, canvas=rng.choices(CANVASES, CANVAS_WEIGHTS)[0])
+            return Example(family, case.document)
+        document = drawn_case(rng, {family: 1.0}).document
+        return Example(family, outlined.mirrored(document) if rng.random() < 0.5 else document)
 
     def ideals(self) -> dict[str, Document]:
         from duogen_core.training.run import rng_for

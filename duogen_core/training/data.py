@@ -82,6 +82,9 @@ class World(Protocol):
     def drawn_example(self, rng: Random, weights: Mapping[str, float]) -> Example:
         """For stage 2: pictures of one size, the assistant's after the user's."""
 
+    def controlled_example(self, rng: Random, weights: Mapping[str, float]) -> Example:
+        """For a ControlNet: the same, where the outlines of the assistant's pictures say what its words do not."""
+
     def ideals(self) -> dict[str, Document]:
         """Ideal conversations whose requests stage 2 answers in <out>/samples."""
 

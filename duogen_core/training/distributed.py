@@ -14,11 +14,13 @@ connector) stays gathered from forward to backward. Which one, and on what devic
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,19 @@ PATIENCE = timedelta(hours=2)  # that the others wait while the main process eva
 def started() -> int:
     """Processes that the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends a process that the launcher started.
+
+    What wants to run at exit runs, then the process ends without Python's own teardown. There a thread of gloo that
+    still drops the tensor of a barrier waits for the interpreter, and aborts (seen in 3 of 48 ends on two busy cores,
+    torch 2.13; destroy_process_group does not join it, since DDP holds the group).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def device_of(name: str) -> torch.device:

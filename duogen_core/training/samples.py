@@ -18,8 +18,10 @@ from duogen_core.checkpoint import Components
 from duogen_core.document import Document, Picture, Text
 from duogen_core.files import write_atomically
 from duogen_core.mllm.base import Mllm
-from duogen_core.pipeline import Settings, fit_area, generate
+from duogen_core.picture_sampling import fit_area
+from duogen_core.pipeline import generate
 from duogen_core.render import render_html
+from duogen_core.settings import Settings
 from duogen_core.training.checkpoints import evaluation_mode
 from duogen_core.training.data import Example
 from duogen_core.vae import PictureVae

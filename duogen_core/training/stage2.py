@@ -139,6 +139,7 @@ class FlowSample:
     timestep: Tensor
     states: Tensor  # [N, layers * width]
     sees: Tensor  # bool [clean + targets, N]
+    controls: tuple[Tensor, ...] = ()  # of the targets, for a ControlNet
 
     @property
     def frames(self) -> int:
@@ -150,7 +151,8 @@ class FlowSample:
 
         states, timestep = self.states.to(device).float(), self.timestep.to(device)
         clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
-        return FlowSample(clean, targets, noise, self.frame_indices, timestep, states, self.sees.to(device))
+        places, controls = self.frame_indices, moved(self.controls)
+        return FlowSample(clean, targets, noise, places, timestep, states, self.sees.to(device), controls)
 
 
 def packs(samples: Sequence[FlowSample], frames: int) -> list[list[FlowSample]]:
@@ -188,6 +190,7 @@ def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSa
         timestep=torch.where(unshifted, t, shifted(t, settings.shift)),
         states=states,
         sees=sees,
+        controls=tuple(document.controls[document.drawn.index(k)] for k in targets) if document.controls else (),
     )
 
 

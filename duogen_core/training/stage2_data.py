@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
@@ -38,7 +38,7 @@ from duogen_core.files import atomic_path
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen_vl import hidden_states_for
-from duogen_core.pipeline import reference_pixels
+from duogen_core.picture_sampling import reference_pixels
 from duogen_core.training.configuration import RunConfig, TrainingError, check_numbers
 from duogen_core.training.data import Samples, check_families, token_counter, world
 from duogen_core.training.lora import LoraSettings
@@ -116,7 +116,8 @@ class DrawnLimits(Limits):
 class Documents:
     """number of a step (online) or of a shard -> names and documents: `count` at a time, one after the other."""
 
-    def __init__(self, run: Run, config: Stage2Config, mllm: Mllm, count: int | None = None) -> None:
+    def __init__(self, run: Run, config: Any, mllm: Mllm, count: int | None = None) -> None:
+        """config: Stage2Config, or that of a ControlNet, whose documents are read in the same way."""
         self.run, self.config = run, config
         self.count = count or (config.batch if config.states == "online" else SHARD)
         self.samples: Samples | None = None
@@ -145,7 +146,8 @@ class Documents:
 
     def _drawn(self, number: int) -> list[tuple[str, Document]]:
         numbers = range(number * self.count, (number + 1) * self.count)
-        found = [world().drawn_example(rng_for(self.run.seed, "stage2", k), self.config.families) for k in numbers]
+        example = world().controlled_example if self.config.command == "controlnet" else world().drawn_example
+        found = [example(rng_for(self.run.seed, "stage2", k), self.config.families) for k in numbers]
         return [(f"{each.name} {k}", each.document) for k, each in zip(numbers, found, strict=True)]
 
     def _note_shrunk(self, name: str, document: Document) -> None:
@@ -191,6 +193,7 @@ class Prepared:
     segments: tuple[tuple[int, int], ...]
     drawn: tuple[int, ...]  # the assistant's pictures: what can be learnt
     name: str = ""  # for errors
+    controls: tuple[Tensor, ...] = ()  # for a ControlNet, [16, h, w] of each drawn picture's outlines
 
     @property
     def shape(self) -> tuple:
@@ -315,6 +318,9 @@ def prepare_shard(folder: Path, number: int, named: Named, reader: Reader, recip
     names, documents = zip(*named(number), strict=True)
     prepared = reader(documents, names)
     tensors = {f"{k}.latents.{i}": latent for k, each in enumerate(prepared) for i, latent in enumerate(each.latents)}
+    tensors |= {
+        f"{k}.controls.{i}": latent for k, each in enumerate(prepared) for i, latent in enumerate(each.controls)
+    }
     tensors |= {f"{k}.states": each.states.contiguous() for k, each in enumerate(prepared)}
     spots = [{"ends": p.ends, "segments": p.segments, "drawn": p.drawn, "name": p.name} for p in prepared]
     # One entry: safetensors writes several in an order of chance, and the same documents must give the same file.
@@ -366,11 +372,16 @@ def _prepared(file: Any, k: int, spots: dict[str, Any], place: str) -> Prepared:
         latents, drawn = [file.get_tensor(f"{k}.latents.{i}") for i in range(pictures)], spots["drawn"]
     else:  # shards of pictures of one size, the drawn ones last, as they were once written
         latents, drawn = file.get_tensor(f"{k}.latents"), range(pictures - spots["targets"], pictures)
-    return prepared_of(latents, file.get_tensor(f"{k}.states"), {**spots, "drawn": drawn}, spots.get("name") or place)
+    states, name = file.get_tensor(f"{k}.states"), spots.get("name") or place
+    found = prepared_of(latents, states, {**spots, "drawn": drawn}, name)
+    if f"{k}.controls.0" not in file.keys():  # noqa: SIM118 (an open file of safetensors, not a dictionary)
+        return found
+    return replace(found, controls=tuple(file.get_tensor(f"{k}.controls.{i}") for i in range(len(drawn))))
 
 
-def prepare(run: Run, config: Stage2Config, documents: Documents, reader: Reader) -> list[Prepared]:
-    """All documents as what training reads of them; shards that are not there yet are made, with a bar of their own."""
+def prepare(run: Run, config: Any, documents: Documents, reader: Reader) -> list[Prepared]:
+    """All documents as what training reads of them; shards that are not there yet are made, with a bar of their own.
+    config: as of `Documents`."""
     folder, processes = config.documents or run.folder / "documents", run.processes
     numbers = range(processes.rank, config.shards, processes.count)
     missing = [number for number in numbers if not shard_path(folder, number).exists()]

@@ -107,7 +107,10 @@ def read_whole_header(path: str | os.PathLike, what: str = "weights") -> Header:
             raise WeightError(f"{path} is cut off: it has {size} bytes, fewer than the 8 that open a safetensors file.")
         (length,) = struct.unpack("<Q", start)
         if not 2 <= length <= MAX_HEADER_BYTES:
-            raise WeightError(f"{path} is not a safetensors file: its first 8 bytes name a header of {length} bytes.")
+            raise WeightError(
+                f"{path} is not a safetensors file: it does not begin with the length of a header. Choose another "
+                "file, or copy or download this one again."
+            )
         raw = file.read(length)
     if raw[:1] not in (b"{", b""):
         raise WeightError(f"{path} is not a safetensors file: no JSON header follows its first 8 bytes.")
@@ -206,7 +209,7 @@ def check_tensors(
 
 
 # Names in configurations that say how often something is built, and how wide it is.
-COUNTS = ("num_layers", "num_hidden_layers", "depth", "num_res_blocks", "layers_per_block")
+COUNTS = ("n_controlnet_blocks", "num_layers", "num_hidden_layers", "depth", "num_res_blocks", "layers_per_block")
 WIDTHS = (
     "hidden_size", "intermediate_size", "head_dim", "attention_head_dim", "num_attention_heads", "num_key_value_heads",
     "num_heads", "out_hidden_size", "vocab_size", "num_position_embeddings", "in_channels", "out_channels",

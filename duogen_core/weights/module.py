@@ -14,13 +14,15 @@ others are made whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
+from duogen_core.weights.gguf import is_packed
+from duogen_core.weights.gguf_layers import can_stay_packed, unpacked_whole, use_packed_layers
 from duogen_core.weights.headers import Entry, WeightError, check_tensors, shapes_of
 from duogen_core.weights.quantised import (
     FP8,
@@ -102,9 +104,25 @@ def check_module(
             found[name] = Entry(found[name].dtype, want)  # filled up to whole blocks
     check_tensors(found, expected, where, what, optional)
     for layer, format_ in formats.items():
-        if format_ not in FP8.values() and not isinstance(module.get_submodule(layer), nn.Linear):
+        if (
+            format_ not in FP8.values()
+            and not is_packed(format_)
+            and not isinstance(module.get_submodule(layer), nn.Linear)
+        ):
             raise WeightError(f"{where}: {layer} is quantised as {format_}, which only linear layers can be.")
     return formats
+
+
+def use_quantised_layers(module: nn.Module, formats: Mapping[str, str]) -> None:
+    """Gives the quantised layers of a module the classes that hold and run them; before its weights are loaded."""
+    packed = {layer: kind for layer, kind in formats.items() if is_packed(kind)}
+    use_packed_layers(module, packed)
+    use_scaled_linear(module, {layer: kind for layer, kind in formats.items() if layer not in packed})
+
+
+def _stays(layer: nn.Module, kind: str) -> bool:
+    """Whether a layer can keep its weight quantised."""
+    return can_stay_packed(layer) if is_packed(kind) else isinstance(layer, nn.Linear)
 
 
 def fill_module(
@@ -115,7 +133,7 @@ def fill_module(
     rename: Rename = str,
     skip: Collection[str] = (),
     dtype: torch.dtype | None = None,
-    prepare: Prepare | None = use_scaled_linear,
+    prepare: Prepare | None = use_quantised_layers,
     copy: bool = False,
 ) -> nn.Module:
     """Puts the weights into their places, one by one; returns the module in eval mode.
@@ -126,7 +144,7 @@ def fill_module(
     """
     quantised: dict[str, dict[str, Tensor]] = {}  # layers that stay quantised, and their tensors
     if prepare is not None:
-        quantised = {layer: {} for layer in formats if isinstance(module.get_submodule(layer), nn.Linear)}
+        quantised = {layer: {} for layer, kind in formats.items() if _stays(module.get_submodule(layer), kind)}
         prepare(module, {layer: formats[layer] for layer in quantised})
     dequantise: dict[str, dict[str, Tensor]] = {}  # layers to be made whole, and their tensors
     # Names first: a layer's weight and its scale may have the names of two layouts.
@@ -149,7 +167,11 @@ def fill_module(
     for layer, state in quantised.items():
         module.get_submodule(layer).load_state_dict(state, strict=False, assign=True)
     for layer, state in dequantise.items():
-        matrix = dequantised(state["weight"], state.get("weight_scale"), dtype or torch.bfloat16)
+        kind, kept = formats[layer], dtype or torch.bfloat16
+        if is_packed(kind):
+            matrix = unpacked_whole(state["weight"], kind, kept)
+        else:
+            matrix = dequantised(state["weight"], state.get("weight_scale"), kept)
         _set(module, f"{layer}.weight", matrix)
     weights.check_unchanged()
     return module.eval()

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError
+from duogen_core.weights.gguf import is_packed
 from duogen_core.weights.headers import Entry, WeightError
 from duogen_core.weights.writing import CHUNK, Piece
 
@@ -48,6 +49,11 @@ def layer_formats(weights: WeightFiles) -> dict[str, str]:
         name.removesuffix(".weight"): FP8[entry.dtype]
         for name, entry in weights.entries.items()
         if entry.dtype in FP8 and name.endswith(".weight") and len(entry.shape) > 1
+    }
+    formats |= {
+        name.removesuffix(".weight"): entry.dtype
+        for name, entry in weights.entries.items()
+        if name.endswith(".weight") and is_packed(entry.dtype)
     }
     # The more a source says, the later it comes, since the last word counts: a weight in fp8 says only its type.
     formats.update(_of_metadata(weights))
@@ -143,6 +149,8 @@ def unified(tensors: Iterator[tuple[str, Tensor]], formats: Mapping[str, str]) -
             scaled.add(layer)
         yield f"{layer}.{last}", tensor
     for layer, format_ in formats.items():
+        if is_packed(format_):  # GGUF's blocks hold their scales
+            continue
         note: dict[str, object] = {"format": format_}
         if layer not in scaled and format_ in FP8.values():  # cast to fp8 without a scale
             yield f"{layer}.weight_scale", torch.ones(())

@@ -21,9 +21,12 @@ from . import sockets
 if TYPE_CHECKING:
     from duogen_core.document import Document
 
-CATEGORY = "DuoGen/stages"
-ADVANCED = "DuoGen/stages/advanced"
-CHOICE = "all, none, last 2, or numbers such as 1, 3-4; also together: 1, last 2"
+CATEGORY = "DuoGen/advanced/stages"
+LOOP = "DuoGen/loop"
+CHOICE = (
+    "all, none, last 2, planned (those that the plan names for this image; without a plan, the first and the last "
+    "two), or numbers such as 1, 3-4; also together: 1, last 2"
+)
 # What saved workflows have for LIKE_LAST and LIKE_NUMBER.
 OLD_SIZES = {"like the last picture": LIKE_LAST, "like picture n": LIKE_NUMBER}
 EARLIER = 3  # images that TextEncodeQwenImageEditPlus takes
@@ -53,10 +56,12 @@ def _megapixels() -> io.Float.Input:
 def _with_references(
     conditionings: tuple[list, list], vae: Any, context: Document, which: str, megapixels: float
 ) -> list[list]:
+    from duogen_core.document import pending
+
     from ..steps import answer, stages
 
-    pictures = answer.before_next_picture(context).pictures
-    return stages.refer(conditionings, vae, pictures, answer.choose(which, len(pictures)), megapixels)
+    pictures = pending.before_next_picture(context).pictures
+    return stages.refer(conditionings, vae, pictures, answer.chosen(which, context), megapixels)
 
 
 class DuoGenConditionNextImage(io.ComfyNode):
@@ -104,7 +109,7 @@ class DuoGenEncodeContext(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenEncodeContext",
             display_name="DuoGen Encode Context",
-            category=ADVANCED,
+            category=CATEGORY,
             description="Reads the context with the language model and returns the hidden states of all its layers, "
             "projected by the connector: what the next image should show. After DuoGen Write Text with the same "
             "connector this costs nothing.",
@@ -136,7 +141,7 @@ class DuoGenConnector(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenConnector",
             display_name="DuoGen States to Conditioning",
-            category=ADVANCED,
+            category=CATEGORY,
             description="Turns hidden states into CONDITIONING for KSampler: positive is the whole context, negative "
             "leaves out the paragraph to draw, so that cfg strengthens that paragraph and nothing else.",
             search_aliases=["conditioning", "positive", "negative"],
@@ -160,7 +165,7 @@ class DuoGenReferenceImages(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenReferenceImages",
             display_name="DuoGen Add Reference Latents",
-            category=ADVANCED,
+            category=CATEGORY,
             description="Adds earlier images of the conversation to the CONDITIONING as reference latents, each at its "
             "own size: all of them, the last ones, or those you name. Works with every MODEL that takes reference "
             "latents.",
@@ -192,7 +197,7 @@ class DuoGenEarlierImages(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenEarlierImages",
             display_name="DuoGen Get Earlier Images",
-            category=CATEGORY,
+            category=LOOP,
             description="Outputs up to three earlier images of the conversation, for an image model that looks at "
             "images through its own text encoder, such as Qwen-Image-Edit. Outputs without an image are empty, which "
             "optional inputs treat as not connected.",
@@ -217,10 +222,12 @@ class DuoGenEarlierImages(io.ComfyNode):
 
     @classmethod
     def execute(cls, context: Document, which: str) -> io.NodeOutput:
+        from duogen_core.document import pending
+
         from ..steps import answer
 
-        pictures = answer.before_next_picture(context).pictures
-        chosen = answer.choose(which, len(pictures))[-EARLIER:]
+        pictures = pending.before_next_picture(context).pictures
+        chosen = answer.chosen(which, context)[-EARLIER:]
         shown = [image_from_picture(pictures[index]) for index in chosen]
         return io.NodeOutput(*shown, *[None] * (EARLIER - len(shown)), len(shown))
 
@@ -231,9 +238,9 @@ class DuoGenPictureSize(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenPictureSize",
             display_name="DuoGen Next Image Size",
-            category=CATEGORY,
+            category=LOOP,
             description="Outputs the empty latent for the next image: of a fixed size, or as large as an earlier image "
-            "of the conversation.",
+            "of the conversation. A size that the plan names for this image comes first.",
             search_aliases=["empty latent", "resolution", "width height"],
             inputs=[
                 sockets.Context.Input("context", tooltip="The context in which the image is due."),
@@ -267,13 +274,17 @@ class DuoGenPictureSize(io.ComfyNode):
     def execute(
         cls, context: Document, size: str, picture: int, width: int, height: int, mllm: Any = None
     ) -> io.NodeOutput:
-        from ..steps import answer, stages
+        from duogen_core.document import pending
+
+        from ..steps import stages
 
         size = OLD_SIZES.get(size, size)
+        due = pending.pending_picture(context)
+        planned = due.meta.get(pending.SIZE) if due is not None else None
         width, height = stages.size_of_next(
-            answer.before_next_picture(context),
+            pending.before_next_picture(context),
             mllm.config if mllm is not None else None,
-            size=(width, height) if size == FIXED else None,
+            size=tuple(planned) if planned else (width, height) if size == FIXED else None,
             like=picture if size == LIKE_NUMBER else 0,
         )
         return io.NodeOutput(stages.empty_latent(width, height), width, height)

@@ -6,12 +6,9 @@ HTML and Markdown beside it, a PDF and a .zip if wanted, and this workflow insid
 
 from __future__ import annotations
 
-import json
 import os
-import zipfile
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import comfy.model_management as mm
 import folder_paths
@@ -20,8 +17,8 @@ from comfy_api.latest import io
 from .. import PACK
 from ..host.images import image_list
 from ..host.loading import fingerprint_of
-from ..host.metadata import add_text, check_template, new_folder, with_workflow, workflow_of
-from ..steps import unfinished
+from ..host.metadata import check_template, new_folder, workflow_of
+from ..steps import downloads, outputs, unfinished
 from . import sockets
 
 if TYPE_CHECKING:
@@ -53,6 +50,7 @@ class DuoGenPreview(io.ComfyNode):
                 ),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The same conversation.")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -61,8 +59,9 @@ class DuoGenPreview(io.ComfyNode):
         from ..steps import answer
 
         document = answer.last_answer(context) if part == "answer" else context
-        shown = [unfinished.temporary_view(picture) for picture in document.pictures]
-        return io.NodeOutput(context, ui={"duogen_document": [unfinished.document_ui(document, shown)]})
+        source = downloads.keep_source(document, workflow_of(cls.hidden))
+        ui = outputs.outputs(document, outputs.views_of(document), source=source)
+        return io.NodeOutput(context, ui={**ui, "files": outputs.text_file(*ui["text"])})
 
 
 class DuoGenFormat(io.ComfyNode):
@@ -127,8 +126,8 @@ class DuoGenLoadDocument(io.ComfyNode):
                     "document",
                     options=list(saved_documents()),
                     tooltip="A saved conversation in ComfyUI's output or input folder, the newest first, or one of "
-                    "this pack's examples. Copy a document folder, or a .zip of one, into the input folder to have it "
-                    "listed.",
+                    "this pack's examples. The buttons upload a .zip or a document folder; dropping one on the node "
+                    "does, too.",
                 ),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The conversation as it was saved.")],
@@ -228,60 +227,18 @@ class DuoGenSaveDocument(io.ComfyNode):
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
         folder, subfolder = new_folder(filename_prefix, cls.hidden.prompt or {}, workflow, size)
         with interrupted_as_comfyui():
-            files = save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
-            markdown = markdown_of(context)
+            names = downloads.save(context, folder, workflow_of(cls.hidden), pdf=pdf, zipped=zip)
         unfinished.saved(context)
         inside = os.path.join(subfolder, folder.name)
-        names = [Path(image_name(index)) for index in range(len(context.pictures))]
-        places = [{"filename": file.name, "subfolder": os.path.join(inside, file.parent)} for file in names]
-        return io.NodeOutput(
-            ui={
-                "images": [{**place, "type": "output"} for place in places],
-                "text": (markdown,),
-                "document": [{"folder": inside, **files}],
-                "duogen_document": [
-                    unfinished.document_ui(context, [{**place, "folder": "output"} for place in places])
-                ],
-            }
-        )
 
+        def place(name: str) -> dict[str, str]:
+            at = subfolder if name.endswith(".zip") else os.path.join(inside, os.path.dirname(name))
+            return {"filename": os.path.basename(name), "subfolder": at, "folder": "output"}
 
-def save(
-    document: Document, folder: Path, workflow: dict[str, Any], *, pdf: bool = False, zipped: bool = False
-) -> dict[str, str]:
-    """Writes the folder, with the workflow in every file that can hold one; returns {kind: file name}.
-
-    Names are inside the folder, that of the .zip beside it.
-    """
-    from duogen_core.document.store import image_name, save_document
-    from duogen_core.files import write_atomically
-    from duogen_core.render import render_pdf, write_rendered
-
-    save_document(with_workflow(document, workflow), folder)
-    stop = mm.processing_interrupted  # a document of many megabytes takes a while
-    write_rendered(document, folder, workflow, stop)
-    files = {"html": "document.html", "markdown": "document.md"}
-    texts = {key: json.dumps(value) for key, value in workflow.items()}
-    for index in range(len(document.pictures) if texts else 0):
-        add_text(folder / image_name(index), texts)
-    if pdf:
-        files["pdf"] = "document.pdf"
-        write_atomically(folder / files["pdf"], render_pdf(document, workflow, stop))
-    if zipped:
-        files["zip"] = f"{folder.name}.zip"
-        write_atomically(folder.with_name(files["zip"]), zip_of(folder))
-    return files
-
-
-def zip_of(folder: Path) -> bytes:
-    """Packs every file of a folder, document.json first; images are stored, as they are compressed already."""
-    data = BytesIO()
-    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
-    with zipfile.ZipFile(data, "w") as archive:
-        for file in sorted(files, key=lambda file: (file.suffix != ".json", file.as_posix())):
-            packed = zipfile.ZIP_STORED if file.suffix in (".png", ".pdf") else zipfile.ZIP_DEFLATED
-            archive.write(file, file.relative_to(folder).as_posix(), packed)
-    return data.getvalue()
+        files = {kind: place(name) for kind, name in names.items()}
+        ui = outputs.outputs(context, [place(image_name(k)) for k in range(len(context.pictures))], files=files)
+        saved = {"files": [outputs.item(file) for file in files.values()], "document": [{"folder": inside, **names}]}
+        return io.NodeOutput(ui={**ui, **saved})
 
 
 def paragraphs(document: Document) -> list[str]:

@@ -1,4 +1,5 @@
-"""The nodes that load models: a whole DuoGen checkpoint, its parts one by one, a LoRA of the language model.
+"""The nodes that load models: a whole DuoGen checkpoint, its parts one by one, a ControlNet, a LoRA of the language
+model.
 
 A part may come from a DuoGen checkpoint or be a published model, a file or a folder in ComfyUI's own folders. Loading
 itself is in host/loading.py. The MODEL takes ComfyUI's own LoRA loaders.
@@ -15,7 +16,7 @@ from comfy_api.latest import io
 from ..host import loading
 from . import sockets
 
-CATEGORY = "DuoGen/loaders"
+CATEGORY = "DuoGen/advanced/loaders"
 BY_FILE = "auto"
 CONVENTIONS = [BY_FILE, "post-trained", "pre-trained"]
 LORAS = "loras"
@@ -27,7 +28,7 @@ class DuoGenLoadCheckpoint(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenLoadCheckpoint",
             display_name="DuoGen Load Checkpoint",
-            category="DuoGen/loaders",
+            category="DuoGen",
             description="Loads a DuoGen model: the language model that writes, the connector, the diffusion "
             "transformer that draws, and its VAE. duogen-tiny comes with this pack and needs no download.",
             search_aliases=["interleaved", "duogen-tiny", "load duogen"],
@@ -190,13 +191,55 @@ class DuoGenLoadDiT(io.ComfyNode):
         return io.NodeOutput(loading.load_dit(checkpoint, None if convention == BY_FILE else convention))
 
 
+class DuoGenLoadControlNet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DuoGenLoadControlNet",
+            display_name="DuoGen Load ControlNet",
+            category=CATEGORY,
+            description="Loads a ControlNet for DuoGen's diffusion transformer: it draws in the outlines of an image, "
+            "white lines on black. Use it with ComfyUI's own Apply ControlNet, between Condition Next Image and the "
+            "sampler, with the VAE connected.",
+            search_aliases=["controlnet", "outlines", "edges", "canny", "lineart", "transfer2.5"],
+            inputs=[
+                io.Combo.Input(
+                    "controlnet",
+                    options=loading.controlnets(),
+                    tooltip="The ControlNet of a DuoGen checkpoint, such as duogen-tiny, for the MODEL of the same "
+                    "checkpoint. Or a folder in models/controlnet, as 'train controlnet' writes it.",
+                ),
+            ],
+            outputs=[
+                io.ControlNet.Output(
+                    "control_net",
+                    tooltip="For Apply ControlNet. Outlines come from Canny, or from any image of white lines on "
+                    "black. Several in a row add up.",
+                )
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, controlnet: str) -> str:
+        from duogen_core.errors import DuoGenError
+
+        try:
+            return loading.fingerprint_of(loading.controlnet_folder(controlnet))
+        except DuoGenError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, controlnet: str) -> io.NodeOutput:
+        return io.NodeOutput(loading.load_controlnet(controlnet))
+
+
 class DuoGenLoadMLLMLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="DuoGenLoadMLLMLoRA",
             display_name="DuoGen Load LoRA (Language Model)",
-            category="DuoGen/loaders",
+            category=CATEGORY,
             description="Applies a LoRA to the language model, for example one from DuoGen's stage 1 training. For a "
             "LoRA of the MODEL, use ComfyUI's own Load LoRA.",
             search_aliases=["lora", "adapter", "peft", "language model lora"],

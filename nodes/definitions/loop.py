@@ -1,14 +1,15 @@
-"""Whole answers: DuoGen Interleave in one node, or DuoGen Loop Open and Loop Close around nodes of the user's own.
+"""DuoGen Loop Open and Loop Close: a whole answer around nodes of the user's own.
 
     Loop Open -> (context, text, seed, number) -> whatever draws an image -> Loop Close -> the finished answer
 
-Both put nodes into the running graph (steps/loop.py). Interleave writes, draws, looks at what it drew, and writes on.
-Of the loop, Open writes up to the first image. Close appends what was drawn, lets the model write on, and while it
-wants another image puts in a copy of everything between Open and Close, with a Round in the place of Open. Close asks
-for its image only when one is due (a lazy input), so an answer without images draws none. Close holds the settings of
-single images (their seeds, the limit), because everything after Open runs again when an input of Open changes.
+Both put nodes into the running graph (steps/loop.py). Open writes up to the first image. Close appends what was drawn,
+lets the model write on, and while it wants another image puts in a copy of everything between Open and Close, with a
+Round in the place of Open. Close asks for its image only when one is due (a lazy input), so an answer without images
+draws none. Close holds the settings of single images (their seeds, the limit), because everything after Open runs again
+when an input of Open changes.
 
-The nodes in DuoGen/internal are put in at run time and shown to developers only.
+The nodes in DuoGen/internal are put in at run time, the last two by DuoGen Interleave as well, and shown to developers
+only.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..host import display
-from ..host.expansion import add_values, list_index, new_graph, values_of
-from ..host.images import image_list
-from ..steps import AS_IT_GOES, PLAN_FIRST, unfinished
+from ..host.expansion import list_index, values_of
+from ..steps import PLAN_FIRST
 from ..steps import loop as steps_loop
 from . import sockets
 
@@ -30,154 +30,6 @@ if TYPE_CHECKING:
     from ..steps.loop import Round
 
 CATEGORY = "DuoGen/loop"
-
-
-class DuoGenInterleave(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DuoGenInterleave",
-            display_name="DuoGen Interleave",
-            category="DuoGen",
-            description="Answers a request with text and images in turn. The language model writes; where it wants an "
-            "image, the diffusion transformer draws it with every earlier image in view; the image joins the context "
-            "and the writing goes on, until the answer ends.",
-            search_aliases=[
-                "interleaved generation",
-                "illustrated answer",
-                "text and images",
-                "storyboard",
-                "how-to guide",
-            ],
-            inputs=[
-                sockets.Mllm.Input("mllm", tooltip="The language model that writes, from DuoGen Load Checkpoint."),
-                sockets.Connector.Input("connector", tooltip="The connector of the same checkpoint."),
-                io.Model.Input(
-                    "model",
-                    tooltip="The diffusion transformer that draws. LoRAs and patches of the whole model (shift, "
-                    "RescaleCFG, EasyCache) apply.",
-                ),
-                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
-                sockets.Context.Input("context", tooltip="The request, from DuoGen Prompt, or an answer to continue."),
-                sockets.seed(
-                    "The seed of the answer and of its first image; the seeds of later images are derived from it. "
-                    "The same seed gives the same answer."
-                ),
-                sockets.steps(),
-                sockets.cfg(),
-                sockets.sampler_name(),
-                sockets.scheduler(),
-                sockets.max_images(),
-                sockets.max_tokens(),
-                io.Int.Input(
-                    "width",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=16,
-                    tooltip="Width of every image in pixels. 0: like the last image of the context, or the "
-                    "checkpoint's own size when there is none.",
-                ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=16,
-                    tooltip="Height of every image in pixels. 0: see width.",
-                ),
-                sockets.picture_seeds(
-                    "Seeds for single images of this answer, such as 3: 1234, 5: 99. Images before the first one "
-                    "named are not drawn again.",
-                    optional=True,
-                ),
-                sockets.mode(optional=True),
-                io.String.Input(
-                    "references",
-                    default="all",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Which earlier images each new one looks at: all, none, last 2, or numbers such as 1, 3-4.",
-                ),
-                io.Int.Input(
-                    "size_like",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="With width and height 0: the size of this image of the conversation, counted from 1. "
-                    "0: of the last one.",
-                ),
-                sockets.temperature(optional=True, advanced=True),
-                sockets.top_p(optional=True),
-                *sockets.token_filters(),
-            ],
-            outputs=[
-                sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
-                io.String.Output("text", tooltip="The text of the answer, without its images."),
-                io.Image.Output(
-                    "images", is_output_list=True, tooltip="The images of the answer, each in its own size."
-                ),
-            ],
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
-            enable_expand=True,
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        mllm: Any,
-        connector: Any,
-        model: Any,
-        vae: Any,
-        context: Document,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        max_images: int,
-        max_tokens: int,
-        width: int,
-        height: int,
-        seeds: str = "",
-        mode: str = AS_IT_GOES,
-        references: str = "all",
-        size_like: int = 0,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-    ) -> io.NodeOutput:
-        from duogen_core import pipeline
-        from duogen_core.errors import DuoGenError
-
-        from ..host import compatibility
-        from ..steps import answer
-
-        compatibility.check_connector(mllm, connector)
-        compatibility.check_model(model, connector)
-        compatibility.check_vae(vae, model)
-        if (width == 0) != (height == 0):
-            raise DuoGenError(
-                f"The size is {width} x {height}: set both sides, or both to 0 to let the context decide."
-            )
-        settings = pipeline.Settings(seed=seed, steps=steps or None, guidance=cfg or None)
-        settings = settings.resolved(compatibility.config_of(mllm, model))
-        answer.choose(references, 0)  # so that a mistake in it is reported now, not after the first paragraph
-        step = answer.begin(
-            context, seed=seed, max_images=max_images, tokens_left=max_tokens, steps=settings.steps,
-            cfg=settings.guidance, shift=settings.shift, sampler_name=sampler_name, scheduler=scheduler, width=width,
-            height=height, size_like=size_like, temperature=temperature, references=references, seeds=seeds,
-            top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
-        )  # fmt: skip
-        graph = new_graph(cls.hidden)
-        links = add_values(
-            graph, "values", mllm=mllm, connector=connector, model=model, vae=vae, context=context
-        )  # fmt: skip
-        return steps_loop.start_writing(graph, mllm, links, links["context"], step, mode)
 
 
 class DuoGenLoopOpen(io.ComfyNode):
@@ -191,8 +43,12 @@ class DuoGenLoopOpen(io.ComfyNode):
             "Close draw that image, and run again for each further one: put any nodes there.",
             search_aliases=["for each image", "while loop", "interleave loop", "begin loop"],
             inputs=[
-                sockets.Mllm.Input("mllm", tooltip="The language model that writes."),
-                sockets.Context.Input("context", tooltip="The request, or an answer to continue."),
+                sockets.Mllm.Input(
+                    "mllm",
+                    optional=True,
+                    tooltip="The language model that writes. Not needed for an answer that is planned already.",
+                ),
+                sockets.Context.Input("context", tooltip="The request, an answer to continue, or a planned answer."),
                 sockets.Connector.Input(
                     "connector",
                     optional=True,
@@ -201,11 +57,12 @@ class DuoGenLoopOpen(io.ComfyNode):
                 sockets.seed(
                     "The seed of the answer and of its first image; the seeds of later images are derived from it."
                 ),
-                sockets.max_tokens(),
+                sockets.max_tokens(advanced=True),
                 sockets.mode(),
                 sockets.temperature(advanced=True),
                 sockets.top_p(optional=True),
                 *sockets.token_filters(),
+                sockets.given(),
             ],
             outputs=round_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -214,31 +71,52 @@ class DuoGenLoopOpen(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        mllm: Any,
         context: Document,
         seed: int,
         max_tokens: int,
         mode: str,
         temperature: float,
+        mllm: Any = None,
         connector: Any = None,
         top_p: float = 1.0,
         top_k: int = 0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
+        given: str = "",
     ) -> io.NodeOutput:
+        from duogen_core import picture_sampling
+        from duogen_core.document import pending
+        from duogen_core.errors import DuoGenError
+
         from ..steps import answer, stages
 
         step = answer.begin(
             context, seed=seed, tokens_left=max_tokens, max_images=0, temperature=temperature, top_p=top_p,
-            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
+            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, given=given,
         )  # fmt: skip
-        paragraph = display.TextStream(cls.hidden)
-        write = stages.write_whole if mode == PLAN_FIRST else stages.write
-        written = write(
-            mllm, connector, context, max_new_tokens=max_tokens, seed=step.write_seed, **step.sampling(),
-            on_token=paragraph.on_token,
-        )  # fmt: skip
-        display.say(cls.hidden, "Image 1" if written.stop == "picture" else "", written.text.strip())
+        written = stages.take_planned(context)
+        if written is None:
+            if mllm is None:
+                raise DuoGenError(
+                    "There is nothing to draw yet: the answer is not planned, and no language model is connected that "
+                    "could write it. Connect the mllm, or plan the answer first, with DuoGen Plan Answer, Plan with "
+                    "Endpoint or Plan from Text."
+                )
+            paragraph = display.TextStream(cls.hidden)
+            write = stages.write_whole if mode == PLAN_FIRST else stages.write
+            written = write(
+                mllm, connector, context, max_new_tokens=max_tokens, seed=step.write_seed, **step.sampling(),
+                given=given, on_token=paragraph.on_token,
+            )  # fmt: skip
+            if written.trouble:
+                from ..steps import planning
+
+                written = planning.plan_instead(cls.hidden, mllm, context, written, step.write_seed)
+                step = step.continuing(written.context)
+        text = written.text or picture_sampling.step_text(pending.before_next_picture(written.context))
+        numbers = {"image": 1} if written.stop == "picture" else {}
+        title, phase = (display.image_title(**numbers), "drawing") if numbers else ("", "writing")
+        display.say(cls.hidden, title, text.strip(), phase=phase, text=text.strip(), **numbers)
         step = step.after_text(written.tokens)
         state = steps_loop.Round(
             written.context, written.stop, step, mllm, connector, steps_loop.due_in_list(written.stop)
@@ -275,12 +153,14 @@ class DuoGenLoopClose(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> list[str]:
+    def check_lazy_status(
+        cls, loop: Round, max_images: int, seeds: str, image: Any = None, given: str = ""
+    ) -> list[str]:
         return steps_loop.missing_image(loop, max_images, image)
 
     @classmethod
-    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
-        return steps_loop.close(cls.hidden, loop, max_images, seeds, image)
+    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None, given: str = "") -> io.NodeOutput:
+        return steps_loop.close(cls.hidden, loop, max_images, seeds, given, image)
 
 
 def _close_schema(**kwargs: Any) -> io.Schema:
@@ -298,6 +178,7 @@ def _close_schema(**kwargs: Any) -> io.Schema:
                 "Seeds for single images of this answer, such as 3: 1234, 5: 99. Images before the first one named are "
                 "not drawn again. The first image has the seed of DuoGen Loop Open."
             ),
+            sockets.given(),
         ],
         outputs=[
             sockets.Context.Output("context", tooltip="The conversation with the answer at its end."),
@@ -310,68 +191,6 @@ def _close_schema(**kwargs: Any) -> io.Schema:
     )
 
 
-class DuoGenInterleaveStep(io.ComfyNode):
-    """Put in by DuoGen Interleave. Its third output is one value that holds a list: an output marked as a list does not
-    survive an expansion; the outermost node makes its list output of that value."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="DuoGenInterleaveStep",
-            display_name="DuoGen Interleave Step",
-            category="DuoGen/internal",
-            description="DuoGen Interleave puts this node in while it runs. It is not meant to be used by hand.",
-            inputs=[
-                sockets.Mllm.Input("mllm", tooltip="As DuoGen Interleave has it."),
-                sockets.Connector.Input("connector", tooltip="As DuoGen Interleave has it."),
-                io.Model.Input("model", tooltip="As DuoGen Interleave has it."),
-                io.Vae.Input("vae", tooltip="As DuoGen Interleave has it."),
-                sockets.Context.Input("context", tooltip="The answer so far."),
-                io.String.Input("stop", tooltip="Why the writing stopped."),
-                io.Int.Input("tokens", tooltip="How many tokens were written."),
-                io.String.Input("duogen_step", tooltip="Settings and progress, as JSON."),
-            ],
-            outputs=[
-                sockets.Context.Output("context", tooltip="The finished conversation."),
-                io.String.Output("text", tooltip="The text of the answer."),
-                io.Image.Output("images", tooltip="The images of the answer, as one list."),
-            ],
-            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            enable_expand=True,
-            is_dev_only=True,
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        mllm: Any,
-        connector: Any,
-        model: Any,
-        vae: Any,
-        context: Document,
-        stop: str,
-        tokens: int,
-        duogen_step: str,
-    ) -> io.NodeOutput:
-        from ..steps import answer
-
-        before = answer.Step.from_text(duogen_step).after_text(tokens)
-        ending = before.ending(stop)
-        if ending is not None:
-            context = before.finished(context, mllm.config.name, ending)
-            display.say(cls.hidden, unfinished.LIMITS.get(ending, ""), answer.whole_answer(context))
-            drawn = image_list(context.pictures[before.first_picture :])
-            ui = unfinished.show_end(cls.hidden, context, drawn=before.drawn)
-            return io.NodeOutput(context, before.written(context), drawn, ui=ui)
-        if before.drawn:  # what was written since the last image; images that came from a cache
-            unfinished.keep(cls.hidden, context, before.record(mllm.config.name, "interrupted"))
-        graph = new_graph(cls.hidden)
-        links = add_values(graph, "values", mllm=mllm, connector=connector, model=model, vae=vae, context=context)
-        return steps_loop.start_writing(
-            graph, mllm, links, steps_loop.draw_next(graph, links, before), before.after_picture()
-        )
-
-
 class DuoGenLoopRound(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -381,7 +200,7 @@ class DuoGenLoopRound(io.ComfyNode):
             category="DuoGen/internal",
             description="DuoGen Loop Close puts this node in while it runs. It is not meant to be used by hand.",
             inputs=[
-                sockets.Mllm.Input("mllm", tooltip="As DuoGen Loop Open has it."),
+                sockets.Mllm.Input("mllm", optional=True, tooltip="As DuoGen Loop Open has it."),
                 sockets.Connector.Input("connector", optional=True, tooltip="As DuoGen Loop Open has it."),
                 sockets.Context.Input("context", tooltip="The answer so far."),
                 io.String.Input("stop", tooltip="Why the writing stopped."),
@@ -395,19 +214,24 @@ class DuoGenLoopRound(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, mllm: Any, context: Document, stop: str, tokens: int, duogen_step: str, connector: Any = None
+        cls, context: Document, stop: str, tokens: int, duogen_step: str, mllm: Any = None, connector: Any = None
     ) -> io.NodeOutput:
-        from duogen_core import pipeline
+        from duogen_core import picture_sampling
+        from duogen_core.document import pending
 
-        from ..steps import answer
+        from ..steps import answer, stages
 
-        step = answer.Step.from_text(duogen_step).after_text(tokens)
+        if stop == steps_loop.PLANNED:
+            written = stages.take_planned(context)
+            context, stop = written.context, written.stop
+        step = answer.Step.from_text(duogen_step).after_text(tokens).continuing(context)
         state = steps_loop.Round(context, step.ending(stop) or "picture", step, mllm, connector)
         if state.stop == "picture":
             close = cls.hidden.dynprompt.get_parent_node_id(cls.hidden.unique_id)
             limit = cls.hidden.dynprompt.get_node(close)["inputs"].get("max_images")
-            title = f"Image {step.drawn + 1}" + (f" of at most {limit}" if isinstance(limit, int) else "")
-            display.say(cls.hidden, title, pipeline.step_text(answer.before_next_picture(context)))
+            numbers = {"image": step.drawn + 1} | ({"of": limit} if isinstance(limit, int) else {})
+            text = picture_sampling.step_text(pending.before_next_picture(context))
+            display.say(cls.hidden, display.image_title(**numbers), text, phase="drawing", text=text, **numbers)
         return io.NodeOutput(*steps_loop.round_values(state))
 
 
@@ -425,11 +249,13 @@ class DuoGenLoopNext(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> list[str]:
+    def check_lazy_status(
+        cls, loop: Round, max_images: int, seeds: str, image: Any = None, given: str = ""
+    ) -> list[str]:
         return steps_loop.missing_image(loop, max_images, image)
 
     @classmethod
-    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None) -> io.NodeOutput:
+    def execute(cls, loop: Round, max_images: int, seeds: str, image: Any = None, given: str = "") -> io.NodeOutput:
         from duogen_core.errors import DuoGenError
 
         if list_index():
@@ -437,7 +263,7 @@ class DuoGenLoopNext(io.ComfyNode):
                 "One image is due in each round of the loop, but the nodes between DuoGen Loop Open and Loop Close "
                 "output a list of several; choose one of them first."
             )
-        return steps_loop.close(cls.hidden, loop, max_images, seeds, image)
+        return steps_loop.close(cls.hidden, loop, max_images, seeds, given, image)
 
 
 class DuoGenGiven(io.ComfyNode):
@@ -456,6 +282,9 @@ class DuoGenGiven(io.ComfyNode):
                 io.Vae.Output("vae", tooltip="The VAE."),
                 sockets.Context.Output("context", tooltip="The answer so far."),
                 io.Image.Output("image", tooltip="The image that was drawn."),
+                sockets.Tries.Output("tries", tooltip="What was drawn before for this image."),
+                io.ControlNet.Output("control_net", tooltip="The ControlNet."),
+                io.Image.Output("control_images", tooltip="Its images, one for each image of the answer."),
             ],
             is_dev_only=True,
         )

@@ -120,7 +120,7 @@ class DuoGenEncodePrompt(io.ComfyNode):
         return io.Schema(
             node_id="DuoGenEncodePrompt",
             display_name="DuoGen Encode Prompt (Cosmos)",
-            category="DuoGen/stages",
+            category="DuoGen/advanced/stages",
             description="Turns a prompt into CONDITIONING exactly as published for Cosmos-Predict2.5: the prompt "
             "alone, filled up to 512 tokens, and a negative prompt. For weights that were not trained to read a "
             "conversation.",

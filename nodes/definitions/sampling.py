@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from . import sockets
 
-CATEGORY = "DuoGen/sampling"
+CATEGORY = "DuoGen/advanced/sampling"
 
 
 class DuoGenSampler(io.ComfyNode):
@@ -39,8 +39,8 @@ class DuoGenSampler(io.ComfyNode):
                 sockets.seed("The seed of the noise, as in KSampler."),
                 sockets.steps(),
                 sockets.cfg(),
-                sockets.sampler_name(),
-                sockets.scheduler(),
+                sockets.sampler_name(advanced=True),
+                sockets.scheduler(advanced=True),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -70,12 +70,12 @@ class DuoGenSampler(io.ComfyNode):
         denoise: float = 1.0,
     ) -> io.NodeOutput:
         from ..host import display, sampling
-        from ..host.diffusion_model import STEP_TEXT
+        from ..host.conditioning import STEP_TEXT
         from ..steps import answer
 
         steps, cfg = sampling.trained_steps_and_cfg(model, steps, cfg)
         paragraph = positive[0][1].get(STEP_TEXT, "") if positive else ""
-        preview = display.SamplingPreview(cls.hidden, model, answer.picture_title(cls.hidden), paragraph)
+        preview = display.SamplingPreview(cls.hidden, model, answer.picture_numbers(cls.hidden), paragraph)
         latent = sampling.draw(
             model, positive, negative, latent_image, seed=seed, steps=steps, cfg=cfg,
             sampler_name=None if sampler_name == sockets.AS_TRAINED else sampler_name,
@@ -144,7 +144,7 @@ class DuoGenRefreshEarlierImages(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, every: int) -> io.NodeOutput:
         from ..host.compatibility import check_model
-        from ..host.diffusion_model import REFRESH
+        from ..host.packed_forward import REFRESH
 
         check_model(model)
         patched = model.clone()

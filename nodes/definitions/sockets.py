@@ -2,7 +2,8 @@
 
 Sockets, where ComfyUI's core has none, and what they carry: DUOGEN_CONTEXT a `duogen_core.document.Document`,
 DUOGEN_MLLM and DUOGEN_CONNECTOR a `ModelHandle` (host/model_management.py), DUOGEN_STATES a `States` (steps/stages.py),
-DUOGEN_LOOP a `Round` (steps/loop.py). Widgets take what differs between the nodes (tooltip, `optional`, `advanced`).
+DUOGEN_LOOP a `Round` (steps/loop.py), DUOGEN_TRIES a `Tries` (steps/review.py). Widgets take what differs between the
+nodes (tooltip, `optional`, `advanced`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import comfy.samplers
 from comfy_api.latest import io
 
+from ..host import self_check
 from ..steps import AS_IT_GOES, PLAN_FIRST
 
 Mllm = io.Custom("DUOGEN_MLLM")
@@ -20,10 +22,17 @@ Connector = io.Custom("DUOGEN_CONNECTOR")
 Context = io.Custom("DUOGEN_CONTEXT")
 States = io.Custom("DUOGEN_STATES")
 Loop = io.Custom("DUOGEN_LOOP")
+Tries = io.Custom("DUOGEN_TRIES")
 
 AS_TRAINED = "as trained"
 # What a hand-written workflow may hold in place of a link, and no socket of the type ever carries.
-_OBJECTS = ("MODEL", "VAE", "IMAGE", *(each.io_type for each in (Mllm, Connector, Context, States, Loop)))
+_OBJECTS = (
+    "MODEL",
+    "VAE",
+    "IMAGE",
+    "CONTROL_NET",
+    *(each.io_type for each in (Mllm, Connector, Context, States, Loop, Tries)),
+)
 PLAIN = {
     **dict.fromkeys(_OBJECTS, (str, int, float, list, dict)),
     "CONDITIONING": (str, int, float, dict),  # a list
@@ -32,7 +41,8 @@ PLAIN = {
 
 
 def refuse_plain_values(node: type[io.ComfyNode]) -> None:
-    """Makes a node refuse text, numbers and lists where a link belongs, with an error message.
+    """Makes a node refuse text, numbers and lists where a link belongs, with an error message; and say which Python
+    package is missing, where one is.
 
     ComfyUI checks what is linked to a socket, but not a value that a hand-written workflow puts in place of a link.
     """
@@ -51,7 +61,13 @@ def refuse_plain_values(node: type[io.ComfyNode]) -> None:
                 raise DuoGenError(
                     f"The input {each.id} is {text}, which is not of type {kind}; connect a node's output to it."
                 )
-        return run(cls, *args, **values)
+        try:
+            return run(cls, *args, **values)
+        # The core has sentences of its own, which know no ComfyUI; diffusers wraps a failed import in a RuntimeError.
+        except (DuoGenError, ImportError, RuntimeError) as error:
+            if said := self_check.explained(error):
+                raise DuoGenError(said) from None
+            raise
 
     node.execute = classmethod(execute)
 
@@ -62,17 +78,18 @@ def seed(tooltip: str) -> io.Int.Input:
     )  # fmt: skip
 
 
-def steps() -> io.Int.Input:
+def steps(**options: Any) -> io.Int.Input:
     return io.Int.Input(
         "steps",
         default=0,
         min=0,
         max=1000,
         tooltip="Sampling steps for each image. 0: as many as the checkpoint was made for.",
+        **options,
     )
 
 
-def cfg() -> io.Float.Input:
+def cfg(**options: Any) -> io.Float.Input:
     return io.Float.Input(
         "cfg",
         default=0.0,
@@ -82,25 +99,28 @@ def cfg() -> io.Float.Input:
         round=0.01,
         tooltip="How closely an image follows the paragraph before it. 1 switches guidance off and is twice as fast. "
         "0: the value the checkpoint was made for.",
+        **options,
     )
 
 
-def sampler_name() -> io.Combo.Input:
+def sampler_name(**options: Any) -> io.Combo.Input:
     return io.Combo.Input(
         "sampler_name",
         options=[AS_TRAINED, *comfy.samplers.KSampler.SAMPLERS],
         default=AS_TRAINED,
         tooltip="The sampling algorithm. as trained: the one that the MODEL was published with. The others are "
         "KSampler's.",
+        **options,
     )
 
 
-def scheduler() -> io.Combo.Input:
+def scheduler(**options: Any) -> io.Combo.Input:
     return io.Combo.Input(
         "scheduler",
         options=[AS_TRAINED, *comfy.samplers.KSampler.SCHEDULERS],
         default=AS_TRAINED,
         tooltip="How the noise levels are spaced. as trained: as in the MODEL's training. The others are KSampler's.",
+        **options,
     )
 
 
@@ -114,8 +134,8 @@ def max_images() -> io.Int.Input:
     )
 
 
-def max_tokens(tooltip: str = "The answer ends when it has written this many tokens.") -> io.Int.Input:
-    return io.Int.Input("max_tokens", default=1024, min=1, max=32768, tooltip=tooltip)
+def max_tokens(tooltip: str = "The answer ends when it has written this many tokens.", **options: Any) -> io.Int.Input:
+    return io.Int.Input("max_tokens", default=1024, min=1, max=32768, tooltip=tooltip, **options)
 
 
 def mode(**options: Any) -> io.Combo.Input:
@@ -188,6 +208,18 @@ def token_filters() -> list[io.Input]:
             tooltip="Above 1, words that the conversation already has become less likely, at temperature 0 too.",
         ),
     ]
+
+
+def given() -> io.String.Input:
+    """Optional and last, as token_filters: see answer.parse_given."""
+    return io.String.Input(
+        "given",
+        default="",
+        optional=True,
+        advanced=True,
+        tooltip="What stays as it is, as JSON that the viewer's Keep and Edit write: by the number of an image, the "
+        "text before it and its seed. Only what comes after a change is made anew. Empty: nothing is given.",
+    )
 
 
 def picture_seeds(tooltip: str, **options: Any) -> io.String.Input:

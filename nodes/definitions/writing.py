@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..steps.answer import Step
 
-CATEGORY = "DuoGen/stages"
+CATEGORY = "DuoGen/advanced/stages"
 LOOP_CATEGORY = "DuoGen/loop"
 PLAIN, QWEN = "plain text", "Qwen chat"  # duogen_core.writer.FORMATS, which is imported when a node runs
 REPLACE_AND_CUT, REPLACE, CUT = "replace it, cut what follows", "replace it, keep what follows", "cut from it on"
@@ -49,12 +49,13 @@ class DuoGenWrite(io.ComfyNode):
                     tooltip="The connector for the next image. Connected, it does its work while the text is written; "
                     "otherwise the context has to be read once more when the image is due.",
                 ),
-                sockets.max_tokens("The text ends after this many tokens."),
+                sockets.max_tokens("The text ends after this many tokens.", advanced=True),
                 sockets.seed("The seed of the random choice of words; at temperature 0 it has no effect."),
-                sockets.temperature(),
+                sockets.temperature(advanced=True),
                 sockets.top_p(),
                 sockets.mode(optional=True),
                 *sockets.token_filters(),
+                sockets.given(),
             ],
             outputs=[
                 sockets.Context.Output("context", tooltip="The context with the new text."),
@@ -80,6 +81,7 @@ class DuoGenWrite(io.ComfyNode):
         top_k: int = 0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
+        given: str = "",
     ) -> io.NodeOutput:
         from ..steps import stages
 
@@ -87,9 +89,14 @@ class DuoGenWrite(io.ComfyNode):
         write = stages.write_whole if mode == PLAN_FIRST else stages.write
         written = write(
             mllm, connector, context, max_new_tokens=max_tokens, seed=seed, temperature=temperature, top_p=top_p,
-            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, on_token=paragraph.on_token,
+            top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty, given=given,
+            on_token=paragraph.on_token,
         )  # fmt: skip
-        display.say(cls.hidden, written.text.strip())
+        if written.trouble:
+            from ..steps import planning
+
+            written = planning.plan_instead(cls.hidden, mllm, context, written, seed)
+        display.say(cls.hidden, written.text.strip(), phase="writing", text=written.text.strip())
         return io.NodeOutput(written.context, written.text, written.stop == "picture", written.stop, written.tokens)
 
 
@@ -164,10 +171,10 @@ class DuoGenEditContext(io.ComfyNode):
 
     @classmethod
     def execute(cls, context: Document, part: int, action: str, text: str = "", image: Any = None) -> io.NodeOutput:
-        from duogen_core.document import Picture, Text
+        from duogen_core.document import Picture, Text, pending
         from duogen_core.errors import DuoGenError
 
-        from ..steps import answer, stages
+        from ..steps import stages
 
         stages.check_answering(context)
         parts = context.last_turn.parts
@@ -183,9 +190,9 @@ class DuoGenEditContext(io.ComfyNode):
                 raise DuoGenError(f"One image is to be put in, but the IMAGE is a batch of {len(pictures)}.")
             new = (Picture(pictures[0].pixels),) if pictures else (Text(text),)
         rest = after if action == REPLACE else ()
-        changed = answer.with_last_turn(context, replace(context.last_turn, parts=(*before, *new, *rest)))
+        changed = pending.with_last_turn(context, replace(context.last_turn, parts=(*before, *new, *rest)))
         changed = replace(changed, generation={})  # how the unchanged answer was made no longer holds
-        return io.NodeOutput(changed if action == REPLACE else answer.with_planned_stop(changed, None))
+        return io.NodeOutput(changed if action == REPLACE else pending.with_planned_stop(changed, None))
 
 
 class DuoGenAskWriter(io.ComfyNode):
@@ -211,12 +218,14 @@ class DuoGenAskWriter(io.ComfyNode):
                 io.String.Input(
                     "which",
                     default="all",
+                    advanced=True,
                     tooltip="Which images the writer looks at: all, none, last 2, or numbers such as 1, 3-4. Choose "
                     "none for a model that reads text only.",
                 ),
                 io.Boolean.Input(
                     "captions",
                     default=True,
+                    advanced=True,
                     tooltip="Ask for a caption of each image, made for the painter. Otherwise the paragraph before an "
                     "image is what the painter gets.",
                 ),
@@ -259,16 +268,17 @@ class DuoGenReadWriter(io.ComfyNode):
                 sockets.seed(
                     "The seed of the answer and of its first image; the seeds of later images are derived from it."
                 ),
+                sockets.given(),
             ],
             outputs=_read_outputs(),
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
-    def execute(cls, context: Document, text: str, seed: int) -> io.NodeOutput:
+    def execute(cls, context: Document, text: str, seed: int, given: str = "") -> io.NodeOutput:
         from ..steps import answer
 
-        step = answer.begin(context, seed=seed, tokens_left=0, max_images=0)
+        step = answer.begin(context, seed=seed, tokens_left=0, max_images=0, given=given)
         return read(cls.hidden, context, text, step, first=True)
 
 
@@ -315,14 +325,22 @@ def read(hidden: Any, context: Document, text: str, step: Step, *, first: bool) 
 
     first: the limit of images does not count yet, because it is DuoGen Loop Close's, which checks it itself.
     """
-    from duogen_core import pipeline, writer
+    from duogen_core import writer
+    from duogen_core.document import pending
 
+    from ..steps import answer, stages
     from ..steps.loop import Round, due_in_list, round_values
 
-    written = writer.read(context, text)
+    given = stages.take_given(context, answer.parse_given(step.given).get(step.drawn + 1, {}))
+    written = given or writer.read(context, text)
+    longer = given.context if given else written.document
     stop = written.stop if first else step.ending(written.stop) or "picture"
-    state = Round(written.document, stop, step, due=due_in_list(stop) if first else ())
-    title = f"Image {step.drawn + 1}" if stop == "picture" else ""
-    caption = pipeline.pending_caption(written.document) if title else ""
-    display.say(hidden, title, written.text.strip(), caption)
-    return io.NodeOutput(*round_values(state), written.document, stop == "picture")
+    state = Round(longer, stop, step, due=due_in_list(stop) if first else ())
+    due, said = stop == "picture", written.text.strip()
+    numbers = {"image": step.drawn + 1} if due else {}
+    caption = pending.due_caption(longer) if due else ""
+    display.say(
+        hidden, display.image_title(**numbers) if due else "", said, caption, phase="drawing" if due else "writing",
+        text=said or caption, **numbers,
+    )  # fmt: skip
+    return io.NodeOutput(*round_values(state), longer, stop == "picture")

@@ -8,8 +8,9 @@ nothing. It uses ComfyUI's own key of a node and its inputs, answers only for no
 put in (the user's own nodes in the loop among them), and stores plain values, never a model.
 
 In: `watch(owner, nodes)` at every expansion. The results of the last two runs stay, so that going back to the seed
-before is free as well. They go with the language model that wrote the answer (or the first round of any other writer):
-when that leaves ComfyUI's cache, by /free or another workflow, they leave too. LIMIT bounds their size.
+before is free as well. They go with the language model that wrote the answer (or the first round of any other writer,
+or the request that a plan is for): when that leaves ComfyUI's cache, by /free or another workflow, they leave too.
+LIMIT bounds their size.
 The classic cache and --cache-none never ask a provider.
 """
 
@@ -33,15 +34,16 @@ NOT_CACHED = {"DuoGenGiven", "DuoGenListEntry", "DuoGenInterleaveStep", "DuoGenL
 class ResultCache:
     """Results by ComfyUI's key that this run or the one before used. When it is full, those of the one before go."""
 
-    def __init__(self, limit: float = LIMIT) -> None:
-        self.limit, self.run = limit, 0
+    def __init__(self, limit: float = LIMIT, documents: bool = True) -> None:
+        """documents: whether results with documents in them are kept, too."""
+        self.limit, self.run, self.documents = limit, 0, documents
         self.results: dict[str, Caching.CacheValue] = {}
         self.runs: dict[str, int] = {}  # which run used it last
         self.sizes: dict[str, int] = {}
 
     def add(self, key: str, value: Caching.CacheValue) -> None:
         size = plain_bytes(value.outputs, set())
-        if size is None:
+        if size is None or not (self.documents or without_documents(value.outputs)):
             return
         self.drop([key])
         for old in [key for key in self.results if self.runs[key] < self.run]:
@@ -75,10 +77,12 @@ class ResultCacheProvider(Caching.CacheProvider):
     def watch(self, owner: Any, nodes: Iterable[str], by: str | None = None) -> None:
         """Caches results of these nodes, which were just put into the running graph.
 
-        owner: the `mllm` that writes the answer, or the first round of any other writer. by: the node that put them
-        in; where it is watched itself, they share its cache.
+        owner: the `mllm` that writes the answer, the first round of any other writer, or `owner_for` a request. by: the
+        node that put them in; where it is watched itself, they share its cache.
         """
-        cache = self.watched.get(by) or self.caches.setdefault(owner, ResultCache())
+        # A document holds the request that owns these results, and would keep it, and so itself, for ever.
+        documents = not isinstance(owner, Owner)
+        cache = self.watched.get(by) or self.caches.setdefault(owner, ResultCache(documents=documents))
         self.watched.update(dict.fromkeys(nodes, cache))
 
     def should_cache(self, context: Caching.CacheContext, value: Caching.CacheValue | None = None) -> bool:
@@ -108,6 +112,21 @@ class ResultCacheProvider(Caching.CacheProvider):
 PROVIDER = ResultCacheProvider()
 
 
+class Owner:
+    """Owns results as long as another object lives."""
+
+
+_owners: dict[int, Owner] = {}
+
+
+def owner_for(value: Any) -> Owner:
+    """Returns the owner that lives as long as this very object, which may equal others or have no hash."""
+    if id(value) not in _owners:
+        _owners[id(value)] = Owner()
+        weakref.finalize(value, _owners.pop, id(value), None)
+    return _owners[id(value)]
+
+
 def plain_bytes(value: Any, seen: set[int]) -> int | None:
     """Bytes of a value that is made of tensors, arrays, texts, numbers and dataclasses of these, each thing counted
     once; None when there is anything else in it."""
@@ -129,6 +148,13 @@ def plain_bytes(value: Any, seen: set[int]) -> int | None:
         return None
     sizes = [plain_bytes(part, seen) for part in parts]
     return None if None in sizes else sum(sizes)
+
+
+def without_documents(outputs: Iterable[Any]) -> bool:
+    from duogen_core.document import Document
+
+    values = (value for output in outputs for value in (output if isinstance(output, (list, tuple)) else (output,)))
+    return not any(isinstance(value, Document) for value in values)
 
 
 def _once(key: int, size: int, seen: set[int]) -> int:

@@ -81,7 +81,7 @@ def entry_of(graph: GraphBuilder, nodes: DynamicPrompt, link: list) -> list:
     return graph.node("DuoGenListEntry", name, values=link, index=list_index()).out(0)
 
 
-VALUE_OUTPUTS = ("mllm", "connector", "model", "vae", "context", "image")
+VALUE_OUTPUTS = ("mllm", "connector", "model", "vae", "context", "image", "tries", "control_net", "control_images")
 _values: dict[str, Any] = {}
 _model_names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 _count = itertools.count()
@@ -117,6 +117,8 @@ def value_name(value: Any) -> str:
         digest = hashlib.sha256(f"{pixels.dtype} {list(pixels.shape)}".encode())
         digest.update(pixels.view(torch.uint8).numpy())
         return f"image {digest.hexdigest()}"
+    if hasattr(value, "value_name"):
+        return value.value_name
     return _model_names.setdefault(value, f"{type(value).__name__} {next(_count)}")
 
 

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +33,16 @@ if TYPE_CHECKING:
 
     from duogen_core.vae import PictureVae
 
-    from .diffusion_model import PictureLatent
+    from .model_config import PictureLatent
     from .model_management import ModelHandle, Precision
 
 FOLDER = "duogen"
 INDEX = "model_index.json"
 WAN_WIDTH = 96  # of Wan 2.1's VAE as published
 ENDINGS = (".safetensors", ".sft")
+# ComfyUI lists no .gguf; under these names of ours it does, in the same folders. Its own lists stay as they are.
+GGUF = {category: f"duogen_gguf_{category}" for category in ("text_encoders", "diffusion_models", FOLDER)}
+NO_MODEL = re.compile(r"(?i)mmproj|-(?!00001-)\d{5}-of-\d{5}\.gguf$")  # of GGUF files, what goes along with another
 # Where to look, and what makes a folder there a model: one of these files.
 MLLM = {"text_encoders": ("config.json",), FOLDER: ("config.json",)}
 DIT = {
@@ -46,12 +51,15 @@ DIT = {
     FOLDER: ("config.json", "transformer/config.json"),
 }
 TOKENIZER = {"text_encoders": ("tokenizer.json", "vocab.json"), FOLDER: ("tokenizer.json", "vocab.json")}
+CONTROLNET = {"controlnet": ("config.json",)}
 OWN_TOKENIZER = "auto"
 
 
 def register_model_folder() -> None:
     """ComfyUI's models/duogen, beside whatever extra_model_paths.yaml names for `duogen`."""
     folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
+    for category, ours in GGUF.items():
+        folder_paths.folder_names_and_paths[ours] = (folder_paths.folder_names_and_paths[category][0], {".gguf"})
 
 
 def checkpoints() -> dict[str, Path]:
@@ -119,6 +127,8 @@ def folders(category: str, marks: tuple[str, ...]) -> Iterator[str]:
 
 def file_names(category: str) -> list[str]:
     listed = [name for name in folder_paths.get_filename_list(category) if name.lower().endswith(ENDINGS)]
+    if category in GGUF:
+        listed += [name for name in folder_paths.get_filename_list(GGUF[category]) if not NO_MODEL.search(name)]
     # In our own folder every folder is a checkpoint, and what lies in it is a part of that.
     return [name for name in listed if os.sep not in name] if category == FOLDER else listed
 
@@ -156,7 +166,11 @@ def fingerprint(name: str, places: dict[str, tuple[str, ...]], *parts: str, besi
     if is_checkpoint(name):
         return checkpoint_fingerprint(name, *parts)
     try:
-        return fingerprint_of(path_of(name, places), *([beside] if beside else []))
+        path = path_of(name, places)
+        parts_of_gguf = (
+            sorted(path.parent.glob("*.gguf")) if path.suffix.lower() == ".gguf" else []
+        )  # mmproj, a split set
+        return fingerprint_of(path, *parts_of_gguf, *([beside] if beside else []))
     except DuoGenError as error:
         return str(error)
 
@@ -164,9 +178,7 @@ def fingerprint(name: str, places: dict[str, tuple[str, ...]], *parts: str, besi
 def tokenizer_folder(name: str) -> Path:
     """Where the tokenizer for a single file of weights lies. "auto": the one that ComfyUI has for Qwen's models."""
     if name == OWN_TOKENIZER:
-        import comfy.ops
-
-        return Path(comfy.ops.__file__).parent / "text_encoders" / "qwen25_tokenizer"
+        return Path(find_spec("comfy.ops").origin).parent / "text_encoders" / "qwen25_tokenizer"
     path = path_of(name, TOKENIZER)
     return path / "mllm" if (path / INDEX).is_file() else path
 
@@ -175,7 +187,7 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     """(language model, connector, MODEL, VAE) of a DuoGen checkpoint. Weights are mapped from the files in the types
     they have there, quantised ones (`convert --quantise`) included."""
     from duogen_core import checkpoint as core_checkpoint
-    from duogen_core.dit.loading import load_dit
+    from duogen_core.dit.loading import load_dit as load_core_dit
     from duogen_core.mllm.loading import load_mllm
 
     from .diffusion_model import make_model
@@ -188,7 +200,7 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
         folder,
         loaders={
             "mllm": lambda path: load_mllm(path, dtype=mllm_precision.kept, prepare=mllm_precision.prepare),
-            "dit": lambda path: load_dit(path, dtype=dit_precision.kept, prepare=dit_precision.prepare),
+            "dit": lambda path: load_core_dit(path, dtype=dit_precision.kept, prepare=dit_precision.prepare),
         },
     )
     vae, latents = comfyui_vae(parts.vae)
@@ -196,6 +208,8 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     model = make_model(
         parts.dit, shift=sampling.shift, latent_format=latents, sampling=sampling, precision=dit_precision
     )
+    model.cached_patcher_init = (load_dit, (name,))
+    vae.patcher.cached_patcher_init = (load_vae_patcher, (name,))
     mllm = mllm_handle(parts.mllm, mllm_precision)
     mllm.config = parts.config
     return mllm, connector_handle(parts.connector), model, vae
@@ -209,6 +223,7 @@ def load_mllm(name: str, tokenizer: str = OWN_TOKENIZER) -> ModelHandle:
     """
     from duogen_core.checkpoint import PUBLISHED_PICTURE, CheckpointConfig, check_checkpoint
     from duogen_core.mllm import loading
+    from duogen_core.weights.gguf import is_gguf
 
     from .model_management import Precision, mllm_handle
 
@@ -219,9 +234,10 @@ def load_mllm(name: str, tokenizer: str = OWN_TOKENIZER) -> ModelHandle:
         core = loading.load_mllm(folder / "mllm", dtype=precision.kept, prepare=precision.prepare)
     else:
         path, beside = path_of(name, MLLM), tokenizer_folder(tokenizer)
+        own = path.is_dir() or (is_gguf(path) and tokenizer == OWN_TOKENIZER)  # it brings its tokenizer
         loading.detect_family(path)  # says what is wrong with a folder or file before anything else does
         precision = Precision.of(*loading.stored_in(path), mm.text_encoder_device())
-        core = loading.load_mllm(path, precision.kept, precision.prepare, tokenizer=None if path.is_dir() else beside)
+        core = loading.load_mllm(path, precision.kept, precision.prepare, tokenizer=None if own else beside)
         config = CheckpointConfig(name=path.name if path.is_dir() else path.stem, picture=PUBLISHED_PICTURE)
     mllm = mllm_handle(core, precision)
     mllm.config = config
@@ -251,24 +267,33 @@ def load_connector(name: str, mllm: ModelHandle | None = None) -> ModelHandle:
     return connector
 
 
-def load_dit(name: str, convention: str | None = None) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a DuoGen checkpoint, or Cosmos-Predict2.5 in any of its layouts.
+def load_dit(
+    name: str, convention: str | None = None, disable_dynamic: bool = False
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL of a DuoGen checkpoint, Cosmos-Predict2.5 in any of its layouts, or a file that ComfyUI's Save
+    Diffusion Model wrote of one of them.
 
-    convention: of a published one: "pre-trained", "post-trained", None: as the file says.
+    convention: of a published one: "pre-trained", "post-trained", None: as the file says. disable_dynamic: ComfyUI's
+    word, for when it loads the model once more itself (`cached_patcher_init`), with weights of its own: to train a
+    LoRA, for hooks, for a second device.
     """
     from duogen_core.checkpoint import check_checkpoint, vae_path
     from duogen_core.dit.loading import load_dit as load_core_dit
-    from duogen_core.dit.loading import open_cosmos
+    from duogen_core.dit.loading import open_cosmos, open_saved
     from duogen_core.vae import PictureVae
 
-    from .diffusion_model import PictureLatent, make_model
+    from .diffusion_model import make_model
+    from .model_config import PictureLatent
     from .model_management import Precision
 
     if not is_checkpoint(name):
-        file = open_cosmos(path_of(name, DIT), convention)
+        path = path_of(name, DIT)
+        saved = open_saved(path)
+        file = saved or open_cosmos(path, convention)
         count = sum(math.prod(entry.shape) for entry in file.weights.entries.values())
         precision = Precision.of(file.dtype, count, mm.get_torch_device())
-        dit, latents, sampling = file.load_dit(precision.kept, precision.prepare), PictureLatent(), file.sampling
+        latents = PictureLatent() if saved is None else PictureLatent.from_note(saved.latents, path)
+        dit, sampling = file.load_dit(precision.kept, precision.prepare), file.sampling
     else:
         folder = checkpoint_folder(name)
         sampling = check_checkpoint(folder).sampling
@@ -276,7 +301,47 @@ def load_dit(name: str, convention: str | None = None) -> comfy.model_patcher.Mo
         latents = comfyui_vae(PictureVae.from_pretrained(vae_path(folder)), latents_only=True)[1]
         precision = _precision(folder / "dit", "dit")
         dit = load_core_dit(folder / "dit", dtype=precision.kept, prepare=precision.prepare).eval()
-    return make_model(dit, shift=sampling.shift, latent_format=latents, sampling=sampling, precision=precision)
+    model = make_model(
+        dit, shift=sampling.shift, latent_format=latents, sampling=sampling, precision=precision,
+        dynamic=not disable_dynamic,
+    )  # fmt: skip
+    model.cached_patcher_init = (load_dit, (name, convention))
+    return model
+
+
+def load_vae_patcher(name: str, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The VAE's weights of a DuoGen checkpoint once more, for ComfyUI's Select VAE Device. disable_dynamic is there for
+    the call alone: ComfyUI's own VAE has one kind of patcher."""
+    from duogen_core.checkpoint import vae_path
+    from duogen_core.vae import PictureVae
+
+    return comfyui_vae(PictureVae.from_pretrained(vae_path(checkpoint_folder(name))))[0].patcher
+
+
+def controlnets() -> list[str]:
+    """The DuoGen checkpoints that have a ControlNet, then the folders in models/controlnet that hold one."""
+    own = [name for name, folder in checkpoints().items() if (folder / "controlnet" / "config.json").is_file()]
+    inside = folders("controlnet", CONTROLNET["controlnet"])
+    return list(dict.fromkeys([*own, *inside]))
+
+
+def controlnet_folder(name: str) -> Path:
+    own = checkpoints().get(name)
+    return own / "controlnet" if own is not None else path_of(name, CONTROLNET)
+
+
+def load_controlnet(name: str) -> Any:
+    """The CONTROL_NET of a DuoGen checkpoint, or of a folder in models/controlnet as `train controlnet` writes it."""
+    from duogen_core.dit.controlnet import PackedControlNet
+    from duogen_core.mllm.loading import stored_in
+
+    from .controlnet import control_of
+    from .model_management import Precision
+
+    folder = controlnet_folder(name)
+    precision = Precision.of(*stored_in(folder, "weights of the ControlNet"), mm.get_torch_device())
+    net = PackedControlNet.from_pretrained(folder, dtype=precision.kept, prepare=precision.prepare, copy=False)
+    return control_of(net.eval(), precision)
 
 
 def _precision(folder: Path, part: str) -> Precision:
@@ -293,7 +358,7 @@ def comfyui_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, Pi
     import comfy.sd
     import torch
 
-    from .diffusion_model import PictureLatent
+    from .model_config import PictureLatent
     from .model_management import SMALL_MODEL
 
     small = sum(p.numel() for p in vae.model.parameters()) < SMALL_MODEL // 10

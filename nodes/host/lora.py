@@ -23,13 +23,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import comfy.utils
+import torch
 from comfy.patcher_extension import CallbacksMP
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from comfy_execution.utils import get_executing_context
 
+from .gguf import whole_shape
+from .language import in_users_language, translated
+
 if TYPE_CHECKING:
     import comfy.model_patcher
-    import torch
 
     from duogen_core.mllm.adapter import Adapter, Change
 
@@ -85,6 +88,7 @@ def accept_loras(patcher: comfy.model_patcher.ModelPatcher) -> None:
 def _look_at_patches(patcher: comfy.model_patcher.ModelPatcher) -> None:
     owner = weakref.ref(patcher)  # a patcher that held itself would not be freed when its last user goes
 
+    @in_users_language
     def own_patches(patches: Mapping[Any, Any]) -> tuple[Any, dict[Any, Any]]:
         own = owner()
         assert own is not None
@@ -125,14 +129,15 @@ def _check(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any]
     from duogen_core.errors import DuoGenError
 
     if not patches:
-        _report(NOTHING_FOUND)
+        report(NOTHING_FOUND)
         return
     state = patcher.model.state_dict()
     for key, patch in patches.items():
         own = keys[key]
+        _check_merged(patcher, state, own, patch)
         if own in state and isinstance(patch, LoRAAdapter):
             up, down = patch.weights[:2]
-            found = tuple(comfy.utils.get_attr(patcher.model, own).shape)
+            found = whole_shape(comfy.utils.get_attr(patcher.model, own.removesuffix(".weight")))
             if found != (up.shape[0], *down.shape[1:]):
                 layer = own.removeprefix(PREFIX).removesuffix(".weight")
                 raise DuoGenError(
@@ -141,14 +146,44 @@ def _check(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any]
                 )
 
 
-def _report(message: str) -> None:
+def _check_merged(patcher: comfy.model_patcher.ModelPatcher, state: Mapping[str, Any], key: Any, patch: Any) -> None:
+    """Raises where another model's weight is to be merged into this one that has none of its name and size: ComfyUI
+    goes on without it, with a line in its log. patch: that model's own weight, and patches of it, of Model Merge nodes;
+    or ("model_as_lora", …), of Create Hook Model as LoRA."""
+    from duogen_core.errors import DuoGenError
+
+    if isinstance(patch, list):
+        other = patch[0][0]
+    elif isinstance(patch, tuple) and patch[0] == "model_as_lora":
+        other = patch[1][0]
+    else:
+        return
+    name = key if isinstance(key, str) else key[0]
+    if name not in state:
+        raise DuoGenError(
+            f"The two models cannot be merged: one has {name.removeprefix(PREFIX)}, which this MODEL has not. Merge "
+            "models of one kind and size."
+        )
+    layer, _, tensor = name.rpartition(".")
+    own = state[name].shape
+    if tensor == "weight":
+        own = whole_shape(comfy.utils.get_attr(patcher.model, layer))
+    if other.dtype != torch.uint8 and tuple(other.shape) != tuple(own):  # bytes: a GGUF's blocks, of any shape
+        size, ours = ("x".join(map(str, shape)) for shape in (other.shape, own))
+        raise DuoGenError(
+            f"The two models cannot be merged: {name.removeprefix(PREFIX)} is {size} in one, {ours} in this MODEL. "
+            "Merge models of one size."
+        )
+
+
+def report(message: str) -> None:
     """Writes to the log and on the running node, which is a stock loader."""
     from server import PromptServer
 
     logger.warning("DuoGen: %s", message)
     context = get_executing_context()
     if context is not None and PromptServer.instance is not None:
-        PromptServer.instance.send_progress_text(message, context.node_id)
+        PromptServer.instance.send_progress_text(translated(message), context.node_id)
 
 
 class CoreAdapter(WeightAdapterBase):

@@ -33,6 +33,9 @@ from torch import nn
 from duogen_core.document import Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.linear import FastLinear
+from duogen_core.weights.gguf import is_packed
+
+from .gguf import memory_of_blocks, use_gguf_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -104,7 +107,9 @@ def working_dtypes(
     module: nn.Module, device: torch.device, supported: Iterable[torch.dtype] = (torch.bfloat16, torch.float32)
 ) -> tuple[torch.dtype, torch.dtype | None]:
     """(dtype to keep the weights in, dtype to compute in or None for the same) on `device`, by ComfyUI's own rules."""
-    return dtypes_for(next(module.parameters()).dtype, count_parameters(module), device, supported)
+    return dtypes_for(
+        next(p.dtype for p in module.parameters() if p.is_floating_point()), count_parameters(module), device, supported
+    )
 
 
 def dtypes_for(
@@ -143,12 +148,15 @@ class Precision:
     def prepare(self, module: nn.Module, formats: Mapping[str, str]) -> None:
         """Gives the layers of a module without weights ComfyUI's classes; formats: the quantised ones."""
         operations = comfy.ops.pick_operations(self.kept, self.compute, load_device=self.device)
-        if formats:
+        packed = {name: kind for name, kind in formats.items() if is_packed(kind)}
+        if packed:
+            use_gguf_layers(module, packed, self.compute or self.kept)
+        if formats.keys() - packed.keys():
             mixed = comfy.ops.pick_operations(
                 self.kept, self.compute or self.kept, load_device=self.device,
                 model_config=SimpleNamespace(quant_config={"mixed_ops": True}),
             )  # fmt: skip
-            for name in formats:
+            for name in formats.keys() - packed.keys():
                 layer = module.get_submodule(name)
                 quantised = mixed.Linear(
                     layer.in_features, layer.out_features, layer.bias is not None, device=torch.device("cpu")
@@ -164,25 +172,28 @@ def convert(module: nn.Module, dtype: torch.dtype) -> None:
         module.to(dtype)
 
 
-class _Holder(nn.Module):
-    """Wraps a transformers model: ModelPatcher writes its records (`device`, …) on the module, which that refuses."""
+class Holder(nn.Module):
+    """Wraps a model of transformers or diffusers: ModelPatcher writes its records (`device`, …) on the module, which
+    those refuse."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
         self.model = module
-        self.__class__ = type(name, (_Holder,), {})  # the name that ComfyUI's log shows
+        self.__class__ = type(name, (Holder,), {})  # the name that ComfyUI's log shows
 
 
 def make_patcher(
-    module: nn.Module, load_device: torch.device, offload_device: torch.device
+    module: nn.Module, load_device: torch.device, offload_device: torch.device, *, dynamic: bool = True
 ) -> comfy.model_patcher.ModelPatcher:
-    """Returns a patcher of the kind this ComfyUI runs with.
+    """Returns a patcher of the kind this ComfyUI runs with; dynamic=False: the classic one, which ComfyUI asks for
+    where its dynamic one has no way (hooks, torch.compile).
 
     CoreModelPatcher is looked up at each call: since 0.16 ComfyUI replaces it by its dynamic one when it starts.
     """
     module.requires_grad_(False).eval()
     mm.archive_model_dtypes(module)
-    patcher = comfy.model_patcher.CoreModelPatcher(module, load_device=load_device, offload_device=offload_device)
+    kind = comfy.model_patcher.CoreModelPatcher if dynamic else comfy.model_patcher.ModelPatcher
+    patcher = kind(module, load_device=load_device, offload_device=offload_device)
     if not mm.is_device_cpu(offload_device):
         module.to(offload_device)
     return patcher
@@ -191,7 +202,9 @@ def make_patcher(
 class ModelHandle:
     """A core object (`.core`) and the ModelPatcher that holds its weights; travels on our own sockets.
 
-    ComfyUI protects the models that `get_models` names from being unloaded while a prompt uses them.
+    ComfyUI protects the models that `get_models` names from being unloaded while a prompt uses them. Its patcher has no
+    `cached_patcher_init`: that would load another module than the one the core object runs, and none of the nodes that
+    ask for it (hooks, Train LoRA, Select Model Device) has a socket for it.
     """
 
     def __init__(self, core: Any, patcher: comfy.model_patcher.ModelPatcher) -> None:
@@ -217,7 +230,7 @@ def mllm_handle(core: Any, precision: Precision | None = None) -> ModelHandle:
     core.device = device  # inputs go here even while weights lie elsewhere
     # The KV cache is not ComfyUI's to free, so it goes with the weights. (Before every use ComfyUI detaches a model
     # without taking its weights away, only to put it on its list again.)
-    patcher = make_patcher(_Holder("DuoGenMllm", core.model), device, offload)
+    patcher = make_patcher(Holder("DuoGenMllm", core.model), device, offload)
     patcher.add_callback(CallbacksMP.ON_DETACH, lambda _, unpatch_all=True: unpatch_all and core.clear_cache())
     return ModelHandle(core, patcher)
 
@@ -228,7 +241,7 @@ def connector_handle(core: nn.Module) -> ModelHandle:
     It multiplies by slices of its one matrix and moves those itself, so its layers keep their classes; the patcher only
     counts its memory.
     """
-    holder = _Holder("DuoGenConnector", core)
+    holder = Holder("DuoGenConnector", core)
     return ModelHandle(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
 
 
@@ -269,11 +282,12 @@ def memory_of_tokens(mllm: ModelHandle, tokens: int, pixels: int = 0) -> float:
 
     text = mllm.core.model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    size = next(mllm.core.model.parameters()).element_size()
+    size = next(p for p in mllm.core.model.parameters() if p.is_floating_point()).element_size()
     kv_cache = tokens * text.num_hidden_layers * text.num_key_value_heads * head * 2 * size
     embedded = tokens * text.hidden_size * size
     chunk = min(tokens, CHUNK) * (8 * text.hidden_size + 2 * text.intermediate_size) * size + text.vocab_size * 4
-    return kv_cache + embedded + chunk + pixels / 14**2 * 6 * text.hidden_size * size
+    whole = memory_of_blocks(mllm.core.model, size)
+    return kv_cache + embedded + chunk + whole + pixels / 14**2 * 6 * text.hidden_size * size
 
 
 def memory_of_frame_cache(dit: Any, cells: int, size: int) -> float:

@@ -19,7 +19,8 @@ from duogen_core import sampling
 from duogen_core.errors import DuoGenError
 
 from .compatibility import check_latent, check_model
-from .diffusion_model import PICTURE_ENDS, KarrasFlow
+from .conditioning import PICTURE_ENDS
+from .model_config import KarrasFlow
 from .model_management import retry_out_of_memory, scaled_memory_estimate
 
 if TYPE_CHECKING:

@@ -19,12 +19,12 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker, is_link
 from comfy_execution.utils import get_executing_context
 
-import nodes as comfy_nodes
-
 from ..host import display
+from ..host.caches import owner_for
 from ..host.expansion import add_values, entry_of, expand, list_index, new_graph, takes_lists
 from ..host.images import image_list
-from . import AS_IT_GOES, FIXED, LIKE_LAST, LIKE_NUMBER
+from . import AS_IT_GOES, FIXED, LIKE_LAST, LIKE_NUMBER, PLAN_FIRST
+from .graph import DUE, READERS, ROUND, nodes_between, opens, sampling_between
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,37 +32,69 @@ if TYPE_CHECKING:
     from comfy_execution.graph_utils import GraphBuilder
 
     from duogen_core.document import Document
-    from duogen_core.sampling import Sampling
 
     from .answer import Step
 
-SAMPLERS = {"DuoGenSampler", "KSampler"}
 Node = tuple[str, "Mapping[str, Any]"]
-CLOSES = {"DuoGenLoopClose", "DuoGenLoopNext"}
-READERS = {"DuoGenReadWriter", "DuoGenReadWriterNext"}
-CUSTOM_SAMPLERS = {"KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"}
+PLANNED = "planned"  # in the place of why the writing stopped: no language model is there, the answer was planned
 
 
 # ------------------------------------------------------------ DuoGen Interleave
 
 
+def control_of(control_net: Any, control_images: Any) -> dict[str, Any]:
+    """A ControlNet and its images, by the names of the Step's inputs; {} for none."""
+    from duogen_core.errors import DuoGenError
+
+    if control_net is None and control_images is None:
+        return {}
+    if control_net is None or control_images is None:
+        missing = "control_images" if control_images is None else "control_net"
+        raise DuoGenError(f"To draw in outlines takes control_net and control_images; connect {missing} as well.")
+    if not getattr(control_net, "for_duogen", False):
+        raise DuoGenError(
+            f"This CONTROL_NET ({type(control_net).__name__}) was made for another model; take one from DuoGen Load "
+            "ControlNet."
+        )
+    return {"control_net": control_net, "control_images": control_images}
+
+
 def start_writing(
-    graph: GraphBuilder, mllm: Any, links: dict[str, list], context: list, step: Step, mode: str = AS_IT_GOES
+    graph: GraphBuilder,
+    mllm: Any,
+    links: dict[str, list],
+    context: list,
+    step: Step,
+    mode: str = AS_IT_GOES,
+    control: Mapping[str, Any] = MappingProxyType({}),
 ) -> io.NodeOutput:
     """Puts in DuoGen Write Text and the Step that acts on its text; the Step's outputs are the running node's."""
     write = graph.node(
         "DuoGenWrite", "write", mllm=links["mllm"], context=context, connector=links["connector"],
         max_tokens=step.tokens_left, seed=step.write_seed, mode=mode, **step.sampling(),
+        **step.given_texts(whole=mode == PLAN_FIRST),
     )  # fmt: skip
+    # In a node of their own: other outlines must not change the inputs of what writes and draws (ComfyUI's cache).
+    controlled = add_values(graph, "control", **control) if control else {}
     following = graph.node(
         "DuoGenInterleaveStep", "step", **{**links, "context": write.out(0)}, stop=write.out(3), tokens=write.out(4),
-        duogen_step=step.to_text(),
+        duogen_step=step.to_text(), **controlled,
     )  # fmt: skip
     return expand(graph, mllm, following)
 
 
-def draw_next(graph: GraphBuilder, links: dict[str, list], step: Step) -> list:
-    """Puts in the stages of one image; returns the link to the context with it."""
+def draw_next(
+    graph: GraphBuilder,
+    links: dict[str, list],
+    whole: list,
+    step: Step,
+    control: Mapping[str, Any] = MappingProxyType({}),
+) -> list:
+    """Puts in the stages of one image; returns the link to the context with it.
+
+    links: what draws it. whole: the context that it joins, which links["context"] is a part of where the answer is
+    planned (`answer.due_part`). control: as of `control_of`.
+    """
     context = links["context"]
     encode = graph.node(
         "DuoGenEncodeContext", "encode", mllm=links["mllm"], connector=links["connector"], context=context
@@ -77,13 +109,22 @@ def draw_next(graph: GraphBuilder, links: dict[str, list], step: Step) -> list:
         "DuoGenPictureSize", "size", context=context, size=kind, picture=step.size_like or 1, width=step.width or 1024,
         height=step.height or 1024, mllm=links["mllm"],
     )  # fmt: skip
+    drawn_in = refer
+    place = step.before + step.drawn
+    if control and place < len(control["control_images"]):
+        image = control["control_images"][place : place + 1]
+        given = add_values(graph, "outlines", control_net=control["control_net"], image=image)
+        drawn_in = graph.node(
+            "ControlNetApplyAdvanced", "apply", positive=refer.out(0), negative=refer.out(1), **given, strength=1.0,
+            start_percent=0.0, end_percent=1.0, vae=links["vae"],
+        )  # fmt: skip
     sample = graph.node(
-        "DuoGenSampler", "sample", model=links["model"], positive=refer.out(0), negative=refer.out(1),
+        "DuoGenSampler", "sample", model=links["model"], positive=drawn_in.out(0), negative=drawn_in.out(1),
         latent_image=size.out(0), seed=step.picture_seed, steps=step.steps, cfg=step.cfg,
         sampler_name=step.sampler_name, scheduler=step.scheduler, denoise=1.0,
     )  # fmt: skip
     decode = graph.node("VAEDecode", "decode", samples=sample.out(0), vae=links["vae"])
-    append = graph.node("DuoGenAppendImage", "append", context=context, image=decode.out(0), seed=step.picture_seed)
+    append = graph.node("DuoGenAppendImage", "append", context=whole, image=decode.out(0), seed=step.picture_seed)
     return append.out(0)
 
 
@@ -97,7 +138,7 @@ class Round:
     context: Document
     stop: str  # why the writing stopped
     step: Step
-    mllm: Any = None  # None where any other writer writes (DuoGen Any Writer Prompt)
+    mllm: Any = None  # None where any other writer writes (DuoGen Any Writer Prompt), or wrote a plan before
     connector: Any = None
     # Of a list of requests: whether an image is due, entry by entry. All rounds of the list share this list.
     due: Sequence[bool] = ()
@@ -119,13 +160,12 @@ def due_in_list(stop: str) -> list[bool]:
 
 def round_values(state: Round) -> list[Any]:
     """The outputs of a round: loop, context, text, seed, number. Without an image due, only the loop goes on."""
-    from duogen_core import pipeline
-
-    from .answer import before_next_picture
+    from duogen_core import picture_sampling
+    from duogen_core.document.pending import before_next_picture
 
     if state.stop != "picture":
         return [state, *[ExecutionBlocker(None)] * 4]
-    text = pipeline.picture_prompt(before_next_picture(state.context))
+    text = picture_sampling.picture_prompt(before_next_picture(state.context))
     return [state, state.context, text, state.step.picture_seed, state.step.drawn + 1]
 
 
@@ -144,33 +184,45 @@ def ending(state: Round, max_images: int) -> str | None:
     return "max_images" if state.step.drawn >= max_images else None
 
 
-def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) -> io.NodeOutput:
+def close(hidden: Any, state: Round, max_images: int, seeds: str, given: str, image: Any) -> io.NodeOutput:
     """Ends a round: the finished answer, or the graph of the next round. image: what was drawn; None: not drawn yet."""
     from duogen_core.errors import DuoGenError
 
-    from . import answer, unfinished
+    from . import answer, stages, unfinished
 
-    own, step = answer.parse_seeds(seeds), state.step
+    own, fixed, step = answer.parse_seeds(seeds), answer.parse_given(given), state.step
+    links = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
+    opened = links["loop"][0]
+    by_reader = hidden.dynprompt.get_node(opened)["class_type"] in READERS
     if 1 in own:
-        where = "Loop Open" if state.mllm else "Any Writer Answer"
+        where = "Any Writer Answer" if by_reader else "Loop Open"
         raise DuoGenError(f"The first image of a loop has the seed of DuoGen {where}; change it there.")
+    if 1 in fixed:
+        where = "Any Writer Answer" if by_reader else "Loop Open"
+        raise DuoGenError(f"The first text and image of a loop are made from DuoGen {where}; give them there.")
     why, name = ending(state, max_images), state.mllm.config.name if state.mllm else None
     if why is not None:
         context = step.finished(state.context, name, why)
-        display.say(hidden, unfinished.LIMITS.get(why, ""), answer.whole_answer(context))
+        limit = unfinished.limit(why, state.context)
+        display.say(hidden, limit, answer.whole_answer(context), phase="end", notice=limit)
         images = image_list(context.pictures[step.first_picture :])
         ui = unfinished.show_end(hidden, context, drawn=step.drawn)
         return io.NodeOutput(context, step.written(context), images, ui=ui)
     if step.drawn:  # what was written since the last image; images that came from a cache
         unfinished.keep(hidden, state.context, step.record(name, "interrupted"))
+    elif image is not None:
+        unfinished.warn_of_limit(hidden, state.context, max_images)
 
-    links = hidden.dynprompt.get_node(hidden.unique_id)["inputs"]
-    opened = links["loop"][0]
-    start = opened if state.mllm else ask_writer_of(hidden, opened)
+    start = ask_writer_of(hidden, opened) if by_reader else opened
     if hidden.dynprompt.get_node(start)["class_type"] not in ("DuoGenLoopOpen", "DuoGenLoopRound", "DuoGenAskWriter"):
-        raise DuoGenError("The loop input must come straight from DuoGen Loop Open; remove what lies between them.")
+        raise DuoGenError(
+            "The loop input must come straight from DuoGen Loop Open, or from DuoGen Any Writer Answer; remove what "
+            "lies between them."
+        )
     graph = new_graph(hidden)
-    following = answer.for_next_picture(step if image is None else step.after_picture(), own, max_images)
+    following = answer.for_next_picture(step if image is None else step.after_picture(), own, max_images, fixed)
+    if image is None:  # the first one, as Open had it
+        following = replace(following, seeds=step.seeds, given=step.given)
     if not step.drawn:
         sampling = state.mllm.config.sampling if state.mllm else None
         following = replace(following, **sampling_between(hidden, start, sampling))
@@ -185,17 +237,20 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, image: Any) ->
         context = append.out(0)
     # Without an image, the first one is drawn in a copy of the user's nodes (see missing_image). What the user hung on
     # the nodes themselves, a preview for example, has asked for it there too, and shows it twice.
-    if state.mllm:
+    if not by_reader:
         round_ = next_round(graph, hidden, opened, models, context, following, write=image is not None)
-        copies = copy_body(graph, hidden, opened, round_.id)
+        drawn = state.context if image is None else stages.append(state.context, image, step.picture_seed)
+        due = due_round(graph, hidden, opened, drawn, following)
+        copies = copy_body(graph, hidden, opened, round_.id, due=due)
     else:
         round_ = ask_again(graph, hidden, start, None if image is None else context)
         changed = read_again(hidden, opened, following)
         copies = copy_body(graph, hidden, start, round_.id, changed)
-    again = graph.node("DuoGenLoopNext", "next", max_images=max_images, seeds=seeds)
+    again = graph.node("DuoGenLoopNext", "next", max_images=max_images, seeds=seeds, given=given)
     for name in ("loop", "image"):
         again.set_input(name, copies(links[name]))
-    return expand(graph, state.mllm or state, again, hidden.unique_id)
+    owner = state.mllm or (state if by_reader else owner_for(request_of(state.context)))
+    return expand(graph, owner, again, hidden.unique_id)
 
 
 def next_round(
@@ -203,25 +258,55 @@ def next_round(
 ) -> Any:
     """Puts in the Round that stands for Open in the next round.
 
-    write: our language model writes up to the next image first; otherwise an image is due now.
+    write: our language model writes up to the next image first; otherwise an image is due now. Without a language
+    model the answer was planned, and says itself what follows.
     """
     stop: Any = "picture"
     tokens: Any = 0
     shown = []
-    if write:
+    if write and "mllm" not in models:
+        stop = PLANNED
+    elif write:
         written = graph.node(
             "DuoGenWrite", "write", **models, context=context, max_tokens=following.tokens_left,
-            seed=following.write_seed, mode=AS_IT_GOES, **following.sampling(),
+            seed=following.write_seed, mode=AS_IT_GOES, **following.sampling(), **following.given_texts(whole=False),
         )  # fmt: skip
+        following = replace(following, given="")  # the rest of it is a text, and written
         context, stop, tokens = written.out(0), written.out(3), written.out(4)
         shown.append(written)
     round_ = graph.node(
-        "DuoGenLoopRound", "round", **models, context=context, stop=stop, tokens=tokens,
+        "DuoGenLoopRound", ROUND, **models, context=context, stop=stop, tokens=tokens,
         duogen_step=following.to_text(),
     )  # fmt: skip
     for node in (*shown, round_):
         node.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
     return round_
+
+
+def due_round(graph: GraphBuilder, hidden: Any, opened: str, context: Document, following: Step) -> str | None:
+    """Puts in a second Round, for the nodes that draw the next image of a planned answer; returns its id.
+
+    It knows the plan up to that image only (`answer.due_part`), so that a change further on draws nothing again. None
+    where no image of a plan is due.
+    """
+    from duogen_core.document import pending
+
+    from . import answer
+
+    if pending.pending_index(context) is None:
+        return None
+    part = add_values(graph, "part", context=answer.due_part(context))["context"]
+    due = graph.node(
+        "DuoGenLoopRound", DUE, context=part, stop="picture", tokens=0, duogen_step=following.to_text()
+    )  # fmt: skip
+    due.set_override_display_id(hidden.dynprompt.get_display_node_id(opened))
+    return due.id
+
+
+def request_of(context: Document) -> Any:
+    """The request that the last answer answers: the very turn that DuoGen Prompt made, as long as that stays."""
+    asked = [turn for turn in context.turns if turn.role == "user"]
+    return asked[-1] if asked else context.turns[-1]
 
 
 # ------------------------------------------------------------ the loop with any writer
@@ -231,12 +316,7 @@ def ask_writer_of(hidden: Any, reader: str) -> str:
     """Returns the id of the Any Writer Prompt that an Any Writer Answer belongs to."""
     from duogen_core.errors import DuoGenError
 
-    node = hidden.dynprompt.get_node(reader)
-    if node["class_type"] not in READERS:
-        raise DuoGenError(
-            "The loop input must come straight from DuoGen Any Writer Answer; remove what lies between them."
-        )
-    context = node["inputs"]["context"]
+    context = hidden.dynprompt.get_node(reader)["inputs"]["context"]
     if not is_link(context) or hidden.dynprompt.get_node(context[0])["class_type"] != "DuoGenAskWriter":
         raise DuoGenError(
             "In a loop, the context of DuoGen Any Writer Answer must come straight from DuoGen Any Writer Prompt; "
@@ -278,10 +358,12 @@ def copy_body(
     opened: str,
     round_id: str,
     changed: Mapping[str, Node] = MappingProxyType({}),
+    due: str | None = None,
 ) -> Callable[[Any], Any]:
     """Copies what depends on Open and not on Close, previews and savers included; returns a function link -> its copy.
 
-    round_id: what stands for Open. changed: nodes to put in as something else: {id: (class, inputs)}.
+    round_id: what stands for Open. changed: nodes to put in as something else: {id: (class, inputs)}. due: what stands
+    for it where an image is drawn, all but its output `loop` (`due_round`).
     """
     nodes, body = hidden.dynprompt, nodes_between(hidden, opened)
     became = {node: (nodes.get_node(node)["class_type"], nodes.get_node(node)["inputs"]) for node in body} | {**changed}
@@ -291,8 +373,8 @@ def copy_body(
     def moved(value: Any, whole_lists: bool = False) -> Any:
         if not is_link(value):
             return value
-        if value[0] == opened:
-            return [round_id, value[1]]
+        if value[0] in opens(nodes, opened):
+            return [due if due and value[1] else round_id, value[1]]
         if value[0] in copies:
             return copies[value[0]].out(value[1])
         return value if whole_lists else entry_of(graph, nodes, value)
@@ -302,98 +384,3 @@ def copy_body(
         for key, value in became[node][1].items():
             copied.set_input(key, moved(value, takes_lists(became[node][0])))
     return moved
-
-
-def nodes_between(hidden: Any, opened: str) -> list[str]:
-    """Returns the nodes that depend on Open (or the Round in its place) and belong to the Close that is running.
-
-    Left out is what depends on that Close; what leads only to another Close of the same Open, and what depends on that;
-    and what ComfyUI left out of the run because an input of it is not connected.
-    """
-    from duogen_core.errors import DuoGenError
-
-    nodes, close = hidden.dynprompt, hidden.unique_id
-    parent = nodes.get_parent_node_id(close)
-    beside = [n for n in nodes.all_node_ids() if nodes.get_parent_node_id(n) == parent]
-    after_open, leading_here = downstream(nodes, beside, opened), upstream(nodes, close)
-    others = {node for node in beside if node != close and opened_by(nodes, node) == opened}
-    if others & leading_here:
-        raise DuoGenError(
-            "Two DuoGen Loop Close share one DuoGen Loop Open, and the image of one is made from the answer of the "
-            "other; give each a Loop Open of its own."
-        )
-    leading_there = {node for other in others for node in upstream(nodes, other)}
-    left_out = others | ((leading_there & after_open) - leading_here)
-    left_out |= {node for node in after_open - leading_here if lacks_input(nodes, nodes.get_node(node))}
-    outside = left_out | {opened, close} | downstream(nodes, beside, close)
-    outside |= {after for node in left_out for after in downstream(nodes, beside, node)}
-    return sorted(after_open - outside)
-
-
-def opened_by(nodes: Any, close: str) -> str | None:
-    """Returns the Loop Open or Any Writer Prompt where the loop of a Close begins; None where the node is no Close."""
-    node = nodes.get_node(close)
-    link = node["inputs"].get("loop")
-    if node["class_type"] not in CLOSES or not is_link(link):
-        return None
-    reader = nodes.get_node(link[0])
-    context = reader["inputs"].get("context")
-    return context[0] if reader["class_type"] in READERS and is_link(context) else link[0]
-
-
-def lacks_input(nodes: Any, node: Mapping[str, Any]) -> bool:
-    """Whether a required input has neither a link nor a value, or a link leads to an output that is not there.
-
-    Inputs that grow have names of their own.
-    """
-    known = comfy_nodes.NODE_CLASS_MAPPINGS
-    wanted = known[node["class_type"]].INPUT_TYPES().get("required", {})
-    plain = [name for name, (kind, *_) in wanted.items() if not str(kind).startswith("COMFY_")]
-    links = [value for value in node["inputs"].values() if is_link(value)]
-    return any(name not in node["inputs"] for name in plain) or any(
-        output >= len(known[nodes.get_node(source)["class_type"]].RETURN_TYPES) for source, output in links
-    )
-
-
-def sampling_between(hidden: Any, opened: str, own: Sampling | None) -> dict[str, Any]:
-    """Returns steps, cfg and shift of the images, for the record, where the graph tells: one sampler in the loop, with
-    its numbers in its widgets. own: the checkpoint's, which hold where its MODEL comes straight from the loader."""
-    nodes = hidden.dynprompt
-    between = [nodes.get_node(node) for node in nodes_between(hidden, opened)]
-    samplers = [node["inputs"] for node in between if node["class_type"] in SAMPLERS]
-    if len(samplers) != 1 or any(node["class_type"] in CUSTOM_SAMPLERS for node in between):
-        return {}
-    steps, cfg, model = (samplers[0].get(name) for name in ("steps", "cfg", "model"))
-    mllm = nodes.get_node(opened)["inputs"].get("mllm")
-    trained = own if is_link(model) and is_link(mllm) and model[0] == mllm[0] else None
-    known: dict[str, Any] = {"shift": trained.shift} if trained else {}
-    if isinstance(steps, int) and (steps or trained):  # 0 is DuoGen Sampler's word for the checkpoint's own
-        known["steps"] = steps or trained.steps
-    if isinstance(cfg, (int, float)) and (cfg or trained):
-        known["cfg"] = float(cfg or trained.guidance)
-    return known
-
-
-def downstream(nodes: Any, among: list[str], start: str) -> set[str]:
-    """The nodes that have, directly or not, an input from `start`."""
-    found, new = set(), {start}
-    while new:
-        new = {
-            node
-            for node in among
-            if node not in found
-            and any(is_link(value) and value[0] in new for value in nodes.get_node(node)["inputs"].values())
-        }
-        found |= new
-    return found
-
-
-def upstream(nodes: Any, start: str) -> set[str]:
-    """The nodes that `start` has, directly or not, an input from."""
-    found, new = set(), [start]
-    while new:
-        links = [value for value in nodes.get_node(new.pop())["inputs"].values() if is_link(value)]
-        before = {link[0] for link in links} - found
-        found |= before
-        new += before
-    return found

@@ -16,14 +16,14 @@ import comfy.model_management as mm
 import node_helpers
 import torch
 
-from duogen_core import pipeline
+from duogen_core import picture_sampling, pipeline
 from duogen_core.checkpoint import CheckpointConfig, PictureSize
-from duogen_core.document import Picture
+from duogen_core.document import Picture, pending
 from duogen_core.errors import DuoGenError
 from duogen_core.out_of_memory import without_repeats
 
 from ..host.compatibility import check_connector, check_vae
-from ..host.diffusion_model import FRAME_ENDS, HIDDEN_TEXT, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
+from ..host.conditioning import FRAME_ENDS, HIDDEN_TEXT, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
 from ..host.images import pictures_from_image
 from ..host.model_management import (
     ModelHandle,
@@ -33,10 +33,11 @@ from ..host.model_management import (
     memory_of_tokens,
     retry_out_of_memory,
 )
-from . import answer
+from .answer import parse_given
+from .tries import about
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from duogen_core.document import Document
     from duogen_core.mllm.base import ContextStates, Continuation
@@ -70,20 +71,38 @@ class Written:
     text: str
     stop: str  # "picture" (one is due), "end" or "max_tokens"
     tokens: int
+    trouble: str = ""  # what is wrong with a prompted model's marker, where something is
 
 
-def write(mllm: ModelHandle, connector: ModelHandle | None, context: Document, **how: Any) -> Written:
+def write(
+    mllm: ModelHandle, connector: ModelHandle | None, context: Document, *, given: str = "", **how: Any
+) -> Written:
     """Lets the MLLM write until it wants an image or ends. A planned answer is written already: nothing to do.
 
-    how: see `_continue`.
+    given: texts that stand fixed (`answer.parse_given`), counted from this one. how: see `_continue`.
     """
     pipeline.check_request(context)
-    if answer.pending_index(context) is not None:
+    return (
+        take_planned(context)
+        or take_given(context, parse_given(given).get(1, {}))
+        or _continue(mllm, connector, context, **how)
+    )
+
+
+def take_given(context: Document, entry: Mapping[str, Any]) -> Written | None:
+    """Puts in a text that is given; None: it is to be written."""
+    if "text" not in entry:
+        return None
+    context = pending.with_caption(pipeline.with_text(context, entry["text"]), entry.get("caption", ""))
+    return Written(context, entry["text"], "end" if entry.get("end") else "picture", 0)
+
+
+def take_planned(context: Document) -> Written | None:
+    """Returns what follows in a planned answer: its next image, or its end. None: it is still to be written."""
+    if pending.pending_index(context) is not None:
         return Written(context, "", "picture", 0)
-    stop = answer.planned_stop(context)
-    if stop:
-        return Written(answer.with_planned_stop(context, None), "", stop, 0)
-    return _continue(mllm, connector, context, **how)
+    stop = pending.planned_stop(context)
+    return Written(pending.with_planned_stop(context, None), "", stop, 0) if stop else None
 
 
 def _continue(
@@ -122,47 +141,59 @@ def _continue(
     written = retry_out_of_memory(continue_, what="writing", advice=ADVICE)
     # A cancelled text is returned as far as it goes; ComfyUI wants its own exception, or it would go on.
     mm.throw_exception_if_processing_interrupted()
-    context = pipeline.with_caption(pipeline.with_text(context, written.text), written.caption)
-    return Written(context, written.text, written.stop, written.tokens)
+    trouble = pipeline.bad_marker(mllm.core, context, written)
+    context = pending.with_caption(pipeline.with_text(context, written.text), written.caption)
+    return Written(context, written.text, written.stop, written.tokens, trouble)
 
 
 def write_whole(
-    mllm: ModelHandle, connector: ModelHandle | None, context: Document, *, max_new_tokens: int, **how: Any
+    mllm: ModelHandle,
+    connector: ModelHandle | None,
+    context: Document,
+    *,
+    max_new_tokens: int,
+    given: str = "",
+    **how: Any,
 ) -> Written:
-    """Lets the MLLM write its whole answer, with a placeholder wherever it wants an image (see answer.py)."""
+    """Lets the MLLM write its whole answer, with a placeholder wherever it wants an image. given: as in `write`."""
     pipeline.check_request(context)
-    if answer.pending_index(context) is not None:
+    fixed = parse_given(given)
+    if pending.pending_index(context) is not None:
         return Written(context, "", "picture", 0)
     start = len(context.text) if context.last_turn.role == "assistant" else 0
     tokens = places = 0
     while True:
-        written = _continue(mllm, connector, context, max_new_tokens=max_new_tokens - tokens, **how)
+        written = take_given(context, fixed.get(places + 1, {})) or _continue(
+            mllm, connector, context, max_new_tokens=max_new_tokens - tokens, **how
+        )
         context, tokens = written.context, tokens + written.tokens
+        if written.trouble:
+            return written
         if written.stop != "picture" or places == MAX_PLACEHOLDERS:
             break
-        empty = answer.placeholder(size_of_next(context, mllm.config), pipeline.pending_caption(context))
-        context = pipeline.with_caption(context.append(empty), "")
+        empty = pending.placeholder(size_of_next(context, mllm.config), pending.due_caption(context))
+        context = pending.with_caption(context.append(empty), "")
         places += 1
     if places:
         stop = "max_images" if written.stop == "picture" else written.stop
-        context = answer.with_planned_stop(context, stop)
+        context = pending.with_planned_stop(context, stop)
     return Written(context, context.text[start:], "picture" if places else written.stop, tokens)
 
 
 def encode(mllm: ModelHandle, connector: ModelHandle, context: Document) -> States:
     """Returns the connector's states of everything before the next image: what it should show."""
-    context = answer.before_next_picture(context)
+    context = pending.before_next_picture(context)
     check_answering(context)
     check_connector(mllm, connector)
     needed = memory_of_context(mllm, context, 1)
 
     def encoded(factor: float) -> ContextStates:
         load_models(mllm, connector, memory_required=needed * factor)
-        return pipeline.picture_states(mllm.core, connector.core, context, mm.processing_interrupted)
+        return picture_sampling.picture_states(mllm.core, connector.core, context, mm.processing_interrupted)
 
     with interrupted_as_comfyui():
         states = retry_out_of_memory(encoded, what="reading the conversation", advice=ADVICE)
-    return States(states, mllm.config, pipeline.step_text(context))
+    return States(states, mllm.config, picture_sampling.step_text(context))
 
 
 def condition(encoded: States) -> tuple[list, list]:
@@ -267,7 +298,7 @@ def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> t
     for made_by, side, latent in cached:
         if made_by() is vae and side == max_side:
             return latent
-    pixels = pipeline.reference_pixels(picture, CheckpointConfig(picture=PictureSize(max_side=max_side)))
+    pixels = picture_sampling.reference_pixels(picture, CheckpointConfig(picture=PictureSize(max_side=max_side)))
     latent = vae.encode(torch.from_numpy(pixels.copy())[None].float() / 255)
     cached[:] = [entry for entry in cached if entry[0]() is not None] + [(weakref.ref(vae), max_side, latent)]
     return latent
@@ -284,8 +315,8 @@ def size_of_next(
         )
     config = config or CheckpointConfig(picture=PictureSize(max_side=UNLIMITED))
     if size is None and like and pictures:
-        return pipeline.fit_area(*pictures[min(like, len(pictures)) - 1].size, config)
-    return pipeline.picture_size(context, config, size)
+        return picture_sampling.fit_area(*pictures[min(like, len(pictures)) - 1].size, config)
+    return picture_sampling.picture_size(context, config, size)
 
 
 def empty_latent(width: int, height: int) -> dict[str, Any]:
@@ -304,14 +335,8 @@ def append(context: Document, image: torch.Tensor, seed: int | None = None) -> D
             f"One image is due, but the IMAGE is a batch of {len(pictures)}; choose one of them first, for example "
             "with ImageFromBatch."
         )
-    before = answer.before_next_picture(context)
-    meta = {**({} if seed is None else {"seed": seed}), "text": pipeline.step_text(before)}
-    caption = pipeline.pending_caption(before)
-    picture = Picture(pictures[0].pixels, meta | ({pipeline.CAPTION: caption} if caption else {}))
-    context = pipeline.with_caption(context, "")
-    if answer.pending_index(context) is None:
-        return context.append(picture)
-    return answer.with_placeholder_filled(context, picture)
+    known = dict(about(context, pictures[0]))  # where a critic has looked at it
+    return picture_sampling.with_picture(context, pictures[0].pixels, known.pop("seed", seed), **known)
 
 
 def check_answering(context: Document) -> None:

@@ -1,6 +1,6 @@
 """Shows the answer so far, and keeps it on disk: a cancel, an error or a killed server loses no finished image.
 
-In: the context, each time an image is finished. Out: `ui` for the page (`document_ui`), and a document folder under
+In: the context, each time an image is finished. Out: `ui` for the page (outputs.py), and a document folder under
 duogen/unfinished in ComfyUI's output folder (its temp folder is emptied at every start), written by the core's
 DocumentWriter as the command line's answer is. DuoGen Load Document lists it, so the answer can go on from there.
 
@@ -24,18 +24,18 @@ import folder_paths
 from comfy_execution.progress import NodeState, get_progress_state
 from comfy_execution.utils import get_executing_context
 
-from duogen_core.files import atomic_path
-
+from ..host import display
 from ..host.metadata import with_workflow, workflow_of
+from . import downloads, outputs
+from .answer import last_answer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from duogen_core.document import Document
     from duogen_core.document.store import DocumentWriter
 
 FOLDER = Path("duogen", "unfinished")
-PREFIX = "duogen"  # of files in the temp folder
 LIMITS = {"max_images": "Stopped at the limit of images.", "max_tokens": "Stopped at the limit of tokens."}
 logger = logging.getLogger(__name__)
 
@@ -62,35 +62,70 @@ _copies: list[Copy] = []
 
 
 def show(hidden: Any, context: Document) -> dict[str, Any] | None:
-    """Keeps the answer so far, and returns it as `ui` for the page, with each finished image at its full size."""
-    return _ui(context, keep(hidden, context), running=True)
+    """Keeps the answer so far, and returns it as `ui` for the page, with each finished image at its full size.
+
+    `images` and `text` have the image that is new and the text before it, so that what collects them has each once."""
+    answer = last_answer(context)
+    text, last = outputs.newest(answer)
+    return _ui(answer, keep(hidden, context), text, last, running=True)
 
 
 def show_end(hidden: Any, context: Document, *, drawn: int) -> dict[str, Any] | None:
     """Returns `ui` of a finished answer. It is kept as well until the prompt is over: saving it may still fail.
 
-    drawn: how many images of it were drawn now. Without any, there is nothing to lose.
+    drawn: how many images of it were drawn now. Without any, there is nothing to lose. `text` has what `show` did not.
     """
     if drawn:
         keep(hidden, context, context.generation)
-    return _ui(context, None, running=False)
-
-
-def _ui(context: Document, copy: Copy | None, *, running: bool) -> dict[str, Any] | None:
-    from .answer import is_pending, last_answer
-
     answer = last_answer(context)
+    source = downloads.keep_source(answer, workflow_of(hidden))
+    return _ui(answer, None, outputs.rest(answer), None, running=False, source=source)
+
+
+def show_plan(context: Document) -> dict[str, Any] | None:
+    """Returns `ui` of an answer that is planned, for the page. There is nothing to keep yet."""
+    return _ui(last_answer(context), None, "", None, running=False)
+
+
+def _ui(
+    answer: Document, copy: Copy | None, text: str, new: int | None, *, running: bool, source: str | None = None
+) -> dict[str, Any] | None:
+    """text, new: what `images` and `text` get, `new` the index of an image."""
     try:
-        views = [{} if is_pending(picture) else temporary_view(picture) for picture in answer.pictures]
+        views = outputs.views_of(answer)
     except OSError as error:  # a full disk costs the view, never the run
         logger.warning("DuoGen: the answer so far could not be shown: %s.", error.strerror or error)
         return None
-    shown = document_ui(answer, views)
-    if running:
-        shown["running"] = True
-    if copy is not None:
-        shown["unfinished"] = copy.name
-    return {"duogen_document": [shown]}
+    shown = outputs.document_ui(answer, views)
+    more = {"running": running or None, "unfinished": copy and copy.name, "source": source}
+    shown |= {key: value for key, value in more.items() if value}
+    images = [] if new is None else [outputs.item(views[new])]
+    return {"images": images, "text": (text,) if text else (), "duogen_document": [shown]}
+
+
+def limit(why: str, context: Document) -> str:
+    """Says which limit has ended an answer, and of a planned one what was left out. context: with all that is planned.
+
+    "" where it was no limit."""
+    from duogen_core.document.pending import is_pending
+
+    left = sum(map(is_pending, last_answer(context).pictures)) if why == "max_images" else 0
+    more = (
+        f" Images of the plan that were left out, with their texts: {left}. Raise max_images for them." if left else ""
+    )
+    return f"{LIMITS.get(why, '')}{more}"
+
+
+def warn_of_limit(hidden: Any, context: Document, max_images: int) -> None:
+    """Says at the first image that a plan has more of them than the limit, whose default is meant for answers without a
+    plan."""
+    from duogen_core.document.pending import is_pending
+
+    planned = sum(map(is_pending, last_answer(context).pictures))
+    if planned > max_images:
+        said = f"Of {planned} images that are planned, {max_images} are drawn. Raise max_images for all of them."
+        logger.warning("DuoGen: %s", said)
+        display.say(hidden, said)
 
 
 def keep(hidden: Any, context: Document, generation: Mapping[str, Any] | None = None) -> Copy | None:
@@ -98,10 +133,9 @@ def keep(hidden: Any, context: Document, generation: Mapping[str, Any] | None = 
 
     A fault of the disk is told in the log; the run goes on. generation: how the answer is made, where it is known.
     """
+    from duogen_core.document.pending import is_pending
     from duogen_core.document.store import DocumentWriter
     from duogen_core.errors import DuoGenError
-
-    from .answer import is_pending, last_answer
 
     if all(is_pending(picture) for picture in last_answer(context).pictures):
         return None
@@ -175,8 +209,7 @@ def running_prompt() -> str | None:
 def content_of(context: Document) -> str:
     """Texts and drawn images in order, up to the last image: how every later stage of the same answer begins."""
     from duogen_core.document import Text
-
-    from .answer import before_next_picture
+    from duogen_core.document.pending import before_next_picture
 
     pieces: list[str] = []
     end = 0
@@ -208,49 +241,3 @@ def _discard(copy: Copy) -> None:
     for folder in (copy.folder / "images", copy.folder, copy.folder.parent, copy.folder.parent.parent):
         with contextlib.suppress(OSError):
             folder.rmdir()
-
-
-# ------------------------------------------------------------ what the page gets
-
-
-def temporary_view(picture: Any) -> dict[str, str]:
-    """Writes the image to ComfyUI's temp folder, named by its content: shown twice, written once."""
-    folder = Path(folder_paths.get_temp_directory()) / PREFIX
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{picture.digest[:32]}.png"
-    if not file.exists():
-        with atomic_path(file, shared=True) as temporary:
-            temporary.write_bytes(picture.to_png())
-    return {"filename": file.name, "subfolder": PREFIX, "folder": "temp"}
-
-
-def document_ui(document: Document, views: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """What the viewer in web/ draws; the server sends it with `executed`. views: for each image where /view finds it.
-
-        {"turns": [{"role": "system" | "user" | "assistant", "parts": [
-             {"type": "text", "text": "…"},
-             {"type": "image", "filename": "…", "subfolder": "…", "folder": "temp" | "output",
-              "width": 128, "height": 128, "seed": 7, "text": "…", "pending": true}, …]}, …],
-         "generation": {"model": "…", "seed": 7, "stop_reason": "end", …},
-         "running": true, "unfinished": "duogen/unfinished/… [output]"}
-
-    filename, subfolder and folder are /view's `filename`, `subfolder` and `type`. seed, text (the paragraph it shows)
-    and pending (planned, not drawn yet) are there only where an image has them. All texts are plain text of a model or
-    a user, never markup. running: the answer so far, of a run that goes on; unfinished: what DuoGen Load Document calls
-    the copy of it on disk. A finished answer has neither.
-    """
-    from duogen_core.document import Text
-
-    files = iter(views)
-    turns = []
-    for turn in document.turns:
-        parts: list[dict[str, Any]] = []
-        for part in turn.parts:
-            if isinstance(part, Text):
-                parts.append({"type": "text", "text": part.text})
-                continue
-            width, height = part.size
-            known = {key: part.meta[key] for key in ("seed", "text", "pending") if key in part.meta}
-            parts.append({"type": "image", **next(files), "width": width, "height": height, **known})
-        turns.append({"role": turn.role, "parts": parts})
-    return {"turns": turns, "generation": dict(document.generation)}

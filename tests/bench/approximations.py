@@ -31,12 +31,13 @@ def decibels(signal: float, error: float) -> float | None:
 def bundled(attention: str) -> tuple[Any, dict[str, Any]]:
     """(MODEL, what to draw): the fourth step of a guide, its three earlier images from the Sketchbook's own answer."""
     import torch
-    from pack.nodes.host import diffusion_model
+    from pack.nodes.host import diffusion_model, model_config
 
     from duogen_core.checkpoint import load_checkpoint, models_folder
     from duogen_core.dit.cosmos import PackedCosmos
     from duogen_core.document import Document, Text
-    from duogen_core.pipeline import Settings, generate
+    from duogen_core.pipeline import generate
+    from duogen_core.settings import Settings
 
     components = load_checkpoint()
     request = Document().begin_turn("user", [Text("How do I draw a house with a red roof?")])
@@ -53,13 +54,13 @@ def bundled(attention: str) -> tuple[Any, dict[str, Any]]:
         "text": states.states[None], "hidden": states.last_segment, "ends": states.frame_ends, "references": references,
         "steps": sampling.steps, "cfg": sampling.guidance, "decode": components.vae.decode_pixels,
     }  # fmt: skip
-    form = diffusion_model.PictureLatent()
+    form = model_config.PictureLatent()
     return diffusion_model.make_model(dit, shift=sampling.shift, latent_format=form), job
 
 
 def random(attention: str, count: int) -> tuple[Any, dict[str, Any]]:
     import torch
-    from pack.nodes.host import diffusion_model
+    from pack.nodes.host import diffusion_model, model_config
 
     from duogen_core.dit.cosmos import PackedCosmos
 
@@ -75,7 +76,7 @@ def random(attention: str, count: int) -> tuple[Any, dict[str, Any]]:
         "text": torch.randn(1, 200, 512), "hidden": (180, 200), "ends": tuple(30 * (i + 1) for i in range(count)),
         "references": [torch.randn(1, 16, 32, 32) for _ in range(count)], "steps": 16, "cfg": 2.0, "decode": None,
     }  # fmt: skip
-    form = diffusion_model.PictureLatent()
+    form = model_config.PictureLatent()
     return diffusion_model.make_model(dit, shift=3.0, latent_format=form), job
 
 

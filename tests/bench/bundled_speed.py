@@ -33,7 +33,8 @@ import torch
 torch.set_num_threads(threads)
 from duogen_core.checkpoint import load_checkpoint
 from duogen_core.document import Document, Text
-from duogen_core.pipeline import Settings, generate
+from duogen_core.pipeline import generate
+from duogen_core.settings import Settings
 components = load_checkpoint(model)
 request = Document().begin_turn("user", [Text("How do I draw a house with a red roof?")])
 for line in sys.stdin:

@@ -87,7 +87,7 @@ class Pair:
 
     def __init__(self, attention: str, steps: int, small: bool) -> None:
         import torch
-        from pack.nodes.host import diffusion_model
+        from pack.nodes.host import diffusion_model, model_config
 
         from duogen_core.bench.models import MIDDLE, Sizes, random_dit
 
@@ -96,7 +96,7 @@ class Pair:
         dit = random_dit(sizes, attention)
         self.core = type(dit).from_config(dit.config).eval()
         self.core.load_state_dict(dit.state_dict())
-        self.model = diffusion_model.make_model(dit, shift=self.shift, latent_format=diffusion_model.PictureLatent())
+        self.model = diffusion_model.make_model(dit, shift=self.shift, latent_format=model_config.PictureLatent())
         self.device, self.dtype = self.model.load_device, self.model.model.get_dtype_inference()
         self.core.to(self.device, self.dtype)
         self.causal, self.drawn = attention == "frame_causal", 0

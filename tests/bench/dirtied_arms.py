@@ -24,7 +24,6 @@ from PIL import Image
 from duogen_core.cli import main as command
 from duogen_core.data.dialogues import engine as dialogues
 from duogen_core.data.dialogues.engine import DialogueEngine
-from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.runs.shards import add_document, as_png
@@ -36,6 +35,7 @@ from duogen_core.data.web.page import Block, Walk
 from duogen_core.data.web.pictures import Judged, Seen
 from duogen_core.data.web.walker import walk
 from duogen_core.document import Document, Picture, Turn
+from duogen_core.llm.client import Client, Endpoint
 from duogen_core.sketchbook.tasks.common import Case
 
 SIDE = 128

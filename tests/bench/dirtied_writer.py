@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from sketchbook_pages import LINES, step_words
 
-from duogen_core.data.llm.answers import Answer
+from duogen_core.llm.answers import Answer
 from duogen_core.sketchbook.tasks.common import Case
 
 DATA = re.compile(r'<data name="\w+" id="\w+">\n(.*?)\n</data', re.DOTALL)

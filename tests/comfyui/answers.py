@@ -42,7 +42,7 @@ def assert_same_turns(ours: Document, theirs: Document) -> None:
     assert len(ours.pictures) == len(theirs.pictures)
     for mine, other in zip(ours.pictures, theirs.pictures, strict=True):
         assert mine.size == other.size
-        assert mine.meta == other.meta
+        assert mine.meta == other.meta, f"{mine.meta} is not {other.meta}"
         difference = np.abs(mine.pixels.astype(int) - other.pixels.astype(int)).mean()
         assert difference <= 1.0, f"pictures differ by {difference:.3f} of 255 in the mean"
 

@@ -27,10 +27,13 @@ BUNDLED = PACK / "models" / "duogen-tiny"
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
-    """With a ComfyUI at hand, no test that a row of docs/features.md rests on may be skipped: that is a failure."""
+    """With a ComfyUI at hand, no test that a row of docs/features.md rests on may be skipped: that is a failure. Those
+    in browser/ need Playwright at hand, too."""
     report = yield
-    name = f"{item.path.name}::{getattr(item, 'originalname', None) or item.name}"
-    if report.skipped and find_comfyui() and name in {proof for row in PROOFS.values() for proof in row}:
+    file = item.path.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else item.path.name
+    name = f"{file}::{getattr(item, 'originalname', None) or item.name}"
+    at_hand = find_comfyui() and ("/" not in file or importlib.util.find_spec("playwright"))
+    if report.skipped and at_hand and name in {proof for row in PROOFS.values() for proof in row}:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} was skipped, but docs/features.md rests on it (tests/comfyui/features.py)."
     return report
@@ -108,3 +111,37 @@ def checkpoint(request: pytest.FixtureRequest, random_model: Path) -> Path:
     if not (BUNDLED / "model_index.json").is_file():
         pytest.skip("The bundled model models/duogen-tiny is not here.")
     return BUNDLED
+
+
+@pytest.fixture
+def small_qwen3(server: Server):
+    """A small Qwen3-VL as a Hugging Face folder in text_encoders."""
+    import shutil
+
+    import torch
+
+    from tests.core.mllm_families import lively
+
+    folder = server.base / "models" / "text_encoders" / "Tiny-Qwen3-VL"
+    folder.mkdir(parents=True)
+    mllm = lively("qwen3_vl")
+    head, words = mllm.model.lm_head.weight, mllm.tokenizer
+    with torch.no_grad():  # it comes to an end soon, or its plan would fill the token budget with one part
+        head[words.convert_tokens_to_ids(".")] *= 3
+        head[words.convert_tokens_to_ids('"')] *= 10
+    mllm.save_pretrained(folder)
+    yield folder.name
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def painter(server: Server):
+    """A checkpoint of random weights that Load Checkpoint takes for Stable Diffusion 1.5."""
+    import painter_checkpoint
+
+    folder = server.base / "models" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = painter_checkpoint.write(folder / "stand-in.safetensors")
+    yield file.name
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    file.unlink()

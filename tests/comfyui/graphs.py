@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from duogen_core import pipeline
+from duogen_core import picture_sampling
 
 REQUEST = "How do I draw a house with a red roof?"
 
@@ -92,7 +92,7 @@ def staged(
     """Every stage of an answer as a node: write0, p0.encode … p0.decode, append0, write1, …; saved by node 5."""
     graph, context = _loaded(checkpoint, text), ["2", 0]
     for k in range(pictures):
-        seed = (seeds or {}).get(k, pipeline.picture_seed(7, k))
+        seed = (seeds or {}).get(k, picture_sampling.picture_seed(7, k))
         graph[f"write{k}"] = _write(context)
         graph |= draw(f"p{k}", [f"write{k}", 0], seed)
         graph[f"append{k}"] = {

@@ -19,6 +19,8 @@ def main() -> None:
     import standins
 
     replaced = standins.install()
+    if os.environ.get("DUOGEN_TEST_BLOCKED"):
+        import blocked_imports  # noqa: F401
     sys.path.remove(str(here))
     if replaced:
         print("stand-ins for: " + ", ".join(replaced), flush=True)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 
-def start(comfyui: str) -> None:
+def start(comfyui: str, *flags: str) -> None:
     here = Path(__file__).resolve().parent
     sys.path[:] = [comfyui] + [p for p in sys.path if p and Path(p).resolve() != here]
     sys.path.append(str(here))
     import standins
 
     standins.install()
-    sys.argv = ["main.py", "--cpu"]
+    sys.argv = ["main.py", "--cpu", *flags]
     import comfy.options
 
     comfy.options.enable_args_parsing()
@@ -45,7 +45,7 @@ def unmanaged(module: Any) -> list[str]:
 def main(checkpoint: str) -> dict[str, Any]:
     import comfy.model_management as mm
     import torch
-    from pack.nodes.host import diffusion_model, model_management
+    from pack.nodes.host import diffusion_model, model_config, model_management
 
     from duogen_core.checkpoint import load_checkpoint
     from duogen_core.document import Document, Text
@@ -65,7 +65,7 @@ def main(checkpoint: str) -> dict[str, Any]:
         mllm.clear_cache()
         return mllm.encode(request, plain.connector).states
 
-    model = diffusion_model.make_model(ours.dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
+    model = diffusion_model.make_model(ours.dit, shift=2.0, latent_format=model_config.PictureLatent())
     mllm = model_management.mllm_handle(ours.mllm)
     out["unmanaged"] = unmanaged(ours.dit) + unmanaged(ours.mllm.model)
     import comfy.ops
@@ -105,7 +105,7 @@ def main(checkpoint: str) -> dict[str, Any]:
     # Weights kept in half precision and computed with in single: an older card.
     model_management.working_dtypes = diffusion_model.working_dtypes = lambda *_: (torch.bfloat16, torch.float32)
     ours = load_checkpoint(checkpoint)
-    diffusion_model.make_model(ours.dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
+    diffusion_model.make_model(ours.dit, shift=2.0, latent_format=model_config.PictureLatent())
     model_management.mllm_handle(ours.mllm)
     for module in (plain.dit, plain.mllm.model):
         module.bfloat16().float()

@@ -5,6 +5,8 @@ POST /duogen_test/interrupt {"layer": k} cancels the run when the connector gets
 GET says how many it got since.
 POST /duogen_test/hold {"text": …} holds the run where it says this on its node, until another text is posted ("" for
 none) or the run is cancelled.
+GET /duogen_test/steps says how many steps the diffusion transformers have taken since it was first asked.
+GET /duogen_test/compiled tells how many graphs the node CompileAndCount has had compiled.
 GET /duogen_test/replaced lists ComfyUI's functions and methods in whose place one of this pack stands.
 POST /duogen_test/wrap_lora_names {"wrap": true} does what another pack may do: it stands before ComfyUI's function for
 the names in LoRA files; with false it goes away and answers how often it was asked.
@@ -33,7 +35,38 @@ import torch
 from aiohttp import web
 from server import PromptServer
 
-NODE_CLASS_MAPPINGS: dict = {}
+compiled_graphs = 0
+
+
+class CompileAndCount:
+    """As ComfyUI's Torch Compile Model, with a backend that compiles nothing, which costs no minutes, and counts."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "compile", "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"model": ("MODEL",)}}
+
+    def compile(self, model) -> tuple:
+        from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+        model = model.clone(disable_dynamic=True)
+        set_torch_compile_wrapper(model=model, backend=counting)
+        return (model,)
+
+
+def counting(graph, inputs):
+    global compiled_graphs
+    compiled_graphs += 1
+    return graph.forward
+
+
+@PromptServer.instance.routes.get("/duogen_test/compiled")
+async def compiled(request: web.Request) -> web.Response:
+    return web.json_response(compiled_graphs)
+
+
+NODE_CLASS_MAPPINGS: dict = {"CompileAndCount": CompileAndCount}
 WATCHED = {
     "ModelHandle",
     "DuoGenModel",
@@ -57,9 +90,31 @@ def trim_heap() -> None:
 def bytes_of_tensors() -> int:
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.device.type != "meta" and thing.layout == torch.strided:
+        if not issubclass(type(thing), torch.Tensor) or isinstance(thing, torch._subclasses.FakeTensor):
+            continue  # torch.compile leaves fake ones, which have no memory
+        if thing.device.type != "meta" and thing.layout == torch.strided:
             storages[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
     return sum(storages.values())
+
+
+STEPS: list[None] = []
+
+
+@PromptServer.instance.routes.get("/duogen_test/steps")
+async def steps(request: web.Request) -> web.Response:
+    from duogen_core.dit.prepared import Prepared
+
+    if not hasattr(Prepared.velocity, "counts"):
+        step = Prepared.velocity
+
+        @functools.wraps(step)
+        def counted(*args, **kwargs):
+            STEPS.append(None)
+            return step(*args, **kwargs)
+
+        counted.counts = True
+        Prepared.velocity = counted
+    return web.json_response(len(STEPS))
 
 
 @PromptServer.instance.routes.get("/duogen_test/memory")

@@ -17,9 +17,10 @@ def main() -> dict[str, Any]:
     from comfy.conds import CONDRegular
     from comfy.patcher_extension import WrappersMP
     from pack.nodes.definitions import sampling
-    from pack.nodes.host import diffusion_model
+    from pack.nodes.host import diffusion_model, model_config
 
     from duogen_core.dit.cosmos import PackedCosmos
+    from duogen_core.errors import DuoGenError
     from duogen_core.sampling import initial_noise, sample_picture, sigmas
 
     steps, cfg, sizes = 3, 2.0, ((8, 8), (8, 12), (12, 8), (8, 8))
@@ -38,7 +39,7 @@ def main() -> dict[str, Any]:
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
         plain = PackedCosmos.from_config(dit.config).eval()
         plain.load_state_dict(dit.state_dict())
-        return plain, diffusion_model.make_model(dit, shift=2.0, latent_format=diffusion_model.PictureLatent())
+        return plain, diffusion_model.make_model(dit, shift=2.0, latent_format=model_config.PictureLatent())
 
     def conditioning(count: int, cut: tuple[int, int] | None, latent_format: Any) -> list:
         values = {
@@ -66,6 +67,20 @@ def main() -> dict[str, Any]:
             return sample_picture(prepared.velocities, noise, sigmas(steps, 2.0), guidance=cfg)
 
     out: dict[str, Any] = {}
+    refused, note = [], model_config.PictureLatent().note()
+    assert model_config.PictureLatent.from_note(note, "a file").same_as(model_config.PictureLatent())
+    for change in (
+        {"mean": [10**400] * 16},
+        {"std": [0.0] * 16},
+        {"std": "x"},
+        {"rgb": [["x"], 1]},
+        {"vae_width": "a"},
+    ):
+        try:
+            model_config.PictureLatent.from_note({**note, **change}, "a file")
+        except DuoGenError as error:
+            refused.append(str(error))
+    assert len(refused) == 5 and all("damaged" in said for said in refused), refused
     for attention in ("full", "frame_causal"):
         plain, model = model_of(attention)
         dit, seen = model.model.diffusion_model, []

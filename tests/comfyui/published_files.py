@@ -60,8 +60,8 @@ def transformer(**config: Any) -> Any:
     return model
 
 
-def language_model(tokenizer: Path, layers: int = LAYERS) -> Any:
-    """Qwen2.5-VL with the head sizes of the published ones, and no <BOV>."""
+def language_model(tokenizer: Path, layers: int = LAYERS, marker: str = f"<BOV:{CAPTION}>") -> Any:
+    """Qwen2.5-VL with the head sizes of the published ones, and no <BOV>. marker: what it writes for an image."""
     from duogen_core.mllm.image_processor import picture_processing
     from duogen_core.mllm.qwen2_5_vl import Qwen25VL
     from duogen_core.mllm.tokenizer import load_tokenizer
@@ -80,18 +80,18 @@ def language_model(tokenizer: Path, layers: int = LAYERS) -> Any:
     }  # fmt: skip
     module = Qwen25VL.build(Qwen25VL.guess_config(shapes)).eval()
     mllm = Qwen25VL(module, words, picture_processing()[0].from_dict(dict(Qwen25VL.picture_settings)))
-    _lead(mllm)
+    _lead(mllm, marker)
     return mllm
 
 
-def _lead(mllm: Any) -> None:
+def _lead(mllm: Any, marker: str) -> None:
     """Each token of these sentences is followed by the next one."""
     import torch
 
     model, tokenizer, control = mllm.model, mllm.tokenizer, mllm.control
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    marker = encode(f"<BOV:{CAPTION}>")
-    chains = [(encode("assistant\n")[-1], *encode(FIRST), *marker), (control.vision_end, *encode(NEXT), *marker)]
+    ending = encode(marker)
+    chains = [(encode("assistant\n")[-1], *encode(FIRST), *ending), (control.vision_end, *encode(NEXT), *ending)]
     pairs = {pair for words in chains for pair in pairwise(words)}
     assert len({before for before, _ in pairs}) == len(pairs), "a token that is followed by two others"
     embedding = model.get_input_embeddings().weight

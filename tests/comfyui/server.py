@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PACK = Path(__file__).resolve().parents[2]
+# The pack that is tested: this repository, or the archive that users download, unpacked (see test_publishing.py).
+PACK = Path(os.environ.get("DUOGEN_PACK") or Path(__file__).parents[2]).resolve()
 LINK = "comfyui-duogen"
 # Custom node files of the tests: a route that tells what lies in the server's memory, one that writes small models.
 NODES = {"duogen_test_probe.py": "probe_server.py", "duogen_test_small_models.py": "small_models.py"}
@@ -63,12 +64,12 @@ class Result:
 
 
 class Server:
-    def __init__(self, comfyui: Path, base: Path, *arguments: str) -> None:
+    def __init__(self, comfyui: Path, base: Path, *arguments: str, pack: Path = PACK) -> None:
         for folder in ("custom_nodes", "models/duogen", "models/vae", "input", "output", "temp", "user"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         link = base / "custom_nodes" / LINK
         if not link.exists():
-            link.symlink_to(PACK, target_is_directory=True)
+            link.symlink_to(pack, target_is_directory=True)
         for name, file in NODES.items():
             if not (base / "custom_nodes" / name).exists():
                 (base / "custom_nodes" / name).symlink_to(Path(__file__).with_name(file))

@@ -24,7 +24,7 @@ from PIL import Image
 from server import Server
 from test_trouble import sentence
 
-from duogen_core import pipeline
+from duogen_core import picture_sampling
 
 pytestmark = pytest.mark.slow
 FIRST = "First a wall."
@@ -283,7 +283,10 @@ def test_two_queues_at_once(server: Server, random_model: Path):
     for k, result in enumerate(results):
         document = saved_document(server, result)
         assert document.turns[0].text == requests[k] and len(document.pictures) == 2
-        assert [picture.meta["seed"] for picture in document.pictures] == [50 + k, pipeline.picture_seed(50 + k, 1)]
+        assert [picture.meta["seed"] for picture in document.pictures] == [
+            50 + k,
+            picture_sampling.picture_seed(50 + k, 1),
+        ]
         alone = saved_document(server, server.run({**built[k], "5": {**built[k]["5"], "inputs": {
             **built[k]["5"]["inputs"], "filename_prefix": "bad/alone"}}}))  # fmt: skip
         assert alone.turns == document.turns

@@ -36,8 +36,8 @@ def flagged(request: pytest.FixtureRequest, bulky: Path) -> Server:
 
 
 def guide(server: Server, checkpoint: Path) -> dict[str, Any]:
-    """workflows/illustrated_guide.json with another checkpoint. Its nodes: 1 load, 3 DuoGen Interleave."""
-    workflow = json.loads((PACK / "workflows" / "illustrated_guide.json").read_text("utf-8"))
+    """workflows/01 Illustrated guide.json with another checkpoint. Its nodes: 1 load, 3 DuoGen Interleave."""
+    workflow = json.loads((PACK / "workflows" / "01 Illustrated guide.json").read_text("utf-8"))
     graph = convert(workflow, server.get("/object_info"))
     graph["1"]["inputs"]["checkpoint"] = checkpoint.name
     graph["3"]["inputs"]["max_images"] = PICTURES

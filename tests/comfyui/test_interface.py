@@ -15,6 +15,8 @@ import pytest
 from answers import saved_document
 from server import Server
 
+pytestmark = pytest.mark.every_comfyui
+
 FROZEN: dict[str, Any] = json.loads(Path(__file__).with_name("interface.json").read_text("utf-8"))
 
 

@@ -10,6 +10,8 @@ import pytest
 from answers import assert_same_answer, assert_same_turns, saved_document
 from server import Server
 
+pytestmark = pytest.mark.every_comfyui
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["as it goes", "plan first"])

@@ -123,6 +123,27 @@ def test_an_untaught_model_answers_with_captions_as_the_command_line_does(
     assert_same_turns(ours, theirs)
 
 
+def test_a_model_whose_markers_are_empty_is_made_to_plan_here_and_on_the_command_line(
+    server: Server, folder: Path, comfyui: Path, tmp_path: Path
+):
+    """It copies the marker of its instructions word for word; its plan is noise, but a whole one."""
+    tokenizer = comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    write = published_files.language_model(tokenizer, marker="<BOV: caption>").save_pretrained
+    texts, dits = folder / "text_encoders", folder / "diffusion_models"
+    with there(texts / "Copies-VL", write):
+        result = server.run(graph("Copies-VL", sampler_name="as trained", scheduler="as trained"))
+        ours = saved_document(server, result)
+        theirs = command_line(
+            tmp_path / "answer", None, "--mllm", str(texts / "Copies-VL"), "--dit", str(dits / DIT_FILE), "--vae",
+            str(folder / "vae" / VAE_FILE), "--steps", "2", "--size", "48x32", "--max-images", "2",
+        )  # fmt: skip
+    assert len(ours.last_turn.meta["plan"]["parts"]) >= 3 and ours.generation["stop_reason"] == "max_images"
+    assert [len(ours.pictures), len(theirs.pictures)] == [2, 2] and published_files.FIRST not in ours.text
+    assert ours.last_turn.meta["plan"] == theirs.last_turn.meta["plan"]
+    assert_same_turns(ours, theirs)
+    assert any("asks for an image without saying what it shows. The answer is planned" in t for t in result.texts)
+
+
 def test_folders_give_what_files_give(server: Server, answered: Result):
     again = server.run(graph(TEXT_FOLDER, DIT_FOLDER, sampler_name="as trained", scheduler="as trained"))
     assert_same_turns(saved_document(server, again), saved_document(server, answered))
@@ -184,7 +205,7 @@ def test_a_file_that_changes_is_loaded_again(server: Server, folder: Path):
 
 def test_the_shipped_workflow(server: Server, folder: Path):
     """As it is shipped, with small models under the names of the files that it asks the front end for."""
-    workflow = json.loads((PACK / "workflows" / "published_models.json").read_text("utf-8"))
+    workflow = json.loads((PACK / "workflows" / "19 Qwen2.5-VL and Cosmos.json").read_text("utf-8"))
     named = [model for node in workflow["nodes"] for model in node["properties"].get("models", ())]
     assert {model["directory"] for model in named} == {"text_encoders", "diffusion_models", "vae"}
     tiny = {"text_encoders": TEXT_FILE, "diffusion_models": DIT_FILE, "vae": VAE_FILE}

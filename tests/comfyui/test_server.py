@@ -64,4 +64,4 @@ def test_sockets(object_info: dict[str, Any]):
 
 
 def test_workflow_is_offered_as_a_template(server: Server):
-    assert "illustrated_guide" in server.get("/workflow_templates")[LINK]
+    assert "01 Illustrated guide" in server.get("/workflow_templates")[LINK]

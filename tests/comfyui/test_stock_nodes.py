@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,11 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 def draw(server: Server, random_model: Path) -> Callable[..., np.ndarray]:
     """draw(nodes, image link, inputs of p.sample…) -> the picture's pixels, of a graph that stops at the first one."""
 
-    def run(nodes: Graph | None = None, image: list | None = None, *, model: str = "", **sampler: Any) -> np.ndarray:
+    def run(
+        nodes: Graph | None = None, image: list | None = None, *, model: str = "", checkpoint: str = "", **sampler: Any
+    ) -> np.ndarray:  # fmt: skip
         """nodes: further ones, or other ones under the ids of graphs.draw. model: the node whose MODEL is sampled."""
-        graph = graphs.first_picture(random_model.name, steps=STEPS)
+        graph = graphs.first_picture(checkpoint or random_model.name, steps=STEPS)
         graph["p.sample"]["inputs"].update(sampler)
         graph |= nodes or {}
         if model:
@@ -169,69 +170,6 @@ def test_lora_files_of_every_naming(
     before = len(server.log)
     assert same(draw(lora(naming), model="lora"), with_lora)
     assert "lora key not loaded" not in server.log[before:]
-
-
-@pytest.mark.slow
-def test_rescale_cfg(draw: Callable[..., np.ndarray], plain: np.ndarray):
-    def rescaled(multiplier: float) -> np.ndarray:
-        patch = {"rescale": node("RescaleCFG", model=["1", 2], multiplier=multiplier)}
-        return draw(patch, model="rescale", cfg=40.0)
-
-    strong = draw(cfg=40.0)
-    assert same(rescaled(0.0), strong, ROUNDING)
-    assert not same(rescaled(1.0), strong, ROUNDING)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ModelSamplingSD3", "ModelSamplingAuraFlow"])
-def test_shift(draw: Callable[..., np.ndarray], plain: np.ndarray, kind: str):
-    """Both nodes for a flow model's shift. The checkpoint's own shift, set by hand, changes nothing."""
-
-    def shifted(shift: float) -> np.ndarray:
-        return draw({"shift": node(kind, model=["1", 2], shift=shift)}, model="shift")
-
-    assert same(shifted(2.0), plain, ROUNDING)
-    assert not same(shifted(6.0), plain, ROUNDING)
-
-
-@pytest.mark.slow
-def test_easycache_stands_around_the_transformer(server: Server, draw: Callable[..., np.ndarray]):
-    """It skips calls of the DiT that it thinks would change little: none of them at 0, nearly all at 3."""
-
-    def drawn(threshold: float) -> tuple[np.ndarray, str]:
-        told = len(server.log)
-        cache = node("EasyCache", model=["1", 2], reuse_threshold=threshold, start_percent=0.0, end_percent=1.0,
-                     verbose=False)  # fmt: skip
-        return draw({"cache": cache}, model="cache", steps=8), server.log[told:]
-
-    whole = draw(steps=8)
-    same_picture, log = drawn(0.0)
-    assert same(same_picture, whole, ROUNDING) and "EasyCache - skipped 0/8 steps" in log
-    other_picture, log = drawn(3.0)
-    skipped = re.search(r"EasyCache - skipped (\d+)/8 steps", log)
-    assert skipped and int(skipped[1]) > 0 and not same(other_picture, whole, ROUNDING)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "inputs", "named"),
-    [
-        ("SkipLayerGuidanceDiT", {"double_layers": "0", "single_layers": "", "scale": 3.0, "start_percent": 0.0,
-                                  "end_percent": 1.0, "rescaling_scale": 0.0}, "dit"),
-        ("PerturbedAttentionGuidance", {"scale": 3.0}, "attn1"),
-        ("TomePatchModel", {"ratio": 0.5}, "attn1_output_patch, attn1_patch"),
-    ],
-)  # fmt: skip
-def test_patches_inside_the_model_are_refused(
-    server: Server, random_model: Path, kind: str, inputs: dict[str, Any], named: str
-):
-    """They would change nothing, without a word."""
-    graph = graphs.first_picture(random_model.name, steps=STEPS)
-    graph["patch"] = node(kind, model=["1", 2], **inputs)
-    graph["p.sample"]["inputs"]["model"] = ["patch", 0]
-    graph["shown"] = node("PreviewImage", images=["p.decode", 0])
-    error = server.run(graph).error
-    assert error and f"patches layers inside the model ({named}), which DuoGen's" in error["exception_message"]
 
 
 # ------------------------------------------------------------ conditioning and latents

@@ -20,7 +20,7 @@ from PIL import Image
 from server import Result, Server
 from test_stock_nodes import node
 
-from duogen_core import pipeline
+from duogen_core import picture_sampling
 from duogen_core.document import Document
 from duogen_core.document.reading import load_document
 
@@ -146,7 +146,7 @@ def test_finished_pictures_are_continued_in_a_new_server(next_server: Server, le
     graph = graphs.answer(random_model.name, prefix=f"continued/{how}", max_images=PICTURES - 2)
     graph["2"] = node("DuoGenLoadDocument", document=left.names[how])
     # Picture 3 of the whole answer is the first of this run: it gets the seed it would have had.
-    graph["3"]["inputs"] |= {"seeds": ", ".join(f"{k - 1}: {pipeline.picture_seed(7, k)}" for k in (2, 3))}
+    graph["3"]["inputs"] |= {"seeds": ", ".join(f"{k - 1}: {picture_sampling.picture_seed(7, k)}" for k in (2, 3))}
     graph["3"]["inputs"]["steps"] = MANY_STEPS if how == "interrupt" else 0
     continued = saved_document(next_server, next_server.run(graph))
     assert continued.pictures[:2] == stopped.pictures, "not a pixel of what was finished is another"

@@ -15,6 +15,8 @@ from PIL import Image
 from server import PACK, Server
 from ui_to_api import convert
 
+pytestmark = pytest.mark.every_comfyui
+
 LIMIT = 3  # pictures: as telling as the whole answer, for half the time
 
 
@@ -132,13 +134,13 @@ def test_saved_folder(server: Server, random_model: Path):
 
 
 def bundled_workflow(server: Server) -> dict[str, Any]:
-    workflow = json.loads((PACK / "workflows" / "illustrated_guide.json").read_text("utf-8"))
+    workflow = json.loads((PACK / "workflows" / "01 Illustrated guide.json").read_text("utf-8"))
     return convert(workflow, server.get("/object_info"))
 
 
 def test_workflow_file_is_sound(server: Server):
     """Every node exists, every link joins two sockets that are there, every input of the server's is covered."""
-    workflow = json.loads((PACK / "workflows" / "illustrated_guide.json").read_text("utf-8"))
+    workflow = json.loads((PACK / "workflows" / "01 Illustrated guide.json").read_text("utf-8"))
     info = server.get("/object_info")
     nodes = {node["id"]: node for node in workflow["nodes"]}
     for number, source, slot, target, entry, type_ in workflow["links"]:
@@ -165,7 +167,7 @@ def test_workflow_runs(server: Server, checkpoint: Path, tmp_path: Path):
     result = server.run(graph)
     ours = saved_document(server, result)
     assert len(ours.pictures) >= 3
-    assert result.outputs["6"]["text"][0], "PreviewAny shows the Markdown"
-    assert len(result.outputs["7"]["images"]) == len(ours.pictures)
+    assert result.outputs["5"]["text"][0], "the Markdown, for who asks over HTTP"
+    assert len(result.outputs["5"]["images"]) == len(ours.pictures)
     if checkpoint.name != "random":
         assert_same_answer(ours, command_line(tmp_path / "answer", checkpoint))

@@ -1,4 +1,4 @@
-"""any_writer: ComfyUI's Generate Text writes, FLUX.2 paints; both are small models of the core's own classes.
+"""18 Any writer: ComfyUI's Generate Text writes, FLUX.2 paints; both are small models of the core's own classes.
 
 The writer is Qwen3-VL of small_models.py: it writes fixed words, by what its prompt ends with.
 """
@@ -14,14 +14,14 @@ from answers import saved_document
 from server import Server
 from test_workflow_edit_painters import SMALL, loaded
 
-from duogen_core import pipeline
+from duogen_core import picture_sampling
 
 FIRST, NEXT, CAPTION = "First a wall. ", " Now the roof ", "red bricks, daylight"
 VISION = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 def graph_of(server: Server) -> tuple[dict[str, Any], dict[str, str]]:
-    graph, ids = loaded(server, "any_writer", SMALL["painter_flux2"])
+    graph, ids = loaded(server, "18 Any writer", SMALL["12 FLUX.2 paints"])
     graph[ids["The writer"]]["inputs"]["clip_name"] = "small_writer.safetensors"
     graph[ids["The writer writes"]]["inputs"]["max_length"] = 40
     graph["asked"] = {"class_type": "PreviewAny", "inputs": {"source": [ids["DuoGenAskWriter"], 1]}}
@@ -46,7 +46,7 @@ def test_any_writer(server: Server, small_models: None):
     document = saved_document(server, first, ids["DuoGenSaveDocument"])
     assert document.text == FIRST + NEXT + NEXT and document.generation["stop_reason"] == "max_images"
     assert [picture.meta["caption"] for picture in document.pictures] == [CAPTION] * 2
-    assert [picture.meta["seed"] for picture in document.pictures] == [7, pipeline.picture_seed(7, 1)]
+    assert [picture.meta["seed"] for picture in document.pictures] == [7, picture_sampling.picture_seed(7, 1)]
     assert [picture.meta["text"] for picture in document.pictures] == [FIRST.strip(), NEXT.strip()]
     assert {"Qwen3VLTEModel_", "Flux2"} <= set(server.memory()["loaded"])
     prompts = [shown["text"][0] for shown in every_round(first.outputs, "asked")]

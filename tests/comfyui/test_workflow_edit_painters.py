@@ -17,14 +17,14 @@ from server import PACK, Result, Server
 from ui_to_api import convert
 
 SMALL = {
-    "painter_qwen_image_edit": {"unet_name": "small_qwen", "clip_name": "small_qwen", "vae_name": "small_wan"},
-    "painter_flux2": {"unet_name": "small_flux2", "clip_name": "small_flux2", "vae_name": "small_flux2"},
-    "painter_omnigen2": {"unet_name": "small_omnigen2", "clip_name": "small_omnigen2", "vae_name": "small_flux"},
+    "13 Qwen-Image-Edit paints": {"unet_name": "small_qwen", "clip_name": "small_qwen", "vae_name": "small_wan"},
+    "12 FLUX.2 paints": {"unet_name": "small_flux2", "clip_name": "small_flux2", "vae_name": "small_flux2"},
+    "14 OmniGen2 paints": {"unet_name": "small_omnigen2", "clip_name": "small_omnigen2", "vae_name": "small_flux"},
 }
 CLASSES = {
-    "painter_qwen_image_edit": {"QwenImage", "QwenImageTEModel_", "WanVAE"},
-    "painter_flux2": {"Flux2", "Flux2TEModel_", "AutoencoderKL"},
-    "painter_omnigen2": {"Omnigen2", "Omnigen2TEModel_", "AutoencodingEngine"},
+    "13 Qwen-Image-Edit paints": {"QwenImage", "QwenImageTEModel_", "WanVAE"},
+    "12 FLUX.2 paints": {"Flux2", "Flux2TEModel_", "AutoencoderKL"},
+    "14 OmniGen2 paints": {"Omnigen2", "Omnigen2TEModel_", "AutoencodingEngine"},
 }
 SIDE = 128
 STEP, WHICH = "What to paint, and a style", "The first image and the last two"
@@ -104,10 +104,10 @@ def test_which_earlier_images(server: Server):
             with Image.open(server.base / view["type"] / view["subfolder"] / view["filename"]) as picture:
                 assert picture.size == (16 * numbers[slot], 16)
     graph[which]["inputs"]["which"] = "first"
-    assert "write all, none, last 2, or numbers" in server.run(graph).error["exception_message"]
+    assert "write all, none, planned, last 2, or numbers" in server.run(graph).error["exception_message"]
 
 
-@pytest.mark.parametrize("name", [*SMALL, "any_writer"])
+@pytest.mark.parametrize("name", [*SMALL, "18 Any writer"])
 def test_the_front_end_is_told_where_the_files_are_found(name: str):
     folders = {"UNETLoader": "diffusion_models", "CLIPLoader": "text_encoders", "VAELoader": "vae"}
     loaders = [node for node in workflow(name)["nodes"] if node["type"] in folders]

@@ -1,4 +1,4 @@
-"""any_painter: the language model writes, an image model of ComfyUI paints; here a stand-in of random weights."""
+"""11 Any painter: the language model writes, an image model of ComfyUI paints; here a stand-in of random weights."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ import json
 from typing import Any
 
 import numpy as np
-import painter_checkpoint
 import pytest
 from answers import saved_document
 from server import PACK, Result, Server
 from ui_to_api import convert
 
-WORKFLOW = json.loads((PACK / "workflows" / "any_painter.json").read_text("utf-8"))
+WORKFLOW = json.loads((PACK / "workflows" / "11 Any painter.json").read_text("utf-8"))
 IDS = {node.get("title") or node["type"]: str(node["id"]) for node in WORKFLOW["nodes"]}
-
-
-@pytest.fixture(scope="module")
-def painter(server: Server):
-    folder = server.base / "models" / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = painter_checkpoint.write(folder / "stand-in.safetensors")
-    yield file.name
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    file.unlink()
 
 
 def graph(server: Server, painter: str, size: int = 128) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """The workflows that come with the pack: sound as files, pleasant to open, and each executed as it is shipped.
 
 They run with random weights, which write fixed words and ask for a picture after each piece; only where the answer's
-words matter, with the bundled model. any_painter, any_writer, published_models and the edit models' have files of their
-own; illustrated_guide is also run by test_workflow.py.
+words matter, with the bundled model. The numbers from 11 on, and 07, have test files of their own; 01 is also run by
+test_workflow.py.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import graphs
 import numpy as np
@@ -20,17 +21,26 @@ from answers import assert_same_turns, saved_document
 from PIL import Image
 from server import LINK, PACK, Result, Server
 from ui_to_api import complaints, convert
+from workflow_files import node_of
 
-from duogen_core import pipeline
+from duogen_core import picture_sampling
 from duogen_core.document import Document, Picture
 from duogen_core.document.reading import load_document
+from duogen_core.sketchbook.checker import read_scene
+
+pytestmark = pytest.mark.every_comfyui
 
 WORKFLOWS = PACK / "workflows"
 NAMES = [
-    *("illustrated_guide", "staged_graph", "storyboard_upscaled", "edit_chain", "visual_plan", "draft_then_answer"),
-    *("continue_saved_document", "own_nodes_in_loop", "any_painter", "any_writer"),
-    *("painter_qwen_image_edit", "painter_flux2", "painter_omnigen2", "published_models"),
+    *("01 Illustrated guide", "02 Edit chain", "03 Storyboard", "04 Visual plan", "05 Draft then answer"),
+    *("06 Continue a document", "07 Your own plan", "08 Own nodes in the loop", "09 Draw in outlines"),
+    "10 Every stage a node",
+    *("11 Any painter", "12 FLUX.2 paints", "13 Qwen-Image-Edit paints", "14 OmniGen2 paints"),
+    *("15 A server plans, FLUX.2 paints", "16 Qwen3-VL plans and reviews", "17 Story with a cast sheet"),
+    *("18 Any writer", "19 Qwen2.5-VL and Cosmos"),
+    *("01 Illustrated guide.app", "02 Edit chain.app", "03 Storyboard.app", "11 Any painter.app"),
 ]
+OTHER_CHECKPOINTS = ("19 Qwen2.5-VL and Cosmos", "16 Qwen3-VL plans and reviews")  # they name files of the user's
 FILES = ("ckpt_name", "unet_name", "clip_name", "vae_name")
 TITLE = 30  # a node's title stands above its position
 
@@ -77,8 +87,9 @@ def test_every_workflow_is_offered_as_a_template(server: Server):
     assert {file.stem for file in WORKFLOWS.glob("*.json")} == set(NAMES)
     assert set(server.get("/workflow_templates")[LINK]) == set(NAMES)
     for name in NAMES:
-        assert json.loads(server.get_bytes(f"/api/workflow_templates/{LINK}/{name}.json")) == read(name)
-        picture = server.get_bytes(f"/api/workflow_templates/{LINK}/{name}.jpg")
+        address = f"/api/workflow_templates/{LINK}/{quote(name)}"
+        assert server.get(f"{address}.json") == read(name)
+        picture = server.get_bytes(f"{address}.jpg")
         assert picture[:3] == b"\xff\xd8\xff", "no thumbnail"
 
 
@@ -98,17 +109,22 @@ def test_examples_are_listed_after_the_users_own(server: Server):
 @pytest.mark.parametrize("name", NAMES)
 def test_file_fits_the_server(name: str, info: dict[str, Any]):
     """No missing node, no loose link, every widget a value that it takes."""
-    lists = ("checkpoint",) if name == "published_models" else ()  # names files of the user's, as the stock loaders do
+    lists = ("checkpoint",) if name in OTHER_CHECKPOINTS else ()
     assert complaints(read(name), info, ignored=FILES + lists) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_file_is_laid_out(name: str):
+def test_file_is_laid_out(name: str, info: dict[str, Any]):
     """Nodes do not overlap, each lies in one titled group, and a note says what is shown."""
     workflow = read(name)
     boxes = {}
     for node in workflow["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]
+        if node["type"].startswith("DuoGen"):  # at least what the canvas makes it, which has gained widgets since
+            new = node_of(info[node["type"]], 0, {})
+            sockets = sum("widget" not in entry for entry in new["inputs"])
+            rows = max(sockets, len(new["outputs"]))
+            height = max(height, 20 * rows + 24 * len(new["widgets_values"]) + 14)
         boxes[node["id"]] = (x, y - TITLE, x + width, y + height)
     for one, a in boxes.items():
         for other, b in boxes.items():
@@ -121,13 +137,13 @@ def test_file_is_laid_out(name: str):
         around = [1 for x, y, w, h in groups if x <= a[0] and y <= a[1] and a[2] <= x + w and a[3] <= y + h]
         assert len(around) == (node["type"] != "MarkdownNote"), f"{node['type']} {node['id']}"
     notes = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
-    assert notes and notes[0].startswith("## ") and len(re.findall(r"[.?:] |\.$", notes[0])) >= 3
+    assert notes and notes[0].startswith("## ")
     assert any(node["type"] == "DuoGenPreview" for node in workflow["nodes"])
 
 
 def test_the_checker_complains(info: dict[str, Any]):
     """What test_file_fits_the_server would say of a workflow that does not fit."""
-    workflow = read("storyboard_upscaled")
+    workflow = read("03 Storyboard")
     nodes = {node["type"]: node for node in workflow["nodes"]}
     nodes["ImageScaleBy"]["widgets_values"] = ["smooth", 4.0]
     nodes["ImageGrid"]["widgets_values"][0] = 0
@@ -145,7 +161,7 @@ def test_the_checker_complains(info: dict[str, Any]):
 
 @pytest.mark.slow
 def test_illustrated_guide_shows_its_answer(server: Server, info: dict[str, Any]):
-    graph, ids = loaded("illustrated_guide", info)
+    graph, ids = loaded("01 Illustrated guide", info)
     graph[ids["DuoGenInterleave"]]["inputs"]["max_images"] = 2
     result = server.run(graph)
     (shown,) = result.outputs[ids["The answer"]]["duogen_document"]
@@ -156,7 +172,7 @@ def test_illustrated_guide_shows_its_answer(server: Server, info: dict[str, Any]
 @pytest.mark.slow
 def test_staged_graph(server: Server, info: dict[str, Any]):
     """The stages one by one give what DuoGen Interleave gives, and a new seed for picture 2 leaves picture 1."""
-    graph, ids = loaded("staged_graph", info)
+    graph, ids = loaded("10 Every stage a node", info)
     first = server.run(graph)
     ours = saved(server, first, ids)
     assert len(ours.pictures) == 2 and first.outputs[ids["Is another image due?"]]["text"] == ["True"]
@@ -175,7 +191,7 @@ def test_staged_graph(server: Server, info: dict[str, Any]):
 
 @pytest.mark.slow
 def test_storyboard_upscaled(server: Server, info: dict[str, Any]):
-    graph, ids = loaded("storyboard_upscaled", info)
+    graph, ids = loaded("03 Storyboard", info)
     graph[ids["DuoGenInterleave"]]["inputs"]["max_images"] = 3
     result = server.run(graph)
     (shown,) = result.outputs[ids["The story as it was drawn"]]["duogen_document"]
@@ -205,7 +221,7 @@ def pictures(server: Server, result: Result, node: str) -> list[Image.Image]:
 @pytest.mark.slow
 def test_edit_chain(server: Server, info: dict[str, Any]):
     """Three turns of one conversation, each with its picture, of the size of the user's picture."""
-    graph, ids = loaded("edit_chain", info)
+    graph, ids = loaded("02 Edit chain", info)
     document = saved(server, server.run(graph), ids)
     assert roles(document) == ["user", "assistant"] * 3
     requests = [turn.text for turn in document.turns if turn.role == "user"]
@@ -225,7 +241,7 @@ def test_edit_chain(server: Server, info: dict[str, Any]):
 
 @pytest.mark.slow
 def test_visual_plan(server: Server, info: dict[str, Any]):
-    graph, ids = loaded("visual_plan", info)
+    graph, ids = loaded("04 Visual plan", info)
     graph[ids["DuoGenInterleave"]]["inputs"]["max_images"] = 2
     result = server.run(graph)
     document = saved(server, result, ids)
@@ -240,7 +256,7 @@ def test_visual_plan(server: Server, info: dict[str, Any]):
 @pytest.mark.slow
 def test_draft_then_answer(server: Server, info: dict[str, Any], checkpoint: Path):
     """The number that comes out of the stock node is the one in the answer's text, after a picture of the draft."""
-    graph, ids = loaded("draft_then_answer", info, checkpoint.name)
+    graph, ids = loaded("05 Draft then answer", info, checkpoint.name)
     graph[ids["DuoGenInterleave"]]["inputs"]["max_images"] = 2
     if checkpoint.name == "random":
         graph[ids["The number"]]["inputs"]["regex_pattern"] = r"(wall)"
@@ -259,7 +275,7 @@ def test_draft_then_answer(server: Server, info: dict[str, Any], checkpoint: Pat
 @pytest.mark.slow
 def test_continue_saved_document(server: Server, info: dict[str, Any]):
     """The example goes on by a turn; so does, after it, the conversation that this saved."""
-    graph, ids = loaded("continue_saved_document", info)
+    graph, ids = loaded("06 Continue a document", info)
     graph[ids["DuoGenInterleave"]]["inputs"]["max_images"] = 1
     result = server.run(graph)
     document = saved(server, result, ids)
@@ -280,7 +296,7 @@ def test_continue_saved_document(server: Server, info: dict[str, Any]):
 @pytest.mark.slow
 def test_own_nodes_in_loop(server: Server, info: dict[str, Any]):
     """Every picture of the answer has been through the user's node, and is shown as it is made."""
-    graph, ids = loaded("own_nodes_in_loop", info)
+    graph, ids = loaded("08 Own nodes in the loop", info)
     graph[ids["DuoGenLoopClose"]]["inputs"]["max_images"] = 3
     result = server.run(graph)
     document = saved(server, result, ids)
@@ -289,4 +305,16 @@ def test_own_nodes_in_loop(server: Server, info: dict[str, Any]):
         assert len(np.unique(picture.pixels.reshape(-1, 3), axis=0)) <= 24
     shown = [node for node in result.outputs if node.split(".")[-1] == ids["Each image, as it is made"]]
     assert len(shown) == 3
-    assert document.pictures[2].meta["seed"] == pipeline.picture_seed(7, 2)
+    assert document.pictures[2].meta["seed"] == picture_sampling.picture_seed(7, 2)
+
+
+@pytest.mark.slow
+def test_draw_in_outlines(server: Server, info: dict[str, Any]):
+    """What the request asks for, where and how large the example has it; with the one ControlNet that there is."""
+    graph, ids = loaded("09 Draw in outlines", info, "duogen-tiny")
+    document = saved(server, server.run(graph), ids)
+    given = read_scene(example("shapes").pictures[0].pixels)
+    colours = {"star": "yellow", "square": "green"}
+    wanted = replace(given, shapes=tuple(replace(s, colour=colours[s.kind]) for s in given.shapes))
+    assert [roles(document), len(document.pictures)] == [["user", "assistant"], 1]
+    assert read_scene(document.pictures[0].pixels) == wanted

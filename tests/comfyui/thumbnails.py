@@ -1,8 +1,9 @@
 """The thumbnails of the workflows, each from a real run: the request, the pictures of the answer, its last words.
 
 In: `python thumbnails.py http://127.0.0.1:8188 [name …]`, a running ComfyUI with this pack. Out: workflows/<name>.jpg,
-512 x 512, as ComfyUI's template browser shows them. Where the server lacks a model that the workflow names (any_painter
-needs Stable Diffusion), there is nothing to run: the thumbnail shows the graph itself.
+512 x 512, as ComfyUI's template browser shows them. Where the server lacks a model that the workflow names (Stable
+Diffusion in 11 Any painter), there is nothing to run: the thumbnail shows the graph itself. That of an app says so, as
+ComfyUI's dialog calls every template of a pack a node graph.
 """
 
 from __future__ import annotations
@@ -147,6 +148,14 @@ def of_graph(workflow: dict[str, Any]) -> Image.Image:
     return sheet
 
 
+def mark(sheet: Image.Image, word: str) -> None:
+    """A word on a plate in the lower right corner."""
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(27)
+    left, top, right, bottom = pen.textbbox((SIDE - 20, SIDE - 20), word, font, anchor="rb")
+    pen.rounded_rectangle((left - 14, top - 10, right + 10, bottom + 10), 10, (20, 110, 220))
+    pen.text((SIDE - 20, SIDE - 20), word, (255, 255, 255), font, anchor="rb")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("address", help="where ComfyUI runs, such as http://127.0.0.1:8188")
@@ -160,6 +169,8 @@ def main() -> None:
         workflow = json.loads(file.read_text("utf-8"))
         lacking = complaints(workflow, info)
         picture = of_graph(workflow) if lacking else of_answer(client, convert(workflow, info))
+        if workflow["extra"].get("linearMode"):
+            mark(picture, "App")
         picture.save(file.with_suffix(".jpg"), quality=88, optimize=True)
         print(file.stem, *([f"(not run: {lacking[0]:.100})"] if lacking else []), flush=True)
 

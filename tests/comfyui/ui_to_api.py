@@ -102,7 +102,8 @@ def _node(node: dict[str, Any], object_info: dict[str, Any], ignored: tuple[str,
     for name, type_, options in specifications(info):
         if name in info["input"].get("required", {}) and name not in {*here, *linked}:
             yield f"nothing for {name}"
-        if name in here and name not in ignored:
+        to_choose = options.get("image_upload") and here.get(name) == ""  # an image that the user is still to choose
+        if name in here and name not in ignored and not to_choose:
             yield from (f"{name}: {here[name]!r} is not {what}" for what in _misfit(here[name], type_, options))
     outputs = [output["type"] for output in node["outputs"]]
     if outputs != list(info["output"])[: len(outputs)]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from duogen_core.data.llm.answers import Answer, Recording
-from duogen_core.data.llm.client import Client, Endpoint
+from duogen_core.llm.answers import Answer, Recording
+from duogen_core.llm.client import Client, Endpoint
 from tests.core.endpoint_server import completion
 
 ADJECTIVES = (

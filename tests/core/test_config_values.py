@@ -20,7 +20,8 @@ import pytest
 from duogen_core.checkpoint import VAE_FILE, load_checkpoint, save_checkpoint
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.pipeline import Settings, generate
+from duogen_core.pipeline import generate
+from duogen_core.settings import Settings
 from tests.core.tiny import random_components, scripted, tokenizer
 
 FILES = (

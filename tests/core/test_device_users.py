@@ -13,7 +13,7 @@ from duogen_core.connector import Connector
 from duogen_core.data.synthetic.painter import ConversationPainter, PromptPainter, Wanted
 from duogen_core.document import Picture
 from duogen_core.evaluation.answering import ModelAnswer
-from duogen_core.pipeline import Settings
+from duogen_core.settings import Settings
 from duogen_core.sketchbook.ablation.measuring import drawn_in_context, spots, velocity_errors
 from duogen_core.sketchbook.evaluation import cases, evaluate
 from duogen_core.training import stage2

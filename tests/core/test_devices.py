@@ -15,7 +15,8 @@ from duogen_core.device_options import Placement
 from duogen_core.devices import Turns, choose_device, choose_dtype, offload_layers
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.prompt_states import prompt_states
-from duogen_core.pipeline import Settings, generate
+from duogen_core.pipeline import generate
+from duogen_core.settings import Settings
 from duogen_core.text_to_picture import prompt_latent
 from tests.core.other_device import memory
 from tests.core.tiny import random_components, request, scripted

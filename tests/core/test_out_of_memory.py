@@ -8,7 +8,8 @@ import torch
 from duogen_core.devices import size_of
 from duogen_core.errors import DuoGenError
 from duogen_core.out_of_memory import retry, without_repeats
-from duogen_core.pipeline import Callbacks, Settings, generate
+from duogen_core.pipeline import Callbacks, generate
+from duogen_core.settings import Settings
 from duogen_core.text_to_picture import draw_prompt
 from tests.core.other_device import limited
 from tests.core.test_devices import CARD, SCRIPT, answered, assert_same_answer

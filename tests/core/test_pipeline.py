@@ -10,20 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from duogen_core import pipeline
+from duogen_core import picture_sampling, pipeline
 from duogen_core.connector import Connector
 from duogen_core.document import Document, Picture, Text, store
 from duogen_core.document.reading import load_document
 from duogen_core.document.store import DocumentWriter
 from duogen_core.errors import DuoGenError
-from duogen_core.pipeline import (
-    Callbacks,
-    PictureSampler,
-    Settings,
-    generate,
-    generate_many,
-    picture_seed,
-)
+from duogen_core.picture_sampling import PictureSampler, picture_seed
+from duogen_core.pipeline import Callbacks, generate, generate_many
+from duogen_core.settings import Settings
 from tests.core.tiny import drawing, random_components, request, scripted
 
 GUIDE = (
@@ -288,7 +283,7 @@ def test_the_size_can_be_chosen(components, calls):
     [((32, 32), (32, 32)), ((64, 48), (64, 48)), ((640, 480), (64, 48)), ((9000, 10), (64, 32)), ((1, 1), (32, 32))],
 )
 def test_the_fit_rule(components, given, seen):
-    assert pipeline.fit_area(*given, components.config) == seen
+    assert picture_sampling.fit_area(*given, components.config) == seen
 
 
 def test_guidance_drops_the_last_text_and_keeps_the_pictures(components, calls):

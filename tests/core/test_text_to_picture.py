@@ -19,19 +19,15 @@ from duogen_core.checkpoint import (
     load_parts,
 )
 from duogen_core.dit.loading import CONVENTIONS, open_cosmos
-from duogen_core.document import Document, Text
+from duogen_core.document import Document, Text, pending
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Continuation
 from duogen_core.mllm.prompt_states import SYSTEM, prompt_states
 from duogen_core.mllm.prompted import Prompted
 from duogen_core.mllm.qwen2_5_vl import create_tiny
-from duogen_core.pipeline import (
-    Callbacks,
-    Settings,
-    generate,
-    pending_caption,
-)
+from duogen_core.pipeline import Callbacks, generate
 from duogen_core.sampling import initial_noise, sigmas
+from duogen_core.settings import Settings
 from duogen_core.text_to_picture import draw_prompt, prompt_latent
 from duogen_core.vae import PictureVae, new_vae
 from duogen_core.weights.cosmos_keys import to_official
@@ -154,7 +150,7 @@ def test_a_prompted_models_caption_is_what_is_drawn(components):
         expected = draw_prompt(components, prompt, settings)
         assert (answer.pictures[0].pixels == expected).all() and expected.std() > 1
         assert answer.pictures[0].meta.get("caption", "") == caption
-        assert pending_caption(kept[0]) == caption and pending_caption(answer) == ""
+        assert pending.due_caption(kept[0]) == caption and pending.due_caption(answer) == ""
 
 
 def test_a_later_picture_is_drawn_with_the_earlier_ones_in_view(components):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from duogen_core import pipeline, writer
+from duogen_core import picture_sampling, writer
 from duogen_core.document import (
     Document,
     Picture,
     Text,
     Turn,
+    pending,
 )
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.prompted import lesson
@@ -77,16 +78,16 @@ def test_what_is_written_goes_up_to_the_first_marker(written: str, text: str, st
     read = writer.read(REQUEST, written)
     assert (read.text, read.stop) == (text, stop)
     assert read.document.last_turn.role == "assistant" and read.document.text == text
-    assert pipeline.pending_caption(read.document) == caption
-    assert pipeline.picture_prompt(read.document) == (caption or text.strip() or "Draw it larger.")
+    assert pending.due_caption(read.document) == caption
+    assert picture_sampling.picture_prompt(read.document) == (caption or text.strip() or "Draw it larger.")
 
 
 def test_an_answer_grows_round_by_round():
     one = writer.read(REQUEST, "A wall. <BOV: a wall>").document
-    drawn = pipeline.with_picture(pipeline.with_caption(one, ""), np.zeros((8, 8, 3), np.uint8), 7, "a wall")
+    drawn = picture_sampling.with_picture(one, np.zeros((8, 8, 3), np.uint8), 7)
     assert "A wall. <BOV: a wall>" in writer.ask(drawn, writer.QWEN)
     two = writer.read(drawn, " Done.")
-    assert two.stop == "end" and two.document.text == "A wall.  Done." and not pipeline.pending_caption(two.document)
+    assert two.stop == "end" and two.document.text == "A wall.  Done." and not pending.due_caption(two.document)
     assert len(two.document.turns) == 2 and two.document.last_turn.meta == {}
 
 

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 from duogen_core.cli import main
 from duogen_core.training import stage2_data
+from duogen_core.training.distributed import leave
 from tests.core.runs import stopped_in
 
 
@@ -25,3 +26,4 @@ def run_all(commands: Sequence[tuple[list[str], int | None]]) -> None:
 
 if __name__ == "__main__":
     run_all(json.loads(sys.argv[1]))
+    leave(0)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from duogen_core.data.net.client import HttpClient, NetworkError
+from duogen_core.net.client import HttpClient, NetworkError
 
 Reply = tuple[int, dict[str, str], bytes] | Callable
 

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -65,6 +66,7 @@ PIP = Left("installs packages; dev.py does it with the same extras")
 CLONE = Left("asks the host of this repository")
 HOURS = "takes an hour or more; tests/core/sketchbook/test_ablation.py runs the same in small"
 
+SEES = Parses("needs a model that sees, or its server; tests/core/commands/test_review.py has a scripted one")
 COMMANDS: dict[str, Entry] = {
     # README.md
     'python3 dev.py answer "How do I draw a house with a red roof?"': Left("makes an environment; tests/test_dev.py runs it"),
@@ -73,7 +75,7 @@ COMMANDS: dict[str, Entry] = {
     "pip install -r ComfyUI-DuoGen/requirements.txt": PIP,
     "python -m duogen_core train finetune data=my-guides out=runs/mine": Parses("finetuning.md's command runs"),
     "python -m duogen_core data web saved-pages/ --out run/": Parses("data-web.md's command runs"),
-    **dict.fromkeys((f"python -m duogen_core {name} --help" for name in ("train", "data", "generate")), Runs()),
+    **dict.fromkeys((f"python -m duogen_core {name} --help" for name in ("train", "data", "generate", "plan", "evaluate run")), Runs()),
     # install.md
     r"git clone ADDRESS_OF_THIS_REPOSITORY ComfyUI\custom_nodes\ComfyUI-DuoGen": CLONE,
     "git clone ADDRESS_OF_THIS_REPOSITORY custom_nodes/ComfyUI-DuoGen": CLONE,
@@ -84,11 +86,23 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core convert model.pt model.safetensors --quantise fp8": Runs(
         fresh=("model.safetensors",), makes=("model.safetensors",)
     ),
+    # planning.md
+    'python -m duogen_core plan "How do I fold a paper boat?" --writer qwen2.5-7b-instruct-q4_k_m.gguf --out plan.md': (
+        Parses("needs a language model; tests/core/commands/test_plan.py runs it with a scripted one")
+    ),
+    "python -m duogen_core generate --plan plan.md --out boat": Parses("needs the plan of the command before"),
+    'python -m duogen_core generate "How do I fold a paper boat?" --writer http://127.0.0.1:8080/v1 --writer-model '
+    "qwen3 --out boat": Parses("needs a server; tests/core/commands/test_plan.py runs it with a scripted one"),
+    "python -m duogen_core generate --plan plan.md --painter comfyui:text.json --painter comfyui:edit.json --out boat": (
+        Parses("needs ComfyUI; tests/core/commands/test_plan.py runs it with a scripted one")
+    ),
     # command-line.md
     'python3 dev.py answer "…"': Left("makes an environment; tests/test_dev.py runs it"),
     'python -m duogen_core generate "How do I draw a house with a red roof?" --out answer --seed 7': Runs(
         QUICK, makes=("answer/document.json", "answer/document.html", "answer/document.md", "answer/images/000.png")
     ),
+    'python -m duogen_core generate "Draw a red star and a blue circle." --control drawing.png --control-trace --out '
+    "outlined": Runs(makes=("outlined/document.html",)),
     'python -m duogen_core generate "Make the circle blue." --image drawing.png --out edited': Runs(
         QUICK, makes=("edited/images/000.png", "edited/images/001.png")
     ),
@@ -102,6 +116,17 @@ COMMANDS: dict[str, Entry] = {
         {"QWEN": "Qwen2.5-VL-7B-Instruct", "COSMOS": "cosmos-predict2.5-2b.safetensors", "VAE": "wan_2.1_vae.safetensors"},
         makes=("boat/document.json",),
     ),
+    # critic.md
+    'python -m duogen_core generate "Draw a small red star on the left." --out drawn --critic sketchbook --redraws 3': Runs(
+        QUICK, makes=("drawn/images/000.png",)
+    ),
+    'python -m duogen_core generate "…" --out drawn --critic /models/Qwen3-VL-8B-Instruct --redraws 3': SEES,
+    'python -m duogen_core generate "…" --out drawn --critic http://127.0.0.1:8000/v1 --critic-model qwen3-vl:8b '
+    "--redraws 3": SEES,
+    "python -m duogen_core review drawn --critic sketchbook": Runs(),
+    "python -m duogen_core review drawn --critic sketchbook --redraws 3 --out better": Runs(
+        makes=("better/images/000.png",)
+    ),
     # speed.md
     **dict.fromkeys(
         (f"python -m duogen_core bench {name}" for name in ("loop", "dit", "mllm", "connector")),
@@ -110,6 +135,47 @@ COMMANDS: dict[str, Entry] = {
     # measured.md
     "python -m duogen_core evaluate sketchbook --out report.json --samples 500": Runs(
         instead={"500": "1"}, makes=("report.json",)
+    ),
+    "python -m duogen_core evaluate plan --writer qwen3-4b-instruct.gguf --out plans --count 36": Parses(
+        "needs a language model; tests/core/commands/test_evaluate_plan.py runs it with a scripted one"
+    ),
+    # evaluation.md
+    "python -m duogen_core evaluate run ueval --requests ueval.json --out runs/ueval": Runs(
+        more=("--limit", "1"), makes=("runs/ueval/submission/submission.json",)
+    ),
+    "python -m duogen_core evaluate judge ueval runs/ueval --requests ueval.json --official results.json": Runs(
+        makes=("runs/ueval/results-official.json",)
+    ),
+    "python -m duogen_core evaluate judge ueval runs/ueval --requests ueval.json --endpoint http://127.0.0.1:8000/v1 "
+    "--llm qwen3-vl": Parses("needs a judge; tests/core/commands/test_evaluate_benchmarks.py has a scripted one"),
+    "python -m duogen_core evaluate judge ueval runs/ueval --requests ueval.json --mllm /models/Qwen3-VL-8B-Instruct": (
+        Parses("needs a judge of many GB")
+    ),
+    "python -m duogen_core evaluate judge geneval runs/geneval --requests evaluation_metadata.jsonl --detector "
+    "/models/mask2former-swin-small-coco-instance --colours /models/clip-vit-large-patch14": Parses(
+        "needs a detector; tests/core/commands/test_evaluate_detector.py has a tiny one"
+    ),
+    "python -m duogen_core evaluate check ueval runs/ueval --requests ueval.json --likeness": Runs(
+        makes=("runs/ueval/results-checks.json",)
+    ),
+    "python -m duogen_core evaluate report runs/ueval runs/theirs/results-official.json --out report.html": Runs(
+        instead={"runs/theirs/results-official.json": "--quiet"}, makes=("report.html",)
+    ),
+    "python -m duogen_core evaluate compare runs/mine runs/theirs --out compared --endpoint http://127.0.0.1:8000/v1 "
+    "--llm qwen3-vl": Parses("needs a judge; tests/core/evaluation/test_pairwise.py has scripted ones"),
+    "python -m duogen_core evaluate ratings compared/ratings.json": Parses("needs the file of the command before"),
+    "python -m duogen_core evaluate rate runs/mine runs/theirs --out rating --count 50": Parses(
+        "needs two runs; tests/core/evaluation/test_rating_page.py makes pages and rates on them"
+    ),
+    "python -m duogen_core evaluate ratings ratings-Ann.json ratings-Ben.json rating/key.json": Parses("needs raters"),
+    "python -m duogen_core evaluate export ueval runs/ueval --requests ueval.json --out submission --name my-model": (
+        Runs(makes=("submission/submission.json",))
+    ),
+    "python -m duogen_core evaluate import ueval submission --requests ueval.json --out runs/imported --name my-model": (
+        Runs(makes=("runs/imported/shards/00000.tar",))
+    ),
+    "python -m duogen_core evaluate run howto --out runs/howto": Runs(
+        more=("--limit", "2"), makes=("runs/howto/submission/index.json",)
     ),
     # models/duogen-tiny/README.md
     "python -m duogen_core train vae minutes=45": Runs(
@@ -232,9 +298,9 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core convert models/duogen-tiny tiny-int8 --quantise int8": Runs(makes=("tiny-int8/model_index.json",)),
     "python tests/bench/quantised_pictures.py": Runs(("--steps", "1", "--kinds", "int8")),
     # training.md
-    "python -m duogen_core train vae|pretrain|stage1|stage2 [--config FILE|NAME] [name=value ...]": Runs(
+    "python -m duogen_core train vae|pretrain|stage1|stage2|controlnet [--config FILE|NAME] [name=value ...]": Runs(
         ("--print-config",),
-        {"vae|pretrain|stage1|stage2": "stage1", "[--config": "--config", "FILE|NAME]": "tiny-stage1",
+        {"vae|pretrain|stage1|stage2|controlnet": "stage1", "[--config": "--config", "FILE|NAME]": "tiny-stage1",
          "[name=value": "steps=3", "...]": ""},
     ),
     "python -m duogen_core train assemble --out models/my-model": Parses("the commands of models/duogen-tiny/README.md run it"),
@@ -258,6 +324,15 @@ COMMANDS: dict[str, Entry] = {
         makes=("runs/stage2/export",),
     ),
     "python -m duogen_core train stage2 --help": Runs(),
+    "python -m duogen_core train controlnet checkpoint=MODEL data=[SOURCE, ...] out=runs/controlnet steps=2000": Runs(
+        ("threads=1", "shards=1", "blocks=1", "frames=4"),
+        {"checkpoint=MODEL": "checkpoint=models/duogen-tiny", "data=[SOURCE,": "data=[jsonl:train.jsonl]", "...]": "",
+         "steps=2000": "steps=1"},
+        makes=("runs/controlnet/export",),
+    ),
+    "python -m duogen_core evaluate outlines --controlnet runs/controlnet/export --out outlines.json": Runs(
+        ("--samples", "1"), makes=("outlines.json",)
+    ),
     # reliability.md
     **dict.fromkeys(
         (
@@ -277,6 +352,13 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core evaluate sketchbook --out models/duogen-tiny/scores.json --samples 500 --jobs 2": Runs(
         instead={"500": "1", "2": "1", "models/duogen-tiny/scores.json": "scores.json"}, makes=("scores.json",)
     ),
+    "python -m duogen_core train controlnet --config tiny-controlnet": Runs(
+        ("threads=1", "shards=1", "blocks=1", "frames=4", "steps=1", "data=[jsonl:train.jsonl]"),
+        makes=("runs/controlnet/export",),
+    ),
+    "python -m duogen_core evaluate outlines --out models/duogen-tiny/controlnet/scores.json": Runs(
+        ("--samples", "1"), {"models/duogen-tiny/controlnet/scores.json": "outlines.json"}, makes=("outlines.json",)
+    ),
     # the nodes' help
     "python -m duogen_core generate … --seed N": Runs(
         (*QUICK, "--max-images", "1", "--out", "answer"), {"…": "Draw a red star.", "N": "3"}, makes=("answer/document.json",)
@@ -287,7 +369,8 @@ COMMANDS: dict[str, Entry] = {
 }  # fmt: skip
 
 # Of each block of Python, by its last line: what is put in place of others, so that it takes seconds.
-PROGRAMS: dict[str, Mapping[str, str]] = {
+PROGRAMS: dict[str, Mapping[str, str] | Left] = {
+    '                copy.write(get("/view", **file))': Left("needs ComfyUI; tests/comfyui/test_outputs.py runs it"),
     "    print(part)": {},
     'mllm = load_mllm("text_encoders/qwen_2.5_vl_7b.safetensors", tokenizer="comfy/text_encoders/qwen25_tokenizer")': {},
     'pixels = draw_prompt(model, "A red house under a large blue star.", Settings(seed=1))': {
@@ -300,9 +383,46 @@ OTHERS = {
     "tests/hardening": ("--json", "--number", "--only", "--case", "--keep"),
     "accelerate": ("--config_file", "--num_processes"),
     "dev.py": ("--quick",),
-    "ComfyUI": ("--cache-classic", "--cache-lru", "--cache-none", "--preview-method", "--disable-metadata"),
+    "ComfyUI": (
+        "--cache-classic",
+        "--cache-lru",
+        "--cache-none",
+        "--preview-method",
+        "--disable-metadata",
+        "--use-sage-attention",
+        "--use-flash-attention",
+        "--use-pytorch-cross-attention",
+        "--use-split-cross-attention",
+        "--use-quad-cross-attention",
+        "--max-upload-size",
+        "--multi-user",
+    ),
+    "official scorers of benchmarks": (
+        "--output_dir",
+        "--input_file",
+        "--root",
+        "--end",
+        "--predict_results_path",
+        "--model_type",
+        "--task_type",
+        "--ground_truth_path",
+        "--input_dir",
+        "--mode",
+        "--model_name",
+        "--save_path",
+        "--image_filepath_data",
+        "--method",
+        "--result_img_folder",
+        "--basic_edit",
+        "--edit_json",
+    ),
 }
-NO_SETTINGS = {"name=value": "stands for any", "rel=sponsored": "of HTML", "include_alignment=true": "of a mixture"}
+NO_SETTINGS = {
+    "name=value": "stands for any",
+    "rel=sponsored": "of HTML",
+    "include_alignment=true": "of a mixture",
+    "api.openai.com=OPENAI_API_KEY": "of ComfyUI's settings",
+}
 
 
 @dataclass
@@ -456,8 +576,12 @@ def page_runs(page: str, score: Score, zygote: Zygote) -> None:
 def follow(text: str, folder: Path, urls: Mapping[str, str], score: Score, zygote: Zygote) -> str:
     """Does what the table says; what went wrong."""
     if "\n" in text:
+        changes = PROGRAMS.get(key_of(text), {})
+        if isinstance(changes, Left):
+            score.left += 1
+            return ""
         score.ran += 1
-        for given, real in PROGRAMS.get(key_of(text), {}).items():
+        for given, real in changes.items():
             text = text.replace(given, real)
         ended = zygote.run([text], cwd=folder, module="tests.hardening.docs:run_program")
         return f"exit code {ended.code}, {ended.stderr.strip()[-400:]!r}" if ended.code else ""
@@ -507,7 +631,10 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
 
 
 def run_program(arguments: list[str]) -> int:
-    exec(compile(arguments[0], "the block", "exec"), {"__name__": "__main__"})
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder, "the_block.py")
+        program.write_text(arguments[0], "utf-8")
+        runpy.run_path(str(program), run_name="__main__")
     return 0
 
 
@@ -570,6 +697,11 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
         urls[ENDPOINT] = dialogues(folder, stack)
     if page == "data-synthetic.md":
         urls |= synthetic(folder, stack)
+    if page == "evaluation.md":
+        from tests.core.evaluation.benchmarks.layout_ueval import REQUESTS, write_requests, write_results
+
+        write_requests(folder)
+        write_results(folder, [entry[0] for entry in REQUESTS])
     if page == "data-pairs.md":
         urls[ENDPOINT] = videos(folder, stack)
     return urls

@@ -159,8 +159,8 @@ def one(folder: Path, common: Path, zygote: Zygote, family: Family, seed: str, k
 def without_pauses(arguments: list[str]) -> int:
     """The command line; what would wait for seconds before it asks a server again waits for less."""
     from duogen_core import cli
-    from duogen_core.data.llm.client import Client, RateLimit
     from duogen_core.data.synthetic.comfyui import Server
+    from duogen_core.llm.client import Client, RateLimit
 
     sleep = time.sleep
     for each in (Client.__init__, RateLimit.__init__, Server.__init__):

@@ -632,6 +632,43 @@ def header(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     return Case(commands[k % 4])
 
 
+def blocks(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
+    """GGUF: its header, its counts, its notes, the vision beside it."""
+    from tests.core.gguf_files import write_causal, write_pair
+    from tests.core.llm.test_gguf_model import tiny as causal
+    from tests.core.mllm_families import lively, tokenizer
+
+    folder = box.shared / "gguf"
+    if not folder.exists():
+        (folder.with_name("gguf-new")).mkdir(exist_ok=True)
+        write_pair(folder.with_name("gguf-new"), lively("qwen2_5_vl"), "vl.gguf", "mmproj-vl.gguf")
+        write_causal(folder.with_name("gguf-new") / "text.gguf", causal("qwen2", tokenizer()), "qwen2", tokenizer())
+        folder.with_name("gguf-new").rename(folder)
+    shutil.copytree(folder, box.input, dirs_exist_ok=True)
+    path = box.input / rng.choice(("vl.gguf", "mmproj-vl.gguf", "text.gguf"))
+    data = bytearray(path.read_bytes())
+    start = 24 + rng.randrange(400) if k % 3 else rng.randrange(24)  # counts, or the first notes and their types
+    listed = (
+        b"", b"GGUF", b"GGUF" + b"\xff" * 60, b"GGUF\3\0\0\0" + b"\xff" * 16, b"GGUF\0\0\0\3" + b"\0" * 40,
+        bytes(data[: len(data) // 2]), bytes(data[:-40]), bytes(data) + b"x" * 1000, b"PK\3\4" + b"\0" * 50,
+    )  # fmt: skip
+    if k < len(listed):
+        path.write_bytes(listed[k])
+    elif k % 2:
+        data[start : start + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**62, 2**64 - 1)))
+        path.write_bytes(bytes(data))
+    else:
+        path.write_bytes(mutations.flipped(bytes(data[:3000]), rng, 3) + bytes(data[3000:]))
+    box.out.mkdir()
+    commands = (
+        ["inspect", path],
+        ["plan", "Draw a house.", "--writer", box.input / "text.gguf", "--out", box.out / "plan.json", "--quiet"],
+        ["inspect", box.input / "vl.gguf"],
+        ["plan", "Draw a house.", "--writer", box.input / "vl.gguf", "--out", box.out / "plan.json", "--quiet"],
+    )
+    return Case(commands[k % 4])
+
+
 class Runs:
     """What a pickle can do: call anything."""
 
@@ -875,6 +912,6 @@ FAMILIES: dict[str, tuple[Family, int]] = {
     "pictures": (picture, 5), "documents": (document, 7), "zips": (zipped, 4), "tars": (tar, 4), "jsonl": (jsonl, 3),
     "parquet": (parquet, 3), "hugging face rows": (rows, 3), "edits": (edits, 4), "lessons": (lesson, 2),
     "html": (pages, 6), "mhtml": (saved_page, 2), "warc": (warc, 3), "videos": (film, 2),
-    "safetensors": (header, 5), "pickles": (pickled, 3), "adapters": (adapter, 2), "configs": (config, 6),
-    "names": (name, 5), "settings": (setting, 5), "plans": (plans, 2), "logs": (log, 3),
+    "safetensors": (header, 5), "gguf": (blocks, 4), "pickles": (pickled, 3), "adapters": (adapter, 2),
+    "configs": (config, 6), "names": (name, 5), "settings": (setting, 5), "plans": (plans, 2), "logs": (log, 3),
 }  # fmt: skip

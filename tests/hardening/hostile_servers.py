@@ -236,7 +236,7 @@ def host(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
 
 def on_loopback(arguments: list[str]) -> int:
     """The command line; every host of the web is 127.0.0.1."""
-    from duogen_core.data.net import client
+    from duogen_core.net import client
     from tests.hardening.hostile import without_pauses
 
     real = client.HttpClient

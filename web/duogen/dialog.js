@@ -10,6 +10,7 @@ export function openPicture(pictures, index, strings) {
   const link = element("a", "duogen-button", strings.newTab);
   link.target = "_blank";
   link.rel = "noopener";
+  const download = element("a", "duogen-button", strings.downloadImage);
   const button = (text, label, action) => {
     const made = element("button", "duogen-button", text);
     made.type = "button";
@@ -23,7 +24,8 @@ export function openPicture(pictures, index, strings) {
     index = (wanted + pictures.length) % pictures.length;
     const picture = pictures[index];
     dialog.setAttribute("aria-label", picture.alt);
-    image.src = link.href = picture.url;
+    image.src = link.href = download.href = picture.url;
+    download.download = `image_${picture.number}.png`;
     image.alt = picture.alt;
     caption.textContent = picture.alt;
   };
@@ -31,7 +33,7 @@ export function openPicture(pictures, index, strings) {
   if (pictures.length > 1) {
     bar.append(button("‹", strings.previous, () => show(index - 1)), button("›", strings.next, () => show(index + 1)));
   }
-  bar.append(link, button("✕", strings.close, () => dialog.close()));
+  bar.append(link, download, button("✕", strings.close, () => dialog.close()));
   dialog.append(bar, image, caption);
 
   dialog.addEventListener("keydown", (event) => {

@@ -3,27 +3,29 @@
 // taken before it gets there; when it turns out to be somebody else's, the drop is sent on its way again as it came.
 
 import { embeddedWorkflow, mayHoldDocument } from "./embedded.js";
+import { strings } from "./strings.js";
 
 const sentOn = new WeakSet();
 
-// `app` is ComfyUI's; `strings()` gives the words. Called before the front end listens itself, so that we come first;
+// `app` is ComfyUI's. Called before the front end listens itself, so that we come first;
 // no capturing: an element that takes drops of its own still gets them.
-export function listenForDrops(app, strings) {
+export function listenForDrops(app) {
   document.addEventListener("drop", (event) => {
     const files = event.dataTransfer?.files;
     if (sentOn.has(event) || event.defaultPrevented || files?.length !== 1 || !mayHoldDocument(files[0])) return;
+    if (app.dragOverNode?.onDragDrop) return; // a node below the pointer takes files itself
     event.preventDefault();
     event.stopImmediatePropagation();
-    open(app, strings, files[0], event);
+    open(app, files[0], event);
   });
 }
 
-async function open(app, strings, file, event) {
+async function open(app, file, event) {
   const data = await embeddedWorkflow(file);
   if (!data) return sendOn(file, event);
   const graph = data.workflow ?? data.prompt;
   if (!graph) {
-    const { noWorkflow: summary, noWorkflowDetail: detail } = strings();
+    const { noWorkflow: summary, noWorkflowDetail: detail } = strings;
     app.extensionManager.toast.add({ severity: "warn", summary, detail, life: 8000 });
     return;
   }

@@ -1,68 +1,50 @@
-// The words of the viewer, in the language of the front end; English where there is no other.
-// In: a locale such as "zh" or "zh-TW". Out: an object of strings and functions that return strings.
+// The words of the front end, in the language of ComfyUI's settings; word by word English where a language lacks one.
+// In: "duogen" of locales/<language>/main.json, which ComfyUI serves at /i18n. Out: `strings`, filled anew at every change
+// of the language, so whoever keeps it says the right thing from the next moment on; never keep a word of it.
+//
+//   "copy": "Copy text"                                        strings.copy
+//   "image": "Image {number}"                                  strings.image({ number: 3 })
+//   "tries": { "one": "{count} try", "other": "{count} tries" }  strings.tries({ count: 3 }), as Intl.PluralRules counts
+//   "roles": { "user": "Request" }                             strings.roles.user
+//
+// What stands in { } are a user's and a model's texts as well: they are put in once and never read as a template.
 
-const ENGLISH = {
-  answer: "Answer",
-  empty: "The answer appears here when the workflow runs.",
-  copy: "Copy text",
-  copied: "Copied",
-  copyFailed: "Copying failed",
-  open: "Open the image",
-  close: "Close",
-  previous: "Previous image",
-  next: "Next image",
-  newTab: "Open in a new tab",
-  roles: { user: "Request", system: "Instructions", assistant: "Answer" },
-  running: "Running …",
-  failed: "The run failed; what was finished stays here.",
-  interrupted: "Cancelled; what was finished stays here.",
-  unfinished: (name) => `DuoGen Load Document opens it as ${name}.`,
-  stop: {
-    max_images: "Stopped at the limit of images.",
-    max_tokens: "Stopped at the limit of tokens.",
-    interrupted: "Interrupted before its end.",
-  },
-  picture: (number) => `Image ${number}`,
-  pictureOf: (number, text) => `Image ${number}: ${text}`,
-  seed: (seed) => `seed ${seed}`,
-  pending: (number) => `Image ${number} is not drawn yet.`,
-  missing: (number) => `Image ${number} is no longer on the server; run the workflow again.`,
-  preview: "The image being drawn",
-  noWorkflow: "This document holds no workflow",
-  noWorkflowDetail: "To go on with it, copy its folder into ComfyUI's input folder and use DuoGen Load Document.",
-};
+export const strings = {};
+const PLACE = /\{\w+\}/;
+const PLACES = /\{(\w+)\}/g;
+export const spoken = { locale: "en" }; // for what the server is asked to say
+let languages = {}; // locale -> words as the files have them
 
-const CHINESE = {
-  answer: "回答",
-  empty: "工作流运行后，回答会显示在这里。",
-  copy: "复制文本",
-  copied: "已复制",
-  copyFailed: "复制失败",
-  open: "打开图片",
-  close: "关闭",
-  previous: "上一张图片",
-  next: "下一张图片",
-  newTab: "在新标签页中打开",
-  roles: { user: "请求", system: "系统指令", assistant: "回答" },
-  running: "运行中……",
-  failed: "运行失败；已完成的部分保留在这里。",
-  interrupted: "已取消；已完成的部分保留在这里。",
-  unfinished: (name) => `可用“DuoGen 加载文档”打开：${name}。`,
-  stop: {
-    max_images: "已达到图片数量上限，回答到此为止。",
-    max_tokens: "已达到词元数量上限，回答到此为止。",
-    interrupted: "回答在结束前被中断。",
-  },
-  picture: (number) => `图片 ${number}`,
-  pictureOf: (number, text) => `图片 ${number}：${text}`,
-  seed: (seed) => `种子 ${seed}`,
-  pending: (number) => `图片 ${number} 尚未绘制。`,
-  missing: (number) => `图片 ${number} 已不在服务器上，请重新运行工作流。`,
-  preview: "正在绘制的图片",
-  noWorkflow: "此文档不含工作流",
-  noWorkflowDetail: "若要继续，请将其文件夹复制到 ComfyUI 的 input 文件夹，再使用“DuoGen 加载文档”打开。",
-};
-
-export function stringsFor(locale) {
-  return String(locale ?? "").toLowerCase().startsWith("zh") ? CHINESE : ENGLISH;
+// Called once, before the first node is made.
+export async function loadWords(api) {
+  const served = await (await api.fetchApi("/i18n")).json();
+  languages = Object.fromEntries(Object.entries(served).map(([locale, words]) => [locale, words?.duogen ?? {}]));
 }
+
+// "zh-TW" without a folder of its own reads zh; what that has not, English.
+export function speak(locale) {
+  const wanted = String(locale ?? "en");
+  const words = {};
+  spoken.locale = wanted;
+  for (const each of ["en", wanted.split("-")[0], wanted]) {
+    if (Object.hasOwn(languages, each)) merge(words, languages[each], each);
+  }
+  for (const key of Object.keys(strings)) delete strings[key];
+  Object.assign(strings, words);
+}
+
+function merge(into, words, locale) {
+  for (const [key, value] of Object.entries(words)) {
+    const forms = typeof value === "string" ? { other: value } : value;
+    if (typeof forms?.other !== "string") {
+      merge((into[key] = { ...into[key] }), forms ?? {}, locale);
+      continue;
+    }
+    // English decides what is a function, so that a translation may leave a place out.
+    const english = into[key] ?? (PLACE.test(forms.other) && (() => ""));
+    into[key] = typeof english === "function" ? (values) => fill(form(forms, values, locale), values) : forms.other;
+  }
+}
+
+const form = (forms, { count }, locale) => forms[new Intl.PluralRules(locale).select(Number(count))] ?? forms.other;
+const fill = (template, values) => template.replace(PLACES, (_, name) => String(values[name] ?? ""));

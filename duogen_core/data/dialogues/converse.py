@@ -19,7 +19,6 @@ from duogen_core.data.dialogues import rules as rule
 from duogen_core.data.dialogues.draft import Draft, join
 from duogen_core.data.dialogues.rewrite import mark, told
 from duogen_core.data.dialogues.rules import RefusedAnswer, Values, check_clean, prompt
-from duogen_core.data.llm.messages import messages
 from duogen_core.document import (
     Document,
     Part,
@@ -27,6 +26,7 @@ from duogen_core.document import (
     Text,
     Turn,
 )
+from duogen_core.llm.messages import messages
 
 SCHEMA = {
     "type": "object",
@@ -49,6 +49,41 @@ SCHEMA = {
     "required": ["exchanges"],
     "additionalProperties": False,
 }
+
+
+WHOLE = r"^\S[^\n]*[.!?。！？]$"  # requests end as a sentence does, and do not stop in the middle of a word
+CHARACTERS_PER_WORD = 5
+
+
+def narrower(passages: int, numbers: Sequence[int], brings: bool, rules: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema that a model run here is held to: the last exchange ends with the last passage, pictures only where
+    the user is to bring one. (That the others rise is left to the check.)"""
+    longest = CHARACTERS_PER_WORD * int(rules["max_request_words"])
+    request = {"type": "string", "minLength": 8, "maxLength": longest, "pattern": WHOLE}
+    none = {"const": []}
+    one = {"type": "array", "items": {"enum": list(numbers)}, "minItems": 1, "maxItems": 1}
+
+    def exchange(last: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
+        fields = {"request": request, "last_passage": last, "request_images": images}
+        return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+    counts = []
+    for count in range(1, min(int(rules["max_exchanges"]), passages) + 1):
+        for bringing in range(count) if brings else [None]:
+            exchanges = [
+                exchange(
+                    {"const": passages}
+                    if k == count - 1
+                    else {"type": "integer", "minimum": k + 1, "maximum": passages - 1},
+                    one if k == bringing else none,
+                )
+                for k in range(count)
+            ]
+            counts.append(
+                {"type": "array", "prefixItems": exchanges, "items": False, "minItems": count, "maxItems": count}
+            )
+    fields = {"exchanges": {"anyOf": counts}}
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
 @dataclass(frozen=True)
@@ -83,7 +118,8 @@ def converse(
     tokens = 128 + int(rules["max_exchanges"]) * (4 * int(rules["max_request_words"]) + 48)
     exchanges = []
     first = 0
-    for entry in writer.ask(asked, SCHEMA, tokens, check=check).value["exchanges"]:
+    held = narrower(len(draft.passages), list(numbers), brings, rules)
+    for entry in writer.ask(asked, SCHEMA, tokens, check=check, narrower=held).value["exchanges"]:
         pictures = tuple(numbers[number] for number in entry["request_images"])
         exchanges.append(Exchange(" ".join(entry["request"].split()), pictures, first, entry["last_passage"]))
         first = entry["last_passage"]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from duogen_core.data.dialogues.rules import check_clean, prompt
-from duogen_core.data.llm.messages import messages
 from duogen_core.data.text import remove_personal
 from duogen_core.document import Picture
+from duogen_core.llm.messages import messages
 
 KINDS = ("photo", "screenshot", "document", "drawing")
 MOST_CAPTION, MOST_TEXT = 600, 2000

@@ -20,14 +20,14 @@ from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.placement import RULE, Placement, clue_of, copies, place, place_by_model
 from duogen_core.data.dialogues.rewrite import rewrite
 from duogen_core.data.dialogues.rules import RefusedAnswer, Values, prompts_digest
-from duogen_core.data.llm.answers import Answer, AnswerError
-from duogen_core.data.llm.client import Client, Endpoint
-from duogen_core.data.net.client import EndpointError
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.shards import photos_as_jpeg
 from duogen_core.data.sources import Bad, Source, open_source
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError, is_system_failure, system_failure
+from duogen_core.llm.answers import Answer, AnswerError
+from duogen_core.llm.client import Client, Endpoint
+from duogen_core.net.client import EndpointError
 
 PLACERS = ("words", "model", "none")
 NOBODY = "http://localhost/no-model"  # stands where an endpoint's address is asked for; nothing is sent there
@@ -95,7 +95,13 @@ class DialogueEngine(Engine):
 
     @cached_property
     def models(self) -> tuple[Client, Client]:
-        return self.connect()
+        writer, describer = self.connect()
+        if self.preset["describe"]["ask"] and not describer.sees:
+            raise DuoGenError(
+                f"The model {describer.endpoint.model} cannot look at images; name one that can for describing them "
+                "(--describer-base-url, --describer-model), or leave that step out (--set describe.ask=false)."
+            )
+        return writer, describer
 
     @cached_property
     def source(self) -> Source:

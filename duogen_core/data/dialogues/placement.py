@@ -28,10 +28,10 @@ from typing import Any
 
 from duogen_core.data.dialogues.draft import Draft
 from duogen_core.data.dialogues.rules import RefusedAnswer, prompt
-from duogen_core.data.llm.messages import messages
 from duogen_core.data.pictures.duplicates import Fingerprint, are_same, fingerprints_of
 from duogen_core.data.text import words_of
 from duogen_core.document import Picture
+from duogen_core.llm.messages import messages
 
 NUMBERED = re.compile(r"^\s*(?:figure|fig\.?|table|image|picture|screenshot)\s*[\d.-]+[.:]?\s*", re.IGNORECASE)
 SENTENCE = re.compile(r"(?<=[.!?])\s")
@@ -224,7 +224,8 @@ def place_by_model(draft: Draft, clues: Sequence[Clue], rules: Mapping[str, Any]
 
     data = {"passages": _numbered(draft.passages), "images": _described(clues)}
     asked = messages(prompt("place"), data)
-    value = writer.ask(asked, schema(len(clues), len(draft.passages)), 64 + 24 * len(clues), check=check).value
+    whole, held = schema(len(clues), len(draft.passages)), narrower(len(clues), len(draft.passages))
+    value = writer.ask(asked, whole, 64 + 24 * len(clues), check=check, narrower=held).value
     places = tuple(entry["passage"] for entry in sorted(value["places"], key=lambda entry: entry["image"]))
     return Placement(places, (0.0,) * len(places), False, list(places) == sorted(places))
 
@@ -237,6 +238,15 @@ def schema(pictures: int, passages: int) -> dict[str, Any]:
     entry = {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
     places = {"type": "array", "items": entry, "minItems": pictures, "maxItems": pictures}
     return {"type": "object", "properties": {"places": places}, "required": ["places"], "additionalProperties": False}
+
+
+def narrower(pictures: int, passages: int) -> dict[str, Any]:
+    """The schema that a model run here is held to: every image once, in the order of their numbers."""
+    value = schema(pictures, passages)
+    entry = value["properties"]["places"].pop("items")
+    entries = [entry | {"properties": {**entry["properties"], "image": {"const": k + 1}}} for k in range(pictures)]
+    value["properties"]["places"] |= {"prefixItems": entries, "items": False}
+    return value
 
 
 def _numbered(passages: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ for again, and refuses the page in the end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 from duogen_core.data.dialogues import rules as rule
 from duogen_core.data.dialogues.draft import Draft, join, paragraphs
 from duogen_core.data.dialogues.rules import Values, prompt
-from duogen_core.data.llm.messages import messages
 from duogen_core.document import Picture
+from duogen_core.llm.messages import messages
 
 TOKENS_PER_WORD, TOKENS_PER_PICTURE = 3, 16
+FOOTNOTE = re.compile(r"(?<![\w\]])\[\d+\]")  # but not a[0]
+ROOM = 30  # characters more than the rules allow of a stretch of text, which may be a heading alone
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -39,6 +42,32 @@ SCHEMA = {
     "required": ["passages"],
     "additionalProperties": False,
 }
+
+
+def narrower(draft: Draft, first: int, last: int, inside: Sequence[int], rules: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema that a model run here is held to: a passage for each stretch of text between pictures, as long as the
+    rules allow, each with its own pictures. So it cannot lose, repeat or reorder them, nor write without end."""
+    numbers = dict(enumerate(inside, 1))
+    ends = sorted({draft.places[index] for index in inside if draft.places[index] > first} | {last})
+    passages, start = [], first
+    for end in ends:
+        text = join(draft.passages[start:end])
+        low, high = rules["min_length"] * len(text) + 1, rules["max_length"] * len(text) + ROOM
+        # Pictures before all text, at the top of the page, come after its first stretch.
+        shown = [number for number, index in numbers.items() if start < draft.places[index] <= end or start == first]
+        shown = [number for number in shown if draft.places[numbers[number]] <= end]
+        written = {"type": "string", "minLength": int(low), "maxLength": int(high)}
+        if "[" not in FOOTNOTE.sub("", text):  # small models copy marks of the prompt: "[image 3: …]"
+            # As one pattern: beside a length, each with states of its own, masks would cost hundred times as much.
+            written = {"type": "string", "pattern": f"^[^\\[]{{{int(low)},{int(high)}}}$"}
+        fields = {"text": written, "images": {"const": shown}}
+        passages.append(
+            {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+        )
+        start = end
+    whole = {"type": "array", "prefixItems": passages, "items": False, "minItems": len(passages)}
+    fields = {"passages": whole | {"maxItems": len(passages)}}
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
 
 
 def rewrite(draft: Draft, rules: Mapping[str, Any], writer: Any, values: Values) -> Draft:
@@ -94,7 +123,8 @@ def _piece(
 
     shown = _with_marks(draft, first, last, inside)
     tokens = 256 + TOKENS_PER_WORD * len(source.split()) + TOKENS_PER_PICTURE * len(inside)
-    value = writer.ask(messages(prompt("rewrite"), {"guide": shown}), SCHEMA, tokens, check=check).value
+    asked, held = messages(prompt("rewrite"), {"guide": shown}), narrower(draft, first, last, inside, rules)
+    value = writer.ask(asked, SCHEMA, tokens, check=check, narrower=held).value
     return [
         (passage["text"].strip(), [numbers[number] for number in passage["images"]]) for passage in value["passages"]
     ]

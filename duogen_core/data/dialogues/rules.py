@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.llm.answers import AnswerError
-from duogen_core.data.llm.messages import PROMPTS, TEMPLATE_MARKS, load_prompt
 from duogen_core.data.runs import Refused
 from duogen_core.data.text import remove_personal, words_of
+from duogen_core.llm.answers import AnswerError
+from duogen_core.llm.messages import PROMPTS, TEMPLATE_MARKS, load_prompt
 from duogen_core.mllm.prompted import OPENING
 
 FOLDER = Path(__file__).with_name("prompts")

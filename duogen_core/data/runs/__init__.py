@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from duogen_core.data.llm.client import Client
     from duogen_core.document import Document, Picture
+    from duogen_core.llm.client import Client
 
 
 class Refused(Exception):

@@ -41,6 +41,8 @@ Result = TypeVar("Result")
 VERSION = 1  # of every run.json
 _BEGIN_ANEW = "choose another --out, or remove the folder"
 FOLDERS = ("shards", "logs", "times")
+# whose kind is not the name of a command of `data`
+_COMMANDS = {"benchmark": "evaluate run", "judging": "evaluate judge", "comparing": "evaluate compare"}
 BEFORE = ("index", "fetched", "inputs.jsonl", "plan.jsonl", "answers.jsonl")  # what may be there before run.json is
 
 
@@ -170,7 +172,7 @@ def write_run(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
 def read_run(folder: Path, kind: str, use: Callable[[dict[str, Any]], Result]) -> Result:
     """What `use` makes of run.json: a field that it lacks, or that is of another kind, is the file's fault."""
     if not (folder / "run.json").exists():
-        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `data {_command(kind)}` made.")
+        raise DuoGenError(f"{folder} holds no run.json; expected a folder that `{_command(kind)}` made.")
     value = read_json(folder / "run.json", limit=MAX_RUN_BYTES)
     try:
         if value["format"] != f"duogen-{kind}-run" or value["version"] != VERSION:
@@ -180,12 +182,12 @@ def read_run(folder: Path, kind: str, use: Callable[[dict[str, Any]], Result]) -
         raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DuoGenError(
-            f"{folder / 'run.json'} cannot be read ({error}); was it made by `data {_command(kind)}`?"
+            f"{folder / 'run.json'} cannot be read ({error}); was it made by `{_command(kind)}`?"
         ) from None
 
 
 def _command(kind: str) -> str:
-    return kind.replace("-", " ")
+    return _COMMANDS.get(kind) or "data " + kind.replace("-", " ")
 
 
 # ------------------------------------------------------------ files that a run reads
@@ -232,6 +234,32 @@ class FileDigests:
     def save(self) -> None:
         if self.used != self.known:
             write_atomically(self.cache, json.dumps(self.used).encode())
+
+
+PIECES, PIECE = 64, 16 * 2**10  # of a file of weights, evenly spread: other training changes nearly all of it
+WEIGHTS = (".safetensors", ".gguf", ".json")
+
+
+def weights_digest(*places: Path) -> str:
+    """A digest of models' files (folders, or single ones) that does not read gigabytes: names, sizes and pieces."""
+    total = hashlib.sha256()
+    for place in places:
+        # Links as well: Hugging Face's cache has nothing else.
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for file in files:
+            if file.suffix not in WEIGHTS or not file.is_file():
+                continue
+            name = file.relative_to(place).as_posix() if file != place else file.suffix
+            try:
+                with file.open("rb") as stream:
+                    size = os.fstat(stream.fileno()).st_size
+                    total.update(f"{name} {size}\n".encode("utf-8", "surrogateescape"))
+                    for number in range(PIECES):
+                        stream.seek(max(size - PIECE, 0) * number // (PIECES - 1))
+                        total.update(stream.read(PIECE))
+            except OSError as error:
+                raise DuoGenError(f"{file} cannot be read ({error.strerror}); check the model's files.") from None
+    return total.hexdigest()[:32]
 
 
 def names_below(folder: Path, endings: tuple[str, ...], inside: str = "") -> Iterator[str]:

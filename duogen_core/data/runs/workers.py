@@ -25,7 +25,7 @@ from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.processes import in_processes
 
 if TYPE_CHECKING:
-    from duogen_core.data.llm.client import Client
+    from duogen_core.llm.client import Client
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 AHEAD = 4  # inputs for each thread that are begun before their turn

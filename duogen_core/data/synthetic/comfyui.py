@@ -19,8 +19,8 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from duogen_core.data.net.client import EndpointError, Limits, Reply, ask_server, check_address
 from duogen_core.data.synthetic.painter import PainterError
+from duogen_core.net.client import EndpointError, Limits, Reply, ask_server, check_address
 
 WHO = "The ComfyUI server"
 LIMITS = Limits(connect=10, read=60, total=180, max_bytes=64 * 2**20)

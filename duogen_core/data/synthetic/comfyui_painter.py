@@ -4,9 +4,10 @@
 
 A Workflow is one of ComfyUI's (API format: Workflow > Export (API)) with places in the text of any input: ${prompt},
 ${seed}, ${width}, ${height}; ${first}, the answer's first picture; ${earlier_1}, the picture just before, ${earlier_2},
-the one before that, … An input that is nothing but a place gets the value itself (a number for ${seed}); pictures are
-names of uploaded files, for LoadImage nodes. Where no ${seed} stands, inputs called seed or noise_seed that hold a
-number get it. Values are put into the parsed JSON, once: whatever a prompt says, it stays the text of that one input.
+the one before that, …; ${seen_1}, ${seen_2}, …: the pictures that a plan wants seen, which its prompts call image 1,
+image 2, … An input that is nothing but a place gets the value itself (a number for ${seed}); pictures are names of
+uploaded files, for LoadImage nodes. Where no ${seed} stands, inputs called seed or noise_seed that hold a number get
+it. Values are put into the parsed JSON, once: whatever a prompt says, it stays the text of that one input.
 
 Several workflows may be given: of those that look at no more earlier pictures than there are, the one that looks at
 most draws. One that looks at none has to be among them, for the first picture. Pictures come back as bytes of unknown
@@ -29,10 +30,12 @@ import numpy as np
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.synthetic.comfyui import Server
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
-from duogen_core.document import Picture
+from duogen_core.document import Document, Picture
+from duogen_core.document.pending import looked_at, planned_size
 from duogen_core.document.picture_file import FORMATS
-from duogen_core.errors import DuoGenError
+from duogen_core.errors import Cancelled, DuoGenError
 from duogen_core.files import read_json
+from duogen_core.picture_sampling import picture_prompt
 
 PLACE = re.compile(r"\$\{([a-z]+(?:_[1-9])?)\}")
 SEEDS = ("seed", "noise_seed")
@@ -54,8 +57,15 @@ class Workflow:
     @property
     def pictures(self) -> int:
         """How many earlier pictures it looks at, at the least."""
-        numbers = [int(place.rpartition("_")[2]) for place in self.places if place.startswith("earlier_")]
-        return max([*numbers, 1 if "first" in self.places else 0])
+        return max(self._most("earlier_"), 1 if "first" in self.places else 0)
+
+    @property
+    def seen(self) -> int:
+        """How many of the pictures that a plan wants seen it looks at."""
+        return self._most("seen_")
+
+    def _most(self, kind: str) -> int:
+        return max((int(place.rpartition("_")[2]) for place in self.places if place.startswith(kind)), default=0)
 
     @property
     def models(self) -> frozenset[str]:
@@ -100,10 +110,10 @@ def load_workflow(file: Path) -> Workflow:
 
 def _check(workflow: Workflow) -> None:
     for place in sorted(workflow.places):
-        if place not in PLAIN and not place.startswith("earlier_"):
+        if place not in PLAIN and not place.startswith(("earlier_", "seen_")):
             raise DuoGenError(
-                f"The workflow {workflow.name} has the placeholder ${{{place}}}; known are {', '.join(PLAIN)} and "
-                "earlier_1 to earlier_9."
+                f"The workflow {workflow.name} has the placeholder ${{{place}}}; known are {', '.join(PLAIN)}, "
+                "earlier_1 to earlier_9 and seen_1 to seen_9."
             )
     if "prompt" not in workflow.places:
         raise DuoGenError(
@@ -160,7 +170,7 @@ class ComfyPainter(Painter):
         from duogen_core.data.pictures.decoding import Decoder
 
         self.server, self.size = server, size
-        self.workflows = sorted(workflows, key=lambda each: each.pictures)
+        self.workflows = sorted(workflows, key=lambda each: (each.pictures + each.seen, each.seen))
         _check_together(self.workflows, size)
         self.caps = preset.picture
         side = self.caps["max_side"]
@@ -178,7 +188,9 @@ class ComfyPainter(Painter):
         }
 
     def paint(self, wanted: Wanted) -> np.ndarray:
-        workflow = [each for each in self.workflows if each.pictures <= len(wanted.earlier)][-1]
+        seen = wanted.looked_at
+        known = (each for each in self.workflows if each.pictures <= len(wanted.earlier) and each.seen <= len(seen))
+        workflow = list(known)[-1]
         outputs = self.server.run(workflow.filled(self._values(wanted, workflow.places)))
         return self._decoded(self.server.view(_picture_of(outputs, workflow)), workflow)
 
@@ -187,10 +199,11 @@ class ComfyPainter(Painter):
 
     def _values(self, wanted: Wanted, places: frozenset[str]) -> dict[str, Any]:
         values: dict[str, Any] = {"prompt": wanted.prompt, "seed": wanted.seed}
-        if self.size:
-            values |= {"width": self.size[0], "height": self.size[1]}
+        if size := wanted.size or self.size:
+            values |= {"width": size[0], "height": size[1]}
         named = {"first": wanted.earlier[:1]}
         named |= {f"earlier_{back}": wanted.earlier[-back:][:1] for back in range(1, len(wanted.earlier) + 1)}
+        named |= {f"seen_{number}": [picture] for number, picture in enumerate(wanted.looked_at, 1)}
         for place, pictures in named.items():
             if place in places:
                 values[place] = self._uploaded(pictures[0])
@@ -213,11 +226,60 @@ class ComfyPainter(Painter):
         )
 
 
+class WorkflowPainter:
+    """A ComfyPainter that draws the pictures of a growing answer, as `pipeline.Painter` says."""
+
+    def __init__(self, painter: ComfyPainter) -> None:
+        self.painter = painter
+        self.name = ", ".join(sorted(each.name for each in painter.workflows))
+
+    @property
+    def most_seen(self) -> int:
+        """How many earlier pictures the prompts of a plan may speak of."""
+        return max(max(each.seen, each.pictures) for each in self.painter.workflows)
+
+    def draw(
+        self,
+        document: Document,
+        seed: int,
+        on_step: Callable[..., None],
+        cancelled: Callable[[], bool] | None,
+        due: Picture | None,
+    ) -> np.ndarray:
+        """One prompt of the server, in which no step is seen; it is taken back within a second of a cancel."""
+        request = next((turn.text for turn in reversed(document.turns) if turn.role == "user"), "")
+        wanted = Wanted(
+            request,
+            picture_prompt(document),
+            seed % 2**53,  # JSON numbers of servers and browsers are exact up to there
+            document.pictures,
+            looked_at(document, due),
+            planned_size(due),
+        )
+        server, sleep = self.painter.server, self.painter.server.sleep
+
+        def wait(seconds: float) -> None:
+            while seconds > 0:
+                if cancelled is not None and cancelled():
+                    raise Cancelled("The image was stopped.")
+                sleep(min(seconds, 0.5))
+                seconds -= 0.5
+
+        server.sleep = wait
+        try:
+            return self.painter.paint(wanted)
+        finally:
+            server.sleep = sleep
+
+    def clear(self) -> None:
+        """Nothing is cached but the names of uploaded files."""
+
+
 def _check_together(workflows: Sequence[Workflow], size: tuple[int, int] | None) -> None:
-    if not workflows or workflows[0].pictures:
+    if not workflows or workflows[0].pictures or workflows[0].seen:
         raise DuoGenError(
-            "The first image of an answer has no earlier one; give one more --workflow, without ${first} and "
-            "${earlier_1}."
+            "The first image of an answer has no earlier one; give one more --workflow, without ${first}, "
+            "${earlier_1} and ${seen_1}."
         )
     for workflow in workflows:
         if size is None and workflow.places & {"width", "height"}:
@@ -225,10 +287,10 @@ def _check_together(workflows: Sequence[Workflow], size: tuple[int, int] | None)
                 f"The workflow {workflow.name} has ${{width}} or ${{height}}; give --size, such as 1024x768."
             )
     for one, other in itertools.pairwise(workflows):
-        if one.pictures == other.pictures:
+        if (one.pictures, one.seen) == (other.pictures, other.seen):
             raise DuoGenError(
                 f"The workflows {one.name} and {other.name} look at the same number of earlier images "
-                f"({one.pictures}); leave one out."
+                f"({one.pictures + one.seen}); leave one out."
             )
 
 

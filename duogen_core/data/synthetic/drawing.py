@@ -32,11 +32,11 @@ from duogen_core.document import Document, Part, Picture, Text, Turn
 from duogen_core.document.picture_file import decode_picture, encode_png, read_picture_bytes
 from duogen_core.errors import DuoGenError
 from duogen_core.files import write_atomically
-from duogen_core.pipeline import picture_seed
+from duogen_core.picture_sampling import picture_seed
 
 if TYPE_CHECKING:
     from duogen_core.checkpoint import Components
-    from duogen_core.pipeline import Settings
+    from duogen_core.settings import Settings
 
 
 class SyntheticEngine(Engine):

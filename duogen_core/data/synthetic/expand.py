@@ -28,9 +28,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
 
-from duogen_core.data.llm.answers import AnswerError
-from duogen_core.data.llm.client import Client
-from duogen_core.data.llm.messages import TEMPLATE_MARKS, Message
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.runs.run import outcomes
@@ -46,6 +43,9 @@ from duogen_core.data.synthetic.requests import (
 )
 from duogen_core.data.text import NearIndex, Subjects
 from duogen_core.files import write_atomically
+from duogen_core.llm.answers import AnswerError
+from duogen_core.llm.client import Client
+from duogen_core.llm.messages import TEMPLATE_MARKS, Message
 
 LINK = re.compile(r"https?://|www\.|\w+@\w+\.\w|\]\(", re.IGNORECASE)
 MARKUP = re.compile(r"</?\w+[^<>]*>|```|\$\{|[{}]")

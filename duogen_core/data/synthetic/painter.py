@@ -23,7 +23,10 @@ from duogen_core.errors import Cancelled, DuoGenError
 
 if TYPE_CHECKING:
     from duogen_core.checkpoint import Components
-    from duogen_core.pipeline import Settings
+    from duogen_core.settings import Settings
+
+
+MOST_SEEN = 3
 
 
 class PainterError(DuoGenError):
@@ -36,12 +39,22 @@ class PainterError(DuoGenError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A picture that is due. earlier: the answer's pictures before it; each has its prompt in meta["prompt"]."""
+    """A picture that is due. earlier: the answer's pictures before it; each has its prompt in meta["prompt"].
+
+    seen: the pictures that a plan wants the painter to look at. size: (width, height) that a plan asks for.
+    """
 
     request: str
     prompt: str
     seed: int
     earlier: Sequence[Picture] = ()
+    seen: Sequence[Picture] | None = None
+    size: tuple[int, int] | None = None
+
+    @property
+    def looked_at(self) -> Sequence[Picture]:
+        """What a plan wants seen; where there is no plan, the last MOST_SEEN."""
+        return self.earlier[-MOST_SEEN:] if self.seen is None else self.seen
 
 
 class Painter(ABC):
@@ -98,7 +111,7 @@ class ConversationPainter(CorePainter):
     def _paint(self, wanted: Wanted, settings: Settings) -> np.ndarray:
         import torch
 
-        from duogen_core.pipeline import PictureSampler
+        from duogen_core.picture_sampling import PictureSampler
 
         document = Document().begin_turn("user", [Text(wanted.request)]).begin_turn("assistant")
         for picture in wanted.earlier:

@@ -31,10 +31,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from duogen_core.data.llm.answers import AnswerError
-from duogen_core.data.llm.client import Client
-from duogen_core.data.llm.messages import TEMPLATE_MARKS
-from duogen_core.data.net.client import EndpointError
 from duogen_core.data.runs import Engine, Outcome
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.runs.run import outcomes
@@ -43,6 +39,10 @@ from duogen_core.data.synthetic.expand import LINK, ORDER
 from duogen_core.data.synthetic.requests import KEPT, Asking, Request, Verdict, request_from
 from duogen_core.data.text import NearIndex, Subjects, word_pairs
 from duogen_core.errors import DuoGenError
+from duogen_core.llm.answers import AnswerError
+from duogen_core.llm.client import Client
+from duogen_core.llm.messages import TEMPLATE_MARKS
+from duogen_core.net.client import EndpointError
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from string import Template
 from typing import Any
 
 from duogen_core.config_text import ConfigTextError, read_yaml
-from duogen_core.data.llm.messages import Message, load_prompt, messages
 from duogen_core.data.text import word_pairs
 from duogen_core.errors import DuoGenError
+from duogen_core.llm.messages import Message, load_prompt, messages
 
 FOLDER = Path(__file__).with_name("taxonomy")
 SEED_LENGTH = (30, 400)  # characters
@@ -137,7 +137,7 @@ class Asking:
         asking = Asking("answer.txt");  asking.messages({"least": "2"}, {"request": text});  asking.digest
 
     Names of the taxonomy and numbers of the preset are the user's own and stand in the text as they are. Everything
-    that a language model or a page may have written is delimited data (`duogen_core.data.llm.messages`).
+    that a language model or a page may have written is delimited data (`duogen_core.llm.messages`).
     """
 
     def __init__(self, name: str) -> None:

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.net.client import HttpClient
 from duogen_core.data.pictures import classing
 from duogen_core.data.pictures.decoding import Decoder
 from duogen_core.data.pictures.duplicates import are_same
@@ -32,6 +31,7 @@ from duogen_core.data.web.walker import TooMuch, walk
 from duogen_core.data.web.warc import Warc, log_damage
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError, is_system_failure, system_failure
+from duogen_core.net.client import HttpClient
 
 
 @dataclass

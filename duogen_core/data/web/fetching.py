@@ -20,10 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duogen_core.data.net.archive import Archive
-from duogen_core.data.net.client import HttpClient
-from duogen_core.data.net.crawl import Fetched, Fetcher, crawl
-from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.web import pictures
@@ -34,6 +30,10 @@ from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
 from duogen_core.errors import DuoGenError, is_system_failure, system_failure
 from duogen_core.files import read_json, write_atomically
+from duogen_core.net.archive import Archive
+from duogen_core.net.client import HttpClient
+from duogen_core.net.crawl import Fetched, Fetcher, crawl
+from duogen_core.net.links import absolute, refusal
 
 LISTS = (".txt", ".urls")
 MAX_UNREACHABLE = 0.1  # of the addresses: the share that may be left without an answer

@@ -28,13 +28,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from duogen_core.data.net.links import absolute, refusal, scheme_of
 from duogen_core.data.runs.folder import FileDigests, names_below
 from duogen_core.data.web.encodings import decode_page
 from duogen_core.data.web.page import HTML, PAGES, Found, Input, Page, Walk, embedded
 from duogen_core.data.web.walker import walk
 from duogen_core.data.web.warc import Warc
 from duogen_core.errors import DuoGenError, is_system_failure
+from duogen_core.net.links import absolute, refusal, scheme_of
 
 WARCS = (".warc", ".warc.gz")
 SAVED_FROM = re.compile(rb"saved from url=\(\d{4}\)(https?://[^\s<>\"]+)")

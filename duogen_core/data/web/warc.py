@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from duogen_core.data.net.archive import ROBOTS_HEADER
-from duogen_core.data.net.links import absolute, refusal, scheme_of
 from duogen_core.data.runs.folder import FileDigests
 from duogen_core.data.web.encodings import check_packages, decoded
 from duogen_core.data.web.page import HTML, Found, Input, Page, Walk, embedded
 from duogen_core.errors import DuoGenError, MissingPackage, is_system_failure
 from duogen_core.files import atomic_path, write_atomically
+from duogen_core.net.archive import ROBOTS_HEADER
+from duogen_core.net.links import absolute, refusal, scheme_of
 
 REDIRECTS = ("301", "302", "303", "307", "308")
 HOPS = 5

@@ -22,7 +22,7 @@ import torch
 
 from duogen_core.checkpoint import Components, load_checkpoint
 from duogen_core.errors import MissingPackage
-from duogen_core.pipeline import Settings
+from duogen_core.settings import Settings
 from duogen_core.sketchbook.ablation import measuring
 from duogen_core.sketchbook.ablation.results import answer_to, markdown, over_seeds, plot
 from duogen_core.sketchbook.ablation.trainings import (

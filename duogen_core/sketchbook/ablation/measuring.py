@@ -22,8 +22,10 @@ import torch
 from duogen_core.checkpoint import Components
 from duogen_core.document import Document, Picture
 from duogen_core.mllm.base import Mllm
-from duogen_core.pipeline import PictureSampler, Settings, generate, with_text
+from duogen_core.picture_sampling import PictureSampler
+from duogen_core.pipeline import generate, with_text
 from duogen_core.sampling import initial_noise
+from duogen_core.settings import Settings
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.sketchbook.scene import COLOURS, PALETTE_RGB
 from duogen_core.sketchbook.scores import score, score_pictures

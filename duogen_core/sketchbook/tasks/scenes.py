@@ -102,6 +102,13 @@ EDIT_REQUESTS = {
     "move": ("Move {} {}.", "Please move {} {}.", "Shift {} {}.", "Can you move {} {}?"),
     "background": ("Make the background {}.", "Change the background to {}.", "Paint the background {}."),
 }
+DONE = {  # the assistant's answer: the shape in its words (as it was, but for "add"), then what it has become
+    "recolour": "Done: the {} is now {}.",
+    "remove": "Done: the {} is gone.",
+    "add": "Done: there is now a {}.",
+    "move": "Done: the {} is now {}.",
+    "background": "Done: the background is now {}.",
+}
 Edit = tuple[Scene, str, str]  # the scene after it, the request, the answer
 
 
@@ -111,13 +118,13 @@ def recolour(rng: Random, scene: Scene) -> Edit:
     colour = rng.choice([c for c in COLOURS if c not in taken and allowed(c, shape.kind)])
     after = scene.remove(shape).add(replace(shape, colour=colour))
     text = rng.choice(EDIT_REQUESTS["recolour"]).format(reference(rng, scene, shape), user_colour(rng, colour))
-    return after, text, f"Done: the {shape_words(shape)} is now {colour}."
+    return after, text, DONE["recolour"].format(shape_words(shape), colour)
 
 
 def remove(rng: Random, scene: Scene) -> Edit:
     shape = rng.choice(scene.shapes)
     text = rng.choice(EDIT_REQUESTS["remove"]).format(reference(rng, scene, shape))
-    return scene.remove(shape), text, f"Done: the {shape_words(shape)} is gone."
+    return scene.remove(shape), text, DONE["remove"].format(shape_words(shape))
 
 
 def add(rng: Random, scene: Scene) -> Edit:
@@ -127,21 +134,21 @@ def add(rng: Random, scene: Scene) -> Edit:
         words = words[1:]
     wanted = f"{article(words[0])} {' '.join(words)} {user_place(rng, shape.cell)}"
     text = rng.choice(EDIT_REQUESTS["add"]).format(wanted)
-    return scene.add(shape), text, f"Done: there is now {a_shape(shape)}."
+    return scene.add(shape), text, DONE["add"].format(shape_words(shape))
 
 
 def move(rng: Random, scene: Scene) -> Edit:
     shape = rng.choice(scene.shapes)
     moved = replace(shape, cell=rng.choice(scene.free_cells))
     text = rng.choice(EDIT_REQUESTS["move"]).format(reference(rng, scene, shape), user_cell(rng, moved.cell))
-    return scene.remove(shape).add(moved), text, f"Done: the {shape_words(shape)} is now {PLACES[moved.cell]}."
+    return scene.remove(shape).add(moved), text, DONE["move"].format(shape_words(shape), PLACES[moved.cell])
 
 
 def background(rng: Random, scene: Scene) -> Edit:
     taken = {scene.background, *(shape.colour for shape in scene.shapes)}
     colour = rng.choice([c for c in COLOURS if c not in taken])
     text = rng.choice(EDIT_REQUESTS["background"]).format(user_colour(rng, colour))
-    return replace(scene, background=colour), text, f"Done: the background is now {colour}."
+    return replace(scene, background=colour), text, DONE["background"].format(colour)
 
 
 EDITS = {"recolour": recolour, "remove": remove, "add": add, "move": move, "background": background}

@@ -44,6 +44,7 @@ def renderer(request: pytest.FixtureRequest) -> str:
 def tab(chromium: Any, server: Server, renderer: str, tmp_path_factory: pytest.TempPathFactory):
     """The front end, started once for each renderer: starting takes longer than any of the tests."""
     settings = {"Comfy.VueNodes.Enabled": renderer == "nodes2", "Comfy.TutorialCompleted": True, "Comfy.Locale": "en"}
+    settings["Comfy.OnboardingCoachmarks.Seen"] = ["appMode", "firstRun"]  # ComfyUI's own tours
     server.post("/settings", settings)
     context = chromium.new_context(viewport={"width": 1500, "height": 1000})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -59,4 +60,4 @@ def frontend(tab: Frontend, renderer: str, request: pytest.FixtureRequest):
     yield tab
     tab.hold("")
     tab.page.screenshot(path=tab.folder / f"{Path(request.node.name).name}.png")
-    assert not tab.complaints, tab.complaints
+    assert not tab.complaints, "\n".join(tab.complaints)

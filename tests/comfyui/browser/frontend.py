@@ -6,6 +6,7 @@ In: a Playwright page and the running server. Out: `Frontend`, with what the tes
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class Frontend:
 
     def clear(self) -> None:
         self.complaints.clear()
+        self.page.evaluate("() => app.extensionManager.setting.set('Comfy.RightSidePanel.IsOpen', false)")
         self.load(EMPTY)
 
     def load(self, workflow: dict[str, Any]) -> None:
@@ -102,17 +104,21 @@ class Frontend:
         """The run waits where it says this on its node, until this is called again or the run is cancelled."""
         self.server.post("/duogen_test/hold", {"text": text})
 
-    def run(self) -> dict[str, Any]:
-        """Queue the workflow and wait until the page knows of its end; returns the job as the server keeps it."""
+    def run(self, start: Callable[[], None] | None = None) -> dict[str, Any]:
+        """Queue the workflow, or do what queues it, and wait until the page knows of its end; returns the job as the
+        server keeps it."""
         before = set(self.server.get("/history"))
         self.page.evaluate(
             """() => {
                 window.ended = [];
                 for (const kind of ["execution_success", "execution_error", "execution_interrupted"])
                     app.api.addEventListener(kind, ({detail}) => ended.push(detail.prompt_id));
-                app.queuePrompt(0, 1);
             }"""
         )
+        if start is None:
+            self.page.evaluate("() => void app.queuePrompt(0, 1)")
+        else:
+            start()
         for _ in range(SECONDS * 5):
             new = [key for key in self.server.get("/history") if key not in before]
             if new:
@@ -125,7 +131,8 @@ class Frontend:
         """The viewer of this node, wherever the renderer has put it."""
         self.page.evaluate(
             """(id) => {
-                const widget = app.graph.getNodeById(id).widgets.find((widget) => widget.name === "answer");
+                const node = (app.canvas.graph ?? app.graph).getNodeById(id); // of the subgraph that is open
+                const widget = node.widgets.find((widget) => widget.name === "answer");
                 widget.element.dataset.testNode = id;
             }""",
             node,

@@ -19,7 +19,7 @@ TYPES = {".html": "text/html", ".pdf": "application/pdf", ".zip": "application/z
 
 @pytest.fixture(scope="module")
 def workflow() -> dict[str, Any]:
-    return workflow_file(PACK / "workflows" / "illustrated_guide.json")
+    return workflow_file(PACK / "workflows" / "01 Illustrated guide.json")
 
 
 def save(server: Server, checkpoint: Path, extra: dict[str, Any], prefix: str) -> dict[str, Path]:

@@ -38,8 +38,21 @@ def older(workflow: dict[str, Any], frontend: Frontend) -> dict[str, Any]:
     return workflow
 
 
+def split_document() -> dict[str, Any]:
+    """The node of another template, without its links."""
+    nodes = workflow_file(PACK / "workflows" / "05 Draft then answer.json")["nodes"]
+    (split,) = [node for node in nodes if node["type"] == "DuoGenFormat"]
+    for socket in split["inputs"]:
+        socket["link"] = None
+    for socket in split["outputs"]:
+        socket["links"] = []
+    return split | {"id": 99}
+
+
 def test_an_older_workflow_opens_and_runs(frontend: Frontend, random_model: Path, renderer: str):
-    workflow = older(workflow_file(PACK / "workflows" / "illustrated_guide.json"), frontend)
+    workflow = workflow_file(PACK / "workflows" / "01 Illustrated guide.json")
+    workflow["nodes"].append(split_document())
+    workflow = older(workflow, frontend)
     frontend.load(workflow)
     ids = {node["type"]: node["id"] for node in workflow["nodes"]}
     seed = {"canvas": 71, "nodes2": 72}[renderer]

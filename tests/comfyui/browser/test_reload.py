@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .frontend import SECONDS, Frontend
+from .frontend import EMPTY, SECONDS, Frontend
 
 FIRST, NEXT = "First a wall.", "Now the roof"
 REQUEST = "Reload me."
@@ -103,3 +103,44 @@ def test_the_run_ends_while_the_page_is_away(frontend: Frontend, random_model: P
     frontend.open()
     wait_for_answer(frontend)
     assert frontend.order(saver)[1:5] == [FIRST, "[picture]", NEXT, "[picture]"], "the request stands before them"
+
+
+def test_another_tab_in_front_while_it_runs(frontend: Frontend, random_model: Path, renderer: str):
+    """Back again, the finished image is there, and the rest of the run arrives."""
+    seed = {"canvas": 45, "nodes2": 46}[renderer]
+    build(frontend, random_model.name, seed, preview=True, steps=4)
+    frontend.hold("Image 2 of at most 2, step 1 of")
+    before = start(frontend)
+    wait_for_status(frontend, "Image 2 of at most 2, step 1 of")
+    frontend.load(EMPTY)
+    frontend.hold("Image 2 of at most 2, step 2 of")
+    frontend.page.wait_for_timeout(500)
+    assert frontend.page.locator(".duogen-viewer").count() == 0
+    frontend.page.locator(".workflow-tab").nth(-2).click()
+    frontend.page.wait_for_function("() => document.querySelectorAll('.duogen-answer img').length === 1")
+    frontend.hold("Image 2 of at most 2, step 3 of")
+    wait_for_status(frontend, "Image 2 of at most 2, step 3 of")
+    assert frontend.page.locator(".duogen-answer img").count() == 1, "the finished image is still there"
+    frontend.hold("")
+    wait_for_job(frontend, before)
+    wait_for_answer(frontend)
+
+
+def test_the_end_of_a_run_that_was_not_heard_of(frontend: Frontend, random_model: Path, renderer: str):
+    """The connection was gone: the answer comes from the history; a server that knows no such run has lost it."""
+    seed = {"canvas": 47, "nodes2": 48}[renderer]
+    _, shower = build(frontend, random_model.name, seed, preview=True, steps=2)
+    frontend.run()
+    wait_for_answer(frontend)
+    whole = frontend.order(shower)
+    idle = {"exec_info": {"queue_remaining": 0}}
+    drawing = {"prompt_id": "x", "node": str(shower), "display_node": str(shower), "phase": "drawing", "text": "Gone."}
+    frontend.send("duogen_progress", drawing)
+    assert frontend.order(shower) == [] and frontend.viewer(shower).get_by_text("Gone.").is_visible()
+    frontend.send("status", idle)
+    wait_for_answer(frontend)
+    assert frontend.order(shower) == whole and frontend.viewer(shower).get_by_text("Gone.").count() == 0
+    frontend.server.post("/history", {"clear": True})
+    frontend.send("duogen_progress", drawing)
+    frontend.send("status", idle)
+    wait_for_status(frontend, "The run failed; what was finished stays here.")

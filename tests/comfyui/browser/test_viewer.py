@@ -53,7 +53,7 @@ def shown(frontend: Frontend) -> int:
 
 def test_workflow_runs_and_shows_the_answer(frontend: Frontend, random_model: Path, renderer: str):
     """The template with random weights: text and pictures in order, a request that is hostile stays text."""
-    workflow = workflow_file(PACK / "workflows" / "illustrated_guide.json")
+    workflow = workflow_file(PACK / "workflows" / "01 Illustrated guide.json")
     frontend.load(workflow)
     ids = {node["type"]: node["id"] for node in workflow["nodes"]}
     frontend.set(ids["DuoGenLoadCheckpoint"], checkpoint=random_model.name)
@@ -90,6 +90,12 @@ def test_workflow_runs_and_shows_the_answer(frontend: Frontend, random_model: Pa
     assert "answer" not in widgets, "the answer is shown once"
 
 
+def progress(frontend: Frontend, node: int, *, phase: str = "writing", text: str, **data: Any) -> None:
+    """As if a node that this one put in had said how far it is."""
+    event = {"prompt_id": "p", "node": f"{node}.0.0.7", "display_node": str(node), "phase": phase, "text": text}
+    frontend.send("duogen_progress", {**event, **data})
+
+
 def test_hostile_document(frontend: Frontend):
     node = frontend.add("DuoGenPreview", (100, 100))
     frontend.look_at(node)
@@ -112,6 +118,21 @@ def test_hostile_document(frontend: Frontend):
     ]  # the picture that is not there
 
 
+def test_the_panel_of_parameters_leaves_the_viewer_as_wide_as_its_node(frontend: Frontend, shown: int):
+    """It draws the widgets of the selected node too, and writes its own width into them."""
+    panel = """(open) => app.extensionManager.setting.set("Comfy.RightSidePanel.IsOpen", open)"""
+    before = frontend.viewer(shown).bounding_box()["width"]
+    frontend.page.evaluate("(id) => app.canvas.selectItems([app.graph.getNodeById(id)])", shown)
+    frontend.page.evaluate(panel, True)
+    frontend.page.get_by_text("Parameters", exact=True).first.click()
+    frontend.page.wait_for_timeout(500)
+    frontend.look_at(shown)  # draws the canvas anew
+    assert frontend.viewer(shown).bounding_box()["width"] > 0.95 * before
+    frontend.page.evaluate(panel, False)
+    # The panel asks for the node's help in this language first, docs/DuoGenPreview/en.md, then for the one without.
+    frontend.complaints[:] = [line for line in frontend.complaints if "404" not in line]
+
+
 def test_pictures_keep_their_sizes(frontend: Frontend, shown: int):
     assert frontend.order(shown) == [FIRST, "[picture]", NEXT, "[picture]", "Done."]
     small, wide = [
@@ -120,6 +141,7 @@ def test_pictures_keep_their_sizes(frontend: Frontend, shown: int):
     ]
     assert small == [96, 64]
     room = frontend.viewer(shown).locator(".duogen-answer").evaluate("(box) => box.clientWidth")
+    room -= 26  # where the numbers of the parts stand
     assert wide[0] == room and abs(wide[1] - room / 4) <= 1, "shrunk to the node, in proportion"
     box = frontend.viewer(shown).bounding_box()
     assert box["height"] >= 300, "the viewer fills the node"
@@ -143,7 +165,7 @@ def test_open_a_picture(frontend: Frontend, shown: int):
     assert dialog.locator("img").get_attribute("alt") == f"Image 1: {FIRST}"
     page.keyboard.press("ArrowRight")
     assert dialog.locator("img").get_attribute("alt") == f"Image 2: {NEXT}"
-    assert re.search(r"/view\?filename=wide\.png", dialog.get_by_role("link").get_attribute("href"))
+    assert re.search(r"/view\?filename=wide\.png", dialog.get_by_role("link", name="Open in").get_attribute("href"))
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
     assert opener.evaluate("(button) => button === document.activeElement")
@@ -158,26 +180,32 @@ def test_follows_what_is_upstream(frontend: Frontend):
     """Messages of the nodes before it, also of those an expanding node made; not of others."""
     source = frontend.add("DuoGenInterleave", (100, 100))
     other = frontend.add("DuoGenInterleave", (100, 600))
+    foreign = frontend.add("PrimitiveInt", (100, 900))
+    frontend.connect(foreign, "INT", source, "seed")
     node = frontend.add("DuoGenPreview", (600, 100))
     frontend.connect(source, "context", node, "context")
     frontend.look_at(node)
     work = frontend.viewer(node).locator(".duogen-work")
-    frontend.send("progress_text", {"nodeId": str(other), "text": "not for you"})
+    status = frontend.viewer(node).get_by_role("status")
+    progress(frontend, other, text="not for you")
+    frontend.send("progress_text", {"nodeId": str(source), "text": "as data, too"})
     assert work.is_hidden()
-    for words in (
-        "Ima",
-        "Image",
-        "Image of a wall.",
-        "Image 1 of at most 2, step 1 of 4\n\nImage of a wall.",
-        HOSTILE,
-    ):
-        frontend.send("progress_text", {"nodeId": f"{source}.0.0.7", "text": words})
+    for words in ("Ima", "Image", "Image of a wall."):
+        progress(frontend, source, text=words)
+    assert status.inner_text() == "Running …"
+    numbers = {"phase": "drawing", "image": 1, "of": 2, "step": 1, "steps": 4, "seconds": 40}
+    progress(frontend, source, text="Image of a wall.", **numbers)
+    assert status.inner_text() == "Image 1 of at most 2, step 1 of 4, about 40 s left"
+    progress(frontend, source, text=HOSTILE, phase="reviewed", image=1, **{"try": 1, "tries": 3})
+    assert status.inner_text() == "Image 1, try 1 of at most 3"
     assert work.locator("p").all_text_contents() == ["Image of a wall.", HOSTILE], "what is finished stays"
     frontend.send("execution_error", {"prompt_id": "p", "node_id": str(source), "node_type": "", "executed": []})
     assert work.locator("p").all_text_contents() == ["Image of a wall.", HOSTILE]
     assert frontend.viewer(node).get_by_role("status").inner_text() == "The run failed; what was finished stays here."
-    frontend.send("progress_text", {"nodeId": str(source), "text": NEXT})
+    progress(frontend, source, text=NEXT)
     assert work.locator("p").all_text_contents() == [NEXT], "another run"
+    frontend.send("progress_text", {"nodeId": str(foreign), "text": "Of another pack"})
+    assert work.locator("p").all_text_contents() == [NEXT, "Of another pack"]
     frontend.send(
         "executed", {"node": "9.1", "display_node": str(source), "output": {"duogen_document": [answer(text(FIRST))]}}
     )
@@ -216,3 +244,29 @@ def test_viewer_is_not_saved_with_the_workflow(frontend: Frontend, shown: int):
     assert saved["widgets_values"] in (["answer"], {"part": "answer"})
     queued = frontend.page.evaluate("async () => (await app.graphToPrompt()).output")
     assert set(queued[str(shown)]["inputs"]) == {"part"}
+
+
+def test_tries_of_an_image_are_shown_as_text(frontend: Frontend):
+    """A count that opens: small images of what was refused, with the critic's words, which are hostile here."""
+    node = frontend.add("DuoGenPreview", (100, 100))
+    refused = picture(frontend, "refused.png", (64, 64))
+    tried = [
+        {**refused, "seed": 1, "score": 0.25, "shows": False, "same_cast": True, "wrong": HOSTILE},
+        {"seed": 2, "score": 0.9, "shows": True, "same_cast": True, "wrong": "", "kept": True},
+        None,
+    ]
+    one = {**picture(frontend, "kept.png", (96, 96)), "tries": tried}
+    odd = {**picture(frontend, "odd.png", (96, 96)), "tries": {"no": "list"}}
+    frontend.look_at(node)
+    frontend.output(node, answer(text(FIRST), one, text(NEXT), odd))
+    shown = frontend.page.locator(".duogen-tries")
+    shown.wait_for()
+    assert shown.count() == 1 and shown.locator("summary").inner_text() == "2 tries"
+    shown.locator("summary").dispatch_event("click")
+    rows = shown.locator("li")
+    assert rows.count() == 2
+    assert rows.nth(0).locator("span").text_content() == "Refused · 0.25 · seed 1"
+    assert rows.nth(0).locator("p").text_content() == HOSTILE.strip()[:200]
+    assert rows.nth(1).text_content() == "Kept · 0.90 · seed 2"
+    assert "refused.png" in rows.nth(0).locator("img").get_attribute("src") and rows.nth(1).locator("img").count() == 0
+    assert frontend.page.evaluate("() => window.hit") is None

@@ -68,7 +68,7 @@ def begun(tmp_path, capsys):
     with writing_server() as server:
         pass  # it is gone again
     down = ["--endpoint", server.url, *taxonomy]
-    import duogen_core.data.llm.client as client
+    import duogen_core.llm.client as client
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "_pause", lambda *_: 0.0)
@@ -151,10 +151,10 @@ def test_dialogues_without_a_model(tmp_path, capsys):
 
 def test_only_real_line_ends_end_a_line(tmp_path):
     """JSON may hold U+2028, U+0085 and the like as they are; str.splitlines takes them for line ends."""
-    from duogen_core.data.llm.answers import Recording
     from duogen_core.data.runs.run import Run
     from duogen_core.data.sources import Bad, BadLog, open_source
     from duogen_core.data.synthetic.requests import Request, read_requests, request_lines
+    from duogen_core.llm.answers import Recording
 
     odd = "one\u2028two\x85three\x0bfour"
     requests = [Request("home", "paint", odd), Request("home", "paint", "five")]

@@ -508,6 +508,20 @@ def test_progress_on_a_terminal_redraws_one_line():
     assert "image 1 of at most 4 ██████████░░░░░░░░░░ step 1/2" in lines[1] and lines[1].endswith("32x32, 3.0 s")
 
 
+def test_what_goes_on_is_shown_on_a_terminal_alone_and_gives_way_to_lines():
+    terminal = Terminal()
+    progress = Progress(stream=terminal)
+    progress.state("reads", 0)
+    progress.state("writes", 0)
+    progress.state("too soon", 60)
+    progress.line("1. A wall.")
+    progress.end_line()
+    assert terminal.text == "\r\x1b[Kreads\r\x1b[Kwrites\r\x1b[K1. A wall.\n"
+    terminal.isatty, terminal.text = lambda: False, ""
+    Progress(stream=terminal).state("reads", 0)
+    assert terminal.text == ""
+
+
 def test_text_of_the_model_cannot_steer_the_terminal():
     assert harmless("a\x1b]0;owned\x07\nb\tc\u202e") == "a�]0;owned�\nb\tc�"
     terminal = Terminal()

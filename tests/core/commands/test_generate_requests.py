@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from duogen_core import checkpoint, files, interrupt, pipeline
+from duogen_core import checkpoint, files, interrupt, picture_sampling, pipeline
 from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.document.reading import load_document
@@ -56,9 +56,9 @@ def test_the_folders_of_a_batch_are_held_while_it_is_answered(run, tmp_path, mon
     """Another command that names one of them is told, in the place of writing over it."""
     held, many = [], pipeline.generate_many
 
-    def watched(*arguments):
+    def watched(*arguments, **options):
         held.append({place.name for place in files._held if place.is_relative_to(tmp_path)})
-        return many(*arguments)
+        return many(*arguments, **options)
 
     monkeypatch.setattr(pipeline, "generate_many", watched)
     assert run(LINES, "--batch", "2") == 0
@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch, capsys):
     """What is finished stays byte for byte; what is not, or answers another request, is answered anew."""
     drawn = []
     monkeypatch.setattr(interrupt, "requested", lambda: len(drawn) >= 5)
-    own = pipeline.with_picture
+    own = picture_sampling.with_picture
     monkeypatch.setattr(pipeline, "with_picture", lambda *how: drawn.append(1) or own(*how))
     assert run(LINES, "--batch", "2") == interrupt.EXIT_CODE
     assert "What was finished is in answers" in capsys.readouterr()[1]
@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on(run, tmp_path, monkeypatch, capsys):
         ('{"text": "x"}', "line 2 has 'text', which is not known"),
         ('{"prompt": "x", "seed": "7"}', "line 2: seed is '7'; expected a whole number"),
         ('{"prompt": "x", "seed": -1}', "line 2: seed is -1"),
-        ('{"prompt": "x", "images": ["none.png"]}', "line 2: The picture none.png does not exist"),
+        ('{"prompt": "x", "images": ["none.png"]}', "line 2: The image none.png does not exist"),
         ('{"prompt": "x", "images": [1]}', "line 2: images must be names"),
         ('{"prompt": "x", "out": "../x"}', "line 2: out is '../x'"),
         ('{"prompt": "x", "out": "a/b"}', "line 2: out is 'a/b'"),

@@ -176,8 +176,10 @@ def header(text: bytes) -> bytes:
 @pytest.mark.parametrize(
     "name, data, match",
     [
-        ("a.gguf", b"GGUF\x03\0\0\0" + b"\0" * 40, "is a GGUF file, quantised for llama.cpp"),
-        ("a.safetensors", b"GGUF\x03\0\0\0" + b"\0" * 40, "is a GGUF file"),
+        ("a.gguf", b"GGUF\x03\0\0\0" + b"\0" * 8, "is cut off: it has 16 bytes"),
+        ("a.gguf", b"GGUF\x09\0\0\0" + b"\0" * 40, "is a GGUF file of version 9; expected version 2 or 3"),
+        ("a.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 40, "is cut off or broken: a list of .* notes"),
+        ("a.safetensors", b"GGUF\x03\0\0\0" + b"\0" * 40, "is a GGUF file by its first bytes"),
         ("a.pt", b"PK\x03\x04" + b"\0" * 40, "is a PyTorch checkpoint, which can run code.*convert a.pt"),
         ("a.ckpt", b"\x80\x02}q\0.", "is an old PyTorch checkpoint, a bare pickle"),
         ("a.safetensors", b"\x80\x02}q\0." + b"\0" * 40, "never reads pickles"),
@@ -332,3 +334,39 @@ def test_bad_options_are_named(tmp_path, capsys, arguments, match):
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     assert cli.main(["inspect", str(tmp_path / "a.safetensors"), *arguments]) == 2
     assert match in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- GGUF
+
+
+def test_gguf_files_of_all_kinds_are_told_apart(tmp_path, capsys):
+    from tests.core.dit.test_cosmos_files import tiny
+    from tests.core.dit.test_cosmos_gguf import WIDE
+    from tests.core.dit.test_cosmos_gguf import write as write_cosmos
+    from tests.core.gguf_files import write_causal, write_gguf, write_pair
+    from tests.core.llm.test_gguf_model import tiny as tiny_causal
+    from tests.core.mllm_families import lively, tokenizer
+
+    pair = write_pair(tmp_path, lively("qwen3_vl"))
+    mllm = one(pair)
+    assert (mllm.kind, mllm.family, mllm.layout) == ("MLLM", "qwen3_vl", "GGUF")
+    assert mllm.notes == ["3 layers of width 64", "vision: mmproj-F16.gguf"] and mllm.quantised == {"Q8_0": 22}
+    assert mllm.bytes == sum(mllm.dtypes.values()) and set(mllm.dtypes) == {"Q8_0", "F32", "F16"}
+    counted = {term.what: term.bytes for term in terms([mllm], Need())}
+    assert counted["weights"] == mllm.bytes and counted["one layer, made whole"] == mllm.shape["largest"] * 6
+    eyes = one(tmp_path / "mmproj-F16.gguf")
+    assert (eyes.kind, eyes.family) == ("vision of an MLLM", "Qwen3-VL")
+    (tmp_path / "mmproj-F16.gguf").rename(tmp_path / "eyes.gguf")
+    assert "no mmproj of it lies beside it" in one(pair).notes[1]
+    text = one(write_causal(tmp_path / "text.gguf", tiny_causal("qwen2", tokenizer()), "qwen2", tokenizer()))
+    assert (text.kind, text.family) == ("MLLM", "qwen2, a language model alone") and "it can plan" in text.notes[1]
+    dit = one(write_cosmos(tmp_path / "dit.gguf", tiny(**WIDE), "Q4_0"))
+    assert dit.kind == "DiT" and dit.family.startswith("Cosmos-Predict2.5") and dit.quantised["Q4_0"] > 20
+    wan = write_gguf(tmp_path / "wan.gguf", "wan", {"text_embedding.0.weight": torch.zeros(4, 4).numpy()})
+    assert (one(wan).kind, one(wan).family) == ("DiT", "Wan video")
+    other = write_gguf(tmp_path / "other.gguf", "bert", {"x": torch.zeros(4).numpy()})
+    assert one(other).kind == "unknown"
+    odd = {"llama.block_count": float("nan"), "llama.embedding_length": float("inf")}
+    llama = write_gguf(tmp_path / "llama.gguf", "llama", {"token_embd.weight": torch.zeros(4, 4).numpy()}, odd)
+    assert (one(llama).shape["layers"], one(llama).shape["width"]) == (0, 0), "no whole numbers, so none"
+    assert cli.main(["inspect", str(pair)]) == 0 and "22 layers Q8_0" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from duogen_core.device_options import Placement
 from duogen_core.errors import DuoGenError
 from duogen_core.evaluation import report as reports
 from duogen_core.evaluation.answering import ModelAnswer, answers
-from duogen_core.pipeline import Settings
+from duogen_core.settings import Settings
 from duogen_core.sketchbook.evaluation import cases, evaluate
 from tests.core.answerers import OnCard, die, echo, fail, refuse
 from tests.core.ideal_answers import PROMISED, answered
@@ -43,7 +43,7 @@ def model(monkeypatch):
     truths |= {case.prompt: case for _, case in cases(4, 0, ("guide", "continue"), "snow globe")}
     asked = []
 
-    def generate(components, prompt, settings):
+    def generate(components, prompt, settings, critic=None, redraws=0):
         asked.append(settings.seed)
         case = truths[prompt]
         if len(asked) % 4 == 1:

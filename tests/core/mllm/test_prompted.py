@@ -18,7 +18,8 @@ from duogen_core.mllm.prompted import (
     lesson,
 )
 from duogen_core.mllm.tokenizer import train_tokenizer, wrap_tokenizer
-from duogen_core.pipeline import Settings, generate
+from duogen_core.pipeline import generate
+from duogen_core.settings import Settings
 from tests.core.mllm.test_loop import Scripted, ask
 from tests.core.mllm_families import CREATE, TEXTS, another, interleaved, lively, picture
 from tests.core.tiny import random_components, request

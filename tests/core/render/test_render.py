@@ -23,6 +23,7 @@ from duogen_core.document import (
     Text,
     Turn,
 )
+from duogen_core.document.pending import placeholder
 from duogen_core.document.reading import load_document
 from duogen_core.document.store import save_document
 from duogen_core.errors import Cancelled, DuoGenError
@@ -305,7 +306,7 @@ def test_pictures_are_inside_in_order_with_their_words():
     document = Document().begin_turn("user", [Text("?"), picture(1)]).begin_turn("assistant", [Text("Step 1")])
     document = document.append(picture(2, text='Paint "the" roof')).append(picture(3))
     images = Checker(render_html(document)).images
-    assert [image["alt"] for image in images] == ["Picture 1", 'Picture 2: Paint "the" roof', "Picture 3"]
+    assert [image["alt"] for image in images] == ["Image 1", 'Image 2: Paint "the" roof', "Image 3"]
     for value, image in enumerate(images, start=1):
         with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as decoded:
             assert decoded.getpixel((0, 0)) == (value,) * 3 and decoded.size == (6, 4)
@@ -324,8 +325,8 @@ def test_markdown_reads_as_the_answer():
     document = Document().begin_turn("user", [Text("A house?\nRed."), picture()])
     document = document.begin_turn("assistant", [Text("Step 1: walls."), picture(), Text("Step 2: roof.\n"), picture()])
     assert render_markdown(document, ["images/0.png", "a b(1).png", "/view?filename=x.png&type=temp"]) == (
-        "> A house?\n> Red.\n>\n> ![Picture 1](images/0.png)\n\nStep 1: walls.\n\n![Picture 2](a%20b%281%29.png)\n\n"
-        "Step 2: roof.\n\n![Picture 3](/view?filename=x.png&type=temp)\n"
+        "> A house?\n> Red.\n>\n> ![Image 1](images/0.png)\n\nStep 1: walls.\n\n![Image 2](a%20b%281%29.png)\n\n"
+        "Step 2: roof.\n\n![Image 3](/view?filename=x.png&type=temp)\n"
     )
     with pytest.raises(DuoGenError, match="3 images, but 1 paths"):
         render_markdown(document, ["a.png"])
@@ -342,7 +343,17 @@ def test_files_lie_beside_the_document(tmp_path):
     folder = save_document(document, tmp_path / "a")
     page, markdown = write_rendered(document, folder)
     assert page == folder / "document.html" and "Häuser 🏠" in page.read_text("utf-8")
-    assert "![Picture 2](images/001.png)" in markdown.read_text("utf-8")
+    assert "![Image 2](images/001.png)" in markdown.read_text("utf-8")
     assert load_document(folder) == document
     with pytest.raises(DuoGenError, match=r"document\.html"):
         write_rendered(document, tmp_path / "nowhere")
+
+
+def test_an_image_that_is_planned_stands_as_its_words():
+    document = Document().begin_turn("user", [Text("Draw.")]).begin_turn("assistant", [Text("A wall.")])
+    document = document.append(placeholder((64, 64), 'a <b>wall</b> & "roof" ![x](http://a.b/c)'))
+    page = render_html(document)
+    assert "[Image 1, not drawn yet: a &lt;b&gt;wall&lt;/b&gt; &amp; &#34;roof&#34;" in page and "<img" not in page
+    text = render_markdown(document, ["images/000.png"])
+    assert '[Image 1, not drawn yet: a &lt;b>wall&lt;/b> & "roof" !\\[x]' in text and "images/000.png" not in text
+    assert render_pdf(document).startswith(b"%PDF")

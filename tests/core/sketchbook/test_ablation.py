@@ -14,8 +14,9 @@ from duogen_core.checkpoint import save_checkpoint
 from duogen_core.cli import main
 from duogen_core.data.sources import Limits, open_mixture
 from duogen_core.document import Picture, Text
-from duogen_core.pipeline import PictureSampler, Settings
+from duogen_core.picture_sampling import PictureSampler
 from duogen_core.sampling import initial_noise
+from duogen_core.settings import Settings
 from duogen_core.sketchbook.ablation import command, measuring
 from duogen_core.sketchbook.ablation.results import answer_to, difference, figure, markdown, over_seeds, table, verdict
 from duogen_core.sketchbook.ablation.trainings import (

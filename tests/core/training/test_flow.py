@@ -15,7 +15,8 @@ from duogen_core.document import Document, Picture, Text
 from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
 from duogen_core.mllm.qwen_vl import hidden_states_for
-from duogen_core.pipeline import PictureSampler, Settings
+from duogen_core.picture_sampling import PictureSampler
+from duogen_core.settings import Settings
 from duogen_core.training import stage2
 from duogen_core.training.run import rng_for
 from duogen_core.training.stage2 import FlowLoss, FlowSettings, sample_of

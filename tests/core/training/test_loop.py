@@ -3,9 +3,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
+import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +21,8 @@ from duogen_core.training.configuration import TrainingError
 from duogen_core.training.metrics import plot_losses, plot_scores, scalars
 from duogen_core.training.run import Run, rng_for, warmup_cosine
 from tests.core.runs import losses, stopped_in
+
+KILLS = "test_kill_9_at_any_moment_costs_nothing_but_time"
 
 
 def train(folder, *, steps=12, stop_at=None, ema=0.9, width=8, **kwargs):
@@ -239,23 +244,39 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, monk
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_kill_9_at_any_moment_costs_nothing_but_time(tmp_path, monkeypatch):
+    if os.environ.get("DUOGEN_FORKS") != "1":
+        # A process of its own: torch refuses to train in a fork of one whose autograd has started threads.
+        call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{__file__}::{KILLS}"]
+        ended = subprocess.run(call, env={**os.environ, "DUOGEN_FORKS": "1"}, capture_output=True, text=True)
+        assert ended.returncode == 0 and "1 passed" in ended.stdout, ended.stdout[-4000:]
+        return
     monkeypatch.setattr(run_module, "plot_metrics", lambda _: None)
     whole, _, _ = train(tmp_path / "whole", steps=60)
     start = time.perf_counter()
     train(tmp_path / "timed", steps=60, checkpoint_minutes=0)
     moments, killed, usual = random.Random(0), 0, time.perf_counter() - start
-    for _ in range(40):
+    for _ in range(24):
         child = os.fork()
         if child == 0:
+            code = 1
             try:
                 train(tmp_path / "run", steps=60, checkpoint_minutes=0)  # a checkpoint after every step
+                code = 0
+            except BaseException:
+                (tmp_path / "error.txt").write_text(traceback.format_exc())
             finally:
-                os._exit(0)
+                os._exit(code)
         time.sleep(moments.uniform(0.0, usual / 3))
         os.kill(child, signal.SIGKILL)
-        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended != 1, (tmp_path / "error.txt").read_text()
+        if ended < 0:  # or by another signal: a fork of a process that has threads of other libraries may crash
+            killed += 1
+        else:  # it had ended; how often that happens is up to the machine, so another run begins
+            assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "run")
     resumed, _, _ = train(tmp_path / "run", steps=60)
-    assert resumed.finished and killed > 3
+    assert resumed.finished and killed > 8
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
     assert all(torch.equal(v, resumed.emas["model"].shadow[k]) for k, v in whole.emas["model"].shadow.items())
 

@@ -170,6 +170,17 @@ def test_what_is_wrong_under_launch_is_said_once(folder, settings, sentence):
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1, done.stderr
 
 
+def test_a_process_of_several_ends_without_pythons_teardown():
+    """In which a thread of gloo that still wants the interpreter aborts the process, now and then."""
+    code = (
+        "import atexit, sys; from duogen_core.training.distributed import leave\n"
+        "class Torn:\n  def __del__(self): print('torn down')\n"
+        "torn = Torn(); atexit.register(print, 'at exit'); print('said', end=' '); leave(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "said at exit\n"), done.stderr
+
+
 def failed(monkeypatch, **failure: object) -> None:
     """Processes that end so, as torch tells it."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure

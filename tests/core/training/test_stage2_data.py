@@ -19,7 +19,7 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.loading import load_dit
 from duogen_core.document import Document, Picture, Text
 from duogen_core.document.store import save_document
-from duogen_core.pipeline import fit_area
+from duogen_core.picture_sampling import fit_area
 from duogen_core.training import stage2, stage2_data
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.lora import LoraSettings

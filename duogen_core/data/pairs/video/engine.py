@@ -22,9 +22,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from duogen_core.data.llm.answers import AnswerError
-from duogen_core.data.llm.client import Client
-from duogen_core.data.llm.messages import load_prompt, messages
 from duogen_core.data.pairs.rules import WHOLE, Step, Verdict, document_of, encoding, judge
 from duogen_core.data.pairs.video.reading import Folder, Reading, about, open_inputs
 from duogen_core.data.pairs.video.shots import Clip
@@ -33,6 +30,9 @@ from duogen_core.data.runs.presets import Preset, digest, preset_of_run
 from duogen_core.data.runs.run import Run, Shard
 from duogen_core.data.runs.workers import in_threads
 from duogen_core.document import Document, Picture
+from duogen_core.llm.answers import AnswerError
+from duogen_core.llm.client import Client
+from duogen_core.llm.messages import load_prompt, messages
 
 PROMPTS = Path(__file__).with_name("prompts")
 SIDE = 768  # longer side of what the model is shown

@@ -11,9 +11,9 @@ from PIL import Image
 from duogen_core.data.dialogues.draft import Draft
 from duogen_core.data.dialogues.engine import DialogueEngine, DialogueResult
 from duogen_core.data.dialogues.placement import copies
-from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.document import Document, Picture, Turn
+from duogen_core.llm.client import Client, Endpoint
 from tests.core.dialogue_pages import STEPS, page, picture
 from tests.core.web_pages import screenshot
 

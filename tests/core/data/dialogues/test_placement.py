@@ -15,7 +15,6 @@ from duogen_core.data.dialogues.draft import (
     read_draft,
 )
 from duogen_core.data.dialogues.placement import Clue, clue_of, fit, place, place_by_model
-from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.text import words_of
 from duogen_core.document import (
@@ -24,6 +23,7 @@ from duogen_core.document import (
     Text,
     Turn,
 )
+from duogen_core.llm.client import Client, Endpoint
 from tests.core.dialogue_pages import STEPS, page
 from tests.core.endpoint_server import QUICK, endpoint_server
 from tests.core.scripted_writer import Writer

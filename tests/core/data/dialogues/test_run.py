@@ -173,8 +173,8 @@ def failing(**by_number):
 
 @pytest.mark.slow
 def test_failures_are_counted_by_name(pages, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("duogen_core.data.llm.client.time.sleep", lambda _: None)
-    monkeypatch.setattr("duogen_core.data.llm.client._pause", lambda *_: 0.0)
+    monkeypatch.setattr("duogen_core.llm.client.time.sleep", lambda _: None)
+    monkeypatch.setattr("duogen_core.llm.client._pause", lambda *_: 0.0)
     lies = lambda handler: send(handler, b'{"choices": [', headers={"Content-Length": "500"})  # noqa: E731
     with endpoint_server(failing(n0="Prose.", n1=refusing(400), n2=lies, n3=hanging)) as server:
         figures = tmp_path / "figures.json"

@@ -13,10 +13,10 @@ from duogen_core.data.dialogues.draft import Draft, read_draft
 from duogen_core.data.dialogues.engine import DialogueEngine, DialogueResult, no_models
 from duogen_core.data.dialogues.rewrite import pieces
 from duogen_core.data.dialogues.rules import RefusedAnswer, Values, check_clean, new_numbers, overlap
-from duogen_core.data.llm.client import Client, Endpoint
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
+from duogen_core.llm.client import Client, Endpoint
 from tests.core import scripted_writer
 from tests.core.dialogue_pages import STEPS, page
 from tests.core.endpoint_server import HASTY, QUICK, Clock, endpoint_server, hanging, refusing

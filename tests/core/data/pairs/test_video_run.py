@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from duogen_core.cli import main
-from duogen_core.data.llm.answers import AnswerError
 from duogen_core.data.pairs.video.engine import VideoEngine, VideoResult, check
 from duogen_core.data.pairs.video.reading import Reading, about
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.runs.run import begin, open_run, work
 from duogen_core.data.sources import open_source
 from duogen_core.data.sources.base import Sample
+from duogen_core.llm.answers import AnswerError
 from tests.core.clips import scene, write_video
 from tests.core.endpoint_server import completion, endpoint_server, refusing
 

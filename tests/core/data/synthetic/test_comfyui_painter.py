@@ -9,14 +9,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from duogen_core.data.net.client import Limits
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic.comfyui import Server
-from duogen_core.data.synthetic.comfyui_painter import ComfyPainter, Workflow, load_workflow
+from duogen_core.data.synthetic.comfyui_painter import ComfyPainter, Workflow, WorkflowPainter, load_workflow
 from duogen_core.data.synthetic.painter import PainterError, Wanted
-from duogen_core.document import Picture
+from duogen_core.document import Document, Picture, Text
 from duogen_core.document.picture_file import decode_picture
 from duogen_core.errors import DuoGenError
+from duogen_core.net.client import Limits
+from duogen_core.pipeline import Callbacks, generate
+from duogen_core.planning.as_document import planned
+from duogen_core.planning.plan import Member, Part, Plan, PlannedPicture
+from duogen_core.settings import Settings
 from tests.core.comfyui_server import MARK, comfyui_server, drawn, history_of, png
 
 PATIENT = Limits(connect=60, read=60, total=120, max_bytes=4_000_000)  # for a machine with other work to do
@@ -258,3 +262,42 @@ def test_what_is_no_usable_picture(data, words):
     with comfyui_server(lambda nodes: data) as server, pytest.raises(PainterError, match=words) as caught:
         paint(server)
     assert not caught.value.stop and "expected a still image (PNG" in str(caught.value)
+
+
+# ------------------------------------------------------------ the painter of a plan
+
+SEES = {**TEXT, "5": node("LoadImage", image="${seen_1}"), "6": node("LoadImage", image="${seen_2}")}
+SEES_ONE = {**SIZED, "5": node("LoadImage", image="${seen_1}")}
+
+
+def plan_to_draw():
+    parts = [Part("A", PlannedPicture("A fox.")), Part("B", PlannedPicture("The sea.", size=(640, 480))),
+             Part("C", PlannedPicture("A fox at the sea."))]  # fmt: skip
+    asked = Document().begin_turn("user", [Text("A story.")])
+    return planned(asked, Plan("", tuple(parts), (Member("fox", "red"),)), "edit")
+
+
+def test_a_plan_is_drawn_with_the_pictures_that_it_wants_seen():
+    with comfyui_server() as server, painter(server, SIZED, SEES_ONE, SEES, size=(96, 64)) as found:
+        answer = generate(None, plan_to_draw(), Settings(seed=7), painter=WorkflowPainter(found))
+        prompts = list(server.queued.values())
+    assert len(answer.pictures) == 3 and answer.generation["model"] == "0.json, 1.json, 2.json"
+    assert "A fox. fox: red." in prompts[0]["2"]["inputs"]["text"]
+    assert "Continue from image 1: The sea." in prompts[1]["2"]["inputs"]["text"]
+    assert prompts[1]["7"]["inputs"] == {"width": 640, "height": 480}
+    assert "Continue from image 2: A fox at the sea. Keep fox as in image 1." in prompts[2]["2"]["inputs"]["text"]
+    seen = [prompts[2][id_]["inputs"]["image"] for id_ in "56"]
+    assert seen == [f"duogen/{picture.digest[:24]}.png" for picture in answer.pictures[:2]]
+    assert prompts[1]["5"]["inputs"]["image"] == seen[0]
+
+
+def test_a_stopped_plan_takes_its_prompt_back_and_keeps_what_is_finished():
+    with comfyui_server() as server, painter(server, TEXT, SEES_ONE, size=(96, 64)) as found:
+        server.answers["/history"] = lambda handler: (200, {}) if len(server.queued) == 2 else handler.history()
+        drawn = []
+        answer = generate(
+            None, plan_to_draw(), Settings(), Callbacks(on_picture=lambda k, _: drawn.append(k)),
+            cancelled=lambda: bool(drawn) and len(server.queued) == 2, painter=WorkflowPainter(found),
+        )  # fmt: skip
+        assert [path for path, _ in server.asked][-2:] == ["/queue", "/interrupt"]
+    assert drawn == [0] and answer.generation["stop_reason"] == "interrupted" and len(answer.pictures) == 3

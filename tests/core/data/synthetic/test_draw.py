@@ -21,7 +21,7 @@ from duogen_core.data.synthetic.drawing import DrawEngine
 from duogen_core.data.synthetic.painter import Painter, PainterError, Wanted
 from duogen_core.document import Text
 from duogen_core.errors import DuoGenError
-from duogen_core.pipeline import picture_seed
+from duogen_core.picture_sampling import picture_seed
 from tests.core.comfyui_server import comfyui_server, drawn
 from tests.core.synthetic_plans import entries, write_plans
 

@@ -15,7 +15,7 @@ from duogen_core.data.synthetic.drawing import AnswerEngine
 from duogen_core.data.synthetic.painter import ConversationPainter, PromptPainter, Wanted
 from duogen_core.data.synthetic.requests import Request
 from duogen_core.document import Picture
-from duogen_core.pipeline import Settings
+from duogen_core.settings import Settings
 from duogen_core.training import stage1
 from duogen_core.training.stage1 import Stage1Config
 from tests.core.runs import losses

@@ -9,7 +9,6 @@ import random
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.net.client import EndpointError
 from duogen_core.data.runs.presets import load_preset
 from duogen_core.data.synthetic import balance
 from duogen_core.data.synthetic.expand import Expansion, RequestRules
@@ -24,6 +23,7 @@ from duogen_core.data.synthetic.requests import (
 )
 from duogen_core.data.text import NearIndex, Subjects
 from duogen_core.errors import DuoGenError
+from duogen_core.net.client import EndpointError
 from tests.core.synthetic_writer import (
     asked_for,
     client_of,

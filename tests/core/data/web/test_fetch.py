@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from duogen_core.cli import main
-from duogen_core.data.net import client
-from duogen_core.data.net.client import HttpClient
 from duogen_core.data.sources import open_source
 from duogen_core.data.web import engine, fetching
 from duogen_core.data.web.walker import walk
+from duogen_core.net import client
+from duogen_core.net.client import HttpClient
 from tests.core.web_hosts import html, image, leads, serving
 from tests.core.web_pages import file, page, photo, recipe, screenshot, site
 
@@ -87,7 +87,7 @@ def test_fetching_that_was_stopped_goes_on(web, tmp_path, monkeypatch):
     bread(web)
     web.pages["b.example.com/two"] = html(recipe("http://cdn.example.com:PORT/b.png").replace("PORT", str(web.port)))
     (tmp_path / "list.txt").write_text("\n".join(map(web.url, ("a.example.com/bread", "b.example.com/two"))))
-    from duogen_core.data.net.archive import Archive
+    from duogen_core.net.archive import Archive
 
     add = Archive.add
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from duogen_core.data.net.links import absolute, refusal
 from duogen_core.data.runs.presets import load_preset, preset_of_run
 from duogen_core.data.text import remove_personal
 from duogen_core.errors import DuoGenError
+from duogen_core.net.links import absolute, refusal
 
 ALL = ("email", "phone", "ip")
 
