@@ -125,14 +125,14 @@ class DuoGenAppendImage(io.ComfyNode):
                 ),
             ],
             outputs=[sockets.Context.Output("context", tooltip="The context with the image.")],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.dynprompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
     def execute(cls, context: Document, image: Any, seed: int | None = None) -> io.NodeOutput:
         from ..steps import stages
 
-        context = stages.append(context, image, seed)
+        context = stages.append(cls.hidden.dynprompt, context, image, seed)
         return io.NodeOutput(context, ui=unfinished.show(cls.hidden, context))
 
 

@@ -239,7 +239,9 @@ def close(hidden: Any, state: Round, max_images: int, seeds: str, given: str, im
     # the nodes themselves, a preview for example, has asked for it there too, and shows it twice.
     if not by_reader:
         round_ = next_round(graph, hidden, opened, models, context, following, write=image is not None)
-        drawn = state.context if image is None else stages.append(state.context, image, step.picture_seed)
+        drawn = (
+            state.context if image is None else stages.append(hidden.dynprompt, state.context, image, step.picture_seed)
+        )
         due = due_round(graph, hidden, opened, drawn, following)
         copies = copy_body(graph, hidden, opened, round_.id, due=due)
     else:

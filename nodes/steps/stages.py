@@ -326,8 +326,8 @@ def empty_latent(width: int, height: int) -> dict[str, Any]:
     return {"samples": samples, "downscale_ratio_spacial": 8}
 
 
-def append(context: Document, image: torch.Tensor, seed: int | None = None) -> Document:
-    """Adds the drawn image to the context, as any viewer would see it: 8 bits a colour."""
+def append(nodes: Any, context: Document, image: torch.Tensor, seed: int | None = None) -> Document:
+    """Adds the drawn image to the context, as any viewer would see it: 8 bits a colour. nodes: the running graph."""
     check_answering(context)
     pictures = pictures_from_image(image)
     if len(pictures) != 1:
@@ -335,7 +335,7 @@ def append(context: Document, image: torch.Tensor, seed: int | None = None) -> D
             f"One image is due, but the IMAGE is a batch of {len(pictures)}; choose one of them first, for example "
             "with ImageFromBatch."
         )
-    known = dict(about(context, pictures[0]))  # where a critic has looked at it
+    known = dict(about(nodes, context, pictures[0]))  # where a critic has looked at it
     return picture_sampling.with_picture(context, pictures[0].pixels, known.pop("seed", seed), **known)
 
 

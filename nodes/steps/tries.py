@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from duogen_core.document import Document
 
 PREFIX = "duogen"  # of files in the temp folder
+REVIEWS = ("DuoGenReviewImage", "DuoGenReviewNext")
 REMEMBERED = 1000  # images of whose tries the record is kept
 logger = logging.getLogger(__name__)
 
@@ -45,8 +46,13 @@ def remember(before: Document, tries: Sequence[Try], seeds_known: bool) -> None:
         _records.popitem(last=False)
 
 
-def about(context: Document, picture: Picture) -> dict[str, Any]:
-    """Returns the meta of an image that was reviewed for this place of an answer; {} of any other."""
+def about(nodes: Any, context: Document, picture: Picture) -> dict[str, Any]:
+    """Returns the meta of an image that was reviewed for this place of an answer; {} of any other.
+
+    nodes: the running graph. One without a critic may draw the very image that one with a critic has reviewed before.
+    """
+    if not any(nodes.get_node(node)["class_type"] in REVIEWS for node in nodes.all_node_ids()):
+        return {}
     return _records.get(_place(pending.before_next_picture(context), picture), {})
 
 

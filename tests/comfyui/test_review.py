@@ -81,6 +81,20 @@ def test_a_refused_image_is_drawn_again_with_the_better_prompt(server: Server):
 
 
 @pytest.mark.slow
+def test_the_same_images_without_a_critic_have_no_tries(server: Server):
+    """A record belongs to the graph that asked for it, not to whoever draws the very image later."""
+    with endpoint_server(reply(GOOD)) as critic:
+        graph = reviewed("review/without", critic.url)
+        with_critic = saved_document(server, server.run(graph))
+    graph["close"]["inputs"]["image"] = ["paint", 0]
+    del graph["review"], graph["said"]
+    without = saved_document(server, server.run(graph))
+    assert [picture.digest for picture in without.pictures] == [picture.digest for picture in with_critic.pictures]
+    assert all(TRIES in picture.meta for picture in with_critic.pictures)
+    assert not any(TRIES in picture.meta for picture in without.pictures)
+
+
+@pytest.mark.slow
 def test_freed_memory_holds_no_redraws(server: Server):
     """Where a server looks, no language model owns what was drawn again: it goes with the request."""
     with endpoint_server(reply(BAD), reply(GOOD)) as critic:
