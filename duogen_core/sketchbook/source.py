@@ -52,6 +52,9 @@ class Sketchbook(Source):
     def index_at(self, seed: int, epoch: int, position: int) -> int:
         return stable_hash(seed, epoch, position)
 
+    def pick(self, seed: int, nth: int, attempt: int = 0, chance: int = 0) -> int:
+        return self.index_at(seed, attempt, chance if attempt else nth)
+
     @staticmethod
     def world() -> SketchbookWorld:
         return SketchbookWorld()

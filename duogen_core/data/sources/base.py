@@ -171,6 +171,20 @@ class Source(ABC):
         """Returns the sample at `position` of an epoch: every sample once, in an order of (seed, epoch)."""
         return shuffled_index(position, len(self), stable_hash(seed, epoch))
 
+    def pick(self, seed: int, nth: int, attempt: int = 0, chance: int = 0) -> int:
+        """Returns the sample of draw `nth`, epoch after epoch, each in an order of its own.
+
+        attempt: from 1 on, what stands in the place of bad samples, chosen by `chance`, 64 bits.
+        """
+        if attempt:
+            return chance % len(self)
+        epoch, position = divmod(nth, len(self))
+        return self.index_at(seed, epoch, position)
+
+    def lane(self, nth: int) -> int | None:
+        """Says in which of its streams draw `nth` lies; None: it can be read anywhere, at the same cost."""
+        return None
+
     def epoch(self, seed: int, epoch: int, on_bad: OnBad | None = None) -> Epoch:
         return Epoch(self, seed, epoch, on_bad)
 

@@ -92,16 +92,17 @@ class Mixture(Iterator[Sample]):
             f"{found.sentence}"
         )
 
+    def lane(self, k: int) -> int | None:
+        """Says who had best read draw k: None is anybody. Draws of one lane lie in the same shards (Source.lane), so
+        all of them should go to one reader, `lane % readers`; any other reader gets the same samples, only it has to
+        read those shards, too."""
+        number, nth = self.place(k)
+        return self.sources[number].lane(nth)
+
     def _index(self, source: Source, number: int, k: int, nth: int, attempt: int) -> int:
         seed = stable_hash(self.seed, "source", number)
-        if attempt:  # in place of a bad sample: by chance, but the same for every rank
-            nth = stable_hash(seed, k, attempt)
-        if source.endless:
-            return source.index_at(seed, attempt, nth)
-        if attempt:
-            return nth % len(source)
-        epoch, position = divmod(nth, len(source))
-        return source.index_at(seed, epoch, position)
+        chance = stable_hash(seed, k, attempt) if attempt else 0  # the same for every rank
+        return source.pick(seed, nth, attempt, chance)
 
     __getitem__ = draw
 
