@@ -178,6 +178,8 @@ def fitting(kind: Any, value: Any, key: str, where: Place) -> Any:
         if inner[:1] == (Any,) and isinstance(value, (str, Mapping)):  # one source for a list of them
             value = [value]
         if isinstance(value, (list, tuple)):
+            if origin is tuple and inner and Ellipsis not in inner and len(value) != len(inner):
+                raise ConfigError(f"{said}; expected a list of {len(inner)}.")
             of = inner[0] if inner else Any
             found = [fitting(of, each, key, where) for each in value]
             return tuple(found) if origin is tuple else found
@@ -209,6 +211,11 @@ def check_numbers(config: Any, *, least: Mapping[str, int], above_0: Sequence[st
         if value is not None and not (value > 0 if name in above_0 else value >= least[name]):
             expected = "a number above 0" if name in above_0 else f"at least {least[name]}"
             raise ConfigError(f"'{name}' is {value}; expected {expected}.")
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"'betas' are {list(betas)}; expected two numbers from 0 to below 1, as of AdamW.")
 
 
 def to_yaml(config: Any) -> str:
@@ -264,15 +271,19 @@ class RunConfig:
     device: str = "cpu"  # or cuda; with accelerate's launcher its own
     threads: int | None = None  # CPU threads; None: torch's own choice
     warmup: int = 100  # steps of rising learning rate
+    lr_floor: float = 0.02  # share of the learning rate that is left at the end of the cosine
     checkpoint_minutes: float = 4.0
     log_every: int = 20  # steps
     tensorboard: bool = True  # figures for TensorBoard too, in <out>/tensorboard
     wandb: str | None = None  # project at Weights & Biases for the figures; with WANDB_MODE=offline kept in <out>
     bf16: bool = True
+    peak_tflops: float | None = None  # of one device, for the share of it that is used; None: by the device's name
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "threads": 1, "warmup": 0, "checkpoint_minutes": 0, "log_every": 1}
-        check_numbers(self, least=least, above_0=("minutes",))
+        check_numbers(self, least=least, above_0=("minutes", "peak_tflops"))
+        if not 0 <= self.lr_floor <= 1:
+            raise ConfigError(f"'lr_floor' is {self.lr_floor}; expected a share of the learning rate, 0 to 1.")
 
 
 # -- recipes: configurations that come with the package, by name: `train stage1 --config tiny-stage1`

@@ -261,6 +261,8 @@ class Progress:
     def __init__(self, pause: float, quiet: bool = False) -> None:
         self.pause, self.quiet = pause, quiet
         self.means: dict[str, float] = {}
+        self.held_out = ""  # the last scores on what is not learnt from
+        self.speed = ""  # of the steps (throughput.in_words)
         self.begin(0.0)
 
     def begin(self, done: float) -> None:
@@ -278,9 +280,15 @@ class Progress:
     def show(self, done: float, steps: str, seconds: float) -> str:
         """Prints and returns the line. done: 0 to 1; steps: "120/4000"; seconds of training so far."""
         self._printed = time.monotonic()
-        left = max(0.0, (1 - done) * (self._printed - self._start) / max(done - self._done, 1e-9))
         figures = " ".join(f"{k} {v:.4g}" for k, v in self.means.items())
-        return self._state(done, f"step {steps} | {figures} | {clock(seconds)} gone, {clock(left)} left")
+        parts = [f"step {steps}", figures, *filter(None, (self.held_out, self.speed))]
+        parts.append(f"{clock(seconds)} gone, {clock(self.left(done))} left")
+        return self._state(done, " | ".join(parts))
+
+    def left(self, done: float) -> float:
+        """Seconds that the rest will take, if it goes on as since `begin`."""
+        gone = time.monotonic() - self._start
+        return round(max(0.0, (1 - done) * gone / max(done - self._done, 1e-9)), 1)
 
     def task(self, what: str, done: float) -> None:
         """The line of something that comes before the first step: what, how far (0 to 1), time gone and left."""
@@ -288,8 +296,7 @@ class Progress:
             return
         self._printed = time.monotonic()
         gone = self._printed - self._start
-        left = (1 - done) * gone / max(done - self._done, 1e-9)
-        self._state(done, f"{what} | {clock(gone)} gone, {clock(left)} left")
+        self._state(done, f"{what} | {clock(gone)} gone, {clock(self.left(done))} left")
 
     def _state(self, done: float, text: str) -> str:
         line = f"[{'#' * int(20 * min(1, done)):<20}] {100 * min(1, done):3.0f}% {text}"

@@ -53,6 +53,7 @@ from duogen_core.training.checkpoints import (
 from duogen_core.training.configuration import ConfigError, RunConfig, TrainingError, plain
 from duogen_core.training.distributed import Processes
 from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
+from duogen_core.training.throughput import Meter, in_words
 
 # -- precision, optimizers, average
 
@@ -94,6 +95,7 @@ def muon_and_adamw(
     *,
     lr: float,
     weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.99),
     muon: Callable[..., torch.optim.Optimizer] = new_muon,
 ) -> dict[str, torch.optim.Optimizer]:
     """Two optimizers over the parameters that want gradients; names for which `is_outer(name)` go to AdamW."""
@@ -103,7 +105,7 @@ def muon_and_adamw(
             (outer if weight.ndim < 2 or min(weight.shape[:2]) < 2 or is_outer(name) else inner).append(weight)
     return {
         "muon": muon(inner, lr=lr, weight_decay=weight_decay),
-        "adamw": torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
+        "adamw": torch.optim.AdamW(outer, lr=lr, betas=betas, weight_decay=0.0),
     }
 
 
@@ -165,9 +167,12 @@ class Run:
             warmup=config.warmup,
             checkpoint_minutes=config.checkpoint_minutes,
             log_every=config.log_every,
+            floor=config.lr_floor,
             tensorboard=config.tensorboard,
             wandb=config.wandb,
             device=config.device,
+            peak_tflops=config.peak_tflops,
+            bf16=config.bf16,
         )
 
     def __init__(
@@ -186,7 +191,10 @@ class Run:
         tensorboard: bool = False,
         wandb: str | None = None,
         device: str = "cpu",
+        peak_tflops: float | None = None,
+        bf16: bool = True,
     ) -> None:
+        """peak_tflops, bf16: as of `Meter`."""
         if not steps and not minutes:
             raise TrainingError("A training run needs an end: give steps (--steps), minutes (--minutes) or both.")
         self.folder = Path(folder)
@@ -202,8 +210,11 @@ class Run:
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.emas: dict[str, Ema] = {}
+        self.meter = Meter(self.processes.device, peak_tflops, bf16)
         self._sums: dict[str, list[float]] = {}
-        self._reported: dict[str, float] = {}
+        self._reported: dict[str, torch.Tensor | float] = {}
+        self._unread: list[dict[str, torch.Tensor | float]] = []  # reported figures that are still on the device
+        self._checked = False  # whether `update` found this step's loss finite
 
     # -- setting up -----------------------------------------------------------------------------------------------
 
@@ -302,6 +313,7 @@ class Run:
         before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         self._clock, self._saved = time.monotonic(), self.elapsed
         self.line.begin(self.progress)
+        self.meter.start()
         begun = self.step
         try:
             while not self.finished and not self.interrupted:
@@ -343,6 +355,7 @@ class Run:
         self._check("norm of the gradients", norm, samples)
         for optimizer in self.optimizers.values():
             optimizer.step()
+        self._checked = True
         return norm
 
     def _check(self, what: str, value: torch.Tensor | float, samples: Sequence[str] = ()) -> None:
@@ -358,9 +371,28 @@ class Run:
         )
 
     def report(self, **values: float | torch.Tensor) -> None:
-        """Figures of this step; `loss` that is not finite ends the run with an error (the last checkpoint stays)."""
-        self._reported = {k: float(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in values.items()}
-        self._check("loss", self._reported.get("loss", 0.0))
+        """Figures of this step; `loss` that is not finite ends the run with an error (the last checkpoint stays).
+
+        Tensors are read from the device only when a line is written or printed, all of them at once: a device that is
+        asked in every step cannot work ahead.
+        """
+        self._reported = {k: v.detach() if isinstance(v, torch.Tensor) else float(v) for k, v in values.items()}
+        if not self._checked:
+            self._check("loss", self._reported.get("loss", 0.0))
+
+    def _read_reported(self) -> None:
+        """What was reported since the last time, as numbers, into the means."""
+        tensors = [v for figures in self._unread for v in figures.values() if isinstance(v, torch.Tensor)]
+        by_device: dict[torch.device, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_device.setdefault(tensor.device, []).append(tensor.reshape(()).double())
+        read = {device: iter(torch.stack(own).tolist()) for device, own in by_device.items()}
+        for figures in self._unread:
+            numbers = {k: next(read[v.device]) if isinstance(v, torch.Tensor) else v for k, v in figures.items()}
+            for key, value in numbers.items():
+                self._sums.setdefault(key, []).append(value)
+            self.line.add(numbers)
+        self._unread = []
 
     def record(self, **values: Any) -> None:
         """One line of its own in metrics.jsonl, for example an evaluation: record(eval={...})."""
@@ -377,13 +409,18 @@ class Run:
         self._clock = now
         factor = self.lr_factor
         self.step += 1
-        for key, value in self._reported.items():
-            self._sums.setdefault(key, []).append(value)
-        self.line.add(self._reported)
+        self.meter.step_done()
+        self._unread.append(self._reported)
+        self._checked = False
         if self.step % self.log_every == 0 or self.finished:
-            self.record(**{k: sum(v) / len(v) for k, v in self._sums.items()}, lr_factor=round(factor, 5))
+            self._read_reported()
+            speed = self.meter.figures(self.processes)
+            self.line.speed = in_words(speed)
+            means = {k: sum(v) / len(v) for k, v in self._sums.items()}
+            self.record(**means, lr_factor=round(factor, 5), speed={**speed, "left": self.line.left(self.progress)})
             self._sums = {}
         if self.main and (self.line.due() or self.finished):
+            self._read_reported()
             steps = f"{self.step}/{self.steps}" if self.steps else str(self.step)
             write_text(self.folder / "STATUS", self.line.show(self.progress, steps, self.elapsed) + "\n")
         if self.elapsed - self._saved >= 60 * self.checkpoint_minutes and not self.finished:
@@ -397,6 +434,11 @@ class Run:
         self.say("Stopping after this step; the checkpoint will be written. Press Ctrl-C again to stop at once.")
 
     def save(self) -> None:
+        with self.meter.aside():
+            self._save()
+
+    def _save(self) -> None:
+        self._read_reported()
         rng, *others = self.processes.gather(rng_state())
         state = {"step": self.step, "seconds": self.elapsed, "sums": self._sums, "rng": rng}
         state |= {"rng_others": others} if others else {}

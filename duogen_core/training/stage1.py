@@ -28,7 +28,7 @@ from duogen_core.mllm.loading import load_with_bov
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.configuration import ConfigError, RunConfig, check_numbers
+from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers
 from duogen_core.training.data import Example, Probes, check_families, held_out, open_data, token_counter, world
 from duogen_core.training.lora import (
     MLLM_TARGETS,
@@ -60,6 +60,7 @@ class MllmConfig(RunConfig):
     muon_lr: float = 5e-3
     tower_lr: float = 0.0  # 0: frozen; at 1e-3 the gradients of an untrained language model undid the warm-up
     optimizer: Literal["muon", "adamw"] = "muon"  # for the matrices of the decoder layers; AdamW has the rest
+    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     weight_decay: float = 0.03
     probe_weight: float | None = None  # of the loss of the world's probes; None: the world's own without `data`, else 0
     micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
@@ -79,6 +80,7 @@ class MllmConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_numbers(self, least={"batch": 1, "micro_tokens": 1, "max_side": 1, "max_tokens": 1, "eval_cases": 0})
+        check_betas(self.betas)
         check_families("weights", self.weights, world().families)
 
 
@@ -126,7 +128,7 @@ def optimizers_of(
         {"params": rest, "weight_decay": 0.0},
         {"params": tower, "weight_decay": 0.0, "lr": config.tower_lr},
     ]
-    found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=(0.9, 0.98))}
+    found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=config.betas)}
     if muon:
         found["muon"] = new_muon(muon, config.muon_lr, config.weight_decay, ns_steps=4)
     return found
@@ -135,7 +137,7 @@ def optimizers_of(
 def lora_optimizers(model: nn.Module, config: MllmConfig, probes: Probes | None) -> dict[str, torch.optim.Optimizer]:
     """AdamW for the trainable weights, without decay: what LoRA adds is small as it is."""
     parameters = [*trainable(model).values(), *([] if probes is None else probes.parameters())]
-    return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=0.0)}
+    return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=config.betas, weight_decay=0.0)}
 
 
 def export(model: nn.Module, tokenizer: Any, processor: Any, folder: Path) -> None:
@@ -182,9 +184,11 @@ class Trainer:
         due = run.elapsed + 60 * config.eval_minutes
         self.samples_due = run.elapsed + 60 * config.sample_minutes
         for step in run:
-            some = examples(step)
-            batches, pixels = self.batcher(some, user_weight)
-            mine = share_of(batches, pixels, together.rank, together.count)
+            with run.meter.waiting():
+                some = examples(step)
+                batches, pixels = self.batcher(some, user_weight)
+                mine = share_of(batches, pixels, together.rank, together.count)
+            run.meter.count(tokens=sum(batch.ids.numel() for batch in mine[0]), pictures=len(mine[1]))
             figures = {"loss": 0.0, "probes": 0.0} if probes else {"loss": 0.0}
             norm = run.update(
                 self.losses(loss_of, mine, StepTotals.of(batches), figures),
@@ -198,7 +202,8 @@ class Trainer:
                 tokens=sum(batch.ids.numel() for batch in batches),
             )
             if run.elapsed >= due:
-                self.check(run)
+                with run.meter.aside():
+                    self.check(run)
                 due = run.elapsed + 60 * config.eval_minutes
         if run.finished and not run.complete(*self.outputs(run)):
             self.check(run, last=True)

@@ -272,13 +272,25 @@ def is_outer(name: str) -> bool:
 
 
 def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the DiT's inner matrices and AdamW for the rest, or AdamW for all; the connector has one of its own."""
     settings = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "muon" and not config.lora:  # LoRA's factors are no matrices to make orthogonal
-        found = muon_and_adamw(dit, is_outer, **settings)
+        found = muon_and_adamw(dit, is_outer, betas=config.betas, **settings)
     else:
-        found = {"adamw": torch.optim.AdamW(trainable(dit).values(), betas=(0.9, 0.99), **settings)}
+        found = {"adamw": adamw(dit, betas=config.betas, **settings)}
     # A third of the rate: the connector projects all layers at once, and every token of every step goes through it.
-    return found | {"connector": torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))}
+    lr = config.lr / 3 if config.connector_lr is None else config.connector_lr
+    return found | {"connector": adamw(connector, lr=lr, betas=config.betas, weight_decay=0.01)}
+
+
+def adamw(model: nn.Module, *, weight_decay: float, **settings: Any) -> torch.optim.AdamW:
+    """Over what wants gradients. Matrices decay; gains of norms and biases do not: they have no size to keep small."""
+    weights = list(trainable(model).values())
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], **settings)
 
 
 def checkpoint_blocks(dit: PackedCosmos) -> None:
@@ -310,10 +322,11 @@ def learn(
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:
         # The batch is the same on every process; each takes its share, and (online) reads only that.
-        documents = batches.batch(step, run.rng(step))
-        share, counts = processes.share(list(enumerate(documents)))
-        numbers, own = zip(*share, strict=True)
-        drawn = samples(run, step, zip(numbers, batches.read(own), strict=True), config)
+        with run.meter.waiting():
+            documents = batches.batch(step, run.rng(step))
+            share, counts = processes.share(list(enumerate(documents)))
+            numbers, own = zip(*share, strict=True)
+            drawn = samples(run, step, zip(numbers, batches.read(own), strict=True), config)
         # The loss is a mean over all targets of the step, whoever computes them: every process must know their number
         # before its first pass, so that the parts add up to the loss, and the gradients to those, of one process.
         targets = int(processes.total(counts * sum(len(each.targets) for each in drawn)))
@@ -330,7 +343,7 @@ def learn(
 
         norm = run.update(parts(), config.clip, samples=[document.name for document in documents])
         run.report(loss=processes.total(sum(losses)), norm=norm, targets=targets)
-        if step % 500 == 499:
+        if config.export_steps and (step + 1) % config.export_steps == 0:
             export(run, config, dit, connector)
         if config.sample_minutes and run.elapsed >= due:
             show(run, sample)

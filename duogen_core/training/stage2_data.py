@@ -39,7 +39,7 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen_vl import hidden_states_for
 from duogen_core.picture_sampling import reference_pixels
-from duogen_core.training.configuration import RunConfig, TrainingError, check_numbers
+from duogen_core.training.configuration import RunConfig, TrainingError, check_betas, check_numbers
 from duogen_core.training.data import Samples, check_families, token_counter, world
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import changes, sentence
@@ -83,12 +83,15 @@ class Stage2Config(RunConfig):
     gradient_checkpointing: bool = False  # keep no states inside the blocks: less memory, a third more time
     single_image_weight: float = 6.0  # how much more often documents of a single image come up
     lr: float = 3e-3
+    connector_lr: float | None = None  # None: a third of `lr`; each token of a step goes through all of the connector
     optimizer: Literal["muon", "adamw"] = "muon"  # for the DiT's matrices; AdamW has the rest, and all under FSDP
-    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
+    weight_decay: float = 0.01  # of matrices; norms and biases do not decay
     shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of an image, so noise teaches the most
     unshifted_share: float = 0.35  # of targets, without shift: at high noise alone, outlines are never learnt sharply
     drop_text: float = 0.1
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
+    export_steps: int = 500  # between exports, besides the one at the end; 0: only that one
     ema: float = 0.999
     clip: float = 1.0
     families: dict[str, float] = field(default_factory=lambda: dict(world().mixtures["stage2"]))
@@ -96,7 +99,8 @@ class Stage2Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "frames"), 1)
-        check_numbers(self, least=least)
+        check_numbers(self, least=least | {"export_steps": 0}, above_0=("connector_lr",))
+        check_betas(self.betas)
         check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
 
 

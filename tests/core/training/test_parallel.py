@@ -82,7 +82,7 @@ def folder(tmp_path_factory):
 def figures(run: Path) -> list[dict[str, float]]:
     """Loss, norm of the gradients and so on, of every step."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    steps = [{k: v for k, v in line.items() if k != "seconds"} for line in lines if "loss" in line]
+    steps = [{k: v for k, v in line.items() if k not in ("seconds", "speed")} for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4] and all("norm" in line for line in steps)
     return steps
 
