@@ -25,8 +25,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from duogen_core.dit import DitError
-from duogen_core.dit.cosmos import PackedCosmos, check_config
-from duogen_core.dit.frames import CosmosFrames, FrameInputs, PackedCosmosBlock, keys_values
+from duogen_core.dit.cosmos import CosmosFrames, PackedCosmos, PackedCosmosBlock, check_config
+from duogen_core.dit.frames import FrameInputs, PackedFrames
 from duogen_core.dit.packing import TrainingSequence, additive
 from duogen_core.dit.prepared import Hidden, Prepared, TextKeys
 from duogen_core.files import read_json
@@ -177,7 +177,8 @@ class PackedControlNet(CosmosControlNetModel):
 
     # A DiT of its own size, to what prepares text and positions.
     transformer_blocks = property(lambda self: self.control_blocks)
-    grid, rope_of, timed = CosmosFrames.grid, CosmosFrames.rope_of, CosmosFrames.timed
+    grid, rope_of, rope_dtype = PackedFrames.grid, PackedFrames.rope_of, PackedFrames.rope_dtype
+    rope_axes, rope_layout, timed = CosmosFrames.rope_axes, CosmosFrames.rope_layout, CosmosFrames.timed
 
     def patches(self, latent: Tensor, channels: int) -> Tensor:
         """[B, c, h, w] -> [B, tokens, channels of a patch]; the other channels, masks among them, are 0."""
@@ -274,8 +275,8 @@ def _masked_text(texts: Sequence[Tensor], sees: Sequence[Tensor], like: Tensor) 
     bias = additive(mask | ~any_text[:, None], like.dtype)[:, None, None].to(like.device)
     seen = any_text.to(like.dtype)[:, None, None, None].to(like.device)
 
-    def attend(_block: int, attn: Any, q: Tensor) -> Tensor:
-        k, v = keys_values(attn, text)
+    def attend(_index: int, block: Any, q: Tensor) -> Tensor:
+        k, v = block.text_keys_values(text)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)) * seen.to(q.dtype)
 
     return attend
@@ -325,10 +326,10 @@ class PreparedControl:
     def steps_of(self, prepared: Prepared, strength: float) -> ControlledSteps:
         return ControlledSteps(prepared, self, strength)
 
-    def _attend_text(self, block: int, attn: Any, q: Tensor) -> Tensor:
+    def _attend_text(self, index: int, block: Any, q: Tensor) -> Tensor:
         out = []
         for (keys, seen), own in zip(self.branches, q.chunk(len(self.branches)), strict=True):
-            pair = (each[:, :, :seen].expand(len(own), -1, -1, -1) for each in keys.of_block(block, attn))
+            pair = (each[:, :, :seen].expand(len(own), -1, -1, -1) for each in keys.of_block(index, block))
             out.append(attention(own, *pair) if seen else torch.zeros_like(own))
         return torch.cat(out)
 
