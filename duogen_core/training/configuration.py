@@ -47,7 +47,12 @@ class ConfigError(DuoGenError):
 
 # Settings, and values of settings, that had other names once: files that have these still work, and so do runs that
 # were begun with them.
-RENAMED = {"alone": "single_image_weight", "unshifted": "unshifted_share", "recall_weight": "probe_weight"}
+RENAMED = {
+    "alone": "single_image_weight",
+    "unshifted": "unshifted_share",
+    "recall_weight": "probe_weight",
+    "micro_tokens": "tokens",
+}
 RENAMED_VALUES = {"states": {"ahead": "cached", "on_the_fly": "online"}}
 
 

@@ -1,14 +1,17 @@
 """What training learns from: documents of the sources that `data` of a configuration lists, or else of a world.
 
-A step's examples are a function of (seed, step) alone: of sources, sample k = step * batch + i of a mixture. Bad
-samples are replaced, counted and named in <run folder>/bad_samples.jsonl; <run folder>/data.json tells a resumed run
-whether the data is still the same. A world (`World`) is a procedural source that knows more than documents.
+A step's examples are a function of (seed, step) alone: of sources, sample k = step * batch + i of a mixture. They come
+in two ways (`StepExamples`): all of a step with the sizes of their pictures alone, by which every process finds its
+share, and those of its share whole. That half can be sent to worker processes (feeding.py). Bad samples are replaced,
+counted and named in <run folder>/bad_samples.jsonl; <run folder>/data.json tells a resumed run whether the data is
+still the same. A world (`World`) is a procedural source that knows more than documents.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -17,6 +20,7 @@ from duogen_core.data.sources import (
     Bad,
     BadLog,
     Limits,
+    Mixture,
     Sample,
     Source,
     open_mixture,
@@ -30,7 +34,7 @@ from duogen_core.errors import DuoGenError, unknown
 from duogen_core.mllm.chat import image_token_counts, layout
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import ConfigError
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, rng_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +62,7 @@ class Example(NamedTuple):
     document: Document
     drawn_teach: bool = True  # whether the vision tower learns from pictures of the assistant, too
     shown: bool = True  # whether its request is answered in <out>/samples, if it is one of those to be scored on
+    skipped: tuple[Bad, ...] = ()  # bad samples in whose place it stands
 
 
 class World(Protocol):
@@ -105,15 +110,68 @@ def world(kind: str = "sketchbook") -> World:
     return source_class(kind).world()
 
 
+class StepExamples(Protocol):
+    """The examples of any step, for whoever may have to read them: it can be sent to another process."""
+
+    def headers(self, step: int) -> Sequence[Example]:
+        """All of the step, cheaply and the same on every process: pictures may have their sizes alone."""
+
+    def read(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        """Those of these numbers in the step, whole. One that is found bad only now is replaced by another."""
+
+
+@dataclass
+class WorldSteps:
+    """Examples that the world draws, families by their weights: a step's all at once, since one goes on from another's
+    random numbers. So every process draws all of them, which costs little."""
+
+    seed: int
+    weights: Mapping[str, float]
+    batch: int
+    vision_families: Sequence[str]
+    _drawn: tuple[int, Sequence[Example]] = (-1, ())  # of the last step that was asked for
+
+    def headers(self, step: int) -> Sequence[Example]:
+        if self._drawn[0] != step:
+            rng = rng_for(self.seed, "data", step)
+            self._drawn = step, world().examples(rng, self.weights, self.batch, self.vision_families)
+        return self._drawn[1]
+
+    def read(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        examples = self.headers(step)
+        return [examples[number] for number in numbers]
+
+
+@dataclass
+class MixtureSteps:
+    """Examples `batch` at a time, in the order of a mixture's draws."""
+
+    mixture: Mixture
+    batch: int
+
+    def headers(self, step: int) -> Sequence[Example]:
+        return [_example(self.mixture.header(step * self.batch + k)) for k in range(self.batch)]
+
+    def read(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        return [_example(self.mixture.draw(step * self.batch + k)) for k in numbers]
+
+
+def _example(sample: Sample) -> Example:
+    return Example(sample.label, sample.document, skipped=sample.skipped)
+
+
 class WorldExamples:
-    """Examples that the world draws, families by their weights."""
+    """What a run learns from the world."""
 
     def __init__(self, run: Run, config: Any) -> None:
-        self.run, self.config = run, config
+        self.config = config
+        self.steps = WorldSteps(run.seed, config.weights, config.batch, config.vision_families)
 
-    def __call__(self, step: int) -> list[Example]:
-        config = self.config
-        return world().examples(self.run.rng(step), config.weights, config.batch, config.vision_families)
+    def begin(self) -> None:
+        """The run folder is there."""
+
+    def note(self, bad: Iterable[Bad]) -> None:
+        """A world has no bad samples."""
 
     def some(self) -> dict[str, list[Example]]:
         return world().evaluation_examples(1, self.config.vision_families)
@@ -123,13 +181,14 @@ class WorldExamples:
 
 
 class Samples:
-    """Documents of a mixture of sources."""
+    """Documents of a mixture of sources, and what was wrong with some."""
 
     def __init__(self, run: Run, data: Specs, batch: int, limits: Limits) -> None:
-        self.run, self.batch = run, batch
+        self.run = run
         name = "bad_samples.jsonl" if run.main else f"bad_samples.{run.processes.rank}.jsonl"
         self.file = run.folder / name
-        self.mixture = open_mixture(data, run.seed, limits=limits, on_bad=self._on_bad)
+        self.mixture = open_mixture(data, run.seed, limits=limits)
+        self.steps = MixtureSteps(self.mixture, batch)
         left_out = [str(spec) for spec in parse_specs(data) if spec.alignment and not limits.alignment]
         if left_out:
             run.say(f"Left out as alignment data: {', '.join(left_out)}.")
@@ -137,12 +196,16 @@ class Samples:
             look_over(source, run.say)
         self.log: BadLog | None = None
 
-    def __call__(self, step: int) -> list[Example]:
-        if self.log is None:  # only now is the run folder there
-            self.log = BadLog(self.file)
-            self._compare()
-        samples = [self.mixture.draw(step * self.batch + k) for k in range(self.batch)]
-        return [Example(sample.label, sample.document) for sample in samples]
+    def begin(self) -> None:
+        """Opens the list of bad samples, now that the run folder is there, and compares the data with that of the
+        session before."""
+        self.log = BadLog(self.file)
+        self._compare()
+
+    def note(self, bad: Iterable[Bad]) -> None:
+        """Counts bad samples that this process met, and names the first ones."""
+        for each in bad:
+            self._on_bad(each)
 
     def _on_bad(self, bad: Bad) -> None:
         if self.log is not None and self.log(bad) and len(self.log) <= TOLD and not bad.excluded:
@@ -165,13 +228,17 @@ class Samples:
         found = {source.name: first_of(source) for source in self.mixture.sources}
         return {name: [Example(name, document)] for name, document in found.items() if document is not None}
 
-    def summary(self) -> str:
-        if not self.log:
-            return ""
-        bad, excluded = len(self.log) - self.log.excluded, self.log.excluded
+    def summary(self, excluded: str = "of alignment data") -> str:
+        """What all processes passed over; all of them must ask. excluded: what was not asked for is."""
+        bad, unwanted = self.passed_over()
         parts = [f"{bad:,} bad samples"] if bad else []
-        parts += [f"{excluded:,} of alignment data"] if excluded else []
-        return f"{' and '.join(parts)} passed over, named in {self.file}."
+        parts += [f"{unwanted:,} {excluded}"] if unwanted else []
+        return f"{' and '.join(parts)} passed over, named in {self.file}." if parts else ""
+
+    def passed_over(self) -> tuple[int, int]:
+        """Bad samples, and those that were not asked for: each once, whichever processes met it."""
+        logs = self.run.processes.gather((self.log.bad, self.log.unwanted) if self.log else (set(), set()))
+        return tuple(len(set().union(*sets)) for sets in zip(*logs, strict=True))
 
 
 def look_over(source: Source, say: Callable[[str], None]) -> None:
@@ -191,8 +258,15 @@ def look_over(source: Source, say: Callable[[str], None]) -> None:
         say(f"{source.name}: {len(wrong)} of {count} samples looked at cannot be used, such as: {wrong[0].sentence}")
 
 
-def token_counter(tokenizer: Any, processor: Any) -> Callable[[Document], int]:
-    return lambda document: len(layout(document, tokenizer, image_token_counts(document, processor)).ids)
+@dataclass
+class TokenCounter:
+    """The tokens of a document as the MLLM reads it; it may have the sizes of its pictures alone."""
+
+    tokenizer: Any
+    processor: Any
+
+    def __call__(self, document: Document) -> int:
+        return len(layout(document, self.tokenizer, image_token_counts(document, self.processor)).ids)
 
 
 def open_data(run: Run, config: Any, limits: Limits) -> WorldExamples | Samples:

@@ -1,6 +1,8 @@
 """Next-token loss on conversations with pictures, in few large operations.
 
-Documents -> micro-batches sorted by length, so that little is padded; logits only of tokens with a loss. Pictures
+Documents -> micro-batches sorted by length, so that little is padded; logits only of tokens with a loss. Which of a
+step's documents make a micro-batch follows from their numbers of tokens, so each process reads only those of its own
+micro-batches (`NextTokenSteps`). Pictures
 run through the tower once, equal ones once. Gradients reach it through the user's pictures, and through drawn ones
 where the example says so (`drawn_teach`). Pictures of one size run as one batch instead of one attention call per
 picture, and the two equal temporal halves of a patch are added up before the multiplication.
@@ -19,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from duogen_core.data.sources import Bad
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.mllm.qwen_vl import layer_outputs, mrope_positions
-from duogen_core.training.data import Example, Probes
+from duogen_core.training.data import Example, Probes, StepExamples
 from duogen_core.training.run import mixed_precision
 
 # transformers' OpenAI CLIP constants, which Qwen2-VL's picture preprocessing uses
@@ -47,6 +50,7 @@ class MicroBatch:
     weight: Tensor
     positions: Tensor
     pictures: list[PictureKey]
+    lengths: list[int]  # of the rows, without padding
     labels: Tensor | None = None  # int [B, N, probes], what the probes should read out of the states
 
     @property
@@ -55,14 +59,19 @@ class MicroBatch:
         return float(self.weight[:, 1:].sum())
 
     def to(self, device: torch.device) -> MicroBatch:
-        tensors = (each.to(device) for each in (self.ids, self.weight, self.positions))
-        return MicroBatch(*tensors, self.pictures, None if self.labels is None else self.labels.to(device))
+        tensors = (each.to(device, non_blocking=True) for each in (self.ids, self.weight, self.positions))
+        labels = None if self.labels is None else self.labels.to(device)
+        return MicroBatch(*tensors, self.pictures, self.lengths, labels)
+
+    def pin_memory(self) -> MicroBatch:
+        pinned = (each.pin_memory() for each in (self.ids, self.weight, self.positions))
+        return MicroBatch(*pinned, self.pictures, self.lengths, self.labels)
 
 
 class StepTotals(NamedTuple):
     """What a step's loss is the mean over, where the step is taken in parts (or by several processes)."""
 
-    target_weight: float
+    target_weight: float | Tensor
     batches: int
 
     @classmethod
@@ -70,66 +79,75 @@ class StepTotals(NamedTuple):
         return cls(sum(batch.target_weight for batch in batches), len(batches))
 
 
-def share_of(
-    batches: Sequence[MicroBatch], pixels: Mapping[PictureKey, Tensor], rank: int, count: int
-) -> tuple[list[MicroBatch], dict[PictureKey, Tensor]]:
-    """What one of `count` processes has of a step: every count-th micro-batch and its pictures.
+Pixels = Mapping[PictureKey, Tensor]  # uint8 [H, W, 3] each
 
-    All have equally many, so that FSDP's processes stay in step; one too few is made up by one without targets.
-    """
-    mine = list(batches[rank::count])
-    if len(mine) < -(-len(batches) // count):
-        last = batches[-1]
-        # No weight, no labels: its loss and its gradients are 0, but the passes of all processes are equally many.
-        silent = None if last.labels is None else torch.full_like(last.labels, -1)
-        mine.append(replace(last, weight=torch.zeros_like(last.weight), labels=silent))
-    seen = {key for batch in mine for key in batch.pictures}
-    return mine, {key: picture for key, picture in pixels.items() if key in seen}
+
+def with_pictures(batch: MicroBatch, pixels: Pixels) -> tuple[list[MicroBatch], Pixels]:
+    """One micro-batch of several, with its own pictures."""
+    return [batch], {key: pixels[key] for key in dict.fromkeys(batch.pictures)}
 
 
 class Batcher:
     """Documents, or examples of them -> micro-batches and the distinct pictures they show, uint8 [H, W, 3]."""
 
     def __init__(
-        self, tokenizer: Any, processor: Any, *, micro_tokens: int = 1536, probes: Probes | None = None
+        self, tokenizer: Any, processor: Any, *, tokens: int = 1536, user_weight: float = 0.0, probes: Probes | None = None
     ) -> None:
-        """micro_tokens: padded tokens of a micro-batch, at most (one conversation at least). probes: give labels."""
+        """tokens: padded ones of a micro-batch, at most (one conversation at least). user_weight: of what the user says
+        in the loss. probes: give labels."""
         if tuple(processor.image_mean) != CLIP_MEAN or tuple(processor.image_std) != CLIP_STD:
             raise DuoGenError("The image processor has another mean or spread of colours than Qwen2-VL's; use its own.")
         self.tokenizer, self.processor = tokenizer, processor
-        self.micro_tokens, self.probes = micro_tokens, probes
+        self.tokens, self.user_weight, self.probes = tokens, user_weight, probes
         self.control = control_ids(tokenizer)
 
-    def __call__(
-        self, examples: Sequence[Document | Example], user_weight: float = 0.0
+    def __call__(self, examples: Sequence[Document | Example]) -> tuple[list[MicroBatch], dict[PictureKey, Tensor]]:
+        examples = [Example("", each) if isinstance(each, Document) else each for each in examples]
+        groups = self.plan([self.length(example.document) for example in examples])
+        return self.read(groups, dict(enumerate(examples)))
+
+    def length(self, document: Document) -> int:
+        """Tokens of a document, of whose pictures only the sizes need be known."""
+        return len(layout(document, self.tokenizer, image_token_counts(document, self.processor)).ids)
+
+    def plan(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Conversations of these numbers of tokens -> which of them make a micro-batch, short ones first."""
+        groups: list[list[int]] = [[]]
+        for k in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if groups[-1] and (len(groups[-1]) + 1) * lengths[k] > self.tokens:
+                groups.append([])
+            groups[-1].append(k)
+        return groups
+
+    def read(
+        self, groups: Sequence[Sequence[int]], examples: Mapping[int, Example]
     ) -> tuple[list[MicroBatch], dict[PictureKey, Tensor]]:
+        """The micro-batches of these groups of examples' numbers, and the distinct pictures they show."""
         pixels: dict[PictureKey, Tensor] = {}
-        rows = []
-        for example in examples:
-            example = Example("", example) if isinstance(example, Document) else example
-            document = example.document
-            spans = layout(document, self.tokenizer, image_token_counts(document, self.processor))
-            weight = torch.tensor(spans.learn, dtype=torch.float32)
-            for span in spans.parts:
-                if span.kind == "text" and span.role == "user":
-                    weight[span.start : span.end] = user_weight
-            grids = [picture_grid(picture, self.processor) for picture in document.pictures]
-            keys = []
-            for span, picture, grid in zip(spans.pictures, document.pictures, grids, strict=True):
-                size = (grid[2] * self.processor.patch_size, grid[1] * self.processor.patch_size)
-                keys.append(PictureKey(picture.digest, not span.drawn or example.drawn_teach, size))
-                if keys[-1] not in pixels:
-                    pixels[keys[-1]] = torch.from_numpy(resized(picture, size, self.processor.resample))
-            positions = mrope_positions(spans.ids, grids, self.control.image_pad, self.processor.merge_size)
-            rows.append((spans.ids, weight, positions, keys))
-        rows.sort(key=lambda row: len(row[0]))
-        batches, group = [], []
-        for row in rows:
-            if group and (len(group) + 1) * len(row[0]) > self.micro_tokens:
-                batches.append(self._stack(group))
-                group = []
-            group.append(row)
-        return [*batches, self._stack(group)], pixels
+        return [self._stack([self._row(examples[k], pixels) for k in group]) for group in groups], pixels
+
+    def silent(self) -> MicroBatch:
+        """A micro-batch without a target, for a process that has none left where others have: FSDP's processes must
+        take equally many. Its loss and gradients are 0."""
+        end, positions = [self.control.end_of_text] * 2, torch.arange(2).expand(3, 2)
+        return self._stack([(end, torch.zeros(2), positions, [])])
+
+    def _row(self, example: Example, pixels: dict[PictureKey, Tensor]) -> tuple:
+        document = example.document
+        spans = layout(document, self.tokenizer, image_token_counts(document, self.processor))
+        weight = torch.tensor(spans.learn, dtype=torch.float32)
+        for span in spans.parts:
+            if span.kind == "text" and span.role == "user":
+                weight[span.start : span.end] = self.user_weight
+        grids = [picture_grid(picture, self.processor) for picture in document.pictures]
+        keys = []
+        for span, picture, grid in zip(spans.pictures, document.pictures, grids, strict=True):
+            size = (grid[2] * self.processor.patch_size, grid[1] * self.processor.patch_size)
+            keys.append(PictureKey(picture.digest, not span.drawn or example.drawn_teach, size))
+            if keys[-1] not in pixels:
+                pixels[keys[-1]] = torch.from_numpy(resized(picture, size, self.processor.resample))
+        positions = mrope_positions(spans.ids, grids, self.control.image_pad, self.processor.merge_size)
+        return spans.ids, weight, positions, keys
 
     def _stack(self, rows: Sequence[tuple]) -> MicroBatch:
         length = max(len(ids) for ids, *_ in rows)
@@ -138,17 +156,66 @@ class Batcher:
             torch.zeros(len(rows), length),
             torch.zeros(3, len(rows), length, dtype=torch.long),
             [key for *_, keys in rows for key in keys],
+            [len(ids) for ids, *_ in rows],
         )
-        labels = [[] if self.probes is None else self.probes.labels(ids) for ids, *_ in rows]
-        if self.probes is not None:
-            batch.labels = torch.full((len(rows), length, len(labels[0][0])), -1)
         for k, (ids, weight, positions, _) in enumerate(rows):
             batch.ids[k, : len(ids)] = torch.tensor(ids)
             batch.weight[k, : len(ids)] = weight
             batch.positions[:, k, : len(ids)] = positions
-            if batch.labels is not None:
-                batch.labels[k, : len(ids)] = torch.tensor(labels[k])
-        return batch
+        return batch if self.probes is None else labelled(batch, self.probes)
+
+
+def labelled(batch: MicroBatch, probes: Probes) -> MicroBatch:
+    """The batch with what the probes should say of it; nothing at padding and where nothing is learnt."""
+    rows = [probes.labels(ids[:n].tolist()) for ids, n in zip(batch.ids, batch.lengths, strict=True)]
+    labels = torch.full((*batch.ids.shape, len(rows[0][0])), -1)
+    for k, row in enumerate(rows):
+        labels[k, : len(row)] = torch.tensor(row)
+    return replace(batch, labels=labels)
+
+
+@dataclass
+class NextTokenShare:
+    """What a process learns from in a step. All processes have equally many micro-batches."""
+
+    batches: list[MicroBatch]
+    pixels: dict[PictureKey, Tensor]
+    names: list[str]  # of all samples of the step
+    tokens: int  # padded ones, of all processes' micro-batches
+    count: int  # of all processes' micro-batches
+    bad: list[Bad]  # samples that this process could not use
+
+    def pin_memory(self) -> NextTokenShare:
+        pixels = {key: each.pin_memory() for key, each in self.pixels.items()}
+        return replace(self, batches=[batch.pin_memory() for batch in self.batches], pixels=pixels)
+
+
+@dataclass
+class NextTokenSteps:
+    """step -> the share of one process: every `processes`-th micro-batch."""
+
+    examples: StepExamples
+    batcher: Batcher
+    rank: int = 0
+    processes: int = 1
+
+    def __call__(self, step: int) -> NextTokenShare:
+        headers = self.examples.headers(step)
+        lengths = [self.batcher.length(each.document) for each in headers]
+        groups = self.batcher.plan(lengths)
+        mine = groups[self.rank :: self.processes]
+        numbers = [k for group in mine for k in group]
+        read = dict(zip(numbers, self.examples.read(step, numbers), strict=True))
+        batches, pixels = self.batcher.read(mine, read)
+        batches += [self.batcher.silent()] * (-(-len(groups) // self.processes) - len(mine))
+        return NextTokenShare(
+            batches,
+            pixels,
+            names=[read.get(k, each).name for k, each in enumerate(headers)],
+            tokens=sum(len(group) * max(lengths[k] for k in group) for group in groups),
+            count=len(groups),
+            bad=[bad for each in read.values() for bad in each.skipped],
+        )
 
 
 def resized(picture: Picture, size: tuple[int, int], resample: Any) -> np.ndarray:
@@ -168,7 +235,7 @@ def encode_pictures(tower: nn.Module, pixels: Mapping[PictureKey, Tensor]) -> di
         for size in dict.fromkeys(key.size for key in pixels):
             keys = [key for key in pixels if key.learns == learns and key.size == size]
             if keys:
-                pictures = torch.stack([pixels[key] for key in keys]).to(parameter.device)
+                pictures = torch.stack([pixels[key].to(parameter.device, non_blocking=True) for key in keys])
                 with torch.set_grad_enabled(learns and parameter.requires_grad and torch.is_grad_enabled()):
                     features |= zip(keys, run(tower, pictures), strict=True)
     return features

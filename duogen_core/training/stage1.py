@@ -29,7 +29,8 @@ from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers
-from duogen_core.training.data import Example, Probes, check_families, held_out, open_data, token_counter, world
+from duogen_core.training.data import Example, Probes, TokenCounter, check_families, held_out, open_data, world
+from duogen_core.training.feeding import Feed, workers_for
 from duogen_core.training.lora import (
     MLLM_TARGETS,
     LoraSettings,
@@ -42,11 +43,14 @@ from duogen_core.training.lora import (
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
+    NextTokenShare,
+    NextTokenSteps,
     StepTotals,
     encode_pictures,
     hidden_states,
+    labelled,
     predict,
-    share_of,
+    with_pictures,
 )
 from duogen_core.training.run import Run, new_muon, recomputing
 from duogen_core.training.samples import ideal_answers, write_answers
@@ -63,7 +67,8 @@ class MllmConfig(RunConfig):
     betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     weight_decay: float = 0.03
     probe_weight: float | None = None  # of the loss of the world's probes; None: the world's own without `data`, else 0
-    micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
+    tokens: int = 1536  # of a micro-batch, padding included, at most (one conversation at least)
+    workers: int | None = None  # processes that read ahead; None: as many as a GPU leaves cores for, on a CPU none
     accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, more time
     gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, more time
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
@@ -79,7 +84,8 @@ class MllmConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, least={"batch": 1, "micro_tokens": 1, "max_side": 1, "max_tokens": 1, "eval_cases": 0})
+        least = {"batch": 1, "tokens": 1, "workers": 0, "max_side": 1, "max_tokens": 1, "eval_cases": 0}
+        check_numbers(self, least=least)
         check_betas(self.betas)
         check_families("weights", self.weights, world().families)
 
@@ -94,7 +100,7 @@ def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Ex
     for family, some in cases.items():
         right = tokens = in_time = 0
         for case in some:  # one by one: a conversation is judged as a whole
-            batches, pixels = batcher([case], 0.0)
+            batches, pixels = batcher([case])
             batch = batches[0].to(device)
             states = hidden_states(model, batch, encode_pictures(model.model.visual, pixels))
             logits, targets, _ = predict(model, batch, states[-1])
@@ -170,9 +176,9 @@ class Trainer:
         probes = None
         if config.probe_weight:
             probes = world().probes(self.mllm.tokenizer, self.mllm.num_layers, self.mllm.hidden_size)
-        self.batcher = Batcher(
-            self.mllm.tokenizer, self.mllm.image_processor, micro_tokens=config.micro_tokens, probes=probes
-        )
+        tokenizer, processor = self.mllm.tokenizer, self.mllm.image_processor
+        self.batcher = Batcher(tokenizer, processor)  # of what is scored
+        learnt = Batcher(tokenizer, processor, tokens=config.tokens, user_weight=user_weight)
         modules: dict[str, nn.Module] = {"model": TrainableOnly(model) if self.lora else model}
         modules |= {"recall": probes} if probes else {}  # the name of their file in a checkpoint
         optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, probes)
@@ -183,23 +189,25 @@ class Trainer:
         run.attach(modules, optimizers)
         due = run.elapsed + 60 * config.eval_minutes
         self.samples_due = run.elapsed + 60 * config.sample_minutes
-        for step in run:
-            with run.meter.waiting():
-                some = examples(step)
-                batches, pixels = self.batcher(some, user_weight)
-                mine = share_of(batches, pixels, together.rank, together.count)
-            run.meter.count(tokens=sum(batch.ids.numel() for batch in mine[0]), pictures=len(mine[1]))
+        examples.begin()
+        steps = NextTokenSteps(examples.steps, learnt, together.rank, together.count)
+        feed = Feed(steps, workers=workers_for(config.workers, together.device), device=together.device)
+        for _, share in feed.each(run):
+            examples.note(share.bad)
+            run.meter.count(tokens=sum(batch.ids.numel() for batch in share.batches), pictures=len(share.pixels))
+            if probes:  # here: they are a module, which stays in this process
+                share.batches = [labelled(batch, probes) for batch in share.batches]
             figures = {"loss": 0.0, "probes": 0.0} if probes else {"loss": 0.0}
+            weight = sum(batch.target_weight for batch in share.batches)
+            totals = StepTotals(together.total(weight) if together.count > 1 else weight, share.count)
             norm = run.update(
-                self.losses(loss_of, mine, StepTotals.of(batches), figures),
+                self.losses(loss_of, share, totals, figures),
                 clip=1.0,
                 clipped=trainable(model).values(),
-                samples=[example.name for example in some],
+                samples=share.names,
             )
             run.report(
-                **{name: together.total(value) for name, value in figures.items()},
-                norm=norm,
-                tokens=sum(batch.ids.numel() for batch in batches),
+                **{name: together.total(value) for name, value in figures.items()}, norm=norm, tokens=share.tokens
             )
             if run.elapsed >= due:
                 with run.meter.aside():
@@ -213,10 +221,12 @@ class Trainer:
         return run
 
     def losses(
-        self, loss_of: nn.Module, mine: tuple[Any, Any], totals: StepTotals, figures: dict[str, Any]
+        self, loss_of: nn.Module, share: NextTokenShare, totals: StepTotals, figures: dict[str, Any]
     ) -> Iterator[Tensor]:
         """What to go backward from, in one part or one for each micro-batch; adds up the figures."""
-        for part in micro_batches_of(*mine) if self.config.accumulate else [mine]:
+        whole = [(share.batches, share.pixels)]
+        parts = (with_pictures(batch, share.pixels) for batch in share.batches)
+        for part in parts if self.config.accumulate else whole:
             loss, probed = loss_of(*part, totals)
             figures["loss"] += loss.detach()
             if "probes" in figures:
@@ -230,7 +240,7 @@ class Trainer:
         return Limits(
             max_side=config.max_side,
             max_tokens=config.max_tokens or mllm.max_positions,
-            count_tokens=token_counter(mllm.tokenizer, mllm.image_processor),
+            count_tokens=TokenCounter(mllm.tokenizer, mllm.image_processor),
             alignment=config.include_alignment,
         )
 
@@ -265,12 +275,6 @@ def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
     # transformers 5.23 changed the name
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, "context_fn": recomputing(device)})
-
-
-def micro_batches_of(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
-    """One micro-batch after the other, each with its pictures."""
-    for k in range(len(batches)):
-        yield share_of(batches, pixels, k, len(batches))
 
 
 @dataclass(kw_only=True)

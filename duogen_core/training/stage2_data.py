@@ -40,7 +40,7 @@ from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen_vl import hidden_states_for
 from duogen_core.picture_sampling import reference_pixels
 from duogen_core.training.configuration import RunConfig, TrainingError, check_betas, check_numbers
-from duogen_core.training.data import Samples, check_families, token_counter, world
+from duogen_core.training.data import Samples, TokenCounter, check_families, world
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import changes, sentence
 from duogen_core.training.run import Run, rng_for
@@ -127,7 +127,7 @@ class Documents:
         self.samples: Samples | None = None
         self.shrunk: set[str] = set()  # names of documents with a picture larger than `max_side`
         if config.data:
-            counter = token_counter(mllm.tokenizer, mllm.image_processor)
+            counter = TokenCounter(mllm.tokenizer, mllm.image_processor)
             limits = DrawnLimits(max_tokens=mllm.max_positions, count_tokens=counter)
             run.folder.mkdir(parents=True, exist_ok=True)
             self.samples = Samples(run, config.data, self.count, limits)
@@ -141,7 +141,12 @@ class Documents:
 
     def __call__(self, number: int) -> list[tuple[str, Document]]:
         if self.samples is not None:
-            found = [(example.name, example.document) for example in self.samples(number)]
+            if self.samples.log is None:
+                self.samples.begin()
+            examples = self.samples.steps.read(number, range(self.count))
+            for example in examples:
+                self.samples.note(example.skipped)
+            found = [(example.name, example.document) for example in examples]
         else:
             found = self._drawn(number)
         for name, document in found:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.document import Document, Picture, Text
+from duogen_core.document.reading import headers_only
 from duogen_core.errors import DuoGenError, is_out_of_memory, shown, system_failure
 
 MAX_CHARACTERS = 1000  # of a sentence
@@ -166,6 +167,14 @@ class Source(ABC):
                 sentence = f"{sentence[:MAX_CHARACTERS]} …"
             return Bad(self.name, index, label, sentence, isinstance(error, Excluded))
         return Sample(document, self.name, index, label)
+
+    def header(self, index: int) -> Sample | Bad:
+        """Returns sample `index` with the sizes of its pictures alone: for counting tokens without decoding a pixel.
+
+        What is wrong behind the header of a picture is found by `read` only.
+        """
+        with headers_only():
+            return self.read(index)
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
         """Returns the sample at `position` of an epoch: every sample once, in an order of (seed, epoch)."""

@@ -240,7 +240,7 @@ SHARED = {
 }  # fmt: skip
 CHANGED = {
     "stage1": SHARED | {
-        "muon_lr": 0.5, "tower_lr": 0.0, "probe_weight": 0.25, "micro_tokens": 99, "accumulate": True,
+        "muon_lr": 0.5, "tower_lr": 0.0, "probe_weight": 0.25, "tokens": 99, "workers": 3, "accumulate": True,
         "eval_data": ["jsonl:a.jsonl"], "include_alignment": True, "max_tokens": 77, "eval_cases": 2,
         "eval_minutes": 0.5,
     },

@@ -51,7 +51,7 @@ def own_loss(mllm, documents):
 
 
 def test_the_loss_on_pictures_of_any_size_is_transformers_own(mllm):
-    batches, pixels = Batcher(mllm.tokenizer, mllm.image_processor, micro_tokens=100)(DOCUMENTS)
+    batches, pixels = Batcher(mllm.tokenizer, mllm.image_processor, tokens=100)(DOCUMENTS)
     assert len(batches) > 1 and {tuple(p.shape[:2]) for p in pixels.values()} >= {(32, 64), (32, 160)}
     with torch.no_grad():
         found, _ = NextTokenLoss(mllm.model)(batches, pixels)
@@ -76,7 +76,7 @@ def test_a_tower_with_windows_runs_as_transformers_runs_it():
 
 def test_a_step_in_parts_has_the_same_loss_and_gradients(mllm):
     examples = [*DOCUMENTS, *(example_of(FAMILIES[family](random.Random(1))) for family in ("draw", "describe"))]
-    batcher, loss_of = Batcher(mllm.tokenizer, mllm.image_processor, micro_tokens=300), NextTokenLoss(mllm.model)
+    batcher, loss_of = Batcher(mllm.tokenizer, mllm.image_processor, tokens=300), NextTokenLoss(mllm.model)
     parameters = dict(mllm.model.model.named_parameters())
 
     def gradients(parts):

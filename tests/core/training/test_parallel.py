@@ -22,12 +22,13 @@ from duogen_core.sketchbook.source import example_of
 from duogen_core.training import stage2_data
 from duogen_core.training.command import LAUNCHED
 from duogen_core.training.configuration import TrainingError
+from duogen_core.training.data import Example
 from duogen_core.training.distributed import Processes, ensure_gradients, shard
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
+    NextTokenSteps,
     StepTotals,
-    share_of,
 )
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.sketchbook.test_pretrain import SIZES, cases
@@ -37,7 +38,7 @@ from tests.core.two_processes import run_all
 ROOT = Path(__file__).parents[3]
 LAUNCH = Path(duogen_core.training.__file__).parent / "launch"
 SHARED = ["steps=4", "warmup=1", "log_every=1", "bf16=false", "lr=1e-3"]
-STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "micro_tokens=400", "eval_cases=1", "muon_lr=1e-3"]
+STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "tokens=400", "eval_cases=1", "muon_lr=1e-3"]
 STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "frames=9",
           "sample_minutes=0"]  # fmt: skip
 
@@ -218,18 +219,38 @@ def test_wrong_settings_are_said_before_any_process_starts(monkeypatch, tmp_path
     assert sentence in error and error.count("\n") == 1
 
 
+class Given:
+    """The same examples in every step."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self.examples, self.read_numbers = examples, []
+
+    def headers(self, step):
+        return self.examples
+
+    def read(self, step, numbers):
+        self.read_numbers += numbers
+        return [self.examples[number] for number in numbers]
+
+
 def test_the_parts_of_a_step_add_up_to_it():
     torch.manual_seed(0)
     tokenizer = sketchbook_tokenizer(0, 60, 500)
     loss_of = NextTokenLoss(new_model(tokenizer, **SIZES))
-    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(
-        [example_of(case) for case in cases(5)], 0.0
-    )
+    examples = Given([example_of(case, name=str(k)) for k, case in enumerate(cases(5))])
+    batcher = Batcher(tokenizer, small_image_processor(), tokens=300)
+    batches, pixels = batcher(examples.examples)
     whole, (loss, _) = StepTotals.of(batches), loss_of(batches, pixels)
-    for count in (2, 3, len(batches) + 1):
-        parts = [share_of(batches, pixels, rank, count) for rank in range(count)]
-        assert len({len(mine) for mine, _ in parts}) == 1
-        found = sum(loss_of(*part, whole)[0] for part in parts)
+    for count in (1, 2, 3, len(batches) + 1):
+        examples.read_numbers = []
+        shares = [NextTokenSteps(examples, batcher, rank, count)(0) for rank in range(count)]
+        assert len({len(share.batches) for share in shares}) == 1
+        assert sorted(examples.read_numbers) == [0, 1, 2, 3, 4]  # each is read by one process
+        assert all(share.count == len(batches) and share.names == list("01234") for share in shares)
+        assert shares[0].tokens == sum(batch.ids.numel() for batch in batches)
+        weight = sum(batch.target_weight for share in shares for batch in share.batches)
+        assert weight == pytest.approx(whole.target_weight)
+        found = sum(loss_of(share.batches, share.pixels, StepTotals(weight, len(batches)))[0] for share in shares)
         torch.testing.assert_close(found, loss, atol=1e-5, rtol=0)
 
 

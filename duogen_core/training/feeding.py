@@ -1,0 +1,179 @@
+"""Feeds a run: what a process learns from in a step is read ahead by other processes (torch's DataLoader).
+
+    feed = Feed(make, workers=4, device=device)
+    for step, share in feed.each(run): ...      # share = make(step), made while the steps before were computed
+
+make(step) is a pure function of the step, of numbers and files alone. So a resumed run begins where it stopped, and
+what is read ahead in vain is lost and nothing else. It is sent to the workers: it holds no open file, no model and
+nothing that lies on a device. Tensors come back in shared memory and, for a CUDA device, in pinned memory.
+
+A step's samples are shared out before they are read: every process knows the tokens of all of them, from the headers of
+their pictures, and decodes its own alone (`passes`). So the work of decoding is that of one process, however many there
+are.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from multiprocessing import get_all_start_methods
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from duogen_core.errors import DuoGenError, first_line
+from duogen_core.training.configuration import TrainingError
+from duogen_core.training.run import Run
+
+T = TypeVar("T")
+MOST_WORKERS = 8  # that are started unasked
+AHEAD = 2  # steps that each worker has ready
+
+
+def workers_for(asked: int | None, device: torch.device) -> int:
+    """Worker processes of a training process. Unasked: beside a GPU the cores that its process leaves, at most
+    MOST_WORKERS; on a CPU none, since the training itself keeps all cores busy."""
+    if asked is not None:
+        return asked
+    if device.type == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+
+
+@dataclass
+class Failure:
+    """What went wrong in a worker: a sentence, without the traceback that a DataLoader would put around it."""
+
+    sentence: str
+
+
+class Steps(Dataset):
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self.make(step)
+        except DuoGenError as error:
+            return Failure(str(error))
+
+
+class From(Sampler):
+    """Steps one after another, without end: a run in minutes does not know its last one."""
+
+    def __init__(self, first: int, last: int | None) -> None:
+        self.first, self.last = first, last
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.first) if self.last is None else iter(range(self.first, self.last))
+
+
+def as_it_is(share: T) -> T:
+    return share
+
+
+def begin_worker(_number: int) -> None:
+    # Ctrl-C goes to all processes of a terminal; the run decides when it ends, and first takes the step it is in.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+class Feed(Generic[T]):
+    """The shares of a process, in order."""
+
+    def __init__(self, make: Callable[[int], T], *, workers: int = 0, device: torch.device | None = None) -> None:
+        self.make, self.workers = make, workers
+        self.pin = device is not None and device.type == "cuda"
+        self._shares: Iterator[T | Failure] | None = None
+
+    def each(self, run: Run) -> Iterator[tuple[int, T]]:
+        """The steps of a run, each with its share."""
+        try:
+            for step in run:
+                with run.meter.waiting():
+                    share = self._next(run, step)
+                yield step, share
+        finally:
+            self._shares = None  # ends the workers
+
+    def _next(self, run: Run, step: int) -> T:
+        if self._shares is None:
+            self._shares = iter(self._loader(step, run.steps))
+        try:
+            found = next(self._shares)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            if not run.interrupted:
+                raise TrainingError(
+                    f"A process that reads documents ahead was ended ({first_line(error)}), as happens when the "
+                    "machine has no memory left, or a container too little shared memory (/dev/shm). Set fewer "
+                    "`workers` (0: none), and give the same command again to go on from the last checkpoint."
+                ) from None
+            found = self.make(step)  # who stopped the run stopped its workers too; this last step needs none
+        if isinstance(found, Failure):
+            raise DuoGenError(found.sentence)
+        return found
+
+    def _loader(self, first: int, last: int | None) -> DataLoader:
+        # Not by fork: the training process has threads (autograd's, gloo's, tokenizers'), and a copy of a process
+        # has the locks that they held and not the threads. A fork server is a process that never had any.
+        method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+        more: dict[str, Any] = {}
+        if self.workers:
+            context = torch.multiprocessing.get_context(method)
+            if method == "forkserver":
+                context.set_forkserver_preload([type(self.make).__module__])  # imported once, for all workers
+            more = {"multiprocessing_context": context, "prefetch_factor": AHEAD, "worker_init_fn": begin_worker}
+        return DataLoader(
+            Steps(self.make),
+            batch_size=None,  # a share is a whole already
+            sampler=From(first, last),
+            num_workers=self.workers,
+            collate_fn=as_it_is,
+            pin_memory=self.pin,
+            generator=torch.Generator(),  # torch's own random numbers are the training's
+            **more,
+        )
+
+
+# -- sharing out
+
+
+def passes(tokens: Sequence[int], most: float, processes: int = 1) -> list[list[list[int]]]:
+    """Shares out samples of so many tokens: of every process its passes, of every pass the samples' numbers.
+
+    A pass has at most `most` tokens, or one sample. All processes have equally many passes, as few as will do, some of
+    which may be empty: DDP and FSDP wait for each other in each. Longest first, each into the emptiest pass (LPT,
+    Graham 1969), so that no process waits long for another.
+    """
+    longest_first = sorted(range(len(tokens)), key=lambda k: (-tokens[k], k))
+    each = max(1, -(-sum(min(n, most) for n in tokens) // (most * processes)) if most < float("inf") else 1)
+    while (found := _packed(tokens, longest_first, most, int(each) * processes)) is None:
+        each += 1
+    loads = [sum(tokens[k] for k in pack) for pack in found]
+    shares: list[list[list[int]]] = [[] for _ in range(processes)]
+    for number in sorted(range(len(found)), key=lambda k: (-loads[k], k)):
+        share = min(
+            (share for share in shares if len(share) < each), key=lambda s: sum(tokens[k] for pack in s for k in pack)
+        )
+        share.append(sorted(found[number]))
+    return shares
+
+
+def _packed(tokens: Sequence[int], order: Sequence[int], most: float, count: int) -> list[list[int]] | None:
+    """`count` packs of at most `most` tokens; None if some sample finds no room."""
+    packs: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for k in order:
+        emptiest = min(range(count), key=loads.__getitem__)
+        if packs[emptiest] and loads[emptiest] + tokens[k] > most:
+            return None
+        packs[emptiest].append(k)
+        loads[emptiest] += tokens[k]
+    return packs
