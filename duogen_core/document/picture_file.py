@@ -131,10 +131,12 @@ def picture_size(data: bytes, name: str) -> tuple[int, int]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with Image.open(io.BytesIO(data), formats=[format_]) as image:
                 _check_size(image.size, name)
-                # Pillow would decode a PNG to look for an orientation behind its pixels.
-                known = format_ == "TIFF" or "exif" in image.info
-                turned = known and image.getexif().get(ORIENTATION, 1) >= 5
-                return image.size[::-1] if turned else image.size
+                if format_ == "TIFF":  # some versions of Pillow give the turned size, others the stored one
+                    size, turned = (image.tag_v2[256], image.tag_v2[257]), image.tag_v2.get(ORIENTATION, 1) >= 5
+                else:  # Pillow would decode a PNG to look for an orientation behind its pixels
+                    size = image.size
+                    turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+                return size[::-1] if turned else size
     except DuoGenError:
         raise
     except Exception as error:

@@ -91,7 +91,13 @@ class Batcher:
     """Documents, or examples of them -> micro-batches and the distinct pictures they show, uint8 [H, W, 3]."""
 
     def __init__(
-        self, tokenizer: Any, processor: Any, *, tokens: int = 1536, user_weight: float = 0.0, probes: Probes | None = None
+        self,
+        tokenizer: Any,
+        processor: Any,
+        *,
+        tokens: int = 1536,
+        user_weight: float = 0.0,
+        probes: Probes | None = None,
     ) -> None:
         """tokens: padded ones of a micro-batch, at most (one conversation at least). user_weight: of what the user says
         in the loss. probes: give labels."""

@@ -85,7 +85,11 @@ class Mixture(Iterator[Sample]):
         return self._draw(k, lambda source, index: source.header(index), self._bad_headers, None)
 
     def _draw(
-        self, k: int, read: Callable[[Source, int], Sample | Bad], known: dict[tuple[int, int], Bad], on_bad: OnBad | None
+        self,
+        k: int,
+        read: Callable[[Source, int], Sample | Bad],
+        known: dict[tuple[int, int], Bad],
+        on_bad: OnBad | None,
     ) -> Sample:
         number, nth = self.place(k)
         source = self.sources[number]
