@@ -223,6 +223,11 @@ def check_betas(betas: tuple[float, float]) -> None:
         raise ConfigError(f"'betas' are {list(betas)}; expected two numbers from 0 to below 1, as of AdamW.")
 
 
+def check_share(share: float) -> None:
+    if not 0 <= share <= 0.5:
+        raise ConfigError(f"'eval_share' is {share}; expected a share of the documents to hold out, 0 to 0.5.")
+
+
 def to_yaml(config: Any) -> str:
     """The configuration as a file that `load_config` reads back."""
     return yaml.safe_dump(plain(config, fixed=False), sort_keys=False, allow_unicode=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -27,6 +27,7 @@ from duogen_core.data.sources import (
     open_source,
     parse_specs,
 )
+from duogen_core.data.sources.base import stable_hash
 from duogen_core.data.sources.mixture import differences
 from duogen_core.data.sources.spec import source_class
 from duogen_core.document import Document
@@ -282,16 +283,65 @@ def first_of(source: Source) -> Document | None:
     return next((sample.document for sample in samples if isinstance(sample, Sample)), None)
 
 
+def is_held_out(document: Document, share: float, wanted: bool = True) -> bool:
+    """Whether a document belongs to the share that is not learnt from (or, with wanted=False, does not).
+
+    Decided by its words alone: the same on every machine and wherever the document stands, and copies of one document
+    are on one side, also with images of another size.
+    """
+    words = [(turn.role, turn.text) for turn in document.turns]
+    return (stable_hash("held out", words) < share * 2**64) == wanted
+
+
+def without_held_out(limits: Limits, share: float) -> Limits:
+    """Limits of what is learnt from."""
+    return replace(limits, wanted=partial(is_held_out, share=share, wanted=False)) if share else limits
+
+
 def held_out(config: Any, limits: Limits) -> dict[str, list[Example]]:
-    """{name: what the model is scored on}: the first samples of `eval_data`, and cases of every family of the world
-    where training learns from it."""
+    """{name: what the model is scored on}: the first samples of `eval_data`, the share `eval_share` of `data`, and
+    cases of every family of the world where training learns from it. limits: without those of the share."""
     found: dict[str, list[Example]] = {}
-    if config.eval_cases:
-        if not config.data or any(spec.kind == "sketchbook" for spec in parse_specs(config.data)):
-            found |= world().evaluation_examples(config.eval_cases, config.vision_families)
-        for source in (open_source(spec, limits=limits) for spec in parse_specs(config.eval_data)):
-            samples = [Example(s.label, s.document) for s in islice(source.epoch(0, 0), config.eval_cases)]
+    if not config.eval_cases:
+        return found
+    if not config.data or any(spec.kind == "sketchbook" for spec in parse_specs(config.data)):
+        cases = world().evaluation_examples(config.eval_cases, getattr(config, "vision_families", ()))
+        found |= {name: good for name, some in cases.items() if (good := [e for e in some if fits(e, limits)])}
+    for source in (open_source(spec, limits=limits) for spec in parse_specs(config.eval_data)):
+        samples = some_of(source, config.eval_cases, TRIES)
+        if not samples:
+            raise DuoGenError(f"{source.name}, of eval_data, has no usable sample; run `data check` on it.")
+        found[source.name] = samples
+    if config.eval_share:
+        share = replace(limits, wanted=partial(is_held_out, share=config.eval_share))
+        for source in (open_source(spec, limits=share) for spec in parse_specs(config.data)):
+            if source.endless:
+                continue
+            samples = some_of(source, config.eval_cases, TRIES + round(4 * config.eval_cases / config.eval_share))
             if not samples:
-                raise DuoGenError(f"{source.name}, of eval_data, has no usable sample; run `data check` on it.")
-            found[source.name] = samples
+                raise DuoGenError(
+                    f"{source.name}: eval_share={config.eval_share:g} holds out none of the samples looked at; give "
+                    "a larger share, or documents of their own as eval_data."
+                )
+            found[f"{source.name} held out"] = samples
+    return found
+
+
+def fits(example: Example, limits: Limits) -> bool:
+    try:
+        limits.check(example.document)
+    except DuoGenError:
+        return False
+    return True
+
+
+def some_of(source: Source, count: int, tries: int) -> list[Example]:
+    """The first usable samples of a source, looking at `tries` places at most."""
+    found: list[Example] = []
+    for position in range(tries if source.endless else min(tries, len(source))):
+        sample = source.read(source.index_at(0, 0, position))
+        if isinstance(sample, Sample):
+            found.append(Example(sample.label, sample.document))
+        if len(found) == count:
+            break
     return found

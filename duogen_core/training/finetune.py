@@ -106,6 +106,7 @@ class Stage2Settings(stage2.Stage2Config):
     lr: float = 1e-3
     ema: float = 0.99
     single_image_weight: float = 1.0  # as often as it stands in the mixture, or `share` would not be kept
+    eval_cases: int = 0
     shards: int = 3
     shift: float | None = None  # None: as the checkpoint's own stage 2, or else as it is sampled
     unshifted_share: float | None = None  # None: as the checkpoint's own stage 2, or else 0

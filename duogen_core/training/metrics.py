@@ -165,8 +165,10 @@ def plot_metrics(folder: str | Path) -> None:
 
 
 def plot_losses(folder: str | Path) -> Path | None:
-    """loss.png (log scale, thin: every line, thick: running mean)."""
+    """loss.png (log scale, thin: every line, thick: running mean; dots: what is not learnt from)."""
     figure_of, lines = _matplotlib(), _lines(folder)
+    scored = [(line["step"], mean_loss(line["eval"])) for line in lines if isinstance(line.get("eval"), dict)]
+    scored = [(step, loss) for step, loss in scored if loss is not None]
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     if not points:
         return None
@@ -179,12 +181,23 @@ def plot_losses(folder: str | Path) -> Path | None:
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#9bb8d3", linewidth=0.8)
     axes.plot(steps, smooth, color="#1f4e79", linewidth=1.8)
+    if scored:
+        axes.plot(*zip(*scored, strict=True), color="#c0504d", marker=".", linewidth=1.2, label="held out")
+        axes.legend()
     if min(losses) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3, which="both")
     return _save(figure, Path(folder) / "loss.png")
+
+
+def mean_loss(scores: Mapping[str, Any]) -> float | None:
+    """Of {"all": {"loss": …}, …}, or the mean of the families or sources; None where none has a loss."""
+    found = [each["loss"] for each in scores.values() if isinstance(each, Mapping) and "loss" in each]
+    if "loss" in (overall := scores.get("all", {})):
+        return overall["loss"]
+    return sum(found) / len(found) if found else None
 
 
 def plot_scores(folder: str | Path) -> Path | None:

@@ -154,6 +154,28 @@ def warmup_cosine(step: int, warmup: int, progress: float, floor: float = 0.0) -
     return min(1.0, (step + 1) / max(1, warmup)) * cosine
 
 
+class Every:
+    """Says when something is due again: after so many steps or else minutes of training; never for 0 steps or minutes.
+
+    To be asked at the beginning of each step, when weights and averages are those of `run.step` steps.
+    """
+
+    def __init__(self, run: Run, minutes: float | None, steps: int | None = None) -> None:
+        self.run, self.seconds, self.steps = run, 60 * (minutes or 0.0), steps
+        self.never = minutes is None and not steps
+        self.next = run.elapsed + self.seconds
+
+    def __call__(self) -> bool:
+        if self.never:
+            return False
+        if self.steps is not None:
+            return self.run.step > 0 and self.run.step % self.steps == 0
+        if self.run.elapsed < self.next:
+            return False
+        self.next = self.run.elapsed + self.seconds
+        return True
+
+
 class Run:
     @classmethod
     def of(cls, config: RunConfig, folder: Path | None = None) -> Run:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.data.sources import Limits
@@ -28,8 +29,17 @@ from duogen_core.mllm.loading import load_with_bov
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers
-from duogen_core.training.data import Example, Probes, TokenCounter, check_families, held_out, open_data, world
+from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers, check_share
+from duogen_core.training.data import (
+    Example,
+    Probes,
+    TokenCounter,
+    check_families,
+    held_out,
+    open_data,
+    without_held_out,
+    world,
+)
 from duogen_core.training.feeding import Feed, workers_for
 from duogen_core.training.lora import (
     MLLM_TARGETS,
@@ -40,6 +50,7 @@ from duogen_core.training.lora import (
     save_adapter,
     trainable,
 )
+from duogen_core.training.metrics import mean_loss
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
@@ -52,7 +63,7 @@ from duogen_core.training.next_token import (
     predict,
     with_pictures,
 )
-from duogen_core.training.run import Run, new_muon, recomputing
+from duogen_core.training.run import Every, Run, new_muon, recomputing
 from duogen_core.training.samples import ideal_answers, write_answers
 
 
@@ -73,43 +84,54 @@ class MllmConfig(RunConfig):
     gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, more time
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
     eval_data: list[Any] = field(default_factory=list)  # sources that are not learnt from, to score the model on
+    eval_share: float = 0.0  # of the documents in `data`, chosen by their words: not learnt from, but scored on
     include_alignment: bool = False  # learn from alignment data too, which the paper keeps for stage 2
     max_side: int = 8192  # pixels of a picture in `data`
     max_tokens: int | None = None  # of a sample in `data`; None: as many as the model can look back on
     weights: Mapping[str, float] = field(default_factory=lambda: dict(world().mixtures["stage1"]))  # of task families
     vision_families: tuple[str, ...] = field(default_factory=lambda: world().vision_families)
     eval_cases: int = 16  # a family of Sketchbook, or a source of `eval_data`; 0: no scores
-    eval_minutes: float = 3.0
+    eval_minutes: float = 3.0  # between scores, each with an export
+    eval_steps: int | None = None  # in the place of eval_minutes
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         least = {"batch": 1, "tokens": 1, "workers": 0, "max_side": 1, "max_tokens": 1, "eval_cases": 0}
+        least |= {"eval_minutes": 0, "eval_steps": 1}
         check_numbers(self, least=least)
         check_betas(self.betas)
+        check_share(self.eval_share)
         check_families("weights", self.weights, world().families)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, float]]:
-    """Teacher-forced, per family or source: `token`, share of trained tokens predicted; `when`, share of conversations
-    in which the model would draw and stop exactly where the ideal answer does."""
+    """Teacher-forced, per family or source: `loss`, as it is learnt, in float32; `token`, share of trained tokens
+    predicted; `when`, share of conversations in which the model would draw and stop exactly where the ideal answer
+    does."""
     control, device = batcher.control, model.get_input_embeddings().weight.device
     stops = torch.tensor([control.bov, control.im_end], device=device)
     scores = {}
     for family, some in cases.items():
         right = tokens = in_time = 0
+        loss = 0.0
         for case in some:  # one by one: a conversation is judged as a whole
             batches, pixels = batcher([case])
             batch = batches[0].to(device)
             states = hidden_states(model, batch, encode_pictures(model.model.visual, pixels))
             logits, targets, _ = predict(model, batch, states[-1])
+            loss += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
             guess = logits.argmax(-1)
             right += int((guess == targets).sum())
             tokens += len(targets)
             decides = torch.isin(guess, stops) | torch.isin(targets, stops)
             in_time += bool((guess == targets)[decides].all())
-        scores[family] = {"token": round(right / tokens, 4), "when": round(in_time / len(some), 4)}
+        scores[family] = {
+            "loss": float(f"{loss / tokens:.6g}"),
+            "token": round(right / tokens, 4),
+            "when": round(in_time / len(some), 4),
+        }
     return scores
 
 
@@ -171,7 +193,7 @@ class Trainer:
         config, model = self.config, self.mllm.model
         run = Run.of(config)
         limits = self.limits()
-        self.examples = examples = open_data(run, config, limits)
+        self.examples = examples = open_data(run, config, without_held_out(limits, config.eval_share))
         self.cases = held_out(config, limits)
         probes = None
         if config.probe_weight:
@@ -187,12 +209,15 @@ class Trainer:
         together = run.processes
         loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers)
         run.attach(modules, optimizers)
-        due = run.elapsed + 60 * config.eval_minutes
-        self.samples_due = run.elapsed + 60 * config.sample_minutes
+        scores_due = Every(run, config.eval_minutes, config.eval_steps)
+        self.samples_due = Every(run, config.sample_minutes)
         examples.begin()
         steps = NextTokenSteps(examples.steps, learnt, together.rank, together.count)
         feed = Feed(steps, workers=workers_for(config.workers, together.device), device=together.device)
         for _, share in feed.each(run):
+            if scores_due():
+                with run.meter.aside():
+                    self.check(run)
             examples.note(share.bad)
             run.meter.count(tokens=sum(batch.ids.numel() for batch in share.batches), pictures=len(share.pixels))
             if probes:  # here: they are a module, which stays in this process
@@ -209,10 +234,6 @@ class Trainer:
             run.report(
                 **{name: together.total(value) for name, value in figures.items()}, norm=norm, tokens=share.tokens
             )
-            if run.elapsed >= due:
-                with run.meter.aside():
-                    self.check(run)
-                due = run.elapsed + 60 * config.eval_minutes
         if run.finished and not run.complete(*self.outputs(run)):
             self.check(run, last=True)
             if told := examples.summary():
@@ -257,10 +278,10 @@ class Trainer:
                 with evaluation_mode(model):
                     scores = evaluate(model, self.batcher, self.cases)
                 run.record(eval=scores)
+                run.line.held_out = f"held-out {mean_loss(scores):.4g}"
                 run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
-            if self.config.sample_minutes and (last or run.elapsed >= self.samples_due):
+            if self.config.sample_minutes and (self.samples_due() or last):
                 write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
-                self.samples_due = run.elapsed + 60 * self.config.sample_minutes
         with run.processes.gathered(model):
             if run.main:
                 if self.lora:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -35,7 +36,7 @@ from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.data import world
+from duogen_core.training.data import held_out, world
 from duogen_core.training.lora import (
     DIT_TARGETS,
     TrainableOnly,
@@ -44,16 +45,19 @@ from duogen_core.training.lora import (
     save_dit_adapter,
     trainable,
 )
-from duogen_core.training.run import Run, mixed_precision, muon_and_adamw, recomputing
+from duogen_core.training.metrics import mean_loss
+from duogen_core.training.run import Every, Run, mixed_precision, muon_and_adamw, recomputing
 from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import (
     CachedBatches,
     Documents,
     OnlineBatches,
     Prepared,
+    Reader,
     Stage2Config,
     batches_of,
 )
+from duogen_core.training.validation import Validation
 from duogen_core.vae import PictureVae
 from duogen_core.weights.headers import Entry, check_tensors, shapes_of
 
@@ -309,18 +313,27 @@ def learn(
     dit: PackedCosmos,
     connector: Connector,
     sample: Callable[[], object] = lambda: None,
+    validation: Validation | None = None,
 ) -> None:
-    """sample(): draws with the averaged weights, called every `sample_minutes` and at the end."""
+    """sample(): draws with the averaged weights, called every `sample_minutes` and at the end; so is validation."""
     if config.lora:
         add_lora(dit, config.lora, within="transformer_blocks", usual=DIT_TARGETS)
         dit.train()  # LoRA's dropout
     if config.gradient_checkpointing:
         checkpoint_blocks(dit)
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
-    flow_loss = processes.prepare(FlowLoss(dit, connector, config.bf16), optimizers)
+    loss_module = FlowLoss(dit, connector, config.bf16)
+    flow_loss = processes.prepare(loss_module, optimizers)
     run.attach({"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}, optimizers, config.ema)
-    due = run.elapsed + 60 * config.sample_minutes
+    samples_due = Every(run, config.sample_minutes or None)
+    scores_due = Every(run, config.eval_minutes, config.eval_steps)
     for step in run:
+        if validation and scores_due():
+            validate(run, validation, loss_module)
+        if samples_due():
+            show(run, sample)
+        if config.export_steps and step and step % config.export_steps == 0:
+            export(run, config, dit, connector)
         # The batch is the same on every process; each takes its share, and (online) reads only that.
         with run.meter.waiting():
             documents = batches.batch(step, run.rng(step))
@@ -343,26 +356,32 @@ def learn(
 
         norm = run.update(parts(), config.clip, samples=[document.name for document in documents])
         run.report(loss=processes.total(sum(losses)), norm=norm, targets=targets)
-        if config.export_steps and (step + 1) % config.export_steps == 0:
-            export(run, config, dit, connector)
-        if config.sample_minutes and run.elapsed >= due:
-            show(run, sample)
-            due = run.elapsed + 60 * config.sample_minutes
     outputs = [run.folder / "export", *([run.folder / "adapter"] if config.lora else [])]
     if run.complete(*outputs):
         return
     export(run, config, dit, connector)
     if run.finished:
+        if validation:
+            validate(run, validation, loss_module)
         if config.sample_minutes:
             show(run, sample)
         run.mark_complete()
+
+
+def validate(run: Run, validation: Validation, loss_module: FlowLoss) -> None:
+    """The averaged weights' loss on what is not learnt from, by all processes."""
+    with run.meter.aside(), averaged(run):
+        scores = validation(loss_module)
+    run.record(eval=scores)
+    run.line.held_out = f"held-out {mean_loss(scores):.4g}"
+    run.say("held-out loss " + "  ".join(f"{name} {each['loss']:.4g}" for name, each in scores.items()))
 
 
 def show(run: Run, sample: Callable[[], object]) -> None:
     """Answers of the averaged weights, by the main process; not under FSDP. Whatever fails here, the run goes on."""
     if run.main and not run.processes.sharded:
         try:
-            with evaluation_mode(run.modules["dit"]), averaged(run):
+            with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run):
                 sample()
         except (RuntimeError, DuoGenError) as error:  # no memory left on a GPU, for example
             run.say(f"The samples of step {run.step} cannot be drawn: {first_line(error)}.")
@@ -376,7 +395,7 @@ def averaged(run: Run) -> Iterator[None]:
 
 def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connector) -> None:
     """The averaged weights, in the folders that a checkpoint is put together from; LoRA's also in <out>/adapter."""
-    with averaged(run), run.processes.gathered(dit, connector):
+    with run.meter.aside(), averaged(run), run.processes.gathered(dit, connector):
         if run.main:
             if config.lora:
                 with replaced(run.folder / "adapter") as new:
@@ -385,6 +404,13 @@ def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connect
                 connector.save_pretrained(new / "connector")
                 if config.lora is None or config.lora.merge:
                     save_dit(dit, new / "dit")
+
+
+def validation_of(run: Run, config: Stage2Config, documents: Documents, read: Reader) -> Validation | None:
+    """None where nothing is held out."""
+    cases = held_out(config, documents.limits)
+    draw = partial(sample_of, settings=replace(flow_settings(config), drop_text=0.0))
+    return Validation(run, cases, read, draw, keep=config.states == "cached") if cases else None
 
 
 # -- the command
@@ -402,7 +428,15 @@ def train(config: Stage2Config) -> Run:
     checkpoint_config = CheckpointConfig("in training", picture=PictureSize(max_side=config.max_side))
     components = Components(mllm, connector, dit, vae, checkpoint_config)
     ideals = documents.some() or world().ideals()
-    learn(run, config, batches, dit, connector, lambda: write_samples(components, run.folder, run.step, ideals))
+    learn(
+        run,
+        config,
+        batches,
+        dit,
+        connector,
+        lambda: write_samples(components, run.folder, run.step, ideals),
+        validation_of(run, config, documents, Reader(vae, mllm, config.max_side, getattr(torch, config.precision))),
+    )
     if isinstance(batches, OnlineBatches) and (told := documents.summary()):
         run.say(told)
     return run

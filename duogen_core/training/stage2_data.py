@@ -39,8 +39,8 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen_vl import hidden_states_for
 from duogen_core.picture_sampling import reference_pixels
-from duogen_core.training.configuration import RunConfig, TrainingError, check_betas, check_numbers
-from duogen_core.training.data import Samples, TokenCounter, check_families, world
+from duogen_core.training.configuration import RunConfig, TrainingError, check_betas, check_numbers, check_share
+from duogen_core.training.data import Samples, TokenCounter, check_families, without_held_out, world
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import changes, sentence
 from duogen_core.training.run import Run, rng_for
@@ -72,6 +72,11 @@ class Stage2Config(RunConfig):
     connector_layers: Literal["all", "last"] = "all"  # of the MLLM
     drop: Literal["last_segment", "all_text"] = "last_segment"  # what guidance's negative branch does not see
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
+    eval_data: list[Any] = field(default_factory=list)  # sources that are not learnt from, for the validation loss
+    eval_share: float = 0.0  # of the documents in `data`, chosen by their words: not learnt from, but scored on
+    eval_cases: int = 4  # a family of Sketchbook, or a source; 0: no validation loss
+    eval_minutes: float = 10.0
+    eval_steps: int | None = None  # in the place of eval_minutes
     max_side: int = 160  # pixels of an image as the DiT sees and draws it; larger ones are made smaller, and counted
     states: Literal["cached", "online"] = "cached"  # when the MLLM reads a document: once, or whenever it comes up
     shards: int = 65  # of 256 documents each, cached
@@ -99,8 +104,10 @@ class Stage2Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "frames"), 1)
-        check_numbers(self, least=least | {"export_steps": 0}, above_0=("connector_lr",))
+        least |= {"export_steps": 0, "eval_cases": 0, "eval_minutes": 0, "eval_steps": 1}
+        check_numbers(self, least=least, above_0=("connector_lr",))
         check_betas(self.betas)
+        check_share(self.eval_share)
         check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
 
 
@@ -126,10 +133,11 @@ class Documents:
         self.count = count or (config.batch if config.states == "online" else SHARD)
         self.samples: Samples | None = None
         self.shrunk: set[str] = set()  # names of documents with a picture larger than `max_side`
+        counter = TokenCounter(mllm.tokenizer, mllm.image_processor)
+        self.limits = DrawnLimits(max_tokens=mllm.max_positions, count_tokens=counter)
         if config.data:
-            counter = TokenCounter(mllm.tokenizer, mllm.image_processor)
-            limits = DrawnLimits(max_tokens=mllm.max_positions, count_tokens=counter)
             run.folder.mkdir(parents=True, exist_ok=True)
+            limits = without_held_out(self.limits, getattr(config, "eval_share", 0.0))  # a ControlNet holds out none
             self.samples = Samples(run, config.data, self.count, limits)
 
     @property
@@ -185,7 +193,8 @@ class Documents:
             return smaller
         bad, silent = len(log) - log.excluded, log.excluded
         parts = [f"{bad:,} bad samples"] if bad else []
-        parts += [f"{silent:,} in which the assistant draws nothing"] if silent else []
+        held_out = ", or which are held out" if getattr(self.config, "eval_share", 0.0) else ""
+        parts += [f"{silent:,} in which the assistant draws nothing{held_out}"] if silent else []
         return f"{' and '.join(parts)} passed over, named in {self.samples.file}. {smaller}".rstrip()
 
 

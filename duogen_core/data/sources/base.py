@@ -68,6 +68,7 @@ class Limits:
     max_tokens: float = float("inf")  # as `count_tokens` counts them
     count_tokens: Callable[[Document], int] | None = None
     alignment: bool = True  # whether documents that are alignment data (meta.alignment is true) are wanted
+    wanted: Callable[[Document], bool] | None = None  # False for documents to leave out, such as those held out
 
     def __post_init__(self) -> None:
         for name in ("max_side", "max_aspect", "max_pictures", "max_tokens"):
@@ -79,6 +80,8 @@ class Limits:
         """Raises a DuoGenError for a document that cannot be learnt from, Excluded for one that is not wanted."""
         if not self.alignment and document.meta.get("alignment") is True:
             raise Excluded("it is alignment data (meta.alignment), which is left out here.")
+        if self.wanted is not None and not self.wanted(document):
+            raise Excluded("it is not one of those that are read here, since a share of the documents is held out.")
         _check_roles([turn.role for turn in document.turns])
         for i, turn in enumerate(document.turns):
             if not any(not isinstance(part, Text) or part.text.strip() for part in turn.parts):

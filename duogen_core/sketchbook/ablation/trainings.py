@@ -281,6 +281,7 @@ def stage2_config(config: AblationConfig, name: str, seed: int) -> Stage2Config:
         "lr": config.lr,
         "single_image_weight": 1.0,
         "sample_minutes": 0.0,
+        "eval_cases": 0,
     }
     return Stage2Config(**{**values, **shared(config, seed, config.start if first else 1.0), **changes})
 

@@ -333,6 +333,19 @@ def test_curves_of_the_scores(tmp_path, monkeypatch):
     assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.5]]
 
 
+def test_the_curve_of_the_loss_shows_what_is_held_out(tmp_path, monkeypatch):
+    lines = [{"step": k, "loss": 2.0} for k in range(4)]
+    lines.insert(2, {"step": 1, "eval": {"all": {"loss": 3.0}, "draw": {"loss": 1.0}}})
+    lines += [{"step": 3, "eval": {"draw": {"loss": 4.0}, "edit": {"loss": 5.0}}}, {"step": 3, "eval": {"token": 1}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+    monkeypatch.setattr(metrics, "_save", lambda figure, target: drawn.append(figure) or target)
+    plot_losses(tmp_path)
+    (axes,) = drawn[0].axes
+    assert axes.lines[-1].get_label() == "held out"
+    assert axes.lines[-1].get_xydata().tolist() == [[1, 3.0], [3, 4.5]]
+
+
 def test_means_that_a_stop_cut_in_two_are_whole(tmp_path):
     """A line of metrics.jsonl is a mean over steps; a stop between them must not lose those before it."""
 

@@ -24,6 +24,7 @@ from duogen_core.training.command import LAUNCHED
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.data import Example
 from duogen_core.training.distributed import Processes, ensure_gradients, shard
+from duogen_core.training.metrics import scalars
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
@@ -40,7 +41,7 @@ LAUNCH = Path(duogen_core.training.__file__).parent / "launch"
 SHARED = ["steps=4", "warmup=1", "log_every=1", "bf16=false", "lr=1e-3"]
 STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "tokens=400", "eval_cases=1", "muon_lr=1e-3"]
 STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "frames=9",
-          "sample_minutes=0"]  # fmt: skip
+          "sample_minutes=0", "eval_cases=1", "eval_steps=3"]  # fmt: skip
 
 
 def launched(config: str, *commands: tuple[list[str], int | None]) -> subprocess.CompletedProcess[str]:
@@ -88,12 +89,22 @@ def figures(run: Path) -> list[dict[str, float]]:
     return steps
 
 
+def scores(run: Path) -> dict[str, float]:
+    """{"3/draw/loss": ...} of what is held out."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    return {
+        f"{line['step']}/{name}": value for line in lines if "eval" in line for name, value in scalars(line["eval"])
+    }
+
+
 def same(folder: Path, one: str, two: str) -> None:
     """Figures of every step, weights, averages, moments and exports to 1e-4."""
     one, two = folder / one, folder / two
     assert json.loads((two / "config.json").read_text())["processes"] == 2
     for wanted, found in zip(figures(one), figures(two), strict=True):
         assert found == pytest.approx(wanted, abs=1e-4)
+    if "stage2" in two.name:  # by all processes, also where the weights are split
+        assert scores(two) == pytest.approx(scores(one), abs=1e-4) and len(scores(two)) > 20
     files = [file.relative_to(one) for file in one.rglob("*.safetensors") if "documents" not in file.parts]
     assert len(files) >= 4
     for file in files:
