@@ -2,7 +2,7 @@
 
 config.json      settings, seed, versions; compared when the run goes on
 metrics.jsonl    one JSON object a line, each with `step` and `seconds`: means of the figures, scores, changed settings
-tensorboard/     the same figures, and at Weights & Biases if asked for, by accelerate's trackers
+tensorboard/     the same figures, and at Weights & Biases if asked for (trackers.py)
 loss.png         plotted from metrics.jsonl by matplotlib, an optional extra; scores.png where the run was scored
 
 metrics.jsonl is ours and not a tracker's: a run that was killed goes on from its last checkpoint, and the lines after
@@ -17,18 +17,18 @@ import json
 import platform
 import sys
 import time
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.errors import MissingPackage, first_line
+from duogen_core.errors import MissingPackage
 from duogen_core.files import atomic_path
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import by_todays_names
+from duogen_core.training.trackers import Trackers, scalars, without_secrets
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
 UNCOMPARED = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
@@ -41,58 +41,24 @@ class Metrics:
     def __init__(
         self, folder: Path, tensorboard: bool = False, wandb: str | None = None, *, writes: bool = True
     ) -> None:
-        """wandb: project at Weights & Biases. writes: False on all processes but the main one."""
-        self.folder, self.tensorboard, self.wandb, self.writes = folder, tensorboard, wandb, writes
-        self.trackers: list[Any] = []
+        """tensorboard, wandb: as of `Trackers`. writes: False on all processes but the main one."""
+        self.folder, self.writes = folder, writes
+        self.trackers = Trackers(folder, tensorboard, wandb)
         self.begun = 0  # the step from which this session went on
 
     @property
     def file(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def begin(self, step: int) -> Iterator[str]:
+    def begin(self, step: int, record: Mapping[str, Any]) -> Iterator[str]:
         """Drops the lines after `step`, of a session that was killed: they will be written again. Yields what is amiss
-        with a tracker, which the run then does without."""
+        with a tracker, which the run then does without. record: the run's settings."""
         self.begun = step
         if not self.writes:
             return
         if self.file.exists():
             self._write(line for line in read_lines(self.file) if line["step"] <= step)
-        if self.tensorboard:
-            from accelerate.tracking import TensorBoardTracker
-
-            # purge_step: TensorBoard shows nothing any more that an earlier session wrote from there on.
-            yield from self._start(
-                lambda: TensorBoardTracker("tensorboard", self.folder, purge_step=step + 1),
-                "for TensorBoard",
-                "it is not installed: pip install -e '.[train]', or set tensorboard=false",
-            )
-        if self.wandb:
-            from accelerate.tracking import WandBTracker
-
-            settings = {"id": self._wandb_id(), "name": self.folder.name, "resume": "allow", "dir": str(self.folder)}
-            yield from self._start(
-                lambda: WandBTracker(self.wandb, **settings),
-                "at Weights & Biases",
-                "its package is not installed: pip install wandb, or leave wandb out",
-            )
-
-    def _start(self, tracker: Callable[[], Any], where: str, missing: str) -> Iterator[str]:
-        try:
-            started = tracker()
-            started.start()
-        except Exception as error:  # a service may be out of reach, or want a key: no reason not to train
-            reason = missing if isinstance(error, ImportError) else first_line(error).rstrip(".")
-            yield f"There will be no figures {where}: {reason}."
-        else:
-            self.trackers.append(started)
-
-    def _wandb_id(self) -> str:
-        """Of this run folder, so that a session that goes on adds to the same run."""
-        path = self.folder / "wandb-id"
-        if not path.exists():
-            write_text(path, uuid.uuid4().hex)
-        return path.read_text("utf-8").strip()
+        yield from self.trackers.begin(step, record)
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         write_text(self.file, "".join(f"{json.dumps(line)}\n" for line in lines))
@@ -103,11 +69,11 @@ class Metrics:
             before = json.loads((self.folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return changes(before, json.loads(json.dumps(record, default=str)))
+        return changes(before, json.loads(json.dumps(without_secrets(record), default=str)))
 
     def settings(self, record: Mapping[str, Any]) -> None:
         if self.writes:
-            record = {**record, "versions": versions()}
+            record = {**without_secrets(record), "versions": versions()}
             write_text(self.folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
 
     def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
@@ -124,9 +90,8 @@ class Metrics:
                 self._write(others)
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        for tracker in self.trackers if not again else ():  # they have the first one
-            if figures := dict(scalars(values)):
-                tracker.log(figures, step=step)
+        if not again:  # they have the first one
+            self.trackers.log(step, values)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -221,15 +186,6 @@ def plot_scores(folder: str | Path) -> Path | None:
         if any(lines):
             axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure, Path(folder) / "scores.png")
-
-
-def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """{"eval": {"draw": {"token": 0.5}}} -> ("eval/draw/token", 0.5)."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

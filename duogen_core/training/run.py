@@ -38,6 +38,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from duogen_core.document import Document
 from duogen_core.errors import MissingPackage
 from duogen_core.training.checkpoints import (
     amend_state,
@@ -267,7 +268,7 @@ class Run:
         resumes = has_checkpoint(self.folder)
         if resumes:
             self._load(changed)
-        for missing in self.metrics.begin(self.step):
+        for missing in self.metrics.begin(self.step, self._record()):
             self.say(missing)
         if resumes and changed:  # metrics.jsonl tells from which step on the settings were others
             self.say(f"Settings changed since the session before: {sentence(changed)}.")
@@ -419,6 +420,11 @@ class Run:
     def record(self, **values: Any) -> None:
         """One line of its own in metrics.jsonl, for example an evaluation: record(eval={...})."""
         self.metrics.add(self.step, self.elapsed, values)
+
+    def show_pictures(self, name: str, document: Document) -> None:
+        """An answer's pictures, with the trackers: samples/<name>/0, 1, …"""
+        pixels = {f"samples/{name}/{k}": picture.pixels for k, picture in enumerate(document.pictures)}
+        self.metrics.trackers.images(self.step, pixels)
 
     def say(self, text: str) -> None:
         """A line of its own, above the progress line."""

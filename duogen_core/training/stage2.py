@@ -434,7 +434,7 @@ def train(config: Stage2Config) -> Run:
         batches,
         dit,
         connector,
-        lambda: write_samples(components, run.folder, run.step, ideals),
+        lambda: write_samples(components, run.folder, run.step, ideals, run.show_pictures),
         validation_of(run, config, documents, Reader(vae, mllm, config.max_side, getattr(torch, config.precision))),
     )
     if isinstance(batches, OnlineBatches) and (told := documents.summary()):
