@@ -8,7 +8,8 @@ data.py           examples of a step: sources, or a world such as Sketchbook; sa
 feeding.py        the share of a process, read ahead by worker processes
 run.py            precision, optimizers, EMA; the run folder and its loop, exact resume
 checkpoints.py    written whole or not at all; metrics.py what is written and printed beside them
-validation.py     stage 2's loss on what is not learnt from; throughput.py speed, waiting, memory; trackers.py TensorBoard, W&B
+validation.py     stage 2's loss on what is not learnt from
+throughput.py     speed, share of the peak, waiting, memory; trackers.py TensorBoard, Weights & Biases
 distributed.py    DDP and FSDP
 lora.py           LoRA for MLLM and DiT
 finetune.py       both stages from a finished checkpoint, on one's own documents with replay
