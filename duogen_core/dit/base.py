@@ -34,11 +34,17 @@ ATTENTION = ("full", "frame_causal")
 
 
 class PackedDit(PackedFrames):
-    """lora_within: the name of the blocks' list in the module, below which LoRA's layers lie. outer_parts: what stands
-    in the names of weights at either end, which Muon does not train (training/stage2.py)."""
+    """family: its name in settings. lora_within: the name of the blocks' list in the module, below which LoRA's layers
+    lie. outer_parts: what stands in the names of weights at either end."""
 
+    family: str
     lora_within: str
     outer_parts: tuple[str, ...]
+
+    @classmethod
+    def is_outer(cls, name: str) -> bool:
+        """Whether a weight is of a layer at either end, which AdamW trains: Muon is for what lies between."""
+        return any(part in name for part in cls.outer_parts)
 
     @classmethod
     def from_pretrained(

@@ -142,6 +142,7 @@ class CosmosFrames(PackedFrames):
 
 class PackedCosmos(PackedDit, CosmosFrames, CosmosTransformer3DModel):
     _no_split_modules = ["PackedCosmosBlock"]
+    family = "cosmos"
     lora_within = "transformer_blocks"
     outer_parts = ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2")
 

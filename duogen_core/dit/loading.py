@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from duogen_core.connector import Connector
+    from duogen_core.dit.base import PackedDit
     from duogen_core.dit.cosmos import PackedCosmos
     from duogen_core.weights.quantised import Prepare
 
@@ -49,13 +50,27 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
     """
     from duogen_core.weights.quantised import layer_formats
 
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise DitError(f"No DiT in {folder}: config.json is missing.")
-    family = _family(read_json(path, "configuration of a DiT"), path)
+    family = family_in(folder)
     if prepare is not None or dtype is not None or layer_formats(find_weights(folder, WHAT, DIFFUSERS_STEM)):
         return family.from_pretrained(folder, dtype=dtype, prepare=prepare, copy=False)
     return family.from_pretrained(folder)
+
+
+def family_in(folder: str | Path) -> type[PackedDit]:
+    """The class of the DiT in a diffusers-style folder, by its config.json."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise DitError(f"No DiT in {folder}: config.json is missing.")
+    return _family(read_json(path, "configuration of a DiT"), path)
+
+
+def new_dit(family: str, **config: Any) -> PackedDit:
+    """A DiT to train from scratch. family: as settings name it (PackedDit.family). config: of its class."""
+    for module, cls in dict.fromkeys(FAMILIES.values()):
+        module = importlib.import_module(module)
+        if getattr(module, cls).family == family:
+            return module.init_weights(getattr(module, cls)(**config))
+    raise DitError(f"There is no family of DiTs named {family!r}; expected cosmos or wan.")
 
 
 def _family(config: Any, where: object) -> Any:

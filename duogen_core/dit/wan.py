@@ -80,7 +80,9 @@ class PackedWanBlock(PackedBlock, WanTransformerBlock):
         return modulate(norm(x), shift, scale, inputs.spans), gate
 
     def normed_heads(self, x: Tensor, attn: nn.Module, norm: nn.Module) -> Tensor:
-        return heads(norm(x), attn)
+        # Under autocast x is in half precision and the weight is not, for which torch has no fused norm.
+        wide = x.float() if norm.weight.dtype == torch.float32 else x
+        return heads(norm(wide).to(x.dtype), attn)
 
     def turned(self, x: Tensor, rope: Rope) -> Tensor:
         """Each number of a head turns with its neighbour, in float32."""
@@ -99,6 +101,7 @@ class PackedWanBlock(PackedBlock, WanTransformerBlock):
 
 class PackedWan(PackedDit, WanTransformer3DModel):
     _no_split_modules = ["PackedWanBlock"]
+    family = "wan"
     lora_within = "blocks"
     outer_parts = ("patch_embedding", "proj_out", "condition_embedder", "scale_shift_table")
     rope_dtype = torch.float64  # as diffusers makes its tables
@@ -113,7 +116,7 @@ class PackedWan(PackedDit, WanTransformer3DModel):
         out_channels: int = 16,
         text_dim: int | None = None,
         freq_dim: int = 256,
-        ffn_dim: int = 768,
+        ffn_dim: int | None = None,
         num_layers: int = 8,
         cross_attn_norm: bool = True,
         qk_norm: str = "rms_norm_across_heads",
@@ -134,6 +137,7 @@ class PackedWan(PackedDit, WanTransformer3DModel):
                 "they are two names of the text condition's width."
             )
         text_dim = text_embed_dim = text_embed_dim or text_dim or 192
+        ffn_dim = ffn_dim or 4 * num_attention_heads * attention_head_dim
         check_values({name: value for name, value in locals().items() if name not in ("self", "__class__")}, RULES)
         if in_channels != out_channels:
             raise DitError(
@@ -156,7 +160,9 @@ class PackedWan(PackedDit, WanTransformer3DModel):
             rope_max_seq_len=2,  # WanRope makes tables of the length that is needed
         )
         check_settings(attention, clean_timestep)
-        self.register_to_config(text_dim=text_dim, text_embed_dim=text_dim, rope_max_seq_len=rope_max_seq_len)
+        self.register_to_config(
+            text_dim=text_dim, text_embed_dim=text_dim, ffn_dim=ffn_dim, rope_max_seq_len=rope_max_seq_len
+        )
         for block in self.blocks:
             block.__class__ = PackedWanBlock  # same weights, one more way to be called
         self.rope.__class__ = WanRope

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.base import PackedDit
 from duogen_core.errors import MissingPackage, unknown
 from duogen_core.training.configuration import ConfigError
 
@@ -163,7 +163,7 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
 
 @torch.no_grad()
-def save_dit_adapter(dit: PackedCosmos, folder: Path) -> None:
+def save_dit_adapter(dit: PackedDit, folder: Path) -> None:
     from peft.tuners.lora import LoraLayer
 
     save_adapter(dit, folder)
@@ -176,11 +176,11 @@ def save_dit_adapter(dit: PackedCosmos, folder: Path) -> None:
     save_file(state, folder / DIFFUSERS_FILE, metadata={"format": "pt"})
 
 
-def save_dit(dit: PackedCosmos, folder: Path) -> None:
+def save_dit(dit: PackedDit, folder: Path) -> None:
     """A diffusers folder; what LoRA learnt is added in, and the DiT stays as it is."""
     if getattr(dit, "peft_config", None):
         with torch.device("meta"):
-            plain = PackedCosmos.from_config(dit.config)
+            plain = type(dit).from_config(dit.config)
         plain.load_state_dict(merged_state(dit), assign=True)
         dit = plain
     dit.save_pretrained(folder)

@@ -29,8 +29,8 @@ from torch.utils.checkpoint import checkpoint
 
 from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize
 from duogen_core.connector import Connector, ConnectorConfig
-from duogen_core.dit.cosmos import PackedCosmos, init_weights
-from duogen_core.dit.loading import open_cosmos
+from duogen_core.dit.base import PackedDit
+from duogen_core.dit.loading import family_in, new_dit, open_cosmos
 from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm.loading import load_mllm
@@ -64,18 +64,19 @@ from duogen_core.weights.headers import Entry, check_tensors, shapes_of
 # -- the models to begin with
 
 
-def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
+def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedDit, Connector]:
     """DiT and connector to begin with, for an MLLM of so many layers, so wide: new ones, or those of `init`."""
     if config.init and not (config.init / "dit").is_dir():
         return start_from(config.init, config, layers, hidden)
     if config.init:
-        dit = PackedCosmos.from_pretrained(
-            config.init / "dit", attention=config.attention, references=config.references
-        )
+        family = family_in(config.init / "dit")
+        check_family(config, family)
+        dit = family.from_pretrained(config.init / "dit", attention=config.attention, references=config.references)
         width = dit.config.text_embed_dim
         shape = ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop)
         return dit, earlier_connector(config.init / "connector", Connector(shape))
-    dit = PackedCosmos(
+    dit = new_dit(
+        config.dit or "cosmos",
         num_layers=config.layers,
         num_attention_heads=config.heads,
         text_embed_dim=config.cross_width,
@@ -83,10 +84,18 @@ def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCo
         references=config.references,
     )
     shape = ConnectorConfig(layers, hidden, config.cross_width, config.connector_layers, config.drop)
-    return init_weights(dit), Connector(shape)
+    return dit, Connector(shape)
 
 
-def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
+def check_family(config: Stage2Config, family: type[PackedDit]) -> None:
+    if config.dit is not None and config.dit != family.family:
+        raise DuoGenError(
+            f"dit is {config.dit}, but {config.init} holds a DiT of the family {family.family}, which goes on from its "
+            "own weights; leave out dit, or init."
+        )
+
+
+def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedDit, Connector]:
     """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew."""
     file = open_cosmos(base)
     dit = file.load_dit(None if config.lora else torch.float32).train()
@@ -241,7 +250,7 @@ class FlowLoss(nn.Module):
     Every target counts the same, however large its picture, so that a document of large pictures does not drown others.
     """
 
-    def __init__(self, dit: PackedCosmos, connector: Connector, bf16: bool = False) -> None:
+    def __init__(self, dit: PackedDit, connector: Connector, bf16: bool = False) -> None:
         super().__init__()
         self.dit, self.connector, self.bf16 = dit, connector, bf16
 
@@ -270,16 +279,11 @@ def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
 # -- the steps
 
 
-def is_outer(name: str) -> bool:
-    """Whether a weight is of a layer at either end of the DiT, which AdamW trains: Muon is for what lies between."""
-    return any(part in name for part in ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2"))
-
-
-def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(dit: PackedDit, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
     """Muon for the DiT's inner matrices and AdamW for the rest, or AdamW for all; the connector has one of its own."""
     settings = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "muon" and not config.lora:  # LoRA's factors are no matrices to make orthogonal
-        found = muon_and_adamw(dit, is_outer, betas=config.betas, **settings)
+        found = muon_and_adamw(dit, dit.is_outer, betas=config.betas, **settings)
     else:
         found = {"adamw": adamw(dit, betas=config.betas, **settings)}
     # A third of the rate: the connector projects all layers at once, and every token of every step goes through it.
@@ -297,7 +301,7 @@ def adamw(model: nn.Module, *, weight_decay: float, **settings: Any) -> torch.op
     return torch.optim.AdamW([group for group in groups if group["params"]], **settings)
 
 
-def checkpoint_blocks(dit: PackedCosmos) -> None:
+def checkpoint_blocks(dit: PackedDit) -> None:
     """Computes blocks again in the backward pass, with the same attention as before."""
 
     def recomputed(block: torch.nn.Module, x: Tensor, *args: Any) -> Tensor:
@@ -310,14 +314,14 @@ def learn(
     run: Run,
     config: Stage2Config,
     batches: CachedBatches | OnlineBatches,
-    dit: PackedCosmos,
+    dit: PackedDit,
     connector: Connector,
     sample: Callable[[], object] = lambda: None,
     validation: Validation | None = None,
 ) -> None:
     """sample(): draws with the averaged weights, called every `sample_minutes` and at the end; so is validation."""
     if config.lora:
-        add_lora(dit, config.lora, within="transformer_blocks", usual=DIT_TARGETS)
+        add_lora(dit, config.lora, within=dit.lora_within, usual=DIT_TARGETS)
         dit.train()  # LoRA's dropout
     if config.gradient_checkpointing:
         checkpoint_blocks(dit)
@@ -393,7 +397,7 @@ def averaged(run: Run) -> Iterator[None]:
         yield
 
 
-def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connector) -> None:
+def export(run: Run, config: Stage2Config, dit: PackedDit, connector: Connector) -> None:
     """The averaged weights, in the folders that a checkpoint is put together from; LoRA's also in <out>/adapter."""
     with run.meter.aside(), averaged(run), run.processes.gathered(dit, connector):
         if run.main:

@@ -62,11 +62,14 @@ class Stage2Config(RunConfig):
     out: Path = Path("runs/stage2")
     vae: Path = Path("runs/vae/export")  # a diffusers folder or one file
     mllm: Path = Path("runs/stage1/export")
-    init: Path | None = None  # start from this checkpoint's dit/ and connector/, or from a published Cosmos-Predict2.5
+    init: Path | None = (
+        None  # start from this checkpoint's dit/ and connector/, or a published base: Cosmos-Predict2.5, Wan
+    )
     lora: LoraSettings | None = None  # of the DiT, learn small matrices beside the frozen ones: lora.rank=16
-    layers: int = 6  # of a new DiT; one that goes on from `init` keeps its own
+    dit: Literal["cosmos", "wan"] | None = None  # family of a new DiT, None: cosmos; one of `init` keeps its own
+    layers: int = 6  # of a new DiT, as the two below; one that goes on from `init` keeps its own
     heads: int = 6
-    cross_width: int = 192
+    cross_width: int = 192  # of the text condition
     attention: Literal["frame_causal", "full"] = "frame_causal"  # between pictures; full: the paper's and Cosmos' own
     references: bool = True  # false: a picture is drawn without looking at earlier ones
     connector_layers: Literal["all", "last"] = "all"  # of the MLLM

@@ -11,7 +11,6 @@ import torch
 
 from duogen_core.checkpoint import CheckpointConfig, load_checkpoint
 from duogen_core.connector import Connector, ConnectorConfig
-from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.source import SketchbookWorld, drawn_case
@@ -130,14 +129,15 @@ def test_a_connector_to_start_from_is_taken_whole_or_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
-    documents = load_shard(shard)
+@pytest.mark.parametrize("kind", ["cosmos", "wan"])
+def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path, kind):
+    documents, config = load_shard(shard), replace(CONFIG, dit=kind)
 
     def train(folder):
-        run = Run.of(replace(CONFIG, out=folder))
+        run = Run.of(replace(config, out=folder))
         torch.manual_seed(1)
-        dit, connector = stage2.new_models(CONFIG, 2, 64)
-        stage2.learn(run, CONFIG, CachedBatches(documents, CONFIG.frames), dit, connector)
+        dit, connector = stage2.new_models(config, 2, 64)
+        stage2.learn(run, config, CachedBatches(documents, config.frames), dit, connector)
         return losses(folder)
 
     whole = train(tmp_path / "whole")
@@ -145,17 +145,20 @@ def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
         train(tmp_path / "broken")
     assert train(tmp_path / "broken") == whole and len(whole) == 4
 
-    components.mllm.save_pretrained(tmp_path / "mllm" / "export")
+    components.mllm.save_pretrained(tmp_path / "mllm")  # a folder of its own, not of a run
     components.vae.save_pretrained(tmp_path / "vae" / "export")
     out = assemble(
         tmp_path / "vae", tmp_path / "mllm", tmp_path / "whole", tmp_path / "model", CheckpointConfig("model")
     )
     loaded = load_checkpoint(out)
-    assert isinstance(loaded.dit, PackedCosmos) and loaded.dit.config.attention == "frame_causal"
-    assert (out / "training" / "stage2" / "metrics.jsonl").is_file()
+    assert loaded.dit.family == kind and loaded.dit.config.attention == "frame_causal"
+    assert (out / "training" / "stage2" / "metrics.jsonl").is_file() and not (out / "training" / "stage1").exists()
 
     dit, connector = stage2.new_models(replace(CONFIG, init=out, heads=5), 2, 64)  # its own heads, not the config's
     assert torch.equal(dit.proj_out.weight, loaded.dit.proj_out.weight)
     assert torch.equal(connector.proj.weight, loaded.connector.proj.weight)
+    other = {"cosmos": "wan", "wan": "cosmos"}[kind]
+    with pytest.raises(DuoGenError, match=f"dit is {other}, but .* holds a DiT of the family {kind}"):
+        stage2.new_models(replace(config, init=out, dit=other), 2, 64)
     with pytest.raises(DuoGenError, match="another shape"):
         stage2.new_models(replace(CONFIG, init=out, connector_layers="last"), 2, 64)
