@@ -108,6 +108,7 @@ COMMANDS: dict[str, tuple] = {
             ),
             "export": ("write documents as Parquet rows or webdataset tars", f"{DATA}:export"),
             "web": ("make clean documents of web pages", f"{ENGINES}:web"),
+            "dedup": ("take out of whole runs what repeats: documents, images, lines", f"{ENGINES}:dedup"),
             "synthetic": (
                 "make documents that models write and draw, about 151 everyday subjects",
                 {

@@ -397,6 +397,11 @@ def run_view(args: argparse.Namespace) -> int:
         from duogen_core.data.web.report import write_report
 
         write_report(open_run(folder, "web"), file, args.samples, args.pages, step)
+    elif kinds == ["dedup"]:
+        from duogen_core.data.dedup.report import write_report
+        from duogen_core.data.runs.run import open_run
+
+        write_report(open_run(folder, "dedup"), file, args.samples, step)
     elif kinds in (["video"], ["editing"]):
         from duogen_core.data.pairs import report
 

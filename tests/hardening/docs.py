@@ -216,6 +216,12 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core data check webdataset:run/shards": Runs(),
     "python -m duogen_core data web pages.txt saved-pages/ --out run/ --fetch --set fetch.contact=https://example.org/bot":
         Parses("asks hosts of the internet; tests/core/data/web/test_fetch.py does it with hosts on loopback"),
+    "python -m duogen_core data dedup run/ --out clean/": Runs(
+        ("--workers", "1"), makes=("clean/run.json", "clean/shards/00000.tar")
+    ),
+    "python -m duogen_core data stats clean/": Runs(),
+    "python -m duogen_core data view clean/": Runs(makes=("clean/report.html",)),
+    "python -m duogen_core data check webdataset:clean/shards": Runs(),
     f"python -m duogen_core data dialogues run/ --out dialogues/ --base-url {ENDPOINT} --model Qwen3-VL-32B": Runs(
         makes=("dialogues/run.json", "dialogues/shards/00000.tar")
     ),
