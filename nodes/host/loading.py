@@ -191,6 +191,7 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     from duogen_core.mllm.loading import load_mllm
 
     from .diffusion_model import make_model
+    from .families import class_name
     from .model_management import connector_handle, mllm_handle
 
     folder = checkpoint_folder(name)
@@ -212,7 +213,7 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     vae.patcher.cached_patcher_init = (load_vae_patcher, (name,))
     mllm = mllm_handle(parts.mllm, mllm_precision)
     mllm.config = parts.config
-    return mllm, connector_handle(parts.connector), model, vae
+    return mllm, connector_handle(parts.connector, class_name(parts.dit)), model, vae
 
 
 def load_mllm(name: str, tokenizer: str = OWN_TOKENIZER) -> ModelHandle:
@@ -261,7 +262,7 @@ def load_connector(name: str, mllm: ModelHandle | None = None) -> ModelHandle:
         return connector_handle(open_cosmos(path_of(name, DIT)).load_connector(shape))
     folder = checkpoint_folder(name)
     check_checkpoint(folder)
-    connector = connector_handle(Connector.from_pretrained(folder / "connector"))
+    connector = connector_handle(Connector.from_pretrained(folder / "connector"), family_in(folder / "dit"))
     if mllm is not None:
         check_connector(mllm, connector)
     return connector
@@ -347,10 +348,24 @@ def load_controlnet(name: str) -> Any:
 def _precision(folder: Path, part: str) -> Precision:
     from duogen_core.mllm.loading import stored_in
 
+    from .families import dtypes_of
     from .model_management import Precision
 
-    device = mm.text_encoder_device() if part == "mllm" else mm.get_torch_device()
-    return Precision.of(*stored_in(folder, f"weights of the {'MLLM' if part == 'mllm' else 'DiT'}"), device)
+    if part == "mllm":
+        return Precision.of(*stored_in(folder, "weights of the MLLM"), mm.text_encoder_device())
+    stored = stored_in(folder, "weights of the DiT")
+    return Precision.of(*stored, mm.get_torch_device(), dtypes_of(family_in(folder)))
+
+
+def family_in(folder: Path) -> str | None:
+    """The class, in the core, of the DiT in a checkpoint's folder, by its config.json; None: loading says what is
+    wrong with it."""
+    from duogen_core.dit import FAMILIES
+    from duogen_core.files import read_json
+
+    config = read_json(folder / "config.json", "configuration of a DiT")
+    named = config.get("_class_name") if isinstance(config, dict) else None
+    return FAMILIES[named][1] if isinstance(named, str) and named in FAMILIES else None
 
 
 def comfyui_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, PictureLatent]:
@@ -375,7 +390,7 @@ def comfyui_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, Pi
 
 
 def preview_colours(vae: PictureVae) -> tuple[list[list[float]], list[float]]:
-    """(16 x RGB factors, bias): the linear map from this VAE's latents to colours that fits best.
+    """(RGB factors of each channel, bias): the linear map from this VAE's latents to colours that fits best.
 
     ComfyUI's previews need one, and the published one fits Wan's own weights only. A VAE this small was trained on the
     Sketchbook world alone, so the map is fitted to a few images of it, with every colour and kind of shape.
@@ -384,9 +399,11 @@ def preview_colours(vae: PictureVae) -> tuple[list[list[float]], list[float]]:
 
     latents, colours = [], []
     for chart in sketchbook_charts():
-        height, width = (side // 8 for side in chart.shape[:2])
-        latents.append(vae.encode(chart)[0].flatten(1).T.double().cpu().numpy())  # [cells, 16]
-        colours.append(chart.reshape(height, 8, width, 8, 3).mean((1, 3)).reshape(-1, 3) / 127.5 - 1)
+        latent = vae.encode(chart)[0]
+        latents.append(latent.flatten(1).T.double().cpu().numpy())  # [cells, channels]
+        height, width = latent.shape[1:]
+        side = chart.shape[0] // height  # pixels of a cell: 8, and with Wan 2.2's VAE 16
+        colours.append(chart.reshape(height, side, width, side, 3).mean((1, 3)).reshape(-1, 3) / 127.5 - 1)
     cells = np.vstack(latents)
     solution: Any = np.linalg.lstsq(np.hstack([cells, np.ones((len(cells), 1))]), np.vstack(colours), rcond=None)[0]
     return solution[:-1].tolist(), solution[-1].tolist()

@@ -142,8 +142,14 @@ class Precision:
     compute: torch.dtype | None
 
     @classmethod
-    def of(cls, stored: torch.dtype, count: int, device: torch.device) -> Precision:
-        return cls(device, *dtypes_for(stored, count, device))
+    def of(
+        cls,
+        stored: torch.dtype,
+        count: int,
+        device: torch.device,
+        supported: Iterable[torch.dtype] = (torch.bfloat16, torch.float32),
+    ) -> Precision:
+        return cls(device, *dtypes_for(stored, count, device, supported))
 
     def prepare(self, module: nn.Module, formats: Mapping[str, str]) -> None:
         """Gives the layers of a module without weights ComfyUI's classes; formats: the quantised ones."""
@@ -205,7 +211,11 @@ class ModelHandle:
     ComfyUI protects the models that `get_models` names from being unloaded while a prompt uses them. Its patcher has no
     `cached_patcher_init`: that would load another module than the one the core object runs, and none of the nodes that
     ask for it (hooks, Train LoRA, Select Model Device) has a socket for it.
+
+    made_for: of a connector, the family of DiT it was trained with (families.FAMILIES); None: not known.
     """
+
+    made_for: str | None = None
 
     def __init__(self, core: Any, patcher: comfy.model_patcher.ModelPatcher) -> None:
         self.core, self.patcher = core, patcher
@@ -235,14 +245,16 @@ def mllm_handle(core: Any, precision: Precision | None = None) -> ModelHandle:
     return ModelHandle(core, patcher)
 
 
-def connector_handle(core: nn.Module) -> ModelHandle:
-    """The same for a `duogen_core.connector.Connector`.
+def connector_handle(core: nn.Module, made_for: str | None = None) -> ModelHandle:
+    """The same for a `duogen_core.connector.Connector`; made_for: as of ModelHandle.
 
     It multiplies by slices of its one matrix and moves those itself, so its layers keep their classes; the patcher only
     counts its memory.
     """
     holder = Holder("DuoGenConnector", core)
-    return ModelHandle(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
+    handle = ModelHandle(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
+    handle.made_for = made_for
+    return handle
 
 
 def load_models(*handles: ModelHandle | None, memory_required: float = 0) -> None:
