@@ -385,12 +385,12 @@ def load_parts(
     Nothing of it was tuned together; the connector is the one that ships inside the DiT. On the CPU, in eval mode, in
     the types of the files. tokenizer: a folder, where the MLLM is a single file.
     """
-    from duogen_core.dit.loading import open_cosmos
+    from duogen_core.dit.loading import open_published
     from duogen_core.mllm.loading import detect_family, load_mllm
     from duogen_core.vae import PictureVae
 
     # Headers and JSON first: whether the parts belong together shows before any weights are loaded.
-    file, mllm = open_cosmos(dit, convention), resolve_mllm(mllm)
+    file, mllm = open_published(dit, convention), resolve_mllm(mllm)
     text = detect_family(mllm)[1]
     text = text.get("text_config") or text
     connector = file.load_connector((text["num_hidden_layers"], text["hidden_size"]))

@@ -5,6 +5,7 @@
 (sharded or not; of a whole pipeline too); bf16, fp16, fp32, fp8 or GGUF's types (architecture `cosmos`, as city96's
 ComfyUI-GGUF writes it: the original names). It reads headers alone and refuses what does not match. Then
 `CosmosFile.load_dit` gives the transformer, and `CosmosFile.load_connector` its `crossattn_proj` as a Connector.
+`open_published` is the same for either family, by what its tensors are called (Wan: wan_files.py).
 `open_saved` takes what ComfyUI's Save Diffusion Model wrote of any of these, merged or with LoRAs.
 
 Two conventions exist, and no tensor tells them apart: in post-training clean frames had the timestep 1e-4 and sampling
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from duogen_core.connector import Connector
     from duogen_core.dit.base import PackedDit
     from duogen_core.dit.cosmos import PackedCosmos
+    from duogen_core.dit.wan_files import WanFile
     from duogen_core.weights.quantised import Prepare
 
 
@@ -295,6 +297,19 @@ def open_cosmos(path: str | os.PathLike, convention: str | None = None) -> Cosmo
     path = Path(path)
     inner = path / "transformer" if (path / "transformer").is_dir() else path
     return match_cosmos(find_weights(inner, WHAT), path, convention)
+
+
+def open_published(path: str | os.PathLike, convention: str | None = None) -> CosmosFile | WanFile:
+    """As open_cosmos, of whichever family this is. convention: of Cosmos."""
+    from duogen_core.dit.wan_files import match_wan
+    from duogen_core.weights import wan_keys
+
+    path = Path(path)
+    inner = path / "transformer" if (path / "transformer").is_dir() else path
+    weights = find_weights(inner, WHAT)
+    if wan_keys.layout_of(weights.entries) is not None:
+        return match_wan(weights, path)
+    return match_cosmos(weights, path, convention)
 
 
 def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> CosmosFile:

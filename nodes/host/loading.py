@@ -252,14 +252,14 @@ def load_connector(name: str, mllm: ModelHandle | None = None) -> ModelHandle:
     """
     from duogen_core.checkpoint import check_checkpoint
     from duogen_core.connector import Connector
-    from duogen_core.dit.loading import open_cosmos
+    from duogen_core.dit.loading import open_published
 
     from .compatibility import check_connector
     from .model_management import connector_handle
 
     if not is_checkpoint(name):
         shape = (mllm.core.num_layers, mllm.core.hidden_size) if mllm is not None else None
-        return connector_handle(open_cosmos(path_of(name, DIT)).load_connector(shape))
+        return connector_handle(open_published(path_of(name, DIT)).load_connector(shape), "PackedCosmos")
     folder = checkpoint_folder(name)
     check_checkpoint(folder)
     connector = connector_handle(Connector.from_pretrained(folder / "connector"), family_in(folder / "dit"))
@@ -271,8 +271,8 @@ def load_connector(name: str, mllm: ModelHandle | None = None) -> ModelHandle:
 def load_dit(
     name: str, convention: str | None = None, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a DuoGen checkpoint, Cosmos-Predict2.5 in any of its layouts, or a file that ComfyUI's Save
-    Diffusion Model wrote of one of them.
+    """The MODEL of a DuoGen checkpoint, Cosmos-Predict2.5 or Wan in any of their layouts, or a file that ComfyUI's Save
+    Diffusion Model wrote of one of them. A published Wan comes with a message on the node: it reads umT5's text.
 
     convention: of a published one: "pre-trained", "post-trained", None: as the file says. disable_dynamic: ComfyUI's
     word, for when it loads the model once more itself (`cached_patcher_init`), with weights of its own: to train a
@@ -280,21 +280,32 @@ def load_dit(
     """
     from duogen_core.checkpoint import check_checkpoint, vae_path
     from duogen_core.dit.loading import load_dit as load_core_dit
-    from duogen_core.dit.loading import open_cosmos, open_saved
+    from duogen_core.dit.loading import open_published, open_saved
+    from duogen_core.dit.wan_files import WanFile
     from duogen_core.vae import PictureVae
 
     from .diffusion_model import make_model
+    from .families import dtypes_of
+    from .lora import report
     from .model_config import PictureLatent
     from .model_management import Precision
 
     if not is_checkpoint(name):
         path = path_of(name, DIT)
         saved = open_saved(path)
-        file = saved or open_cosmos(path, convention)
+        file = saved or open_published(path, convention)
+        family = class_in(file.config) or ("PackedWan" if isinstance(file, WanFile) else "PackedCosmos")
         count = sum(math.prod(entry.shape) for entry in file.weights.entries.values())
-        precision = Precision.of(file.dtype, count, mm.get_torch_device())
-        latents = PictureLatent() if saved is None else PictureLatent.from_note(saved.latents, path)
+        precision = Precision.of(file.dtype, count, mm.get_torch_device(), dtypes_of(family))
+        channels = file.config.get("out_channels")
+        latents = PictureLatent(channels=channels) if saved is None else PictureLatent.from_note(saved.latents, path)
         dit, sampling = file.load_dit(precision.kept, precision.prepare), file.sampling
+        if isinstance(file, WanFile):
+            report(
+                f"{file.name} as published draws nothing from a language model's states: it reads umT5's text, from "
+                "CLIPTextEncode behind CLIPLoader of the type wan. DuoGen's stage 2 teaches it the states, with a "
+                "connector in front (docs/training.md)."
+            )
     else:
         folder = checkpoint_folder(name)
         sampling = check_checkpoint(folder).sampling
@@ -360,10 +371,15 @@ def _precision(folder: Path, part: str) -> Precision:
 def family_in(folder: Path) -> str | None:
     """The class, in the core, of the DiT in a checkpoint's folder, by its config.json; None: loading says what is
     wrong with it."""
-    from duogen_core.dit import FAMILIES
     from duogen_core.files import read_json
 
-    config = read_json(folder / "config.json", "configuration of a DiT")
+    return class_in(read_json(folder / "config.json", "configuration of a DiT"))
+
+
+def class_in(config: Any) -> str | None:
+    """config: of a DiT, as read from a file."""
+    from duogen_core.dit import FAMILIES
+
     named = config.get("_class_name") if isinstance(config, dict) else None
     return FAMILIES[named][1] if isinstance(named, str) and named in FAMILIES else None
 

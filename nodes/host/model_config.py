@@ -43,7 +43,13 @@ class PictureLatent(comfy.latent_formats.Wan21):
         vae_width: int | None = None,
         channels: int | None = None,
     ) -> None:
-        published = FORMATS[channels or (16 if mean is None else len(mean))]()
+        channels = channels or (16 if mean is None else len(mean))
+        if channels not in FORMATS:
+            raise DuoGenError(
+                f"This diffusion transformer draws in {channels} channels; expected 16, as the VAE of Wan 2.1 has, or "
+                "48, as that of Wan 2.2 TI2V-5B."
+            )
+        published = FORMATS[channels]()
         self.__dict__.update(vars(published))
         for name in ("latent_channels", "spacial_downscale_ratio", "latent_rgb_factors", "latent_rgb_factors_bias"):
             setattr(self, name, getattr(published, name))
