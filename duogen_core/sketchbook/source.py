@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Sketchbook(Source):
     """families: how often each task comes up, {"guide": 2, "draw": 1}; None: the recipe of the bundled model."""
 
-    endless = True
+    endless = drawn = True
 
     def __init__(self, families: Mapping[str, float] | None = None, limits: Limits | None = None) -> None:
         super().__init__("sketchbook", limits)

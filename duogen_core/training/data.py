@@ -198,9 +198,10 @@ class Samples:
         self.log: BadLog | None = None
 
     def begin(self) -> None:
-        """Opens the list of bad samples, now that the run folder is there, and compares the data with that of the
-        session before."""
+        """Opens the list of bad samples and the notes of streams, now that the run folder is there, and compares the
+        data with that of the session before."""
         self.log = BadLog(self.file)
+        self.mixture.keep(self.run.folder / "stream")
         self._compare()
 
     def note(self, bad: Iterable[Bad]) -> None:
@@ -244,12 +245,10 @@ class Samples:
 
 def look_over(source: Source, say: Callable[[str], None]) -> None:
     """Reads some samples; a DuoGenError if none of them is good, a sentence if some are not."""
-    if source.endless:
-        return
-    count = min(LOOKED_AT, len(source))
-    found = [source.read(k * len(source) // count) for k in range(count)]
+    found = source.look(LOOKED_AT)
+    count = len(found)
     bad = [each for each in found if isinstance(each, Bad)]
-    if len(bad) == count:
+    if count and len(bad) == count:
         raise DuoGenError(
             f"{source.name}: none of {count} samples looked at can be used; the first one: {bad[0].sentence} "
             "`data check` names what is wrong with each."
@@ -277,7 +276,10 @@ def open_data(run: Run, config: Any, limits: Limits) -> WorldExamples | Samples:
 
 
 def first_of(source: Source) -> Document | None:
-    """A document that can be used, if there is one among the first thousand."""
+    """A document that can be used, if there is one among those looked at, or the first thousand."""
+    for found in source.look(LOOKED_AT) if source.endless else ():
+        if isinstance(found, Sample):
+            return found.document
     tries = range(TRIES if source.endless else min(TRIES, len(source)))
     samples = (source.read(source.index_at(0, 0, position)) for position in tries)
     return next((sample.document for sample in samples if isinstance(sample, Sample)), None)
@@ -315,7 +317,7 @@ def held_out(config: Any, limits: Limits) -> dict[str, list[Example]]:
     if config.eval_share:
         share = replace(limits, wanted=partial(is_held_out, share=config.eval_share))
         for source in (open_source(spec, limits=share) for spec in parse_specs(config.data)):
-            if source.endless:
+            if source.drawn:
                 continue
             samples = some_of(source, config.eval_cases, TRIES + round(4 * config.eval_cases / config.eval_share))
             if not samples:

@@ -176,8 +176,7 @@ def look_over(own: Sequence[Spec], say: Callable[[str], None], max_side: int) ->
     request. max_side: pixels; what is larger will be made smaller, which is said."""
     good, drawn, bad, request, large = 0, 0, [], "", 0
     for source in map(open_source, own):
-        for index in range(LOOKED_AT if source.endless else min(len(source), LOOKED_AT)):
-            found = source.read(index)
+        for found in source.look(LOOKED_AT) or map(source.read, range(LOOKED_AT)):
             if not isinstance(found, Sample):
                 bad.append(found.sentence)
                 continue

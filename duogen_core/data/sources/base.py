@@ -133,6 +133,7 @@ class Source(ABC):
     """A named collection of documents, read one at a time; see the package for the contract."""
 
     endless = False
+    drawn = False  # by code when they are asked for: there is nothing to look over
 
     def __init__(self, name: str, limits: Limits | None = None) -> None:
         self.name, self.limits = name, limits or Limits()
@@ -196,6 +197,16 @@ class Source(ABC):
     def lane(self, nth: int) -> int | None:
         """Says in which of its streams draw `nth` lies; None: it can be read anywhere, at the same cost."""
         return None
+
+    def look(self, count: int) -> list[Sample | Bad]:
+        """Reads some samples from all over the source, to see whether it can be used; of one that is drawn, none."""
+        if self.endless:
+            return []
+        count = min(count, len(self))
+        return [self.read(k * len(self) // count) for k in range(count)]
+
+    def keep(self, folder: Path) -> None:  # noqa: B027 (most have nothing to note)
+        """Names a folder of the run in which the source may note what a later session would have to find again."""
 
     def epoch(self, seed: int, epoch: int, on_bad: OnBad | None = None) -> Epoch:
         return Epoch(self, seed, epoch, on_bad)
@@ -261,6 +272,8 @@ def find_files(pattern: str, suffixes: Sequence[str], what: str) -> list[Path]:
 
     A pattern is a glob, or has one range as webdataset writes it: train-{000..146}.tar, each of which must be there.
     """
+    if "://" in pattern:
+        raise DuoGenError(f"{pattern} is an address, and this kind of source is local; stream:{pattern} reads those.")
     place = Path(pattern)
     if (span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)) and not place.exists():
         first, last = span.groups()

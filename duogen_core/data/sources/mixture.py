@@ -116,6 +116,11 @@ class Mixture(Iterator[Sample]):
         number, nth = self.place(k)
         return self.sources[number].lane(nth)
 
+    def keep(self, folder: Path) -> None:
+        """Lets sources note in `folder` what a later session would have to find again; they do without, too."""
+        for source in self.sources:
+            source.keep(folder)
+
     def _index(self, source: Source, number: int, k: int, nth: int, attempt: int) -> int:
         seed = stable_hash(self.seed, "source", number)
         chance = stable_hash(seed, k, attempt) if attempt else 0  # the same for every rank
