@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def precision_is_put_back():
+    """torch's precision of float32 products is one for the process; a test that leaves it changed changes all others on
+    a CPU with AMX."""
+    yield
+    if (torch := sys.modules.get("torch")) and torch.get_float32_matmul_precision() != "highest":
+        torch.set_float32_matmul_precision("highest")
+        pytest.fail("The test left torch's precision of float32 products changed.")
 
 
 class RootIsNoPackage:

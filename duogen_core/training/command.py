@@ -39,7 +39,7 @@ from duogen_core.training.configuration import (
     to_yaml,
 )
 from duogen_core.training.distributed import started
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, bf16_products
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -105,9 +105,7 @@ def _run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Ru
         raise ConfigError("--processes goes with --launch; add --launch ddp or --launch fsdp.")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.bf16:
-        torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    with output_folder(config.out):
+    with output_folder(config.out), bf16_products(config.bf16):
         done = train(config)
     if not done.main:
         return 130 if done.interrupted else 0

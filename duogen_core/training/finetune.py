@@ -56,7 +56,7 @@ from duogen_core.training.configuration import (
 )
 from duogen_core.training.data import world
 from duogen_core.training.distributed import started
-from duogen_core.training.run import Run
+from duogen_core.training.run import Run, bf16_products
 
 RECIPE = "finetune.json"
 LOOKED_AT = 2000  # documents, before anything is trained
@@ -356,8 +356,7 @@ def run(args: argparse.Namespace) -> int:
         raise TrainingError("train finetune runs in one process; start it without a launcher.")
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    with output_folder(config.out):
+    with output_folder(config.out), bf16_products():
         done = train(config)
     if done.interrupted:
         print(f"Stopped at step {done.step} of {done.folder.name}. The same command continues from there.")

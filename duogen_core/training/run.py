@@ -68,6 +68,22 @@ def mixed_precision(device: torch.device, enabled: bool = True) -> Iterator[None
         yield
 
 
+@contextmanager
+def bf16_products(enabled: bool = True) -> Iterator[None]:
+    """Lets a CPU compute float32 matrix products in bfloat16, as Muon's iteration can do with.
+
+    The setting is torch's own, for the whole process: on a CPU with AMX everything else would change in the third digit
+    from then on, so it is put back.
+    """
+    before = torch.get_float32_matmul_precision()
+    if enabled:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def attention_backends(device: torch.device) -> AbstractContextManager[None]:
     """Leaves the choice to torch on a card, which knows the best one there (cuDNN, flash); on a CPU, plain products."""
     return sdpa_kernel([SDPBackend.MATH]) if device.type == "cpu" else nullcontext()

@@ -40,6 +40,7 @@ from duogen_core.training.checkpoints import write_text
 from duogen_core.training.command import add_arguments_for, output_folder
 from duogen_core.training.configuration import ConfigError, load_config, plain, to_yaml
 from duogen_core.training.metrics import clock, versions
+from duogen_core.training.run import bf16_products
 
 FORMAT = "duogen-ablation"
 VERSION = 1
@@ -64,9 +65,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("The ablation needs the budget of an arm: give minutes=M, steps=N or both.")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if config.bf16:
-        torch.set_float32_matmul_precision("medium")  # Muon's matrix products
-    with output_folder(config.out):
+    with output_folder(config.out), bf16_products(config.bf16):
         return Ablation(config).run()
 
 
