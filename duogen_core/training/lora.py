@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from duogen_core.dit.base import PackedDit
 from duogen_core.errors import MissingPackage, unknown
 from duogen_core.training.configuration import ConfigError
+from duogen_core.training.quantise import with_originals
 
 MLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DIT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -42,6 +43,7 @@ class LoraSettings:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()  # how the names of the adapted layers end; empty: attention and MLP, or attention
     merge: bool = True  # write the whole model too, the adapter added in
+    quantise: Literal["nf4"] | None = None  # keep the frozen layers of the MLLM in four bits (QLoRA)
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -89,7 +91,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class TrainableOnly(nn.Module):
-    """A model as its trainable parameters alone: its state is theirs, so that checkpoints stay small."""
+    """A model as its trainable parameters alone: its state is theirs, so that checkpoints stay small. Whoever reads one
+    back writes into these tensors (checkpoints.py)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -97,15 +100,6 @@ class TrainableOnly(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in trainable(self.model).items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
-        parameters = trainable(self.model)
-        missing = sorted(parameters.keys() ^ state_dict.keys())
-        if missing:
-            raise RuntimeError(f"{len(missing)} trainable weights are not the same ones, such as {missing[0]}.")
-        for name, parameter in parameters.items():
-            parameter.copy_(state_dict[name])
 
 
 @torch.no_grad()
@@ -120,13 +114,14 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     kinds = (LoraLayer, TrainableTokensWrapper)
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     names = {id(module): name for name, module in model.named_modules()}
-    whole = model.state_dict()
+    whole = with_originals(model, model.state_dict())
     state = {name: tensor for name, tensor in whole.items() if not any(name.startswith(f"{each}.") for each in adapted)}
     for name, module in adapted.items():
         if isinstance(module, LoraLayer):
             base = f"{name}.base_layer"
             a, b = (whole[f"{name}.lora_{half}.{NAME}.weight"].float() for half in "AB")
-            weight = whole[f"{base}.weight"].float() + module.scaling[NAME] * (b @ a)
+            weight = whole[f"{base}.weight"].float()
+            weight = weight + module.scaling[NAME] * (b @ a).to(weight.device)
         else:
             tokens = module.token_adapter
             base, owner = f"{name}.token_adapter.base_layer", names[id(tokens.tied_adapter or tokens)]
@@ -167,10 +162,11 @@ def save_dit_adapter(dit: PackedDit, folder: Path) -> None:
     from peft.tuners.lora import LoraLayer
 
     save_adapter(dit, folder)
-    state = {}
+    state, whole = {}, dit.state_dict()  # the layers' own may be split (FSDP)
     for name, layer in dit.named_modules():
         if isinstance(layer, LoraLayer):
-            down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]
+            down, up = (whole[f"{name}.lora_{half}.{NAME}.weight"] for half in "AB")
+            up = up * layer.scaling[NAME]
             state[f"transformer.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
             state[f"transformer.{name}.lora_B.weight"] = up.detach().cpu().contiguous()
     save_file(state, folder / DIFFUSERS_FILE, metadata={"format": "pt"})

@@ -273,6 +273,11 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.model, self.probes, self.bf16 = model, probes, bf16
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """What FSDP gathers one at a time; not the tower's blocks, which `tower_features` does not call as modules."""
+        return self.model.model.language_model.layers
+
     def forward(
         self, batches: Sequence[MicroBatch], pixels: Mapping[PictureKey, Tensor], totals: StepTotals | None = None
     ) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from duogen_core.document import Document
 from duogen_core.errors import MissingPackage
 from duogen_core.training.checkpoints import (
+    CheckpointWriter,
     amend_state,
     checkpoint_folder,
     finish_swap,
@@ -48,11 +49,10 @@ from duogen_core.training.checkpoints import (
     read_checkpoint,
     rng_state,
     set_rng_state,
-    write_checkpoint,
     write_text,
 )
 from duogen_core.training.configuration import ConfigError, RunConfig, TrainingError, plain
-from duogen_core.training.distributed import Processes
+from duogen_core.training.distributed import Processes, aliases_of, is_sharded, local_part
 from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
 from duogen_core.training.throughput import Meter, in_words
 
@@ -127,32 +127,61 @@ def muon_and_adamw(
 
 
 class Ema:
-    """Average of a module's floating-point state; short averages at the start of a run."""
+    """Average of a module's floating-point state; short averages at the start of a run.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.updates = module, decay, 0
-        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    The average lies where the weights lie, split as they are under FSDP; of weights that are whole on a card it lies in
+    the host's memory, so that the card holds the weights once.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, reshard: Callable[[], None] = lambda: None) -> None:
+        """reshard: makes sure that the module's weights are the split ones (Processes.reshard)."""
+        self.module, self.decay, self.updates, self.reshard = module, decay, 0, reshard
+        self.shadow = {
+            name: value.clone() if is_sharded(value) else value.to("cpu", copy=True)
+            for name, value in self._state().items()
+        }
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """The module's own tensors, each once, also where two names stand for one."""
+        self.reshard()
+        aliases = aliases_of(self.module)
+        return {name: value.detach() for name, value in self.module.state_dict().items() if name not in aliases}
 
     @torch.no_grad()
     def update(self) -> None:
         self.updates += 1
         # Short at first, or the untrained weights would stay in the average for thousands of steps.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for key, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                self.shadow[key].lerp_(value.detach(), 1 - decay)
+        averages, values = [], []
+        for name, value in self._state().items():
+            average, value = local_part(self.shadow[name]), local_part(value)
+            if not value.is_floating_point():
+                average.copy_(value)
+            elif average.device == value.device:
+                averages.append(average)
+                values.append(value)
             else:
-                self.shadow[key].copy_(value)
+                average.lerp_(value.to(average.device), 1 - decay)
+        if averages:
+            torch._foreach_lerp_(averages, values, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module holds the averaged weights inside the block."""
-        kept = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.module.load_state_dict(self.shadow)
+        """The module holds the averaged weights inside the block, and the average the weights: they change places, one
+        tensor after the other, so that nothing is held twice."""
+        self._swap()
         try:
             yield
         finally:
-            self.module.load_state_dict(kept)
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self._state().items():
+            average, value = local_part(self.shadow[name]), local_part(value)
+            kept = value.to(average.device, copy=True)
+            value.copy_(average)
+            average.copy_(kept)
 
 
 # -- the run
@@ -253,6 +282,8 @@ class Run:
         self._sums: dict[str, list[float]] = {}
         self._reported: dict[str, torch.Tensor | float] = {}
         self._unread: list[dict[str, torch.Tensor | float]] = []  # reported figures that are still on the device
+        self._writer = CheckpointWriter(self.folder, self.processes)
+        self._model: str | None = None  # what is trained, as of `attach`
         self._checked = False  # whether `update` found this step's loss finite
 
     # -- setting up -----------------------------------------------------------------------------------------------
@@ -262,14 +293,20 @@ class Run:
         modules: Mapping[str, nn.Module],
         optimizers: Mapping[str, torch.optim.Optimizer],
         ema_decay: float | None = None,
+        model: str | None = None,
     ) -> None:
-        """What to train and to keep; continues from the folder's checkpoint when there is one."""
+        """What to train and to keep; continues from the folder's checkpoint when there is one.
+
+        model: what is trained, in words, such as "an MLLM of the family qwen3_vl, 28 layers of 2048"; a checkpoint of
+        another one is refused with both.
+        """
+        self._model = model
         self.modules, self.optimizers = dict(modules), dict(optimizers)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         if ema_decay is not None:
-            self.emas = {name: Ema(module, ema_decay) for name, module in self.modules.items()}
+            self.emas = {name: Ema(module, ema_decay, self.processes.reshard) for name, module in self.modules.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -297,7 +334,7 @@ class Run:
 
     def _load(self, changed: Mapping[str, list[Any]]) -> None:
         try:
-            state = read_checkpoint(self.folder, self.modules, self.emas, self.optimizers)
+            state = read_checkpoint(self.folder, self.modules, self.emas, self.optimizers, self.processes, self._model)
         except TrainingError as error:
             since = f" Changed since: {sentence(changed)}." if changed else ""
             raise TrainingError(f"{error}{since}") from error
@@ -366,6 +403,7 @@ class Run:
             if self.step > begun:  # else the checkpoint that it began from is the last one
                 self._complete = False
                 self.save()
+            self._writer.wait()
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
@@ -376,22 +414,31 @@ class Run:
         clip: float,
         clipped: Iterable[nn.Parameter] | None = None,
         samples: Sequence[str] = (),
+        parts: int = 1,
     ) -> torch.Tensor:
         """One step of all optimizers from this process's part of the loss; returns the gradients' norm before the clip.
 
-        loss: or an iterator of its parts, each computed when the gradients of the one before are there and its graph is
-        gone. All processes must have as many.
+        loss: or an iterator of its `parts`, each computed when the gradients of the one before are there and its graph
+        is gone. All processes must have as many; gradients are exchanged with the last one.
         clipped: the parameters whose gradients are scaled down together to a norm of `clip`; None: all of them.
-        samples: names of what the step learns from, for the error if loss or gradients are not finite.
+        samples: names of what the step (or this process's part of it) learns from, for the error if loss or gradients
+        are not finite. That is asked once a step, when all work of it is under way, and before any weight is touched.
         """
         parameters = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
         for parameter in parameters:
             parameter.grad = None
-        for part in [loss] if isinstance(loss, torch.Tensor) else loss:
-            self._check("loss", self.processes.total(part), samples)
-            self.processes.backward(part)
+        losses = iter([loss] if isinstance(loss, torch.Tensor) else loss)
+        whole: torch.Tensor | float = 0.0
+        for number in range(parts):
+            with self.processes.one_pass(last=number == parts - 1):
+                part = next(losses)
+                self.processes.backward(part)
+                whole = whole + part.detach()
+                del part
         norm = self.processes.clip(parameters if clipped is None else clipped, clip)
-        self._check("norm of the gradients", norm, samples)
+        found = torch.stack([self.processes.total(whole).to(norm.device, torch.float64), norm.double()]).tolist()
+        for what, value in zip(("loss", "norm of the gradients"), found, strict=True):
+            self._check(what, value, samples)
         for optimizer in self.optimizers.values():
             optimizer.step()
         self._checked = True
@@ -401,7 +448,9 @@ class Run:
         value = float(value)
         if math.isfinite(value):
             return
-        self.record(failed={"what": what, "value": str(value), "samples": list(samples)})
+        samples = list(dict.fromkeys(name for names in self.processes.gather(list(samples)) for name in names))
+        self._writer.wait()  # all processes come here, and the sentence names the checkpoint
+        self.record(failed={"what": what, "value": str(value), "samples": samples})
         named = ", ".join(samples[:NAMED]) + (f" and {len(samples) - NAMED} more" if len(samples) > NAMED else "")
         kept = f"the last checkpoint in {self.checkpoint_folder}" if has_checkpoint(self.folder) else "the beginning"
         raise TrainingError(
@@ -454,6 +503,7 @@ class Run:
         factor = self.lr_factor
         self.step += 1
         self.meter.step_done()
+        self._writer.poll()
         self._unread.append(self._reported)
         self._checked = False
         if self.step % self.log_every == 0 or self.finished:
@@ -486,7 +536,8 @@ class Run:
         rng, *others = self.processes.gather(rng_state())
         state = {"step": self.step, "seconds": self.elapsed, "sums": self._sums, "rng": rng}
         state |= {"rng_others": others} if others else {}
-        write_checkpoint(self.folder, state, self.modules, self.emas, self.optimizers, main=self.main)
+        state |= {"model": self._model} if self._model else {}
+        self._writer.save(state, self.modules, self.emas, self.optimizers)
         if self.main:
             self._plot()
 

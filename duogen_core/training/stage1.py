@@ -63,6 +63,7 @@ from duogen_core.training.next_token import (
     predict,
     with_pictures,
 )
+from duogen_core.training.quantise import quantise
 from duogen_core.training.run import Every, Run, new_muon, recomputing
 from duogen_core.training.samples import ideal_answers, write_answers
 
@@ -207,8 +208,12 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
         together = run.processes
-        loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers)
-        run.attach(modules, optimizers)
+        # bfloat16 has too few digits for small steps; what LoRA freezes may stay as it is.
+        single = None if self.lora else torch.float32
+        loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers, single)
+        mllm = self.mllm
+        family = f"an MLLM of the family {mllm.model_type}, {mllm.num_layers} layers of {mllm.hidden_size}"
+        run.attach(modules, optimizers, model=family)
         scores_due = Every(run, config.eval_minutes, config.eval_steps)
         self.samples_due = Every(run, config.sample_minutes)
         examples.begin()
@@ -230,6 +235,7 @@ class Trainer:
                 clip=1.0,
                 clipped=trainable(model).values(),
                 samples=share.names,
+                parts=len(share.batches) if config.accumulate else 1,
             )
             run.report(
                 **{name: together.total(value) for name, value in figures.items()}, norm=norm, tokens=share.tokens
@@ -320,20 +326,22 @@ def train(config: Stage1Config) -> Run:
         raise ConfigError(f"{config.init} is a {mllm.model_type} model; stage 1 trains those of {Qwen25VL.model_type}.")
     if started:
         print(f"<BOV> was never learnt by {config.init}: its rows start anew ({' and '.join(started)}).", flush=True)
-    if config.lora is None:
-        mllm.model.float()  # bfloat16 has too few digits for small steps
-    else:
-        adapt(mllm, config.lora)
+    if config.lora:
+        adapt(mllm, config.lora, config.bf16)
     mllm.model.train()
     return Trainer(mllm, config, config.lora).run()
 
 
-def adapt(mllm: Mllm, lora: LoraSettings) -> None:
-    """LoRA on the language model's layers; the rows of <BOV> are trained in full."""
+def adapt(mllm: Mllm, lora: LoraSettings, bf16: bool = True) -> None:
+    """LoRA on the language model's layers; the rows of <BOV> are trained in full. bf16: what quantised layers compute
+    in."""
     model, rows = mllm.model, [mllm.control.bov]
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     tokens = {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows}
-    add_lora(model, lora, within="model.language_model.layers", usual=MLLM_TARGETS, tokens=tokens)
+    layers = "model.language_model.layers"
+    if lora.quantise:
+        quantise(model, within=layers, computes=torch.bfloat16 if bf16 else torch.float32)
+    add_lora(model, lora, within=layers, usual=MLLM_TARGETS, tokens=tokens)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -98,7 +98,7 @@ def check_family(config: Stage2Config, family: type[PackedDit]) -> None:
 def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedDit, Connector]:
     """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew."""
     file = open_cosmos(base)
-    dit = file.load_dit(None if config.lora else torch.float32).train()
+    dit = file.load_dit().train()
     if config.attention == "frame_causal" and dit.config.clean_timestep < 0:
         raise DuoGenError(
             f"{base} is a pre-trained Cosmos, whose finished images share the target's timestep; frame_causal needs "
@@ -254,6 +254,11 @@ class FlowLoss(nn.Module):
         super().__init__()
         self.dit, self.connector, self.bf16 = dit, connector, bf16
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        """What FSDP gathers one at a time."""
+        return self.dit.transformer_blocks
+
     def forward(self, samples: Sequence[FlowSample], total: int | None = None) -> Tensor:
         """total: targets of the whole step, where this is one pack of several or one process's share."""
         device = self.connector.proj.weight.device
@@ -301,6 +306,12 @@ def adamw(model: nn.Module, *, weight_decay: float, **settings: Any) -> torch.op
     return torch.optim.AdamW([group for group in groups if group["params"]], **settings)
 
 
+def kind_of(dit: PackedDit) -> str:
+    """In words: "a PackedCosmos of 28 blocks, 1,956,216,320 weights"."""
+    weights = sum(parameter.numel() for parameter in dit.parameters())
+    return f"a {type(dit).__name__} of {len(dit.transformer_blocks)} blocks, {weights:,} weights,"
+
+
 def checkpoint_blocks(dit: PackedDit) -> None:
     """Computes blocks again in the backward pass, with the same attention as before."""
 
@@ -318,17 +329,23 @@ def learn(
     connector: Connector,
     sample: Callable[[], object] = lambda: None,
     validation: Validation | None = None,
+    mllm: str = "an MLLM",
 ) -> None:
-    """sample(): draws with the averaged weights, called every `sample_minutes` and at the end; so is validation."""
+    """sample(): draws with the averaged weights, called every `sample_minutes` and at the end; so is validation. mllm:
+    whose states these are, in words."""
+    shape = connector.config
+    pair = f"{kind_of(dit)} for {mllm} of {shape.num_layers} layers of {shape.hidden_size}"
     if config.lora:
         add_lora(dit, config.lora, within=dit.lora_within, usual=DIT_TARGETS)
         dit.train()  # LoRA's dropout
     if config.gradient_checkpointing:
         checkpoint_blocks(dit)
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
+    single = None if config.lora else torch.float32  # what LoRA freezes stays in its file's precision
     loss_module = FlowLoss(dit, connector, config.bf16)
-    flow_loss = processes.prepare(loss_module, optimizers)
-    run.attach({"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}, optimizers, config.ema)
+    flow_loss = processes.prepare(loss_module, optimizers, single)
+    modules = {"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}
+    run.attach(modules, optimizers, config.ema, model=pair)
     samples_due = Every(run, config.sample_minutes or None)
     scores_due = Every(run, config.eval_minutes, config.eval_steps)
     for step in run:
@@ -349,16 +366,17 @@ def learn(
         targets = int(processes.total(counts * sum(len(each.targets) for each in drawn)))
         passes = packs(drawn, config.frames) if isinstance(batches, OnlineBatches) else [drawn]
         losses: list[Tensor] = []
+        most = processes.most(len(passes))
 
-        def parts(passes=passes, counts=counts, targets=targets, losses=losses) -> Iterator[Tensor]:
-            for number in range(processes.most(len(passes))):
+        def parts(passes=passes, counts=counts, targets=targets, losses=losses, most=most) -> Iterator[Tensor]:
+            for number in range(most):
                 # DDP and FSDP wait for each other in every pass: who has fewer computes one again and counts it 0.
                 spare = number >= len(passes)
                 loss = (0 if spare else counts) * flow_loss(passes[0 if spare else number], targets)
                 losses.append(loss.detach())
                 yield loss
 
-        norm = run.update(parts(), config.clip, samples=[document.name for document in documents])
+        norm = run.update(parts(), config.clip, samples=[document.name for document in documents], parts=most)
         run.report(loss=processes.total(sum(losses)), norm=norm, targets=targets)
     outputs = [run.folder / "export", *([run.folder / "adapter"] if config.lora else [])]
     if run.complete(*outputs):
@@ -440,6 +458,7 @@ def train(config: Stage2Config) -> Run:
         connector,
         lambda: write_samples(components, run.folder, run.step, ideals, run.show_pictures),
         validation_of(run, config, documents, Reader(vae, mllm, config.max_side, getattr(torch, config.precision))),
+        f"a {mllm.model_type}",
     )
     if isinstance(batches, OnlineBatches) and (told := documents.summary()):
         run.say(told)

@@ -39,7 +39,14 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
 from duogen_core.mllm.qwen_vl import hidden_states_for
 from duogen_core.picture_sampling import reference_pixels
-from duogen_core.training.configuration import RunConfig, TrainingError, check_betas, check_numbers, check_share
+from duogen_core.training.configuration import (
+    ConfigError,
+    RunConfig,
+    TrainingError,
+    check_betas,
+    check_numbers,
+    check_share,
+)
 from duogen_core.training.data import Samples, TokenCounter, check_families, without_held_out, world
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import changes, sentence
@@ -112,6 +119,10 @@ class Stage2Config(RunConfig):
         check_betas(self.betas)
         check_share(self.eval_share)
         check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
+        if self.lora and self.lora.quantise:
+            raise ConfigError(
+                "'quantise' of lora is for the MLLM, in stage 1; the DiT's frozen weights stay as they are."
+            )
 
 
 # -- documents

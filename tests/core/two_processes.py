@@ -1,11 +1,14 @@
-"""Runs training commands one after another; accelerate's launcher starts it in the tests of several processes.
+"""Runs training commands one after another; accelerate's launcher or torchrun starts it in the tests of several
+processes.
 
-In: a JSON list of [arguments of `train`, the step in which to stop or null].
+In: a JSON list of [arguments of `train`, the step in which to stop, "killed in save N", or null]. A kill takes the
+process of rank 1 while it writes its part of the N-th checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,9 +19,27 @@ from duogen_core.training.distributed import leave
 from tests.core.runs import stopped_in
 
 
-def run_all(commands: Sequence[tuple[list[str], int | None]]) -> None:
+def kill_in_save(number: int) -> None:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    write, calls = HuggingFaceStorageWriter.write_data, []
+
+    def dying(self, plan, planner):
+        calls.append(plan)
+        if len(calls) == number and os.environ["RANK"] == "1":
+            (self.path / "half-written").write_bytes(b"half")
+            os._exit(9)
+        return write(self, plan, planner)
+
+    HuggingFaceStorageWriter.write_data = dying
+
+
+def run_all(commands: Sequence[tuple[list[str], int | str | None]]) -> None:
     stage2_data.SHARD = 6
     for arguments, stop in commands:
+        if isinstance(stop, str):
+            kill_in_save(int(stop.removeprefix("killed in save ")))
+            stop = None
         with nullcontext() if stop is None else stopped_in(stop):
             code = main(["train", *arguments])
         assert code == (0 if stop is None else 130), f"train {' '.join(arguments)} ended with {code}"

@@ -317,6 +317,12 @@ COMMANDS: dict[str, Entry] = {
         Parses("several processes; tests/core/training/test_parallel.py runs two"),
     "python -m duogen_core train stage1 --launch fsdp --processes 8 --config qwen2.5-vl-7b":
         Parses("8 GPUs; tests/core/training/test_parallel.py runs two processes of the CPU"),
+    "torchrun --nproc-per-node 8 -m duogen_core train stage1 --launch fsdp --config qwen2.5-vl-7b":
+        Parses("8 GPUs; tests/core/training/test_parallel.py runs four processes of the CPU"),
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint NODE:29500 -m duogen_core train stage1 "
+    "--launch fsdp --config qwen2.5-vl-7b": Parses("two machines; tests/core/training/test_parallel.py runs one"),
+    "sbatch duogen_core/training/launch/slurm.sbatch stage1 --config qwen2.5-vl-7b data=documents:DATA out=SHARED/run":
+        Parses("a Slurm cluster; tests/core/training/test_parallel.py runs the file with an srun of its own"),
     "python -m duogen_core train stage1 init=MLLM data=[SOURCE, ...] out=runs/stage1 steps=2000": Runs(
         (*SHORT, "batch=2", "eval_cases=0", "bf16=false"),
         {"init=MLLM": "init=Qwen2.5-VL-7B-Instruct", "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]",
@@ -389,6 +395,7 @@ PROGRAMS: dict[str, Mapping[str, str] | Left] = {
 OTHERS = {
     "tests/hardening": ("--json", "--number", "--only", "--case", "--keep"),
     "accelerate": ("--config_file", "--num_processes"),
+    "torchrun": ("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"),
     "dev.py": ("--quick",),
     "ComfyUI": (
         "--cache-classic",
@@ -628,6 +635,15 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
         if not (ROOT / own[own.index("--config_file") + 1]).is_file():
             return f"{own} names no file"
         launch_command_parser().parse_args([*own, "x"])
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        own, words = words[1 : words.index("-m")], words[words.index("-m") - 1 :]
+        get_args_parser().parse_args([*own, "x"])
+    if words[0] == "sbatch":
+        if not (ROOT / words[1]).is_file():
+            return f"{words[1]} is not there"
+        words = ["python", "-m", "duogen_core", "train", *words[2:]]
     if words[1] == "tests/hardening/run.py":
         ended = zygote.run(words[2:], cwd=folder, module="tests.hardening.docs:parse_campaign")
     elif words[3] in ("train", "ablation") and "assemble" not in words:

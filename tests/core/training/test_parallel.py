@@ -1,16 +1,18 @@
-"""Two processes, started by accelerate's own command or by --launch, learn what one does: DDP and FSDP, stages 1 and 2,
-on CPUs."""
+"""Two and four processes, started by accelerate's own command, torchrun or --launch, learn what one does: DDP and FSDP,
+whole and with LoRA, stages 1 and 2, on CPUs; and a run goes on with another number of processes."""
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import duogen_core.training
@@ -44,17 +46,27 @@ STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cro
           "sample_minutes=0", "eval_cases=1", "eval_steps=3"]  # fmt: skip
 
 
-def launched(config: str, *commands: tuple[list[str], int | None]) -> subprocess.CompletedProcess[str]:
+LORA = ["lora.rank=2", "optimizer=adamw"]
+ACCUMULATE = ["optimizer=adamw", "accumulate=true"]
+
+
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+Commands = tuple[list[str], "int | str | None"]
+
+
+def started_by(launcher: list[str], commands: tuple[Commands, ...]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / config, "--num_processes", "2",
-         "--mixed_precision", "no", "--main_process_port", "0", ROOT / "tests/core/two_processes.py",
-         json.dumps(commands)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=500,
+        [sys.executable, "-m", *launcher, str(ROOT / "tests/core/two_processes.py"), json.dumps(commands)],
+        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 
 
-def launch(config: str, *commands: tuple[list[str], int | None]) -> None:
+def launched(config: str, *commands: Commands) -> subprocess.CompletedProcess[str]:
+    options = ["--config_file", str(LAUNCH / config), "--num_processes", "2", "--mixed_precision", "no"]
+    return started_by(["accelerate.commands.launch", *options, "--main_process_port", "0"], commands)
+
+
+def launch(config: str, *commands: Commands) -> None:
     done = launched(config, *commands)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
@@ -76,6 +88,11 @@ def folder(tmp_path_factory):
             ([*STAGE1, "out=one/stage1-adamw", "optimizer=adamw"], None),
             ([*STAGE2, "out=one/stage2"], None),
             ([*STAGE2, "out=one/stage2-adamw", "optimizer=adamw"], None),
+            ([*STAGE1, "out=one/stage1-lora", *LORA], None),
+            ([*STAGE2, "out=one/stage2-lora", *LORA], None),
+            # to be continued by others
+            ([*STAGE1, "out=parts/stage1", *ACCUMULATE], 0),
+            ([*STAGE2, "out=parts/stage2", *LORA], 0),
         ])  # fmt: skip
     yield folder
     os.chdir(before)
@@ -97,21 +114,46 @@ def scores(run: Path) -> dict[str, float]:
     }
 
 
-def same(folder: Path, one: str, two: str) -> None:
-    """Figures of every step, weights, averages, moments and exports to 1e-4."""
+def checkpoint_of(run: Path) -> dict[str, torch.Tensor]:
+    """{file/name: whole tensor}, put together from what each process wrote by the offsets in the files' headers."""
+    pieces: dict[str, list[tuple[list[int], torch.Tensor]]] = {}
+    for path in sorted((run / "checkpoint").glob("*.safetensors")):
+        with safe_open(str(path), framework="pt") as file:
+            sharded = (file.metadata() or {}).get("DCP_SHARDING_INFO")
+            for key in file.keys():  # noqa: SIM118
+                name = key if sharded else f"{path.stem}/{key}"
+                offsets = json.loads(sharded)[key]["saved_offsets"] if sharded else []
+                pieces.setdefault(name, []).append((offsets, file.get_tensor(key)))
+    assert {path.suffix for path in (run / "checkpoint").iterdir()} == {".safetensors", ".json"}
+    whole = {}
+    for name, found in pieces.items():
+        parts = [tensor for _, tensor in sorted(found, key=lambda piece: piece[0])]
+        whole[name] = torch.cat(parts) if parts[0].ndim else parts[0]
+    return whole
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], where: object) -> None:
+    assert wanted.keys() == found.keys(), where
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0, msg=f"{where}: {key}")
+
+
+def same(folder: Path, one: str, two: str, processes: int = 2) -> None:
+    """Figures of every step, scores, weights, averages, moments, exports and adapters to 1e-4."""
     one, two = folder / one, folder / two
-    assert json.loads((two / "config.json").read_text())["processes"] == 2
+    assert json.loads((two / "config.json").read_text())["processes"] == processes
     for wanted, found in zip(figures(one), figures(two), strict=True):
         assert found == pytest.approx(wanted, abs=1e-4)
     if "stage2" in two.name:  # by all processes, also where the weights are split
         assert scores(two) == pytest.approx(scores(one), abs=1e-4) and len(scores(two)) > 20
-    files = [file.relative_to(one) for file in one.rglob("*.safetensors") if "documents" not in file.parts]
-    assert len(files) >= 4
+    wanted = checkpoint_of(one)
+    assert any(".exp_avg_sq" in key for key in wanted) and len(wanted) > 20
+    close(checkpoint_of(two), wanted, two)
+    left_out = ("documents", "checkpoint")
+    files = [file.relative_to(one) for file in one.rglob("*.safetensors") if not {*left_out} & {*file.parts}]
+    assert files
     for file in files:
-        wanted, found = load_file(one / file), load_file(two / file)
-        assert wanted.keys() == found.keys()
-        for key, value in wanted.items():
-            torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0, msg=f"{file}: {key}")
+        close(load_file(two / file), load_file(one / file), two / file)
 
 
 @pytest.mark.slow
@@ -136,9 +178,76 @@ def test_fsdp_learns_what_one_process_does_also_after_a_stop(folder):
         ([*STAGE1, adamw, "out=split/stage1"], None),
         ([*STAGE2, adamw, "out=split/stage2"], 1),
         ([*STAGE2, adamw, "out=split/stage2"], None),
+        ([*STAGE1, *LORA, "accumulate=true", "out=split/stage1-lora"], 1),
+        ([*STAGE1, *LORA, "accumulate=true", "out=split/stage1-lora"], None),
+        ([*STAGE2, *LORA, "out=split/stage2-lora"], None),
+        ([*STAGE1, *ACCUMULATE, "out=parts/stage1"], 1),
+        ([*STAGE2, *LORA, "out=parts/stage2"], 1),
     )
-    same(folder, "one/stage1-adamw", "split/stage1")
-    same(folder, "one/stage2-adamw", "split/stage2")
+    for stage in ("stage1", "stage2"):
+        same(folder, f"one/{stage}-adamw", f"split/{stage}")
+        same(folder, f"one/{stage}-lora", f"split/{stage}-lora")
+        assert len(list((folder / "parts" / stage / "checkpoint").glob("shard-0000[12]-*"))) == 2
+    # The runs that one process began and two went on with: four take them over, and one ends them. Four also begin one
+    # of their own, and another in which a process is killed while it writes the third checkpoint.
+    fsdp = ["--launch", "fsdp"]
+    done = started_by(
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "4"],
+        (
+            ([*STAGE1, *ACCUMULATE, "out=parts/stage1", *fsdp], 2),
+            ([*STAGE2, *LORA, "out=parts/stage2", *fsdp], 2),
+            ([*STAGE1, adamw, "out=four/stage1", *fsdp], None),
+            ([*STAGE1, adamw, "out=killed/stage1", "checkpoint_minutes=0", *fsdp], "killed in save 3"),
+        ),
+    )
+    assert done.returncode != 0 and "exitcode  : 9" in done.stderr, done.stderr[-6000:]
+    same(folder, "one/stage1-adamw", "four/stage1", 4)
+    killed = folder / "killed" / "stage1"
+    assert json.loads((killed / "checkpoint" / "state.json").read_text("utf-8"))["step"] == 2
+    assert not (killed / "export").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage2_data, "SHARD", 6)
+        run_all([
+            ([*STAGE1, *ACCUMULATE, "out=parts/stage1"], None),
+            ([*STAGE2, *LORA, "out=parts/stage2"], None),
+            ([*STAGE1, adamw, "out=killed/stage1"], None),
+        ])  # fmt: skip
+    same(folder, "one/stage1-adamw", "parts/stage1", 1)
+    same(folder, "one/stage2-lora", "parts/stage2", 1)
+    same(folder, "one/stage1-adamw", "killed/stage1", 1)
+    assert not (killed / "checkpoint.new").exists()
+
+
+@pytest.mark.slow
+def test_slurm_starts_the_processes_and_takes_a_stopped_run_back_into_the_queue(folder):
+    """With an srun and an scontrol of our own."""
+    tools = folder / "slurm"
+    tools.mkdir()
+    each = 'while [[ "$1" == --* ]]; do shift; done\nfor k in 0 1; do SLURM_PROCID=$k SLURM_LOCALID=$k "$@" & done\n'
+    for name, text in {
+        "srun": each + "wait -n && wait -n",
+        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi',
+        "python": f'exec {sys.executable} "$@"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n", "utf-8")
+        (tools / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node", "KIND": "ddp", "MASTER_PORT": port}
+    slurm |= {**os.environ, **ENVIRONMENT, "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    def submitted() -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(LAUNCH / "slurm.sbatch"), *STAGE1, "out=slurm-run"]
+        return subprocess.run(command, env=slurm, cwd=folder, capture_output=True, text=True, timeout=500)
+
+    done = submitted()
+    assert done.returncode == 0, done.stderr[-6000:]
+    same(folder, "one/stage1", "slurm-run")
+    assert not (folder / "requeued").exists()
+    (tools / "srun").write_text("#!/bin/bash\nexit 130\n", "utf-8")
+    assert submitted().returncode == 130
+    assert (folder / "requeued").read_text("utf-8") == "requeue 7\n"
 
 
 @pytest.mark.slow
@@ -154,8 +263,7 @@ def test_all_processes_end_where_another_run_has_the_folder(folder):
 def with_launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "duogen_core", "train", *command, "--launch", "ddp", "--processes", "2"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=folder, capture_output=True, text=True, timeout=500,
+        env={**os.environ, **ENVIRONMENT}, cwd=folder, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 
 
@@ -289,9 +397,6 @@ def test_what_cannot_be_split_is_said(monkeypatch):
     muon = {"muon": torch.optim.Muon([weight.weight])}
     with pytest.raises(TrainingError, match="Muon needs whole matrices.*optimizer=adamw"):
         shard(weight, muon, torch.device("cpu"))
-    weight.peft_config = {"default": None}
-    with pytest.raises(TrainingError, match="LoRA cannot be exported from under FSDP.*DDP"):
-        shard(weight, {}, torch.device("cpu"))
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(TrainingError, match="fsdp_version: 2"):
         shard(weight, {}, torch.device("cpu"))
