@@ -70,6 +70,7 @@ class Processes:
     def __init__(self, device: str = "cpu") -> None:
         """device: of a single process; the launcher's have accelerate's."""
         self.accelerator: Any = None
+        self.host_group: Any = None
         self.background_group: Any = None
         self._wrapped: Any = None  # what DDP or FSDP made of the loss, and whether it may add up gradients by itself
         self._defers = False
@@ -85,7 +86,9 @@ class Processes:
             )
             self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
             self.device, self.sharded = self.accelerator.device, asked_for()
-            # for what a thread does beside the training: its calls would get between those of the steps
+            # Numbers on the host are exchanged by the hosts: the devices go on with their work meanwhile. What a
+            # thread does beside the training has a group of its own, or its calls would get between those of the steps.
+            self.host_group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
             self.background_group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
@@ -131,11 +134,11 @@ class Processes:
         return (mine, 1) if mine else (list(batch[:1]), 0)
 
     def total(self, value: Tensor | float) -> Tensor:
-        """Sum over the processes."""
+        """Sum over the processes, on the device where the value is; no device is waited for."""
         value = torch.as_tensor(value).detach()
         if self.count > 1:
-            value = value.to(self.device, torch.float64, copy=True)
-            torch.distributed.all_reduce(value)
+            value = value.to(torch.float64, copy=True)
+            torch.distributed.all_reduce(value, group=self.host_group if value.device.type == "cpu" else None)
         return value
 
     def most(self, number: int) -> int:
@@ -177,13 +180,13 @@ class Processes:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value, group=self.host_group)
         return values
 
     def wait(self) -> None:
         """Until all processes are here, and what they wrote can be read."""
         if self.count > 1:
-            torch.distributed.barrier()
+            torch.distributed.barrier(group=self.host_group)
 
     def reshard(self) -> None:
         """Drops what FSDP has gathered. A forward without a backward, for scores, leaves weights gathered, which would

@@ -47,6 +47,7 @@ STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cro
 
 
 LORA = ["lora.rank=2", "optimizer=adamw"]
+QLORA = [*LORA, "lora.quantise=nf4"]
 ACCUMULATE = ["optimizer=adamw", "accumulate=true"]
 
 
@@ -89,6 +90,7 @@ def folder(tmp_path_factory):
             ([*STAGE2, "out=one/stage2"], None),
             ([*STAGE2, "out=one/stage2-adamw", "optimizer=adamw"], None),
             ([*STAGE1, "out=one/stage1-lora", *LORA], None),
+            ([*STAGE1, "out=one/stage1-qlora", *QLORA], None),
             ([*STAGE2, "out=one/stage2-lora", *LORA], None),
             # to be continued by others
             ([*STAGE1, "out=parts/stage1", *ACCUMULATE], 0),
@@ -180,10 +182,12 @@ def test_fsdp_learns_what_one_process_does_also_after_a_stop(folder):
         ([*STAGE2, adamw, "out=split/stage2"], None),
         ([*STAGE1, *LORA, "accumulate=true", "out=split/stage1-lora"], 1),
         ([*STAGE1, *LORA, "accumulate=true", "out=split/stage1-lora"], None),
+        ([*STAGE1, *QLORA, "out=split/stage1-qlora"], None),
         ([*STAGE2, *LORA, "out=split/stage2-lora"], None),
         ([*STAGE1, *ACCUMULATE, "out=parts/stage1"], 1),
         ([*STAGE2, *LORA, "out=parts/stage2"], 1),
     )
+    same(folder, "one/stage1-qlora", "split/stage1-qlora")
     for stage in ("stage1", "stage2"):
         same(folder, f"one/{stage}-adamw", f"split/{stage}")
         same(folder, f"one/{stage}-lora", f"split/{stage}-lora")
