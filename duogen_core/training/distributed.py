@@ -80,7 +80,7 @@ class Processes:
             from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
             # find_unused_parameters is not needed: `ensure_gradients` gives every parameter one.
-            ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+            ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
             self.accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)]
             )
