@@ -53,7 +53,10 @@ def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C], *, parallel
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and exit")
     if parallel:
         parser.add_argument(
-            "--launch", choices=KINDS, help="several processes: each with the whole model (ddp), or with a part (fsdp)"
+            "--launch",
+            choices=KINDS,
+            help="several processes, each with the whole model (ddp) or with a part (fsdp); under torchrun or srun, of "
+            "what kind those are",
         )
         parser.add_argument(
             "--processes", type=int, metavar="N", help="number of processes; default: one per GPU, 2 on CPUs"

@@ -148,6 +148,9 @@ def same(folder: Path, one: str, two: str, processes: int = 2) -> None:
         assert found == pytest.approx(wanted, abs=1e-4)
     if "stage2" in two.name:  # by all processes, also where the weights are split
         assert scores(two) == pytest.approx(scores(one), abs=1e-4) and len(scores(two)) > 20
+    trained = [json.loads((run / "checkpoint" / "state.json").read_text("utf-8"))["model"] for run in (one, two)]
+    assert trained[0] == trained[1] and "qwen2_5_vl" in trained[0]
+    assert ("a PackedCosmos of 2 blocks" in trained[0]) == ("stage2" in two.name)
     wanted = checkpoint_of(one)
     assert any(".exp_avg_sq" in key for key in wanted) and len(wanted) > 20
     close(checkpoint_of(two), wanted, two)
