@@ -22,16 +22,15 @@ from torch import Tensor, nn
 from duogen_core.errors import MissingPackage
 
 
+# It warns of CPU kernels that it can do without, and not only here: accelerate and peft import it where it is installed.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
 def _bitsandbytes() -> Any:
-    log = logging.getLogger("bitsandbytes")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it warns of CPU kernels that it can do without
     try:
         import bitsandbytes
     except ImportError:
         raise MissingPackage("QLoRA", "bitsandbytes", "qlora") from None
-    finally:
-        log.setLevel(level)
     return bitsandbytes
 
 
