@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from duogen_core.errors import MissingPackage
 
-
-# It warns of CPU kernels that it can do without, and not only here: accelerate and peft import it where it is installed.
+# It warns of CPU kernels that it can do without; not only here, since accelerate and peft import it where it is there.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
