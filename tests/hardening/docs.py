@@ -396,6 +396,7 @@ OTHERS = {
     "tests/hardening": ("--json", "--number", "--only", "--case", "--keep"),
     "accelerate": ("--config_file", "--num_processes"),
     "torchrun": ("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"),
+    "ray": ("--head", "--address", "--num-cpus"),
     "dev.py": ("--quick",),
     "ComfyUI": (
         "--cache-classic",
@@ -716,6 +717,8 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
         save_document(Document(guide(1, (32, 32)).turns[:1]), folder / "unfinished")
     if page in ("data-web.md", "data-dialogues.md"):
         web(folder)
+    if page == "data-dedup.md":
+        planted(folder)
     if page == "data-dialogues.md":
         urls[ENDPOINT] = dialogues(folder, stack)
     if page == "data-synthetic.md":
@@ -789,6 +792,14 @@ def web(folder: Path) -> None:
         archives("", folder, stack)  # crawl.warc.gz and site/
     (folder / "site").rename(folder / "saved-pages")
     (folder / "pages.txt").write_text("https://example.org/a.html\n")
+
+
+def planted(folder: Path) -> None:
+    from duogen_core.data.runs.run import begin, work
+    from tests.core.dedup_pages import Planted
+
+    engine = Planted(4, 30)
+    list(work(begin(folder / "run", engine, 15), engine))
 
 
 def dialogues(folder: Path, stack: ExitStack) -> str:

@@ -357,6 +357,17 @@ def archives(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     )  # fmt: skip
 
 
+def deduping(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """A run with near-duplicates, by two workers: killed while shards are read, compared or written."""
+    from duogen_core.data.runs.run import begin, work
+    from tests.core.dedup_pages import Planted
+
+    engine = Planted(4, 60)
+    list(work(begin(inputs / "run", engine, 10), engine))
+    options = ["--workers", 2, "--shard-documents", 10, "--quiet"]
+    return Subject(name, lambda out: [["data", "dedup", inputs / "run", "--out", out, *options]], SHARDS)
+
+
 def contents(out: Path) -> list[tuple[str, list[tuple[int, int]]]]:
     """Texts and sizes of pictures of a run's documents, sorted."""
     from duogen_core.data.sources import open_source
@@ -559,6 +570,7 @@ MAKERS: dict[str, Callable[[str, Path, contextlib.ExitStack], Subject]] = {
     "data web, a folder": web,
     "data web, a WARC": archives,
     "data web, fetched": fetching,
+    "data dedup": deduping,
     "data dialogues": dialogues,
     "data synthetic expand": expanding,
     "data synthetic plan": planning,

@@ -169,7 +169,7 @@ class DedupEngine(Engine):
         del documents  # its files are mapped to memory
         for name in ("first", "second"):
             shutil.rmtree(index / name)
-        for file in [*index.glob("*.npy"), index / "repeated.npz"]:
+        for file in [*index.glob("*.duogen-tmp"), index / "repeated.npz"]:
             file.unlink()
 
     def _read(self, kind: type, what: str) -> Index:

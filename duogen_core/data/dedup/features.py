@@ -242,7 +242,7 @@ class Index:
                 continue
             values = self.load(file, name)
             if made is None:
-                target = self.folder / f"{name}.npy"
+                target = self.folder / f"{name}.npy.duogen-tmp"
                 made = np.lib.format.open_memmap(target, "w+", values.dtype, (rows, *values.shape[1:]))
             made[place : place + len(values)] = values
             place += len(values)

@@ -166,15 +166,15 @@ def candidates(
     order = np.flatnonzero(left & (documents.lengths > 0))
     order = order[np.lexsort((documents.rank[order], documents.lengths[order]))]
     lowest = min(near["min_text"], near["min_text_other_images"])  # those with the same images are found by these
-    # three standard deviations below, since the share of equal hashes only estimates that of shingles
-    least = lowest - 3 * float(np.sqrt(lowest * (1 - lowest) / near["hashes"]))
+    # the lowest eight bits of a third of the hashes: small enough to stay in the processor's cache
+    coarse = documents.signatures[:, : -(-near["hashes"] // 3)].astype(np.uint8)
     rows = near["hashes"] // near["bands"]
     for band in range(near["bands"]):
         keys = np.zeros(len(order), np.uint64)
         for column in range(band * rows, (band + 1) * rows):
             keys = _mix(keys, documents.signatures[order, column].astype(np.uint64))
         for one, other in neighbours(keys, order):
-            found.append(_likely(documents.signatures, one, other, least))
+            found.append(_likely(documents.signatures, coarse, one, other, lowest))
         cut |= _too_common(keys)
     with_images = np.flatnonzero(left & (documents.pictures.sizes > 0))
     for keys, numbers in image_keys(documents, with_images, rules["images"]["max_bits"]):
@@ -219,12 +219,19 @@ def _too_common(keys: np.ndarray) -> bool:
     return bool((ordered[WINDOW + 1 :] == ordered[: -WINDOW - 1]).any())
 
 
-def _likely(signatures: np.ndarray, one: np.ndarray, other: np.ndarray, least: float) -> np.ndarray:
+def _likely(
+    signatures: np.ndarray, coarse: np.ndarray, one: np.ndarray, other: np.ndarray, lowest: float
+) -> np.ndarray:
+    """Pairs whose signatures say that they may share so much; the limits lie three standard deviations below, since
+    equal hashes only estimate. Most pairs with an equal band share little, which the coarse ones tell already."""
     kept = [np.empty((0, 2), np.int64)]
     for start in range(0, len(one), PIECE):
-        a, b = one[start : start + PIECE], other[start : start + PIECE]
-        likely = (signatures[a] == signatures[b]).mean(1) >= least
-        kept.append(np.stack([a[likely], b[likely]], 1))
+        pairs = np.stack([one[start : start + PIECE], other[start : start + PIECE]], 1)
+        for hashes in (coarse, signatures):
+            equal = hashes.take(pairs[:, 0], 0) == hashes.take(pairs[:, 1], 0)
+            least = lowest - 3 * float(np.sqrt(lowest * (1 - lowest) / hashes.shape[1]))
+            pairs = pairs[np.count_nonzero(equal, axis=1) >= least * hashes.shape[1]]
+        kept.append(pairs)
     return np.concatenate(kept)
 
 
