@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from duogen_core.checkpoint import (
@@ -40,11 +41,13 @@ def assemble(
             trained[run_folder] = run_folder
         if not trained[run_folder].is_dir():
             raise DuoGenError(f"{run_folder} has no export/ folder: train that part to its end first.")
+    decoder = PictureVae.from_pretrained(trained[vae])
+    config = replace(config, picture=replace(config.picture, step=decoder.size_step))
     components = Components(
         mllm=load_mllm(trained[stage1]),
         connector=Connector.from_pretrained(trained[stage2] / "connector"),
         dit=load_dit(trained[stage2] / "dit"),
-        vae=PictureVae.from_pretrained(trained[vae]),
+        vae=decoder,
         config=config,
     )
     save_checkpoint(components, out)

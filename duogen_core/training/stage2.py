@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize
+from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, check_fit
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.base import PackedDit
 from duogen_core.dit.loading import family_in, new_dit, open_cosmos
@@ -447,8 +447,9 @@ def train(config: Stage2Config) -> Run:
     batches = batches_of(run, config, vae, mllm, documents)
     torch.manual_seed(run.seed)
     dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)
-    checkpoint_config = CheckpointConfig("in training", picture=PictureSize(max_side=config.max_side))
-    components = Components(mllm, connector, dit, vae, checkpoint_config)
+    picture = PictureSize(max_side=config.max_side, step=vae.size_step)
+    components = Components(mllm, connector, dit, vae, CheckpointConfig("in training", picture=picture))
+    check_fit(components)
     ideals = documents.some() or world().ideals()
     learn(
         run,

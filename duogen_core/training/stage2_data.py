@@ -267,7 +267,7 @@ class Reader:
     def __init__(self, vae: PictureVae, mllm: Mllm, max_side: int = 160, dtype: torch.dtype = torch.float16) -> None:
         """max_side: of a picture as the DiT sees and draws it; larger ones are made smaller."""
         self.vae, self.mllm, self.dtype = vae, mllm, dtype
-        self.config = CheckpointConfig(picture=PictureSize(max_side=max_side))
+        self.config = CheckpointConfig(picture=PictureSize(max_side=max_side, step=vae.size_step))
         self.on_progress: Callable[[float], object] = lambda share: None  # told how much of a call is done, 0 to 1
 
     def __call__(self, documents: Sequence[Document], names: Sequence[str] = ()) -> list[Prepared]:
