@@ -14,7 +14,7 @@ from typing import Any
 
 from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import read_json
-from duogen_core.weights import cosmos_keys, quantised
+from duogen_core.weights import cosmos_keys, quantised, wan_keys
 from duogen_core.weights.gguf import TEXT_MODELS, is_gguf, is_packed
 from duogen_core.weights.headers import WeightError, refuse_pickle
 from duogen_core.weights.lora import is_lora, read_lora
@@ -123,7 +123,7 @@ def _recognised(weights: WeightFiles, path: Path) -> Found:
         return found
     if is_lora(weights.entries):
         return _lora(weights, path)
-    for recognise in (_saved_dit, _cosmos, _connector, _marked, _mllm):
+    for recognise in (_saved_dit, _cosmos, _wan, _connector, _marked, _mllm):
         found = recognise(weights, path, formats)
         if found is not None:
             return found
@@ -169,6 +169,33 @@ def _cosmos(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
     return _found(
         weights, path, formats, kind="DiT", family=match.name, layout=match.layout, notes=notes,
         shape=_dit_shape(config) | _largest(weights, formats), needs=[f"an MLLM of {of}", "the Wan 2.1 VAE"],
+    )  # fmt: skip
+
+
+def _wan(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | None:
+    layout = wan_keys.layout_of(weights.entries)
+    if layout is None:
+        return None
+    if layout[0] == "diffusers":
+        config = _json(path / "config.json" if path.is_dir() else path.with_name("config.json"))
+        if config.get("_class_name") == "PackedWan":
+            return _own_dit(weights, path, formats, config)
+    from duogen_core.dit.wan_files import match_wan
+
+    relative = wan_keys.relative(wan_keys.shapes_in_diffusers(weights.entries, layout[1], layout[0]))
+    if relative is not None:
+        return _found(weights, path, formats, kind="DiT", family=relative, layout=layout[0],
+                      notes=["DuoGen takes Wan 2.1 text-to-video and Wan 2.2 TI2V-5B"])  # fmt: skip
+    match = match_wan(weights, path)
+    vae = "the Wan 2.1 VAE" if match.config["out_channels"] == 16 else "the VAE of Wan 2.2 TI2V-5B"
+    notes = [
+        "as published it reads umT5's text: ComfyUI draws with it, between DuoGen Loop Open and Close",
+        "it draws nothing from an MLLM's states before stage 2 has trained a connector with it",
+    ]
+    return _found(
+        weights, path, formats, kind="DiT", family=match.name, layout=match.layout, notes=notes,
+        shape=_dit_shape(match.config) | _largest(weights, formats),
+        needs=[f"stage 2 with an MLLM (connector to {match.config['text_dim']} numbers a token)", vae],
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, check_fit
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.base import PackedDit
-from duogen_core.dit.loading import family_in, new_dit, open_cosmos
+from duogen_core.dit.loading import family_in, new_dit, open_published
 from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm.loading import load_mllm
@@ -96,9 +96,11 @@ def check_family(config: Stage2Config, family: type[PackedDit]) -> None:
 
 
 def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedDit, Connector]:
-    """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew."""
-    file = open_cosmos(base)
+    """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew, and so does that of a Wan,
+    which has none as published."""
+    file = open_published(base)
     dit = file.load_dit().train()
+    check_family(config, type(dit))
     if config.attention == "frame_causal" and dit.config.clean_timestep < 0:
         raise DuoGenError(
             f"{base} is a pre-trained Cosmos, whose finished images share the target's timestep; frame_causal needs "
@@ -107,7 +109,7 @@ def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tu
     dit.register_to_config(attention=config.attention, references=config.references)
     width = dit.config.text_embed_dim
     connector = Connector(ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop))
-    if config.connector_layers == "all":
+    if config.connector_layers == "all" and dit.family == "cosmos":
         connector.load_state_dict(file.load_connector((layers, hidden), torch.float32).state_dict())
     return dit, connector
 

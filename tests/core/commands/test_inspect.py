@@ -50,6 +50,28 @@ def test_a_published_dit_is_named_with_what_it_needs(tmp_path):
     assert any("net.accum_iteration" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    "names, family, parameters, vae",
+    [
+        ("wan2.1_t2v_1.3b", "Wan2.1-T2V-1.3B", 1_418_996_800, "the Wan 2.1 VAE"),
+        ("wan2.1_t2v_14b", "Wan2.1-T2V-14B", 14_288_491_584, "the Wan 2.1 VAE"),
+        ("wan2.2_ti2v_5b", "Wan2.2-TI2V-5B", 4_999_787_712, "the VAE of Wan 2.2 TI2V-5B"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_a_published_wan_is_named_and_said_to_need_stage_2(tmp_path, names, family, parameters, vae, layout):
+    found = one(hollow(tmp_path / "a.safetensors", key_list(f"{names}.{layout}")))
+    assert (found.kind, found.family, found.layout, found.parameters) == ("DiT", family, layout, parameters)
+    assert "stage 2" in found.needs[0] and "4096 numbers" in found.needs[0] and found.needs[1] == vae
+    assert any("draws nothing from an MLLM's states" in note for note in found.notes)
+
+
+def test_a_relative_of_wan_is_named(tmp_path):
+    names = {**key_list("wan2.1_t2v_1.3b.official"), "vace_blocks.0.after_proj.weight": (8, 8)}
+    found = one(hollow(tmp_path / "a.safetensors", names))
+    assert found.family.startswith("a VACE Wan") and "Wan 2.1 text-to-video" in found.notes[0]
+
+
 def test_the_14b_model_in_fp8_is_known_with_its_quantisation(tmp_path):
     names = key_list("cosmos_predict2.5_14b.diffusers")
     found = one(hollow(tmp_path / "a.safetensors", names, "F8_E4M3"))

@@ -8,9 +8,11 @@ from random import Random
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from duogen_core.checkpoint import CheckpointConfig, load_checkpoint
 from duogen_core.connector import Connector, ConnectorConfig
+from duogen_core.dit.wan import PackedWan
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.source import SketchbookWorld, drawn_case
@@ -19,6 +21,7 @@ from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
 from duogen_core.training.run import Run, rng_for
 from duogen_core.training.stage2_data import CachedBatches, Documents, Prepared, Reader, load_shard, prepare_shard
+from duogen_core.weights.wan_keys import to_official
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -117,6 +120,20 @@ def test_family_weights_name_families_that_exist_and_draw():
 def test_what_would_train_nothing_or_without_end_is_said(settings, said):
     with pytest.raises(DuoGenError, match=said):
         replace(CONFIG, **settings)
+
+
+def test_stage_2_starts_from_a_published_wan_with_a_new_connector(tmp_path):
+    """Its own sizes and text projection; the connector learns to what that reads."""
+    torch.manual_seed(0)
+    base = PackedWan(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=64, text_dim=20, freq_dim=16)
+    file = tmp_path / "wan2.1_t2v.safetensors"
+    save_file({to_official(name): tensor for name, tensor in base.state_dict().items()}, file)
+    config = replace(CONFIG, init=file, attention="full")
+    dit, connector = stage2.new_models(config, 3, 16)
+    assert torch.equal(dit.proj_out.weight, base.proj_out.weight) and dit.config.attention == "full"
+    assert connector.config == ConnectorConfig(3, 16, 20)
+    with pytest.raises(DuoGenError, match="dit is cosmos, but .* holds a DiT of the family wan"):
+        stage2.new_models(replace(config, dit="cosmos"), 3, 16)
 
 
 def test_a_connector_to_start_from_is_taken_whole_or_refused(tmp_path):
