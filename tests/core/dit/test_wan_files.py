@@ -93,6 +93,7 @@ def test_it_has_no_connector(tmp_path: Path):
 
 def small() -> PackedWan:
     """Heads of 128, as no tensor shows another size."""
+    torch.manual_seed(0)
     return randomised(
         PackedWan(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=64, text_dim=20, freq_dim=16)
     ).eval()
@@ -122,7 +123,8 @@ def test_a_small_file_gives_diffusers_numbers(tmp_path: Path, kind: str):
     x, text = torch.randn(1, 16, 8, 6, generator=generator), torch.randn(1, 7, 20, generator=generator)
     with torch.no_grad():
         expected = stock(x[:, :, None], torch.tensor([600.0]), text, return_dict=False)[0][:, :, 0]
-    assert (velocity(found) - expected).abs().max() < 1e-5
+    assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in dit.state_dict().items())
+    torch.testing.assert_close(velocity(found), expected, atol=1e-5, rtol=1e-5)  # numbers of up to 20
 
 
 def test_a_diffusers_folder_with_its_configuration(tmp_path: Path):
