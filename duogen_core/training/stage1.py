@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.data.sources import Limits
+from duogen_core.mllm import family_of_module
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.loading import load_with_bov
-from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers, check_share
@@ -120,7 +120,7 @@ def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Ex
         for case in some:  # one by one: a conversation is judged as a whole
             batches, pixels = batcher([case])
             batch = batches[0].to(device)
-            states = hidden_states(model, batch, encode_pictures(model.model.visual, pixels))
+            states = hidden_states(model, batch, encode_pictures(model, pixels))
             logits, targets, _ = predict(model, batch, states[-1])
             loss += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
             guess = logits.argmax(-1)
@@ -142,9 +142,10 @@ def optimizers_of(
     """AdamW for all, or Muon for the matrices of the decoder layers and AdamW for the rest. Norms, biases and the
     embedding do not decay; the tower, already warm, learns more slowly."""
     muon, decayed, rest, tower = [], [], [], []
+    sees = family_of_module(model).sees
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and "embed_tokens" not in name
-        if "visual" in name:
+        if sees(name):
             parameter.requires_grad_(config.tower_lr > 0)
             tower += [parameter] if config.tower_lr > 0 else []
         elif matrix and config.optimizer == "muon":
@@ -322,8 +323,12 @@ class Stage1Config(MllmConfig):
 def train(config: Stage1Config) -> Run:
     torch.manual_seed(config.seed)
     mllm, started = load_with_bov(config.init)
-    if mllm.model_type != Qwen25VL.model_type:
-        raise ConfigError(f"{config.init} is a {mllm.model_type} model; stage 1 trains those of {Qwen25VL.model_type}.")
+    for name in ("image_mean", "image_std"):  # training normalises colours on the device, by the family's own numbers
+        if list(getattr(mllm.image_processor, name)) != type(mllm).picture_settings[name]:
+            raise ConfigError(
+                f"{config.init} has another {name} than the {mllm.model_type} models: "
+                f"{list(getattr(mllm.image_processor, name))} instead of {type(mllm).picture_settings[name]}."
+            )
     if started:
         print(f"<BOV> was never learnt by {config.init}: its rows start anew ({' and '.join(started)}).", flush=True)
     if config.lora:

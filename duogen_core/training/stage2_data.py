@@ -37,7 +37,7 @@ from duogen_core.document import Document, Picture
 from duogen_core.files import atomic_path
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import Layout, build_inputs
-from duogen_core.mllm.qwen_vl import hidden_states_for
+from duogen_core.mllm.decoder import hidden_states_for
 from duogen_core.picture_sampling import reference_pixels
 from duogen_core.training.configuration import (
     ConfigError,

@@ -71,15 +71,15 @@ class DuoGenLoadMLLM(io.ComfyNode):
             display_name="DuoGen Load Language Model",
             category=CATEGORY,
             description="Loads the language model alone: it writes, decides when to draw, and looks at images. From "
-            "a DuoGen checkpoint, or Qwen2.5-VL or Qwen3-VL as published.",
-            search_aliases=["load llm", "language model", "qwen2.5-vl", "qwen3-vl", "text encoder"],
+            "a DuoGen checkpoint, or Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision as published.",
+            search_aliases=["load llm", "language model", "qwen2.5-vl", "qwen3-vl", "llava", "text encoder"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=loading.names(loading.MLLM),
                     tooltip="The DuoGen model to take the part from: the one that comes with this pack, or a folder in "
-                    "ComfyUI's models/duogen. Or a published Qwen-VL: a file or a Hugging Face folder in "
-                    "models/text_encoders.",
+                    "ComfyUI's models/duogen. Or a published Qwen-VL or LLaVA-OneVision: a file or a Hugging Face "
+                    "folder in models/text_encoders.",
                 ),
                 io.Combo.Input(
                     "tokenizer",

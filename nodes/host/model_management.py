@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -282,15 +282,22 @@ def interrupted_as_comfyui() -> Iterator[None]:
 
 
 def memory_of_context(mllm: ModelHandle, context: Document, max_new_tokens: int) -> float:
-    """Bytes for writing on from a context. Qwen has 28 x 28 pixels a token, and a character is at most one token."""
-    pixels = sum(picture.size[0] * picture.size[1] for picture in context.pictures)
+    """Bytes for writing on from a context: a character is at most one token."""
     characters = sum(len(part.text) for turn in context.turns for part in turn.parts if not isinstance(part, Picture))
-    return memory_of_tokens(mllm, pixels // 28**2 + characters + max_new_tokens, pixels)
+    return memory_of_tokens(mllm, characters + max_new_tokens, [picture.size for picture in context.pictures])
 
 
-def memory_of_tokens(mllm: ModelHandle, tokens: int, pixels: int = 0) -> float:
-    """Bytes for the KV cache of all tokens, the activations of one chunk of a prefill, and those of the images."""
+def memory_of_tokens(mllm: ModelHandle, tokens: int, images: Sequence[tuple[int, int]] = ()) -> float:
+    """Bytes for the KV cache of all tokens, the activations of one chunk of a prefill, and those of the images.
+
+    tokens: of text. images: widths and heights; how many tokens one takes, and how many patches of it the vision tower
+    sees, is the family's.
+    """
     from duogen_core.mllm.base import CHUNK
+
+    processor = mllm.core.image_processor
+    grids = [processor.grid(size) for size in images]
+    tokens, patches = tokens + sum(map(processor.tokens, grids)), sum(map(processor.seen, grids))
 
     text = mllm.core.model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -299,7 +306,7 @@ def memory_of_tokens(mllm: ModelHandle, tokens: int, pixels: int = 0) -> float:
     embedded = tokens * text.hidden_size * size
     chunk = min(tokens, CHUNK) * (8 * text.hidden_size + 2 * text.intermediate_size) * size + text.vocab_size * 4
     whole = memory_of_blocks(mllm.core.model, size)
-    return kv_cache + embedded + chunk + whole + pixels / 14**2 * 6 * text.hidden_size * size
+    return kv_cache + embedded + chunk + whole + patches * mllm.core.numbers_of_a_patch * size
 
 
 def memory_of_frame_cache(dit: Any, cells: int, size: int) -> float:

@@ -14,7 +14,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs, picture_patches
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.loading import load_mllm
-from duogen_core.mllm.qwen2_5_vl import new_model
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.sketchbook import pretrain
 from duogen_core.sketchbook.boards import Board, draw_board, read_board
 from duogen_core.sketchbook.drawing import draw_scene
@@ -48,7 +48,7 @@ from duogen_core.sketchbook.vision import (
     word_directions,
 )
 from duogen_core.training import stage1
-from duogen_core.training.next_token import Batcher, NextTokenLoss, tower_features
+from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.stage1 import evaluate, optimizers_of
 from tests.core.runs import losses, stopped_in
 
@@ -109,7 +109,7 @@ def test_the_batched_tower_equals_transformers_own(model, canvas):
     with torch.no_grad():
         wanted = model.model.visual(patches, grid_thw=grids)
         wanted = getattr(wanted, "pooler_output", wanted)
-        found = tower_features(model.model.visual, torch.from_numpy(np.stack(pixels)))
+        found = Qwen25VL.look_at(model, torch.from_numpy(np.stack(pixels)), grids[0].tolist())
     assert found.shape == (3, canvas[0] * canvas[1] // 32**2, 32)
     torch.testing.assert_close(found.flatten(0, 1), wanted, atol=1e-5, rtol=1e-5)
 

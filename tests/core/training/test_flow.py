@@ -14,7 +14,7 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture, Text
 from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
-from duogen_core.mllm.qwen_vl import hidden_states_for
+from duogen_core.mllm.decoder import hidden_states_for
 from duogen_core.picture_sampling import PictureSampler
 from duogen_core.settings import Settings
 from duogen_core.training import stage2
