@@ -287,7 +287,8 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
     if folder != path:
         needs.insert(0, f"to be loaded by its folder, {folder}, which has its configuration and tokenizer")
     elif path.is_file():
-        needs.insert(0, "a tokenizer: its Hugging Face folder's, or the one that ComfyUI brings")
+        brought = ", or the one that ComfyUI brings" if "qwen" in family.model_type else ""
+        needs.insert(0, f"a tokenizer: its Hugging Face folder's{brought}")
     notes = [f"{shape['layers']} layers of width {shape['width']}"]
     return _found(weights, path, formats, kind="MLLM", family=family.model_type, needs=needs, notes=notes, shape=shape,
                   layout="Hugging Face folder" if path.is_dir() else "single file")  # fmt: skip

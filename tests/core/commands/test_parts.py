@@ -20,6 +20,7 @@ def parts(request, tmp_path_factory):
     mllm = CREATE[request.param](
         without_bov(size=400, family=request.param), hidden_size=32, layers=2, heads=1, kv_heads=1,
         intermediate_size=24, vision_hidden_size=32, vision_layers=1, vision_heads=2, vision_intermediate_size=48,
+        **({"deepstack": (0,)} if request.param == "qwen3_vl" else {}),
     )  # fmt: skip
     mllm.save_pretrained(folder / "mllm")
     save_file(official(tiny()), folder / "dit.safetensors")
