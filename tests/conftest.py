@@ -29,15 +29,6 @@ def pytest_configure(config) -> None:
     config.pluginmanager.register(RootIsNoPackage())
 
 
-@pytest.fixture(autouse=True)
-def whole_precision():
-    """`train` on the command line lets the process multiply in bfloat16 where the processor can (AMX): no test that
-    comes after it in the same process may."""
-    yield
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_float32_matmul_precision("highest")
-
-
 def pytest_terminal_summary(terminalreporter) -> None:
     def count(*outcomes: str) -> int:
         reports = [report for outcome in outcomes for report in terminalreporter.stats.get(outcome, [])]
