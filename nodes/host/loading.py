@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FOLDER = "duogen"
 INDEX = "model_index.json"
-WAN_WIDTH = 96  # of Wan 2.1's VAE as published
+WAN_WIDTHS = {16: 96, 48: 160}  # of the VAEs of Wan 2.1 and 2.2 as published, by their channels
 ENDINGS = (".safetensors", ".sft")
 # ComfyUI lists no .gguf; under these names of ours it does, in the same folders. Its own lists stay as they are.
 GGUF = {category: f"duogen_gguf_{category}" for category in ("text_encoders", "diffusion_models", FOLDER)}
@@ -389,13 +389,21 @@ def comfyui_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, Pi
     import comfy.sd
     import torch
 
+    from duogen_core.errors import DuoGenError
+
     from .model_config import PictureLatent
     from .model_management import SMALL_MODEL
 
     small = sum(p.numel() for p in vae.model.parameters()) < SMALL_MODEL // 10
     statistics = vae.model.config
     colours = preview_colours(vae) if small else None
-    own_width = None if statistics.base_dim == WAN_WIDTH else statistics.base_dim
+    published = WAN_WIDTHS.get(statistics.z_dim)
+    own_width = None if statistics.base_dim == published else statistics.base_dim
+    if own_width is not None and statistics.z_dim == 48:
+        raise DuoGenError(
+            f"This checkpoint's VAE is that of Wan 2.2 at a width of {own_width}; ComfyUI loads it at the published "
+            f"width alone, {published}. Answer with it on the command line."
+        )
     latents = PictureLatent(statistics.latents_mean, statistics.latents_std, colours, own_width)
     if latents_only:
         return None, latents

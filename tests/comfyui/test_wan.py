@@ -7,6 +7,10 @@ prompt and without earlier images, its MODEL and ours must draw the same, whatev
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +248,20 @@ def test_save_diffusion_model_keeps_it_whole(server: Server, sampled: Callable):
     (file,) = (server.base / "output" / "diffusion_models").glob("wan_saved*")
     file.rename(server.base / "models" / "diffusion_models" / "wan_saved.safetensors")
     assert away(sampled("ours", file="wan_saved.safetensors"), sampled("ours", graph | {}, "lora")) < CLOSE
+
+
+def test_48_channels_of_wan_22(comfyui: Path):
+    """The MODEL of TI2V-5B's form: its own latent format, and the numbers of ComfyUI's own."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("probe_wan22.py")), str(comfyui)],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["class"] == "WAN22" and found["away"] < CLOSE and found["with a reference"] > 0.1
+    assert found["empty"] == [1, 48, 1, 4, 6] and found["statistics"] and found["kept in a file"]
+    assert found["shapes"] == {"c_crossattn": [1, 9, 64], "ref_latents": [1, 48, 24]}
+    assert "A reference latent has 16 channels, but this MODEL draws in 48" in found["of Wan 2.1"]
 
 
 # ------------------------------------------------------------ what is told, and what is refused
