@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,23 @@ ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DE
 Commands = tuple[list[str], "int | str | None"]
 
 
+def ended(command: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run; a launcher that takes too long is asked to end, so that it ends its processes too."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings) as launcher:
+        try:
+            out, err = launcher.communicate(timeout=500)
+        except BaseException:
+            launcher.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                launcher.communicate(timeout=60)
+            launcher.kill()
+            raise
+        return subprocess.CompletedProcess(command, launcher.returncode, out, err)
+
+
 def started_by(launcher: list[str], commands: tuple[Commands, ...]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, str(ROOT / "tests/core/two_processes.py"), json.dumps(commands)],
-        env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    program = [str(ROOT / "tests/core/two_processes.py"), json.dumps(commands)]
+    return ended([sys.executable, "-m", *launcher, *program], env={**os.environ, **ENVIRONMENT})
 
 
 def launched(config: str, *commands: Commands) -> subprocess.CompletedProcess[str]:
@@ -246,7 +259,7 @@ def test_slurm_starts_the_processes_and_takes_a_stopped_run_back_into_the_queue(
 
     def submitted() -> subprocess.CompletedProcess[str]:
         command = ["bash", str(LAUNCH / "slurm.sbatch"), *STAGE1, "out=slurm-run"]
-        return subprocess.run(command, env=slurm, cwd=folder, capture_output=True, text=True, timeout=500)
+        return ended(command, env=slurm, cwd=folder)
 
     done = submitted()
     assert done.returncode == 0, done.stderr[-6000:]
@@ -268,10 +281,9 @@ def test_all_processes_end_where_another_run_has_the_folder(folder):
 
 
 def with_launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "duogen_core", "train", *command, "--launch", "ddp", "--processes", "2"],
-        env={**os.environ, **ENVIRONMENT}, cwd=folder, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    launch = ["--launch", "ddp", "--processes", "2"]
+    command = [sys.executable, "-m", "duogen_core", "train", *command, *launch]
+    return ended(command, env={**os.environ, **ENVIRONMENT}, cwd=folder)
 
 
 @pytest.mark.slow
