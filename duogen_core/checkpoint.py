@@ -350,10 +350,15 @@ def check_fit(components: Components) -> None:
     """Raises a CheckpointError unless the connector reads this MLLM and writes what this DiT reads, and the DiT draws
     what this VAE decodes."""
     mllm, shape = components.mllm, components.connector.config
+    try:
+        shape.check_pair(mllm.model_type, getattr(components.dit, "family", ""), f"The connector of {components.name}")
+    except DuoGenError as error:
+        raise CheckpointError(str(error)) from None
     if (shape.num_layers, shape.hidden_size) != (mllm.num_layers, mllm.hidden_size):
         raise CheckpointError(
             f"The connector of {components.name} was made for {shape.num_layers} layers of width {shape.hidden_size}, "
-            f"but its MLLM has {mllm.num_layers} of width {mllm.hidden_size}; the parts come from two models."
+            f"but its MLLM ({mllm.model_type}) has {mllm.num_layers} of width {mllm.hidden_size}; the parts come from "
+            "two models."
         )
     width = components.dit.config.text_embed_dim
     if shape.cross_width != width:

@@ -31,7 +31,8 @@ from duogen_core.training.configuration import by_todays_names
 from duogen_core.training.trackers import Trackers, scalars, without_secrets
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
-UNCOMPARED = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
+# A run folder may be moved, every session writes its own versions, and other families are refused (Run.made_of).
+UNCOMPARED = {"out", "versions", "families"}
 CHANGES = {"changed", "changed_data"}  # lines about a session; all others are about the weights of their step
 
 
@@ -65,11 +66,16 @@ class Metrics:
 
     def changes(self, record: Mapping[str, Any]) -> dict[str, list[Any]]:
         """What is other than in the session before, {name: [old, new]}."""
+        before = self.before()
+        return changes(before, json.loads(json.dumps(without_secrets(record), default=str))) if before else {}
+
+    def before(self) -> dict[str, Any]:
+        """The record of the session before; {} if there is none."""
         try:
-            before = json.loads((self.folder / "config.json").read_text("utf-8"))
+            found = json.loads((self.folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return changes(before, json.loads(json.dumps(without_secrets(record), default=str)))
+        return found if isinstance(found, dict) else {}
 
     def settings(self, record: Mapping[str, Any]) -> None:
         if self.writes:

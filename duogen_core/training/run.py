@@ -270,6 +270,7 @@ class Run:
         self.warmup, self.floor, self.log_every = warmup, floor, log_every
         self.checkpoint_minutes = checkpoint_minutes
         self.processes = Processes(device)
+        self.families: dict[str, str] = {}  # of the models, by `made_of`
         self.metrics = Metrics(self.folder, tensorboard, wandb, writes=self.processes.main)
         self.line = Progress(print_seconds, quiet=not self.processes.main)
         self.step, self.elapsed = 0, 0.0  # steps done; seconds of training, earlier sessions included
@@ -287,6 +288,17 @@ class Run:
         self._checked = False  # whether `update` found this step's loss finite
 
     # -- setting up -----------------------------------------------------------------------------------------------
+
+    def made_of(self, **families: str) -> None:
+        """Notes what is trained here, such as mllm="qwen3_vl"; a TrainingError where the folder's run has others."""
+        self.families |= families
+        before = self.metrics.before().get("families") or {} if has_checkpoint(self.folder) else {}
+        if any(before.get(part, family) != family for part, family in self.families.items()):
+            raise TrainingError(
+                f"The run in {self.folder} was begun with {' and '.join(before.values())}, and these are "
+                f"{' and '.join((before | self.families).values())}. A run goes on with models of the same families: "
+                "give those, or another out."
+            )
 
     def attach(
         self,
@@ -330,7 +342,11 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         record = {"config": self.config, "seed": self.seed, "steps": self.steps, "minutes": self.minutes}
-        return record | {"warmup": self.warmup, "floor": self.floor, "processes": self.processes.count}
+        return (
+            record
+            | {"warmup": self.warmup, "floor": self.floor, "processes": self.processes.count}
+            | ({"families": self.families} if self.families else {})
+        )
 
     def _load(self, changed: Mapping[str, list[Any]]) -> None:
         try:

@@ -194,6 +194,7 @@ class Trainer:
             self.config = replace(self.config, probe_weight=0.0 if self.config.data else world().probe_weight)
         config, model = self.config, self.mllm.model
         run = Run.of(config)
+        run.made_of(mllm=self.mllm.model_type)
         limits = self.limits()
         self.examples = examples = open_data(run, config, without_held_out(limits, config.eval_share))
         self.cases = held_out(config, limits)

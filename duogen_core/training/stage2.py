@@ -64,16 +64,19 @@ from duogen_core.weights.headers import Entry, check_tensors, shapes_of
 # -- the models to begin with
 
 
-def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedDit, Connector]:
-    """DiT and connector to begin with, for an MLLM of so many layers, so wide: new ones, or those of `init`."""
+def new_models(config: Stage2Config, layers: int, hidden: int, mllm: str = "") -> tuple[PackedDit, Connector]:
+    """DiT and connector to begin with, for an MLLM of so many layers, so wide, of this family: new ones, or those of
+    `init`."""
     if config.init and not (config.init / "dit").is_dir():
-        return start_from(config.init, config, layers, hidden)
+        dit, connector = start_from(config.init, config, layers, hidden)
+        connector.config = replace(connector.config, mllm=mllm, dit=dit.family)
+        return dit, connector
     if config.init:
         family = family_in(config.init / "dit")
         check_family(config, family)
         dit = family.from_pretrained(config.init / "dit", attention=config.attention, references=config.references)
         width = dit.config.text_embed_dim
-        shape = ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop)
+        shape = ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop, mllm=mllm, dit=dit.family)
         return dit, earlier_connector(config.init / "connector", Connector(shape))
     dit = new_dit(
         config.dit or "cosmos",
@@ -83,7 +86,9 @@ def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedDi
         attention=config.attention,
         references=config.references,
     )
-    shape = ConnectorConfig(layers, hidden, config.cross_width, config.connector_layers, config.drop)
+    shape = ConnectorConfig(
+        layers, hidden, config.cross_width, config.connector_layers, config.drop, mllm=mllm, dit=dit.family
+    )
     return dit, Connector(shape)
 
 
@@ -118,6 +123,7 @@ def earlier_connector(folder: Path, connector: Connector) -> Connector:
     """The connector with the weights in `folder`; a base DiT brings none."""
     if folder.is_dir():
         earlier = Connector.from_pretrained(folder)
+        earlier.config.check_pair(connector.config.mllm, connector.config.dit, f"The connector in {folder}")
         found = {name: Entry("F32", shape) for name, shape in shapes_of(earlier).items()}
         check_tensors(found, shapes_of(connector), folder, "connector to start from")
         connector.load_state_dict(earlier.state_dict())
@@ -445,10 +451,12 @@ def train(config: Stage2Config) -> Run:
     vae, mllm = PictureVae.from_pretrained(config.vae), load_mllm(config.mllm)
     for frozen in (vae.model, mllm.model):
         frozen.to(run.processes.device)
+    run.made_of(mllm=mllm.model_type)
     documents = Documents(run, config, mllm)
     batches = batches_of(run, config, vae, mllm, documents)
     torch.manual_seed(run.seed)
-    dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)
+    dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size, mllm.model_type)
+    run.made_of(dit=dit.family)
     picture = PictureSize(max_side=config.max_side, step=vae.size_step)
     components = Components(mllm, connector, dit, vae, CheckpointConfig("in training", picture=picture))
     check_fit(components)
