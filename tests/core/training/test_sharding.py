@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
@@ -20,6 +21,9 @@ from duogen_core.training.lora import LoraSettings, trainable
 from duogen_core.training.next_token import NextTokenLoss
 from duogen_core.training.run import Ema
 from duogen_core.training.stage1 import adapt
+from duogen_core.training.stage2 import FlowLoss
+from tests.core.dit.families import TINY, WIDTH, tiny
+from tests.core.mllm_families import CREATE, lively
 
 RANK, WORLD = 3, 8
 SIZES = {"hidden_size": 128, "layers": 3, "heads": 4, "kv_heads": 2, "intermediate_size": 256,
@@ -104,6 +108,20 @@ def test_a_process_reads_and_holds_its_rows_alone(folder, one_of_eight):
     assert "lm_head.weight" not in state and len(state) == len(whole)
     average = Ema(mllm.model, 0.9)
     assert sum(tensor.to_local().nbytes for tensor in average.shadow.values()) <= 4 * weights / WORLD * 1.1
+
+
+@pytest.mark.parametrize("name", [*CREATE, *TINY])
+def test_every_family_tells_the_layers_that_are_gathered_one_at_a_time(name, one_of_eight):
+    if name in CREATE:
+        mllm = lively(name)
+        loss, count = NextTokenLoss(mllm.model), mllm.num_layers
+    else:
+        loss, count = FlowLoss(tiny(name), Connector(ConnectorConfig(2, 8, WIDTH))), TINY[name]["num_layers"]
+    whole = {name: parameter.detach() for name, parameter in loss.named_parameters()}
+    sharded(loss, torch.float32)
+    assert [type(layer).__name__.startswith("FSDP") for layer in loss.layers] == [True] * count
+    for name, parameter in loss.named_parameters():
+        assert torch.equal(parameter.to_local(), rows(whole[name])), name
 
 
 @pytest.mark.parametrize("quantised", [None, "nf4"])
