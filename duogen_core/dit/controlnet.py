@@ -25,6 +25,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from duogen_core.dit import DitError
+from duogen_core.dit.base import PackedDit
 from duogen_core.dit.cosmos import CosmosFrames, PackedCosmos, PackedCosmosBlock, check_config
 from duogen_core.dit.frames import FrameInputs, PackedFrames
 from duogen_core.dit.packing import TrainingSequence, additive
@@ -38,6 +39,14 @@ from duogen_core.weights.reading import DIFFUSERS_STEM, find_weights
 
 CLASSES = ("PackedControlNet", "CosmosControlNetModel")
 MASKS = 2  # channels behind the latent's: Cosmos' condition mask and its padding mask, both 0 where an image is drawn
+
+
+def check_family(dit: PackedDit) -> None:
+    if dit.family != "cosmos":
+        raise DitError(
+            f"This diffusion transformer is a {type(dit).__name__}, and ControlNets here are those of Cosmos "
+            "transformers, whose blocks they copy; draw without one, or take a Cosmos model."
+        )
 
 
 class PackedControlNet(CosmosControlNetModel):
@@ -124,6 +133,7 @@ class PackedControlNet(CosmosControlNetModel):
     @classmethod
     def of_dit(cls, dit: PackedCosmos, blocks: int) -> PackedControlNet:
         """A new one for this DiT: copies of its embeddings and first blocks, which change nothing until trained."""
+        check_family(dit)
         own = {name: dit.config[name] for name in cls._shared if name in dit.config}
         width = dit.config.num_attention_heads * dit.config.attention_head_dim
         channels = dit.config.out_channels + MASKS
@@ -151,6 +161,7 @@ class PackedControlNet(CosmosControlNetModel):
 
     def check_fits(self, dit: PackedCosmos) -> None:
         """A DitError where this ControlNet was made for a DiT of another shape."""
+        check_family(dit)
         own, its = self.config, dit.config
         pairs = [
             ("channels", own.model_channels, its.num_attention_heads * its.attention_head_dim),
