@@ -301,7 +301,9 @@ def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> t
     for made_by, side, latent in cached:
         if made_by() is vae and side == max_side:
             return latent
-    pixels = picture_sampling.reference_pixels(picture, CheckpointConfig(picture=PictureSize(max_side=max_side)))
+    step = 32 if getattr(vae, "latent_channels", None) == 48 else 16  # Wan 2.2's VAE has cells of 16 pixels
+    size = PictureSize(max_side=max_side, step=step)
+    pixels = picture_sampling.reference_pixels(picture, CheckpointConfig(picture=size))
     latent = vae.encode(torch.from_numpy(pixels.copy())[None].float() / 255)
     cached[:] = [entry for entry in cached if entry[0]() is not None] + [(weakref.ref(vae), max_side, latent)]
     return latent
