@@ -53,6 +53,11 @@ RENAMED = {
     "recall_weight": "probe_weight",
     "micro_tokens": "tokens",
 }
+# Settings that there were, and what is to be given instead.
+REPLACED = {
+    "frames": "give 'tokens': those of images (one of 512x512 pixels has 1,024) and of text in a batch or a pass; "
+    "what frames=48 was for Sketchbook is about tokens=5000"
+}
 RENAMED_VALUES = {"states": {"ahead": "cached", "on_the_fly": "online"}}
 
 
@@ -149,6 +154,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Place) -> T:
         if key in fixed:
             full = ".".join((*where.path, str(key)))
             raise ConfigError(f"'{full}' cannot be set in {where.at(key).source}: it is {fixed[key]}.")
+        if key in REPLACED and key not in known:
+            raise ConfigError(f"There is no setting '{key}' any more, as in {where.at(key)}; {REPLACED[key]}.")
         if key not in known:
             settings = [name for name in known if name not in fixed]
             near = difflib.get_close_matches(str(key), settings, n=1, cutoff=0.5)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_all_start_methods
@@ -52,25 +52,25 @@ class Failure:
     sentence: str
 
 
-class Steps(Dataset):
+class Made(Dataset):
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make = make
 
-    def __getitem__(self, step: int) -> Any:
+    def __getitem__(self, item: Any) -> Any:
         try:
-            return self.make(step)
+            return self.make(item)
         except DuoGenError as error:
             return Failure(str(error))
 
 
-class From(Sampler):
-    """Steps one after another, without end: a run in minutes does not know its last one."""
+class InOrder(Sampler):
+    """Items one after another; there may be no end, as of the steps of a run in minutes."""
 
-    def __init__(self, first: int, last: int | None) -> None:
-        self.first, self.last = first, last
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
 
-    def __iter__(self) -> Iterator[int]:
-        return count(self.first) if self.last is None else iter(range(self.first, self.last))
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
 
 
 def as_it_is(share: T) -> T:
@@ -83,12 +83,65 @@ def begin_worker(_number: int) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def loader(make: Callable[[Any], T], items: Iterable[Any], workers: int, device: torch.device) -> DataLoader:
+    """Gives make(item) of all items, in order."""
+    more: dict[str, Any] = {}
+    if workers:
+        # Not by fork: the training process has threads (autograd's, gloo's, tokenizers'), and a copy of a process has
+        # the locks that they held and not the threads. A fork server is a process that never had any.
+        method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+        context = torch.multiprocessing.get_context(method)
+        if method == "forkserver":
+            context.set_forkserver_preload([type(make).__module__])  # imported once, for all workers
+        more = {"multiprocessing_context": context, "prefetch_factor": AHEAD, "worker_init_fn": begin_worker}
+    return DataLoader(
+        Made(make),
+        batch_size=None,  # a share is a whole already
+        sampler=InOrder(items),
+        num_workers=workers,
+        collate_fn=as_it_is,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # torch's own random numbers are the training's
+        **more,
+    )
+
+
+def taken(shares: Iterator[T | Failure]) -> T:
+    """The next one; a DuoGenError for what went wrong with it."""
+    try:
+        found = next(shares)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise WorkerEnded(
+            f"A process that reads documents ahead was ended ({first_line(error)}), as happens when the machine has no "
+            "memory left, or a container too little shared memory (/dev/shm). Set fewer `workers` (0: none), and give "
+            "the same command again to go on from the last checkpoint."
+        ) from None
+    if isinstance(found, Failure):
+        raise DuoGenError(found.sentence)
+    return found
+
+
+class WorkerEnded(TrainingError):
+    """A worker process is gone."""
+
+
+def read_ahead(make: Callable[[Any], T], items: Iterable[Any], workers: int, device: torch.device) -> Iterator[T]:
+    """make(item) of some items, in order."""
+    shares = iter(loader(make, items, workers, device))
+    while True:
+        try:
+            yield taken(shares)
+        except StopIteration:
+            return
+
+
 class Feed(Generic[T]):
     """The shares of a process, in order."""
 
     def __init__(self, make: Callable[[int], T], *, workers: int = 0, device: torch.device | None = None) -> None:
-        self.make, self.workers = make, workers
-        self.pin = device is not None and device.type == "cuda"
+        self.make, self.workers, self.device = make, workers, device or torch.device("cpu")
         self._shares: Iterator[T | Failure] | None = None
 
     def each(self, run: Run) -> Iterator[tuple[int, T]]:
@@ -103,46 +156,28 @@ class Feed(Generic[T]):
 
     def _next(self, run: Run, step: int) -> T:
         if self._shares is None:
-            self._shares = iter(self._loader(step, run.steps))
+            steps = count(step) if run.steps is None else range(step, run.steps)
+            self._shares = iter(loader(self.make, steps, self.workers, self.device))
         try:
-            found = next(self._shares)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
+            return taken(self._shares)
+        except WorkerEnded:
             if not run.interrupted:
-                raise TrainingError(
-                    f"A process that reads documents ahead was ended ({first_line(error)}), as happens when the "
-                    "machine has no memory left, or a container too little shared memory (/dev/shm). Set fewer "
-                    "`workers` (0: none), and give the same command again to go on from the last checkpoint."
-                ) from None
-            found = self.make(step)  # who stopped the run stopped its workers too; this last step needs none
-        if isinstance(found, Failure):
-            raise DuoGenError(found.sentence)
-        return found
-
-    def _loader(self, first: int, last: int | None) -> DataLoader:
-        # Not by fork: the training process has threads (autograd's, gloo's, tokenizers'), and a copy of a process
-        # has the locks that they held and not the threads. A fork server is a process that never had any.
-        method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-        more: dict[str, Any] = {}
-        if self.workers:
-            context = torch.multiprocessing.get_context(method)
-            if method == "forkserver":
-                context.set_forkserver_preload([type(self.make).__module__])  # imported once, for all workers
-            more = {"multiprocessing_context": context, "prefetch_factor": AHEAD, "worker_init_fn": begin_worker}
-        return DataLoader(
-            Steps(self.make),
-            batch_size=None,  # a share is a whole already
-            sampler=From(first, last),
-            num_workers=self.workers,
-            collate_fn=as_it_is,
-            pin_memory=self.pin,
-            generator=torch.Generator(),  # torch's own random numbers are the training's
-            **more,
-        )
+                raise
+            return self.make(step)  # who stopped the run stopped its workers too; this last step needs none
 
 
 # -- sharing out
+
+
+def by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Samples of these numbers of tokens -> which go into one padded batch, short ones first: at most `most` tokens
+    with the padding, or one sample."""
+    groups: list[list[int]] = [[]]
+    for k in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if groups[-1] and (len(groups[-1]) + 1) * lengths[k] > most:
+            groups.append([])
+        groups[-1].append(k)
+    return groups
 
 
 def passes(tokens: Sequence[int], most: float, processes: int = 1) -> list[list[list[int]]]:

@@ -23,6 +23,7 @@ from duogen_core.document import Document
 from duogen_core.mllm import family_of_module
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.training.data import Example, Probes, StepExamples
+from duogen_core.training.feeding import by_length
 from duogen_core.training.run import mixed_precision
 
 
@@ -108,12 +109,7 @@ class Batcher:
 
     def plan(self, lengths: Sequence[int]) -> list[list[int]]:
         """Conversations of these numbers of tokens -> which of them make a micro-batch, short ones first."""
-        groups: list[list[int]] = [[]]
-        for k in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if groups[-1] and (len(groups[-1]) + 1) * lengths[k] > self.tokens:
-                groups.append([])
-            groups[-1].append(k)
-        return groups
+        return by_length(lengths, self.tokens)
 
     def read(
         self, groups: Sequence[Sequence[int]], examples: Mapping[int, Example]

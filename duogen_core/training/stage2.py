@@ -37,6 +37,7 @@ from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.data import held_out, world
+from duogen_core.training.feeding import Feed, workers_for
 from duogen_core.training.lora import (
     DIT_TARGETS,
     TrainableOnly,
@@ -46,20 +47,21 @@ from duogen_core.training.lora import (
     trainable,
 )
 from duogen_core.training.metrics import mean_loss
+from duogen_core.training.prepared import Prepared, Reader, targets_of
 from duogen_core.training.run import Every, Run, mixed_precision, muon_and_adamw, recomputing
 from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import (
     CachedBatches,
     Documents,
     OnlineBatches,
-    Prepared,
-    Reader,
     Stage2Config,
     batches_of,
 )
 from duogen_core.training.validation import Validation
 from duogen_core.vae import PictureVae
 from duogen_core.weights.headers import Entry, check_tensors, shapes_of
+
+STATES = 2**26  # numbers of states that the connector projects at once
 
 # -- the models to begin with
 
@@ -158,8 +160,8 @@ class FlowSample:
     noise: tuple[Tensor, ...]
     frame_indices: tuple[int, ...]
     timestep: Tensor
-    states: Tensor  # [N, layers * width]
-    sees: Tensor  # bool [clean + targets, N]
+    states: Tensor  # [N, layers * width], as it is kept: half precision is enough for what the connector reads
+    sees: Tensor  # bool [clean + targets, N], on the CPU, where masks are made
     controls: tuple[Tensor, ...] = ()  # of the targets, for a ControlNet
 
     @property
@@ -168,22 +170,12 @@ class FlowSample:
 
     def to(self, device: torch.device) -> FlowSample:
         def moved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(tensor.to(device, torch.float32) for tensor in tensors)
+            return tuple(tensor.to(device, non_blocking=True).float() for tensor in tensors)
 
-        states, timestep = self.states.to(device).float(), self.timestep.to(device)
+        states, timestep = (each.to(device, non_blocking=True) for each in (self.states, self.timestep))
         clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
         places, controls = self.frame_indices, moved(self.controls)
-        return FlowSample(clean, targets, noise, places, timestep, states, self.sees.to(device), controls)
-
-
-def packs(samples: Sequence[FlowSample], frames: int) -> list[list[FlowSample]]:
-    """Parts of a step, in order: as many samples together as have at most `frames` frames (one at least)."""
-    found: list[list[FlowSample]] = [[]]
-    for sample in samples:
-        if found[-1] and sum(each.frames for each in found[-1]) + sample.frames > frames:
-            found.append([])
-        found[-1].append(sample)
-    return found
+        return FlowSample(clean, targets, noise, places, timestep, states, self.sees, controls)
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -191,11 +183,9 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 
 
 def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSample:
-    """Under `frame_causal` every drawn picture is a target in one pass, each with its own noise and time, since none
-    sees another; under `full` attention one random one, as in the paper, with the earlier pictures clean."""
-    # First of all, so that another choice below leaves the noise as it is, and ablations compare like with like.
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))
-    targets = (rng.choice(document.drawn),) if settings.attention == "full" else document.drawn
+    """The targets of a pass (`targets_of`), each with its own noise and time, and the earlier pictures clean."""
+    seed, targets = targets_of(document.drawn, settings.attention, rng)
+    generator = torch.Generator().manual_seed(seed)
     clean = range(targets[-1] if settings.references else 0)
     states, sees = _text(document, rng, settings, clean, targets)
     noise = tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets)
@@ -252,6 +242,17 @@ def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], conf
     return [sample_of(document, run.rng(step, f"flow/{i}"), settings) for i, document in documents]
 
 
+def silent_sample(dit: Any, connector: Connector) -> FlowSample:
+    """A sample of nothing, as small as can be."""
+    latent, width = (
+        torch.zeros(dit.config.out_channels, 2, 2),
+        connector.config.num_layers * connector.config.hidden_size,
+    )
+    return FlowSample(
+        (), (latent,), (latent,), (0,), torch.full((1,), 0.5), torch.zeros(1, width), torch.ones(1, 1, dtype=torch.bool)
+    )
+
+
 class FlowLoss(nn.Module):
     """Mean squared error of the velocity, v = noise - x0 at x_t = t noise + (1 - t) x0.
 
@@ -267,20 +268,31 @@ class FlowLoss(nn.Module):
         """What FSDP gathers one at a time."""
         return self.dit.transformer_blocks
 
-    def forward(self, samples: Sequence[FlowSample], total: int | None = None) -> Tensor:
-        """total: targets of the whole step, where this is one pack of several or one process's share."""
+    def forward(self, samples: Sequence[FlowSample], total: Tensor | int | None = None) -> Tensor:
+        """total: targets of the whole step, where this is one pass of several or one process's share."""
         device = self.connector.proj.weight.device
         samples = [sample.to(device) for sample in samples]
         with mixed_precision(device, self.bf16):
-            text = self.connector.project(torch.cat([sample.states for sample in samples]))
-            texts = text.split([len(sample.states) for sample in samples])
+            texts = projected(self.connector, [sample.states for sample in samples])
             found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])
         errors = [
             (v.float() - (noise - x0)).square().mean()
             for sample, velocities in zip(samples, found, strict=True)
             for v, noise, x0 in zip(velocities, sample.noise, sample.targets, strict=True)
         ]
-        return torch.stack(errors).sum() / (total or len(errors))
+        return torch.stack(errors).sum() / (len(errors) if total is None else total)
+
+
+def projected(connector: Connector, states: Sequence[Tensor]) -> list[Tensor]:
+    """The text condition of each sample. Of many states a block at a time, which is made wider again on the way back:
+    else as many numbers in the weights' precision would lie beside the states themselves."""
+    if sum(each.numel() for each in states) <= STATES:
+        return list(connector.project(torch.cat(list(states))).split([len(each) for each in states]))
+    rows = max(1, STATES // states[0].shape[-1])
+    return [
+        torch.cat([checkpoint(connector.project, block, use_reentrant=False) for block in each.split(rows)])
+        for each in states
+    ]
 
 
 def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
@@ -356,35 +368,35 @@ def learn(
     run.attach(modules, optimizers, config.ema, model=pair)
     samples_due = Every(run, config.sample_minutes or None)
     scores_due = Every(run, config.eval_minutes, config.eval_steps)
-    for step in run:
+    feed = Feed(
+        batches.steps(run, config), workers=workers_for(config.workers, processes.device), device=processes.device
+    )
+    for step, share in feed.each(run):
+        batches.note(share)
         if validation and scores_due():
             validate(run, validation, loss_module)
         if samples_due():
             show(run, sample)
         if config.export_steps and step and step % config.export_steps == 0:
             export(run, config, dit, connector)
-        # The batch is the same on every process; each takes its share, and (online) reads only that.
-        with run.meter.waiting():
-            documents = batches.batch(step, run.rng(step))
-            share, counts = processes.share(list(enumerate(documents)))
-            numbers, own = zip(*share, strict=True)
-            drawn = samples(run, step, zip(numbers, batches.read(own), strict=True), config)
         # The loss is a mean over all targets of the step, whoever computes them: every process must know their number
         # before its first pass, so that the parts add up to the loss, and the gradients to those, of one process.
-        targets = int(processes.total(counts * sum(len(each.targets) for each in drawn)))
-        passes = packs(drawn, config.frames) if isinstance(batches, OnlineBatches) else [drawn]
+        targets = processes.total(share.targets) if processes.count > 1 else share.targets
+        run.meter.count(tokens=share.tokens, pictures=share.targets)
         losses: list[Tensor] = []
         most = processes.most(len(passes))
 
-        def parts(passes=passes, counts=counts, targets=targets, losses=losses, most=most) -> Iterator[Tensor]:
-            for number in range(most):
-                # DDP and FSDP wait for each other in every pass: who has fewer computes one again and counts it 0.
-                spare = number >= len(passes)
-                loss = (0 if spare else counts) * flow_loss(passes[0 if spare else number], targets)
+        def parts(step=step, share=share, targets=targets, losses=losses) -> Iterator[Tensor]:
+            for some in share.passes:
+                # Read only now: online, the states of one pass lie on the device, and of no other.
+                documents = zip(some.numbers, batches.read(some.documents), strict=True) if some.numbers else ()
+                drawn = samples(run, step, documents, config)
+                # DDP and FSDP wait for each other in every pass: who has fewer computes one that counts nothing.
+                loss = flow_loss(drawn, targets) if drawn else 0 * flow_loss([silent_sample(dit, connector)], targets)
                 losses.append(loss.detach())
                 yield loss
 
-        norm = run.update(parts(), config.clip, samples=[document.name for document in documents], parts=most)
+        norm = run.update(parts(), config.clip, samples=share.names, parts=len(share.passes))
         run.report(loss=processes.total(sum(losses)), norm=norm, targets=targets)
     outputs = [run.folder / "export", *([run.folder / "adapter"] if config.lora else [])]
     if run.complete(*outputs):

@@ -25,8 +25,8 @@ from torch import nn
 from duogen_core.document import Document
 from duogen_core.training.checkpoints import evaluation_mode
 from duogen_core.training.data import Example
+from duogen_core.training.prepared import Prepared
 from duogen_core.training.run import Run, rng_for
-from duogen_core.training.stage2_data import Prepared
 
 TIMES = (0.125, 0.375, 0.625, 0.875)
 

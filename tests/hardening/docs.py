@@ -191,7 +191,7 @@ COMMANDS: dict[str, Entry] = {
         makes=("runs/stage1/export",),
     ),
     "python -m duogen_core train stage2 minutes=480": Runs(
-        ("threads=1", "shards=1", "layers=1", "heads=1", "frames=4", "data=[jsonl:train.jsonl]"),
+        ("threads=1", "shards=1", "layers=1", "heads=1", "tokens=400", "data=[jsonl:train.jsonl]"),
         {"minutes=480": "minutes=0.02"},
         makes=("runs/stage2/export",),
     ),
@@ -264,7 +264,7 @@ COMMANDS: dict[str, Entry] = {
         instead={"200": "3"}, fresh=("my-guides",), makes=("my-guides/000002/document.json",)
     ),
     "python -m duogen_core train finetune data=my-guides model=duogen-tiny out=runs/snow-globe": Runs(
-        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.frames=4", "stage2.shards=1", "share=0", "threads=1",
+        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.tokens=400", "stage2.shards=1", "share=0", "threads=1",
          "stage1.eval_cases=0", "stage1.sample_minutes=0", "stage2.sample_minutes=0"),
         makes=("runs/snow-globe/model/model_index.json",),
     ),
@@ -331,14 +331,14 @@ COMMANDS: dict[str, Entry] = {
     ),
     "python -m duogen_core train stage1 --help": Runs(),
     "python -m duogen_core train stage2 vae=VAE mllm=MLLM data=[SOURCE, ...] out=runs/stage2 steps=2000": Runs(
-        (*SHORT, "shards=1", "layers=1", "heads=1", "frames=4"),
+        (*SHORT, "shards=1", "layers=1", "heads=1", "tokens=400"),
         {"vae=VAE": "vae=wan_2.1_vae.safetensors", "mllm=MLLM": "mllm=runs/stage1/export",
          "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]", "...]": "", "steps=2000": "steps=1"},
         makes=("runs/stage2/export",),
     ),
     "python -m duogen_core train stage2 --help": Runs(),
     "python -m duogen_core train controlnet checkpoint=MODEL data=[SOURCE, ...] out=runs/controlnet steps=2000": Runs(
-        ("threads=1", "shards=1", "blocks=1", "frames=4"),
+        ("threads=1", "shards=1", "blocks=1", "tokens=400"),
         {"checkpoint=MODEL": "checkpoint=models/duogen-tiny", "data=[SOURCE,": "data=[jsonl:train.jsonl]", "...]": "",
          "steps=2000": "steps=1"},
         makes=("runs/controlnet/export",),
@@ -366,7 +366,7 @@ COMMANDS: dict[str, Entry] = {
         instead={"500": "1", "2": "1", "models/duogen-tiny/scores.json": "scores.json"}, makes=("scores.json",)
     ),
     "python -m duogen_core train controlnet --config tiny-controlnet": Runs(
-        ("threads=1", "shards=1", "blocks=1", "frames=4", "steps=1", "data=[jsonl:train.jsonl]"),
+        ("threads=1", "shards=1", "blocks=1", "tokens=400", "steps=1", "data=[jsonl:train.jsonl]"),
         makes=("runs/controlnet/export",),
     ),
     "python -m duogen_core evaluate outlines --out models/duogen-tiny/controlnet/scores.json": Runs(

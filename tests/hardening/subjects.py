@@ -196,7 +196,7 @@ def stage2(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
         "warmup=2",
         "tensorboard=false",
     ]
-    settings += [f"data=[{learning_set(inputs)}]", "steps=8", "frames=8", "layers=2", "heads=2", "cross_width=32"]
+    settings += [f"data=[{learning_set(inputs)}]", "steps=8", "tokens=800", "layers=2", "heads=2", "cross_width=32"]
     settings += ["shards=2", "sample_minutes=0", "tensorboard=false"]
     return Subject(
         name,
@@ -210,7 +210,7 @@ def finetune(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     settings = [f"data={learning_set(inputs).removeprefix('jsonl:')}", f"model={model(inputs)}", "share=0"]
     for stage in ("stage1", "stage2"):
         settings += [f"{stage}.steps=2", *(f"{stage}.{each}" for each in [*OFTEN, "sample_minutes=0"])]
-    settings += ["stage1.batch=2", "stage2.frames=6", "stage2.shards=1"]
+    settings += ["stage1.batch=2", "stage2.tokens=600", "stage2.shards=1"]
     return Subject(
         name, lambda out: [["train", "finetune", f"out={out}", *settings]], (),
         lost_steps("stage1", 2), volatile=("*.png", "*/*.png"),

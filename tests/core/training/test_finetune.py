@@ -246,8 +246,8 @@ CHANGED = {
     },
     "stage2": SHARED | {
         "states": "online", "shards": 2, "documents": "elsewhere", "precision": "float32", "packing": False,
-        "frames": 5, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125, "drop_text": 0.75,
-        "ema": 0.5, "clip": 0.5,
+        "tokens": 500, "workers": 2, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125,
+        "drop_text": 0.75, "ema": 0.5, "clip": 0.5,
     },
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parents[3]
 LAUNCH = Path(duogen_core.training.__file__).parent / "launch"
 SHARED = ["steps=4", "warmup=1", "log_every=1", "bf16=false", "lr=1e-3"]
 STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "tokens=400", "eval_cases=1", "muon_lr=1e-3"]
-STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "frames=9",
+STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "tokens=800",
           "sample_minutes=0", "eval_cases=1", "eval_steps=3"]  # fmt: skip
 
 

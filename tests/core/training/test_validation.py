@@ -17,15 +17,16 @@ from duogen_core.training.configuration import ConfigError
 from duogen_core.training.data import Samples, held_out, is_held_out, without_held_out
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.metrics import read_lines
+from duogen_core.training.prepared import Reader
 from duogen_core.training.run import Every, Run, rng_for
-from duogen_core.training.stage2_data import CachedBatches, DrawnLimits, Reader, Stage2Config
+from duogen_core.training.stage2_data import CachedBatches, DrawnLimits, Stage2Config
 from duogen_core.training.validation import TIMES, Validation
 from tests.core.runs import losses
 from tests.core.sample_sets import guide, write_jsonl
 from tests.core.tiny import random_components
 
 CONFIG = Stage2Config(
-    out=Path("."), vae=Path("."), mllm=Path("."), layers=2, heads=2, cross_width=32, frames=8, steps=4, log_every=1,
+    out=Path("."), vae=Path("."), mllm=Path("."), layers=2, heads=2, cross_width=32, tokens=800, steps=4, log_every=1,
     eval_cases=1, eval_steps=2, bf16=False, optimizer="adamw", warmup=1, sample_minutes=0.0,
 )  # fmt: skip
 SETTINGS = replace(stage2.flow_settings(CONFIG), drop_text=0.0)
@@ -121,7 +122,7 @@ def test_a_run_is_bit_for_bit_the_same_with_and_without(tmp_path, cases, reader,
         run = Run.of(config)
         dit, connector = new_parts()
         validation = validation_of(run, cases, reader) if name == "with" else None
-        batches = CachedBatches(documents, CONFIG.frames)
+        batches = CachedBatches(documents, CONFIG.tokens)
         stage2.learn(run, config, batches, dit, connector, validation=validation)
         found[name] = losses(config.out), dit.state_dict(), run.emas["dit"].shadow
     assert found["with"][0] == found["without"][0] and len(found["with"][0]) == 4
@@ -137,7 +138,7 @@ def test_the_averaged_weights_are_scored(tmp_path, cases, reader, documents):
     config = replace(CONFIG, out=tmp_path, steps=3, eval_steps=100, ema=0.9, lr=0.05)
     run, (dit, connector) = Run.of(config), new_parts()
     validation = validation_of(run, cases, reader)
-    stage2.learn(run, config, CachedBatches(documents, CONFIG.frames), dit, connector, validation=validation)
+    stage2.learn(run, config, CachedBatches(documents, CONFIG.tokens), dit, connector, validation=validation)
     (told,) = [line["eval"] for line in read_lines(tmp_path / "metrics.jsonl") if "eval" in line]
     module = stage2.FlowLoss(dit, connector)
     plain = validation(module)
