@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from platform import node
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -34,7 +35,8 @@ from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
 from duogen_core.mllm.chat import image_token_counts, layout
 from duogen_core.training.checkpoints import write_text
-from duogen_core.training.configuration import ConfigError
+from duogen_core.training.configuration import ConfigError, TrainingError
+from duogen_core.training.metrics import changes, sentence
 from duogen_core.training.run import Run, rng_for
 
 if TYPE_CHECKING:
@@ -193,8 +195,8 @@ class Samples:
         left_out = [str(spec) for spec in parse_specs(data) if spec.alignment and not limits.alignment]
         if left_out:
             run.say(f"Left out as alignment data: {', '.join(left_out)}.")
-        for source in self.mixture.sources:
-            look_over(source, run.say)
+        contents = [look_over(source, run.say) for source in self.mixture.sources]
+        compare_data(run, self.mixture, contents)
         self.log: BadLog | None = None
 
     def begin(self) -> None:
@@ -243,8 +245,9 @@ class Samples:
         return tuple(len(set().union(*sets)) for sets in zip(*logs, strict=True))
 
 
-def look_over(source: Source, say: Callable[[str], None]) -> None:
-    """Reads some samples; a DuoGenError if none of them is good, a sentence if some are not."""
+def look_over(source: Source, say: Callable[[str], None]) -> dict[str, str]:
+    """Reads some samples; a DuoGenError if none of them is good, a sentence if some are not. Returns a digest of each
+    one's text and pixels, by its number."""
     found = source.look(LOOKED_AT)
     count = len(found)
     bad = [each for each in found if isinstance(each, Bad)]
@@ -256,6 +259,48 @@ def look_over(source: Source, say: Callable[[str], None]) -> None:
     wrong = [each for each in bad if not each.excluded]
     if wrong:
         say(f"{source.name}: {len(wrong)} of {count} samples looked at cannot be used, such as: {wrong[0].sentence}")
+    return {str(each.index): "bad" if isinstance(each, Bad) else contents_of(each.document) for each in found}
+
+
+def checksum(examples: Iterable[Example]) -> int:
+    """Of the words and the sizes of pictures, by which processes find out that they see different data."""
+    return stable_hash(*(
+        ([(turn.role, turn.text) for turn in each.document.turns], [p.size for p in each.document.pictures])
+        for each in examples
+    ))  # fmt: skip
+
+
+def contents_of(document: Document) -> str:
+    words = [(turn.role, turn.text) for turn in document.turns]
+    return f"{stable_hash(words, [picture.digest for picture in document.pictures]):016x}"
+
+
+def compare_settings(run: Run) -> None:
+    """A TrainingError if some process of the run has other settings: on each machine its own file is read."""
+    own = ("device", "out", "threads", "workers")  # what a machine may have of its own
+    mine = {name: value for name, value in run.config.items() if name not in own}
+    first, *others = run.processes.gather(mine)
+    for rank, each in enumerate(others, start=1):
+        if each != first:
+            raise TrainingError(
+                f"Process {rank} has other settings than process 0 ({sentence(changes(first, each))}); give every "
+                "machine the same configuration."
+            )
+
+
+def compare_data(run: Run, mixture: Mixture, contents: Sequence[Mapping[str, str]]) -> None:
+    """A TrainingError if some process sees other sources: on each machine its own files are read."""
+    found = run.processes.gather((mixture.recipe(), list(contents), node()))
+    recipe, first, _ = found[0]
+    for rank, (other, its, machine) in enumerate(found[1:], start=1):
+        told = differences(recipe, other)
+        for source, a, b in zip(mixture.sources, first, its, strict=False):
+            told += [f"sample {index} of {source.name} is another" for index in a if a[index] != b.get(index)][:1]
+        if told:
+            raise TrainingError(
+                f"Process {rank}, on {machine}, sees other data than process 0: {'; '.join(told)}. Copy the same files "
+                "to every machine, or put them where all can read them."
+            )
 
 
 @dataclass
@@ -270,6 +315,7 @@ class TokenCounter:
 
 
 def open_data(run: Run, config: Any, limits: Limits) -> WorldExamples | Samples:
+    compare_settings(run)
     if config.data:
         return Samples(run, config.data, config.batch, limits)
     return WorldExamples(run, config)

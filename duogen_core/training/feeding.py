@@ -137,6 +137,18 @@ def read_ahead(make: Callable[[Any], T], items: Iterable[Any], workers: int, dev
             return
 
 
+def compare(run: Run, step: int, share: Any) -> None:
+    """A TrainingError, on all processes, if they see different data: files on one machine are not those on another."""
+    first, *others = run.processes.gather(getattr(share, "checksum", 0))
+    for rank, each in enumerate(others, start=1):
+        if each != first:
+            raise TrainingError(
+                f"Process {rank} sees other data than process 0 in step {step}: the texts of its samples, or the sizes "
+                "of their images, are others. Copy the same files to every machine, or put them where all can read "
+                "them."
+            )
+
+
 class Feed(Generic[T]):
     """The shares of a process, in order."""
 
@@ -146,10 +158,13 @@ class Feed(Generic[T]):
 
     def each(self, run: Run) -> Iterator[tuple[int, T]]:
         """The steps of a run, each with its share."""
+        first = run.step
         try:
             for step in run:
                 with run.meter.waiting():
                     share = self._next(run, step)
+                if step == first or step % run.log_every == 0:
+                    compare(run, step, share)
                 yield step, share
         finally:
             self._shares = None  # ends the workers

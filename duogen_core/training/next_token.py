@@ -22,7 +22,7 @@ from duogen_core.data.sources import Bad
 from duogen_core.document import Document
 from duogen_core.mllm import family_of_module
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
-from duogen_core.training.data import Example, Probes, StepExamples
+from duogen_core.training.data import Example, Probes, StepExamples, checksum
 from duogen_core.training.feeding import by_length
 from duogen_core.training.run import mixed_precision
 
@@ -176,6 +176,7 @@ class NextTokenShare:
     tokens: int  # padded ones, of all processes' micro-batches
     count: int  # of all processes' micro-batches
     bad: list[Bad]  # samples that this process could not use
+    checksum: int  # of what all processes see of the step
 
     def pin_memory(self) -> NextTokenShare:
         pixels = {key: each.pin_memory() for key, each in self.pixels.items()}
@@ -207,6 +208,7 @@ class NextTokenSteps:
             tokens=sum(len(group) * max(lengths[k] for k in group) for group in groups),
             count=len(groups),
             bad=[bad for each in read.values() for bad in each.skipped],
+            checksum=checksum(headers),
         )
 
 

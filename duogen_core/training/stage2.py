@@ -384,7 +384,6 @@ def learn(
         targets = processes.total(share.targets) if processes.count > 1 else share.targets
         run.meter.count(tokens=share.tokens, pictures=share.targets)
         losses: list[Tensor] = []
-        most = processes.most(len(passes))
 
         def parts(step=step, share=share, targets=targets, losses=losses) -> Iterator[Tensor]:
             for some in share.passes:

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from duogen_core.data.sources import Limits
-from duogen_core.data.sources.base import Excluded
+from duogen_core.data.sources.base import Excluded, stable_hash
 from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
 from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers, check_share
@@ -34,6 +34,8 @@ from duogen_core.training.data import (
     StepExamples,
     TokenCounter,
     check_families,
+    checksum,
+    compare_settings,
     without_held_out,
     world,
 )
@@ -152,6 +154,7 @@ class Documents:
     def __init__(self, run: Run, config: Any, mllm: Mllm, count: int | None = None) -> None:
         """config: Stage2Config, or that of a ControlNet, whose documents are read in the same way."""
         self.run, self.config = run, config
+        compare_settings(run)
         self.count = count or (config.batch if config.states == "online" else SHARD)
         self.samples: Samples | None = None
         self.shrunk: set[str] = set()  # names of documents with a picture larger than `max_side`
@@ -238,6 +241,7 @@ class Share:
     names: list[str]  # of all documents of the step
     targets: int  # pictures that this process learns
     tokens: int  # of images and text in its passes
+    checksum: int  # of what all processes see of the step
 
     def pin_memory(self) -> Share:
         return replace(self, passes=[each.pin_memory() for each in self.passes])
@@ -328,7 +332,11 @@ class CachedSteps(Steps):
         (mine,), tokens = self.plan(step, documents, float("inf"))  # one pass: the batch is bounded already
         read = [each.load() if isinstance(each, StoredDocument) else each for each in (documents[k] for k in mine)]
         return Share(
-            [Pass(mine, read)], [each.name for each in documents], self.targets(read), sum(tokens[k] for k in mine)
+            [Pass(mine, read)],
+            names=[each.name for each in documents],
+            targets=self.targets(read),
+            tokens=sum(tokens[k] for k in mine),
+            checksum=stable_hash(*((each.ends, each.drawn, each.sizes) for each in documents)),
         )
 
 
@@ -359,7 +367,8 @@ class OnlineSteps(Steps):
     tokens: int
 
     def __call__(self, step: int) -> Share:
-        headers = [self.inputs.header(each.document, each.name) for each in self.examples.headers(step)]
+        given = self.examples.headers(step)
+        headers = [self.inputs.header(each.document, each.name) for each in given]
         packs, tokens = self.plan(step, headers, self.tokens)
         found, names, targets = [], [each.name for each in headers], 0
         for pack in packs:
@@ -370,7 +379,7 @@ class OnlineSteps(Steps):
                 names[number] = each.name
                 targets += 1 if self.attention == "full" else len(spots["drawn"])
             found.append(Pass(pack, inputs))
-        return Share(found, names, targets, sum(tokens[k] for pack in packs for k in pack))
+        return Share(found, names, targets, sum(tokens[k] for pack in packs for k in pack), checksum(given))
 
 
 def batches_of(

@@ -39,7 +39,7 @@ from duogen_core.training.finetune import (
 from tests.core.runs import stopped_in
 from tests.core.tiny import random_components
 
-SMALL = ["stage1.steps=2", "stage1.batch=2", "stage2.steps=2", "stage2.shards=1", "stage2.frames=6", "threads=1"]
+SMALL = ["stage1.steps=2", "stage1.batch=2", "stage2.steps=2", "stage2.shards=1", "stage2.tokens=600", "threads=1"]
 SILENT = ["stage1.sample_minutes=0", "stage2.sample_minutes=0"]
 
 
