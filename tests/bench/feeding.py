@@ -144,8 +144,10 @@ def measured(stage: str, folder: Path, out: Path, steps: int, workers: int) -> N
         rows.append({**seconds, "step": time.perf_counter(), "cpu": preparing[0], "workers_cpu": workers_cpu()})
 
     Run.report = after
-    common = dict(out=out, steps=steps + SKIPPED, warmup=1, bf16=False, threads=1, device="cpu", tensorboard=False,
-                  data=[f"jsonl:{folder / 'train.jsonl'}"], batch=8, checkpoint_minutes=60.0)  # fmt: skip
+    common = {
+        "out": out, "steps": steps + SKIPPED, "warmup": 1, "bf16": False, "threads": 1, "tensorboard": False,
+        "data": [f"jsonl:{folder / 'train.jsonl'}"], "batch": 8, "checkpoint_minutes": 60.0, "workers": workers,
+    }  # fmt: skip
     if stage == "stage1":
         config = stage1.Stage1Config
         values = {**common, "init": folder / "mllm", "eval_cases": 0, "sample_minutes": 0.0, "max_side": 2048}
@@ -155,7 +157,6 @@ def measured(stage: str, folder: Path, out: Path, steps: int, workers: int) -> N
         values = {**common, "vae": folder / "vae", "mllm": folder / "mllm", "states": "online", "max_side": 256}
         values |= {"layers": 4, "heads": 4, "cross_width": 128, "frames": 4, "tokens": 2600, "eval_cases": 0}
         values |= {"sample_minutes": 0.0, "export_steps": 0}
-    values["workers"] = workers
     (stage1 if stage == "stage1" else stage2).train(config(**known(config, values)))
     first, last, count = rows[SKIPPED - 1], rows[-1], len(rows) - SKIPPED
     found = {name: (last.get(name, 0.0) - first.get(name, 0.0)) / count for name in

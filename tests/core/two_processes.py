@@ -3,6 +3,7 @@ processes.
 
 In: a JSON list of [arguments of `train`, the step in which to stop, "killed in save N", or null]. A kill takes the
 process of rank 1 while it writes its part of the N-th checkpoint.
+With a folder for each process they see different files, as those of different machines may.
 """
 
 from __future__ import annotations
@@ -46,5 +47,7 @@ def run_all(commands: Sequence[tuple[list[str], int | str | None]]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        os.chdir(sys.argv[2 + int(os.environ["RANK"])])
     run_all(json.loads(sys.argv[1]))
     leave(0)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import duogen_core.training
 from duogen_core.cli import main
+from duogen_core.document import Document, Text, Turn
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
@@ -35,6 +36,7 @@ from duogen_core.training.next_token import (
     StepTotals,
 )
 from duogen_core.vae import PictureVae, new_vae
+from tests.core.sample_sets import guide, write_jsonl
 from tests.core.sketchbook.test_pretrain import SIZES, cases
 from tests.core.test_folder_lock import holder
 from tests.core.two_processes import run_all
@@ -70,14 +72,16 @@ def ended(command: list[str], **settings: object) -> subprocess.CompletedProcess
         return subprocess.CompletedProcess(command, launcher.returncode, out, err)
 
 
-def started_by(launcher: list[str], commands: tuple[Commands, ...]) -> subprocess.CompletedProcess[str]:
-    program = [str(ROOT / "tests/core/two_processes.py"), json.dumps(commands)]
+def started_by(
+    launcher: list[str], commands: tuple[Commands, ...], folders: tuple[Path, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    program = [str(ROOT / "tests/core/two_processes.py"), json.dumps(commands), *map(str, folders)]
     return ended([sys.executable, "-m", *launcher, *program], env={**os.environ, **ENVIRONMENT})
 
 
-def launched(config: str, *commands: Commands) -> subprocess.CompletedProcess[str]:
+def launched(config: str, *commands: Commands, folders: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
     options = ["--config_file", str(LAUNCH / config), "--num_processes", "2", "--mixed_precision", "no"]
-    return started_by(["accelerate.commands.launch", *options, "--main_process_port", "0"], commands)
+    return started_by(["accelerate.commands.launch", *options, "--main_process_port", "0"], commands, folders)
 
 
 def launch(config: str, *commands: Commands) -> None:
@@ -268,6 +272,42 @@ def test_slurm_starts_the_processes_and_takes_a_stopped_run_back_into_the_queue(
     (tools / "srun").write_text("#!/bin/bash\nexit 130\n", "utf-8")
     assert submitted().returncode == 130
     assert (folder / "requeued").read_text("utf-8") == "requeue 7\n"
+
+
+@pytest.mark.slow
+def test_states_online_and_worker_processes_learn_what_one_process_does(folder):
+    write_jsonl(folder / "few.jsonl", [guide(k, (64 + 16 * k, 64)) for k in range(5)])
+    online = ["states=online", "data=[jsonl:few.jsonl]", "batch=3", "tokens=200", "eval_cases=0", "precision=float32"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_all([([*STAGE2, *online, "out=one/online"], None)])
+        launch(
+            "ddp.yaml",
+            ([*STAGE2, *online, "out=two/online", "workers=1"], 1),
+            ([*STAGE2, *online, "out=two/online"], None),
+        )
+    same(folder, "one/online", "two/online")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [STAGE1, [*STAGE2, "states=online"]])
+def test_processes_that_see_different_data_are_told_before_the_first_step(folder, tmp_path, stage):
+    machines = [tmp_path / name for name in ("a", "b")]
+    for k, machine in enumerate(machines):  # the same names, sizes and numbers of samples; one letter is another
+        machine.mkdir()
+        documents = [guide(n) for n in range(40)]
+        documents[7] = Document((Turn("user", (Text(f"Say {'ab'[k]}."),)), *documents[7].turns[1:]))
+        write_jsonl(machine / "train.jsonl", documents)
+    models = [f"init={folder / 'mllm'}"] if stage is STAGE1 else [f"mllm={folder / 'mllm'}", f"vae={folder / 'vae'}"]
+    command = [*stage, *models, "data=[jsonl:train.jsonl]", "batch=40", "eval_cases=0", "out=run"]
+    done = launched("ddp.yaml", (command, None), folders=tuple(machines))
+    assert done.returncode != 0
+    assert "Process 1 sees other data than process 0 in step 0" in done.stderr
+    assert not (machines[0] / "run" / "checkpoint").exists()
+    (machines[1] / "train.jsonl").write_text((machines[1] / "train.jsonl").read_text("utf-8")[:-300] + "\n", "utf-8")
+    done = launched("ddp.yaml", (command, None), folders=tuple(machines))
+    assert "sees other data than process 0: files of source 1 (jsonl)" in done.stderr
+    assert not (machines[0] / "run" / "checkpoint").exists()
 
 
 @pytest.mark.slow
