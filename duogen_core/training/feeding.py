@@ -110,8 +110,9 @@ def taken(shares: Iterator[T | Failure]) -> T:
     """The next one; a DuoGenError for what went wrong with it."""
     try:
         found = next(shares)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # The second and third: a tensor in shared memory is fetched from the worker that put it there.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise WorkerEnded(
             f"A process that reads documents ahead was ended ({first_line(error)}), as happens when the machine has no "
