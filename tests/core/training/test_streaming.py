@@ -47,7 +47,7 @@ def trainer(stage: str, inputs: Path, place: str, out: Path):
         )  # fmt: skip
     return stage2.train, Stage2Config(
         out=out, mllm=inputs / "mllm", vae=inputs / "vae", data=data, layers=2, heads=2, cross_width=32, max_side=32,
-        states="online", batch=3, frames=12, precision="float32", eval_cases=0, **SHARED,
+        states="online", batch=3, tokens=600, precision="float32", eval_cases=0, **SHARED,
     )  # fmt: skip
 
 
