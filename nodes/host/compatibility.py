@@ -34,6 +34,7 @@ def check_connector(mllm: ModelHandle, connector: ModelHandle | None) -> None:
             f"{config.hidden_size}, but the one connected has {found[0]} layers of width {found[1]}; take both from "
             "the same checkpoint."
         )
+    config.check_pair(mllm.core.model_type, config.dit, "This connector")  # two families may have the same shape
 
 
 def check_model(model: Any, connector: ModelHandle | None = None) -> None:
