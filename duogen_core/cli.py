@@ -149,6 +149,7 @@ COMMANDS: dict[str, tuple] = {
                 "train a ControlNet that draws in given outlines, everything else frozen",
                 "duogen_core.training.controlnet",
             ),
+            "plan": ("say what memory and time a recipe takes on so many GPUs", "duogen_core.training.plan"),
             "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
         },
         "part",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -30,6 +31,7 @@ from duogen_core.mllm.loading import load_with_bov
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers, check_share
+from duogen_core.training.copies import on_device, whole_copy
 from duogen_core.training.data import (
     Example,
     Probes,
@@ -41,6 +43,7 @@ from duogen_core.training.data import (
     world,
 )
 from duogen_core.training.feeding import Feed, workers_for
+from duogen_core.training.flops import MllmFlops
 from duogen_core.training.lora import (
     MLLM_TARGETS,
     LoraSettings,
@@ -209,7 +212,7 @@ class Trainer:
         optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, probes)
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
-        together = run.processes
+        together, flops = run.processes, MllmFlops(model)
         # bfloat16 has too few digits for small steps; what LoRA freezes may stay as it is.
         single = None if self.lora else torch.float32
         loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers, single)
@@ -226,7 +229,11 @@ class Trainer:
                 with run.meter.aside():
                     self.check(run)
             examples.note(share.bad)
-            run.meter.count(tokens=sum(batch.ids.numel() for batch in share.batches), pictures=len(share.pixels))
+            run.meter.count(
+                tokens=sum(batch.ids.numel() for batch in share.batches),
+                pictures=len(share.pixels),
+                flops=flops.of_share(share.batches, share.pixels) if run.meter.peak else 0.0,
+            )
             if probes:  # here: they are a module, which stays in this process
                 share.batches = [labelled(batch, probes) for batch in share.batches]
             figures = {"loss": 0.0, "probes": 0.0} if probes else {"loss": 0.0}
@@ -279,24 +286,34 @@ class Trainer:
         return found + ([run.folder / "export"] if self.lora is None or self.lora.merge else [])
 
     def check(self, run: Run, last: bool = False) -> None:
-        """Scores, samples and export, by the main process; under FSDP, where none has the whole model, the export."""
-        model, mllm = self.mllm.model, self.mllm
-        if run.main and not run.processes.sharded:
-            if self.cases:
-                with evaluation_mode(model):
-                    scores = evaluate(model, self.batcher, self.cases)
-                run.record(eval=scores)
-                run.line.held_out = f"held-out {mean_loss(scores):.4g}"
-                run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
-            if self.config.sample_minutes and (self.samples_due() or last):
-                write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
+        """Scores, samples and export, by the main process, under FSDP of a copy (copies.py). All must come."""
+        model = self.mllm.model
+        samples = bool(self.config.sample_minutes) and (self.samples_due() or last)
         with run.processes.gathered(model):
-            if run.main:
-                if self.lora:
-                    with replaced(run.folder / "adapter") as new:
-                        save_adapter(model, new)
-                if self.lora is None or self.lora.merge:
-                    export(model, mllm.tokenizer, mllm.image_processor, run.folder / "export")
+            if not run.main:
+                return
+            if self.cases or samples:
+                self.look_at(run, samples)
+            if self.lora:
+                with replaced(run.folder / "adapter") as new:
+                    save_adapter(model, new)
+            if self.lora is None or self.lora.merge:
+                export(model, self.mllm.tokenizer, self.mllm.image_processor, run.folder / "export")
+
+    def look_at(self, run: Run, samples: bool) -> None:
+        """What the model makes of what it does not learn from."""
+        mllm, processes = self.mllm, run.processes
+        if processes.sharded:
+            mllm = copy(self.mllm)
+            mllm.model = on_device(whole_copy(self.mllm.model), processes.device, self.config.bf16)
+        if self.cases:
+            with evaluation_mode(mllm.model):
+                scores = evaluate(mllm.model, self.batcher, self.cases)
+            run.record(eval=scores)
+            run.line.held_out = f"held-out {mean_loss(scores):.4g}"
+            run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
+        if samples:
+            write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
 
 
 def checkpoint_layers(model: nn.Module, device: torch.device) -> None:

@@ -36,8 +36,10 @@ from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
+from duogen_core.training.copies import on_device, whole_copy
 from duogen_core.training.data import held_out, world
 from duogen_core.training.feeding import Feed, workers_for
+from duogen_core.training.flops import DitFlops
 from duogen_core.training.lora import (
     DIT_TARGETS,
     TrainableOnly,
@@ -303,6 +305,8 @@ def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
 
 # -- the steps
 
+Sample = Callable[[nn.Module, nn.Module], object]  # draws with this DiT and this connector
+
 
 def optimizers_of(dit: PackedDit, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
     """Muon for the DiT's inner matrices and AdamW for the rest, or AdamW for all; the connector has one of its own."""
@@ -347,12 +351,12 @@ def learn(
     batches: CachedBatches | OnlineBatches,
     dit: PackedDit,
     connector: Connector,
-    sample: Callable[[], object] = lambda: None,
+    sample: Sample = lambda dit, connector: None,
     validation: Validation | None = None,
     mllm: str = "an MLLM",
 ) -> None:
-    """sample(): draws with the averaged weights, called every `sample_minutes` and at the end; so is validation. mllm:
-    whose states these are, in words."""
+    """sample(dit, connector): draws with the averaged weights, called every `sample_minutes` and at the end; validation
+    scores them. mllm: whose states these are, in words."""
     shape = connector.config
     pair = f"{kind_of(dit)} for {mllm} of {shape.num_layers} layers of {shape.hidden_size}"
     if config.lora:
@@ -362,7 +366,7 @@ def learn(
         checkpoint_blocks(dit)
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
     single = None if config.lora else torch.float32  # what LoRA freezes stays in its file's precision
-    loss_module = FlowLoss(dit, connector, config.bf16)
+    loss_module, flops = FlowLoss(dit, connector, config.bf16), DitFlops(dit, connector)
     flow_loss = processes.prepare(loss_module, optimizers, single)
     modules = {"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}
     run.attach(modules, optimizers, config.ema, model=pair)
@@ -376,7 +380,7 @@ def learn(
         if validation and scores_due():
             validate(run, validation, loss_module)
         if samples_due():
-            show(run, sample)
+            show(run, sample, dit, connector, config.bf16)
         if config.export_steps and step and step % config.export_steps == 0:
             export(run, config, dit, connector)
         # The loss is a mean over all targets of the step, whoever computes them: every process must know their number
@@ -390,6 +394,8 @@ def learn(
                 # Read only now: online, the states of one pass lie on the device, and of no other.
                 documents = zip(some.numbers, batches.read(some.documents), strict=True) if some.numbers else ()
                 drawn = samples(run, step, documents, config)
+                if run.meter.peak:
+                    run.meter.count(flops=flops.of_samples(drawn).needed)
                 # DDP and FSDP wait for each other in every pass: who has fewer computes one that counts nothing.
                 loss = flow_loss(drawn, targets) if drawn else 0 * flow_loss([silent_sample(dit, connector)], targets)
                 losses.append(loss.detach())
@@ -405,7 +411,7 @@ def learn(
         if validation:
             validate(run, validation, loss_module)
         if config.sample_minutes:
-            show(run, sample)
+            show(run, sample, dit, connector, config.bf16)
         run.mark_complete()
 
 
@@ -418,12 +424,18 @@ def validate(run: Run, validation: Validation, loss_module: FlowLoss) -> None:
     run.say("held-out loss " + "  ".join(f"{name} {each['loss']:.4g}" for name, each in scores.items()))
 
 
-def show(run: Run, sample: Callable[[], object]) -> None:
-    """Answers of the averaged weights, by the main process; not under FSDP. Whatever fails here, the run goes on."""
-    if run.main and not run.processes.sharded:
+def show(run: Run, sample: Sample, dit: PackedDit, connector: Connector, bf16: bool) -> None:
+    """Answers of the averaged weights, by the main process, under FSDP of a copy (copies.py). All processes must come.
+    Whatever fails here, the run goes on."""
+    main, sharded, device = run.main, run.processes.sharded, run.processes.device
+    with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run):
+        parts: list[nn.Module] = [dit, connector]
+        if sharded:
+            with run.processes.gathered(dit, connector):
+                parts = [whole_copy(part) for part in parts] if main else []
         try:
-            with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run):
-                sample()
+            if main:
+                sample(*(on_device(part, device, bf16) if sharded else part for part in parts))
         except (RuntimeError, DuoGenError) as error:  # no memory left on a GPU, for example
             run.say(f"The samples of step {run.step} cannot be drawn: {first_line(error)}.")
 
@@ -472,13 +484,18 @@ def train(config: Stage2Config) -> Run:
     components = Components(mllm, connector, dit, vae, CheckpointConfig("in training", picture=picture))
     check_fit(components)
     ideals = documents.some() or world().ideals()
+
+    def sample(dit: nn.Module, connector: nn.Module) -> None:
+        parts = replace(components, dit=dit, connector=connector)
+        write_samples(parts, run.folder, run.step, ideals, run.show_pictures)
+
     learn(
         run,
         config,
         batches,
         dit,
         connector,
-        lambda: write_samples(components, run.folder, run.step, ideals, run.show_pictures),
+        sample,
         validation_of(run, config, documents, Reader(vae, mllm, config.max_side, getattr(torch, config.precision))),
         f"a {mllm.model_type}",
     )

@@ -323,6 +323,12 @@ COMMANDS: dict[str, Entry] = {
     "--launch fsdp --config qwen2.5-vl-7b": Parses("two machines; tests/core/training/test_parallel.py runs one"),
     "sbatch duogen_core/training/launch/slurm.sbatch stage1 --config qwen2.5-vl-7b data=documents:DATA out=SHARED/run":
         Parses("a Slurm cluster; tests/core/training/test_parallel.py runs the file with an srun of its own"),
+    "python -m duogen_core train plan cosmos-predict2.5-2b --gpus 1 8 64 --memory 80": Runs(),
+    **dict.fromkeys(
+        (f"python -m duogen_core train plan {name}{kind}"
+         for name in ("qwen2.5-vl-7b", "cosmos-predict2.5-2b", "qwen3-vl-8b", "wan2.1-1.3b") for kind in ("", "-lora")),
+        Parses("tests/core/training/test_plan.py compares what it prints with the page"),
+    ),
     "python -m duogen_core train stage1 init=MLLM data=[SOURCE, ...] out=runs/stage1 steps=2000": Runs(
         (*SHORT, "batch=2", "eval_cases=0", "bf16=false"),
         {"init=MLLM": "init=Qwen2.5-VL-7B-Instruct", "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]",
