@@ -80,9 +80,6 @@ class MllmFlops:
         self.head_width = heads * (getattr(text, "head_dim", None) or text.hidden_size // heads)
         self.layers = len(model.model.language_model.layers)
         self.decoder = sizes(model.model.language_model.layers.modules())
-        # Repeating a layer ends with the last thing its backward needs, which is not what its last product gives.
-        named = model.model.language_model.layers.named_modules()
-        self.unrepeated = sizes(module for name, module in named if name.endswith("mlp.down_proj"))[0]
         self.output = sizes([model.get_output_embeddings()])
         visual = getattr(model.model, "visual", None)
         tower = visual if visual is not None else getattr(model.model, "vision_tower", None)
@@ -106,24 +103,26 @@ class MllmFlops:
         attention = 4.0 * self.layers * self.head_width * rows * length**2
         decoder = linear + Flops(attention, 2 * attention)
         if self.checkpointed:
-            decoder += Flops(repeated=decoder.forward - 2.0 * self.unrepeated * tokens)
+            decoder += Flops(repeated=decoder.forward)
         return decoder + passed(*self.output, learnt) + self.of_pictures(pictures)
 
-    def of_share(self, batches: Sequence[Any], pictures: Iterable[Any]) -> float:
-        """What is needed of micro-batches and the distinct pictures they show (next_token.py)."""
+    def of_share(self, batches: Sequence[Any], patches: Iterable[int]) -> float:
+        """What is needed of micro-batches (next_token.py), and of the patches of the distinct pictures they show."""
         learnt = (int((batch.weight[:, 1:] > 0).sum()) for batch in batches)
         decoder = sum((self.of(*batch.ids.shape, own) for batch, own in zip(batches, learnt, strict=True)), Flops())
-        return (decoder + self.of_pictures([key.size for key in pictures])).needed
+        return (decoder + self.of_patches(patches)).needed
 
-    def of_pictures(self, pictures: Sequence[tuple[int, int]]) -> Flops:
-        """What the vision tower does; backward only where it learns."""
+    def of_pictures(self, pictures: Iterable[tuple[int, int]]) -> Flops:
+        """pictures: (width, height) as the tower sees them."""
+        return self.of_patches((width // self.patch) * (height // self.patch) for width, height in pictures)
+
+    def of_patches(self, pictures: Iterable[int]) -> Flops:
+        """What the vision tower does with pictures of so many patches; backward only where it learns."""
         total = Flops()
-        for width, height in pictures:
-            patches = (width // self.patch) * (height // self.patch)
-            spans = self.whole_blocks * patches + (self.depth - self.whole_blocks) * min(
-                patches, self.window or patches
-            )
-            attention = 4.0 * self.vision_width * patches * spans
+        for patches in pictures:
+            seen = min(patches, self.window or patches)  # by a patch in a block that looks through windows
+            seen = self.whole_blocks * patches + (self.depth - self.whole_blocks) * seen
+            attention = 4.0 * self.vision_width * patches * seen
             forward = 2.0 * (self.tower[0] * patches + self.mergers[0] * patches // self.merged) + attention
             total += Flops(forward, 2 * forward if self.tower[1] else 0.0)
         return total

@@ -14,7 +14,7 @@ in `data` or, without any, of the world (data.py). Out: <out>/export, a Hugging 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +59,7 @@ from duogen_core.training.next_token import (
     NextTokenLoss,
     NextTokenShare,
     NextTokenSteps,
+    PictureKey,
     StepTotals,
     encode_pictures,
     hidden_states,
@@ -213,6 +214,11 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
         together, flops = run.processes, MllmFlops(model)
+
+        def seen(pictures: Iterable[PictureKey]) -> list[int]:
+            """Patches of each that the tower sees."""
+            return [self.mllm.image_processor.seen(key.grid) for key in pictures]
+
         # bfloat16 has too few digits for small steps; what LoRA freezes may stay as it is.
         single = None if self.lora else torch.float32
         loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers, single)
@@ -232,7 +238,7 @@ class Trainer:
             run.meter.count(
                 tokens=sum(batch.ids.numel() for batch in share.batches),
                 pictures=len(share.pixels),
-                flops=flops.of_share(share.batches, share.pixels) if run.meter.peak else 0.0,
+                flops=flops.of_share(share.batches, seen(share.pixels)) if run.meter.peak else 0.0,
             )
             if probes:  # here: they are a module, which stays in this process
                 share.batches = [labelled(batch, probes) for batch in share.batches]

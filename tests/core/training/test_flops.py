@@ -82,13 +82,14 @@ def test_stage_1_counts_what_torch_counts(lora, checkpointed):
     batches, pixels = Batcher(mllm.tokenizer, mllm.image_processor)([guide(k) for k in range(3)])
     total = sum(
         (found.of(*batch.ids.shape, int((batch.weight[:, 1:] > 0).sum())) for batch in batches), Flops()
-    ) + found.of_pictures([key.size for key in pixels])  # fmt: skip
+    ) + found.of_patches([mllm.image_processor.seen(key.grid) for key in pixels])  # fmt: skip
     module = NextTokenLoss(model)
     with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
         forward, backward = counted(lambda: module(batches, pixels)[0])
     # The formula has both frames of the tower's patches, as transformers multiplies them; next_token.py adds them up.
     assert total.forward == pytest.approx(forward, rel=0.05)
-    assert total.backward + total.repeated == pytest.approx(backward, rel=0.08 if lora else 0.04)
+    # Repeating a layer stops before its last product, whose result no gradient needs; the formula has it.
+    assert total.backward + total.repeated == pytest.approx(backward, rel=0.08 if lora or checkpointed else 0.04)
     assert (total.repeated > 0) == checkpointed
 
 
