@@ -21,8 +21,9 @@ from duogen_core.weights.module import build_empty
 
 @torch.no_grad()
 def whole_copy(module: nn.Module) -> nn.Module:
-    """A module of the same configuration, in eval mode, on the CPU; what LoRA learnt is added in. The module itself
-    stays as it is: only its `state_dict()` is asked, which must be whole."""
+    """A module of the same configuration, in eval mode, on the CPU; what LoRA learnt is added in, to the weights before
+    they were quantised, as in the export. The module itself stays as it is: only its `state_dict()` is asked, which
+    must be whole."""
     kind = type(module)
 
     def make() -> nn.Module:

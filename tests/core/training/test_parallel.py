@@ -171,7 +171,8 @@ def same(folder: Path, one: str, two: str, processes: int = 2) -> None:
         assert found == pytest.approx(wanted, abs=1e-4)
     # Stage 2 by all processes, stage 1 by the main one, of a copy where the weights are split.
     wanted, found = ({name: each for name, each in scores(run).items() if "loss" in name} for run in (one, two))
-    assert found == pytest.approx(wanted, abs=5e-4) and len(found) > 8
+    # Of QLoRA the copy is what is exported: the weights before they were quantised, and the adapter.
+    assert found == pytest.approx(wanted, abs=0.02 if "qlora" in two.name else 5e-4) and len(found) > 8
     trained = [json.loads((run / "checkpoint" / "state.json").read_text("utf-8"))["model"] for run in (one, two)]
     assert trained[0] == trained[1] and "qwen2_5_vl" in trained[0]
     assert ("a PackedCosmos of 2 blocks" in trained[0]) == ("stage2" in two.name)
