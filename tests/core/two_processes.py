@@ -11,13 +11,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import pytest
 
 from duogen_core.cli import main
-from duogen_core.training import stage2_data
+from duogen_core.training import samples, stage2, stage2_data
 from duogen_core.training.distributed import leave
 from tests.core.runs import stopped_in
+from tests.core.tiny import drawing
 
 
 def kill_in_save(number: int) -> None:
@@ -35,13 +39,23 @@ def kill_in_save(number: int) -> None:
     HuggingFaceStorageWriter.write_data = dying
 
 
+@contextmanager
+def samples_that_draw() -> Iterator[None]:
+    """The MLLM of these runs knows nothing, and would hardly ever ask for an image: here it asks, for one an answer."""
+    write = stage2.write_samples
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(samples, "SETTINGS", replace(samples.SETTINGS, max_images=1))
+        patch.setattr(stage2, "write_samples", lambda parts, *rest: write(drawing(parts), *rest))
+        yield
+
+
 def run_all(commands: Sequence[tuple[list[str], int | str | None]]) -> None:
     stage2_data.SHARD = 6
     for arguments, stop in commands:
         if isinstance(stop, str):
             kill_in_save(int(stop.removeprefix("killed in save ")))
             stop = None
-        with nullcontext() if stop is None else stopped_in(stop):
+        with samples_that_draw(), nullcontext() if stop is None else stopped_in(stop):
             code = main(["train", *arguments])
         assert code == (0 if stop is None else 130), f"train {' '.join(arguments)} ended with {code}"
 
