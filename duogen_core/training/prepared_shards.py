@@ -188,6 +188,8 @@ class Documents(Protocol):
     count: int  # of a shard
     recipe: Mapping[str, Any]
 
+    def begin(self) -> None: ...
+
     def note(self, inputs: DocumentInputs) -> None: ...
 
 
@@ -239,6 +241,7 @@ def _make(
     missing: Sequence[int],
     recipe: Mapping[str, Any],
 ) -> None:
+    documents.begin()  # before workers get their copies of the sources
     make = ShardInputs(documents.steps, reader.inputs, documents.count)
     parts = make.parts()
     workers = workers_for(config.workers, run.processes.device)

@@ -372,6 +372,7 @@ def learn(
     run.attach(modules, optimizers, config.ema, model=pair)
     samples_due = Every(run, config.sample_minutes or None)
     scores_due = Every(run, config.eval_minutes, config.eval_steps)
+    batches.begin()
     feed = Feed(
         batches.steps(run, config), workers=workers_for(config.workers, processes.device), device=processes.device
     )

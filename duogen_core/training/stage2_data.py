@@ -319,6 +319,9 @@ class CachedBatches:
     def read(self, documents: list[Prepared]) -> list[Prepared]:
         return documents
 
+    def begin(self) -> None:
+        """The documents are there."""
+
     def note(self, share: Share) -> None:
         """What was wrong with documents was said when they were read."""
 
@@ -354,6 +357,9 @@ class OnlineBatches:
 
     def read(self, documents: DocumentInputs) -> list[Prepared]:
         return self.reader.encode(documents)
+
+    def begin(self) -> None:
+        self.documents.begin()  # before workers get their copies of the sources
 
     def note(self, share: Share) -> None:
         for each in share.passes:

@@ -309,30 +309,35 @@ def test_states_online_and_worker_processes_learn_what_one_process_does(folder):
     online = ["states=online", "data=[jsonl:few.jsonl]", "batch=3", "tokens=200", "eval_cases=0", "precision=float32"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run_all([([*STAGE2, *online, "out=one/online"], None)])
+        run_all([([*STAGE2, *online, "out=one/stage2-online"], None)])
         launch(
             "ddp.yaml",
-            ([*STAGE2, *online, "out=two/online", "workers=1"], 1),
-            ([*STAGE2, *online, "out=two/online"], None),
+            ([*STAGE2, *online, "out=two/stage2-online", "workers=1"], 1),
+            ([*STAGE2, *online, "out=two/stage2-online"], None),
         )
-    same(folder, "one/online", "two/online")
+    same(folder, "one/stage2-online", "two/stage2-online")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [STAGE1, [*STAGE2, "states=online"]])
 def test_processes_that_see_different_data_are_told_before_the_first_step(folder, tmp_path, stage):
     machines = [tmp_path / name for name in ("a", "b")]
-    for k, machine in enumerate(machines):  # the same names, sizes and numbers of samples; one letter is another
+    for k, machine in enumerate(machines):  # the same names, sizes and numbers of samples; one letter is another,
         machine.mkdir()
         documents = [guide(n) for n in range(40)]
-        documents[7] = Document((Turn("user", (Text(f"Say {'ab'[k]}."),)), *documents[7].turns[1:]))
-        write_jsonl(machine / "train.jsonl", documents)
+        documents[8] = Document((Turn("user", (Text(f"Say {'ab'[k]}."),)), *documents[8].turns[1:]))
+        write_jsonl(machine / "train.jsonl", documents)  # and of a sample that is not looked at beforehand
     models = [f"init={folder / 'mllm'}"] if stage is STAGE1 else [f"mllm={folder / 'mllm'}", f"vae={folder / 'vae'}"]
     command = [*stage, *models, "data=[jsonl:train.jsonl]", "batch=40", "eval_cases=0", "out=run"]
     done = launched("ddp.yaml", (command, None), folders=tuple(machines))
     assert done.returncode != 0
     assert "Process 1 sees other data than process 0 in step 0" in done.stderr
     assert not (machines[0] / "run" / "checkpoint").exists()
+    lines = (machines[1] / "train.jsonl").read_text("utf-8")  # now one that is
+    (machines[1] / "train.jsonl").write_text(lines.replace("Request 7", "Request 9"), "utf-8")
+    done = launched("ddp.yaml", (command, None), folders=tuple(machines))
+    assert "sees other data than process 0: sample 8 of jsonl:train.jsonl" not in done.stderr
+    assert "sees other data than process 0: sample 7 of jsonl:train.jsonl is another" in done.stderr
     (machines[1] / "train.jsonl").write_text((machines[1] / "train.jsonl").read_text("utf-8")[:-300] + "\n", "utf-8")
     done = launched("ddp.yaml", (command, None), folders=tuple(machines))
     assert "sees other data than process 0: files of source 1 (jsonl)" in done.stderr
