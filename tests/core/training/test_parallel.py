@@ -305,8 +305,10 @@ def pictures_of(folder: Path) -> dict[str, list[np.ndarray]]:
 
 @pytest.mark.slow
 def test_states_online_and_worker_processes_learn_what_one_process_does(folder):
-    write_jsonl(folder / "few.jsonl", [guide(k, (64 + 16 * k, 64)) for k in range(5)])
-    online = ["states=online", "data=[jsonl:few.jsonl]", "batch=3", "tokens=200", "eval_cases=0", "precision=float32"]
+    for name, count in (("few", 5), ("one", 1), ("two", 2)):
+        write_jsonl(folder / name / "train.jsonl", [guide(k, (64 + 16 * k, 64)) for k in range(count)])
+    online = ["states=online", "data=[jsonl:few/train.jsonl]", "batch=3", "tokens=200", "precision=float32"]
+    online += ["eval_data=[jsonl:one/train.jsonl, jsonl:two/train.jsonl]"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run_all([([*STAGE2, *online, "out=one/stage2-online"], None)])
