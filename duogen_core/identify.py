@@ -207,7 +207,9 @@ def _largest(weights: WeightFiles, formats: dict[str, str]) -> dict[str, int]:
 
 def _dit_shape(config: dict[str, Any]) -> dict[str, int]:
     heads, layers = config["num_attention_heads"], config["num_layers"]
-    return {"width": heads * config["attention_head_dim"], "layers": layers, "heads": heads}
+    # Wan 2.2's VAE, the one with 48 channels, has cells of 16 pixels; of the others they are 8.
+    pixels = 32 if config.get("out_channels") == 48 else 16
+    return {"width": heads * config["attention_head_dim"], "layers": layers, "heads": heads, "pixels": pixels}
 
 
 def _own_dit(
@@ -252,6 +254,7 @@ def _marked(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
                 channels = weights.entries.get(f"{prefix}conv2.weight") or weights.entries.get("post_quant_conv.weight")
                 if channels is not None and channels.shape[0] != 16:
                     family = f"Wan 2.2, {channels.shape[0]} channels"
+                    shape["patch"] = 2
         elif kind == "text encoder":
             notes = ["it cannot write; DuoGen needs an MLLM such as Qwen2.5-VL"]
         elif family in PAINTERS:

@@ -440,6 +440,12 @@ def _load_folder(folder: Path) -> AutoencoderKLWan:
     where = folder / "config.json"
     vae = build_empty(lambda: AutoencoderKLWan.from_config(config), where, "an AutoencoderKLWan")
     formats = check_module(vae, weights, folder, "VAE")
+    side, colours = vae.config.patch_size, vae.config.in_channels  # no tensor shows the side of a patch
+    if (side is not None and not (type(side) is int and side >= 1)) or 3 * (side or 1) ** 2 != colours:
+        raise VaeError(
+            f"{where} has patch_size {side!r} and in_channels {colours!r}; expected none and 3 as Wan 2.1's, or 2 and "
+            "12 as Wan 2.2's."
+        )
     try:
         mean, std = (torch.tensor(vae.config[name], dtype=torch.float32) for name in ("latents_mean", "latents_std"))
         right = mean.shape == std.shape == (vae.config.z_dim,) and bool(mean.isfinite().all() and std.isfinite().all())

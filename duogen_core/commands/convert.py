@@ -90,9 +90,15 @@ def _convert_cosmos(
     weights: Any, source: Path, target: Path, args: argparse.Namespace, progress: Progress
 ) -> str:  # fmt: skip
     from duogen_core.dit.loading import NOTE, match_cosmos
+    from duogen_core.weights import wan_keys
     from duogen_core.weights.cosmos_keys import to_official
     from duogen_core.weights.quantised import quantised_pieces
 
+    if wan_keys.layout_of(weights.entries) is not None:
+        raise DuoGenError(
+            f"{source} is a Wan transformer, which convert does not write; every layout of it in safetensors is loaded "
+            "as it is."
+        )
     found = match_cosmos(weights, source, args.convention)
     one_file = target.suffix.lower() == ".safetensors"
     name_of = to_official if one_file else str

@@ -13,6 +13,7 @@ published code gives several pictures of one prompt no tiles; a shorter image_gr
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +56,13 @@ class TiledImages(ImageProcessor):
 
     @classmethod
     def read(cls, config: dict[str, Any], file: Path) -> TiledImages:
-        size, pairs = config.get("size", {"height": 384, "width": 384}), config.get("image_grid_pinpoints")
+        size = config.get("size", {"height": 384, "width": 384})
         side = size.get("height") if isinstance(size, dict) else None
         if type(side) is not int or not 1 <= side <= 4096 or size.get("width") != side:
             raise DuoGenError(f"{file} has size {size!r}; expected a height and a width that are equal, such as 384.")
-        if pairs is not None and not _are_pinpoints(pairs, side):
+        usual = tile_processing().from_dict({}).image_grid_pinpoints  # multiples of 384, up to 36 squares of that
+        pairs = config.get("image_grid_pinpoints", usual)
+        if not _are_pinpoints(pairs, side):
             raise DuoGenError(
                 f"{file} has image_grid_pinpoints {str(pairs)[:80]}; expected a list of [height, width] in pixels, "
                 f"multiples of {side}, of at most 64 squares each."
@@ -74,7 +77,8 @@ class TiledImages(ImageProcessor):
         patch, most = tile_numbers(model, beside)
         if side // patch < 1:
             raise DuoGenError(f"{file} has a size of {side} pixels, less than a patch of {patch}.")
-        return cls(tile_processing().from_dict(config | {"size": {"height": side, "width": side}}), patch, most)
+        config = config | {"size": {"height": side, "width": side}, "image_grid_pinpoints": pairs}
+        return cls(tile_processing().from_dict(config), patch, most)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         width, height = size
@@ -147,7 +151,7 @@ def tile_numbers(model: Any, where: object) -> tuple[int, int]:
     patch = (vision if isinstance(vision, dict) else {}).get("patch_size", 14)
     ratio = model.get("vision_aspect_ratio") or "anyres_max_9"
     most = ratio.removeprefix("anyres_max_") if isinstance(ratio, str) else ""
-    if not most.isdigit() or not 1 <= int(most) <= 64:
+    if not re.fullmatch(r"[0-9]{1,2}", most) or not 1 <= int(most) <= 64:
         raise DuoGenError(f"{where} has vision_aspect_ratio {ratio!r}; expected anyres_max_N, N of 1 to 64.")
     if type(patch) is not int or not 1 <= patch <= 1024:
         raise DuoGenError(f"{where} has a patch_size of {patch!r}; expected a whole number of 1 to 1024.")

@@ -102,6 +102,8 @@ class LlavaOneVision(DecoderMllm):
             (config, "vision_feature_select_strategy", lambda n: n == "full", "'full'"),
             (config, "vision_feature_layer", lambda n: is_whole(n, -vision.num_hidden_layers, vision.num_hidden_layers),
              f"the number of a layer, {-vision.num_hidden_layers} to {vision.num_hidden_layers}"),
+            (config, "image_grid_pinpoints", lambda value: all(isinstance(pair, (list, tuple)) for pair in value),
+             "a list of [height, width]"),
         ])  # fmt: skip
         theirs = {
             "size": vision.image_size, "patch_size": vision.patch_size,

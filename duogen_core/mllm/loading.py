@@ -259,6 +259,12 @@ def _check_tokenizer(family: type[Mllm], tokenizer: Any, module: nn.Module, path
             f"The tokenizer is not that of {path}: images of {family.model_type} stand at {family.image_token}, "
             f"of this tokenizer at {stand}; give the one of this model."
         )
+    said = module.config.image_token_id  # training finds the places of pictures by it, drawing by the tokenizer
+    if path.is_dir() and said != known[family.image_token]:  # that of a file alone is the published one
+        raise DuoGenError(
+            f"The configuration of {path} says that {said} is the token of an image, but the tokenizer gives "
+            f"{family.image_token} the id {known[family.image_token]}; they belong to two models."
+        )
 
 
 def _picture_settings(family: type[Mllm], folder: str | Path | None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -176,3 +178,12 @@ def test_sizes(vae):
     assert fit_pixels(np.zeros((20, 33, 3), np.uint8)).shape == (16, 32, 3)
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     assert np.array_equal(tensor_to_pixels(pixels_to_tensor(pixels)), pixels)
+
+
+@pytest.mark.parametrize("side", [0, -2, 3, None, "2", [2]])
+def test_a_side_of_a_patch_that_does_not_go_with_the_channels_is_named(side, tmp_path):
+    PictureVae(wan22_vae(4, 4)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"patch_size": side}))
+    with pytest.raises(VaeError, match=r"has patch_size .* and in_channels 12; expected none and 3 .* or 2 and 12"):
+        PictureVae.from_pretrained(tmp_path)

@@ -65,3 +65,17 @@ def test_wan_2_2s_vae_is_written_under_its_original_names(tmp_path):
     assert cli.main(["convert", str(tmp_path / "vae"), str(tmp_path / "vae.safetensors"), "--quiet"]) == 0
     loaded = PictureVae.from_pretrained(tmp_path / "vae.safetensors").model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in vae.model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["dit", "loop"])
+def test_a_benchmark_against_diffusers_cosmos_is_refused(components, tmp_path, capsys, name):
+    save_checkpoint(components, tmp_path / "model")
+    assert cli.main(["bench", name, "--model", str(tmp_path / "model"), "--size", "64x64", "--quiet"]) == 2
+    assert "is a PackedWan, and the other side of this benchmark is diffusers' Cosmos" in capsys.readouterr().err
+
+
+def test_its_blocks_are_written_in_eight_bits(components, tmp_path):
+    save_checkpoint(components, tmp_path / "model")
+    assert cli.main(["convert", str(tmp_path / "model"), str(tmp_path / "fp8"), "--quantise", "fp8", "--quiet"]) == 0
+    loaded = load_checkpoint(tmp_path / "fp8").dit.state_dict()
+    assert sum(weight.dtype == torch.float8_e4m3fn for weight in loaded.values()) == 2 * 10

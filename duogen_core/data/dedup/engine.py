@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.data.dedup.features import (
+    DAMAGED,
     First,
     Index,
     Ragged,
@@ -206,7 +207,7 @@ class DedupEngine(Engine):
         try:
             with np.load(file) as arrays:
                 return [arrays[name] for name in names]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except DAMAGED as error:
             raise DuoGenError(f"{file} cannot be read ({error}); remove {self.folder} and start again.") from None
 
     def sample(self, number: int) -> Sample:

@@ -15,6 +15,8 @@ as much, so a faster library would gain nothing.
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +37,7 @@ PART = 2**24  # hash values that are sorted at once
 SEED = 1  # of the permutations
 THIN = 8  # shingles; a text that has fewer without its repeated lines is compared with them
 Place = tuple[int, int]  # number of the run, and of the shard in it
+DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what np.load says of a file that is
 RAGGED = ("lines", "addresses", "pictures", "shingles", "numbers")
 
 
@@ -113,11 +116,8 @@ class First(Worker):
 def _hash_of(sample: Sample, part: Mapping[str, Any]) -> int:
     """The perceptual hash that `data web` wrote, or that of the file."""
     known = part.get("meta", {}).get("phash")
-    if isinstance(known, str) and len(known) == 16:
-        try:
-            return int(known, 16)
-        except ValueError:
-            pass
+    if isinstance(known, str) and re.fullmatch(r"[0-9a-fA-F]{16}", known):
+        return int(known, 16)
     return picture_hash(decode_picture(sample.read(part["file"]), f"{part['file']} of {sample.where}"))
 
 
@@ -221,7 +221,7 @@ class Index:
         try:
             with np.load(file) as arrays:
                 found = [arrays[name] if name in arrays.files else np.empty(0, np.uint64) for name in names]
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except DAMAGED as error:
             raise DuoGenError(f"{file} cannot be read ({error}); remove the folder and start again.") from None
         return found[0] if len(found) == 1 else found
 
@@ -316,5 +316,8 @@ class Repeated:
 
     @classmethod
     def load(cls, file: Path) -> Repeated:
-        with np.load(file) as arrays:
-            return cls({kind: (arrays[f"{kind}_of"], arrays[f"{kind}_on"]) for kind in ("line", "address")})
+        try:
+            with np.load(file) as arrays:
+                return cls({kind: (arrays[f"{kind}_of"], arrays[f"{kind}_on"]) for kind in ("line", "address")})
+        except DAMAGED as error:
+            raise DuoGenError(f"{file} cannot be read ({error}); remove the folder and start again.") from None

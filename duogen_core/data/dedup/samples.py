@@ -7,6 +7,7 @@ finished(folder)             numbers of the shards that are whole
 
 from __future__ import annotations
 
+import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -130,7 +131,16 @@ def _samples(file: Path, stream: Any) -> Iterator[Sample]:
         if member.size > MAX_JSON_BYTES:
             raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes")
         stream.seek(member.offset_data)
-        found.value = _checked(parse_json(stream.read(member.size), found.where), found.where)
+        data = stream.read(member.size)
+        found.value = _checked(parse_json(data, found.where), found.where)
+        if b"\\ud" in data.lower():  # escapes of surrogates: a half of a pair is no text, and no file in UTF-8 holds it
+            try:
+                json.dumps(found.value, ensure_ascii=False).encode("utf-8")
+            except UnicodeEncodeError:
+                raise DuoGenError(
+                    f"{found.where}: its text holds half of a surrogate pair (\\ud800 to \\udfff), which is no "
+                    "character; expected a document as the data engines write it."
+                ) from None
     if found is not None:
         yield found
     stream.seek(end)

@@ -323,6 +323,17 @@ def test_the_sum_is_shown_and_its_parts_add_up(tmp_path, capsys):
     assert value["memory_total"] == sum(term.bytes for term in counted)
 
 
+def test_the_tokens_and_maps_of_wan_2_2_are_larger_in_pixels(tmp_path):
+    need = Need(768, 512, 1, 1000)
+    dit = terms([one(hollow(tmp_path / "dit.safetensors", key_list("wan2.2_ti2v_5b.official")))], need)
+    assert [term.bytes for term in dit[1:]] == [
+        24 * 16 * 3072 * DIT_BLOCK * 2, 1000 * 30 * 2 * 3072 * 2, 24 * 16 * 3072 * DIT_BLOCK * 2
+    ]  # fmt: skip
+    for layout in ("official", "diffusers"):
+        vae = terms([one(hollow(tmp_path / f"{layout}.safetensors", key_list(f"wan_2.2_vae.{layout}")))], need)
+        assert vae[-1].arithmetic == "384 x 256 x 256 channels x 6 maps x 2 bytes", layout
+
+
 def test_all_sizes_are_in_the_units_of_memory(capsys):
     assert cli.main(["inspect", str(BUNDLED), "--memory", "12"]) == 0
     shown = capsys.readouterr().out

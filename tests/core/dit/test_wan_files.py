@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from duogen_core.cli import main
 from duogen_core.dit.loading import open_published
 from duogen_core.dit.wan import PackedWan
 from duogen_core.errors import DuoGenError
@@ -165,3 +166,10 @@ def test_fp8_layers_stay_fp8_and_compute_what_they_hold(tmp_path: Path, scaled: 
     found, expected = (open_published(tmp_path / f"{name}.safetensors").load_dit() for name in ("fp8", "whole"))
     assert sum(weight.dtype == torch.float8_e4m3fn for weight in found.state_dict().values()) == 2 * 10
     assert (velocity(found) - velocity(expected)).abs().max() < 1e-5
+
+
+def test_convert_says_that_it_writes_no_wan(tmp_path: Path, capsys):
+    path = hollow(tmp_path / "a.safetensors", layout("wan2.1_t2v_1.3b", "official"))
+    assert main(["convert", str(path), str(tmp_path / "b.safetensors"), "--quiet"]) == 2
+    assert "is a Wan transformer, which convert does not write" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()

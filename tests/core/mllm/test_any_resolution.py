@@ -15,6 +15,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.any_resolution import TiledImages
 from duogen_core.mllm.image_processor import image_processor_of, load_image_processor
 from duogen_core.mllm.llava_onevision import LlavaOneVision
+from duogen_core.mllm.loading import load_mllm
 from tests.core.mllm_families import lively, picture
 
 
@@ -96,6 +97,8 @@ def test_settings_are_written_and_read(tmp_path) -> None:
         ({"image_grid_pinpoints": [[64, 6400]]}, "at most 64 squares"),
         ({"image_grid_pinpoints": []}, "multiples of 64"),
         ({"image_grid_pinpoints": [64, 64]}, "multiples of 64"),
+        ({"image_grid_pinpoints": None}, "at most 64 squares"),  # the usual ones are for squares of 384
+        ({"image_grid_pinpoints": None, "size": {"height": 512, "width": 512}}, "multiples of 512"),
         ({"do_rescale": False}, "do_rescale false"),
         ({"rescale_factor": 1.0}, r"expected 1/255"),
         ({"image_std": [0, 1, 1]}, "three numbers above 0"),
@@ -108,3 +111,20 @@ def test_settings_that_cannot_be_are_named(change, message, tmp_path) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(DuoGenError, match=message):
         load_image_processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_aspect_ratio": "anyres_max_\u00b2"}, "expected anyres_max_N, N of 1 to 64"),
+        ({"vision_aspect_ratio": "anyres_max_" + "9" * 5000}, "expected anyres_max_N, N of 1 to 64"),
+        ({"image_grid_pinpoints": [5]}, r"image_grid_pinpoints \[5\]; expected a list of \[height, width\]"),
+        ({"image_token_index": 5}, "says that 5 is the token of an image, but the tokenizer gives <image> the id"),
+    ],
+)
+def test_configurations_that_cannot_be_are_named(change, message, tmp_path) -> None:
+    lively("llava_onevision").save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(DuoGenError, match=message):
+        load_mllm(tmp_path)

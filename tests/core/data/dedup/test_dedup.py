@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,6 +330,45 @@ def test_what_cannot_be_done_is_a_sentence(tmp_path, capsys):
     capsys.readouterr()
     assert dedup(run, "--out", tmp_path / "half") == 0
     assert "is not finished: 1 of its 2 shards are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("an apple", "an \\ud800pple"), "half of a surrogate pair"),
+        (lambda text: re.sub(r'"phash": *"\w{16}"', '"phash": "-00000000000000f"', text), ""),
+    ],
+    ids=["half a character", "a hash below 0"],
+)
+def test_what_no_engine_writes_is_a_sentence_or_read_anew(tmp_path, capsys, change, said):
+    document = Document((Turn("assistant", (Text("It is an apple."), Picture(photo(64, 48), {"phash": "0" * 16}))),))
+    run = made(tmp_path / "run", Given([document]))
+    (tar,) = (run / "shards").glob("*.tar")
+    with tarfile.open(tar) as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive}
+    with tarfile.open(tar, "w") as archive:
+        for name, data in members.items():
+            if name.endswith(".json"):
+                changed = change(data.decode())
+                assert changed != data.decode()
+                data = changed.encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    assert dedup(run, "--out", tmp_path / "out") == (2 if said else 0)
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and said in error
+
+
+def test_arrays_that_were_cut_are_a_sentence(tmp_path, capsys):
+    run = made(tmp_path / "run", Given([page(k, own(k)) for k in range(4)]), 2)
+    assert dedup(run, "--out", tmp_path / "out") == 0
+    file = tmp_path / "out" / "index" / "decided.npz"
+    file.write_bytes(file.read_bytes()[:200])
+    next((tmp_path / "out" / "logs").glob("*.jsonl")).unlink()
+    capsys.readouterr()
+    assert dedup(run, "--out", tmp_path / "out") == 2
+    assert "decided.npz cannot be read" in capsys.readouterr().err
 
 
 def test_the_report_shows_pairs_and_is_harmless(tmp_path, capsys):
