@@ -133,7 +133,7 @@ class PackedDit(PackedFrames):
         hidden: tuple[int, int] | None = None,
         cache: FrameCache | None = None,
     ) -> Tensor:
-        """The target's velocity [B, 16, h, w] in one call, without gradients: `prepare` and one step."""
+        """The target's velocity [B, c, h, w] in one call, without gradients: `prepare` and one step."""
         *clean, target = frames
         batch = target.shape[0]
         if timestep.shape != (batch,) or text.ndim != 3 or text.shape[0] != batch:
@@ -149,7 +149,7 @@ class PackedDit(PackedFrames):
     def forward_train(
         self, sequences: Sequence[TrainingSequence], residuals: Residuals | None = None
     ) -> list[list[Tensor]]:
-        """Per sequence the velocity [16, h, w] of every noisy frame; a pack of any sizes and counts (packing.py).
+        """Per sequence the velocity [c, h, w] of every noisy frame; a pack of any sizes and counts (packing.py).
         residuals: of a ControlNet, for the noisy frames.
 
         Equal to `forward_packed` once per noisy frame. Under `full` attention a sequence has one noisy frame.

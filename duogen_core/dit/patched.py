@@ -1,6 +1,6 @@
 """One step whose blocks somebody changes: a host's patches, such as those of ComfyUI's nodes.
 
-In:  `Patches`, x [R, 16, h, w] at the times t [R], and what was prepared with `together=True`. Out: the velocity, as
+In:  `Patches`, x [R, c, h, w] at the times t [R], and what was prepared with `together=True`. Out: the velocity, as
      `Prepared.velocity` gives it.
 What a patch does in a step cannot be known before it, and a block that is changed changes what all later blocks read,
 of the finished frames as well. So nothing of another step is reused here: all tokens go through all blocks in every

@@ -1,7 +1,7 @@
 """Drawing one picture: what no step changes is made once (`Prepared`), then each step runs only what it must.
 
-In:  finished frames as latents [1 or B, 16, h_i, w_i], the target's size, one text condition per guidance branch.
-Out: `velocities(x, t)`: the target's velocity [B, 16, h, w] of each branch. x, t and all tensors on the model's device;
+In:  finished frames as latents [1 or B, c, h_i, w_i], the target's size, one text condition per guidance branch.
+Out: `velocities(x, t)`: the target's velocity [B, c, h, w] of each branch. x, t and all tensors on the model's device;
      a step asks nothing of the device (no synchronisation), so that the host runs ahead of it.
 
 Made once a picture: rotary tables, embedded finished frames, the timesteps of finished frames, the text's projection
@@ -204,7 +204,7 @@ class Prepared:
 
     @torch.no_grad()
     def velocities(self, x: Tensor, t: Tensor, residuals: Residuals | None = None) -> list[Tensor]:
-        """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w], in the weights' own type.
+        """x [B, c, h, w] at the times t [B] -> each branch's velocity [B, c, h, w], in the weights' own type.
 
         residuals: of a ControlNet for this step, rows branch by branch."""
         alone = self._begin_step()
@@ -222,7 +222,7 @@ class Prepared:
 
     @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor, residuals: Residuals | None = None) -> Tensor:
-        """Rows of all branches, branch by branch, each with an x and a time of its own: [G * B, 16, h, w]."""
+        """Rows of all branches, branch by branch, each with an x and a time of its own: [G * B, c, h, w]."""
         alone = self._begin_step()
         x, inputs = self.inputs(x, t, alone)
         every = tuple(range(len(self.branches)))
