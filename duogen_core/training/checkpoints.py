@@ -154,9 +154,11 @@ class CheckpointWriter:
         running, self._running = self._running, None
         if running is None:
             return
+        from torch.distributed.checkpoint.api import CheckpointException  # which is no Exception
+
         try:
             running.result()
-        except Exception as error:  # of whichever process failed first; all get it
+        except (Exception, CheckpointException) as error:  # of whichever process failed first; all get it
             failures = getattr(error, "failures", {})
             self._failed(next((cause for cause, _ in failures.values()), error))
         self._swap_in()

@@ -38,6 +38,7 @@ from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import ConfigError, TrainingError
 from duogen_core.training.metrics import changes, sentence
 from duogen_core.training.run import Run, rng_for
+from duogen_core.training.trackers import without_secrets
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -283,8 +284,8 @@ def compare_settings(run: Run) -> None:
     for rank, each in enumerate(others, start=1):
         if each != first:
             raise TrainingError(
-                f"Process {rank} has other settings than process 0 ({sentence(changes(first, each))}); give every "
-                "machine the same configuration."
+                f"Process {rank} has other settings than process 0 "
+                f"({sentence(without_secrets(changes(first, each)))}); give every machine the same configuration."
             )
 
 

@@ -19,7 +19,8 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from multiprocessing import get_all_start_methods
+from multiprocessing import get_all_start_methods, parent_process
+from threading import Thread
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -81,6 +82,14 @@ def begin_worker(_number: int) -> None:
     # Ctrl-C goes to all processes of a terminal; the run decides when it ends, and first takes the step it is in.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Where the training is killed, nothing ends its workers: torch's own watch is for the fork server to go, which in
+    # turn goes when its last worker has.
+    Thread(target=end_with, args=(parent_process(),), daemon=True).start()
+
+
+def end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def loader(make: Callable[[Any], T], items: Iterable[Any], workers: int, device: torch.device) -> DataLoader:

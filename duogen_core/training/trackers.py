@@ -25,7 +25,11 @@ from duogen_core.errors import MissingPackage, first_line
 from duogen_core.training.checkpoints import write_text
 
 HIDDEN = "***"
-SECRET = re.compile(r"(^|[_-])(key|token|secret|password|passwd|pwd|credentials?|signature|sig)$", re.IGNORECASE)
+SECRET = re.compile(
+    r"(^|[._-])((api|access)?key|token|secret|password|passwd|pwd|passphrase|credentials?|signature|sig|auth"
+    r"|authorization|cookie|connection_string)$",
+    re.IGNORECASE,
+)
 
 
 class Trackers:

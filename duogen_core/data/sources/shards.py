@@ -54,12 +54,17 @@ class Shard:
         return self.address.partition("?")[0].rstrip("/").rpartition("/")[2]
 
     def __str__(self) -> str:
-        # What follows a ? is often a signature that nobody else should read.
-        return self.address.partition("?")[0] if is_remote(self.address) else self.address
+        return public(self.address)
 
 
 def is_remote(address: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", address) is not None and "://" in address
+
+
+def public(address: str) -> str:
+    """An address as it may be shown, or sent to a tracker: without a password before its host, and without what follows
+    a ?, which often is a signature."""
+    return re.sub(r"://[^/@\s]+@", "://***@", address.partition("?")[0]) if is_remote(address) else address
 
 
 def shards_of(pattern: str, suffixes: Sequence[str], storage: Mapping[str, Any] | None = None) -> list[Shard]:
@@ -75,7 +80,7 @@ def shards_of(pattern: str, suffixes: Sequence[str], storage: Mapping[str, Any] 
     else:
         found = _listed(pattern, suffixes, options)
     if not found:
-        raise Unreachable(f"There is nothing at {shown(pattern)}; check the address. Expected {expected}.")
+        raise Unreachable(f"There is nothing at {shown(public(pattern))}; check the address. Expected {expected}.")
     return found
 
 
@@ -113,7 +118,7 @@ def _listed(pattern: str, suffixes: Sequence[str], options: tuple[tuple[str, Any
             if entry.get("type", "file") == "file"
         ]
 
-    return persistently(list_them, pattern)
+    return persistently(list_them, public(pattern))
 
 
 def _by_index(index: str, suffixes: Sequence[str], options: tuple[tuple[str, Any], ...]) -> list[Shard]:
@@ -122,13 +127,15 @@ def _by_index(index: str, suffixes: Sequence[str], options: tuple[tuple[str, Any
     data = file.read_at(0, MAX_JSON_BYTES + 1)
     file.close()
     if len(data) > MAX_JSON_BYTES:
-        raise DuoGenError(f"{index} is larger than {MAX_JSON_BYTES / 2**20:g} MB, too much for an index of shards.")
+        raise DuoGenError(
+            f"{public(index)} is larger than {MAX_JSON_BYTES / 2**20:g} MB, too much for an index of shards."
+        )
     if index.partition("?")[0].endswith(".json"):
-        value = parse_json(data, index)
+        value = parse_json(data, public(index))
         entries = value.get("shardlist") if isinstance(value, dict) else value
         if not isinstance(entries, list):
             raise DuoGenError(
-                f"{index} is not an index of shards; expected a list, or 'shardlist' as webdataset has it."
+                f"{public(index)} is not an index of shards; expected a list, or 'shardlist' as webdataset has it."
             )
         names = [entry.get("url") if isinstance(entry, dict) else entry for entry in entries]
     else:
@@ -138,7 +145,7 @@ def _by_index(index: str, suffixes: Sequence[str], options: tuple[tuple[str, Any
     folder = bare[: bare.rfind("/") + 1] if is_remote(index) else f"{Path(index).parent}{os.sep}"
     found = []
     for number, name in enumerate(names):
-        where = f"{index}, entry {number + 1}"
+        where = f"{public(index)}, entry {number + 1}"
         if not isinstance(name, str):
             raise DuoGenError(f"{where} is {name!r}; expected the name of a shard.")
         name = name.removeprefix(folder).removeprefix("./")
@@ -147,7 +154,7 @@ def _by_index(index: str, suffixes: Sequence[str], options: tuple[tuple[str, Any
             raise DuoGenError(f"{where}: {name!r} does not end in {' or '.join(suffixes)}.")
         found.append(Shard(folder + name, None, options))
     if not found:
-        raise DuoGenError(f"{index} names no shard.")
+        raise DuoGenError(f"{public(index)} names no shard.")
     return found
 
 
@@ -172,7 +179,7 @@ def filesystem(address: str, options: tuple[tuple[str, Any], ...]) -> tuple[Any,
         ) from None
     except (ValueError, TypeError) as error:
         raise DuoGenError(
-            f"{shown(address)}: fsspec does not take this address, or an option of storage: {error}."
+            f"{shown(public(address))}: fsspec does not take this address, or an option of storage: {error}."
         ) from None
 
 

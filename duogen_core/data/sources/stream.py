@@ -32,7 +32,7 @@ from typing import Any, Literal, NamedTuple
 
 from duogen_core.data.sources.base import Bad, Limits, Sample, Source, digest, shuffled_index, stable_hash
 from duogen_core.data.sources.shard_blocks import START, Block, Blocks, Place, Raw, open_blocks
-from duogen_core.data.sources.shards import shards_of
+from duogen_core.data.sources.shards import public, shards_of
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 
@@ -61,7 +61,7 @@ class Stream(Source):
         storage: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
     ) -> None:
-        super().__init__(f"stream:{path.partition('?')[0]}", limits)
+        super().__init__(f"stream:{public(path).partition('?')[0]}", limits)
         for name, value in (("shuffle", shuffle), ("lanes", lanes), ("buffer_mb", buffer_mb)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise DuoGenError(f"{self.name}: {name} is {value!r}; expected a whole number from 1 on.")

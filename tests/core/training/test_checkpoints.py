@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from duogen_core.training import run as run_module
+from duogen_core.training.checkpoints import CheckpointWriter, hf_storage
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.run import Ema, Run
 from tests.core.runs import stopped_in
@@ -129,3 +132,20 @@ def test_average_and_weights_change_places_and_come_back():
     assert all(torch.equal(tensor, learnt[name]) for name, tensor in module.state_dict().items())
     torch.testing.assert_close(average.shadow["layer.bias"], first["layer.bias"] + 9 / 11)
     assert "head.weight" not in average.shadow
+
+
+@pytest.mark.skipif(hf_storage() is None, reason="torch before 2.8 has no sharded checkpoints in safetensors files")
+@pytest.mark.filterwarnings("ignore:torch.distributed is")
+def test_a_disk_that_fills_up_in_the_background_is_a_sentence_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    """torch tells it by a CheckpointException, which is no Exception."""
+    processes = SimpleNamespace(main=True, count=2, background_group=None, wait=lambda: None)
+    writer = CheckpointWriter(tmp_path, processes)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hf_storage().HuggingFaceStorageWriter, "write_data", full)
+    writer.save({"step": 7}, {"model": nn.Linear(2, 2)}, {}, {})
+    with pytest.raises(TrainingError, match="checkpoint of step 7 cannot be written .*: No space left on device"):
+        writer.wait()
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -213,6 +215,32 @@ def test_a_worker_that_is_killed_ends_the_run_in_a_sentence_and_a_stopped_run_ta
         if share["process"] == os.getpid():
             break
     assert share["process"] == os.getpid()
+
+
+KILLED = """
+import itertools, os, signal, torch
+from duogen_core.training.feeding import loader
+shares = iter(loader(abs, itertools.count(), 1, torch.device("cpu")))
+next(shares)
+print(shares._workers[0].pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the process in /proc")
+def test_workers_end_with_a_training_that_is_killed():
+    training = subprocess.Popen([sys.executable, "-c", KILLED], stdout=subprocess.PIPE, text=True)
+    worker = int(training.stdout.readline())
+    try:
+        assert training.wait(60) == -signal.SIGKILL
+        deadline = time.time() + 20
+        while Path(f"/proc/{worker}").exists() and time.time() < deadline:
+            time.sleep(0.1)
+        assert not Path(f"/proc/{worker}").exists()
+    finally:
+        training.stdout.close()
+        if Path(f"/proc/{worker}").exists():
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_how_many_workers_there_are_unasked(monkeypatch):

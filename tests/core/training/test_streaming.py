@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import fsspec
 import pytest
 
 from duogen_core.cli import main
+from duogen_core.data.sources.stream import Stream
 from duogen_core.training import run as run_module
 from duogen_core.training import stage1, stage2
 from duogen_core.training.stage1 import Stage1Config
@@ -72,6 +74,27 @@ def test_workers_that_read_ahead_see_the_same(inputs, tmp_path):
     train(config)
     train(replace(config, out=tmp_path / "ahead", workers=2))
     assert losses(tmp_path / "ahead") == losses(tmp_path / "one")
+
+
+def test_workers_of_stage_2_note_what_they_find_in_a_stream(inputs, tmp_path, monkeypatch):
+    """They get a copy of the source, which must know the folder by then."""
+    sent = []
+
+    class Feed(stage2.Feed):
+        def __init__(self, make, **more):
+            sent.append(pickle.loads(pickle.dumps(make)).examples.mixture.sources[0].notes.file)
+            super().__init__(make, **more)
+
+    monkeypatch.setattr(stage2, "Feed", Feed)
+    train, config = trainer("stage2", inputs, str(inputs / "shards"), tmp_path / "run")
+    train(replace(config, steps=1))
+    assert [file.parent for file in sent] == [config.out / "stream"]
+
+
+def test_no_password_of_an_address_is_in_the_name_of_its_source():
+    source = Stream("https://reader:hunter2@example.com/{0..1}.tar?sig=hunter2")
+    assert source.name == "stream:https://***@example.com/{0..1}.tar"
+    assert str(source.shards[1]) == "https://***@example.com/1.tar" and "hunter2" in source.shards[1].address
 
 
 def test_what_cannot_be_used_is_said_before_the_first_step(inputs, tmp_path, capsys):

@@ -110,6 +110,7 @@ SETTINGS = {
     "data": ["webdataset:s3://reader:hunter2@store/a.tar", "webdataset:https://h/a.tar?X-Amz-Signature=AKIAEXAMPLE&v=1"],
     "store": {"access_key": "AKIAEXAMPLE", "max_tokens": 77, "tokenizer": "own"},
     "password": "",
+    "storage": {"headers": {"Authorization": "Bearer hunter2"}, "connection_string": "AccountKey=hunter2"},
 }  # fmt: skip
 
 
@@ -118,6 +119,7 @@ def test_passwords_and_keys_are_hidden_and_the_rest_stays():
         "data": ["webdataset:s3://***@store/a.tar", "webdataset:https://h/a.tar?X-Amz-Signature=***&v=1"],
         "store": {"access_key": "***", "max_tokens": 77, "tokenizer": "own"},
         "password": "",
+        "storage": {"headers": {"Authorization": "***"}, "connection_string": "***"},
     }
 
 
