@@ -207,7 +207,6 @@ COMMANDS: dict[str, Entry] = {
     'pip install -e ".[data]"': PIP,
     'pip install -e ".[video]"': PIP,
     'pip install -e ".[hf]"': PIP,
-    'pip install -e ".[stream]"': PIP,
     "python -m duogen_core data web crawl.warc.gz saved-pages/ --out run/": Runs(
         ("--workers", "1"), makes=("run/run.json", "run/shards/00000.tar")
     ),
