@@ -64,16 +64,15 @@ def make_models(folder: Path) -> None:
 
     from duogen_core.mllm.image_processor import small_image_processor
     from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
-    from duogen_core.mllm.qwen_vl import Sizes
     from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
     from duogen_core.vae import PictureVae, new_vae
 
     torch.manual_seed(0)
     tokenizer = sketchbook_tokenizer(0, 60, 500)
-    sizes = {"hidden_size": 256, "layers": 4, "heads": 8, "vision_hidden_size": 128, "vision_layers": 2}
-    sizes["vision_heads"] = 4
+    sizes = {"hidden_size": 256, "layers": 4, "heads": 8, "vision_hidden_size": 128, "vision_layers": 2,
+             "vision_heads": 4}  # fmt: skip
     processor = small_image_processor(max_pixels=512 * 512)  # 256 tokens a picture
-    model = new_model(tokenizer, **{name: value for name, value in sizes.items() if name in Sizes.__annotations__})
+    model = new_model(tokenizer, **sizes)
     Qwen25VL(model, tokenizer, processor).save_pretrained(folder / "mllm")
     PictureVae(new_vae(base_dim=8)).save_pretrained(folder / "vae")
 
