@@ -11,7 +11,6 @@ Only the standard library is used here. The exit code is that of the command tha
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,6 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = "torch==2.13.0"  # what the bundled model was trained and measured with; any torch that is there already is kept
-FEW = 10  # failed tests that are worth a second run
 QUESTION = "How do I draw a house with a red roof?"
 
 
@@ -86,40 +84,13 @@ def test(arguments: list[str]) -> int:
     settings["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     parallel = ["-n", str(workers), "--dist", "worksteal"]
     codes = [run([PYTHON, "-m", "ruff", "check", ROOT]), run([PYTHON, "-m", "ruff", "format", "--check", ROOT])]
-    codes.append(pytest(parallel, arguments, again=not arguments, **settings))
+    codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *arguments], cwd=ROOT, **settings))
     for version in other_versions(comfyui) if not arguments else []:
         print(f"ComfyUI: {version}", flush=True)
         marked = ["tests/comfyui", "-m", "every_comfyui"]
         settings["COMFYUI_PATH"] = str(version)
-        codes.append(pytest(parallel, marked, again=True, **settings))
+        codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *marked], cwd=ROOT, **settings))
     return next((code for code in codes if code), 0)
-
-
-def pytest(parallel: list[str], arguments: list[str], *, again: bool, **settings: str) -> int:
-    """Run these tests beside each other. again: those that failed run once more alone, where they are few.
-
-    Browsers, servers and training share the machine here, and a busy one lets a wait run out now and then. A test that
-    passes alone is named as such and does not fail the run; one that fails twice does.
-    """
-    command = [PYTHON, "-m", "pytest", "-rs"]
-    code = run([*command, *parallel, *arguments], cwd=ROOT, **settings)
-    failed = failed_tests() if code == 1 and again else []
-    if not 0 < len(failed) <= FEW:
-        return code
-    print("Once more, alone: " + ", ".join(failed), flush=True)
-    code = run([*command, "--last-failed", *arguments], cwd=ROOT, **settings)
-    passed = sorted(set(failed) - set(failed_tests()))
-    if passed:
-        print("Failed beside others and passed alone; look at them: " + ", ".join(passed), flush=True)
-    return code
-
-
-def failed_tests() -> list[str]:
-    """The tests that failed when they last ran, as pytest remembers them."""
-    try:
-        return sorted(json.loads((ROOT / ".pytest_cache/v/cache/lastfailed").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return []
 
 
 def find_comfyui() -> Path | None:

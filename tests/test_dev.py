@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import re
 import subprocess
@@ -168,41 +167,6 @@ def test_every_comfyui_beside_the_first_runs_the_marked_tests(dev, monkeypatch, 
     assert capsys.readouterr().out.splitlines()[-1].endswith("ComfyUI-0.28")
     dev.ran.clear()
     assert dev.main(["test", "-k", "store"]) == 0 and len([words for words in dev.ran if "pytest" in words]) == 1
-
-
-def test_few_failed_tests_run_once_more_alone(dev, monkeypatch, capsys):
-    """What passes then is named and forgiven; what fails twice fails the run; many failures are not tried again."""
-    failing = ["tests/a.py::one", "tests/a.py::two"]
-    outcomes: list[tuple[int, list[str]]] = []
-    cache = dev.ROOT / ".pytest_cache" / "v" / "cache" / "lastfailed"
-    cache.parent.mkdir(parents=True)
-
-    def run(command, **_settings):
-        if "pytest" not in command:
-            return 0
-        dev.ran.append(" ".join(str(word) for word in command))
-        code, failed = outcomes.pop(0)
-        cache.write_text(json.dumps(dict.fromkeys(failed, True)))
-        return code
-
-    monkeypatch.setattr(dev, "prepare", lambda *_: None)
-    monkeypatch.setattr(dev, "run", run)
-    for second, code in (((0, []), 0), ((1, failing[:1]), 1)):
-        outcomes[:] = [(1, failing), second]
-        assert dev.main(["test"]) == code
-        assert "--last-failed" in dev.ran[-1] and "-n" not in dev.ran[-1].split()
-        assert (
-            capsys.readouterr()
-            .out.splitlines()[-1]
-            .endswith("look at them: " + ", ".join(sorted(set(failing) - set(second[1]))))
-        )
-    for arguments, first in (
-        ([], (1, [f"t{n}" for n in range(11)])),
-        ([], (2, failing)),
-        (["-k", "one"], (1, failing)),
-    ):
-        outcomes[:] = [first]
-        assert dev.main(["test", *arguments]) == first[0] and not outcomes
 
 
 def test_a_copy_without_tests_says_so(dev):
