@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,11 +54,13 @@ class CheckpointError(DuoGenError):
 
 @dataclass(frozen=True)
 class PictureSize:
-    """The size of a picture when nobody names one, and the longest side it was trained for."""
+    """The size of a picture when nobody names one, and the longest side it was trained for. step: sides are multiples
+    of it, which is the VAE's `size_step`."""
 
     width: int = 128
     height: int = 128
     max_side: int = 160
+    step: int = 16
 
 
 PUBLISHED_PICTURE = PictureSize(1280, 704, 1280)  # what Cosmos-Predict2.5's own pipeline draws
@@ -345,18 +347,35 @@ def load_checkpoint(
 
 
 def check_fit(components: Components) -> None:
-    """Raises a CheckpointError unless the connector reads this MLLM and writes what this DiT reads."""
+    """Raises a CheckpointError unless the connector reads this MLLM and writes what this DiT reads, and the DiT draws
+    what this VAE decodes."""
     mllm, shape = components.mllm, components.connector.config
+    try:
+        shape.check_pair(mllm.model_type, getattr(components.dit, "family", ""), f"The connector of {components.name}")
+    except DuoGenError as error:
+        raise CheckpointError(str(error)) from None
     if (shape.num_layers, shape.hidden_size) != (mllm.num_layers, mllm.hidden_size):
         raise CheckpointError(
             f"The connector of {components.name} was made for {shape.num_layers} layers of width {shape.hidden_size}, "
-            f"but its MLLM has {mllm.num_layers} of width {mllm.hidden_size}; the parts come from two models."
+            f"but its MLLM ({mllm.model_type}) has {mllm.num_layers} of width {mllm.hidden_size}; the parts come from "
+            "two models."
         )
     width = components.dit.config.text_embed_dim
     if shape.cross_width != width:
         raise CheckpointError(
             f"The connector of {components.name} writes {shape.cross_width} numbers a token, but its DiT reads "
             f"{width}; the parts come from two models."
+        )
+    drawn, vae, step = components.dit.config.out_channels, components.vae, components.config.picture.step
+    if drawn != vae.channels:
+        raise CheckpointError(
+            f"The DiT of {components.name} draws latents of {drawn} channels, but its VAE has {vae.channels}; give the "
+            "VAE of Wan 2.1 with 16, that of Wan 2.2 TI2V-5B with 48."
+        )
+    if step % vae.size_step:
+        raise CheckpointError(
+            f"{components.name} has images in steps of {step} pixels (picture.step), but its VAE and DiT take "
+            f"multiples of {vae.size_step}."
         )
 
 
@@ -385,18 +404,19 @@ def load_parts(
     Nothing of it was tuned together; the connector is the one that ships inside the DiT. On the CPU, in eval mode, in
     the types of the files. tokenizer: a folder, where the MLLM is a single file.
     """
-    from duogen_core.dit.loading import open_cosmos
+    from duogen_core.dit.loading import open_published
     from duogen_core.mllm.loading import detect_family, load_mllm
     from duogen_core.vae import PictureVae
 
     # Headers and JSON first: whether the parts belong together shows before any weights are loaded.
-    file, mllm = open_cosmos(dit, convention), resolve_mllm(mllm)
+    file, mllm = open_published(dit, convention), resolve_mllm(mllm)
     text = detect_family(mllm)[1]
     text = text.get("text_config") or text
     connector = file.load_connector((text["num_hidden_layers"], text["hidden_size"]))
     writer = load_mllm(mllm, tokenizer=tokenizer)
-    config = CheckpointConfig(file.name, file.sampling, PUBLISHED_PICTURE)
-    components = Components(writer, connector, file.load_dit(), PictureVae.from_pretrained(vae), config)
+    decoder = PictureVae.from_pretrained(vae)
+    config = CheckpointConfig(file.name, file.sampling, replace(PUBLISHED_PICTURE, step=decoder.size_step))
+    components = Components(writer, connector, file.load_dit(), decoder, config)
     check_fit(components)
     return components
 

@@ -108,6 +108,7 @@ COMMANDS: dict[str, tuple] = {
             ),
             "export": ("write documents as Parquet rows or webdataset tars", f"{DATA}:export"),
             "web": ("make clean documents of web pages", f"{ENGINES}:web"),
+            "dedup": ("take out of whole runs what repeats: documents, images, lines", f"{ENGINES}:dedup"),
             "synthetic": (
                 "make documents that models write and draw, about 151 everyday subjects",
                 {
@@ -148,6 +149,7 @@ COMMANDS: dict[str, tuple] = {
                 "train a ControlNet that draws in given outlines, everything else frozen",
                 "duogen_core.training.controlnet",
             ),
+            "plan": ("say what memory and time a recipe takes on so many GPUs", "duogen_core.training.plan"),
             "assemble": ("put the trained parts together as one checkpoint", "duogen_core.training.assemble"),
         },
         "part",

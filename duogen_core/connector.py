@@ -39,6 +39,8 @@ class ConnectorConfig:
     segment: which text is the last segment where the assistant wrote none since its last picture (text to picture, an
     edit, two pictures in a row). "user": the last text of the user. "none": there is no segment, so that guidance does
     nothing; so weights were trained whose config.json says nothing about it.
+    mllm, dit: families of the pair that stage 2 trained it for, "" where nobody says. Shapes do not tell: Qwen2.5-VL-7B
+    and LLaVA-OneVision-7B both have 28 layers of width 3584.
     """
 
     num_layers: int
@@ -47,6 +49,8 @@ class ConnectorConfig:
     layers: Literal["all", "last"] = "all"
     drop: Literal["last_segment", "all_text"] = "last_segment"
     segment: Literal["user", "none"] = "user"
+    mllm: str = ""
+    dit: str = ""
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "cross_width"):
@@ -60,6 +64,19 @@ class ConnectorConfig:
         ):
             if getattr(self, name) not in known:
                 raise DuoGenError(f"The connector's {name} is {getattr(self, name)!r}; expected {' or '.join(known)}.")
+        for name in ("mllm", "dit"):
+            if not isinstance(getattr(self, name), str):
+                raise DuoGenError(f"The connector's {name} must be the name of a family, not {getattr(self, name)!r}.")
+
+    def check_pair(self, mllm: str, dit: str, which: str) -> None:
+        """Refuses another pair than the one it was trained for; both are named. which: what the message calls it."""
+        own, other = ((self.mllm, mllm), (self.dit, dit))
+        if any(trained and given and trained != given for trained, given in (own, other)):
+            raise DuoGenError(
+                f"{which} was trained for {self.mllm or mllm} and {self.dit or dit}, and these models are {mllm} and "
+                f"{dit}: states of one family mean nothing to a connector of another. Take it from the same training "
+                "as the models."
+            )
 
     @property
     def first_layer(self) -> int:
@@ -172,5 +189,6 @@ class Connector(nn.Module):
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_NAME).write_text(json.dumps(asdict(self.config), indent=2) + "\n", "utf-8")
+        config = {name: value for name, value in asdict(self.config).items() if value != ""}
+        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
         save_file({k: v.detach().contiguous() for k, v in self.state_dict().items()}, folder / WEIGHTS_NAME)

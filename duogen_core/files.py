@@ -35,23 +35,28 @@ TEMPORARY = ".duogen-tmp"  # how the name of everything unfinished ends
 
 def read_limited(path: str | os.PathLike[str], limit: int, name: str, what: str = "image") -> bytes:
     """The bytes of a regular file, never more than `limit`."""
+    data = read_beginning(path, limit + 1, name, what)
+    if len(data) > limit:
+        raise DuoGenError(
+            f"The {what} {name} is larger than {limit / 2**20:g} MB, the most that is read; make it smaller."
+        )
+    return data
+
+
+def read_beginning(path: str | os.PathLike[str], size: int, name: str, what: str = "image") -> bytes:
+    """The first `size` bytes of a regular file, or all it has."""
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device would never end
             raise DuoGenError(f"{name} is not a file; expected {'an' if what[:1] in 'aeio' else 'a'} {what}.")
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            return file.read(size)
     except (FileNotFoundError, NotADirectoryError):
         raise DuoGenError(f"The {what} {name} does not exist; check the path.") from None
     except (OSError, ValueError) as error:
         if isinstance(error, DuoGenError) or is_out_of_memory(error):
             raise
         raise DuoGenError(f"The {what} {name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
-    if len(data) > limit:
-        raise DuoGenError(
-            f"The {what} {name} is larger than {limit / 2**20:g} MB, the most that is read; make it smaller."
-        )
-    return data
 
 
 def read_json(

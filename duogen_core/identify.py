@@ -14,7 +14,7 @@ from typing import Any
 
 from duogen_core.errors import DuoGenError, shown
 from duogen_core.files import read_json
-from duogen_core.weights import cosmos_keys, quantised
+from duogen_core.weights import cosmos_keys, quantised, wan_keys
 from duogen_core.weights.gguf import TEXT_MODELS, is_gguf, is_packed
 from duogen_core.weights.headers import WeightError, refuse_pickle
 from duogen_core.weights.lora import is_lora, read_lora
@@ -123,7 +123,7 @@ def _recognised(weights: WeightFiles, path: Path) -> Found:
         return found
     if is_lora(weights.entries):
         return _lora(weights, path)
-    for recognise in (_saved_dit, _cosmos, _connector, _marked, _mllm):
+    for recognise in (_saved_dit, _cosmos, _wan, _connector, _marked, _mllm):
         found = recognise(weights, path, formats)
         if found is not None:
             return found
@@ -172,6 +172,33 @@ def _cosmos(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
     )  # fmt: skip
 
 
+def _wan(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | None:
+    layout = wan_keys.layout_of(weights.entries)
+    if layout is None:
+        return None
+    if layout[0] == "diffusers":
+        config = _json(path / "config.json" if path.is_dir() else path.with_name("config.json"))
+        if config.get("_class_name") == "PackedWan":
+            return _own_dit(weights, path, formats, config)
+    from duogen_core.dit.wan_files import match_wan
+
+    relative = wan_keys.relative(wan_keys.shapes_in_diffusers(weights.entries, layout[1], layout[0]))
+    if relative is not None:
+        return _found(weights, path, formats, kind="DiT", family=relative, layout=layout[0],
+                      notes=["DuoGen takes Wan 2.1 text-to-video and Wan 2.2 TI2V-5B"])  # fmt: skip
+    match = match_wan(weights, path)
+    vae = "the Wan 2.1 VAE" if match.config["out_channels"] == 16 else "the VAE of Wan 2.2 TI2V-5B"
+    notes = [
+        "as published it reads umT5's text: ComfyUI draws with it, between DuoGen Loop Open and Close",
+        "it draws nothing from an MLLM's states before stage 2 has trained a connector with it",
+    ]
+    return _found(
+        weights, path, formats, kind="DiT", family=match.name, layout=match.layout, notes=notes,
+        shape=_dit_shape(match.config) | _largest(weights, formats),
+        needs=[f"stage 2 with an MLLM (connector to {match.config['text_dim']} numbers a token)", vae],
+    )  # fmt: skip
+
+
 def _largest(weights: WeightFiles, formats: dict[str, str]) -> dict[str, int]:
     """Of layers in GGUF's blocks, the numbers of the largest: it is made whole while it runs."""
     packed = [weights.entries[f"{layer}.weight"] for layer, kind in formats.items() if is_packed(kind)]
@@ -180,7 +207,9 @@ def _largest(weights: WeightFiles, formats: dict[str, str]) -> dict[str, int]:
 
 def _dit_shape(config: dict[str, Any]) -> dict[str, int]:
     heads, layers = config["num_attention_heads"], config["num_layers"]
-    return {"width": heads * config["attention_head_dim"], "layers": layers, "heads": heads}
+    # Wan 2.2's VAE, the one with 48 channels, has cells of 16 pixels; of the others they are 8.
+    pixels = 32 if config.get("out_channels") == 48 else 16
+    return {"width": heads * config["attention_head_dim"], "layers": layers, "heads": heads, "pixels": pixels}
 
 
 def _own_dit(
@@ -225,6 +254,7 @@ def _marked(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
                 channels = weights.entries.get(f"{prefix}conv2.weight") or weights.entries.get("post_quant_conv.weight")
                 if channels is not None and channels.shape[0] != 16:
                     family = f"Wan 2.2, {channels.shape[0]} channels"
+                    shape["patch"] = 2
         elif kind == "text encoder":
             notes = ["it cannot write; DuoGen needs an MLLM such as Qwen2.5-VL"]
         elif family in PAINTERS:
@@ -260,7 +290,8 @@ def _mllm(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | 
     if folder != path:
         needs.insert(0, f"to be loaded by its folder, {folder}, which has its configuration and tokenizer")
     elif path.is_file():
-        needs.insert(0, "a tokenizer: its Hugging Face folder's, or the one that ComfyUI brings")
+        brought = ", or the one that ComfyUI brings" if "qwen" in family.model_type else ""
+        needs.insert(0, f"a tokenizer: its Hugging Face folder's{brought}")
     notes = [f"{shape['layers']} layers of width {shape['width']}"]
     return _found(weights, path, formats, kind="MLLM", family=family.model_type, needs=needs, notes=notes, shape=shape,
                   layout="Hugging Face folder" if path.is_dir() else "single file")  # fmt: skip

@@ -22,7 +22,7 @@ TEXT_KEYS = 2 * 2**30  # bytes; of a longer text they are made anew in every blo
 CHUNK = 512  # tokens of a prefill run at once
 MLLM_BLOCK = 14
 VAE_FEATURES = 6  # feature maps at full size while decoding
-PIXELS_A_TOKEN = 16  # pixels across one token of the DiT
+PIXELS_A_TOKEN = 16  # pixels across one token of the DiT, where its shape says nothing else
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,17 @@ def terms(found: Sequence[Found], need: Need) -> list[Term]:
         elif each.kind == "MLLM" and each.shape:
             out += _mllm(each.shape, need)
         elif each.kind == "VAE" and each.shape:
-            base, pixels = each.shape["base"], need.width * need.height
-            size = pixels * base * VAE_FEATURES * HALF
-            sum_ = f"{need.width} x {need.height} x {base} channels x {VAE_FEATURES} maps x {HALF} bytes"
+            base, side = each.shape["base"], each.shape.get("patch", 1)  # Wan 2.2's draws patches of 2 x 2 pixels
+            width, height = -(-need.width // side), -(-need.height // side)
+            size = width * height * base * VAE_FEATURES * HALF
+            sum_ = f"{width} x {height} x {base} channels x {VAE_FEATURES} maps x {HALF} bytes"
             out.append(Term("VAE", "decoding one image", size, sum_))
     return out
 
 
 def _dit(shape: dict[str, int], need: Need) -> list[Term]:
-    tokens = -(-need.width // PIXELS_A_TOKEN) * -(-need.height // PIXELS_A_TOKEN)
+    pixels = shape.get("pixels", PIXELS_A_TOKEN)
+    tokens = -(-need.width // pixels) * -(-need.height // pixels)
     each = shape["width"] * DIT_BLOCK * HALF
     out = [Term("DiT", "one step", tokens * each, f"{tokens:,} tokens x {shape['width']} x {DIT_BLOCK} x {HALF} bytes")]
     text = need.tokens * shape["layers"] * 2 * shape["width"] * HALF

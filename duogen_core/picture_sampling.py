@@ -143,7 +143,7 @@ def fit_area(width: int, height: int, config: CheckpointConfig) -> tuple[int, in
 
     largest = max(config.picture.max_side, MIN_SIDE)
     scale = min(1.0, largest / max(width, height))
-    return fit_size(*(max(MIN_SIDE, math.floor(side * scale + 0.5)) for side in (width, height)))
+    return fit_size(*(max(MIN_SIDE, math.floor(side * scale + 0.5)) for side in (width, height)), config.picture.step)
 
 
 def picture_size(document: Document, config: CheckpointConfig, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -151,7 +151,7 @@ def picture_size(document: Document, config: CheckpointConfig, size: tuple[int, 
     if size is not None:
         from duogen_core.vae import fit_size
 
-        return fit_size(*size)
+        return fit_size(*size, config.picture.step)
     pictures = document.pictures
     return fit_area(*(pictures[-1].size if pictures else (config.picture.width, config.picture.height)), config)
 
@@ -267,7 +267,7 @@ class PictureSampler:
             self.cache.clear()
 
     def latent(self, picture: Picture) -> Tensor:
-        """[1, 16, h, w], normalised, of one picture of the context."""
+        """[1, channels, h, w], normalised, of one picture of the context."""
         if picture.digest not in self._latents:
             pixels = reference_pixels(picture, self.components.config)
             self.components.use("vae")
@@ -288,7 +288,7 @@ class PictureSampler:
 
         settings, own = self.settings, self.components.config.sampling
         width, height = picture_size(document, self.components.config, planned_size(due) or settings.size)
-        shape = (1, 16, height // 8, width // 8)
+        shape = self.components.vae.latent_shape(width, height)
         prepared = self.prepare(document, shape, cancelled, **({} if control is None else {"control": control}))
         latent = sample_picture(
             prepared.velocities,
@@ -321,7 +321,8 @@ class PictureSampler:
         if control is not None and control.strength != 0:
             control.net.check_fits(components.dit)
             components.use("vae")
-            hint = components.vae.encode(control_pixels(control.picture, shape[-1] * 8, shape[-2] * 8))
+            height, width = (cells * components.vae.spatial for cells in shape[-2:])
+            hint = components.vae.encode(control_pixels(control.picture, width, height))
         components.use("mllm")
         states = picture_states(components.mllm, components.connector, document, cancelled)
         latents = [self.latent(picture) for picture in document.pictures]

@@ -62,7 +62,7 @@ class Callbacks:
     """Called while an answer grows. `k` counts the pictures of this answer from 0."""
 
     on_token: Callable[[str], None] = _nothing  # a piece of text
-    on_picture_step: Callable[[int, int, int, Tensor], None] = _nothing  # k, step, steps, guessed latent [1, 16, h, w]
+    on_picture_step: Callable[[int, int, int, Tensor], None] = _nothing  # k, step, steps, guessed latent [1, c, h, w]
     on_picture: Callable[[int, Picture], None] = _nothing
     on_try: Callable[[int, int, Try], None] = _nothing  # k, number of the try from 0, the try; before on_picture
     on_document: Callable[[Document], None] = _nothing  # after every finished text and picture: worth saving

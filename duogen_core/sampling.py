@@ -2,9 +2,9 @@
 
 x_t = t * noise + (1 - t) * x0, v = noise - x0, t from 1 to 0 on a shifted schedule (sigma is t here). The schedule and
 solver that Cosmos-Predict2.5 was published with, "karras" and "unipc", are diffusers' UniPCMultistepScheduler.
-In:  a function of (x [B, 16, h, w], t [B]) that gives the velocity under the condition, and for guidance a second one
+In:  a function of (x [B, c, h, w], t [B]) that gives the velocity under the condition, and for guidance a second one
      without the last text segment.
-Out: the normalised latent x0 [B, 16, h, w].
+Out: the normalised latent x0 [B, c, h, w].
 Follows ComfyUI's ModelSamplingDiscreteFlow (shift, multiplier 1), simple_scheduler, sample_euler, prepare_noise.
 """
 
@@ -102,7 +102,7 @@ def karras_time(place: Tensor) -> Tensor:
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> Tensor:
-    """Returns float32 noise on the CPU: ComfyUI's numbers, for a latent [B, 16, h, w] or [B, 16, 1, h, w]."""
+    """Returns float32 noise on the CPU: ComfyUI's numbers, for a latent [B, c, h, w] or [B, c, 1, h, w]."""
     import torch
 
     if not 0 <= seed < SEEDS:

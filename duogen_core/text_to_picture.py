@@ -56,7 +56,7 @@ def prompt_latent(
     pad_to: int | None = PADDED,
     cancelled: Callable[[], bool] | None = None,
 ) -> Tensor:
-    """The picture's normalised latent, [1, 16, h, w], on the DiT's device."""
+    """The picture's normalised latent, [1, channels, h, w], on the DiT's device."""
     import torch
 
     from duogen_core.sampling import initial_noise, sample_picture, sigmas
@@ -65,7 +65,7 @@ def prompt_latent(
     if negative_prompt is None:
         negative_prompt = default_negative_prompt()
     settings, own = settings.resolved(components.config), components.config.sampling
-    width, height = fit_size(*size)
+    width, height = fit_size(*size, components.vae.size_step)
     prompts = [prompt] if settings.guidance == 1.0 else [prompt, negative_prompt]
 
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def prompt_latent(
         dit, device, dtype = components.dit, working_device(components.dit), working_dtype(components.dit)
 
         texts = [(each[None].to(device, dtype), None) for each in states]
-        shape = (1, 16, height // 8, width // 8)
+        shape = components.vae.latent_shape(width, height)
         prepared = dit.prepare([], texts, shape)
         return sample_picture(
             prepared.velocities,

@@ -31,6 +31,7 @@ from duogen_core.checkpoint import Components
 from duogen_core.connector import Connector
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture
+from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.chat import build_inputs, control_set, model_inputs
 from duogen_core.picture_sampling import reference_pixels
@@ -115,6 +116,11 @@ def stock_transformer(dit: PackedCosmos) -> CosmosTransformer3DModel:
     Its forward resizes the padding mask, all zeros, with torchvision, which need not be installed. So that mask is
     given along with the condition mask instead: the same input channels, without the resizing.
     """
+    if dit.family != "cosmos":
+        raise DuoGenError(
+            f"The model's diffusion transformer is a {type(dit).__name__}, and the other side of this benchmark is "
+            "diffusers' Cosmos transformer; measure a model of that family, or bench mllm and connector of this one."
+        )
     config = {name: dit.config[name] for name in CosmosTransformer3DModel._get_init_keys(CosmosTransformer3DModel)
               if name in dit.config}  # fmt: skip
     with torch.device("meta"):

@@ -181,14 +181,14 @@ def _place(
     place(components, placement, Need(*size, references, settings.max_new_tokens + 2048), progress.line)
 
 
-def say_size(settings: Settings, progress: Progress) -> None:
-    """Says where images are drawn in another size than the one that was asked for."""
+def say_size(settings: Settings, progress: Progress, step: int) -> None:
+    """Says where images are drawn in another size than was asked for. step: the model's picture.step."""
     if settings.size:
         from duogen_core.vae import fit_size
 
-        if (size := fit_size(*settings.size)) != settings.size:
+        if (size := fit_size(*settings.size, step)) != settings.size:
             wanted, drawn = ("x".join(map(str, one)) for one in (settings.size, size))
-            progress.line(f"Images are drawn in {drawn}, the nearest size in multiples of 16 to {wanted}.")
+            progress.line(f"Images are drawn in {drawn}, the nearest size in multiples of {step} to {wanted}.")
 
 
 REASONS = {

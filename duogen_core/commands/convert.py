@@ -90,9 +90,15 @@ def _convert_cosmos(
     weights: Any, source: Path, target: Path, args: argparse.Namespace, progress: Progress
 ) -> str:  # fmt: skip
     from duogen_core.dit.loading import NOTE, match_cosmos
+    from duogen_core.weights import wan_keys
     from duogen_core.weights.cosmos_keys import to_official
     from duogen_core.weights.quantised import quantised_pieces
 
+    if wan_keys.layout_of(weights.entries) is not None:
+        raise DuoGenError(
+            f"{source} is a Wan transformer, which convert does not write; every layout of it in safetensors is loaded "
+            "as it is."
+        )
     found = match_cosmos(weights, source, args.convention)
     one_file = target.suffix.lower() == ".safetensors"
     name_of = to_official if one_file else str
@@ -188,19 +194,23 @@ def _small_files(source: Path) -> list[Path]:
 
 
 def _convert_vae(weights: Any, source: Path, target: Path, progress: Progress) -> str:
-    from duogen_core.vae import new_vae, original_key
+    from duogen_core.vae import MARK22, new_vae, original_key, wan22_vae
     from duogen_core.weights.module import build_empty
 
     if target.suffix.lower() != ".safetensors":
         raise DuoGenError(f"{source} is a VAE, which is written as one file; give {target}.safetensors as the output.")
     original = "decoder.head.0.gamma" in weights.entries
+    residual = MARK22 in weights.entries or "encoder.down_blocks.0.resnets.0.norm1.gamma" in weights.entries
+    name = f"Wan 2.{2 if residual else 1} VAE"
     width = weights.entries["decoder.head.0.gamma" if original else "decoder.norm_out.gamma"].shape[0]
-    shapes = shapes_of(build_empty(lambda: new_vae(width), source, "a Wan 2.1 VAE"))
-    expected = {(original_key(key) if original else key): shape for key, shape in shapes.items()}
-    check_tensors(weights.entries, expected, source, "Wan 2.1 VAE")
-    pieces = [weights.piece(name, name if original else original_key(name)) for name in weights.entries]
+    first = weights.entries.get("encoder.conv1.weight" if original else "encoder.conv_in.weight")
+    base = first.shape[0] if first is not None and first.shape else 160
+    shapes = shapes_of(build_empty(lambda: wan22_vae(base, width) if residual else new_vae(width), source, f"a {name}"))
+    expected = {(original_key(key, residual) if original else key): shape for key, shape in shapes.items()}
+    check_tensors(weights.entries, expected, source, name)
+    pieces = [weights.piece(each, each if original else original_key(each, residual)) for each in weights.entries]
     _write_one(target, pieces, {}, progress)
-    return f"Wan 2.1 VAE, {len(pieces)} tensors"
+    return f"{name}, {len(pieces)} tensors"
 
 
 def _write_one(target: Path, pieces: list[Piece], metadata: dict[str, str], progress: Progress) -> None:

@@ -38,7 +38,7 @@ MOST_NAMED = 10_000  # bad samples of a source in the report; all of them are co
 
 def add_check(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    kinds = "documents:DIR, jsonl:FILE, webdataset:FILES, parquet:FILES, hf:NAME or sketchbook"
+    kinds = "documents:DIR, jsonl:FILE, webdataset:FILES, parquet:FILES, stream:FILES, hf:NAME or sketchbook"
     add("sources", nargs="+", metavar="SPEC", help=f"{kinds}; or a JSON object with options, as in a config")
     add_json(parser)
     add("--tokenizer", metavar="MODEL", help="count tokens as this model does (a model's name or folder)")
@@ -82,11 +82,15 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def _check(source: Source, args: argparse.Namespace, count_tokens: Any) -> tuple[Totals, list[Bad]]:
+    from duogen_core.data.sources.stream import Stream
     from duogen_core.data.sources.survey import Totals, survey
 
-    samples = args.samples or 1000 if source.endless else min(args.samples or len(source), len(source))
+    if isinstance(source, Stream):  # it has an end, only nobody knows where before it was read
+        samples = args.samples
+    else:
+        samples = args.samples or 1000 if source.endless else min(args.samples or len(source), len(source))
     totals, named = Totals(), []
-    bar = CheckProgress(source.name, samples, args.quiet)
+    bar = CheckProgress(source.name, samples or 0, args.quiet)
     for facts in survey(source, samples, count_tokens, args.workers):
         totals.add(facts)
         if facts.bad:
@@ -140,7 +144,8 @@ class CheckProgress(StatusLine):
         self.end()
 
     def state(self, bad: int) -> None:
-        text = f"{self.name} {self.done:,}/{self.total:,}, {bad:,} bad"
+        total = f"/{self.total:,}" if self.total else ""
+        text = f"{self.name} {self.done:,}{total}, {bad:,} bad"
         if self.done > self.first:
             text += f", {(self.done - self.first) / max(time.monotonic() - self.started, 1e-6):,.0f} a second"
         self.show(text, self.done / max(self.total, 1))
@@ -397,6 +402,11 @@ def run_view(args: argparse.Namespace) -> int:
         from duogen_core.data.web.report import write_report
 
         write_report(open_run(folder, "web"), file, args.samples, args.pages, step)
+    elif kinds == ["dedup"]:
+        from duogen_core.data.dedup.report import write_report
+        from duogen_core.data.runs.run import open_run
+
+        write_report(open_run(folder, "dedup"), file, args.samples, step)
     elif kinds in (["video"], ["editing"]):
         from duogen_core.data.pairs import report
 

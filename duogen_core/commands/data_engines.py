@@ -1,4 +1,4 @@
-"""The engines of `data`: web, dialogues, video, editing. Each turns its inputs into a folder of Documents.
+"""The engines of `data`: web, dedup, dialogues, video, editing. Each turns its inputs into a folder of Documents.
 
 Out: webdataset shards, a log with the rule and the value of every item, and run.json. The same command goes on where it
 stopped, after Ctrl-C or a kill, and ends with the same bytes. Nothing is fetched but with `data web --fetch`.
@@ -145,6 +145,8 @@ def run_web(args: argparse.Namespace) -> int:
     print(f"{found['kept']:,} documents with {found['pictures']:,} images from {found['pages']:,} pages{some}{rate}:")
     for note in run.notes:
         print(note)
+    if args.preset == "obelics":
+        print(f"OBELICS also compares all pages with each other: data dedup {run.folder} --preset obelics --out DIR")
     if not run.items:
         print(NO_PAGE)
     elif not found["kept"]:
@@ -154,6 +156,57 @@ def run_web(args: argparse.Namespace) -> int:
 
 
 web = Command(add_web, run_web)
+
+
+# ------------------------------------------------------------ data dedup
+
+
+def add_dedup(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="the --out of `data web`, or of another engine; several are one set")
+    add_engine_options(parser, ("howto", "obelics"), "address.max_pages=20", "documents", 500)
+    add_workers(parser, "processes")
+
+
+def run_dedup(args: argparse.Namespace) -> int:
+    check_workers(args)
+    from duogen_core.data.dedup.engine import DedupEngine
+    from duogen_core.data.runs.log import kept_parts, rule_of
+    from duogen_core.data.runs.presets import load_preset
+
+    progress, preset = RunProgress(args.quiet, "documents"), load_preset("dedup", args.preset, args.set)
+    engine = DedupEngine(preset, args.runs, Path(args.out), args.workers, args.backend, progress.prepared)
+
+    def count(entry: Mapping[str, Any]) -> dict[str, int]:
+        kept = int(not rule_of(dict(entry)))
+        images = entry.get("pictures", ())
+        return {
+            "documents": 1,
+            "kept": kept,
+            "pictures": kept_parts(dict(entry), "pictures"),
+            "pictures_removed": kept * sum("rule" in image for image in images),
+            "lines_removed": kept * len(entry.get("removed_lines", ())),
+        }
+
+    done = do_run(args, engine, Path(args.out), args.shard_documents, count, progress, workers=args.workers)
+    found, run = done.found, done.run
+    names = ("documents", "kept", "pictures", "pictures_removed", "lines_removed")
+    figures = {**{name: found[name] for name in names}, "refused": dict(done.refused.most_common())}
+    figures |= {"documents_before": done.before["documents"], "seconds": round(done.seconds, 2)}
+    if write_json(args.json, {**figures, "notes": list(run.notes)}):
+        return 0
+    some = done_before(done.before["documents"], found["documents"])
+    print(f"{found['kept']:,} of {found['documents']:,} documents stay, with {found['pictures']:,} images{some}.")
+    print(f"Taken out of them: {found['pictures_removed']:,} images and {found['lines_removed']:,} lines that repeat.")
+    if done.refused:
+        print(f"Refused: {named(done.refused)}.")
+    for note in run.notes:
+        print(note)
+    print(run.folder / "shards")
+    return 0
+
+
+dedup = Command(add_dedup, run_dedup)
 
 
 # ------------------------------------------------------------ data dialogues

@@ -261,7 +261,7 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
     progress.max_images = settings.max_images
     if pending_index(document) is not None and settings.max_images == len(document.last_turn.pictures):
         progress.planned, progress.before = True, _drawn(document.last_turn.pictures)
-    answers.say_size(settings, progress)
+    answers.say_size(settings, progress, components.config.picture.step)
     writer = DocumentWriter(out, overwrite=True)
     saved: list[Document] = []
 

@@ -141,7 +141,7 @@ def _answer_all(args: argparse.Namespace, requests: list[Request], settings: Set
     """Answers what is not finished, a batch at a time; returns whether it was stopped."""
     largest = max((request.document for request in requests), key=lambda document: len(document.pictures))
     components = answers.load_placed(args, largest, settings, progress)
-    answers.say_size(settings, progress)
+    answers.say_size(settings, progress, components.config.picture.step)
     critic = open_critic(args, interrupt.requested)
     interrupt.finish()
     done: list[str] = []

@@ -127,6 +127,13 @@ class RunProgress(StatusLine):
             text = f"{self.done:,}/{self.total:,} {self.unit}, {self.kept:,} kept, {pace}, {rest}"
             self.show(text, self.done / max(self.total, 1))
 
+    def prepared(self, what: str, done: int, total: int) -> None:
+        """What is done before there is a plan."""
+        if self.due(last=done == total):
+            self.show(f"{what}: {done:,}/{total:,}", done / max(total, 1))
+            if done == total:
+                self.end()
+
     def fetched(self, what: str, done: int, total: int, kept: int) -> None:
         if self.due(last=done == total):
             rate = done / max(self.elapsed(), 1e-6)

@@ -23,6 +23,7 @@ from duogen_core.data.runs.shards import add_document, add_files, whole_file
 from duogen_core.data.sources.base import Bad, Sample, Source
 from duogen_core.data.sources.mixture import BadLog
 from duogen_core.data.sources.rows import as_png, lists_of, rows_of, schema
+from duogen_core.data.sources.stream import Stream
 from duogen_core.document import Document, Picture
 from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.files import read_json, write_atomically
@@ -35,6 +36,8 @@ TEXTS = ("content_type", "modality", "role", "sample_id")  # few different value
 
 def begin(source: Source, folder: Path, kind: str, size: int, quality: int | None) -> None:
     """Makes the folder, or checks that it holds the beginning of this very export."""
+    if isinstance(source, Stream):
+        raise DuoGenError(f"{source.name} is a stream; copy its shards, and name them as webdataset: or parquet:.")
     if source.endless:
         raise DuoGenError(f"{source.name} is endless; `data make` writes as many documents of it as you want.")
     if size < 1 or (quality is not None and not 1 <= quality <= 100):

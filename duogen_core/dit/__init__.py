@@ -8,13 +8,14 @@ A family is a class with
     config.clean_timestep   the timestep that earlier, finished pictures are given
     config.references       False: weights that draw without looking at earlier pictures, which are left out
     config.text_embed_dim   width of the text condition: the connector's output width
+    config.out_channels      channels of a latent: 16 with the Wan 2.1 VAE, 48 with Wan 2.2's
     from_pretrained(folder, dtype=, prepare=, copy=)      config.json + diffusion_pytorch_model.safetensors
     save_pretrained(folder)
 
     prepare(frames, texts, size, *, frame_ends=None, cache=None, refresh=1, attention=None, positions=AS_TRAINED,
             together=False) -> Prepared                                       once a picture (prepared.py)
-        frames      list of normalised latents [1 or B, 16, h_i, w_i] of finished pictures, each its own size, in order
-                    of appearance
+        frames      list of normalised latents [1 or B, channels, h_i, w_i] of finished pictures, each its own size,
+                    in order of appearance
         texts       one per guidance branch: (text [B, N, text_embed_dim], hidden); N may be 0: then no frame sees any
                     text. hidden: None, or the (start, end) of text tokens that the target does not see, guidance's
                     negative branch. Under frame_causal the finished pictures still see them, if they stand before their
@@ -28,9 +29,9 @@ A family is a class with
         positions   (scale, shift) of time, rows and columns; not 1 and 0 is not what the weights were trained with
         together    for steps whose blocks somebody changes (`patched_velocity`, patched.py), which reuse nothing
     Prepared.velocities(x, t) -> [v, ...]                                         once a step
-        x           [B, 16, h, w], the noisy target x_t = t * noise + (1 - t) * x0
+        x           [B, channels, h, w], the noisy target x_t = t * noise + (1 - t) * x0
         t           [B], its time in 0..1, on x's device
-        v           [B, 16, h, w] for each branch, the target's velocity noise - x0. No host-device synchronisation
+        v           [B, channels, h, w] for each branch, its velocity noise - x0. No host-device synchronisation
     Prepared.velocity(x, t) -> v                           the same for rows of all branches that have an x each
     forward_packed(frames, timestep, text, *, frame_ends=None, hidden=None, cache=None) -> v
                     both in one call, frames with the target last; for tests and for callers with a single step
@@ -38,8 +39,9 @@ A family is a class with
 
 No family moves anything between devices: everything runs where the inputs are.
 
-Adding a family: one file here, one line in FAMILIES, and a tiny configuration in tests/core/dit/test_contract.py, which
-tests all of the above.
+Adding a family: one file here with the methods that PackedBlock and PackedFrames name (frames.py; base.py has the
+rest), lines in FAMILIES, and a tiny configuration in tests/core/dit/families.py, with which test_contract.py and the
+other tests there go through all of the above. Names in published files: weights/*_keys.py and loading.py.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ from duogen_core.errors import DuoGenError
 FAMILIES = {
     "PackedCosmos": ("duogen_core.dit.cosmos", "PackedCosmos"),
     "CosmosTransformer3DModel": ("duogen_core.dit.cosmos", "PackedCosmos"),
+    "PackedWan": ("duogen_core.dit.wan", "PackedWan"),
+    "WanTransformer3DModel": ("duogen_core.dit.wan", "PackedWan"),
 }
 
 

@@ -25,8 +25,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from duogen_core.dit import DitError
-from duogen_core.dit.cosmos import PackedCosmos, check_config
-from duogen_core.dit.frames import CosmosFrames, FrameInputs, PackedCosmosBlock, keys_values
+from duogen_core.dit.base import PackedDit
+from duogen_core.dit.cosmos import CosmosFrames, PackedCosmos, PackedCosmosBlock, check_config
+from duogen_core.dit.frames import FrameInputs, PackedFrames
 from duogen_core.dit.packing import TrainingSequence, additive
 from duogen_core.dit.prepared import Hidden, Prepared, TextKeys
 from duogen_core.files import read_json
@@ -38,6 +39,14 @@ from duogen_core.weights.reading import DIFFUSERS_STEM, find_weights
 
 CLASSES = ("PackedControlNet", "CosmosControlNetModel")
 MASKS = 2  # channels behind the latent's: Cosmos' condition mask and its padding mask, both 0 where an image is drawn
+
+
+def check_family(dit: PackedDit) -> None:
+    if dit.family != "cosmos":
+        raise DitError(
+            f"This diffusion transformer is a {type(dit).__name__}, and ControlNets here are those of Cosmos "
+            "transformers, whose blocks they copy; draw without one, or take a Cosmos model."
+        )
 
 
 class PackedControlNet(CosmosControlNetModel):
@@ -124,6 +133,7 @@ class PackedControlNet(CosmosControlNetModel):
     @classmethod
     def of_dit(cls, dit: PackedCosmos, blocks: int) -> PackedControlNet:
         """A new one for this DiT: copies of its embeddings and first blocks, which change nothing until trained."""
+        check_family(dit)
         own = {name: dit.config[name] for name in cls._shared if name in dit.config}
         width = dit.config.num_attention_heads * dit.config.attention_head_dim
         channels = dit.config.out_channels + MASKS
@@ -151,6 +161,7 @@ class PackedControlNet(CosmosControlNetModel):
 
     def check_fits(self, dit: PackedCosmos) -> None:
         """A DitError where this ControlNet was made for a DiT of another shape."""
+        check_family(dit)
         own, its = self.config, dit.config
         pairs = [
             ("channels", own.model_channels, its.num_attention_heads * its.attention_head_dim),
@@ -177,7 +188,8 @@ class PackedControlNet(CosmosControlNetModel):
 
     # A DiT of its own size, to what prepares text and positions.
     transformer_blocks = property(lambda self: self.control_blocks)
-    grid, rope_of, timed = CosmosFrames.grid, CosmosFrames.rope_of, CosmosFrames.timed
+    grid, rope_of, rope_dtype = PackedFrames.grid, PackedFrames.rope_of, PackedFrames.rope_dtype
+    rope_axes, rope_layout, timed = CosmosFrames.rope_axes, CosmosFrames.rope_layout, CosmosFrames.timed
 
     def patches(self, latent: Tensor, channels: int) -> Tensor:
         """[B, c, h, w] -> [B, tokens, channels of a patch]; the other channels, masks among them, are 0."""
@@ -274,8 +286,8 @@ def _masked_text(texts: Sequence[Tensor], sees: Sequence[Tensor], like: Tensor) 
     bias = additive(mask | ~any_text[:, None], like.dtype)[:, None, None].to(like.device)
     seen = any_text.to(like.dtype)[:, None, None, None].to(like.device)
 
-    def attend(_block: int, attn: Any, q: Tensor) -> Tensor:
-        k, v = keys_values(attn, text)
+    def attend(_index: int, block: Any, q: Tensor) -> Tensor:
+        k, v = block.text_keys_values(text)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)) * seen.to(q.dtype)
 
     return attend
@@ -325,10 +337,10 @@ class PreparedControl:
     def steps_of(self, prepared: Prepared, strength: float) -> ControlledSteps:
         return ControlledSteps(prepared, self, strength)
 
-    def _attend_text(self, block: int, attn: Any, q: Tensor) -> Tensor:
+    def _attend_text(self, index: int, block: Any, q: Tensor) -> Tensor:
         out = []
         for (keys, seen), own in zip(self.branches, q.chunk(len(self.branches)), strict=True):
-            pair = (each[:, :, :seen].expand(len(own), -1, -1, -1) for each in keys.of_block(block, attn))
+            pair = (each[:, :, :seen].expand(len(own), -1, -1, -1) for each in keys.of_block(index, block))
             out.append(attention(own, *pair) if seen else torch.zeros_like(own))
         return torch.cat(out)
 

@@ -1,91 +1,150 @@
 """PackedCosmos: diffusers' Cosmos transformer (Predict2.5) over pictures of unlike sizes. No new weights.
 
-In:  a list of latents, one per picture, the last one noisy; timestep, text condition (contract in __init__.py).
-Out: the last picture's velocity.
-Every frame is patchified at its own resolution and the tokens are concatenated; rotary positions take the picture's
-index as time and the frame's own grid as space; channel 17 marks finished pictures, channel 18 is the (empty) padding
-mask. `attention="full"` equals diffusers on frames of one size to float32's rounding: adaLN is evaluated once per frame
-there, once per token in diffusers. `attention="frame_causal"` is ours (frame_cache.py). Drawing is in prepared.py,
-training's packing of many documents into one pass in packing.py. Follows DuoGen, section 3.2, and Cosmos-Predict2.5.
+What this family has in its own way (base.py, frames.py): channel 17 marks finished pictures, channel 18 is the (empty)
+padding mask; adaLN with low-rank layers of its own in front of each part of a block; query and key norms per head;
+NTK-stretched rotary frequencies. `attention="full"` equals diffusers on frames of one size to float32's rounding: adaLN
+is evaluated once per frame there, once per token in diffusers. `attention="frame_causal"` is ours (frame_cache.py).
+Follows DuoGen, section 3.2, and Cosmos-Predict2.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import torch
+from diffusers import CosmosTransformer3DModel
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.transformers.transformer_cosmos import CosmosTransformerBlock
 from torch import Tensor, nn
 
 from duogen_core.dit import DitError
-from duogen_core.dit.frame_cache import FrameCache
-from duogen_core.dit.frames import AS_TRAINED, Attend, CosmosFrames, PackedCosmosBlock, Positions
-from duogen_core.dit.packing import Residuals, TrainingSequence, forward_train
-from duogen_core.dit.prepared import Prepared, alike, checked_ends
-from duogen_core.files import read_json
+from duogen_core.dit.base import (
+    NONE,
+    THREE_WHOLE,
+    WHOLE,
+    YES_OR_NO,
+    PackedDit,
+    Rule,
+    check_settings,
+    check_values,
+    number,
+    three,
+    whole,
+)
+from duogen_core.dit.frames import FrameInputs, PackedBlock, PackedFrames, Rope, heads, modulate
 from duogen_core.linear import use_fast_linear
-from duogen_core.weights.headers import check_sizes
-from duogen_core.weights.module import build_empty, check_module, fill_module
-from duogen_core.weights.quantised import Prepare, use_scaled_linear
-from duogen_core.weights.reading import DIFFUSERS_STEM, find_weights
 
-ATTENTION = ("full", "frame_causal")
-
-
-WHOLE = (
-    "in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "num_layers", "text_embed_dim",
-    "adaln_lora_dim", "crossattn_proj_in_channels", "encoder_hidden_states_channels", "img_context_num_tokens",
-    "img_context_dim_out", "n_controlnet_blocks", "latent_channels", "model_channels",
-)  # fmt: skip
-YES_OR_NO = ("concat_padding_mask", "use_crossattn_projection", "references")
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            "in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "num_layers", "text_embed_dim",
+            "adaln_lora_dim", "crossattn_proj_in_channels", "encoder_hidden_states_channels", "img_context_num_tokens",
+            "img_context_dim_out", "n_controlnet_blocks", "latent_channels", "model_channels",
+        ),
+        WHOLE,
+    ),
+    **dict.fromkeys(("concat_padding_mask", "use_crossattn_projection", "references"), YES_OR_NO),
+    **dict.fromkeys(("max_size", "patch_size"), THREE_WHOLE),
+    **dict.fromkeys(("controlnet_block_every_n", "img_context_dim_in", "extra_pos_embed_type"), NONE),
+    "rope_scale": (lambda value: three(value, lambda n: number(n, 1e-3, 1e3)), "three numbers of 0.001 to 1000"),
+    "mlp_ratio": (lambda value: number(value, 1e-3, 1e3), "a number of 0.001 to 1000"),
+    "clean_timestep": (lambda value: number(value, -1, 1), "a number of -1 to 1"),
+    "block_every_n": (lambda value: value is None or whole(value), "none, or a whole number of at least 1"),
+}  # fmt: skip
 
 
 def check_config(config: Mapping[str, object], what: str = "DiT") -> None:
     """Every value is of its kind and range, or a DitError names it: some would fail only while a picture is drawn."""
+    check_values(config, RULES, what)
 
-    def number(value: object, low: float, high: float) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
-    def whole(value: object) -> bool:
-        return isinstance(value, int) and number(value, 1, 2**31)
+def rotate(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary positions of [B, heads, L, D], in float32; number for number diffusers' apply_rotary_emb."""
+    cos, sin = rope
+    wide, half = x.float(), x.shape[-1] // 2
+    out = wide * cos
+    # Into the halves of the product: diffusers builds the rotated tensor first, four more passes over memory.
+    out[..., :half].addcmul_(wide[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(wide[..., :half], sin[..., half:])
+    return out.to(x.dtype)
 
-    def three(value: object, kind: Callable[[object], bool]) -> bool:
-        return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(kind, value))
 
-    for name, value in config.items():
-        if name in WHOLE:
-            right, wanted = whole(value), "a whole number of at least 1"
-        elif name in YES_OR_NO:
-            right, wanted = isinstance(value, bool), "true or false"
-        elif name in ("max_size", "patch_size"):
-            right, wanted = three(value, whole), "three whole numbers of at least 1"
-        elif name == "rope_scale":
-            right, wanted = three(value, lambda n: number(n, 1e-3, 1e3)), "three numbers of 0.001 to 1000"
-        elif name == "mlp_ratio":
-            right, wanted = number(value, 1e-3, 1e3), "a number of 0.001 to 1000"
-        elif name == "clean_timestep":
-            right, wanted = number(value, -1, 1), "a number of -1 to 1"
-        elif name in ("controlnet_block_every_n", "img_context_dim_in", "extra_pos_embed_type"):
-            right, wanted = value is None, "none, as this pack draws without it"
-        elif name == "block_every_n":
-            right, wanted = value is None or whole(value), "none, or a whole number of at least 1"
-        else:
-            continue
-        if not right:
-            raise DitError(f"The {what}'s config has {name} {value!r}; expected {wanted}.")
-    heads = config["attention_head_dim"]
-    if heads % 2 or heads < 6:  # an even share of each head turns by time, by row and by column
-        raise DitError(f"The {what}'s config has attention_head_dim {heads}; expected an even number of at least 6.")
-    if config["patch_size"][0] != 1:
-        raise DitError(
-            f"The {what}'s config has patch_size {config['patch_size']}; one image is one frame, so expected 1 first."
+def modulation(norm: nn.Module, inputs: FrameInputs) -> tuple[Tensor, ...]:
+    """adaLN of one layer: chunks [B, F, 1, C], or [B, tokens, 1, C] where they are gathered for each token."""
+    out = norm.linear_2(norm.linear_1(norm.activation(inputs.embedded)))
+    out = out + inputs.temb[..., : out.shape[-1]]
+    if inputs.token_frame is not None:
+        out = out.index_select(1, inputs.token_frame)
+    return out.chunk(out.shape[-1] // inputs.embedded.shape[-1], dim=-1)
+
+
+class PackedCosmosBlock(PackedBlock, CosmosTransformerBlock):
+    def modulated(self, x: Tensor, part: int, inputs: FrameInputs) -> tuple[Tensor, Tensor]:
+        norm = (self.norm1, self.norm2, self.norm3)[part]
+        shift, scale, gate = modulation(norm, inputs)
+        return modulate(norm.norm(x), shift, scale, inputs.spans), gate
+
+    def normed_heads(self, x: Tensor, attn: nn.Module, norm: nn.Module) -> Tensor:
+        return norm(heads(x, attn))
+
+    def turned(self, x: Tensor, rope: Rope) -> Tensor:
+        return rotate(x, rope)
+
+    def feed_forward(self, h: Tensor) -> Tensor:
+        return self.ff(h)
+
+
+class CosmosFrames(PackedFrames):
+    """Cosmos' embeddings, positions and head; a ControlNet has the first two as well."""
+
+    @property
+    def rope_axes(self) -> tuple[tuple[int, float], ...]:
+        # The factors (NTK) stretch the frequencies as in training.
+        rope = self.rope
+        return (
+            (rope.dim_t, 10000.0 * rope.t_ntk_factor),
+            (rope.dim_h, 10000.0 * rope.h_ntk_factor),
+            (rope.dim_w, 10000.0 * rope.w_ntk_factor),
         )
 
+    def rope_layout(self, t: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        return torch.cat([t, h, w] * 2, dim=-1)
 
-class PackedCosmos(CosmosFrames):
+    def extra_channels(self, latent: Tensor, clean: bool) -> list[Tensor]:
+        batch, _, height, width = latent.shape
+        # Channel 17 is Cosmos' condition mask: 1 where a frame is given, 0 where it is to be drawn.
+        extra = [latent.new_full((batch, 1, height, width), 1.0 if clean else 0.0)]
+        if self.config.concat_padding_mask:
+            extra.append(latent.new_zeros(batch, 1, height, width))
+        return extra
+
+    def embed(self, patches: Tensor) -> Tensor:
+        return self.patch_embed.proj(patches)
+
+    def project_text(self, text: Tensor) -> Tensor:
+        """Checkpoints that carry the connector inside (Predict2.5) also take the raw states."""
+        if self.config.use_crossattn_projection and text.shape[-1] == self.config.crossattn_proj_in_channels:
+            text = self.crossattn_proj(text)
+        if text.shape[-1] != self.config.text_embed_dim:
+            raise DitError(f"The text condition is {text.shape[-1]} wide; this DiT takes {self.config.text_embed_dim}.")
+        return text
+
+    def timed(self, timestep: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps [B, F] -> (embedded, temb), each [B, F, 1, channels]."""
+        temb, embedded = self.time_embed(like, timestep.flatten())
+        return embedded.view(*timestep.shape, 1, -1), temb.view(*timestep.shape, 1, -1)
+
+    def head(self, x: Tensor, inputs: FrameInputs) -> Tensor:
+        """The last norm and projection: [B, F, S, C] -> [B, F, S, patch]"""
+        shift, scale = modulation(self.norm_out, inputs)
+        return self.proj_out(modulate(self.norm_out.norm(x), shift, scale, inputs.spans))
+
+
+class PackedCosmos(PackedDit, CosmosFrames, CosmosTransformer3DModel):
     _no_split_modules = ["PackedCosmosBlock"]
+    family = "cosmos"
+    lora_within = "transformer_blocks"
+    outer_parts = ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2")
 
     @register_to_config
     def __init__(
@@ -137,127 +196,12 @@ class PackedCosmos(CosmosFrames):
             img_context_num_tokens=img_context_num_tokens,
             img_context_dim_out=img_context_dim_out,
         )
-        if attention not in ATTENTION:
-            raise DitError(f"The DiT's config has attention {attention!r}; expected one of {', '.join(ATTENTION)}.")
+        check_settings(attention, clean_timestep)
         if in_channels != out_channels + 1:
             raise DitError(f"The DiT's config has in_channels {in_channels}; packing images needs {out_channels + 1}.")
-        if attention == "frame_causal" and clean_timestep < 0:
-            raise DitError("A frame_causal DiT needs a clean_timestep of its own; its config has a negative one.")
         for block in self.transformer_blocks:
             block.__class__ = PackedCosmosBlock  # same weights, one more way to be called
         use_fast_linear(self)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        folder: str | Path,
-        *,
-        dtype: torch.dtype | None = torch.float32,
-        prepare: Prepare | None = None,
-        copy: bool = True,
-        **settings: Any,
-    ) -> PackedCosmos:
-        """Reads a folder with config.json and diffusion_pytorch_model.safetensors (or its shards); strict.
-
-        dtype: of what is not quantised; None keeps the file's. prepare, copy: as in weights.module.fill_module.
-        settings: values that take the place of the configuration's.
-        """
-        where = Path(folder) / "config.json"
-        if not where.is_file():
-            raise DitError(f"No DiT in {folder}: expected config.json and diffusion_pytorch_model.safetensors.")
-        weights = find_weights(folder, "weights of the DiT", DIFFUSERS_STEM)
-        config = read_json(where, "configuration of a DiT")
-        if not isinstance(config, dict):
-            raise DitError(f"{where} holds a {type(config).__name__}; expected a JSON object.")
-        config |= settings
-        check_sizes(config, weights.entries, where)
-        dit = build_empty(lambda: cls.from_config(config), where, f"a {cls.__name__}")
-        formats = check_module(dit, weights, folder, "DiT")
-        return fill_module(dit, weights, formats, dtype=dtype, prepare=prepare or use_scaled_linear, copy=copy)
-
-    # -------------------------------------------------------- drawing
-
-    @torch.no_grad()
-    def prepare(
-        self,
-        frames: Sequence[Tensor],
-        texts: Sequence[tuple[Tensor, tuple[int, int] | None]],
-        size: Sequence[int],
-        *,
-        frame_ends: Sequence[int] | None = None,
-        cache: FrameCache | None = None,
-        refresh: int = 1,
-        attention: Attend | None = None,
-        positions: Positions = AS_TRAINED,
-        together: bool = False,
-    ) -> Prepared:
-        """What no step of one picture changes; arguments as in duogen_core/dit/__init__.py.
-
-        `full` has no keys and values that could be reused exactly, and takes neither frame_ends nor cache into account.
-        Without any text (a negative branch that drops all of it) no frame sees text.
-        """
-        if refresh < 1:
-            raise DitError(f"refresh is {refresh}; expected 1 (exact) or how many steps share keys and values.")
-        batch = texts[0][0].shape[0] if texts and texts[0][0].ndim == 3 else 0
-        projected: list[tuple[Tensor, tuple[int, int]]] = []
-        for text, hidden in texts:
-            if text.ndim != 3 or text.shape[0] != batch:
-                raise DitError(
-                    f"text is {tuple(text.shape)}; expected ({batch}, tokens, {self.config.text_embed_dim})."
-                )
-            start, end = hidden or (0, 0)
-            if not 0 <= start <= end <= text.shape[1]:
-                raise DitError(f"hidden {hidden} must lie within the {text.shape[1]} text tokens, start before end.")
-            before = next((own for (other, _), (own, _) in zip(texts, projected) if other is text), None)
-            projected.append((self.project_text(text) if before is None else before, (start, end)))
-        if not self.config.references:
-            frames, frame_ends = [], None
-        wrong = next((frame for frame in frames if frame.shape[0] not in (1, batch)), None)
-        if wrong is not None:
-            raise DitError(f"A finished image's latent is {tuple(wrong.shape)}; expected a batch of 1 or {batch}.")
-        frames = [frame[:1] if alike(frame) else frame for frame in frames]  # a batch often is one picture, repeated
-        ends: list[Sequence[int]] = [() for _ in projected]
-        if self.config.attention == "frame_causal":
-            none = [0] * len(frames)
-            ends = [checked_ends(frame_ends if t.shape[1] else none, len(frames), t.shape[1]) for t, _ in projected]
-        return Prepared(
-            self, frames, projected, tuple(size[-2:]), ends, cache, refresh, attention, positions, together
-        )  # fmt: skip
-
-    def forward_packed(
-        self,
-        frames: Sequence[Tensor],
-        timestep: Tensor,
-        text: Tensor,
-        *,
-        frame_ends: Sequence[int] | None = None,
-        hidden: tuple[int, int] | None = None,
-        cache: FrameCache | None = None,
-    ) -> Tensor:
-        """The target's velocity [B, 16, h, w] in one call, without gradients: `prepare` and one step."""
-        *clean, target = frames
-        batch = target.shape[0]
-        if timestep.shape != (batch,) or text.ndim != 3 or text.shape[0] != batch:
-            raise DitError(
-                f"The target has batch {batch}, but timestep is {tuple(timestep.shape)} and text {tuple(text.shape)}; "
-                f"expected ({batch},) and ({batch}, tokens, {self.config.text_embed_dim})."
-            )
-        prepared = self.prepare(clean, [(text, hidden)], target.shape, frame_ends=frame_ends, cache=cache)
-        return prepared.velocities(target, timestep)[0]
-
-    # -------------------------------------------------------- training
-
-    def forward_train(
-        self, sequences: Sequence[TrainingSequence], residuals: Residuals | None = None
-    ) -> list[list[Tensor]]:
-        """Per sequence the velocity [16, h, w] of every noisy frame; a pack of any sizes and counts (packing.py).
-        residuals: of a ControlNet, for the noisy frames.
-
-        Equal to `forward_packed` once per noisy frame. Under `full` attention a sequence has one noisy frame.
-        """
-        if not self.config.references and any(sequence.clean for sequence in sequences):
-            raise DitError("This DiT draws without looking at earlier images: its sequences must have no clean frames.")
-        return forward_train(self, sequences, residuals)
 
 
 def init_weights(model: PackedCosmos) -> PackedCosmos:

@@ -30,7 +30,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 class FrameKey:
     """What decides a finished frame's keys and values, with those of the frames before it.
 
-    latent [B, 16, h, w]; text [B, n, W]: between the frame before it and this one, up to `end`. tokens: of the frame.
+    latent [B, c, h, w]; text [B, n, W]: between the frame before it and this one, up to `end`. tokens: of the frame.
     how: the attention function and the positions it was computed with.
     """
 

@@ -5,6 +5,7 @@
 (sharded or not; of a whole pipeline too); bf16, fp16, fp32, fp8 or GGUF's types (architecture `cosmos`, as city96's
 ComfyUI-GGUF writes it: the original names). It reads headers alone and refuses what does not match. Then
 `CosmosFile.load_dit` gives the transformer, and `CosmosFile.load_connector` its `crossattn_proj` as a Connector.
+`open_published` is the same for either family, by what its tensors are called (Wan: wan_files.py).
 `open_saved` takes what ComfyUI's Save Diffusion Model wrote of any of these, merged or with LoRAs.
 
 Two conventions exist, and no tensor tells them apart: in post-training clean frames had the timestep 1e-4 and sampling
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from duogen_core.connector import Connector
+    from duogen_core.dit.base import PackedDit
     from duogen_core.dit.cosmos import PackedCosmos
+    from duogen_core.dit.wan_files import WanFile
     from duogen_core.weights.quantised import Prepare
 
 
@@ -49,13 +52,27 @@ def load_dit(folder: str | Path, dtype: torch.dtype | None = None, prepare: Prep
     """
     from duogen_core.weights.quantised import layer_formats
 
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise DitError(f"No DiT in {folder}: config.json is missing.")
-    family = _family(read_json(path, "configuration of a DiT"), path)
+    family = family_in(folder)
     if prepare is not None or dtype is not None or layer_formats(find_weights(folder, WHAT, DIFFUSERS_STEM)):
         return family.from_pretrained(folder, dtype=dtype, prepare=prepare, copy=False)
     return family.from_pretrained(folder)
+
+
+def family_in(folder: str | Path) -> type[PackedDit]:
+    """The class of the DiT in a diffusers-style folder, by its config.json."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise DitError(f"No DiT in {folder}: config.json is missing.")
+    return _family(read_json(path, "configuration of a DiT"), path)
+
+
+def new_dit(family: str, **config: Any) -> PackedDit:
+    """A DiT to train from scratch. family: as settings name it (PackedDit.family). config: of its class."""
+    for module, cls in dict.fromkeys(FAMILIES.values()):
+        module = importlib.import_module(module)
+        if getattr(module, cls).family == family:
+            return module.init_weights(getattr(module, cls)(**config))
+    raise DitError(f"There is no family of DiTs named {family!r}; expected cosmos or wan.")
 
 
 def _family(config: Any, where: object) -> Any:
@@ -280,6 +297,19 @@ def open_cosmos(path: str | os.PathLike, convention: str | None = None) -> Cosmo
     path = Path(path)
     inner = path / "transformer" if (path / "transformer").is_dir() else path
     return match_cosmos(find_weights(inner, WHAT), path, convention)
+
+
+def open_published(path: str | os.PathLike, convention: str | None = None) -> CosmosFile | WanFile:
+    """As open_cosmos, of whichever family this is. convention: of Cosmos."""
+    from duogen_core.dit.wan_files import match_wan
+    from duogen_core.weights import wan_keys
+
+    path = Path(path)
+    inner = path / "transformer" if (path / "transformer").is_dir() else path
+    weights = find_weights(inner, WHAT)
+    if wan_keys.layout_of(weights.entries) is not None:
+        return match_wan(weights, path)
+    return match_cosmos(weights, path, convention)
 
 
 def match_cosmos(weights: Any, path: Path, convention: str | None = None) -> CosmosFile:

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from duogen_core.dit import DitError
-from duogen_core.dit.frames import After, CosmosFrames, FrameInputs, keys_values, stacked
+from duogen_core.dit.frames import After, FrameInputs, PackedBlock, PackedFrames, stacked
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class TrainingSequence:
 class Group:
     """Sequences of one shape, whose tokens lie behind one another in the pack."""
 
-    def __init__(self, model: CosmosFrames, members: list[TrainingSequence]) -> None:
+    def __init__(self, model: PackedFrames, members: list[TrainingSequence]) -> None:
         first = members[0]
         self.members, self.n, self.clean = members, len(members), len(first.clean)
         self.grids = [model.grid(frame.shape) for frame in (*first.clean, *first.noisy)]
@@ -71,7 +70,7 @@ class Group:
         self.text_lengths = [len(member.text) for member in members]
         self.text_tokens = sum(self.text_lengths)
 
-    def patches(self, model: CosmosFrames) -> Tensor:
+    def patches(self, model: PackedFrames) -> Tensor:
         """[n * length, channels of a patch]"""
         columns = zip(*((*member.clean, *member.noisy) for member in self.members), strict=True)
         found = [model.patches(torch.stack(each), clean=i < self.clean) for i, each in enumerate(columns)]
@@ -154,9 +153,9 @@ def after_blocks(groups: Sequence[Group], numbers: Sequence[Sequence[int]], resi
 
 
 def forward_train(
-    model: CosmosFrames, sequences: Sequence[TrainingSequence], residuals: Residuals | None = None
+    model: PackedFrames, sequences: Sequence[TrainingSequence], residuals: Residuals | None = None
 ) -> list[list[Tensor]]:
-    """See `PackedCosmos.forward_train`."""
+    """See `PackedDit.forward_train`."""
     attention = model.config.attention
     # Only attention has to know which tokens belong together: sequences of one shape become one batch there.
     by_shape: dict[tuple, list[int]] = {}
@@ -187,8 +186,8 @@ def forward_train(
     text = model.project_text(torch.cat([member.text for member in members])[None])
     crosses = [TextAttention(group, x.dtype, x.device) for group in groups]
 
-    def attend_text(_block: int, attn: Attention, q: Tensor) -> Tensor:
-        k, v = (t[0].split(text_lengths, dim=1) for t in keys_values(attn, text))
+    def attend_text(_index: int, block: PackedBlock, q: Tensor) -> Tensor:
+        k, v = (t[0].split(text_lengths, dim=1) for t in block.text_keys_values(text))
         parts = zip(crosses, q[0].split(lengths, dim=1), k, v, strict=True)
         return packed([cross(cross.group.stacked(own), k, v) for cross, own, k, v in parts])
 

@@ -1,6 +1,6 @@
 """One step whose blocks somebody changes: a host's patches, such as those of ComfyUI's nodes.
 
-In:  `Patches`, x [R, 16, h, w] at the times t [R], and what was prepared with `together=True`. Out: the velocity, as
+In:  `Patches`, x [R, c, h, w] at the times t [R], and what was prepared with `together=True`. Out: the velocity, as
      `Prepared.velocity` gives it.
 What a patch does in a step cannot be known before it, and a block that is changed changes what all later blocks read,
 of the finished frames as well. So nothing of another step is reused here: all tokens go through all blocks in every
@@ -17,11 +17,10 @@ from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn.functional import pad
 
-from duogen_core.dit.frames import FrameInputs
+from duogen_core.dit.frames import FrameInputs, PackedBlock
 from duogen_core.dit.prepared import Prepared, Residuals
 
 Kind = Literal["frames", "text"]  # attention between frames, and to the text
@@ -70,14 +69,14 @@ def patched_velocity(
 
         return patches.attention(index, "frames", q, k, v, run)
 
-    def attend_text(index: int, attn: Attention, q: Tensor) -> Tensor:
+    def attend_text(index: int, block: PackedBlock, q: Tensor) -> Tensor:
         def run(q: Tensor, *changed: Tensor) -> Tensor:
             """changed: keys and values of all rows, where a patch has seen them."""
             parts = [each.chunk(len(branches)) for each in (q, *changed)]
             out = []
             for branch, ends, own, *pair in zip(branches, prepared.ends, *parts, strict=True):
                 keys = branch.text
-                pair = pair or [each.expand(len(own), -1, -1, -1) for each in keys.of_block(index, attn)]
+                pair = pair or [each.expand(len(own), -1, -1, -1) for each in keys.of_block(index, block)]
                 # Each frame's tokens, and what they see; under `full` all frames see what the target sees.
                 seen = [keys.cut(*pair, end) for end in ends] if causal else []
                 seen.append([each[:, :, : branch.seen] for each in pair])
@@ -93,7 +92,7 @@ def patched_velocity(
         def whole(each: Tensor) -> Tensor:
             return pad(each.expand(prepared.batch, -1, -1, -1), (0, 0, 0, longest - each.shape[2]))
 
-        pairs = [branch.text.of_block(index, attn) for branch in branches]
+        pairs = [branch.text.of_block(index, block) for branch in branches]
         k, v = (torch.cat([whole(each) for each in both]) for both in zip(*pairs))
         return patches.attention(index, "text", q, k, v, run)
 

@@ -1,7 +1,7 @@
 """Drawing one picture: what no step changes is made once (`Prepared`), then each step runs only what it must.
 
-In:  finished frames as latents [1 or B, 16, h_i, w_i], the target's size, one text condition per guidance branch.
-Out: `velocities(x, t)`: the target's velocity [B, 16, h, w] of each branch. x, t and all tensors on the model's device;
+In:  finished frames as latents [1 or B, c, h_i, w_i], the target's size, one text condition per guidance branch.
+Out: `velocities(x, t)`: the target's velocity [B, c, h, w] of each branch. x, t and all tensors on the model's device;
      a step asks nothing of the device (no synchronisation), so that the host runs ahead of it.
 
 Made once a picture: rotary tables, embedded finished frames, the timesteps of finished frames, the text's projection
@@ -23,12 +23,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from duogen_core.dit import DitError
 from duogen_core.dit.frame_cache import FrameCache, FrameKey, FrameLine, same
-from duogen_core.dit.frames import AS_TRAINED, Attend, CosmosFrames, FrameInputs, Positions, keys_values
+from duogen_core.dit.frames import AS_TRAINED, Attend, FrameInputs, PackedBlock, PackedFrames, Positions
 from duogen_core.linear import attention as scaled_dot_product
 
 Hidden = tuple[int, int]
@@ -46,26 +45,35 @@ class TextKeys:
     not see stand last, and both branches read slices of one buffer.
     """
 
-    def __init__(self, model: CosmosFrames, text: Tensor, hidden: Hidden, max_bytes: int = MAX_TEXT_BYTES) -> None:
-        self.text, self.hidden = text, hidden
+    def __init__(
+        self,
+        model: PackedFrames,
+        text: Tensor,
+        hidden: Hidden,
+        max_bytes: int = MAX_TEXT_BYTES,
+        given: Tensor | None = None,
+    ) -> None:
+        """text: projected. given: before that, where the projection is the model's own: rows of a longer text may then
+        differ in their last bits, so whether two texts are the same is asked of what was given."""
+        self.text, self.hidden = text if given is None else given, hidden
         start, end = hidden
         self.length, self.seen_by_all = text.shape[1], text.shape[1] - (end - start)
         # A batch often is one document drawn several times.
-        ordered = text[:1] if alike(text) else text
+        ordered = text[:1] if alike(self.text) else text
         if end > start:
             ordered = torch.cat([ordered[:, :start], ordered[:, end:], ordered[:, start:end]], dim=1)
         self._ordered = ordered
         blocks = model.transformer_blocks
         width = model.config.num_attention_heads * model.config.attention_head_dim
         fits = ordered.shape[0] * self.length * 2 * width * len(blocks) * text.element_size() <= max_bytes
-        self._kept = [keys_values(block.attn2, ordered) for block in blocks] if fits and self.length else None
+        self._kept = [block.text_keys_values(ordered) for block in blocks] if fits and self.length else None
 
-    def of_block(self, block: int, attn: Attention) -> tuple[Tensor, Tensor]:
-        return keys_values(attn, self._ordered) if self._kept is None else self._kept[block]
+    def of_block(self, index: int, block: PackedBlock) -> tuple[Tensor, Tensor]:
+        return block.text_keys_values(self._ordered) if self._kept is None else self._kept[index]
 
-    def before(self, block: int, attn: Attention, end: int) -> tuple[Tensor, Tensor]:
+    def before(self, index: int, block: PackedBlock, end: int) -> tuple[Tensor, Tensor]:
         """Of the first `end` tokens in the text's own order."""
-        return self.cut(*self.of_block(block, attn), end)
+        return self.cut(*self.of_block(index, block), end)
 
     def cut(self, k: Tensor, v: Tensor, end: int) -> tuple[Tensor, Tensor]:
         """Of keys and values in this order, those of the first `end` tokens in the text's own order."""
@@ -88,13 +96,13 @@ class Branch:
 
 
 class Prepared:
-    """See above. Made by `PackedCosmos.prepare`, which checks the arguments."""
+    """See above. Made by `PackedDit.prepare`, which checks the arguments."""
 
     def __init__(
         self,
-        model: CosmosFrames,
+        model: PackedFrames,
         frames: Sequence[Tensor],
-        texts: Sequence[tuple[Tensor, Hidden]],
+        texts: Sequence[tuple[Tensor, Tensor, Hidden]],
         size: tuple[int, int],
         ends: Sequence[Sequence[int]],
         cache: FrameCache | None,
@@ -103,11 +111,13 @@ class Prepared:
         positions: Positions = AS_TRAINED,
         together: bool = False,
     ) -> None:
-        """texts: projected, [B, N, W]. ends: for each branch the text tokens before each frame (frame_causal)."""
+        """texts: as given, projected [B, N, W], hidden. ends: for each branch the text tokens before each frame
+        (frame_causal)."""
         self.attention, self.positions = attention or plain_attention, positions
         self.ends = ends
         self.model, self.size, self.grid = model, tuple(size), model.grid(size)
-        self.batch, self.device, self.dtype = texts[0][0].shape[0], texts[0][0].device, texts[0][0].dtype
+        like = texts[0][1]
+        self.batch, self.device, self.dtype = like.shape[0], like.device, like.dtype
         self.target = self.grid[0] * self.grid[1]
         self.causal = model.config.attention == "frame_causal" and not together
         grids = [model.grid(frame.shape) for frame in frames]
@@ -126,9 +136,9 @@ class Prepared:
         cache = FrameCache() if cache is None else cache
         known: list[TextKeys] = []
         self.branches: list[Branch] = []
-        for (text, hidden), places_in_text in zip(texts, ends, strict=True):
-            wanted = [own for other, own in texts if other is text or same(other, text)]
-            keys = self._text_keys(known, text, hidden, wanted)
+        for (text, projected, hidden), places_in_text in zip(texts, ends, strict=True):
+            wanted = [own for other, _, own in texts if other is text or same(other, text)]
+            keys = self._text_keys(known, text, projected, hidden, wanted)
             line = self._line(cache, frames, places_in_text, keys) if self.causal and frames else None
             line = FrameLine() if self.refresh > 1 else line
             self.branches.append(Branch(keys, keys.length - (hidden[1] - hidden[0]), line))
@@ -141,14 +151,16 @@ class Prepared:
     def _embed(self, latent: Tensor, *, clean: bool) -> Tensor:
         return self.model.embed(self.model.patches(latent, clean=clean))
 
-    def _text_keys(self, known: list[TextKeys], text: Tensor, hidden: Hidden, wanted: Sequence[Hidden]) -> TextKeys:
+    def _text_keys(
+        self, known: list[TextKeys], text: Tensor, projected: Tensor, hidden: Hidden, wanted: Sequence[Hidden]
+    ) -> TextKeys:
         """The text's keys, shared with a branch that has the same text and hides the same tokens of it or none."""
         for keys in known:
             if hidden in (keys.hidden, (0, 0)) and (keys.text is text or same(keys.text, text)):
                 return keys
         # The first branch sees all of the text; the buffer is in the order that the other one wants.
         order = hidden if hidden != (0, 0) else next((own for own in wanted if own != (0, 0)), (0, 0))
-        known.append(TextKeys(self.model, text, order))
+        known.append(TextKeys(self.model, projected, order, given=text))
         return known[-1]
 
     def _line(self, cache: FrameCache, frames: Sequence[Tensor], ends: Sequence[int], text: TextKeys) -> FrameLine:
@@ -175,9 +187,9 @@ class Prepared:
         def attend(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self.attention(block, q, *line.put(block, None, start, k, v))
 
-        def attend_text(block: int, attn: Attention, q: Tensor) -> Tensor:
-            k, v = (each[:rows].expand(rows, -1, -1, -1) for each in text.before(block, attn, frame.end))
-            return self.attention(block, q, k, v)
+        def attend_text(index: int, block: PackedBlock, q: Tensor) -> Tensor:
+            k, v = (each[:rows].expand(rows, -1, -1, -1) for each in text.before(index, block, frame.end))
+            return self.attention(index, q, k, v)
 
         x = self._embed(frame.latent, clean=True)[:, None]
         embedded, temb = model.timed(self.clean_time.expand(rows, 1), x)
@@ -192,7 +204,7 @@ class Prepared:
 
     @torch.no_grad()
     def velocities(self, x: Tensor, t: Tensor, residuals: Residuals | None = None) -> list[Tensor]:
-        """x [B, 16, h, w] at the times t [B] -> each branch's velocity [B, 16, h, w], in the weights' own type.
+        """x [B, c, h, w] at the times t [B] -> each branch's velocity [B, c, h, w], in the weights' own type.
 
         residuals: of a ControlNet for this step, rows branch by branch."""
         alone = self._begin_step()
@@ -210,7 +222,7 @@ class Prepared:
 
     @torch.no_grad()
     def velocity(self, x: Tensor, t: Tensor, residuals: Residuals | None = None) -> Tensor:
-        """Rows of all branches, branch by branch, each with an x and a time of its own: [G * B, 16, h, w]."""
+        """Rows of all branches, branch by branch, each with an x and a time of its own: [G * B, c, h, w]."""
         alone = self._begin_step()
         x, inputs = self.inputs(x, t, alone)
         every = tuple(range(len(self.branches)))
@@ -252,14 +264,14 @@ class Prepared:
         if repeat and self.batch > 1 and len(group) > 1:  # a batch of 1 is repeated where it is used
             embedded, temb = (each.repeat(len(group), 1, 1, 1) for each in (embedded, temb))
 
-        def attend_text(block: int, attn: Attention, q: Tensor) -> Tensor:
+        def attend_text(index: int, block: PackedBlock, q: Tensor) -> Tensor:
             out = []
             for branch, own in zip(branches, q.chunk(len(branches)), strict=True):
                 if not branch.seen:
                     out.append(torch.zeros_like(own))
                     continue
-                pair = (each[:, :, : branch.seen] for each in branch.text.of_block(block, attn))
-                out.append(self.attention(block, own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
+                pair = (each[:, :, : branch.seen] for each in branch.text.of_block(index, block))
+                out.append(self.attention(index, own, *(each.expand(len(own), -1, -1, -1) for each in pair)))
             return out[0] if len(out) == 1 else torch.cat(out)
 
         def attend_line(block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from duogen_core.document.document import (
     Document,
     Part,
     Picture,
+    PictureHeader,
     Role,
     Text,
     Turn,
@@ -21,6 +22,6 @@ from duogen_core.document.document import (
 )
 
 __all__ = [
-    "MAX_DEPTH", "ROLES", "Document", "Part", "Picture", "Role", "Text", "Turn", "is_text", "plain_json",
-    "valid_unicode",
+    "MAX_DEPTH", "ROLES", "Document", "Part", "Picture", "PictureHeader", "Role", "Text", "Turn", "is_text",
+    "plain_json", "valid_unicode",
 ]  # fmt: skip

@@ -177,6 +177,24 @@ class Picture:
         return f"Picture({self.size[0]}x{self.size[1]}, meta={self.meta!r})"
 
 
+class PictureHeader(Picture):
+    """A picture of which only the size was read: whatever counts tokens needs no pixels, and has none here."""
+
+    def __init__(self, size: tuple[int, int], meta: Mapping[str, Any] | None = None) -> None:
+        object.__setattr__(self, "_size", (int(size[0]), int(size[1])))
+        object.__setattr__(self, "meta", _checked_mapping(meta or {}, "meta"))
+
+    @property
+    def pixels(self) -> np.ndarray:  # type: ignore[override]
+        raise RuntimeError("Of this picture only the header was read; it has no pixels.")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._size
+
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
+
 Part = Text | Picture
 
 

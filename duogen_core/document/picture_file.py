@@ -49,6 +49,7 @@ OTHERS = (
     (rb"(?i:\s*(<\?xml.*?)?(<!--.*?-->|\s)*(<!doctype svg.*?)?<svg)", "an SVG drawing"),
     (rb"(?i:\s*<(!doctype html|html))", "a web page"),
 )
+ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height change places
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes of the second header, behind the 14 bytes of the first
 
 
@@ -82,11 +83,7 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
         raise DuoGenError(
             f"The image {name} is larger than {MAX_BYTES / 2**20:g} MB, the most that is read; make it smaller."
         )
-    format_ = format_of(data)
-    if format_ is None:
-        begins = (what for pattern, what in OTHERS if re.match(pattern, data[:4096], re.DOTALL))
-        what = next(begins, "not an image that can be read")
-        raise DuoGenError(f"{name} is {what}; expected a {FORMATS} file.")
+    format_ = _known_format(data, name)
     try:
         # Pillow warns of very large pictures and of odd metadata; what matters gets a sentence of ours. Nothing but
         # Pillow's warnings is named here: where two threads do this at once, the filters may stay.
@@ -113,6 +110,39 @@ def decode_picture(data: bytes, name: str) -> np.ndarray:
         ) from None
     pixels.flags.writeable = False
     return pixels
+
+
+def _known_format(data: bytes, name: str) -> str:
+    format_ = format_of(data)
+    if format_ is None:
+        begins = (what for pattern, what in OTHERS if re.match(pattern, data[:4096], re.DOTALL))
+        what = next(begins, "not an image that can be read")
+        raise DuoGenError(f"{name} is {what}; expected a {FORMATS} file.")
+    return format_
+
+
+def picture_size(data: bytes, name: str) -> tuple[int, int]:
+    """(width, height) that `decode_picture` would give, by the header: of PNG, JPEG, GIF and BMP the beginning of the
+    file is enough. What is wrong behind the header is not noticed."""
+    format_ = _known_format(data, name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            with Image.open(io.BytesIO(data), formats=[format_]) as image:
+                _check_size(image.size, name)
+                if format_ == "TIFF":  # some versions of Pillow give the turned size, others the stored one
+                    size, turned = (image.tag_v2[256], image.tag_v2[257]), image.tag_v2.get(ORIENTATION, 1) >= 5
+                else:  # Pillow would decode a PNG to look for an orientation behind its pixels
+                    size = image.size
+                    turned = "exif" in image.info and image.getexif().get(ORIENTATION, 1) >= 5
+                return size[::-1] if turned else size
+    except DuoGenError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise MemoryError(f"no memory to read {name}") from None
+        raise DuoGenError(f"The image {name} is damaged or cut off and cannot be read; save it again.") from None
 
 
 def _decoded(data: bytes, format_: str, name: str) -> np.ndarray:

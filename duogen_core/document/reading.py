@@ -2,6 +2,7 @@
 
 Whatever comes from the file is checked before it is used: version, shape of the JSON, roles, part types, sizes, and
 that no picture's path leaves the document's folder. Errors name the file and the field. Nothing is unpacked to disk.
+Inside `headers_only` the same documents come with the sizes of their pictures alone, and no pixel is decoded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,14 @@ from duogen_core.document import (
     Document,
     Part,
     Picture,
+    PictureHeader,
     Text,
     Turn,
     is_text,
 )
-from duogen_core.document.picture_file import MAX_BYTES
+from duogen_core.document.picture_file import MAX_BYTES, format_of, picture_size
 from duogen_core.errors import DuoGenError, is_out_of_memory
-from duogen_core.files import MAX_JSON_BYTES, parse_json, read_json, read_limited
+from duogen_core.files import MAX_JSON_BYTES, parse_json, read_beginning, read_json, read_limited
 
 FORMAT = "duogen-document"
 VERSION = 1
@@ -33,7 +37,22 @@ JSON_NAME = "document.json"
 MAX_TOTAL_PIXELS = 512 * 10**6
 _DRIVE_OR_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f:\\]")
 
+HEADER_BYTES = 1 << 16  # of a picture file, in which its size nearly always stands
+SIZE_FIRST = ("PNG", "JPEG", "GIF", "BMP")  # formats whose size can be read from the beginning alone
+
 ReadBytes = Callable[[str, str], bytes]
+
+_only_headers: ContextVar[bool] = ContextVar("only_headers", default=False)
+
+
+@contextmanager
+def headers_only() -> Iterator[None]:
+    """Documents read inside have a PictureHeader for every picture. What is wrong behind a header is not noticed."""
+    before = _only_headers.set(True)
+    try:
+        yield
+    finally:
+        _only_headers.reset(before)
 
 
 def load_document(path: str | os.PathLike[str]) -> Document:
@@ -58,7 +77,16 @@ def is_folder(path: Path) -> bool:
 
 def folder_reader(folder: Path) -> ReadBytes:
     """A function that reads the picture with a relative name from `folder` and from nowhere else."""
-    return lambda name, where: read_limited(inside(folder, name, where), MAX_BYTES, f"{name} (named by {where})")
+
+    def read(name: str, where: str) -> bytes:
+        file, called = inside(folder, name, where), f"{name} (named by {where})"
+        if _only_headers.get():
+            beginning = read_beginning(file, HEADER_BYTES, called)
+            if format_of(beginning) in SIZE_FIRST:
+                return beginning
+        return read_limited(file, MAX_BYTES, called)
+
+    return read
 
 
 def inside(folder: Path, name: str, where: str, called: str = "the document's folder") -> Path:
@@ -116,13 +144,27 @@ class _Pictures:
 
     def get(self, name: str, meta: dict[str, Any], where: str) -> Picture:
         if name not in self._known:
-            data = self._read(name, where)
-            picture = Picture.from_bytes(data, name=f"{name} (named by {where})")
+            picture = self._header(name, where) if _only_headers.get() else self._picture(name, where)
             self._pixels += picture.size[0] * picture.size[1]
             if self._pixels > MAX_TOTAL_PIXELS:
                 raise DuoGenError(f"{where}: the document's images have more than {MAX_TOTAL_PIXELS:,} pixels in all.")
             self._known[name] = picture
-        return Picture(self._known[name].pixels, meta)
+        known = self._known[name]
+        return PictureHeader(known.size, meta) if isinstance(known, PictureHeader) else Picture(known.pixels, meta)
+
+    def _picture(self, name: str, where: str) -> Picture:
+        return Picture.from_bytes(self._read(name, where), name=f"{name} (named by {where})")
+
+    def _header(self, name: str, where: str) -> Picture:
+        called = f"{name} (named by {where})"
+        try:
+            return PictureHeader(picture_size(self._read(name, where), called))
+        except DuoGenError:  # it may stand behind the beginning that was read, in a large colour profile for example
+            before = _only_headers.set(False)
+            try:
+                return PictureHeader(picture_size(self._read(name, where), called))
+            finally:
+                _only_headers.reset(before)
 
 
 def _turn(value: Any, pictures: _Pictures, where: str) -> Turn:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
+from duogen_core.mllm import FAMILIES, family_class
 from duogen_core.weights.gguf_layers import PackedLinear
 from duogen_core.weights.headers import WeightError
 from duogen_core.weights.lora import (
@@ -125,6 +126,12 @@ def read_adapter(path: str | Path, mllm: Mllm) -> Adapter:
         raise WeightError(
             f"{file} is a PEFT adapter without its {CONFIG}, which holds its scale; copy it into the same folder."
         )
+    trained = _trained_on(weights.metadata, config)
+    if trained not in (None, mllm.model_type):
+        raise WeightError(
+            f"{file} is a LoRA for {trained}, but this language model is {mllm.model_type}; load it on the model that "
+            "it was trained on."
+        )
     known = ("down", "up", "alpha", TOKENS, *DORA)
     other = next(
         (part for _, part in lora.tensors if part not in known and not part.startswith(("hada_", "lokr_"))), None
@@ -144,6 +151,24 @@ def read_adapter(path: str | Path, mllm: Mllm) -> Adapter:
     weights.check_unchanged()
     layers = {names[layer]: _change(file, layer, lora, tensors, config) for layer in lora.layers}
     return Adapter(Path(path), layers, _rows(file, lora, tensors, config, mllm))
+
+
+def _trained_on(metadata: Mapping[str, str], config: Mapping[str, Any]) -> str | None:
+    """The family that an adapter says it was trained on; its layers may have the names and sizes of another's.
+
+    Ours say it in their metadata, PEFT's by the class or the published name of the model. None: nothing that is sure.
+    """
+    if isinstance(said := metadata.get("model_type"), str):
+        return said
+    known = {model_type: family_class(model_type).published_as for model_type in FAMILIES}
+    class_ = (config.get("auto_mapping") or {}).get("base_model_class") or ""
+    name = str(config.get("base_model_name_or_path") or "").replace("\\", "/").rstrip("/").rpartition("/")[2].lower()
+    found = {
+        model_type
+        for model_type, (begins, published) in known.items()
+        if str(class_).startswith(begins) or published in name
+    }
+    return found.pop() if len(found) == 1 else None
 
 
 def _check_said(file: Path, lora: LoraFile, config: Mapping[str, Any]) -> None:

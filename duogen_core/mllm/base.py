@@ -415,7 +415,7 @@ class Mllm:
             )
         return context
 
-    def _grids(self, document: Document) -> list[tuple[int, int, int]]:
+    def _grids(self, document: Document) -> list[tuple[int, ...]]:
         return [picture_grid(picture, self.image_processor) for picture in document.pictures]
 
     def _next_position(self, context: Layout, document: Document) -> Tensor:
@@ -452,7 +452,8 @@ class Mllm:
             return True
         grids = self._grids(document)
         spans = context.pictures
-        new = [i for i, span in enumerate(spans) if span.end - 1 > done]  # end - 1 is <|vision_end|>: it needs none
+        pad = self.control.image_pad  # what stands around these needs no look at the picture
+        new = [i for i, span in enumerate(spans) if pad in context.ids[max(span.start, done) : span.end]]
         patches = grid = None
         if new:
             patches, grid = picture_patches([document.pictures[i] for i in new], self.image_processor)

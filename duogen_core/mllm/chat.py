@@ -4,11 +4,13 @@
     text part        its text, verbatim; control tokens spelled out in it stay plain text
     user picture     <|vision_start|> <|image_pad|>*n <|vision_end|>
     drawn picture    <BOV> <|vision_start|> <|image_pad|>*n <|vision_end|>     (<BOV> as text: see prompted.py)
+    LLaVA-OneVision  <image>*n \\n in place of what stands around <|image_pad|>
 
 Every part is tokenised by itself, so `layout` is a pure function of the Document and a longer Document never changes
-the tokens of the parts it already had. n = (height/patch)(width/patch)/merge² after the image processor's resizing.
+the tokens of the parts it already had. n is the image processor's to say (image_processor.py).
 `TextStream` is the way back: the bytes of one token after another -> whole characters.
-Layout as in Qwen2.5-VL's chat template; `<BOV>` as in DuoGen (arXiv 2602.00508).
+Layout as in the chat templates of Qwen2.5-VL and LLaVA-OneVision, which are one but for the pictures; which of the two
+follows from the tokenizer. `<BOV>` as in DuoGen (arXiv 2602.00508).
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ import torch
 
 from duogen_core.document import Document, Picture, Text
 from duogen_core.errors import DuoGenError
-from duogen_core.mllm.image_processor import picture_processing
+from duogen_core.mllm.image_processor import ImageProcessor
 
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 BOV = "<BOV>"
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, BOV)
+IMAGE = "<image>"  # LLaVA's
+LLAVA_TOKENS = (END_OF_TEXT, IM_START, IM_END, IMAGE, BOV)
 IGNORED = -100  # label of a token without a loss (torch's cross_entropy default)
 
 
@@ -38,10 +42,10 @@ class ControlIds:
     end_of_text: int
     im_start: int
     im_end: int
-    vision_start: int
-    vision_end: int
-    image_pad: int
+    image_pad: int  # stands where a picture's features go
     bov: int
+    vision_start: int | None = None  # around them, of Qwen-VL; of LLaVA a line ends behind them
+    vision_end: int | None = None
 
 
 NO_TOKEN = -1  # the id of <BOV> where it is spelled out as text
@@ -57,12 +61,15 @@ def control_ids(tokenizer: Any, *, need_bov: bool = True) -> ControlIds:
     vocab = tokenizer.get_vocab()
     if not need_bov:
         vocab = {BOV: NO_TOKEN} | vocab
-    missing = [token for token in CONTROL_TOKENS if token not in vocab]
+    llava = IMAGE in vocab and IMAGE_PAD not in vocab
+    missing = [token for token in (LLAVA_TOKENS if llava else CONTROL_TOKENS) if token not in vocab]
     if missing:
         raise DuoGenError(
-            f"The tokenizer lacks {', '.join(missing)}; expected one of the Qwen2.5-VL family with {BOV} added."
+            f"The tokenizer lacks {', '.join(missing)}; expected one of the Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision "
+            f"families with {BOV} added."
         )
-    return ControlIds(*(vocab[token] for token in CONTROL_TOKENS))
+    always = (vocab[token] for token in (END_OF_TEXT, IM_START, IM_END, IMAGE if llava else IMAGE_PAD, BOV))
+    return ControlIds(*always) if llava else ControlIds(*always, vocab[VISION_START], vocab[VISION_END])
 
 
 def control_set(tokenizer: Any) -> frozenset[int]:
@@ -77,7 +84,7 @@ def control_set(tokenizer: Any) -> frozenset[int]:
 @lru_cache(maxsize=8)
 def _control_set(tokenizer: Any, _size: int) -> frozenset[int]:  # the size: a tokenizer may still be added to
     vocab = tokenizer.get_vocab()
-    found = {vocab[token] for token in CONTROL_TOKENS if token in vocab} | set(tokenizer.all_special_ids)
+    found = {vocab[token] for token in (*CONTROL_TOKENS, IMAGE) if token in vocab} | set(tokenizer.all_special_ids)
     for number, token in tokenizer.added_tokens_decoder.items():
         if token.special or (token.content.startswith("<|") and token.content.endswith("|>")):
             found.add(number)
@@ -194,6 +201,7 @@ def layout(
     ids, learn, parts = [], [], []
     control = control_ids(tokenizer, need_bov=marker is None)
     newline = encode_text(tokenizer, "\n")
+    around = [control.vision_start], [control.vision_end]
     counts = iter(image_token_counts)
 
     def add(tokens: Sequence[int], trained: bool = False) -> None:
@@ -212,7 +220,8 @@ def layout(
             else:
                 if answer:
                     add([control.bov] if marker is None else encode_text(tokenizer, marker(part)), True)
-                add([control.vision_start, *[control.image_pad] * next(counts), control.vision_end])
+                before, after = ([], newline) if control.vision_start is None else around
+                add([*before, *[control.image_pad] * next(counts), *after])
                 kind = "picture"
             parts.append(PartSpan(t, p, kind, start, len(ids), turn.role))
         if t != open_index:
@@ -232,40 +241,27 @@ def _open_index(document: Document) -> int:
     return len(document.turns) - (role == "assistant")
 
 
-def picture_grid(picture: Picture, image_processor: Any) -> tuple[int, int, int]:
-    """(1, rows, columns) of the vision patches of a picture, without touching its pixels."""
-    width, height = picture.size
-    patch, merge, size = image_processor.patch_size, image_processor.merge_size, image_processor.size
-    if max(width, height) > 200 * min(width, height):
-        raise DuoGenError(
-            f"An image is {width}x{height} pixels, more than 200 times as long as it is wide; crop it first."
-        )
-    height, width = picture_processing()[1](
-        height, width, patch * merge, min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"]
-    )
-    return 1, height // patch, width // patch
+def picture_grid(picture: Picture, image_processor: ImageProcessor) -> tuple[int, ...]:
+    """What the family needs to know of a picture's shape, without touching its pixels."""
+    return image_processor.grid(picture.size)
 
 
-def image_token_counts(document: Document, image_processor: Any) -> list[int]:
-    grids = (picture_grid(picture, image_processor) for picture in document.pictures)
-    return [rows * columns // image_processor.merge_size**2 for _, rows, columns in grids]
+def image_token_counts(document: Document, image_processor: ImageProcessor) -> list[int]:
+    return [image_processor.tokens(image_processor.grid(picture.size)) for picture in document.pictures]
 
 
-def picture_patches(pictures: Sequence[Picture], image_processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pictures -> pixel_values float32 [patches, 3*temporal*patch*patch] and image_grid_thw int64 [pictures, 3]."""
-    out = image_processor(images=[picture.pixels for picture in pictures], input_data_format="channels_last")
-    values = [torch.as_tensor(rows) for rows in out["pixel_values"]]
-    patches = torch.stack(values) if values[0].ndim == 1 else torch.cat(values)
-    return patches, torch.as_tensor(out["image_grid_thw"]).long().reshape(-1, 3)
+def picture_patches(pictures: Sequence[Picture], image_processor: ImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures -> pixel values and grids, as `Mllm.embed` takes them."""
+    return image_processor.patches(pictures)
 
 
 def build_inputs(
-    documents: Sequence[Document], tokenizer: Any, image_processor: Any, *, open_turn: bool = False
+    documents: Sequence[Document], tokenizer: Any, image_processor: ImageProcessor, *, open_turn: bool = False
 ) -> dict[str, Any]:
     """Whole documents -> one right-padded batch for the model, for training.
 
-    input_ids, attention_mask, labels (IGNORED where there is no loss), mm_token_type_ids (1 = image) int64 [B, N];
-    pixel_values and image_grid_thw only when there are pictures; layouts: a Layout per document.
+    input_ids, attention_mask, labels (IGNORED where there is no loss) int64 [B, N]; what else the family's own forward
+    takes (`ImageProcessor.model_inputs`: pixel_values and more, when there are pictures); layouts: one per document.
     """
     layouts = [
         layout(document, tokenizer, image_token_counts(document, image_processor), open_turn=open_turn)
@@ -281,17 +277,15 @@ def build_inputs(
         input_ids[row, :n] = ids = torch.tensor(each.ids)
         attention_mask[row, :n] = 1
         labels[row, :n] = torch.where(torch.tensor(each.learn), ids, IGNORED)
-    batch: dict[str, Any] = {
+    pictures = [picture for document in documents for picture in document.pictures]
+    patches, grids = image_processor.patches(pictures) if pictures else (None, None)
+    return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "labels": labels,
-        "mm_token_type_ids": (input_ids == control.image_pad).long(),
+        **image_processor.model_inputs(input_ids, control.image_pad, patches, grids),
         "layouts": layouts,
     }
-    pictures = [picture for document in documents for picture in document.pictures]
-    if pictures:
-        batch["pixel_values"], batch["image_grid_thw"] = picture_patches(pictures, image_processor)
-    return batch
 
 
 def model_inputs(batch: dict[str, Any], *, labels: bool = True) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_class
 from duogen_core.mllm.gguf_tokenizer import gguf_tokenizer, note
-from duogen_core.mllm.image_processor import picture_processing
+from duogen_core.mllm.image_processor import QwenImages, picture_processing
 from duogen_core.mllm.tokenizer import load_tokenizer, wrap_tokenizer
 from duogen_core.weights.gguf import TEXT_MODELS, is_packed
 from duogen_core.weights.gguf_layers import unpacked
@@ -108,7 +108,7 @@ def open_pair(path: str | Path, mmproj: str | Path | None = None) -> Opened:
         value = note(vision.notes, f"clip.vision.{name}")
         if isinstance(value, list) and len(value) == 3 and all(type(each) in (int, float) for each in value):
             settings[name] = [float(number) for number in value]
-    return Opened(family, config, weights, picture_processing()[0].from_dict(settings))
+    return Opened(family, config, weights, QwenImages(picture_processing()[0].from_dict(settings)))
 
 
 def projector_of(vision: GgufFiles) -> str:

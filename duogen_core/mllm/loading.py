@@ -26,9 +26,9 @@ from duogen_core.errors import DuoGenError
 from duogen_core.files import read_json
 from duogen_core.mllm import FAMILIES, family_class, family_of
 from duogen_core.mllm.base import Mllm
-from duogen_core.mllm.chat import BOV
+from duogen_core.mllm.chat import BOV, IMAGE, IMAGE_PAD
 from duogen_core.mllm.gguf import open_pair, tokenizer_of
-from duogen_core.mllm.image_processor import load_image_processor, picture_processing
+from duogen_core.mllm.image_processor import image_processor_of, load_image_processor
 from duogen_core.mllm.token_sampling import TokenSampling
 from duogen_core.mllm.tokenizer import add_bov, load_tokenizer, start_bov
 from duogen_core.weights.gguf import is_gguf
@@ -76,7 +76,7 @@ def load_mllm(
         tokens, images = _tokenizer_of_file(path, tokenizer), _picture_settings(family, tokenizer)
     weights = find_weights(path, WHAT)
     module = build(family, config, path, weights.entries)
-    _check_tokenizer(tokens, module, path)
+    _check_tokenizer(family, tokens, module, path)
     family.check_parts(module, images, path)
     formats = check(family, module, weights, path)
     fill_module(
@@ -100,7 +100,7 @@ def _load_gguf(path: Path, dtype: torch.dtype | None, prepare: Prepare | None, t
     family, weights = opened.family, opened.weights
     tokens = tokenizer_of(path, weights, tokenizer)
     module = build(family, opened.config, path, weights.entries)
-    _check_tokenizer(tokens, module, path)
+    _check_tokenizer(family, tokens, module, path)
     family.check_parts(module, opened.images, path)
     formats = check(family, module, weights, path)
     whole = dtype is not None and prepare is None
@@ -244,7 +244,7 @@ def _tokenizer_of_file(path: Path, folder: str | Path | None) -> Any:
     return load_tokenizer(folder)
 
 
-def _check_tokenizer(tokenizer: Any, module: nn.Module, path: Path) -> None:
+def _check_tokenizer(family: type[Mllm], tokenizer: Any, module: nn.Module, path: Path) -> None:
     """Refuses a tokenizer of another model, which gives ids that this one has no rows for."""
     rows, last = module.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values(), default=0)
     if last >= rows:
@@ -252,9 +252,22 @@ def _check_tokenizer(tokenizer: Any, module: nn.Module, path: Path) -> None:
             f"The tokenizer's last token has the id {last}, but the MLLM in {path} knows {rows} tokens; give the one "
             f"of this model."
         )
+    known = tokenizer.get_vocab()
+    if family.image_token not in known or (family.image_token == IMAGE and IMAGE_PAD in known):
+        stand = IMAGE_PAD if IMAGE_PAD in known else "no token"
+        raise DuoGenError(
+            f"The tokenizer is not that of {path}: images of {family.model_type} stand at {family.image_token}, "
+            f"of this tokenizer at {stand}; give the one of this model."
+        )
+    said = module.config.image_token_id  # training finds the places of pictures by it, drawing by the tokenizer
+    if path.is_dir() and said != known[family.image_token]:  # that of a file alone is the published one
+        raise DuoGenError(
+            f"The configuration of {path} says that {said} is the token of an image, but the tokenizer gives "
+            f"{family.image_token} the id {known[family.image_token]}; they belong to two models."
+        )
 
 
 def _picture_settings(family: type[Mllm], folder: str | Path | None) -> Any:
     if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
         return load_image_processor(folder)
-    return picture_processing()[0].from_dict(dict(family.picture_settings))
+    return image_processor_of(family.picture_settings, Path(folder or ".") / "preprocessor_config.json")

@@ -1,7 +1,7 @@
 """The Qwen2.5-VL family on transformers' Qwen2_5_VLForConditionalGeneration: 3B, 7B, 32B, 72B, Cosmos-Reason1.
 
 Everything that decides shapes comes from config.json; of a file without one, from its tensors' shapes and from what all
-published sizes share. Layout and positions: qwen_vl.py.
+published sizes share. Names and positions: qwen_vl.py.
 """
 
 from __future__ import annotations
@@ -9,23 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError
+from duogen_core.mllm.batched_tower import sees_whole_pictures, tower_features
 from duogen_core.mllm.chat import control_ids
-from duogen_core.mllm.image_processor import small_image_processor
-from duogen_core.mllm.qwen_vl import (
-    UNPUBLISHED,
-    QwenVL,
-    Sizes,
-    both_spellings,
-    count_layers,
-    hidden_states_for,
-    layer_outputs,
-    mrope_positions,
-)
-
-__all__ = ["Qwen25VL", "create_tiny", "hidden_states_for", "layer_outputs", "mrope_positions", "new_model"]
+from duogen_core.mllm.decoder import UNPUBLISHED, Sizes, both_spellings, count_layers
+from duogen_core.mllm.image_processor import normalised, small_image_processor
+from duogen_core.mllm.qwen_vl import QwenVL
 
 HEAD_DIM = 128  # of every published size
 VISION_HEADS = 16
@@ -34,6 +26,7 @@ TIED_WIDTHS = (2048,)  # 3B: its files hold no lm_head.weight
 
 class Qwen25VL(QwenVL):
     model_type = "qwen2_5_vl"
+    published_as = ("Qwen2_5_VL", "qwen2.5-vl")
     picture_settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "patch_size": 14,
@@ -45,15 +38,12 @@ class Qwen25VL(QwenVL):
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
 
-    def embed(self, ids: Tensor, patches: Tensor | None, grids: Tensor | None) -> Tensor:
-        embeds = self.model.get_input_embeddings()(ids)
-        if patches is not None:
-            features = self.model.model.visual(patches.to(embeds.dtype), grid_thw=grids)
-            # transformers 5 returns an output object, 4 the tensor itself.
-            features = getattr(features, "pooler_output", features)
-            mask = (ids == self.control.image_pad).unsqueeze(-1)
-            embeds = embeds.masked_scatter(mask, features.to(embeds.dtype))
-        return embeds
+    @classmethod
+    def look_at(cls, model: nn.Module, pictures: Tensor, grid: Sequence[int]) -> Tensor:
+        tower = model.model.visual
+        if tower.patch_embed.proj.weight.dtype == torch.float32 and sees_whole_pictures(tower):
+            return tower_features(tower, normalised(pictures, cls.picture_settings))
+        return super().look_at(model, pictures, grid)
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> nn.Module:
@@ -110,7 +100,7 @@ def new_model(
     mrope_section: Sequence[int] = (4, 6, 6),
     **sizes: int,
 ) -> nn.Module:
-    """A randomly initialised Qwen2_5_VLForConditionalGeneration; sizes: those of `qwen_vl.Sizes`.
+    """A randomly initialised Qwen2_5_VLForConditionalGeneration; sizes: those of `decoder.Sizes`.
 
     The head width is hidden_size / heads and must be twice the sum of mrope_section.
     """

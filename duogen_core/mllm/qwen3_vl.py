@@ -1,8 +1,8 @@
 """The Qwen3-VL family (dense) on transformers' Qwen3VLForConditionalGeneration: 2B, 4B, 8B, 32B, Cosmos-Reason2.
 
 Its tower gives every picture token more than an embedding: "deepstack" features, added to the outputs of the first
-decoder layers. `embed` lays them beside the embedding along the channels ([1, n, (1 + levels) * hidden_size], zero for
-text), so that any slice of it is complete and chunked prefill and the KV cache need to know nothing about them.
+decoder layers. `look` lays them beside the embedding along the channels ([1, n, (1 + levels) * hidden_size], zero for
+text), so that any slice of it is complete: chunked prefill, the KV cache and training need to know nothing about them.
 The states handed out are what transformers reports: a layer's output before deepstack features are added to it.
 """
 
@@ -16,14 +16,9 @@ from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import control_ids
-from duogen_core.mllm.image_processor import picture_processing
-from duogen_core.mllm.qwen_vl import (
-    UNPUBLISHED,
-    QwenVL,
-    Sizes,
-    both_spellings,
-    count_layers,
-)
+from duogen_core.mllm.decoder import UNPUBLISHED, Sizes, both_spellings, count_layers
+from duogen_core.mllm.image_processor import QwenImages, picture_processing
+from duogen_core.mllm.qwen_vl import QwenVL
 
 HEAD_DIM = 128  # of every published size
 VISION_HEADS = 16
@@ -33,6 +28,7 @@ DEEPSTACK = {24: [5, 11, 17], 27: [8, 16, 24]}  # by the tower's depth: which bl
 
 class Qwen3VL(QwenVL):
     model_type = "qwen3_vl"
+    published_as = ("Qwen3VL", "qwen3-vl")
     picture_settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "patch_size": 16,
@@ -44,36 +40,33 @@ class Qwen3VL(QwenVL):
         "image_std": [0.5, 0.5, 0.5],
     }
 
-    def embed(self, ids: Tensor, patches: Tensor | None, grids: Tensor | None) -> Tensor:
-        embeds = self.model.get_input_embeddings()(ids)
-        if patches is None:
-            return embeds
-        seen = self.model.model.visual(patches.to(embeds.dtype), grid_thw=grids)
+    @classmethod
+    def look(cls, model: nn.Module, patches: Tensor, grids: Tensor) -> Tensor:
+        seen = model.model.visual(patches, grid_thw=grids)
         # transformers 5 returns an output object, 4 a pair.
         features, deeper = seen if isinstance(seen, tuple) else (seen.pooler_output, seen.deepstack_features)
-        mask = (ids == self.control.image_pad).unsqueeze(-1)
-        # Deepstack: features of some blocks of the tower are added behind the first decoder layers. They are part of
-        # the embeddings here, [1, n, (1 + levels) * hidden_size]: so a prefill in chunks slices all alike.
-        levels = [embeds.masked_scatter(mask, features.to(embeds.dtype))]
-        for each in deeper:
-            levels.append(torch.zeros_like(embeds).masked_scatter(mask, each.to(embeds.dtype)))
-        return torch.cat(levels, dim=-1)
+        return torch.cat([features, *deeper], dim=-1)
 
-    def run_layers(
-        self, embeds: Tensor, positions: Tensor, cache: Any, on_layer: Callable[[int, Tensor], None] | None
+    @classmethod
+    def decode(
+        cls,
+        model: nn.Module,
+        embeds: Tensor,
+        positions: Tensor,
+        cache: Any = None,
+        on_layer: Callable[[int, Tensor], None] | None = None,
+        **extra: Any,
     ) -> Tensor:
-        embeds, *deeper = embeds.split(self.hidden_size, dim=-1)
-        if not deeper:
-            return super().run_layers(embeds, positions, cache, on_layer)
-        everywhere = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)  # text has zeros to add
-        return super().run_layers(
-            embeds,
-            positions,
-            cache,
-            on_layer,
-            visual_pos_masks=everywhere,
-            deepstack_visual_embeds=[each.flatten(0, 1) for each in deeper],
-        )
+        embeds, *deeper = embeds.split(model.config.text_config.hidden_size, dim=-1)
+        if cache is None and transformers_version().startswith("4."):
+            # transformers 4 takes times that stand still, as in an image, for the end of one sequence and the beginning
+            # of another, unless it is told that all is one.
+            extra["attention_mask"] = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        if deeper:
+            # Text has zeros to add.
+            extra["visual_pos_masks"] = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+            extra["deepstack_visual_embeds"] = [each.flatten(0, 1) for each in deeper]
+        return super().decode(model, embeds, positions, cache, on_layer, **extra)
 
     @classmethod
     def build(cls, config: dict[str, Any]) -> nn.Module:
@@ -127,6 +120,12 @@ class Qwen3VL(QwenVL):
         }
 
 
+def transformers_version() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
 def new_model(
     tokenizer: Any,
     *,
@@ -136,7 +135,7 @@ def new_model(
 ) -> nn.Module:
     """A randomly initialised Qwen3VLForConditionalGeneration; heads are twice the sum of mrope_section wide.
 
-    sizes: those of `qwen_vl.Sizes`. deepstack: which blocks of the tower give features to the first decoder layers.
+    sizes: those of `decoder.Sizes`. deepstack: which blocks of the tower give features to the first decoder layers.
     """
     size = Sizes(**sizes)
     if len(deepstack) >= size.layers or any(not 0 <= block < size.vision_layers for block in deepstack):
@@ -186,4 +185,4 @@ def create_tiny(tokenizer: Any, **sizes: Any) -> Qwen3VL:
     model = new_model(tokenizer, **sizes).eval()
     patch = model.config.vision_config.patch_size
     settings = Qwen3VL.picture_settings | {"patch_size": patch, "min_pixels": (2 * patch) ** 2, "max_pixels": 1024**2}
-    return Qwen3VL(model, tokenizer, picture_processing()[0].from_dict(settings))
+    return Qwen3VL(model, tokenizer, QwenImages(picture_processing()[0].from_dict(settings)))

@@ -3,14 +3,14 @@
 In: a folder, or text to learn the merges from. Out: a transformers fast tokenizer.
 A trained one has `vocab_size` entries, control tokens last. Its pre-tokenisation is Qwen2's own (GPT-4-like, digits one
 by one), every byte is in the alphabet, nothing is unknown.
-A published Qwen2.5-VL ends its vocabulary at 151664 and has rows for 152064 (7B) or 151936 (3B) ids. <BOV> takes one of
-the spare ones; rows are neither added nor taken away (`add_bov`), but start from others instead of the noise that spare
-rows hold (`start_bov`).
+A published Qwen2.5-VL ends its vocabulary at 151664 and has rows for 152064 (7B) or 151936 (3B) ids, LLaVA-OneVision
+ends it at 151647 and has 152128 (7B) or 152000 (0.5B). <BOV> takes one of the spare ones; rows are neither added nor
+taken away (`add_bov`), but start from others instead of the noise that spare rows hold (`start_bov`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from duogen_core.errors import DuoGenError, first_line, is_out_of_memory
 from duogen_core.files import read_json
-from duogen_core.mllm.chat import BOV, CONTROL_TOKENS, END_OF_TEXT, IM_END, VISION_START
+from duogen_core.mllm.chat import BOV, CONTROL_TOKENS, END_OF_TEXT, IM_END, IMAGE, VISION_START
 
 MAX_ID = 1 << 24  # far more than any vocabulary has
 OLDER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
@@ -28,21 +28,21 @@ QWEN2_SPLIT = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024) -> Any:
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 1024, control: Sequence[str] = CONTROL_TOKENS) -> Any:
     """Learn the merges; the last ids are the control tokens of the chat layout."""
     from tokenizers import AddedToken, models, pre_tokenizers, trainers
 
-    if vocab_size < 256 + len(CONTROL_TOKENS):
-        raise DuoGenError(f"A vocabulary of {vocab_size} is too small: 256 bytes and {len(CONTROL_TOKENS)} controls.")
+    if vocab_size < 256 + len(control):
+        raise DuoGenError(f"A vocabulary of {vocab_size} is too small: 256 bytes and {len(control)} controls.")
     bpe = qwen2_rules(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(CONTROL_TOKENS),
+        vocab_size=vocab_size - len(control),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     headers = "system\nuser\nassistant\n"  # every turn opens with one of these: each should become one token
     bpe.train_from_iterator((piece for text in texts for piece in (text, headers)), trainer)
-    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
     return wrap_tokenizer(bpe)
 
 
@@ -170,7 +170,7 @@ def start_bov(model: nn.Module, tokenizer: Any) -> list[str]:
     tied = output is embedding
     started = []
     if is_untrained(embedding, bov):
-        rows = [end] if tied else words or [vocabulary[VISION_START]]
+        rows = [end] if tied else words or [vocabulary[VISION_START if VISION_START in vocabulary else IMAGE]]
         embedding[bov] = embedding[rows].float().mean(0).to(embedding.dtype)
         started.append("embedding")
     if not tied and is_untrained(output, bov):

@@ -22,9 +22,9 @@ import torch
 
 from duogen_core.document import Text
 from duogen_core.errors import unknown
+from duogen_core.mllm.decoder import Sizes
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
-from duogen_core.mllm.qwen_vl import Sizes
 from duogen_core.mllm.tokenizer import load_tokenizer, train_tokenizer
 from duogen_core.sketchbook.source import SketchbookWorld
 from duogen_core.sketchbook.tasks import training_case

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Sketchbook(Source):
     """families: how often each task comes up, {"guide": 2, "draw": 1}; None: the recipe of the bundled model."""
 
-    endless = True
+    endless = drawn = True
 
     def __init__(self, families: Mapping[str, float] | None = None, limits: Limits | None = None) -> None:
         super().__init__("sketchbook", limits)
@@ -51,6 +51,9 @@ class Sketchbook(Source):
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
         return stable_hash(seed, epoch, position)
+
+    def pick(self, seed: int, nth: int, attempt: int = 0, chance: int = 0) -> int:
+        return self.index_at(seed, attempt, chance if attempt else nth)
 
     @staticmethod
     def world() -> SketchbookWorld:

@@ -28,6 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from duogen_core.mllm.batched_tower import tower_features
+from duogen_core.mllm.image_processor import normalised
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.sketchbook.boards import Board, draw_board, random_board
 from duogen_core.sketchbook.drawing import cell_centre, draw_scene, paint
 from duogen_core.sketchbook.scene import (
@@ -43,7 +46,6 @@ from duogen_core.sketchbook.scene import (
 )
 from duogen_core.sketchbook.things import THINGS, Thing, part_names
 from duogen_core.training.configuration import check_numbers
-from duogen_core.training.next_token import tower_features
 from duogen_core.training.run import Run, mixed_precision
 
 TOKEN = 32  # pixels of a picture token's side
@@ -278,7 +280,7 @@ def warm_up(
         pixels, words, kinds = random_pictures(run.rng(step), config.batch)
         seen = [torch.from_numpy(each).to(device) for each in (pixels, words, palette_points(pixels), kinds)]
         with mixed_precision(device, bf16):
-            features = tower_features(tower, seen[0])
+            features = tower_features(tower, normalised(seen[0], Qwen25VL.picture_settings))
         loss, figures = read_out(features, *seen[1:])
         run.update(loss, clip=1.0)
         run.report(loss=loss.detach(), **figures)

@@ -5,8 +5,11 @@ command.py        what the `train` commands share; several processes (launch/)
 stage1.py         the MLLM answers and knows when to draw; next_token.py its loss
 stage2.py         connector and DiT, MLLM frozen; stage2_data.py its settings, and documents as latents and states
 data.py           examples of a step: sources, or a world such as Sketchbook; samples.py answers to look at
+feeding.py        the share of a process, read ahead by worker processes
 run.py            precision, optimizers, EMA; the run folder and its loop, exact resume
 checkpoints.py    written whole or not at all; metrics.py what is written and printed beside them
+validation.py     stage 2's loss on what is not learnt from
+throughput.py     speed, share of the peak, waiting, memory; trackers.py TensorBoard, Weights & Biases
 distributed.py    DDP and FSDP
 lora.py           LoRA for MLLM and DiT
 finetune.py       both stages from a finished checkpoint, on one's own documents with replay

@@ -2,7 +2,8 @@
 
     python -m duogen_core train assemble --vae runs/vae --stage1 runs/stage1 --stage2 runs/stage2 --out models/my-model
 
-In:  the run folders of vae.py, stage1.py and stage2.py (their export/ folders hold the weights).
+In:  the run folders of vae.py, stage1.py and stage2.py (their export/ folders hold the weights), or in place of the
+     first two the folder of a VAE or an MLLM itself, such as models/duogen-tiny/vae.
 Out: the checkpoint folder, plus the record in training/<part>: settings, metrics, plots; of the pre-training's run too,
 where it is found.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from duogen_core.checkpoint import (
@@ -32,18 +34,25 @@ RECORD = ("config.json", "metrics.jsonl", "loss.png", "scores.png")
 def assemble(
     vae: Path, stage1: Path, stage2: Path, out: Path, config: CheckpointConfig, pretrain: Path | None = None
 ) -> Path:
+    trained = {}
     for run_folder in (vae, stage1, stage2):
-        if not (run_folder / "export").is_dir():
+        trained[run_folder] = run_folder / "export"
+        if not trained[run_folder].is_dir() and run_folder != stage2 and any(run_folder.glob("*.safetensors")):
+            trained[run_folder] = run_folder
+        if not trained[run_folder].is_dir():
             raise DuoGenError(f"{run_folder} has no export/ folder: train that part to its end first.")
+    decoder = PictureVae.from_pretrained(trained[vae])
+    config = replace(config, picture=replace(config.picture, step=decoder.size_step))
     components = Components(
-        mllm=load_mllm(stage1 / "export"),
-        connector=Connector.from_pretrained(stage2 / "export" / "connector"),
-        dit=load_dit(stage2 / "export" / "dit"),
-        vae=PictureVae.from_pretrained(vae / "export"),
+        mllm=load_mllm(trained[stage1]),
+        connector=Connector.from_pretrained(trained[stage2] / "connector"),
+        dit=load_dit(trained[stage2] / "dit"),
+        vae=decoder,
         config=config,
     )
     save_checkpoint(components, out)
     runs = {"vae": vae, "stage1": stage1, "stage2": stage2}
+    runs = {part: folder for part, folder in runs.items() if trained[folder] != folder}
     if pretrain is not None and pretrain.is_dir():
         runs |= {"pretrain": pretrain, "pretrain/vision": pretrain / "vision"}
     for part, run_folder in runs.items():
@@ -59,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     record = "the pre-training, whose record is kept if it is there"
     for name, what in (("vae", "the VAE"), ("pretrain", record), ("stage1", "stage 1"), ("stage2", "stage 2")):
-        about = f"run folder of {what}; default: %(default)s"
+        itself = {"vae": ", or the folder of a VAE", "stage1": ", or the folder of an MLLM"}.get(name, "")
+        about = f"run folder of {what}{itself}; default: %(default)s"
         add(f"--{name}", type=Path, default=Path(f"runs/{name}"), metavar="DIR", help=about)
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the model to write")
     about = "sampling steps an image where nothing else is asked for; default: %(default)s"

@@ -7,6 +7,7 @@
 accelerate's own command starts the same ones, but when one fails every process prints its error, a traceback of
 the launcher follows, and the exit code is 1. Here the settings are read before any process starts, and the sentence
 and the exit code of the process that failed first are those of the command.
+In a process that torchrun or srun started, --launch says of what kind the processes are; none is started.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def add_arguments_for(parser: argparse.ArgumentParser, cls: type[C], *, parallel
     parser.add_argument("--print-config", action="store_true", help="print the settings as YAML and exit")
     if parallel:
         parser.add_argument(
-            "--launch", choices=KINDS, help="several processes: each with the whole model (ddp), or with a part (fsdp)"
+            "--launch",
+            choices=KINDS,
+            help="several processes, each with the whole model (ddp) or with a part (fsdp); under torchrun or srun, of "
+            "what kind those are",
         )
         parser.add_argument(
             "--processes", type=int, metavar="N", help="number of processes; default: one per GPU, 2 on CPUs"
@@ -94,6 +98,12 @@ def _run_command(args: argparse.Namespace, cls: type[C], train: Callable[[C], Ru
         return 0
     if started() > 1 and not parallel:
         raise TrainingError(f"train {cls.command} runs in one process; start it without a launcher.")
+    if started() > 1 and parallel and args.launch:
+        if args.processes:
+            raise ConfigError("--processes is the launcher's to say here: torchrun --nproc-per-node, srun --ntasks.")
+        if args.launch == "fsdp":
+            distributed.ask_for_fsdp(config.bf16)
+        args.launch = None
     if distributed.asked_for() and distributed.precision() != "no" and not config.bf16:
         raise TrainingError("bf16 is false, but accelerate's mixed_precision is not 'no'; set both alike.")
     if not config.steps and not config.minutes:

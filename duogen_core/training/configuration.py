@@ -47,7 +47,17 @@ class ConfigError(DuoGenError):
 
 # Settings, and values of settings, that had other names once: files that have these still work, and so do runs that
 # were begun with them.
-RENAMED = {"alone": "single_image_weight", "unshifted": "unshifted_share", "recall_weight": "probe_weight"}
+RENAMED = {
+    "alone": "single_image_weight",
+    "unshifted": "unshifted_share",
+    "recall_weight": "probe_weight",
+    "micro_tokens": "tokens",
+}
+# Settings that there were, and what is to be given instead.
+REPLACED = {
+    "frames": "give 'tokens': those of images (one of 512x512 pixels has 1,024) and of text in a batch or a pass; "
+    "what frames=48 was for Sketchbook is about tokens=5000"
+}
 RENAMED_VALUES = {"states": {"ahead": "cached", "on_the_fly": "online"}}
 
 
@@ -144,6 +154,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: Place) -> T:
         if key in fixed:
             full = ".".join((*where.path, str(key)))
             raise ConfigError(f"'{full}' cannot be set in {where.at(key).source}: it is {fixed[key]}.")
+        if key in REPLACED and key not in known:
+            raise ConfigError(f"There is no setting '{key}' any more, as in {where.at(key)}; {REPLACED[key]}.")
         if key not in known:
             settings = [name for name in known if name not in fixed]
             near = difflib.get_close_matches(str(key), settings, n=1, cutoff=0.5)
@@ -178,6 +190,8 @@ def fitting(kind: Any, value: Any, key: str, where: Place) -> Any:
         if inner[:1] == (Any,) and isinstance(value, (str, Mapping)):  # one source for a list of them
             value = [value]
         if isinstance(value, (list, tuple)):
+            if origin is tuple and inner and Ellipsis not in inner and len(value) != len(inner):
+                raise ConfigError(f"{said}; expected a list of {len(inner)}.")
             of = inner[0] if inner else Any
             found = [fitting(of, each, key, where) for each in value]
             return tuple(found) if origin is tuple else found
@@ -209,6 +223,16 @@ def check_numbers(config: Any, *, least: Mapping[str, int], above_0: Sequence[st
         if value is not None and not (value > 0 if name in above_0 else value >= least[name]):
             expected = "a number above 0" if name in above_0 else f"at least {least[name]}"
             raise ConfigError(f"'{name}' is {value}; expected {expected}.")
+
+
+def check_betas(betas: tuple[float, float]) -> None:
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"'betas' are {list(betas)}; expected two numbers from 0 to below 1, as of AdamW.")
+
+
+def check_share(share: float) -> None:
+    if not 0 <= share <= 0.5:
+        raise ConfigError(f"'eval_share' is {share}; expected a share of the documents to hold out, 0 to 0.5.")
 
 
 def to_yaml(config: Any) -> str:
@@ -264,15 +288,19 @@ class RunConfig:
     device: str = "cpu"  # or cuda; with accelerate's launcher its own
     threads: int | None = None  # CPU threads; None: torch's own choice
     warmup: int = 100  # steps of rising learning rate
+    lr_floor: float = 0.02  # share of the learning rate that is left at the end of the cosine
     checkpoint_minutes: float = 4.0
     log_every: int = 20  # steps
     tensorboard: bool = True  # figures for TensorBoard too, in <out>/tensorboard
     wandb: str | None = None  # project at Weights & Biases for the figures; with WANDB_MODE=offline kept in <out>
     bf16: bool = True
+    peak_tflops: float | None = None  # of one device, for the share of it that is used; None: by the device's name
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "threads": 1, "warmup": 0, "checkpoint_minutes": 0, "log_every": 1}
-        check_numbers(self, least=least, above_0=("minutes",))
+        check_numbers(self, least=least, above_0=("minutes", "peak_tflops"))
+        if not 0 <= self.lr_floor <= 1:
+            raise ConfigError(f"'lr_floor' is {self.lr_floor}; expected a share of the learning rate, 0 to 1.")
 
 
 # -- recipes: configurations that come with the package, by name: `train stage1 --config tiny-stage1`

@@ -31,9 +31,11 @@ from duogen_core.training.checkpoints import replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import RunConfig, check_numbers
 from duogen_core.training.data import check_families, world
+from duogen_core.training.prepared import DocumentInputs, Reader, ReadInputs
+from duogen_core.training.prepared_shards import prepare
 from duogen_core.training.run import Run, mixed_precision, muon_and_adamw
 from duogen_core.training.stage2 import FlowSample, FlowSettings, noised, sample_of
-from duogen_core.training.stage2_data import CachedBatches, Documents, Prepared, Reader, prepare
+from duogen_core.training.stage2_data import CachedBatches, Documents
 
 
 @dataclass(kw_only=True)
@@ -49,7 +51,8 @@ class ControlNetConfig(RunConfig):
     shards: int = 24  # of 256 documents each, read once by VAE and MLLM
     documents: Path | None = None  # where they lie; None: <out>/documents
     precision: Literal["float16", "float32"] = "float16"
-    frames: int = 48  # of a batch
+    tokens: int = 4800  # of images and text, of a batch
+    workers: int | None = None  # processes that read ahead; None: as many as a GPU leaves cores for, on a CPU none
     single_image_weight: float = 2.0  # how much more often documents of a single image come up
     lr: float = 2e-3
     weight_decay: float = 0.01
@@ -62,20 +65,26 @@ class ControlNetConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, least=dict.fromkeys(("blocks", "max_side", "shards", "frames"), 1))
+        check_numbers(self, least=dict.fromkeys(("blocks", "max_side", "shards", "tokens"), 1) | {"workers": 0})
         check_families("families", self.families, tuple(world().mixtures["controlnet"]))
 
 
-class OutlineReader(Reader):
+class OutlineInputs(ReadInputs):
     """As stage 2 reads documents, and the outlines of what the assistant drew."""
 
-    def __call__(self, documents: Sequence[Document], names: Sequence[str] = ()) -> list[Prepared]:
+    def __call__(self, documents: Sequence[Document], names: Sequence[str] = ()) -> DocumentInputs:
         found = super().__call__(documents, names)
         drawn = [
-            [Picture(outlines(reference_pixels(document.pictures[k], self.config))) for k in each.drawn]
-            for document, each in zip(documents, found, strict=True)
+            [Picture(outlines(reference_pixels(document.pictures[k], self.config))) for k in spots["drawn"]]
+            for document, spots in zip(documents, found.places, strict=True)
         ]
-        return [replace(each, controls=own) for each, own in zip(found, self.latents(drawn), strict=True)]
+        return replace(found, controls=self.pixels(drawn))
+
+
+class OutlineReader(Reader):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.inputs = OutlineInputs(**vars(self.inputs))
 
 
 class ControlLoss(nn.Module):
@@ -127,10 +136,11 @@ def train(config: ControlNetConfig) -> Run:
     prepared = prepare(run, config, documents, reader)
     if told := documents.summary():
         run.say(told)
+    loaded = (each.load() for each in prepared)
     with torch.no_grad():
-        projected = [replace(each, states=connector.project(each.states.to(device).float()).cpu()) for each in prepared]
+        projected = [replace(each, states=connector.project(each.states.to(device)).cpu()) for each in loaded]
     batches = CachedBatches(
-        projected, config.frames, config.single_image_weight, bool(config.data), dit.config.attention
+        projected, config.tokens, config.single_image_weight, bool(config.data), dit.config.attention
     )
     del prepared
     torch.manual_seed(run.seed)

@@ -106,6 +106,7 @@ class Stage2Settings(stage2.Stage2Config):
     lr: float = 1e-3
     ema: float = 0.99
     single_image_weight: float = 1.0  # as often as it stands in the mixture, or `share` would not be kept
+    eval_cases: int = 0
     shards: int = 3
     shift: float | None = None  # None: as the checkpoint's own stage 2, or else as it is sampled
     unshifted_share: float | None = None  # None: as the checkpoint's own stage 2, or else 0
@@ -175,8 +176,7 @@ def look_over(own: Sequence[Spec], say: Callable[[str], None], max_side: int) ->
     request. max_side: pixels; what is larger will be made smaller, which is said."""
     good, drawn, bad, request, large = 0, 0, [], "", 0
     for source in map(open_source, own):
-        for index in range(LOOKED_AT if source.endless else min(len(source), LOOKED_AT)):
-            found = source.read(index)
+        for found in source.look(LOOKED_AT) or map(source.read, range(LOOKED_AT)):
             if not isinstance(found, Sample):
                 bad.append(found.sentence)
                 continue

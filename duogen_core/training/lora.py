@@ -20,15 +20,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.base import PackedDit
 from duogen_core.errors import MissingPackage, unknown
 from duogen_core.training.configuration import ConfigError
+from duogen_core.training.quantise import with_originals
 
 MLLM_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 DIT_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -42,6 +43,7 @@ class LoraSettings:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()  # how the names of the adapted layers end; empty: attention and MLP, or attention
     merge: bool = True  # write the whole model too, the adapter added in
+    quantise: Literal["nf4"] | None = None  # keep the frozen layers of the MLLM in four bits (QLoRA)
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -89,7 +91,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class TrainableOnly(nn.Module):
-    """A model as its trainable parameters alone: its state is theirs, so that checkpoints stay small."""
+    """A model as its trainable parameters alone: its state is theirs, so that checkpoints stay small. Whoever reads one
+    back writes into these tensors (checkpoints.py)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -97,15 +100,6 @@ class TrainableOnly(nn.Module):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         return {name: parameter.detach() for name, parameter in trainable(self.model).items()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
-        parameters = trainable(self.model)
-        missing = sorted(parameters.keys() ^ state_dict.keys())
-        if missing:
-            raise RuntimeError(f"{len(missing)} trainable weights are not the same ones, such as {missing[0]}.")
-        for name, parameter in parameters.items():
-            parameter.copy_(state_dict[name])
 
 
 @torch.no_grad()
@@ -120,13 +114,14 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     kinds = (LoraLayer, TrainableTokensWrapper)
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
     names = {id(module): name for name, module in model.named_modules()}
-    whole = model.state_dict()
+    whole = with_originals(model, model.state_dict())
     state = {name: tensor for name, tensor in whole.items() if not any(name.startswith(f"{each}.") for each in adapted)}
     for name, module in adapted.items():
         if isinstance(module, LoraLayer):
             base = f"{name}.base_layer"
             a, b = (whole[f"{name}.lora_{half}.{NAME}.weight"].float() for half in "AB")
-            weight = whole[f"{base}.weight"].float() + module.scaling[NAME] * (b @ a)
+            weight = whole[f"{base}.weight"].float()
+            weight = weight + module.scaling[NAME] * (b @ a).to(weight.device)
         else:
             tokens = module.token_adapter
             base, owner = f"{name}.token_adapter.base_layer", names[id(tokens.tied_adapter or tokens)]
@@ -145,7 +140,9 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = peft.get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     state = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    family = getattr(model.config, "model_type", None)  # of an MLLM: layers of two families may have one size
+    metadata = {"format": "pt", "model_type": family} if family else {"format": "pt"}
+    save_file(state, folder / "adapter_model.safetensors", metadata=metadata)
     model.peft_config[NAME].save_pretrained(folder)
 
 
@@ -163,24 +160,25 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 
 
 @torch.no_grad()
-def save_dit_adapter(dit: PackedCosmos, folder: Path) -> None:
+def save_dit_adapter(dit: PackedDit, folder: Path) -> None:
     from peft.tuners.lora import LoraLayer
 
     save_adapter(dit, folder)
-    state = {}
+    state, whole = {}, dit.state_dict()  # the layers' own may be split (FSDP)
     for name, layer in dit.named_modules():
         if isinstance(layer, LoraLayer):
-            down, up = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight * layer.scaling[NAME]
+            down, up = (whole[f"{name}.lora_{half}.{NAME}.weight"] for half in "AB")
+            up = up * layer.scaling[NAME]
             state[f"transformer.{name}.lora_A.weight"] = down.detach().cpu().contiguous()
             state[f"transformer.{name}.lora_B.weight"] = up.detach().cpu().contiguous()
     save_file(state, folder / DIFFUSERS_FILE, metadata={"format": "pt"})
 
 
-def save_dit(dit: PackedCosmos, folder: Path) -> None:
+def save_dit(dit: PackedDit, folder: Path) -> None:
     """A diffusers folder; what LoRA learnt is added in, and the DiT stays as it is."""
     if getattr(dit, "peft_config", None):
         with torch.device("meta"):
-            plain = PackedCosmos.from_config(dit.config)
+            plain = type(dit).from_config(dit.config)
         plain.load_state_dict(merged_state(dit), assign=True)
         dit = plain
     dit.save_pretrained(folder)

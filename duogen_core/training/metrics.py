@@ -2,7 +2,7 @@
 
 config.json      settings, seed, versions; compared when the run goes on
 metrics.jsonl    one JSON object a line, each with `step` and `seconds`: means of the figures, scores, changed settings
-tensorboard/     the same figures, and at Weights & Biases if asked for, by accelerate's trackers
+tensorboard/     the same figures, and at Weights & Biases if asked for (trackers.py)
 loss.png         plotted from metrics.jsonl by matplotlib, an optional extra; scores.png where the run was scored
 
 metrics.jsonl is ours and not a tracker's: a run that was killed goes on from its last checkpoint, and the lines after
@@ -17,21 +17,22 @@ import json
 import platform
 import sys
 import time
-import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from duogen_core import __version__
-from duogen_core.errors import MissingPackage, first_line
+from duogen_core.errors import MissingPackage
 from duogen_core.files import atomic_path
 from duogen_core.training.checkpoints import write_text
 from duogen_core.training.configuration import by_todays_names
+from duogen_core.training.trackers import Trackers, scalars, without_secrets
 
 PACKAGES = ("torch", "transformers", "diffusers", "accelerate", "peft", "tokenizers", "safetensors", "numpy")
-UNCOMPARED = {"out", "versions"}  # a run folder may be moved, and every session writes its own versions
+# A run folder may be moved, every session writes its own versions, and other families are refused (Run.made_of).
+UNCOMPARED = {"out", "versions", "families"}
 CHANGES = {"changed", "changed_data"}  # lines about a session; all others are about the weights of their step
 
 
@@ -41,73 +42,44 @@ class Metrics:
     def __init__(
         self, folder: Path, tensorboard: bool = False, wandb: str | None = None, *, writes: bool = True
     ) -> None:
-        """wandb: project at Weights & Biases. writes: False on all processes but the main one."""
-        self.folder, self.tensorboard, self.wandb, self.writes = folder, tensorboard, wandb, writes
-        self.trackers: list[Any] = []
+        """tensorboard, wandb: as of `Trackers`. writes: False on all processes but the main one."""
+        self.folder, self.writes = folder, writes
+        self.trackers = Trackers(folder, tensorboard, wandb)
         self.begun = 0  # the step from which this session went on
 
     @property
     def file(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def begin(self, step: int) -> Iterator[str]:
+    def begin(self, step: int, record: Mapping[str, Any]) -> Iterator[str]:
         """Drops the lines after `step`, of a session that was killed: they will be written again. Yields what is amiss
-        with a tracker, which the run then does without."""
+        with a tracker, which the run then does without. record: the run's settings."""
         self.begun = step
         if not self.writes:
             return
         if self.file.exists():
             self._write(line for line in read_lines(self.file) if line["step"] <= step)
-        if self.tensorboard:
-            from accelerate.tracking import TensorBoardTracker
-
-            # purge_step: TensorBoard shows nothing any more that an earlier session wrote from there on.
-            yield from self._start(
-                lambda: TensorBoardTracker("tensorboard", self.folder, purge_step=step + 1),
-                "for TensorBoard",
-                "it is not installed: pip install -e '.[train]', or set tensorboard=false",
-            )
-        if self.wandb:
-            from accelerate.tracking import WandBTracker
-
-            settings = {"id": self._wandb_id(), "name": self.folder.name, "resume": "allow", "dir": str(self.folder)}
-            yield from self._start(
-                lambda: WandBTracker(self.wandb, **settings),
-                "at Weights & Biases",
-                "its package is not installed: pip install wandb, or leave wandb out",
-            )
-
-    def _start(self, tracker: Callable[[], Any], where: str, missing: str) -> Iterator[str]:
-        try:
-            started = tracker()
-            started.start()
-        except Exception as error:  # a service may be out of reach, or want a key: no reason not to train
-            reason = missing if isinstance(error, ImportError) else first_line(error).rstrip(".")
-            yield f"There will be no figures {where}: {reason}."
-        else:
-            self.trackers.append(started)
-
-    def _wandb_id(self) -> str:
-        """Of this run folder, so that a session that goes on adds to the same run."""
-        path = self.folder / "wandb-id"
-        if not path.exists():
-            write_text(path, uuid.uuid4().hex)
-        return path.read_text("utf-8").strip()
+        yield from self.trackers.begin(step, record)
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
         write_text(self.file, "".join(f"{json.dumps(line)}\n" for line in lines))
 
     def changes(self, record: Mapping[str, Any]) -> dict[str, list[Any]]:
         """What is other than in the session before, {name: [old, new]}."""
+        before = self.before()
+        return changes(before, json.loads(json.dumps(without_secrets(record), default=str))) if before else {}
+
+    def before(self) -> dict[str, Any]:
+        """The record of the session before; {} if there is none."""
         try:
-            before = json.loads((self.folder / "config.json").read_text("utf-8"))
+            found = json.loads((self.folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return changes(before, json.loads(json.dumps(record, default=str)))
+        return found if isinstance(found, dict) else {}
 
     def settings(self, record: Mapping[str, Any]) -> None:
         if self.writes:
-            record = {**record, "versions": versions()}
+            record = {**without_secrets(record), "versions": versions()}
             write_text(self.folder / "config.json", json.dumps(record, indent=2, default=str) + "\n")
 
     def add(self, step: int, seconds: float, values: Mapping[str, Any]) -> None:
@@ -124,9 +96,8 @@ class Metrics:
                 self._write(others)
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        for tracker in self.trackers if not again else ():  # they have the first one
-            if figures := dict(scalars(values)):
-                tracker.log(figures, step=step)
+        if not again:  # they have the first one
+            self.trackers.log(step, values)
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -165,8 +136,10 @@ def plot_metrics(folder: str | Path) -> None:
 
 
 def plot_losses(folder: str | Path) -> Path | None:
-    """loss.png (log scale, thin: every line, thick: running mean)."""
+    """loss.png (log scale, thin: every line, thick: running mean; dots: what is not learnt from)."""
     figure_of, lines = _matplotlib(), _lines(folder)
+    scored = [(line["step"], mean_loss(line["eval"])) for line in lines if isinstance(line.get("eval"), dict)]
+    scored = [(step, loss) for step, loss in scored if loss is not None]
     points = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     if not points:
         return None
@@ -179,12 +152,23 @@ def plot_losses(folder: str | Path) -> Path | None:
     axes = figure.add_subplot()
     axes.plot(steps, losses, color="#9bb8d3", linewidth=0.8)
     axes.plot(steps, smooth, color="#1f4e79", linewidth=1.8)
+    if scored:
+        axes.plot(*zip(*scored, strict=True), color="#c0504d", marker=".", linewidth=1.2, label="held out")
+        axes.legend()
     if min(losses) > 0:
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3, which="both")
     return _save(figure, Path(folder) / "loss.png")
+
+
+def mean_loss(scores: Mapping[str, Any]) -> float | None:
+    """Of {"all": {"loss": …}, …}, or the mean of the families or sources; None where none has a loss."""
+    found = [each["loss"] for each in scores.values() if isinstance(each, Mapping) and "loss" in each]
+    if "loss" in (overall := scores.get("all", {})):
+        return overall["loss"]
+    return sum(found) / len(found) if found else None
 
 
 def plot_scores(folder: str | Path) -> Path | None:
@@ -208,15 +192,6 @@ def plot_scores(folder: str | Path) -> Path | None:
         if any(lines):
             axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return _save(figure, Path(folder) / "scores.png")
-
-
-def scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """{"eval": {"draw": {"token": 0.5}}} -> ("eval/draw/token", 0.5)."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{prefix}{key}", float(value)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -261,6 +236,8 @@ class Progress:
     def __init__(self, pause: float, quiet: bool = False) -> None:
         self.pause, self.quiet = pause, quiet
         self.means: dict[str, float] = {}
+        self.held_out = ""  # the last scores on what is not learnt from
+        self.speed = ""  # of the steps (throughput.in_words)
         self.begin(0.0)
 
     def begin(self, done: float) -> None:
@@ -278,9 +255,15 @@ class Progress:
     def show(self, done: float, steps: str, seconds: float) -> str:
         """Prints and returns the line. done: 0 to 1; steps: "120/4000"; seconds of training so far."""
         self._printed = time.monotonic()
-        left = max(0.0, (1 - done) * (self._printed - self._start) / max(done - self._done, 1e-9))
         figures = " ".join(f"{k} {v:.4g}" for k, v in self.means.items())
-        return self._state(done, f"step {steps} | {figures} | {clock(seconds)} gone, {clock(left)} left")
+        parts = [f"step {steps}", figures, *filter(None, (self.held_out, self.speed))]
+        parts.append(f"{clock(seconds)} gone, {clock(self.left(done))} left")
+        return self._state(done, " | ".join(parts))
+
+    def left(self, done: float) -> float:
+        """Seconds that the rest will take, if it goes on as since `begin`."""
+        gone = time.monotonic() - self._start
+        return round(max(0.0, (1 - done) * gone / max(done - self._done, 1e-9)), 1)
 
     def task(self, what: str, done: float) -> None:
         """The line of something that comes before the first step: what, how far (0 to 1), time gone and left."""
@@ -288,8 +271,7 @@ class Progress:
             return
         self._printed = time.monotonic()
         gone = self._printed - self._start
-        left = (1 - done) * gone / max(done - self._done, 1e-9)
-        self._state(done, f"{what} | {clock(gone)} gone, {clock(left)} left")
+        self._state(done, f"{what} | {clock(gone)} gone, {clock(self.left(done))} left")
 
     def _state(self, done: float, text: str) -> str:
         line = f"[{'#' * int(20 * min(1, done)):<20}] {100 * min(1, done):3.0f}% {text}"

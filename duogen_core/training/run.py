@@ -38,8 +38,10 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from duogen_core.document import Document
 from duogen_core.errors import MissingPackage
 from duogen_core.training.checkpoints import (
+    CheckpointWriter,
     amend_state,
     checkpoint_folder,
     finish_swap,
@@ -47,12 +49,12 @@ from duogen_core.training.checkpoints import (
     read_checkpoint,
     rng_state,
     set_rng_state,
-    write_checkpoint,
     write_text,
 )
 from duogen_core.training.configuration import ConfigError, RunConfig, TrainingError, plain
-from duogen_core.training.distributed import Processes
+from duogen_core.training.distributed import Processes, aliases_of, is_sharded, local_part
 from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
+from duogen_core.training.throughput import Meter, in_words
 
 # -- precision, optimizers, average
 
@@ -110,6 +112,7 @@ def muon_and_adamw(
     *,
     lr: float,
     weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.99),
     muon: Callable[..., torch.optim.Optimizer] = new_muon,
 ) -> dict[str, torch.optim.Optimizer]:
     """Two optimizers over the parameters that want gradients; names for which `is_outer(name)` go to AdamW."""
@@ -119,37 +122,66 @@ def muon_and_adamw(
             (outer if weight.ndim < 2 or min(weight.shape[:2]) < 2 or is_outer(name) else inner).append(weight)
     return {
         "muon": muon(inner, lr=lr, weight_decay=weight_decay),
-        "adamw": torch.optim.AdamW(outer, lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
+        "adamw": torch.optim.AdamW(outer, lr=lr, betas=betas, weight_decay=0.0),
     }
 
 
 class Ema:
-    """Average of a module's floating-point state; short averages at the start of a run."""
+    """Average of a module's floating-point state; short averages at the start of a run.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module, self.decay, self.updates = module, decay, 0
-        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    The average lies where the weights lie, split as they are under FSDP; of weights that are whole on a card it lies in
+    the host's memory, so that the card holds the weights once.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, reshard: Callable[[], None] = lambda: None) -> None:
+        """reshard: makes sure that the module's weights are the split ones (Processes.reshard)."""
+        self.module, self.decay, self.updates, self.reshard = module, decay, 0, reshard
+        self.shadow = {
+            name: value.clone() if is_sharded(value) else value.to("cpu", copy=True)
+            for name, value in self._state().items()
+        }
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """The module's own tensors, each once, also where two names stand for one."""
+        self.reshard()
+        aliases = aliases_of(self.module)
+        return {name: value.detach() for name, value in self.module.state_dict().items() if name not in aliases}
 
     @torch.no_grad()
     def update(self) -> None:
         self.updates += 1
         # Short at first, or the untrained weights would stay in the average for thousands of steps.
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for key, value in self.module.state_dict().items():
-            if value.is_floating_point():
-                self.shadow[key].lerp_(value.detach(), 1 - decay)
+        averages, values = [], []
+        for name, value in self._state().items():
+            average, value = local_part(self.shadow[name]), local_part(value)
+            if not value.is_floating_point():
+                average.copy_(value)
+            elif average.device == value.device:
+                averages.append(average)
+                values.append(value)
             else:
-                self.shadow[key].copy_(value)
+                average.lerp_(value.to(average.device), 1 - decay)
+        if averages:
+            torch._foreach_lerp_(averages, values, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The module holds the averaged weights inside the block."""
-        kept = {k: v.detach().clone() for k, v in self.module.state_dict().items()}
-        self.module.load_state_dict(self.shadow)
+        """The module holds the averaged weights inside the block, and the average the weights: they change places, one
+        tensor after the other, so that nothing is held twice."""
+        self._swap()
         try:
             yield
         finally:
-            self.module.load_state_dict(kept)
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, value in self._state().items():
+            average, value = local_part(self.shadow[name]), local_part(value)
+            kept = value.to(average.device, copy=True)
+            value.copy_(average)
+            average.copy_(kept)
 
 
 # -- the run
@@ -168,6 +200,28 @@ def warmup_cosine(step: int, warmup: int, progress: float, floor: float = 0.0) -
     return min(1.0, (step + 1) / max(1, warmup)) * cosine
 
 
+class Every:
+    """Says when something is due again: after so many steps or else minutes of training; never for 0 steps or minutes.
+
+    To be asked at the beginning of each step, when weights and averages are those of `run.step` steps.
+    """
+
+    def __init__(self, run: Run, minutes: float | None, steps: int | None = None) -> None:
+        self.run, self.seconds, self.steps = run, 60 * (minutes or 0.0), steps
+        self.never = minutes is None and not steps
+        self.next = run.elapsed + self.seconds
+
+    def __call__(self) -> bool:
+        if self.never:
+            return False
+        if self.steps is not None:
+            return self.run.step > 0 and self.run.step % self.steps == 0
+        if self.run.elapsed < self.next:
+            return False
+        self.next = self.run.elapsed + self.seconds
+        return True
+
+
 class Run:
     @classmethod
     def of(cls, config: RunConfig, folder: Path | None = None) -> Run:
@@ -181,9 +235,12 @@ class Run:
             warmup=config.warmup,
             checkpoint_minutes=config.checkpoint_minutes,
             log_every=config.log_every,
+            floor=config.lr_floor,
             tensorboard=config.tensorboard,
             wandb=config.wandb,
             device=config.device,
+            peak_tflops=config.peak_tflops,
+            bf16=config.bf16,
         )
 
     def __init__(
@@ -202,7 +259,10 @@ class Run:
         tensorboard: bool = False,
         wandb: str | None = None,
         device: str = "cpu",
+        peak_tflops: float | None = None,
+        bf16: bool = True,
     ) -> None:
+        """peak_tflops, bf16: as of `Meter`."""
         if not steps and not minutes:
             raise TrainingError("A training run needs an end: give steps (--steps), minutes (--minutes) or both.")
         self.folder = Path(folder)
@@ -210,6 +270,7 @@ class Run:
         self.warmup, self.floor, self.log_every = warmup, floor, log_every
         self.checkpoint_minutes = checkpoint_minutes
         self.processes = Processes(device)
+        self.families: dict[str, str] = {}  # of the models, by `made_of`
         self.metrics = Metrics(self.folder, tensorboard, wandb, writes=self.processes.main)
         self.line = Progress(print_seconds, quiet=not self.processes.main)
         self.step, self.elapsed = 0, 0.0  # steps done; seconds of training, earlier sessions included
@@ -218,24 +279,46 @@ class Run:
         self.modules: dict[str, nn.Module] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.emas: dict[str, Ema] = {}
+        self.meter = Meter(self.processes.device, peak_tflops, bf16)
         self._sums: dict[str, list[float]] = {}
-        self._reported: dict[str, float] = {}
+        self._reported: dict[str, torch.Tensor | float] = {}
+        self._unread: list[dict[str, torch.Tensor | float]] = []  # reported figures that are still on the device
+        self._writer = CheckpointWriter(self.folder, self.processes)
+        self._model: str | None = None  # what is trained, as of `attach`
+        self._checked = False  # whether `update` found this step's loss finite
 
     # -- setting up -----------------------------------------------------------------------------------------------
+
+    def made_of(self, **families: str) -> None:
+        """Notes what is trained here, such as mllm="qwen3_vl"; a TrainingError where the folder's run has others."""
+        self.families |= families
+        before = self.metrics.before().get("families") or {} if has_checkpoint(self.folder) else {}
+        if any(before.get(part, family) != family for part, family in self.families.items()):
+            raise TrainingError(
+                f"The run in {self.folder} was begun with {' and '.join(before.values())}, and these are "
+                f"{' and '.join((before | self.families).values())}. A run goes on with models of the same families: "
+                "give those, or another out."
+            )
 
     def attach(
         self,
         modules: Mapping[str, nn.Module],
         optimizers: Mapping[str, torch.optim.Optimizer],
         ema_decay: float | None = None,
+        model: str | None = None,
     ) -> None:
-        """What to train and to keep; continues from the folder's checkpoint when there is one."""
+        """What to train and to keep; continues from the folder's checkpoint when there is one.
+
+        model: what is trained, in words, such as "an MLLM of the family qwen3_vl, 28 layers of 2048"; a checkpoint of
+        another one is refused with both.
+        """
+        self._model = model
         self.modules, self.optimizers = dict(modules), dict(optimizers)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group.setdefault("initial_lr", group["lr"])
         if ema_decay is not None:
-            self.emas = {name: Ema(module, ema_decay) for name, module in self.modules.items()}
+            self.emas = {name: Ema(module, ema_decay, self.processes.reshard) for name, module in self.modules.items()}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -250,7 +333,7 @@ class Run:
         resumes = has_checkpoint(self.folder)
         if resumes:
             self._load(changed)
-        for missing in self.metrics.begin(self.step):
+        for missing in self.metrics.begin(self.step, self._record()):
             self.say(missing)
         if resumes and changed:  # metrics.jsonl tells from which step on the settings were others
             self.say(f"Settings changed since the session before: {sentence(changed)}.")
@@ -259,11 +342,15 @@ class Run:
 
     def _record(self) -> dict[str, Any]:
         record = {"config": self.config, "seed": self.seed, "steps": self.steps, "minutes": self.minutes}
-        return record | {"warmup": self.warmup, "floor": self.floor, "processes": self.processes.count}
+        return (
+            record
+            | {"warmup": self.warmup, "floor": self.floor, "processes": self.processes.count}
+            | ({"families": self.families} if self.families else {})
+        )
 
     def _load(self, changed: Mapping[str, list[Any]]) -> None:
         try:
-            state = read_checkpoint(self.folder, self.modules, self.emas, self.optimizers)
+            state = read_checkpoint(self.folder, self.modules, self.emas, self.optimizers, self.processes, self._model)
         except TrainingError as error:
             since = f" Changed since: {sentence(changed)}." if changed else ""
             raise TrainingError(f"{error}{since}") from error
@@ -318,6 +405,7 @@ class Run:
         before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         self._clock, self._saved = time.monotonic(), self.elapsed
         self.line.begin(self.progress)
+        self.meter.start()
         begun = self.step
         try:
             while not self.finished and not self.interrupted:
@@ -331,6 +419,7 @@ class Run:
             if self.step > begun:  # else the checkpoint that it began from is the last one
                 self._complete = False
                 self.save()
+            self._writer.wait()
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
@@ -341,31 +430,43 @@ class Run:
         clip: float,
         clipped: Iterable[nn.Parameter] | None = None,
         samples: Sequence[str] = (),
+        parts: int = 1,
     ) -> torch.Tensor:
         """One step of all optimizers from this process's part of the loss; returns the gradients' norm before the clip.
 
-        loss: or an iterator of its parts, each computed when the gradients of the one before are there and its graph is
-        gone. All processes must have as many.
+        loss: or an iterator of its `parts`, each computed when the gradients of the one before are there and its graph
+        is gone. All processes must have as many; gradients are exchanged with the last one.
         clipped: the parameters whose gradients are scaled down together to a norm of `clip`; None: all of them.
-        samples: names of what the step learns from, for the error if loss or gradients are not finite.
+        samples: names of what the step (or this process's part of it) learns from, for the error if loss or gradients
+        are not finite. That is asked once a step, when all work of it is under way, and before any weight is touched.
         """
         parameters = [p for o in self.optimizers.values() for group in o.param_groups for p in group["params"]]
         for parameter in parameters:
             parameter.grad = None
-        for part in [loss] if isinstance(loss, torch.Tensor) else loss:
-            self._check("loss", self.processes.total(part), samples)
-            self.processes.backward(part)
+        losses = iter([loss] if isinstance(loss, torch.Tensor) else loss)
+        whole: torch.Tensor | float = 0.0
+        for number in range(parts):
+            with self.processes.one_pass(last=number == parts - 1):
+                part = next(losses)
+                self.processes.backward(part)
+                whole = whole + part.detach()
+                del part
         norm = self.processes.clip(parameters if clipped is None else clipped, clip)
-        self._check("norm of the gradients", norm, samples)
+        found = torch.stack([self.processes.total(whole).to(norm.device, torch.float64), norm.double()]).tolist()
+        for what, value in zip(("loss", "norm of the gradients"), found, strict=True):
+            self._check(what, value, samples)
         for optimizer in self.optimizers.values():
             optimizer.step()
+        self._checked = True
         return norm
 
     def _check(self, what: str, value: torch.Tensor | float, samples: Sequence[str] = ()) -> None:
         value = float(value)
         if math.isfinite(value):
             return
-        self.record(failed={"what": what, "value": str(value), "samples": list(samples)})
+        samples = list(dict.fromkeys(name for names in self.processes.gather(list(samples)) for name in names))
+        self._writer.wait()  # all processes come here, and the sentence names the checkpoint
+        self.record(failed={"what": what, "value": str(value), "samples": samples})
         named = ", ".join(samples[:NAMED]) + (f" and {len(samples) - NAMED} more" if len(samples) > NAMED else "")
         kept = f"the last checkpoint in {self.checkpoint_folder}" if has_checkpoint(self.folder) else "the beginning"
         raise TrainingError(
@@ -374,13 +475,37 @@ class Run:
         )
 
     def report(self, **values: float | torch.Tensor) -> None:
-        """Figures of this step; `loss` that is not finite ends the run with an error (the last checkpoint stays)."""
-        self._reported = {k: float(v.detach() if isinstance(v, torch.Tensor) else v) for k, v in values.items()}
-        self._check("loss", self._reported.get("loss", 0.0))
+        """Figures of this step; `loss` that is not finite ends the run with an error (the last checkpoint stays).
+
+        Tensors are read from the device only when a line is written or printed, all of them at once: a device that is
+        asked in every step cannot work ahead.
+        """
+        self._reported = {k: v.detach() if isinstance(v, torch.Tensor) else float(v) for k, v in values.items()}
+        if not self._checked:
+            self._check("loss", self._reported.get("loss", 0.0))
+
+    def _read_reported(self) -> None:
+        """What was reported since the last time, as numbers, into the means."""
+        tensors = [v for figures in self._unread for v in figures.values() if isinstance(v, torch.Tensor)]
+        by_device: dict[torch.device, list[torch.Tensor]] = {}
+        for tensor in tensors:
+            by_device.setdefault(tensor.device, []).append(tensor.reshape(()).double())
+        read = {device: iter(torch.stack(own).tolist()) for device, own in by_device.items()}
+        for figures in self._unread:
+            numbers = {k: next(read[v.device]) if isinstance(v, torch.Tensor) else v for k, v in figures.items()}
+            for key, value in numbers.items():
+                self._sums.setdefault(key, []).append(value)
+            self.line.add(numbers)
+        self._unread = []
 
     def record(self, **values: Any) -> None:
         """One line of its own in metrics.jsonl, for example an evaluation: record(eval={...})."""
         self.metrics.add(self.step, self.elapsed, values)
+
+    def show_pictures(self, name: str, document: Document) -> None:
+        """An answer's pictures, with the trackers: samples/<name>/0, 1, …"""
+        pixels = {f"samples/{name}/{k}": picture.pixels for k, picture in enumerate(document.pictures)}
+        self.metrics.trackers.images(self.step, pixels)
 
     def say(self, text: str) -> None:
         """A line of its own, above the progress line."""
@@ -393,13 +518,19 @@ class Run:
         self._clock = now
         factor = self.lr_factor
         self.step += 1
-        for key, value in self._reported.items():
-            self._sums.setdefault(key, []).append(value)
-        self.line.add(self._reported)
+        self.meter.step_done()
+        self._writer.poll()
+        self._unread.append(self._reported)
+        self._checked = False
         if self.step % self.log_every == 0 or self.finished:
-            self.record(**{k: sum(v) / len(v) for k, v in self._sums.items()}, lr_factor=round(factor, 5))
+            self._read_reported()
+            speed = self.meter.figures(self.processes)
+            self.line.speed = in_words(speed)
+            means = {k: sum(v) / len(v) for k, v in self._sums.items()}
+            self.record(**means, lr_factor=round(factor, 5), speed={**speed, "left": self.line.left(self.progress)})
             self._sums = {}
         if self.main and (self.line.due() or self.finished):
+            self._read_reported()
             steps = f"{self.step}/{self.steps}" if self.steps else str(self.step)
             write_text(self.folder / "STATUS", self.line.show(self.progress, steps, self.elapsed) + "\n")
         if self.elapsed - self._saved >= 60 * self.checkpoint_minutes and not self.finished:
@@ -413,10 +544,16 @@ class Run:
         self.say("Stopping after this step; the checkpoint will be written. Press Ctrl-C again to stop at once.")
 
     def save(self) -> None:
+        with self.meter.aside():
+            self._save()
+
+    def _save(self) -> None:
+        self._read_reported()
         rng, *others = self.processes.gather(rng_state())
         state = {"step": self.step, "seconds": self.elapsed, "sums": self._sums, "rng": rng}
         state |= {"rng_others": others} if others else {}
-        write_checkpoint(self.folder, state, self.modules, self.emas, self.optimizers, main=self.main)
+        state |= {"model": self._model} if self._model else {}
+        self._writer.save(state, self.modules, self.emas, self.optimizers)
         if self.main:
             self._plot()
 

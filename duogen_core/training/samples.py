@@ -7,7 +7,7 @@ pictures before and after it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,10 +29,19 @@ from duogen_core.vae import PictureVae
 SETTINGS = Settings(max_images=8, max_new_tokens=300)  # an untrained model may not know where to end
 
 
-def write_samples(components: Components, folder: Path, step: int, ideals: Mapping[str, Document]) -> list[Path]:
+Look = Callable[[str, Document], object]  # is shown each answer as soon as it is there: name, document
+
+
+def write_samples(
+    components: Components,
+    folder: Path,
+    step: int,
+    ideals: Mapping[str, Document],
+    look: Look = lambda name, answer: None,
+) -> list[Path]:
     """The requests of some ideal conversations, always the same ones, answered from the last drawing turn on."""
     answers = ((name, generate(components, *asked(ideal, components))) for name, ideal in ideals.items())
-    return write_all(answers, folder, step)
+    return write_all(answers, folder, step, look)
 
 
 def asked(ideal: Document, components: Components) -> tuple[Document, Settings]:
@@ -51,7 +60,9 @@ def write_round_trips(vae: PictureVae, pictures: Sequence[np.ndarray], folder: P
     return write_all([("pictures", document)], folder, step)
 
 
-def write_all(answers: Iterable[tuple[str, Document]], folder: Path, step: int) -> list[Path]:
+def write_all(
+    answers: Iterable[tuple[str, Document]], folder: Path, step: int, look: Look = lambda name, answer: None
+) -> list[Path]:
     target = folder / "samples" / f"{step:06d}"
     target.mkdir(parents=True, exist_ok=True)
     written = []
@@ -59,6 +70,7 @@ def write_all(answers: Iterable[tuple[str, Document]], folder: Path, step: int) 
         path = target / f"{file_name(name)}.html"
         write_atomically(path, render_html(document).encode("utf-8"))
         written.append(path)
+        look(file_name(name), document)
     return written
 
 

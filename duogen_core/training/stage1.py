@@ -14,22 +14,36 @@ in `data` or, without any, of the world (data.py). Out: <out>/export, a Hugging 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.data.sources import Limits
+from duogen_core.mllm import family_of_module
 from duogen_core.mllm.base import Mllm
 from duogen_core.mllm.loading import load_with_bov
-from duogen_core.mllm.qwen2_5_vl import Qwen25VL
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.configuration import ConfigError, RunConfig, check_numbers
-from duogen_core.training.data import Example, Probes, check_families, held_out, open_data, token_counter, world
+from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers, check_share
+from duogen_core.training.copies import on_device, whole_copy
+from duogen_core.training.data import (
+    Example,
+    Probes,
+    TokenCounter,
+    check_families,
+    held_out,
+    open_data,
+    without_held_out,
+    world,
+)
+from duogen_core.training.feeding import Feed, workers_for
+from duogen_core.training.flops import MllmFlops
 from duogen_core.training.lora import (
     MLLM_TARGETS,
     LoraSettings,
@@ -39,16 +53,22 @@ from duogen_core.training.lora import (
     save_adapter,
     trainable,
 )
+from duogen_core.training.metrics import mean_loss
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
+    NextTokenShare,
+    NextTokenSteps,
+    PictureKey,
     StepTotals,
     encode_pictures,
     hidden_states,
+    labelled,
     predict,
-    share_of,
+    with_pictures,
 )
-from duogen_core.training.run import Run, new_muon, recomputing
+from duogen_core.training.quantise import quantise
+from duogen_core.training.run import Every, Run, new_muon, recomputing
 from duogen_core.training.samples import ideal_answers, write_answers
 
 
@@ -60,48 +80,63 @@ class MllmConfig(RunConfig):
     muon_lr: float = 5e-3
     tower_lr: float = 0.0  # 0: frozen; at 1e-3 the gradients of an untrained language model undid the warm-up
     optimizer: Literal["muon", "adamw"] = "muon"  # for the matrices of the decoder layers; AdamW has the rest
+    betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     weight_decay: float = 0.03
     probe_weight: float | None = None  # of the loss of the world's probes; None: the world's own without `data`, else 0
-    micro_tokens: int = 1536  # padded tokens of a micro-batch, at most (one conversation at least)
+    tokens: int = 1536  # of a micro-batch, padding included, at most (one conversation at least)
+    workers: int | None = None  # processes that read ahead; None: as many as a GPU leaves cores for, on a CPU none
     accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, more time
     gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, more time
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
     eval_data: list[Any] = field(default_factory=list)  # sources that are not learnt from, to score the model on
+    eval_share: float = 0.0  # of the documents in `data`, chosen by their words: not learnt from, but scored on
     include_alignment: bool = False  # learn from alignment data too, which the paper keeps for stage 2
     max_side: int = 8192  # pixels of a picture in `data`
     max_tokens: int | None = None  # of a sample in `data`; None: as many as the model can look back on
     weights: Mapping[str, float] = field(default_factory=lambda: dict(world().mixtures["stage1"]))  # of task families
     vision_families: tuple[str, ...] = field(default_factory=lambda: world().vision_families)
     eval_cases: int = 16  # a family of Sketchbook, or a source of `eval_data`; 0: no scores
-    eval_minutes: float = 3.0
+    eval_minutes: float = 3.0  # between scores, each with an export
+    eval_steps: int | None = None  # in the place of eval_minutes
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, least={"batch": 1, "micro_tokens": 1, "max_side": 1, "max_tokens": 1, "eval_cases": 0})
+        least = {"batch": 1, "tokens": 1, "workers": 0, "max_side": 1, "max_tokens": 1, "eval_cases": 0}
+        least |= {"eval_minutes": 0, "eval_steps": 1}
+        check_numbers(self, least=least)
+        check_betas(self.betas)
+        check_share(self.eval_share)
         check_families("weights", self.weights, world().families)
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batcher: Batcher, cases: Mapping[str, Sequence[Example]]) -> dict[str, dict[str, float]]:
-    """Teacher-forced, per family or source: `token`, share of trained tokens predicted; `when`, share of conversations
-    in which the model would draw and stop exactly where the ideal answer does."""
+    """Teacher-forced, per family or source: `loss`, as it is learnt, in float32; `token`, share of trained tokens
+    predicted; `when`, share of conversations in which the model would draw and stop exactly where the ideal answer
+    does."""
     control, device = batcher.control, model.get_input_embeddings().weight.device
     stops = torch.tensor([control.bov, control.im_end], device=device)
     scores = {}
     for family, some in cases.items():
         right = tokens = in_time = 0
+        loss = 0.0
         for case in some:  # one by one: a conversation is judged as a whole
-            batches, pixels = batcher([case], 0.0)
+            batches, pixels = batcher([case])
             batch = batches[0].to(device)
-            states = hidden_states(model, batch, encode_pictures(model.model.visual, pixels))
+            states = hidden_states(model, batch, encode_pictures(model, pixels))
             logits, targets, _ = predict(model, batch, states[-1])
+            loss += float(F.cross_entropy(logits.float(), targets, reduction="sum"))
             guess = logits.argmax(-1)
             right += int((guess == targets).sum())
             tokens += len(targets)
             decides = torch.isin(guess, stops) | torch.isin(targets, stops)
             in_time += bool((guess == targets)[decides].all())
-        scores[family] = {"token": round(right / tokens, 4), "when": round(in_time / len(some), 4)}
+        scores[family] = {
+            "loss": float(f"{loss / tokens:.6g}"),
+            "token": round(right / tokens, 4),
+            "when": round(in_time / len(some), 4),
+        }
     return scores
 
 
@@ -111,9 +146,10 @@ def optimizers_of(
     """AdamW for all, or Muon for the matrices of the decoder layers and AdamW for the rest. Norms, biases and the
     embedding do not decay; the tower, already warm, learns more slowly."""
     muon, decayed, rest, tower = [], [], [], []
+    sees = family_of_module(model).sees
     for name, parameter in model.named_parameters():
         matrix = parameter.ndim >= 2 and "embed_tokens" not in name
-        if "visual" in name:
+        if sees(name):
             parameter.requires_grad_(config.tower_lr > 0)
             tower += [parameter] if config.tower_lr > 0 else []
         elif matrix and config.optimizer == "muon":
@@ -126,7 +162,7 @@ def optimizers_of(
         {"params": rest, "weight_decay": 0.0},
         {"params": tower, "weight_decay": 0.0, "lr": config.tower_lr},
     ]
-    found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=(0.9, 0.98))}
+    found = {"adamw": torch.optim.AdamW([g for g in groups if g["params"]], config.lr, betas=config.betas)}
     if muon:
         found["muon"] = new_muon(muon, config.muon_lr, config.weight_decay, ns_steps=4)
     return found
@@ -135,7 +171,7 @@ def optimizers_of(
 def lora_optimizers(model: nn.Module, config: MllmConfig, probes: Probes | None) -> dict[str, torch.optim.Optimizer]:
     """AdamW for the trainable weights, without decay: what LoRA adds is small as it is."""
     parameters = [*trainable(model).values(), *([] if probes is None else probes.parameters())]
-    return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=(0.9, 0.98), weight_decay=0.0)}
+    return {"adamw": torch.optim.AdamW(parameters, config.lr, betas=config.betas, weight_decay=0.0)}
 
 
 def export(model: nn.Module, tokenizer: Any, processor: Any, folder: Path) -> None:
@@ -162,44 +198,63 @@ class Trainer:
             self.config = replace(self.config, probe_weight=0.0 if self.config.data else world().probe_weight)
         config, model = self.config, self.mllm.model
         run = Run.of(config)
+        run.made_of(mllm=self.mllm.model_type)
         limits = self.limits()
-        self.examples = examples = open_data(run, config, limits)
+        self.examples = examples = open_data(run, config, without_held_out(limits, config.eval_share))
         self.cases = held_out(config, limits)
         probes = None
         if config.probe_weight:
             probes = world().probes(self.mllm.tokenizer, self.mllm.num_layers, self.mllm.hidden_size)
-        self.batcher = Batcher(
-            self.mllm.tokenizer, self.mllm.image_processor, micro_tokens=config.micro_tokens, probes=probes
-        )
+        tokenizer, processor = self.mllm.tokenizer, self.mllm.image_processor
+        self.batcher = Batcher(tokenizer, processor)  # of what is scored
+        learnt = Batcher(tokenizer, processor, tokens=config.tokens, user_weight=user_weight)
         modules: dict[str, nn.Module] = {"model": TrainableOnly(model) if self.lora else model}
         modules |= {"recall": probes} if probes else {}  # the name of their file in a checkpoint
         optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, probes)
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
-        together = run.processes
-        loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers)
-        run.attach(modules, optimizers)
-        due = run.elapsed + 60 * config.eval_minutes
-        self.samples_due = run.elapsed + 60 * config.sample_minutes
-        for step in run:
-            some = examples(step)
-            batches, pixels = self.batcher(some, user_weight)
-            mine = share_of(batches, pixels, together.rank, together.count)
+        together, flops = run.processes, MllmFlops(model)
+
+        def seen(pictures: Iterable[PictureKey]) -> list[int]:
+            """Patches of each that the tower sees."""
+            return [self.mllm.image_processor.seen(key.grid) for key in pictures]
+
+        # bfloat16 has too few digits for small steps; what LoRA freezes may stay as it is.
+        single = None if self.lora else torch.float32
+        loss_of = together.prepare(NextTokenLoss(model, probes, bf16=config.bf16), optimizers, single)
+        mllm = self.mllm
+        family = f"an MLLM of the family {mllm.model_type}, {mllm.num_layers} layers of {mllm.hidden_size}"
+        run.attach(modules, optimizers, model=family)
+        scores_due = Every(run, config.eval_minutes, config.eval_steps)
+        self.samples_due = Every(run, config.sample_minutes)
+        examples.begin()
+        steps = NextTokenSteps(examples.steps, learnt, together.rank, together.count)
+        feed = Feed(steps, workers=workers_for(config.workers, together.device), device=together.device)
+        for _, share in feed.each(run):
+            if scores_due():
+                with run.meter.aside():
+                    self.check(run)
+            examples.note(share.bad)
+            run.meter.count(
+                tokens=sum(batch.ids.numel() for batch in share.batches),
+                pictures=len(share.pixels),
+                flops=flops.of_share(share.batches, seen(share.pixels)) if run.meter.peak else 0.0,
+            )
+            if probes:  # here: they are a module, which stays in this process
+                share.batches = [labelled(batch, probes) for batch in share.batches]
             figures = {"loss": 0.0, "probes": 0.0} if probes else {"loss": 0.0}
+            weight = sum(batch.target_weight for batch in share.batches)
+            totals = StepTotals(together.total(weight) if together.count > 1 else weight, share.count)
             norm = run.update(
-                self.losses(loss_of, mine, StepTotals.of(batches), figures),
+                self.losses(loss_of, share, totals, figures),
                 clip=1.0,
                 clipped=trainable(model).values(),
-                samples=[example.name for example in some],
+                samples=share.names,
+                parts=len(share.batches) if config.accumulate else 1,
             )
             run.report(
-                **{name: together.total(value) for name, value in figures.items()},
-                norm=norm,
-                tokens=sum(batch.ids.numel() for batch in batches),
+                **{name: together.total(value) for name, value in figures.items()}, norm=norm, tokens=share.tokens
             )
-            if run.elapsed >= due:
-                self.check(run)
-                due = run.elapsed + 60 * config.eval_minutes
         if run.finished and not run.complete(*self.outputs(run)):
             self.check(run, last=True)
             if told := examples.summary():
@@ -208,10 +263,12 @@ class Trainer:
         return run
 
     def losses(
-        self, loss_of: nn.Module, mine: tuple[Any, Any], totals: StepTotals, figures: dict[str, Any]
+        self, loss_of: nn.Module, share: NextTokenShare, totals: StepTotals, figures: dict[str, Any]
     ) -> Iterator[Tensor]:
         """What to go backward from, in one part or one for each micro-batch; adds up the figures."""
-        for part in micro_batches_of(*mine) if self.config.accumulate else [mine]:
+        whole = [(share.batches, share.pixels)]
+        parts = (with_pictures(batch, share.pixels) for batch in share.batches)
+        for part in parts if self.config.accumulate else whole:
             loss, probed = loss_of(*part, totals)
             figures["loss"] += loss.detach()
             if "probes" in figures:
@@ -225,7 +282,7 @@ class Trainer:
         return Limits(
             max_side=config.max_side,
             max_tokens=config.max_tokens or mllm.max_positions,
-            count_tokens=token_counter(mllm.tokenizer, mllm.image_processor),
+            count_tokens=TokenCounter(mllm.tokenizer, mllm.image_processor),
             alignment=config.include_alignment,
         )
 
@@ -235,24 +292,34 @@ class Trainer:
         return found + ([run.folder / "export"] if self.lora is None or self.lora.merge else [])
 
     def check(self, run: Run, last: bool = False) -> None:
-        """Scores, samples and export, by the main process; under FSDP, where none has the whole model, the export."""
-        model, mllm = self.mllm.model, self.mllm
-        if run.main and not run.processes.sharded:
-            if self.cases:
-                with evaluation_mode(model):
-                    scores = evaluate(model, self.batcher, self.cases)
-                run.record(eval=scores)
-                run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
-            if self.config.sample_minutes and (last or run.elapsed >= self.samples_due):
-                write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
-                self.samples_due = run.elapsed + 60 * self.config.sample_minutes
+        """Scores, samples and export, by the main process, under FSDP of a copy (copies.py). All must come."""
+        model = self.mllm.model
+        samples = bool(self.config.sample_minutes) and (self.samples_due() or last)
         with run.processes.gathered(model):
-            if run.main:
-                if self.lora:
-                    with replaced(run.folder / "adapter") as new:
-                        save_adapter(model, new)
-                if self.lora is None or self.lora.merge:
-                    export(model, mllm.tokenizer, mllm.image_processor, run.folder / "export")
+            if not run.main:
+                return
+            if self.cases or samples:
+                self.look_at(run, samples)
+            if self.lora:
+                with replaced(run.folder / "adapter") as new:
+                    save_adapter(model, new)
+            if self.lora is None or self.lora.merge:
+                export(model, self.mllm.tokenizer, self.mllm.image_processor, run.folder / "export")
+
+    def look_at(self, run: Run, samples: bool) -> None:
+        """What the model makes of what it does not learn from."""
+        mllm, processes = self.mllm, run.processes
+        if processes.sharded:
+            mllm = copy(self.mllm)
+            mllm.model = on_device(whole_copy(self.mllm.model), processes.device, self.config.bf16)
+        if self.cases:
+            with evaluation_mode(mllm.model):
+                scores = evaluate(mllm.model, self.batcher, self.cases)
+            run.record(eval=scores)
+            run.line.held_out = f"held-out {mean_loss(scores):.4g}"
+            run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
+        if samples:
+            write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
 
 
 def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
@@ -260,12 +327,6 @@ def checkpoint_layers(model: nn.Module, device: torch.device) -> None:
     # transformers 5.23 changed the name
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False, "context_fn": recomputing(device)})
-
-
-def micro_batches_of(batches: Sequence[Any], pixels: Mapping[Any, Tensor]) -> Iterator[tuple[Any, Any]]:
-    """One micro-batch after the other, each with its pictures."""
-    for k in range(len(batches)):
-        yield share_of(batches, pixels, k, len(batches))
 
 
 @dataclass(kw_only=True)
@@ -286,24 +347,30 @@ class Stage1Config(MllmConfig):
 def train(config: Stage1Config) -> Run:
     torch.manual_seed(config.seed)
     mllm, started = load_with_bov(config.init)
-    if mllm.model_type != Qwen25VL.model_type:
-        raise ConfigError(f"{config.init} is a {mllm.model_type} model; stage 1 trains those of {Qwen25VL.model_type}.")
+    for name in ("image_mean", "image_std"):  # training normalises colours on the device, by the family's own numbers
+        if list(getattr(mllm.image_processor, name)) != type(mllm).picture_settings[name]:
+            raise ConfigError(
+                f"{config.init} has another {name} than the {mllm.model_type} models: "
+                f"{list(getattr(mllm.image_processor, name))} instead of {type(mllm).picture_settings[name]}."
+            )
     if started:
         print(f"<BOV> was never learnt by {config.init}: its rows start anew ({' and '.join(started)}).", flush=True)
-    if config.lora is None:
-        mllm.model.float()  # bfloat16 has too few digits for small steps
-    else:
-        adapt(mllm, config.lora)
+    if config.lora:
+        adapt(mllm, config.lora, config.bf16)
     mllm.model.train()
     return Trainer(mllm, config, config.lora).run()
 
 
-def adapt(mllm: Mllm, lora: LoraSettings) -> None:
-    """LoRA on the language model's layers; the rows of <BOV> are trained in full."""
+def adapt(mllm: Mllm, lora: LoraSettings, bf16: bool = True) -> None:
+    """LoRA on the language model's layers; the rows of <BOV> are trained in full. bf16: what quantised layers compute
+    in."""
     model, rows = mllm.model, [mllm.control.bov]
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     tokens = {"embed_tokens": rows} if tied else {"embed_tokens": rows, "lm_head": rows}
-    add_lora(model, lora, within="model.language_model.layers", usual=MLLM_TARGETS, tokens=tokens)
+    layers = "model.language_model.layers"
+    if lora.quantise:
+        quantise(model, within=layers, computes=torch.bfloat16 if bf16 else torch.float32)
+    add_lora(model, lora, within=layers, usual=MLLM_TARGETS, tokens=tokens)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -26,16 +27,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize
+from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, check_fit
 from duogen_core.connector import Connector, ConnectorConfig
-from duogen_core.dit.cosmos import PackedCosmos, init_weights
-from duogen_core.dit.loading import open_cosmos
+from duogen_core.dit.base import PackedDit
+from duogen_core.dit.loading import family_in, new_dit, open_published
 from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError, first_line
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.data import world
+from duogen_core.training.copies import on_device, whole_copy
+from duogen_core.training.data import held_out, world
+from duogen_core.training.feeding import Feed, workers_for
+from duogen_core.training.flops import DitFlops
 from duogen_core.training.lora import (
     DIT_TARGETS,
     TrainableOnly,
@@ -44,48 +48,68 @@ from duogen_core.training.lora import (
     save_dit_adapter,
     trainable,
 )
-from duogen_core.training.run import Run, mixed_precision, muon_and_adamw, recomputing
+from duogen_core.training.metrics import mean_loss
+from duogen_core.training.prepared import Prepared, Reader, targets_of
+from duogen_core.training.run import Every, Run, mixed_precision, muon_and_adamw, recomputing
 from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import (
     CachedBatches,
     Documents,
     OnlineBatches,
-    Prepared,
     Stage2Config,
     batches_of,
 )
+from duogen_core.training.validation import Validation
 from duogen_core.vae import PictureVae
 from duogen_core.weights.headers import Entry, check_tensors, shapes_of
+
+STATES = 2**26  # numbers of states that the connector projects at once
 
 # -- the models to begin with
 
 
-def new_models(config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
-    """DiT and connector to begin with, for an MLLM of so many layers, so wide: new ones, or those of `init`."""
+def new_models(config: Stage2Config, layers: int, hidden: int, mllm: str = "") -> tuple[PackedDit, Connector]:
+    """DiT and connector to begin with, for an MLLM of so many layers, so wide, of this family: new ones, or those of
+    `init`."""
     if config.init and not (config.init / "dit").is_dir():
-        return start_from(config.init, config, layers, hidden)
+        dit, connector = start_from(config.init, config, layers, hidden)
+        connector.config = replace(connector.config, mllm=mllm, dit=dit.family)
+        return dit, connector
     if config.init:
-        dit = PackedCosmos.from_pretrained(
-            config.init / "dit", attention=config.attention, references=config.references
-        )
+        family = family_in(config.init / "dit")
+        check_family(config, family)
+        dit = family.from_pretrained(config.init / "dit", attention=config.attention, references=config.references)
         width = dit.config.text_embed_dim
-        shape = ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop)
+        shape = ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop, mllm=mllm, dit=dit.family)
         return dit, earlier_connector(config.init / "connector", Connector(shape))
-    dit = PackedCosmos(
+    dit = new_dit(
+        config.dit or "cosmos",
         num_layers=config.layers,
         num_attention_heads=config.heads,
         text_embed_dim=config.cross_width,
         attention=config.attention,
         references=config.references,
     )
-    shape = ConnectorConfig(layers, hidden, config.cross_width, config.connector_layers, config.drop)
-    return init_weights(dit), Connector(shape)
+    shape = ConnectorConfig(
+        layers, hidden, config.cross_width, config.connector_layers, config.drop, mllm=mllm, dit=dit.family
+    )
+    return dit, Connector(shape)
 
 
-def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedCosmos, Connector]:
-    """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew."""
-    file = open_cosmos(base)
-    dit = file.load_dit(None if config.lora else torch.float32).train()
+def check_family(config: Stage2Config, family: type[PackedDit]) -> None:
+    if config.dit is not None and config.dit != family.family:
+        raise DuoGenError(
+            f"dit is {config.dit}, but {config.init} holds a DiT of the family {family.family}, which goes on from its "
+            "own weights; leave out dit, or init."
+        )
+
+
+def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tuple[PackedDit, Connector]:
+    """layers, hidden: of the MLLM. A connector that reads the last layer alone begins anew, and so does that of a Wan,
+    which has none as published."""
+    file = open_published(base)
+    dit = file.load_dit().train()
+    check_family(config, type(dit))
     if config.attention == "frame_causal" and dit.config.clean_timestep < 0:
         raise DuoGenError(
             f"{base} is a pre-trained Cosmos, whose finished images share the target's timestep; frame_causal needs "
@@ -94,7 +118,7 @@ def start_from(base: Path, config: Stage2Config, layers: int, hidden: int) -> tu
     dit.register_to_config(attention=config.attention, references=config.references)
     width = dit.config.text_embed_dim
     connector = Connector(ConnectorConfig(layers, hidden, width, config.connector_layers, config.drop))
-    if config.connector_layers == "all":
+    if config.connector_layers == "all" and dit.family == "cosmos":
         connector.load_state_dict(file.load_connector((layers, hidden), torch.float32).state_dict())
     return dit, connector
 
@@ -103,6 +127,7 @@ def earlier_connector(folder: Path, connector: Connector) -> Connector:
     """The connector with the weights in `folder`; a base DiT brings none."""
     if folder.is_dir():
         earlier = Connector.from_pretrained(folder)
+        earlier.config.check_pair(connector.config.mllm, connector.config.dit, f"The connector in {folder}")
         found = {name: Entry("F32", shape) for name, shape in shapes_of(earlier).items()}
         check_tensors(found, shapes_of(connector), folder, "connector to start from")
         connector.load_state_dict(earlier.state_dict())
@@ -137,8 +162,8 @@ class FlowSample:
     noise: tuple[Tensor, ...]
     frame_indices: tuple[int, ...]
     timestep: Tensor
-    states: Tensor  # [N, layers * width]
-    sees: Tensor  # bool [clean + targets, N]
+    states: Tensor  # [N, layers * width], as it is kept: half precision is enough for what the connector reads
+    sees: Tensor  # bool [clean + targets, N], on the CPU, where masks are made
     controls: tuple[Tensor, ...] = ()  # of the targets, for a ControlNet
 
     @property
@@ -147,22 +172,12 @@ class FlowSample:
 
     def to(self, device: torch.device) -> FlowSample:
         def moved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(tensor.to(device, torch.float32) for tensor in tensors)
+            return tuple(tensor.to(device, non_blocking=True).float() for tensor in tensors)
 
-        states, timestep = self.states.to(device).float(), self.timestep.to(device)
+        states, timestep = (each.to(device, non_blocking=True) for each in (self.states, self.timestep))
         clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
         places, controls = self.frame_indices, moved(self.controls)
-        return FlowSample(clean, targets, noise, places, timestep, states, self.sees.to(device), controls)
-
-
-def packs(samples: Sequence[FlowSample], frames: int) -> list[list[FlowSample]]:
-    """Parts of a step, in order: as many samples together as have at most `frames` frames (one at least)."""
-    found: list[list[FlowSample]] = [[]]
-    for sample in samples:
-        if found[-1] and sum(each.frames for each in found[-1]) + sample.frames > frames:
-            found.append([])
-        found[-1].append(sample)
-    return found
+        return FlowSample(clean, targets, noise, places, timestep, states, self.sees, controls)
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -170,11 +185,9 @@ def shifted(t: Tensor, shift: float) -> Tensor:
 
 
 def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSample:
-    """Under `frame_causal` every drawn picture is a target in one pass, each with its own noise and time, since none
-    sees another; under `full` attention one random one, as in the paper, with the earlier pictures clean."""
-    # First of all, so that another choice below leaves the noise as it is, and ablations compare like with like.
-    generator = torch.Generator().manual_seed(rng.getrandbits(63))
-    targets = (rng.choice(document.drawn),) if settings.attention == "full" else document.drawn
+    """The targets of a pass (`targets_of`), each with its own noise and time, and the earlier pictures clean."""
+    seed, targets = targets_of(document.drawn, settings.attention, rng)
+    generator = torch.Generator().manual_seed(seed)
     clean = range(targets[-1] if settings.references else 0)
     states, sees = _text(document, rng, settings, clean, targets)
     noise = tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets)
@@ -231,30 +244,57 @@ def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], conf
     return [sample_of(document, run.rng(step, f"flow/{i}"), settings) for i, document in documents]
 
 
+def silent_sample(dit: Any, connector: Connector) -> FlowSample:
+    """A sample of nothing, as small as can be."""
+    latent, width = (
+        torch.zeros(dit.config.out_channels, 2, 2),
+        connector.config.num_layers * connector.config.hidden_size,
+    )
+    return FlowSample(
+        (), (latent,), (latent,), (0,), torch.full((1,), 0.5), torch.zeros(1, width), torch.ones(1, 1, dtype=torch.bool)
+    )
+
+
 class FlowLoss(nn.Module):
     """Mean squared error of the velocity, v = noise - x0 at x_t = t noise + (1 - t) x0.
 
     Every target counts the same, however large its picture, so that a document of large pictures does not drown others.
     """
 
-    def __init__(self, dit: PackedCosmos, connector: Connector, bf16: bool = False) -> None:
+    def __init__(self, dit: PackedDit, connector: Connector, bf16: bool = False) -> None:
         super().__init__()
         self.dit, self.connector, self.bf16 = dit, connector, bf16
 
-    def forward(self, samples: Sequence[FlowSample], total: int | None = None) -> Tensor:
-        """total: targets of the whole step, where this is one pack of several or one process's share."""
+    @property
+    def layers(self) -> nn.ModuleList:
+        """What FSDP gathers one at a time."""
+        return self.dit.transformer_blocks
+
+    def forward(self, samples: Sequence[FlowSample], total: Tensor | int | None = None) -> Tensor:
+        """total: targets of the whole step, where this is one pass of several or one process's share."""
         device = self.connector.proj.weight.device
         samples = [sample.to(device) for sample in samples]
         with mixed_precision(device, self.bf16):
-            text = self.connector.project(torch.cat([sample.states for sample in samples]))
-            texts = text.split([len(sample.states) for sample in samples])
+            texts = projected(self.connector, [sample.states for sample in samples])
             found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])
         errors = [
             (v.float() - (noise - x0)).square().mean()
             for sample, velocities in zip(samples, found, strict=True)
             for v, noise, x0 in zip(velocities, sample.noise, sample.targets, strict=True)
         ]
-        return torch.stack(errors).sum() / (total or len(errors))
+        return torch.stack(errors).sum() / (len(errors) if total is None else total)
+
+
+def projected(connector: Connector, states: Sequence[Tensor]) -> list[Tensor]:
+    """The text condition of each sample. Of many states a block at a time, which is made wider again on the way back:
+    else as many numbers in the weights' precision would lie beside the states themselves."""
+    if sum(each.numel() for each in states) <= STATES:
+        return list(connector.project(torch.cat(list(states))).split([len(each) for each in states]))
+    rows = max(1, STATES // states[0].shape[-1])
+    return [
+        torch.cat([checkpoint(connector.project, block, use_reentrant=False) for block in each.split(rows)])
+        for each in states
+    ]
 
 
 def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
@@ -265,23 +305,38 @@ def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
 
 # -- the steps
 
-
-def is_outer(name: str) -> bool:
-    """Whether a weight is of a layer at either end of the DiT, which AdamW trains: Muon is for what lies between."""
-    return any(part in name for part in ("patch_embed", "proj_out", "time_embed", "norm_out", "linear_1", "linear_2"))
+Sample = Callable[[nn.Module, nn.Module], object]  # draws with this DiT and this connector
 
 
-def optimizers_of(dit: PackedCosmos, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(dit: PackedDit, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
+    """Muon for the DiT's inner matrices and AdamW for the rest, or AdamW for all; the connector has one of its own."""
     settings = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "muon" and not config.lora:  # LoRA's factors are no matrices to make orthogonal
-        found = muon_and_adamw(dit, is_outer, **settings)
+        found = muon_and_adamw(dit, dit.is_outer, betas=config.betas, **settings)
     else:
-        found = {"adamw": torch.optim.AdamW(trainable(dit).values(), betas=(0.9, 0.99), **settings)}
+        found = {"adamw": adamw(dit, betas=config.betas, **settings)}
     # A third of the rate: the connector projects all layers at once, and every token of every step goes through it.
-    return found | {"connector": torch.optim.AdamW(connector.parameters(), lr=config.lr / 3, betas=(0.9, 0.99))}
+    lr = config.lr / 3 if config.connector_lr is None else config.connector_lr
+    return found | {"connector": adamw(connector, lr=lr, betas=config.betas, weight_decay=0.01)}
 
 
-def checkpoint_blocks(dit: PackedCosmos) -> None:
+def adamw(model: nn.Module, *, weight_decay: float, **settings: Any) -> torch.optim.AdamW:
+    """Over what wants gradients. Matrices decay; gains of norms and biases do not: they have no size to keep small."""
+    weights = list(trainable(model).values())
+    groups = [
+        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], **settings)
+
+
+def kind_of(dit: PackedDit) -> str:
+    """In words: "a PackedCosmos of 28 blocks, 1,956,216,320 weights"."""
+    weights = sum(parameter.numel() for parameter in dit.parameters())
+    return f"a {type(dit).__name__} of {len(dit.transformer_blocks)} blocks, {weights:,} weights,"
+
+
+def checkpoint_blocks(dit: PackedDit) -> None:
     """Computes blocks again in the backward pass, with the same attention as before."""
 
     def recomputed(block: torch.nn.Module, x: Tensor, *args: Any) -> Tensor:
@@ -294,63 +349,94 @@ def learn(
     run: Run,
     config: Stage2Config,
     batches: CachedBatches | OnlineBatches,
-    dit: PackedCosmos,
+    dit: PackedDit,
     connector: Connector,
-    sample: Callable[[], object] = lambda: None,
+    sample: Sample = lambda dit, connector: None,
+    validation: Validation | None = None,
+    mllm: str = "an MLLM",
 ) -> None:
-    """sample(): draws with the averaged weights, called every `sample_minutes` and at the end."""
+    """sample(dit, connector): draws with the averaged weights, called every `sample_minutes` and at the end; validation
+    scores them. mllm: whose states these are, in words."""
+    shape = connector.config
+    pair = f"{kind_of(dit)} for {mllm} of {shape.num_layers} layers of {shape.hidden_size}"
     if config.lora:
-        add_lora(dit, config.lora, within="transformer_blocks", usual=DIT_TARGETS)
+        add_lora(dit, config.lora, within=dit.lora_within, usual=DIT_TARGETS)
         dit.train()  # LoRA's dropout
     if config.gradient_checkpointing:
         checkpoint_blocks(dit)
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
-    flow_loss = processes.prepare(FlowLoss(dit, connector, config.bf16), optimizers)
-    run.attach({"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}, optimizers, config.ema)
-    due = run.elapsed + 60 * config.sample_minutes
-    for step in run:
-        # The batch is the same on every process; each takes its share, and (online) reads only that.
-        documents = batches.batch(step, run.rng(step))
-        share, counts = processes.share(list(enumerate(documents)))
-        numbers, own = zip(*share, strict=True)
-        drawn = samples(run, step, zip(numbers, batches.read(own), strict=True), config)
+    single = None if config.lora else torch.float32  # what LoRA freezes stays in its file's precision
+    loss_module, flops = FlowLoss(dit, connector, config.bf16), DitFlops(dit, connector)
+    flow_loss = processes.prepare(loss_module, optimizers, single)
+    modules = {"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}
+    run.attach(modules, optimizers, config.ema, model=pair)
+    samples_due = Every(run, config.sample_minutes or None)
+    scores_due = Every(run, config.eval_minutes, config.eval_steps)
+    batches.begin()
+    feed = Feed(
+        batches.steps(run, config), workers=workers_for(config.workers, processes.device), device=processes.device
+    )
+    for step, share in feed.each(run):
+        batches.note(share)
+        if validation and scores_due():
+            validate(run, validation, loss_module)
+        if samples_due():
+            show(run, sample, dit, connector, config.bf16)
+        if config.export_steps and step and step % config.export_steps == 0:
+            export(run, config, dit, connector)
         # The loss is a mean over all targets of the step, whoever computes them: every process must know their number
         # before its first pass, so that the parts add up to the loss, and the gradients to those, of one process.
-        targets = int(processes.total(counts * sum(len(each.targets) for each in drawn)))
-        passes = packs(drawn, config.frames) if isinstance(batches, OnlineBatches) else [drawn]
+        targets = processes.total(share.targets) if processes.count > 1 else share.targets
+        run.meter.count(tokens=share.tokens, pictures=share.targets)
         losses: list[Tensor] = []
 
-        def parts(passes=passes, counts=counts, targets=targets, losses=losses) -> Iterator[Tensor]:
-            for number in range(processes.most(len(passes))):
-                # DDP and FSDP wait for each other in every pass: who has fewer computes one again and counts it 0.
-                spare = number >= len(passes)
-                loss = (0 if spare else counts) * flow_loss(passes[0 if spare else number], targets)
+        def parts(step=step, share=share, targets=targets, losses=losses) -> Iterator[Tensor]:
+            for some in share.passes:
+                # Read only now: online, the states of one pass lie on the device, and of no other.
+                documents = zip(some.numbers, batches.read(some.documents), strict=True) if some.numbers else ()
+                drawn = samples(run, step, documents, config)
+                if run.meter.peak:
+                    run.meter.count(flops=flops.of_samples(drawn).needed)
+                # DDP and FSDP wait for each other in every pass: who has fewer computes one that counts nothing.
+                loss = flow_loss(drawn, targets) if drawn else 0 * flow_loss([silent_sample(dit, connector)], targets)
                 losses.append(loss.detach())
                 yield loss
 
-        norm = run.update(parts(), config.clip, samples=[document.name for document in documents])
+        norm = run.update(parts(), config.clip, samples=share.names, parts=len(share.passes))
         run.report(loss=processes.total(sum(losses)), norm=norm, targets=targets)
-        if step % 500 == 499:
-            export(run, config, dit, connector)
-        if config.sample_minutes and run.elapsed >= due:
-            show(run, sample)
-            due = run.elapsed + 60 * config.sample_minutes
     outputs = [run.folder / "export", *([run.folder / "adapter"] if config.lora else [])]
     if run.complete(*outputs):
         return
     export(run, config, dit, connector)
     if run.finished:
+        if validation:
+            validate(run, validation, loss_module)
         if config.sample_minutes:
-            show(run, sample)
+            show(run, sample, dit, connector, config.bf16)
         run.mark_complete()
 
 
-def show(run: Run, sample: Callable[[], object]) -> None:
-    """Answers of the averaged weights, by the main process; not under FSDP. Whatever fails here, the run goes on."""
-    if run.main and not run.processes.sharded:
+def validate(run: Run, validation: Validation, loss_module: FlowLoss) -> None:
+    """The averaged weights' loss on what is not learnt from, by all processes."""
+    with run.meter.aside(), averaged(run):
+        scores = validation(loss_module)
+    run.record(eval=scores)
+    run.line.held_out = f"held-out {mean_loss(scores):.4g}"
+    run.say("held-out loss " + "  ".join(f"{name} {each['loss']:.4g}" for name, each in scores.items()))
+
+
+def show(run: Run, sample: Sample, dit: PackedDit, connector: Connector, bf16: bool) -> None:
+    """Answers of the averaged weights, by the main process, under FSDP of a copy (copies.py). All processes must come.
+    Whatever fails here, the run goes on."""
+    main, sharded, device = run.main, run.processes.sharded, run.processes.device
+    with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run):
+        parts: list[nn.Module] = [dit, connector]
+        if sharded:
+            with run.processes.gathered(dit, connector):
+                parts = [whole_copy(part) for part in parts] if main else []
         try:
-            with evaluation_mode(run.modules["dit"]), averaged(run):
-                sample()
+            if main:
+                sample(*(on_device(part, device, bf16) if sharded else part for part in parts))
         except (RuntimeError, DuoGenError) as error:  # no memory left on a GPU, for example
             run.say(f"The samples of step {run.step} cannot be drawn: {first_line(error)}.")
 
@@ -361,9 +447,9 @@ def averaged(run: Run) -> Iterator[None]:
         yield
 
 
-def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connector) -> None:
+def export(run: Run, config: Stage2Config, dit: PackedDit, connector: Connector) -> None:
     """The averaged weights, in the folders that a checkpoint is put together from; LoRA's also in <out>/adapter."""
-    with averaged(run), run.processes.gathered(dit, connector):
+    with run.meter.aside(), averaged(run), run.processes.gathered(dit, connector):
         if run.main:
             if config.lora:
                 with replaced(run.folder / "adapter") as new:
@@ -374,6 +460,13 @@ def export(run: Run, config: Stage2Config, dit: PackedCosmos, connector: Connect
                     save_dit(dit, new / "dit")
 
 
+def validation_of(run: Run, config: Stage2Config, documents: Documents, read: Reader) -> Validation | None:
+    """None where nothing is held out."""
+    cases = held_out(config, documents.limits)
+    draw = partial(sample_of, settings=replace(flow_settings(config), drop_text=0.0))
+    return Validation(run, cases, read, draw, keep=config.states == "cached") if cases else None
+
+
 # -- the command
 
 
@@ -382,14 +475,31 @@ def train(config: Stage2Config) -> Run:
     vae, mllm = PictureVae.from_pretrained(config.vae), load_mllm(config.mllm)
     for frozen in (vae.model, mllm.model):
         frozen.to(run.processes.device)
+    run.made_of(mllm=mllm.model_type)
     documents = Documents(run, config, mllm)
     batches = batches_of(run, config, vae, mllm, documents)
     torch.manual_seed(run.seed)
-    dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size)
-    checkpoint_config = CheckpointConfig("in training", picture=PictureSize(max_side=config.max_side))
-    components = Components(mllm, connector, dit, vae, checkpoint_config)
+    dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size, mllm.model_type)
+    run.made_of(dit=dit.family)
+    picture = PictureSize(max_side=config.max_side, step=vae.size_step)
+    components = Components(mllm, connector, dit, vae, CheckpointConfig("in training", picture=picture))
+    check_fit(components)
     ideals = documents.some() or world().ideals()
-    learn(run, config, batches, dit, connector, lambda: write_samples(components, run.folder, run.step, ideals))
+
+    def sample(dit: nn.Module, connector: nn.Module) -> None:
+        parts = replace(components, dit=dit, connector=connector)
+        write_samples(parts, run.folder, run.step, ideals, run.show_pictures)
+
+    learn(
+        run,
+        config,
+        batches,
+        dit,
+        connector,
+        sample,
+        validation_of(run, config, documents, Reader(vae, mllm, config.max_side, getattr(torch, config.precision))),
+        f"a {mllm.model_type}",
+    )
     if isinstance(batches, OnlineBatches) and (told := documents.summary()):
         run.say(told)
     return run

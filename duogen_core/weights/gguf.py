@@ -263,7 +263,8 @@ def _tensors(reader: _Reader, count: int) -> Iterator[tuple[str, tuple[int, ...]
             raise reader.fault(f"a tensor has a name of {len(name):,} characters")
         sides = reader.number("I", f"the sides of {name[:80]!r}")
         if sides > MOST_SIDES:
-            raise reader.fault(f"{name[:80]!r} has {sides} sides; expected at most {MOST_SIDES}")
+            wan = "; give a Wan in safetensors" if name.endswith("patch_embedding.weight") else ""
+            raise reader.fault(f"{name[:80]!r} has {sides} sides; expected at most {MOST_SIDES}{wan}")
         shape = tuple(reversed(reader.numbers("Q", sides, f"the sides of {name[:80]!r}")))
         kind, place = (
             reader.number("I", f"the type of {name[:80]!r}"),

@@ -199,7 +199,7 @@ def use_scaled_linear(module: nn.Module, formats: Mapping[str, str]) -> None:
 # ---------------------------------------------------------------- writing
 
 LAYERS = re.compile(
-    r"(^|\.)(transformer_blocks\.\d+\.(attn\d\.to_(q|k|v|out\.0)|ff\.net\.(0\.proj|2))"
+    r"(^|\.)((transformer_)?blocks\.\d+\.(attn\d\.to_(q|k|v|out\.0)|ffn?\.net\.(0\.proj|2))"
     r"|blocks\.\d+\.((self|cross)_attn\.(q|k|v|output)_proj|mlp\.layer[12])"
     r"|layers\.\d+\.(self_attn|mlp)\.\w+_proj)\.weight$"
 )

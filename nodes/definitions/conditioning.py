@@ -168,7 +168,7 @@ class DuoGenReferenceImages(io.ComfyNode):
             category=CATEGORY,
             description="Adds earlier images of the conversation to the CONDITIONING as reference latents, each at its "
             "own size: all of them, the last ones, or those you name. Works with every MODEL that takes reference "
-            "latents.",
+            "latents; ComfyUI's own Wan takes none.",
             search_aliases=["reference latent", "consistency", "image context"],
             inputs=[
                 io.Conditioning.Input("positive", tooltip="From DuoGen States to Conditioning, or any other node."),

@@ -50,7 +50,7 @@ class DuoGenLoadCheckpoint(io.ComfyNode):
                 io.Model.Output(
                     "model", tooltip="The diffusion transformer, for KSampler and every node that takes a MODEL."
                 ),
-                io.Vae.Output("vae", tooltip="The VAE (Wan 2.1 family) of this model."),
+                io.Vae.Output("vae", tooltip="The VAE (Wan family) of this model."),
             ],
         )
 
@@ -71,15 +71,15 @@ class DuoGenLoadMLLM(io.ComfyNode):
             display_name="DuoGen Load Language Model",
             category=CATEGORY,
             description="Loads the language model alone: it writes, decides when to draw, and looks at images. From "
-            "a DuoGen checkpoint, or Qwen2.5-VL or Qwen3-VL as published.",
-            search_aliases=["load llm", "language model", "qwen2.5-vl", "qwen3-vl", "text encoder"],
+            "a DuoGen checkpoint, or Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision as published.",
+            search_aliases=["load llm", "language model", "qwen2.5-vl", "qwen3-vl", "llava", "text encoder"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=loading.names(loading.MLLM),
                     tooltip="The DuoGen model to take the part from: the one that comes with this pack, or a folder in "
-                    "ComfyUI's models/duogen. Or a published Qwen-VL: a file or a Hugging Face folder in "
-                    "models/text_encoders.",
+                    "ComfyUI's models/duogen. Or a published Qwen-VL or LLaVA-OneVision: a file or a Hugging Face "
+                    "folder in models/text_encoders.",
                 ),
                 io.Combo.Input(
                     "tokenizer",
@@ -117,7 +117,7 @@ class DuoGenLoadConnector(io.ComfyNode):
             display_name="DuoGen Load Connector",
             category=CATEGORY,
             description="Loads the connector alone: that of a DuoGen checkpoint, or the one inside Cosmos-Predict2.5. "
-            "A connector fits one language model and one MODEL.",
+            "A connector fits one language model and one MODEL. A published Wan has none: DuoGen's stage 2 trains it.",
             search_aliases=["connector", "projection", "crossattn_proj"],
             inputs=[
                 io.Combo.Input(
@@ -158,15 +158,16 @@ class DuoGenLoadDiT(io.ComfyNode):
             display_name="DuoGen Load Diffusion Model",
             category=CATEGORY,
             description="Loads the diffusion transformer alone, as a MODEL like any other: that of a DuoGen "
-            "checkpoint, or Cosmos-Predict2.5 as published.",
-            search_aliases=["load diffusion model", "unet", "cosmos", "cosmos-predict2.5"],
+            "checkpoint, or Cosmos-Predict2.5 or Wan 2.1 as published.",
+            search_aliases=["load diffusion model", "unet", "cosmos", "cosmos-predict2.5", "wan", "wan2.1"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=loading.names(loading.DIT),
                     tooltip="The DuoGen model to take the part from: the one that comes with this pack, or a folder in "
-                    "ComfyUI's models/duogen. Or Cosmos-Predict2.5: a file or a diffusers folder in "
-                    "models/diffusion_models.",
+                    "ComfyUI's models/duogen. Or Cosmos-Predict2.5 or Wan 2.1 text-to-video: a file or a diffusers "
+                    "folder in models/diffusion_models. A published Wan reads umT5's text alone, until DuoGen's stage "
+                    "2 has taught it a language model's states.",
                 ),
                 io.Combo.Input(
                     "convention",
@@ -175,7 +176,8 @@ class DuoGenLoadDiT(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How a published Cosmos-Predict2.5 was trained, which its weights do not show. auto: as "
-                    "the file or its name says, else post-trained. Ignored for a DuoGen checkpoint, which records it.",
+                    "the file or its name says, else post-trained. Ignored for a DuoGen checkpoint, which records it, "
+                    "and for Wan.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="For KSampler, LoRA loaders and every node that takes a MODEL.")],

@@ -32,8 +32,8 @@ def _painter(*more: str, **options: Any) -> io.Combo.Input:
         options=[*more, EDIT, TEXT, CONVERSATION],
         default=more[0] if more else EDIT,
         tooltip="Which kind of model draws, and so what it reads. edit: models that look at earlier images, such as "
-        "Qwen-Image-Edit, FLUX.2 and OmniGen2. text: models that know words alone. conversation: DuoGen's own, "
-        "which read the whole answer.",
+        "Qwen-Image-Edit, FLUX.2 and OmniGen2. text: models that know words alone, such as Stable Diffusion and "
+        "ComfyUI's own Wan. conversation: DuoGen's own, which read the whole answer.",
         **options,
     )
 

@@ -1,6 +1,6 @@
 """What our nodes put into a CONDITIONING, and how the branches of guidance run as one batch.
 
-In:  `reference_latents`, a list of [1, 16, 1, h, w] as the VAE encodes them, each earlier image at its own size;
+In:  `reference_latents`, a list of [1, channels, 1, h, w] as the VAE encodes them, each earlier image at its own size;
      `cross_attn` [1, N, W], the connector's states; and the keys below.
 Out: for a step, the `BranchOfRun`s of its rows, and the text [R, N, W] of all, each as long as the longest.
 """
@@ -21,6 +21,7 @@ FRAME_ENDS = "duogen_frame_ends"  # for each reference latent, the number of tex
 PICTURE_ENDS = "duogen_picture_ends"  # the same for every image of the context, whether referred to or not
 PICTURE_LIMIT = "duogen_picture_limit"  # the longest side at which the DiT sees an image
 HIDDEN_TEXT = "duogen_hidden_text"  # (start, end) of the text tokens that only the earlier images see
+MADE_FOR = "duogen_made_for"  # the family of DiT (families.FAMILIES) whose connector made the text, where known
 STEP_TEXT = "duogen_text"  # the paragraph that the image illustrates
 
 

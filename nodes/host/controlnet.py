@@ -25,6 +25,7 @@ from duogen_core.picture_sampling import control_pixels
 from .compatibility import check_vae
 from .conditioning import own_text
 from .diffusion_model import DuoGenModel
+from .families import class_name, described
 from .images import pictures_from_image
 from .language import in_users_language
 from .model_management import Holder, Precision, convert, make_patcher, working_dtypes
@@ -77,6 +78,11 @@ class DuoGenControl(comfy.controlnet.ControlBase):
             raise DuoGenError(
                 f"This ControlNet is DuoGen's and works with a DuoGen MODEL alone, but the MODEL is a "
                 f"{type(model).__name__}; connect a ControlNet that was made for it."
+            )
+        if class_name(model.diffusion_model) != "PackedCosmos":
+            raise DuoGenError(
+                f"DuoGen's ControlNets are made of a Cosmos transformer's blocks, but this MODEL is a "
+                f"{described(model.diffusion_model)}; take the ControlNet out."
             )
         self.net.check_fits(model.diffusion_model)
         if self.vae is None:

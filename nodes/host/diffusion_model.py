@@ -1,7 +1,7 @@
 """The DiT as a plain MODEL: a `BaseModel` around the core's packed transformer, for every stock sampler and patch node.
 
 In:  the core's DiT with its weights, its flow shift, and what its VAE's latents look like. Out: a `ModelPatcher`.
-The LATENT is the target alone, [B, 16, 1, h, w]. Timestep: sigma itself, 0..1 (multiplier 1). What a CONDITIONING
+The LATENT is the target alone, [B, channels, 1, h, w]. Timestep: sigma itself, 0..1 (multiplier 1). What a CONDITIONING
 brings: conditioning.py; what BaseModel asks of a model's configuration: model_config.py; a step: packed_forward.py.
 Pattern: ComfyUI's own QwenImage (references) and Anima (Cosmos under `ModelType.FLOW`), comfy/model_base.py.
 """
@@ -21,7 +21,8 @@ from comfy.patcher_extension import CallbacksMP
 
 from duogen_core.errors import DuoGenError
 
-from .conditioning import FRAME_ENDS, HIDDEN_TEXT, BranchCond, BranchOfRun, TextCond
+from .conditioning import FRAME_ENDS, HIDDEN_TEXT, MADE_FOR, BranchCond, BranchOfRun, TextCond
+from .families import FAMILIES, class_name, described, family_of
 from .gguf import GgufLinear, memory_of_blocks
 from .language import in_users_language
 from .lora import accept_loras, asks_for_names, with_other_names
@@ -56,7 +57,9 @@ class DuoGenModel(comfy.model_base.QwenImage):
         Hence the look at the caller: see lora.py for why there is no other way.
         """
         state = super().state_dict(*args, **kwargs)
-        return with_other_names(state) if asks_for_names(sys._getframe(1)) else state
+        if not asks_for_names(sys._getframe(1)):
+            return state
+        return with_other_names(state, family_of(self.diffusion_model))
 
     @in_users_language
     def state_dict_for_saving(self, unet_state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -88,13 +91,20 @@ class DuoGenModel(comfy.model_base.QwenImage):
                 "is set by ModelSamplingSD3 or ModelSamplingAuraFlow."
             )
         text = kwargs.get("cross_attn")
-        width = self.diffusion_model.config.text_embed_dim
+        dit = self.diffusion_model
+        width, made_for = dit.config.text_embed_dim, kwargs.get(MADE_FOR)
         if text is None or text.shape[-1] != width:
             found = "has no text states" if text is None else f"has text states of width {text.shape[-1]}"
+            found += f", made for a {FAMILIES[made_for].name}" if made_for in FAMILIES else ""
             raise DuoGenError(
-                f"This MODEL reads the text states of its own connector, {width} numbers a token, but the "
-                f"CONDITIONING {found}; take it from DuoGen Condition Next Image, with the connector of "
+                f"This MODEL, a {described(dit)}, reads the text states of its own connector, {width} numbers a token, "
+                f"but the CONDITIONING {found}; take it from DuoGen Condition Next Image, with the connector of "
                 "the same checkpoint."
+            )
+        if made_for in FAMILIES and made_for != class_name(dit):
+            raise DuoGenError(
+                f"The CONDITIONING comes from a connector that was trained with a {FAMILIES[made_for].name}, but this "
+                f"MODEL is a {described(dit)}; take both from the same checkpoint."
             )
         self._check_references(kwargs.get("reference_latents") or ())
         _refuse_other_controls(kwargs.get("control"))
@@ -109,8 +119,11 @@ class DuoGenModel(comfy.model_base.QwenImage):
         return out
 
     def extra_conds_shapes(self, **kwargs: Any) -> dict[str, Any]:
-        text = kwargs.get("cross_attn")
+        text, latents = kwargs.get("cross_attn"), kwargs.get("reference_latents")
         own = {} if text is None else {"c_crossattn": list(text.shape)}
+        if latents is not None:  # ComfyUI's own count is for 16 channels
+            channels = self.latent_format.latent_channels
+            own["ref_latents"] = [1, channels, sum(math.prod(each.shape) // each.shape[1] for each in latents)]
         return {**super().extra_conds_shapes(**kwargs), **own}
 
     def _check_references(self, latents: Sequence[torch.Tensor]) -> None:
@@ -188,11 +201,11 @@ def make_model(
     dynamic: as in make_patcher."""
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
     if precision is None:
-        precision = Precision(device, *working_dtypes(dit, device))
+        precision = Precision(device, *working_dtypes(dit, device, family_of(dit).dtypes))
         convert(dit, precision.kept)
         precision.prepare(dit, {})
     width = dit.config.num_attention_heads * dit.config.attention_head_dim
-    config = DuoGenConfig(width, shift, latent_format, sampling)
+    config = DuoGenConfig(family_of(dit), width, shift, latent_format, sampling)
     config.set_inference_dtype(precision.kept, precision.compute)
     patcher = make_patcher(DuoGenModel(config, dit), device, offload, dynamic=dynamic)
     accept_loras(patcher)

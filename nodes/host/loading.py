@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FOLDER = "duogen"
 INDEX = "model_index.json"
-WAN_WIDTH = 96  # of Wan 2.1's VAE as published
+WAN_WIDTHS = {16: 96, 48: 160}  # of the VAEs of Wan 2.1 and 2.2 as published, by their channels
 ENDINGS = (".safetensors", ".sft")
 # ComfyUI lists no .gguf; under these names of ours it does, in the same folders. Its own lists stay as they are.
 GGUF = {category: f"duogen_gguf_{category}" for category in ("text_encoders", "diffusion_models", FOLDER)}
@@ -191,6 +191,7 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     from duogen_core.mllm.loading import load_mllm
 
     from .diffusion_model import make_model
+    from .families import class_name
     from .model_management import connector_handle, mllm_handle
 
     folder = checkpoint_folder(name)
@@ -212,7 +213,7 @@ def load_checkpoint(name: str) -> tuple[ModelHandle, ModelHandle, comfy.model_pa
     vae.patcher.cached_patcher_init = (load_vae_patcher, (name,))
     mllm = mllm_handle(parts.mllm, mllm_precision)
     mllm.config = parts.config
-    return mllm, connector_handle(parts.connector), model, vae
+    return mllm, connector_handle(parts.connector, class_name(parts.dit)), model, vae
 
 
 def load_mllm(name: str, tokenizer: str = OWN_TOKENIZER) -> ModelHandle:
@@ -251,17 +252,17 @@ def load_connector(name: str, mllm: ModelHandle | None = None) -> ModelHandle:
     """
     from duogen_core.checkpoint import check_checkpoint
     from duogen_core.connector import Connector
-    from duogen_core.dit.loading import open_cosmos
+    from duogen_core.dit.loading import open_published
 
     from .compatibility import check_connector
     from .model_management import connector_handle
 
     if not is_checkpoint(name):
         shape = (mllm.core.num_layers, mllm.core.hidden_size) if mllm is not None else None
-        return connector_handle(open_cosmos(path_of(name, DIT)).load_connector(shape))
+        return connector_handle(open_published(path_of(name, DIT)).load_connector(shape), "PackedCosmos")
     folder = checkpoint_folder(name)
     check_checkpoint(folder)
-    connector = connector_handle(Connector.from_pretrained(folder / "connector"))
+    connector = connector_handle(Connector.from_pretrained(folder / "connector"), family_in(folder / "dit"))
     if mllm is not None:
         check_connector(mllm, connector)
     return connector
@@ -270,8 +271,8 @@ def load_connector(name: str, mllm: ModelHandle | None = None) -> ModelHandle:
 def load_dit(
     name: str, convention: str | None = None, disable_dynamic: bool = False
 ) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL of a DuoGen checkpoint, Cosmos-Predict2.5 in any of its layouts, or a file that ComfyUI's Save
-    Diffusion Model wrote of one of them.
+    """The MODEL of a DuoGen checkpoint, Cosmos-Predict2.5 or Wan in any of their layouts, or a file that ComfyUI's Save
+    Diffusion Model wrote of one of them. A published Wan comes with a message on the node: it reads umT5's text.
 
     convention: of a published one: "pre-trained", "post-trained", None: as the file says. disable_dynamic: ComfyUI's
     word, for when it loads the model once more itself (`cached_patcher_init`), with weights of its own: to train a
@@ -279,21 +280,32 @@ def load_dit(
     """
     from duogen_core.checkpoint import check_checkpoint, vae_path
     from duogen_core.dit.loading import load_dit as load_core_dit
-    from duogen_core.dit.loading import open_cosmos, open_saved
+    from duogen_core.dit.loading import open_published, open_saved
+    from duogen_core.dit.wan_files import WanFile
     from duogen_core.vae import PictureVae
 
     from .diffusion_model import make_model
+    from .families import dtypes_of
+    from .lora import report
     from .model_config import PictureLatent
     from .model_management import Precision
 
     if not is_checkpoint(name):
         path = path_of(name, DIT)
         saved = open_saved(path)
-        file = saved or open_cosmos(path, convention)
+        file = saved or open_published(path, convention)
+        family = class_in(file.config) or ("PackedWan" if isinstance(file, WanFile) else "PackedCosmos")
         count = sum(math.prod(entry.shape) for entry in file.weights.entries.values())
-        precision = Precision.of(file.dtype, count, mm.get_torch_device())
-        latents = PictureLatent() if saved is None else PictureLatent.from_note(saved.latents, path)
+        precision = Precision.of(file.dtype, count, mm.get_torch_device(), dtypes_of(family))
+        channels = file.config.get("out_channels")
+        latents = PictureLatent(channels=channels) if saved is None else PictureLatent.from_note(saved.latents, path)
         dit, sampling = file.load_dit(precision.kept, precision.prepare), file.sampling
+        if isinstance(file, WanFile):
+            report(
+                f"{file.name} as published draws nothing from a language model's states: it reads umT5's text, from "
+                "CLIPTextEncode behind CLIPLoader of the type wan. DuoGen's stage 2 teaches it the states, with a "
+                "connector in front (docs/training.md)."
+            )
     else:
         folder = checkpoint_folder(name)
         sampling = check_checkpoint(folder).sampling
@@ -347,10 +359,29 @@ def load_controlnet(name: str) -> Any:
 def _precision(folder: Path, part: str) -> Precision:
     from duogen_core.mllm.loading import stored_in
 
+    from .families import dtypes_of
     from .model_management import Precision
 
-    device = mm.text_encoder_device() if part == "mllm" else mm.get_torch_device()
-    return Precision.of(*stored_in(folder, f"weights of the {'MLLM' if part == 'mllm' else 'DiT'}"), device)
+    if part == "mllm":
+        return Precision.of(*stored_in(folder, "weights of the MLLM"), mm.text_encoder_device())
+    stored = stored_in(folder, "weights of the DiT")
+    return Precision.of(*stored, mm.get_torch_device(), dtypes_of(family_in(folder)))
+
+
+def family_in(folder: Path) -> str | None:
+    """The class, in the core, of the DiT in a checkpoint's folder, by its config.json; None: loading says what is
+    wrong with it."""
+    from duogen_core.files import read_json
+
+    return class_in(read_json(folder / "config.json", "configuration of a DiT"))
+
+
+def class_in(config: Any) -> str | None:
+    """config: of a DiT, as read from a file."""
+    from duogen_core.dit import FAMILIES
+
+    named = config.get("_class_name") if isinstance(config, dict) else None
+    return FAMILIES[named][1] if isinstance(named, str) and named in FAMILIES else None
 
 
 def comfyui_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, PictureLatent]:
@@ -358,13 +389,21 @@ def comfyui_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, Pi
     import comfy.sd
     import torch
 
+    from duogen_core.errors import DuoGenError
+
     from .model_config import PictureLatent
     from .model_management import SMALL_MODEL
 
     small = sum(p.numel() for p in vae.model.parameters()) < SMALL_MODEL // 10
     statistics = vae.model.config
     colours = preview_colours(vae) if small else None
-    own_width = None if statistics.base_dim == WAN_WIDTH else statistics.base_dim
+    published = WAN_WIDTHS.get(statistics.z_dim)
+    own_width = None if statistics.base_dim == published else statistics.base_dim
+    if own_width is not None and statistics.z_dim == 48:
+        raise DuoGenError(
+            f"This checkpoint's VAE is that of Wan 2.2 at a width of {own_width}; ComfyUI loads it at the published "
+            f"width alone, {published}. Answer with it on the command line."
+        )
     latents = PictureLatent(statistics.latents_mean, statistics.latents_std, colours, own_width)
     if latents_only:
         return None, latents
@@ -375,7 +414,7 @@ def comfyui_vae(vae: PictureVae, *, latents_only: bool = False) -> tuple[Any, Pi
 
 
 def preview_colours(vae: PictureVae) -> tuple[list[list[float]], list[float]]:
-    """(16 x RGB factors, bias): the linear map from this VAE's latents to colours that fits best.
+    """(RGB factors of each channel, bias): the linear map from this VAE's latents to colours that fits best.
 
     ComfyUI's previews need one, and the published one fits Wan's own weights only. A VAE this small was trained on the
     Sketchbook world alone, so the map is fitted to a few images of it, with every colour and kind of shape.
@@ -384,9 +423,11 @@ def preview_colours(vae: PictureVae) -> tuple[list[list[float]], list[float]]:
 
     latents, colours = [], []
     for chart in sketchbook_charts():
-        height, width = (side // 8 for side in chart.shape[:2])
-        latents.append(vae.encode(chart)[0].flatten(1).T.double().cpu().numpy())  # [cells, 16]
-        colours.append(chart.reshape(height, 8, width, 8, 3).mean((1, 3)).reshape(-1, 3) / 127.5 - 1)
+        latent = vae.encode(chart)[0]
+        latents.append(latent.flatten(1).T.double().cpu().numpy())  # [cells, channels]
+        height, width = latent.shape[1:]
+        side = chart.shape[0] // height  # pixels of a cell: 8, and with Wan 2.2's VAE 16
+        colours.append(chart.reshape(height, side, width, side, 3).mean((1, 3)).reshape(-1, 3) / 127.5 - 1)
     cells = np.vstack(latents)
     solution: Any = np.linalg.lstsq(np.hstack([cells, np.ones((len(cells), 1))]), np.vstack(colours), rcond=None)[0]
     return solution[:-1].tolist(), solution[-1].tolist()

@@ -1,9 +1,10 @@
 """LoRAs of our MODEL, through ComfyUI's own loaders, and of the language model.
 
 MODEL. In: a ModelPatcher around a DiT whose layers have diffusers' names. Out: the same, and its clones, which (1) also
-accept the official names (`blocks.0.self_attn.q_proj`, written by trainers that use ComfyUI's or NVIDIA's layout), (2)
-raise an error where a LoRA has matrices of another size, which ComfyUI only writes to its log, and (3) say on the node
-when it has nothing for this model. What it has beyond that is a line in the log ("lora key not loaded").
+accept the official names (`blocks.0.self_attn.q_proj` of Cosmos, `blocks.0.self_attn.q` of Wan, written by trainers
+that use ComfyUI's layout or that of whoever published the model), (2) raise an error where a LoRA has matrices of
+another size, which ComfyUI only writes to its log, and (3) say on the node when it has nothing for this model. What it
+has beyond that is a line in the log ("lora key not loaded").
 
 ComfyUI makes the names that a LoRA file may use out of the keys of the model's `state_dict`, in one function
 (`comfy.lora.model_lora_keys_unet`) that a pack cannot extend. Replacing it would change every other model, so it stays
@@ -28,6 +29,7 @@ from comfy.patcher_extension import CallbacksMP
 from comfy.weight_adapter import LoRAAdapter, WeightAdapterBase
 from comfy_execution.utils import get_executing_context
 
+from .families import family_of
 from .gguf import whole_shape
 from .language import in_users_language, translated
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from duogen_core.mllm.adapter import Adapter, Change
 
+    from .families import Family
     from .model_management import ModelHandle
 
 PREFIX = "diffusion_model."
@@ -52,31 +55,30 @@ def asks_for_names(caller: FrameType | None) -> bool:
     return caller is not None and caller.f_code.co_name == ASKS_FOR_NAMES
 
 
-def with_other_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def with_other_names(state: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
     """`state`, and each layer's weight again under a key for each other name of the layer."""
-    return {**state, **{other: state[key] for other, key in _other_keys(state).items()}}
+    return {**state, **{other: state[key] for other, key in _other_keys(state, family).items()}}
 
 
-def _other_keys(state: Mapping[str, Any]) -> dict[str, str]:
+def _other_keys(state: Mapping[str, Any], family: Family) -> dict[str, str]:
     """{key for another name of a layer: its key}, for example {"diffusion_model.blocks.0.mlp.layer1.weight":
     "diffusion_model.transformer_blocks.0.ff.net.0.proj.weight"}."""
     found = {}
     for key in state:
         if key.startswith(PREFIX) and key.endswith(".weight"):
-            for name in other_names(key.removeprefix(PREFIX).removesuffix(".weight")):
+            for name in other_names(key.removeprefix(PREFIX).removesuffix(".weight"), family):
                 found[f"{PREFIX}{name}.weight"] = key
     return found
 
 
-def other_names(layer: str) -> Iterator[str]:
+def other_names(layer: str, family: Family) -> Iterator[str]:
     """What LoRA files call a layer of the DiT, beyond its own name. Of each of these ComfyUI makes more: with
     `transformer.` and `diffusion_model.` before it, and with underscores, after `lora_unet_` and `lycoris_`."""
-    from duogen_core.weights.cosmos_keys import to_official
-
     yield f"lora_transformer_{layer.replace('.', '_')}"
-    official = to_official(f"{layer}.weight").removeprefix("net.").removesuffix(".weight")
+    official = family.official(layer)
     if official != layer:
-        yield from (official, f"net.{official}", f"lora_transformer_{official.replace('.', '_')}")
+        yield from dict.fromkeys((official, f"{family.prefix}{official}"))
+        yield f"lora_transformer_{official.replace('.', '_')}"
 
 
 def accept_loras(patcher: comfy.model_patcher.ModelPatcher) -> None:
@@ -113,7 +115,7 @@ def _look_at_patches(patcher: comfy.model_patcher.ModelPatcher) -> None:
 
 def _own_keys(patcher: comfy.model_patcher.ModelPatcher, patches: Mapping[Any, Any]) -> dict[Any, Any]:
     """{key of a patch: the same with the layer's own name}. A key is a tensor's, or a tuple that begins with it."""
-    weights = _other_keys(patcher.model.state_dict())
+    weights = _other_keys(patcher.model.state_dict(), family_of(patcher.model.diffusion_model))
     layers = {other.removesuffix(".weight"): key.removesuffix(".weight") for other, key in weights.items()}
 
     def own(key: str) -> str:

@@ -1,6 +1,6 @@
 """What our MODEL tells ComfyUI of itself: its latents, its noise levels, and the configuration that BaseModel reads.
 
-In:  what a checkpoint says of its VAE and of how its weights were trained to be sampled.
+In:  what a checkpoint says of its VAE and of how its weights were trained to be sampled, and the DiT's family.
 Out: ComfyUI's LatentFormat, ModelSampling and supported_models_base.BASE for it.
 """
 
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
     from duogen_core.sampling import Sampling
 
-COSMOS_2B_WIDTH = 2048  # the model whose memory use ComfyUI's factor of 0.95 was measured on
+    from .families import Family
+
+# Channels of a latent -> ComfyUI's own format of it: the VAEs of Wan 2.1 (which Cosmos has too) and of Wan 2.2 TI2V-5B.
+FORMATS = {16: comfy.latent_formats.Wan21, 48: comfy.latent_formats.Wan22}
+VERSIONS = {16: "2.1", 48: "2.2"}
 
 
 class PictureLatent(comfy.latent_formats.Wan21):
-    """Wan 2.1's latents; statistics and preview colours may be a checkpoint's own.
+    """Wan 2.1's or 2.2's latents, by their channels; statistics and preview colours may be a checkpoint's own.
 
-    vae_width: of the checkpoint's own VAE; None: Wan 2.1's, as published."""
+    vae_width: of the checkpoint's own VAE; None: Wan's, as published. channels: None: those of the mean, or 16."""
 
     def __init__(
         self,
@@ -37,8 +41,18 @@ class PictureLatent(comfy.latent_formats.Wan21):
         std: Sequence[float] | None = None,
         rgb: tuple[list[list[float]], list[float]] | None = None,
         vae_width: int | None = None,
+        channels: int | None = None,
     ) -> None:
-        super().__init__()
+        channels = channels or (16 if mean is None else len(mean))
+        if channels not in FORMATS:
+            raise DuoGenError(
+                f"This diffusion transformer draws in {channels} channels; expected 16, as the VAE of Wan 2.1 has, or "
+                "48, as that of Wan 2.2 TI2V-5B."
+            )
+        published = FORMATS[channels]()
+        self.__dict__.update(vars(published))
+        for name in ("latent_channels", "spacial_downscale_ratio", "latent_rgb_factors", "latent_rgb_factors_bias"):
+            setattr(self, name, getattr(published, name))
         self.vae_width = vae_width
         if mean is not None and std is not None:
             self.latents_mean = torch.tensor(mean).view(1, -1, 1, 1, 1)
@@ -62,11 +76,13 @@ class PictureLatent(comfy.latent_formats.Wan21):
         """note: of a file, so whatever somebody wrote there."""
         try:
             mean, std, rgb, width = (note[name] for name in ("mean", "std", "rgb", "vae_width"))
+            channels = len(mean)
             colours = None if rgb is None else (torch.tensor(rgb[0]).float(), torch.tensor(rgb[1]).float())
             numbers = torch.tensor([mean, std], dtype=torch.float32)
-            right = numbers.shape == (2, 16) and bool(numbers.isfinite().all()) and bool((numbers[1] > 0).all())
+            right = channels in FORMATS and numbers.shape == (2, channels)
+            right = right and bool(numbers.isfinite().all()) and bool((numbers[1] > 0).all())
             right &= width is None or (type(width) is int and width > 0)
-            right &= colours is None or ([list(c.shape) for c in colours] == [[16, 3], [3]])
+            right &= colours is None or ([list(c.shape) for c in colours] == [[channels, 3], [3]])
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError):
             right = False
         if not right:
@@ -79,6 +95,7 @@ class PictureLatent(comfy.latent_formats.Wan21):
         """Whether both are of the same VAE, as far as its width and its statistics tell."""
         return (
             self.vae_width == other.vae_width
+            and self.latent_channels == other.latent_channels
             and torch.equal(self.latents_mean, other.latents_mean)
             and torch.equal(self.latents_std, other.latents_std)
         )
@@ -130,17 +147,23 @@ class DuoGenConfig(comfy.supported_models_base.BASE):
 
     unet_extra_config: dict[str, Any] = {}
     latent_format = PictureLatent
-    supported_inference_dtypes = [torch.bfloat16, torch.float32]
 
     def __init__(
-        self, width: int, shift: float, latent_format: PictureLatent, duogen_sampling: Sampling | None = None
+        self,
+        family: Family,
+        width: int,
+        shift: float,
+        latent_format: PictureLatent,
+        duogen_sampling: Sampling | None = None,
     ) -> None:
-        super().__init__({"image_model": "duogen", "in_channels": 16, "disable_unet_model_creation": True})
+        channels = latent_format.latent_channels
+        super().__init__({"image_model": "duogen", "in_channels": channels, "disable_unet_model_creation": True})
+        self.supported_inference_dtypes = list(family.dtypes)
         self.unet_config = NoUNet(self.unet_config)
         self.sampling_settings = {"multiplier": 1.0, "shift": shift}
         self.latent_format = latent_format
         self.duogen_sampling = duogen_sampling  # steps and guidance the weights were made for
-        self.memory_usage_factor = 0.95 * width / COSMOS_2B_WIDTH
+        self.memory_usage_factor = family.memory * width
 
     def inpaint_model(self) -> bool:
         return False

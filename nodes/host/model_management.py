@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -142,8 +142,14 @@ class Precision:
     compute: torch.dtype | None
 
     @classmethod
-    def of(cls, stored: torch.dtype, count: int, device: torch.device) -> Precision:
-        return cls(device, *dtypes_for(stored, count, device))
+    def of(
+        cls,
+        stored: torch.dtype,
+        count: int,
+        device: torch.device,
+        supported: Iterable[torch.dtype] = (torch.bfloat16, torch.float32),
+    ) -> Precision:
+        return cls(device, *dtypes_for(stored, count, device, supported))
 
     def prepare(self, module: nn.Module, formats: Mapping[str, str]) -> None:
         """Gives the layers of a module without weights ComfyUI's classes; formats: the quantised ones."""
@@ -205,7 +211,11 @@ class ModelHandle:
     ComfyUI protects the models that `get_models` names from being unloaded while a prompt uses them. Its patcher has no
     `cached_patcher_init`: that would load another module than the one the core object runs, and none of the nodes that
     ask for it (hooks, Train LoRA, Select Model Device) has a socket for it.
+
+    made_for: of a connector, the family of DiT it was trained with (families.FAMILIES); None: not known.
     """
+
+    made_for: str | None = None
 
     def __init__(self, core: Any, patcher: comfy.model_patcher.ModelPatcher) -> None:
         self.core, self.patcher = core, patcher
@@ -235,14 +245,16 @@ def mllm_handle(core: Any, precision: Precision | None = None) -> ModelHandle:
     return ModelHandle(core, patcher)
 
 
-def connector_handle(core: nn.Module) -> ModelHandle:
-    """The same for a `duogen_core.connector.Connector`.
+def connector_handle(core: nn.Module, made_for: str | None = None) -> ModelHandle:
+    """The same for a `duogen_core.connector.Connector`; made_for: as of ModelHandle.
 
     It multiplies by slices of its one matrix and moves those itself, so its layers keep their classes; the patcher only
     counts its memory.
     """
     holder = Holder("DuoGenConnector", core)
-    return ModelHandle(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
+    handle = ModelHandle(core, make_patcher(holder, mm.text_encoder_device(), mm.text_encoder_offload_device()))
+    handle.made_for = made_for
+    return handle
 
 
 def load_models(*handles: ModelHandle | None, memory_required: float = 0) -> None:
@@ -270,15 +282,22 @@ def interrupted_as_comfyui() -> Iterator[None]:
 
 
 def memory_of_context(mllm: ModelHandle, context: Document, max_new_tokens: int) -> float:
-    """Bytes for writing on from a context. Qwen has 28 x 28 pixels a token, and a character is at most one token."""
-    pixels = sum(picture.size[0] * picture.size[1] for picture in context.pictures)
+    """Bytes for writing on from a context: a character is at most one token."""
     characters = sum(len(part.text) for turn in context.turns for part in turn.parts if not isinstance(part, Picture))
-    return memory_of_tokens(mllm, pixels // 28**2 + characters + max_new_tokens, pixels)
+    return memory_of_tokens(mllm, characters + max_new_tokens, [picture.size for picture in context.pictures])
 
 
-def memory_of_tokens(mllm: ModelHandle, tokens: int, pixels: int = 0) -> float:
-    """Bytes for the KV cache of all tokens, the activations of one chunk of a prefill, and those of the images."""
+def memory_of_tokens(mllm: ModelHandle, tokens: int, images: Sequence[tuple[int, int]] = ()) -> float:
+    """Bytes for the KV cache of all tokens, the activations of one chunk of a prefill, and those of the images.
+
+    tokens: of text. images: widths and heights; how many tokens one takes, and how many patches of it the vision tower
+    sees, is the family's.
+    """
     from duogen_core.mllm.base import CHUNK
+
+    processor = mllm.core.image_processor
+    grids = [processor.grid(size) for size in images]
+    tokens, patches = tokens + sum(map(processor.tokens, grids)), sum(map(processor.seen, grids))
 
     text = mllm.core.model.config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -287,7 +306,7 @@ def memory_of_tokens(mllm: ModelHandle, tokens: int, pixels: int = 0) -> float:
     embedded = tokens * text.hidden_size * size
     chunk = min(tokens, CHUNK) * (8 * text.hidden_size + 2 * text.intermediate_size) * size + text.vocab_size * 4
     whole = memory_of_blocks(mllm.core.model, size)
-    return kv_cache + embedded + chunk + whole + pixels / 14**2 * 6 * text.hidden_size * size
+    return kv_cache + embedded + chunk + whole + patches * mllm.core.numbers_of_a_patch * size
 
 
 def memory_of_frame_cache(dit: Any, cells: int, size: int) -> float:

@@ -1,6 +1,6 @@
 """The core's packed transformer under ComfyUI's calling convention, and what it keeps between steps and images.
 
-In:  x [B, 16, 1, h, w], timesteps [B] (sigma itself, 0..1), and what the CONDITIONING brought (conditioning.py).
+In:  x [B, channels, 1, h, w], timesteps [B] (sigma itself, 0..1), and what the CONDITIONING brought (conditioning.py).
 Out: the velocity, of x's shape. What no step changes is prepared once a run (`runs`); keys and values of earlier images
      outlive it (`frame_cache`), for the weights they were computed with. `begin_run` and the three after it are what a
      ModelPatcher calls around a sampling run.
@@ -110,7 +110,7 @@ class PackedForward:
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> torch.Tensor:
-        """x [B, 16, 1, h, w] -> velocity of the same shape, through the wrappers of other nodes (EasyCache)."""
+        """x [B, channels, 1, h, w] -> velocity of the same shape, through the wrappers of other nodes (EasyCache)."""
         options = transformer_options or {}
         around = get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
         if around:  # EasyCache adds to x in place, and the caller goes on with the same tensor
@@ -133,7 +133,10 @@ class PackedForward:
         **unused: Any,
     ) -> torch.Tensor:
         if x.ndim != 5 or x.shape[2] != 1:
-            raise DuoGenError(f"DuoGen draws one image: the latent must be [B, 16, 1, h, w], not {list(x.shape)}.")
+            channels = self.config.out_channels
+            raise DuoGenError(
+                f"DuoGen draws one image: the latent must be [B, {channels}, 1, h, w], not {list(x.shape)}."
+            )
         if self.default_ref_method is not None:
             raise DuoGenError(
                 "Flux KV Cache, before the sampler, keeps what Flux has computed of reference images; this MODEL does "
@@ -215,7 +218,7 @@ class PackedForward:
         return torch.stack([velocity for (velocity,) in self.forward_train(sequences)])
 
     def _frame(self, latent: torch.Tensor) -> torch.Tensor:
-        """[B, 16, 1, h, w] or [B, 16, h, w] -> [B, 16, h, w], padded to whole patches."""
+        """[B, channels, 1, h, w] or [B, channels, h, w] -> [B, channels, h, w], padded to whole patches."""
         frame = latent[:, :, 0] if latent.ndim == 5 else latent
         return comfy.ldm.common_dit.pad_to_patch_size(frame, tuple(self.config.patch_size[-2:]))
 

@@ -18,7 +18,7 @@ import comfy.samplers
 from duogen_core import sampling
 from duogen_core.errors import DuoGenError
 
-from .compatibility import check_latent, check_model
+from .compatibility import check_latent, check_model, check_references
 from .conditioning import PICTURE_ENDS
 from .model_config import KarrasFlow
 from .model_management import retry_out_of_memory, scaled_memory_estimate
@@ -109,6 +109,7 @@ def draw(
     if positive and PICTURE_ENDS in positive[0][1]:
         check_model(model)
     check_latent(latent["samples"], model)
+    check_references(model, positive, negative)
     samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"], latent.get("downscale_ratio_spacial"))
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
     common = {
@@ -127,7 +128,9 @@ def draw(
                 positive, negative, samples, **common,
             )  # fmt: skip
 
-    drawn = retry_out_of_memory(sample, what=f"drawing an image of {_size(samples)} pixels", advice=ADVICE, say=say)
+    drawn = retry_out_of_memory(
+        sample, what=f"drawing an image of {_size(samples, model)} pixels", advice=ADVICE, say=say
+    )
     return {key: value for key, value in latent.items() if key != "downscale_ratio_spacial"} | {"samples": drawn}
 
 
@@ -142,5 +145,6 @@ def _sigmas(model: Any, scheduler: str | None, steps: int, denoise: float = 1.0)
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), scheduler, whole)[-(steps + 1) :]
 
 
-def _size(latent: torch.Tensor) -> str:
-    return f"{latent.shape[-1] * 8} x {latent.shape[-2] * 8}"
+def _size(latent: torch.Tensor, model: Any) -> str:
+    pixels = model.get_model_object("latent_format").spacial_downscale_ratio
+    return f"{latent.shape[-1] * pixels} x {latent.shape[-2] * pixels}"

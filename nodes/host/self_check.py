@@ -31,10 +31,11 @@ USED: Mapping[str, tuple[str, ...]] = {
     "comfy.cli_args": ("args", "parser"),
     "comfy.conds": ("CONDConstant", "CONDRegular"),
     "comfy.controlnet": ("ControlBase",),
-    "comfy.latent_formats": ("Wan21",),
+    "comfy.latent_formats": ("Wan21", "Wan22"),
     "comfy.ldm.common_dit": ("pad_to_patch_size",),
     "comfy.ldm.modules.attention": ("attention_sub_quad", "optimized_attention"),
     "comfy.ldm.wan.vae": ("WanVAE",),
+    "comfy.ldm.wan.vae2_2": ("WanVAE",),
     "comfy.lora": ("model_lora_keys_unet",),  # looked up by its name: see lora.py
     "comfy.model_base": ("ModelType", "QwenImage"),
     "comfy.model_management": (

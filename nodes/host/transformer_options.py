@@ -107,7 +107,7 @@ def patches_of(options: Mapping[str, Any], blocks: int) -> BlockPatches | None:
         if name in ("attn1_patch", "attn2_patch"):
             for patch in own:
                 if not takes_positions(patch):
-                    refuse(patch, f"patches attention ({name}) as a U-Net has it")
+                    refuse(patch, f"patches attention ({name}) as a U-Net or ComfyUI's own Wan has it")
     found: dict[str, dict[int, Any]] = {}
     for name, own in replaced.items():
         if name not in ("dit", "attn1", "attn2"):
@@ -170,7 +170,7 @@ class BlockPatches(Patches):
         return ", ".join(sorted({made_by(patch) for patch in own})) or "LTXV Spatio-Temporal Guidance"
 
     def of_step(self, x: Tensor, text: Tensor, references: Sequence[int]) -> BlockPatches:
-        """x [R, 16, 1, h, w] and text [R, N, W] of the step; references: tokens of each earlier image."""
+        """x [R, channels, 1, h, w] and text [R, N, W] of the step; references: tokens of each earlier image."""
         self.x, self.text, self.clean = x, text, sum(references)
         self.options |= {"reference_image_num_tokens": list(references), "original_shape": list(x.shape)}
         return self

@@ -135,9 +135,9 @@ def _memory(mllm: ModelHandle, context: Document, wish: Any) -> float:
     from duogen_core.document import Picture
     from duogen_core.planning.plan import token_budget
 
-    pixels = sum(picture.size[0] * picture.size[1] for picture in context.pictures)
     texts = sum(len(part.text) for turn in context.turns for part in turn.parts if not isinstance(part, Picture))
-    return memory_of_tokens(mllm, pixels // 28**2 + texts + INSTRUCTIONS + token_budget(wish), pixels)
+    images = [picture.size for picture in context.pictures]
+    return memory_of_tokens(mllm, texts + INSTRUCTIONS + token_budget(wish), images)
 
 
 class _Shown:

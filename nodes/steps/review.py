@@ -97,9 +97,9 @@ class OwnCritic:
     def review(self, asked: Asked) -> Review:
         from duogen_core.planning.critic import EARLIER_SIDE, MAX_TOKENS, MOST_EARLIER, SIDE
 
-        pixels = SIDE**2 + MOST_EARLIER * EARLIER_SIDE**2
-        tokens = pixels // 28**2 + planning.INSTRUCTIONS + MAX_TOKENS
-        load_models(self.mllm, memory_required=memory_of_tokens(self.mllm, tokens, pixels))
+        images = [(SIDE, SIDE), *[(EARLIER_SIDE, EARLIER_SIDE)] * MOST_EARLIER]
+        needed = memory_of_tokens(self.mllm, planning.INSTRUCTIONS + MAX_TOKENS, images)
+        load_models(self.mllm, memory_required=needed)
         return self.critic.review(asked)
 
 

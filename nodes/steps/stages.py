@@ -23,7 +23,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.out_of_memory import without_repeats
 
 from ..host.compatibility import check_connector, check_vae
-from ..host.conditioning import FRAME_ENDS, HIDDEN_TEXT, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
+from ..host.conditioning import FRAME_ENDS, HIDDEN_TEXT, MADE_FOR, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
 from ..host.images import pictures_from_image
 from ..host.model_management import (
     ModelHandle,
@@ -61,6 +61,7 @@ class States:
     states: ContextStates
     config: CheckpointConfig
     text: str  # the paragraph that the image illustrates
+    made_for: str | None = None  # the family of DiT that the connector was trained with
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def encode(mllm: ModelHandle, connector: ModelHandle, context: Document) -> Stat
 
     with interrupted_as_comfyui():
         states = retry_out_of_memory(encoded, what="reading the conversation", advice=ADVICE)
-    return States(states, mllm.config, picture_sampling.step_text(context))
+    return States(states, mllm.config, picture_sampling.step_text(context), connector.made_for)
 
 
 def condition(encoded: States) -> tuple[list, list]:
@@ -206,6 +207,7 @@ def condition(encoded: States) -> tuple[list, list]:
         PICTURE_ENDS: tuple(states.frame_ends),
         PICTURE_LIMIT: encoded.config.picture.max_side,
         STEP_TEXT: encoded.text,
+        MADE_FOR: encoded.made_for,
     }
     device = mm.intermediate_device()
 
@@ -246,7 +248,8 @@ def encode_prompt(
     with interrupted_as_comfyui():
         both = retry_out_of_memory(states, what="reading the prompt", advice="start ComfyUI with --lowvram", say=say)
     device = mm.intermediate_device()
-    return [[[text[None].float().to(device), {STEP_TEXT: prompt}]] for text in both]
+    own = {STEP_TEXT: prompt, MADE_FOR: connector.made_for}
+    return [[[text[None].float().to(device), own]] for text in both]
 
 
 def refer(
@@ -290,7 +293,7 @@ def side_for(picture: Picture, megapixels: float) -> int:
 
 
 def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> torch.Tensor:
-    """Encodes one earlier image, with our VAE to [1, 16, 1, h, w]. One at a time: a video VAE reads a batch as time.
+    """Encodes one earlier image, with our VAE to [1, C, 1, h, w]. One at a time: a video VAE reads a batch as time.
 
     Every later image of an answer refers to it again, so its latent is cached as long as the image itself lives.
     """
@@ -298,7 +301,9 @@ def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> t
     for made_by, side, latent in cached:
         if made_by() is vae and side == max_side:
             return latent
-    pixels = picture_sampling.reference_pixels(picture, CheckpointConfig(picture=PictureSize(max_side=max_side)))
+    step = 32 if getattr(vae, "latent_channels", None) == 48 else 16  # Wan 2.2's VAE has cells of 16 pixels
+    size = PictureSize(max_side=max_side, step=step)
+    pixels = picture_sampling.reference_pixels(picture, CheckpointConfig(picture=size))
     latent = vae.encode(torch.from_numpy(pixels.copy())[None].float() / 255)
     cached[:] = [entry for entry in cached if entry[0]() is not None] + [(weakref.ref(vae), max_side, latent)]
     return latent

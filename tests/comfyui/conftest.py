@@ -57,6 +57,16 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_checkpoint.write(tmp_path_factory.mktemp("checkpoints") / "random")
 
 
+@pytest.fixture(scope="session")
+def random_wans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """{kind of attention: a checkpoint folder with random weights whose DiT is a Wan}."""
+    folder = tmp_path_factory.mktemp("wans")
+    return {
+        kind: random_checkpoint.write(folder / f"random-wan-{kind}", family="PackedWan", attention=kind)
+        for kind in ("full", "frame_causal")
+    }
+
+
 def running(comfyui: Path, model: Path, base: Path, *arguments: str):
     """A server that has this checkpoint, for a fixture to `yield from`."""
     (base / "models" / "duogen").mkdir(parents=True)

@@ -81,7 +81,7 @@ def main(checkpoint: str) -> dict[str, Any]:
         out["linear layers"].append(
             [type(one.layer) is comfy.ops.manual_cast.Linear, isinstance(one.layer, FastLinear)]
         )
-    out["lora key"] = next(key for key in model.model.state_dict() if "transformer_blocks.0.attn1.to_q" in key)
+    out["lora key"] = next(key for key in model.model.state_dict() if "blocks.0.attn1.to_q" in key)
 
     def difference() -> float:
         pairs = ((dit(ours.dit), dit(plain.dit)), (states(ours.mllm), states(plain.mllm)))

@@ -7,6 +7,7 @@ python probe_patches.py COMFYUI FLAG       only which attention function it is w
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import sys
 from typing import Any
@@ -22,7 +23,7 @@ def main() -> dict[str, Any]:
     from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
     from pack.nodes.host import diffusion_model, model_config
 
-    from duogen_core.dit.cosmos import PackedCosmos
+    from duogen_core.dit import FAMILIES
     from duogen_core.dit.patched import Patches, patched_velocity
     from duogen_core.sampling import initial_noise, sample_picture, sigmas
 
@@ -31,16 +32,20 @@ def main() -> dict[str, Any]:
     text = torch.randn(1, 30, 20, generator=torch.Generator().manual_seed(0))
     ends, hidden, clean = (4, 9), (22, 28), 16 + 24  # tokens of the earlier images
 
-    def model_of(kind: str) -> tuple[Any, Any]:
+    own = {"PackedCosmos": {"mlp_ratio": 2.0, "adaln_lora_dim": 8}, "PackedWan": {"ffn_dim": 96, "freq_dim": 16}}
+
+    def model_of(family: str, kind: str) -> tuple[Any, Any]:
         torch.manual_seed(0)
-        dit = PackedCosmos(
-            num_attention_heads=2, attention_head_dim=24, num_layers=blocks, mlp_ratio=2.0, text_embed_dim=20,
-            adaln_lora_dim=8, attention=kind,
+        module, name = FAMILIES[family]
+        cls = getattr(importlib.import_module(module), name)
+        dit = cls(
+            num_attention_heads=2, attention_head_dim=24, num_layers=blocks, text_embed_dim=20, attention=kind,
+            **own[family],
         ).eval()  # fmt: skip
         with torch.no_grad():
             for parameter in dit.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-        plain = PackedCosmos.from_config(dit.config).eval()
+        plain = cls.from_config(dit.config).eval()
         plain.load_state_dict(dit.state_dict())
         return plain, diffusion_model.make_model(dit, shift=2.0, latent_format=model_config.PictureLatent())
 
@@ -82,8 +87,8 @@ def main() -> dict[str, Any]:
         own.set_model_patch_replace(patch, kind, *key)
         return own
 
-    def seen_with(kind: str) -> dict[str, Any]:
-        plain, model = model_of(kind)
+    def seen_with(family: str, kind: str) -> dict[str, Any]:
+        plain, model = model_of(family, kind)
         mine: dict[str, Any] = {}
         first = drawn(model)
 
@@ -103,7 +108,7 @@ def main() -> dict[str, Any]:
 
         # Skip-layer guidance, in all steps and in some: a model without the block.
         without = copy.deepcopy(plain)
-        del without.transformer_blocks[1]
+        del without.transformer_blocks[1]  # of either family's list of blocks
 
         def skipping(x: torch.Tensor, t: torch.Tensor, positive: torch.Tensor, low: float = 0.0) -> Any:
             return 3.0 * (positive - prepared(without, None).velocities(x, t)[0]) if t[0] >= low else 0.0
@@ -270,7 +275,7 @@ def main() -> dict[str, Any]:
         mine["at the end, nothing between"] = torch.equal(drawn(model), first)
         return mine
 
-    return {kind: seen_with(kind) for kind in ("full", "frame_causal")}
+    return {f"{family} {kind}": seen_with(family, kind) for family in own for kind in ("full", "frame_causal")}
 
 
 def chosen_attention() -> str:

@@ -12,6 +12,7 @@ In: the folder. Out: the files.
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def transformer(**config: Any) -> Any:
 
 def language_model(tokenizer: Path, layers: int = LAYERS, marker: str = f"<BOV:{CAPTION}>") -> Any:
     """Qwen2.5-VL with the head sizes of the published ones, and no <BOV>. marker: what it writes for an image."""
-    from duogen_core.mllm.image_processor import picture_processing
+    from duogen_core.mllm.image_processor import image_processor_of
     from duogen_core.mllm.qwen2_5_vl import Qwen25VL
     from duogen_core.mllm.tokenizer import load_tokenizer
 
@@ -79,7 +80,41 @@ def language_model(tokenizer: Path, layers: int = LAYERS, marker: str = f"<BOV:{
         **{f"model.language_model.layers.{n}.x": (1,) for n in range(layers)},
     }  # fmt: skip
     module = Qwen25VL.build(Qwen25VL.guess_config(shapes)).eval()
-    mllm = Qwen25VL(module, words, picture_processing()[0].from_dict(dict(Qwen25VL.picture_settings)))
+    images = image_processor_of(Qwen25VL.picture_settings, Path("preprocessor_config.json"))
+    mllm = Qwen25VL(module, words, images)
+    _lead(mllm, marker)
+    return mllm
+
+
+def llava(tokenizer: Path, marker: str = f"<BOV:{CAPTION}>") -> Any:
+    """LLaVA-OneVision with squares of the published size and its two tokens in Qwen2's vocabulary. After a picture it
+    writes FIRST again: in its layout a line ends there, as before an answer."""
+    from tokenizers import AddedToken, Tokenizer
+
+    from duogen_core.mllm.image_processor import image_processor_of
+    from duogen_core.mllm.llava_onevision import IMAGE_TOKEN, VIDEO_TOKEN, LlavaOneVision
+    from duogen_core.mllm.tokenizer import load_tokenizer, wrap_tokenizer
+
+    words = load_tokenizer(tokenizer)
+    made = json.loads(words.backend_tokenizer.to_str())
+    made["added_tokens"] = [token for token in made["added_tokens"] if token["id"] < IMAGE_TOKEN]  # Qwen2's three
+    words = wrap_tokenizer(Tokenizer.from_str(json.dumps(made)))
+    words.add_tokens([AddedToken(name, special=True, normalized=False) for name in ("<image>", "<video>")])
+    assert words.get_vocab()["<image>"] == IMAGE_TOKEN
+    config = {
+        "model_type": "llava_onevision", "image_token_index": IMAGE_TOKEN, "video_token_index": VIDEO_TOKEN,
+        "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "qwen2", "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 1,
+            "num_key_value_heads": 1, "intermediate_size": 64, "vocab_size": 152000, "tie_word_embeddings": False,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16,
+            "intermediate_size": 64, "image_size": 384, "patch_size": 14, "vision_use_head": False,
+        },
+    }  # fmt: skip
+    images = image_processor_of(LlavaOneVision.picture_settings, Path("preprocessor_config.json"))
+    mllm = LlavaOneVision(LlavaOneVision.build(config).eval(), words, images)
     _lead(mllm, marker)
     return mllm
 
@@ -91,7 +126,9 @@ def _lead(mllm: Any, marker: str) -> None:
     model, tokenizer, control = mllm.model, mllm.tokenizer, mllm.control
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     ending = encode(marker)
-    chains = [(encode("assistant\n")[-1], *encode(FIRST), *ending), (control.vision_end, *encode(NEXT), *ending)]
+    chains = [(encode("assistant\n")[-1], *encode(FIRST), *ending)]
+    if control.vision_end is not None:
+        chains.append((control.vision_end, *encode(NEXT), *ending))
     pairs = {pair for words in chains for pair in pairwise(words)}
     assert len({before for before, _ in pairs}) == len(pairs), "a token that is followed by two others"
     embedding = model.get_input_embeddings().weight

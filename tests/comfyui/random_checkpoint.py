@@ -17,10 +17,10 @@ FIRST, NEXT = "First a wall.", " Now the roof"
 
 def write(
     folder: Path, *, attention: str = "frame_causal", heads: int = 2, layers: int = 2, hidden: int = 64,
-    width: int = 48, draws: bool = True, words: bool = True,
+    width: int = 48, draws: bool = True, words: bool = True, family: str = "PackedCosmos",
 ) -> Path:  # fmt: skip
     """heads, layers: of the DiT; hidden: width of the MLLM; width: of the DiT's text input. A model that does not draw
-    writes its first words over and over; one without words draws picture after picture."""
+    writes its first words over and over; one without words draws picture after picture. family: of the DiT."""
     import torch
 
     from duogen_core.checkpoint import (
@@ -30,7 +30,6 @@ def write(
         save_checkpoint,
     )
     from duogen_core.connector import Connector, ConnectorConfig
-    from duogen_core.dit.cosmos import PackedCosmos
     from duogen_core.mllm.qwen2_5_vl import create_tiny
     from duogen_core.mllm.tokenizer import train_tokenizer
     from duogen_core.sampling import Sampling
@@ -44,14 +43,25 @@ def write(
     )  # fmt: skip
     _lead(mllm, draws, words)
     connector = Connector(ConnectorConfig(num_layers=2, hidden_size=hidden, cross_width=width))
-    dit = PackedCosmos(
-        num_attention_heads=heads, attention_head_dim=32, num_layers=layers, mlp_ratio=2.0, text_embed_dim=width,
-        adaln_lora_dim=8, attention=attention,
-    )  # fmt: skip
+    dit = transformer(family, heads, layers, width, attention)
     config = CheckpointConfig(
         name=folder.name, sampling=Sampling(steps=4, guidance=2.0, shift=2.0), picture=PictureSize(96, 64, 160)
     )
     return save_checkpoint(Components(mllm, connector, dit.eval(), PictureVae(new_vae(8)), config), folder)
+
+
+def transformer(family: str, heads: int, layers: int, width: int, attention: str):
+    """A DiT with the random weights that its class begins with."""
+    from importlib import import_module
+
+    from duogen_core.dit import FAMILIES
+
+    own = {"PackedCosmos": {"mlp_ratio": 2.0, "adaln_lora_dim": 8}, "PackedWan": {"ffn_dim": 128, "freq_dim": 32}}
+    module, cls = FAMILIES[family]
+    return getattr(import_module(module), cls)(
+        num_attention_heads=heads, attention_head_dim=32, num_layers=layers, text_embed_dim=width, attention=attention,
+        **own[family],
+    )  # fmt: skip
 
 
 def _lead(mllm, draws: bool, words: bool) -> None:

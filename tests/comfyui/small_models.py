@@ -1,8 +1,8 @@
 """A custom node file for test servers: small random models of the very classes that ComfyUI samples and writes with.
 
-POST /duogen_test/small_models writes them into the server's model folders: Qwen-Image-Edit, FLUX.2 klein and OmniGen2,
-each with its text encoder and VAE, and a Qwen3-VL that writes CHAIN. Their keys are those of the published files, so
-ComfyUI's own loaders find out what they are.
+POST /duogen_test/small_models writes them into the server's model folders: Qwen-Image-Edit, FLUX.2 klein, OmniGen2 and
+Wan 2.1, each with its text encoder and VAE, and a Qwen3-VL that writes CHAIN. Their keys are those of the published
+files, so ComfyUI's own loaders find out what they are.
 
 ComfyUI reads few sizes from such files and has the others in its code (a Qwen2.5-VL of 7B is 3584 wide). So while one
 of the small files is loaded, and only then, those numbers are replaced: by small_config, VISION and TRANSFORMERS.
@@ -11,6 +11,7 @@ of the small files is loaded, and only then, those numbers are replaced: by smal
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -22,12 +23,15 @@ import comfy.ldm.flux.model
 import comfy.ldm.models.autoencoder
 import comfy.ldm.omnigen.omnigen2
 import comfy.ldm.qwen_image.model
+import comfy.ldm.wan.model
 import comfy.model_detection
 import comfy.ops
 import comfy.sd
 import comfy.text_encoders.llama as llama
 import comfy.text_encoders.qwen3vl as qwen3vl
 import comfy.text_encoders.qwen_vl as qwen_vl
+import comfy.text_encoders.t5
+import comfy.text_encoders.wan as wan
 import folder_paths
 import torch
 from aiohttp import web
@@ -46,12 +50,18 @@ TRANSFORMERS = {
         "hidden_size": 120, "num_attention_heads": 1, "num_kv_heads": 1, "num_layers": 1, "num_refiner_layers": 1,
         "text_feat_dim": HIDDEN, "multiple_of": 32,
     },
+    "wan2.1": {"text_dim": HIDDEN},
 }  # fmt: skip
 FLUX2 = {
     "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 3 * HIDDEN, "hidden_size": 128,
     "mlp_ratio": 3.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [32, 32, 32, 32],
     "theta": 2000, "patch_size": 1, "qkv_bias": False, "guidance_embed": False, "txt_ids_dims": [3],
     "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
+}  # fmt: skip
+WAN = {"dim": 128, "ffn_dim": 96, "num_heads": 1, "num_layers": 2, "text_dim": HIDDEN}  # ComfyUI: heads of 128
+UMT5 = {
+    "d_ff": 64, "d_kv": 64, "d_model": HIDDEN, "dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True,
+    "layer_norm_epsilon": 1e-06, "model_type": "umt5", "num_heads": 1, "num_layers": 2, "vocab_size": 400,
 }  # fmt: skip
 VAE = {
     "double_z": True, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2,
@@ -83,7 +93,19 @@ def small_sizes() -> Iterator[None]:
         stack.enter_context(patch.dict(qwen3vl.QWEN3VL_CONFIGS, qwen3vl_8b=configs["Qwen3VL_8BConfig"]))
         stack.enter_context(patch.dict(qwen3vl.QWEN3VL_VISION, qwen3vl_8b=VISION))
         stack.enter_context(patch.object(qwen_vl, "Qwen2VLVisionTransformer", tower))
+        stack.enter_context(patch.object(wan, "UMT5XXlModel", SmallUmt5))
         yield
+
+
+class SmallUmt5(comfy.sd1_clip.SDClipModel):
+    """Wan's text encoder; the real one reads its sizes from a file of ComfyUI's."""
+
+    def __init__(self, device: str = "cpu", dtype: Any = None, model_options: Any = None, **_: Any) -> None:
+        super().__init__(
+            device=device, dtype=dtype, textmodel_json_config=dict(UMT5), special_tokens={"end": 1, "pad": 0},
+            model_class=comfy.text_encoders.t5.T5, enable_attention_masks=True, zero_out_masked=True,
+            model_options=model_options or {},
+        )  # fmt: skip
 
 
 load_encoders, detect_encoder = comfy.sd.load_text_encoder_state_dicts, comfy.sd.detect_te_model
@@ -91,7 +113,8 @@ detect_transformer = comfy.model_detection.detect_unet_config
 
 
 def load_small_encoders(state_dicts: list[dict], *rest: Any, **options: Any) -> Any:
-    embeddings = [sd[name] for sd in state_dicts for name in sd if name.endswith("embed_tokens.weight")]
+    ends = ("embed_tokens.weight", "shared.weight")
+    embeddings = [sd[name] for sd in state_dicts for name in sd if name.endswith(ends)]
     if not any(weight.shape[1] == HIDDEN for weight in embeddings):
         return load_encoders(state_dicts, *rest, **options)
     with small_sizes(), patch.object(comfy.sd, "detect_te_model", detect_small_encoder):
@@ -99,7 +122,9 @@ def load_small_encoders(state_dicts: list[dict], *rest: Any, **options: Any) -> 
 
 
 def detect_small_encoder(weights: dict) -> Any:
-    """As ComfyUI does, but for Qwen3 4B, which it knows by its width alone."""
+    """As ComfyUI does, but for Qwen3 4B, which it knows by its width alone, and umT5, known by its number of layers."""
+    if "spiece_model" in weights:
+        return comfy.sd.TEModel.T5_XXL
     if "model.layers.0.self_attn.q_norm.weight" in weights:
         return comfy.sd.TEModel.QWEN3_4B
     return detect_encoder(weights)
@@ -107,7 +132,8 @@ def detect_small_encoder(weights: dict) -> Any:
 
 def detect_small_transformer(weights: dict, prefix: str, *rest: Any, **options: Any) -> Any:
     config = detect_transformer(weights, prefix, *rest, **options)
-    first = weights.get(f"{prefix}img_in.weight", weights.get(f"{prefix}x_embedder.weight"))
+    names = ("img_in.weight", "x_embedder.weight", "patch_embedding.weight")
+    first = next((weights[prefix + name] for name in names if prefix + name in weights), None)
     if config is not None and first is not None and first.shape[0] <= 128:
         config |= TRANSFORMERS.get(config["image_model"], {})
     return config
@@ -170,6 +196,20 @@ def writer() -> dict[str, torch.Tensor]:
     return {published[prefixes(name)] + name[len(prefixes(name)) :]: weight for name, weight in weights.items()}
 
 
+def umt5() -> dict[str, torch.Tensor]:
+    """Wan's text encoder with its tokenizer in the same file, as Comfy-Org publishes it."""
+    import sentencepiece
+
+    text, model = "a wall with a roof, red bricks, blue house, daylight, small flat drawing, first, now", io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text] * 20), model_writer=model, vocab_size=60, model_type="bpe", pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, byte_fallback=False, minloglevel=2,
+    )  # fmt: skip
+    encoder = comfy.text_encoders.t5.T5(UMT5, torch.float16, "cpu", comfy.ops.disable_weight_init)
+    spiece = torch.frombuffer(bytearray(model.getvalue()), dtype=torch.uint8)
+    return {**fill(encoder, 4), "spiece_model": spiece}
+
+
 def vae(channels: int, batch_norm: bool, seed: int) -> dict[str, torch.Tensor]:
     """The VAE of FLUX (16 channels) or FLUX.2 (32, normalised and packed in fours); its encoder has one width only."""
     config = {**VAE, "z_channels": channels, "ch": 128}
@@ -200,11 +240,13 @@ def files() -> Iterator[tuple[str, str, dict[str, torch.Tensor]]]:
         "omnigen2",
         fill(build(omnigen2, dtype=torch.float32, **options), 2),
     )
+    yield "diffusion_models", "wan", fill(build(comfy.ldm.wan.model.WanModel, dtype=torch.float32, **WAN), 8)
     yield "diffusion_models", "flux2", fill(build(comfy.ldm.flux.model.Flux, dtype=torch.float32, **FLUX2), 3)
     with small_sizes():
         for name, kind in (("qwen", llama.Qwen25_7BVLI), ("omnigen2", llama.Qwen25_3B), ("flux2", llama.Qwen3_4B)):
             yield "text_encoders", name, encoder(kind, 4)
         yield "text_encoders", "writer", writer()
+    yield "text_encoders", "wan", umt5()
     for name, channels, packed in (("flux", 16, False), ("flux2", 32, True)):
         yield "vae", name, {key: weight.half() for key, weight in vae(channels, packed, 6).items()}
 

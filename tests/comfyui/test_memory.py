@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="module")
-def found(comfyui: Path, random_model: Path) -> dict[str, Any]:
-    """What probe_memory.py saw; ComfyUI needs a process of its own."""
+@pytest.fixture(scope="module", params=["Cosmos", "Wan"])
+def found(
+    comfyui: Path, random_model: Path, random_wans: dict[str, Path], request: pytest.FixtureRequest
+) -> dict[str, Any]:
+    """What probe_memory.py saw of a checkpoint with a DiT of either family; ComfyUI needs a process of its own."""
     probe = Path(__file__).with_name("probe_memory.py")
+    model = random_model if request.param == "Cosmos" else random_wans["frame_causal"]
     done = subprocess.run(
-        [sys.executable, str(probe), str(comfyui), str(random_model)],
+        [sys.executable, str(probe), str(comfyui), str(model)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -29,7 +32,8 @@ def found(comfyui: Path, random_model: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_every_weight_can_be_cast_on_use(found: dict[str, Any]):
-    assert found["unmanaged"] == []
+    """But for Wan's tables of modulations, which are no layer's: ComfyUI moves those whole, as its own Wan's."""
+    assert [name for name in found["unmanaged"] if not name.endswith("scale_shift_table")] == []
 
 
 @pytest.mark.slow
@@ -63,7 +67,10 @@ def test_the_prefix_cache_lasts_from_node_to_node(found: dict[str, Any]):
 
 @pytest.mark.slow
 def test_weights_keep_the_names_that_lora_files_use(found: dict[str, Any]):
-    assert found["lora key"] == "diffusion_model.transformer_blocks.0.attn1.to_q.weight"
+    assert found["lora key"].removeprefix("diffusion_model.") in (
+        "transformer_blocks.0.attn1.to_q.weight",
+        "blocks.0.attn1.to_q.weight",
+    )
 
 
 @pytest.mark.slow

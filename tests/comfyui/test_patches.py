@@ -33,7 +33,9 @@ def probe(comfyui: Path, *flags: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(params=["full", "frame_causal"])
+@pytest.fixture(
+    params=[f"{family} {kind}" for family in ("PackedCosmos", "PackedWan") for kind in ("full", "frame_causal")]
+)
 def run(found: dict[str, Any], request: pytest.FixtureRequest) -> dict[str, Any]:
     return found[request.param]
 
@@ -92,7 +94,7 @@ def test_after_all_patches_the_plain_image_comes_again_bit_for_bit(run: dict[str
 def test_what_has_no_place_is_refused(run: dict[str, Any]):
     said = run["refused"]
     assert all(each.startswith("DuoGenError: ") for each in said.values()), said
-    assert "patches attention (attn1_patch) as a U-Net has it" in said["hypernetwork"]
+    assert "patches attention (attn1_patch) as a U-Net or ComfyUI's own Wan has it" in said["hypernetwork"]
     assert "patches a place (middle_patch)" in said["gligen"]
     assert "SkipLayerGuidanceDiT (nodes_slg)" in said["blocks"] and "double_block 0 to 3" in said["blocks"]
     assert "(single_block 1)" in said["single"] and "(input 4)" in said["unet block"]

@@ -144,6 +144,34 @@ def test_a_model_whose_markers_are_empty_is_made_to_plan_here_and_on_the_command
     assert any("asks for an image without saying what it shows. The answer is planned" in t for t in result.texts)
 
 
+def test_llava_onevision_answers_as_the_command_line_does(server: Server, folder: Path, comfyui: Path, tmp_path: Path):
+    """The third family: its folder, its tiles, the images it drew in its context, the estimate of its memory."""
+    tokenizer = comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    texts, dits = folder / "text_encoders", folder / "diffusion_models"
+    with there(texts / "Tiny-LLaVA", published_files.llava(tokenizer).save_pretrained):
+        assert "Tiny-LLaVA" in options(server, "DuoGenLoadMLLM")
+        ours = saved_document(
+            server, server.run(graph("Tiny-LLaVA", sampler_name="as trained", scheduler="as trained"))
+        )
+        theirs = command_line(
+            tmp_path / "answer", None, "--mllm", str(texts / "Tiny-LLaVA"), "--dit", str(dits / DIT_FILE), "--vae",
+            str(folder / "vae" / VAE_FILE), "--steps", "2", "--size", "48x32", "--max-images", "2",
+        )  # fmt: skip
+    assert len(ours.pictures) == 2 and ours.turns[-1].text.startswith(published_files.FIRST * 2)
+    assert [picture.meta["caption"] for picture in ours.pictures] == [published_files.CAPTION.strip()] * 2
+    assert ours.generation["model"] == "Tiny-LLaVA"
+    assert_same_turns(ours, theirs)
+
+
+def test_a_file_of_llava_onevision_needs_its_own_tokenizer(server: Server, folder: Path, comfyui: Path):
+    """ComfyUI's, for Qwen2.5, has another token where LLaVA's <image> is."""
+    tokenizer = comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    state = {name: tensor.clone() for name, tensor in published_files.llava(tokenizer).model.state_dict().items()}
+    with there(folder / "text_encoders" / "tiny_llava.safetensors", lambda path: save_file(state, path)):
+        message = sentence(server.run(graph("tiny_llava.safetensors")))
+    assert "images of llava_onevision stand at <image>" in message and "give the one of this model" in message
+
+
 def test_folders_give_what_files_give(server: Server, answered: Result):
     again = server.run(graph(TEXT_FOLDER, DIT_FOLDER, sampler_name="as trained", scheduler="as trained"))
     assert_same_turns(saved_document(server, again), saved_document(server, answered))

@@ -19,10 +19,11 @@ from duogen_core.document import (
     Turn,
 )
 from duogen_core.mllm import family_class
+from duogen_core.mllm import llava_onevision as llava
 from duogen_core.mllm import qwen2_5_vl as qwen25
 from duogen_core.mllm import qwen3_vl as qwen3
 from duogen_core.mllm.base import Mllm
-from duogen_core.mllm.chat import build_inputs, model_inputs
+from duogen_core.mllm.chat import LLAVA_TOKENS, build_inputs, model_inputs
 from duogen_core.mllm.tokenizer import train_tokenizer
 
 TEXTS = ["Draw a small red circle at the top left, then a large blue square in the centre."] * 8
@@ -30,19 +31,19 @@ SIZES = {
     "hidden_size": 64, "layers": 3, "heads": 2, "kv_heads": 1, "intermediate_size": 96, "vision_hidden_size": 32,
     "vision_layers": 2, "vision_heads": 2, "vision_intermediate_size": 48,
 }  # fmt: skip
-CREATE = {"qwen2_5_vl": qwen25.create_tiny, "qwen3_vl": qwen3.create_tiny}
-MODULES = {"qwen2_5_vl": qwen25, "qwen3_vl": qwen3}
+MODULES = {"qwen2_5_vl": qwen25, "qwen3_vl": qwen3, "llava_onevision": llava}
+CREATE = {name: module.create_tiny for name, module in MODULES.items()}
 
 
-@lru_cache(maxsize=1)
-def tokenizer():
-    return train_tokenizer(TEXTS, 400)
+@lru_cache(maxsize=2)
+def tokenizer(family: str = "qwen2_5_vl"):
+    return train_tokenizer(TEXTS, 400, LLAVA_TOKENS) if family == "llava_onevision" else train_tokenizer(TEXTS, 400)
 
 
 def lively(family: str, seed: int = 0, words=None, **sizes) -> Mllm:
     """A random model whose answers depend on its whole context (a fresh one repeats its last token)."""
     torch.manual_seed(seed)
-    mllm = CREATE[family](words or tokenizer(), **{**SIZES, **sizes})
+    mllm = CREATE[family](words or tokenizer(family), **{**SIZES, **sizes})
     for name, weight in mllm.model.named_parameters():
         if weight.ndim > 1:
             nn.init.normal_(weight, std=0.5 if "embed_tokens" in name else 1.5 * weight[0].numel() ** -0.5)
@@ -51,6 +52,25 @@ def lively(family: str, seed: int = 0, words=None, **sizes) -> Mllm:
         tower.config.fullatt_block_indexes = tower.fullatt_block_indexes = [1]
         tower.config.window_size = tower.window_size = 64
     return mllm
+
+
+def published_name(name: str) -> str:
+    """LLaVA-OneVision's tensors as the published files name them (transformers before 4.52)."""
+    if name == "lm_head.weight":
+        return f"language_model.{name}"
+    name = name.removeprefix("model.").replace("language_model.", "language_model.model.", 1)
+    if name.startswith("vision_tower.") and "vision_model." not in name:
+        name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    return name
+
+
+def authors_name(name: str) -> str:
+    """The same as LLaVA-OneVision's authors name them."""
+    name = published_name(name).removeprefix("language_model.")
+    name = name.replace("vision_tower.", "model.vision_tower.vision_tower.", 1)
+    for number in (1, 2):
+        name = name.replace(f"multi_modal_projector.linear_{number}.", f"model.mm_projector.{2 * number - 2}.")
+    return "model.image_newline" if name == "image_newline" else name
 
 
 def another(mllm: Mllm) -> Mllm:
@@ -115,7 +135,7 @@ def for_generate(batch: dict) -> dict:
     """transformers 4 finds the pictures by their token and refuses mm_token_type_ids."""
     batch = model_inputs(batch, labels=False)
     if int(transformers.__version__.split(".")[0]) < 5:
-        del batch["mm_token_type_ids"]
+        batch.pop("mm_token_type_ids", None)
     return batch
 
 

@@ -310,7 +310,7 @@ def test_a_connector_of_another_mllm_is_refused(folder, tmp_path):
     other = save_checkpoint(random_components(layers=3), tmp_path / "other")
     shutil.rmtree(folder / "connector")
     shutil.copytree(other / "connector", folder / "connector")
-    fails(folder, "was made for 3 layers of width 64, but its MLLM has 2")
+    fails(folder, "was made for 3 layers of width 64, but its MLLM \\(qwen2_5_vl\\) has 2")
 
 
 def test_models_are_found_by_name_and_by_path(folder, monkeypatch):

@@ -17,9 +17,10 @@ from duogen_core.settings import Settings
 from duogen_core.sketchbook.ablation.measuring import drawn_in_context, spots, velocity_errors
 from duogen_core.sketchbook.evaluation import cases, evaluate
 from duogen_core.training import stage2
+from duogen_core.training.prepared import Reader
 from duogen_core.training.run import Run
 from duogen_core.training.samples import answer, write_answers, write_round_trips, write_samples
-from duogen_core.training.stage2_data import CachedBatches, Documents, Reader
+from duogen_core.training.stage2_data import CachedBatches, Documents
 from tests.core.other_device import memory
 from tests.core.runs import losses
 from tests.core.test_devices import on_card
@@ -83,7 +84,7 @@ def test_stage_2_reads_documents_and_learns_on_a_card(tmp_path, monkeypatch):
     monkeypatch.setattr(Connector, "save_pretrained", lambda *_: None)  # a stand-in's tensor has no bytes to write
     monkeypatch.setattr(stage2, "save_dit", lambda *_: None)
     config = stage2.Stage2Config(
-        out=tmp_path, vae=tmp_path, mllm=tmp_path, layers=2, heads=2, cross_width=32, shards=1, frames=8, steps=3,
+        out=tmp_path, vae=tmp_path, mllm=tmp_path, layers=2, heads=2, cross_width=32, shards=1, tokens=800, steps=3,
         log_every=1, bf16=False,
     )  # fmt: skip
     read, found = [], []
@@ -95,7 +96,7 @@ def test_stage_2_reads_documents_and_learns_on_a_card(tmp_path, monkeypatch):
         read.append(prepared)
         torch.manual_seed(1)
         dit, connector = stage2.new_models(mine, 2, 64)
-        stage2.learn(run, mine, CachedBatches(prepared, mine.frames), dit, connector)
+        stage2.learn(run, mine, CachedBatches(prepared, mine.tokens), dit, connector)
         found.append(losses(mine.out))
     for ours, theirs in zip(*read, strict=True):
         torch.testing.assert_close(ours.states, theirs.states, rtol=0, atol=4e-3)  # kept in half precision

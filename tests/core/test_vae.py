@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from safetensors.torch import save_file
 
 from duogen_core.errors import DuoGenError
 from duogen_core.vae import (
+    WAN22_MEAN,
+    WAN22_STD,
     PictureVae,
     VaeError,
     decode_frame,
@@ -19,17 +23,27 @@ from duogen_core.vae import (
     original_key,
     pixels_to_tensor,
     tensor_to_pixels,
+    wan22_vae,
 )
+
+
+@pytest.fixture(scope="module", params=["Wan 2.1", "Wan 2.2"])
+def any_vae(request):
+    return random_vae(request.param)
 
 
 @pytest.fixture(scope="module")
 def vae():
+    return random_vae("Wan 2.1")
+
+
+def random_vae(version: str):
     torch.manual_seed(0)
-    model = new_vae(8)
+    model = wan22_vae(8, 8) if version == "Wan 2.2" else new_vae(8)
     with torch.no_grad():  # every weight random, the slices that a picture must not meet included
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-    return model
+    return model.eval()
 
 
 def pictures(batch: int, height: int, width: int) -> torch.Tensor:
@@ -37,7 +51,8 @@ def pictures(batch: int, height: int, width: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("height,width", [(64, 64), (32, 96)])
-def test_single_frame_equals_the_video_path(vae, height, width):
+def test_single_frame_equals_the_video_path(any_vae, height, width):
+    vae = any_vae
     image = pictures(2, height, width)
     with torch.no_grad():
         stock = vae.encode(image[:, :, None]).latent_dist
@@ -48,6 +63,28 @@ def test_single_frame_equals_the_video_path(vae, height, width):
         stock = vae.decode(latent[:, :, None]).sample[:, :, 0]
         torch.testing.assert_close(decode_frame(vae, latent), stock, atol=1e-5, rtol=1e-5)
         assert stock.std() > 0.01  # not equal because both are flat
+
+
+def test_one_picture_is_one_latent_frame_that_of_a_video_which_begins_with_it(any_vae):
+    video = torch.rand(1, 3, 5, 64, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    with torch.no_grad():
+        first, alone = (any_vae.encode(x).latent_dist.mean for x in (video, video[:, :, :1]))
+    assert alone.shape[2] == 1 and first.shape[2] == 2
+    assert torch.equal(first[:, :, :1], alone)
+
+
+def test_the_vae_of_wan_2_2_has_cells_of_16_pixels_and_48_channels():
+    vae = PictureVae(random_vae("Wan 2.2"))
+    assert (vae.channels, vae.spatial, vae.size_step) == (48, 16, 32)
+    pixels = (np.random.default_rng(0).random((32, 96, 3)) * 255).astype(np.uint8)
+    latent = vae.encode(pixels)
+    assert latent.shape == vae.latent_shape(96, 32) == (1, 48, 2, 6)
+    mean, std = (torch.tensor(each).view(1, 48, 1, 1) for each in (WAN22_MEAN, WAN22_STD))
+    raw, _ = encode_frame(vae.model, pixels_to_tensor(pixels))
+    torch.testing.assert_close(latent * std + mean, raw, atol=1e-6, rtol=1e-6)
+    assert vae.decode_pixels(latent).shape == (32, 96, 3)
+    with pytest.raises(VaeError, match="multiples of 32; it was given .* to \\(64, 32\\)"):
+        vae.encode(np.zeros((32, 48, 3), np.uint8))
 
 
 def test_single_frame_gradients_equal_the_video_path(vae):
@@ -89,7 +126,8 @@ def test_encode_normalises_and_decode_undoes_it(vae):
     assert picture_vae.decode_pixels(latent).shape == (32, 48, 3)
 
 
-def test_folder_and_single_file_load_the_same_weights(vae, tmp_path):
+def test_folder_and_single_file_load_the_same_weights(any_vae, tmp_path):
+    vae = any_vae
     picture_vae = PictureVae(vae)
     picture_vae.save_pretrained(tmp_path / "vae")
     save_file(picture_vae.to_single_file(), tmp_path / "vae.safetensors")
@@ -125,7 +163,7 @@ def test_bad_files_are_named(vae, tmp_path):
     with pytest.raises(DuoGenError, match=r"1 have another shape \(encoder\.conv1\.weight is \[3, 3\] instead of"):
         PictureVae.from_pretrained(tmp_path / "wrong.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(VaeError, match=r"not a Wan 2\.1 VAE"):
+    with pytest.raises(VaeError, match=r"not a Wan VAE"):
         PictureVae.from_pretrained(tmp_path / "foreign.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "wrong.safetensors").read_bytes()[:5000])
     with pytest.raises(DuoGenError, match="cut.safetensors is cut off"):
@@ -140,3 +178,12 @@ def test_sizes(vae):
     assert fit_pixels(np.zeros((20, 33, 3), np.uint8)).shape == (16, 32, 3)
     pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     assert np.array_equal(tensor_to_pixels(pixels_to_tensor(pixels)), pixels)
+
+
+@pytest.mark.parametrize("side", [0, -2, 3, None, "2", [2]])
+def test_a_side_of_a_patch_that_does_not_go_with_the_channels_is_named(side, tmp_path):
+    PictureVae(wan22_vae(4, 4)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"patch_size": side}))
+    with pytest.raises(VaeError, match=r"has patch_size .* and in_channels 12; expected none and 3 .* or 2 and 12"):
+        PictureVae.from_pretrained(tmp_path)

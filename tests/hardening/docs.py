@@ -191,7 +191,7 @@ COMMANDS: dict[str, Entry] = {
         makes=("runs/stage1/export",),
     ),
     "python -m duogen_core train stage2 minutes=480": Runs(
-        ("threads=1", "shards=1", "layers=1", "heads=1", "frames=4", "data=[jsonl:train.jsonl]"),
+        ("threads=1", "shards=1", "layers=1", "heads=1", "tokens=400", "data=[jsonl:train.jsonl]"),
         {"minutes=480": "minutes=0.02"},
         makes=("runs/stage2/export",),
     ),
@@ -216,6 +216,12 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core data check webdataset:run/shards": Runs(),
     "python -m duogen_core data web pages.txt saved-pages/ --out run/ --fetch --set fetch.contact=https://example.org/bot":
         Parses("asks hosts of the internet; tests/core/data/web/test_fetch.py does it with hosts on loopback"),
+    "python -m duogen_core data dedup run/ --out clean/": Runs(
+        ("--workers", "1"), makes=("clean/run.json", "clean/shards/00000.tar")
+    ),
+    "python -m duogen_core data stats clean/": Runs(),
+    "python -m duogen_core data view clean/": Runs(makes=("clean/report.html",)),
+    "python -m duogen_core data check webdataset:clean/shards": Runs(),
     f"python -m duogen_core data dialogues run/ --out dialogues/ --base-url {ENDPOINT} --model Qwen3-VL-32B": Runs(
         makes=("dialogues/run.json", "dialogues/shards/00000.tar")
     ),
@@ -257,7 +263,7 @@ COMMANDS: dict[str, Entry] = {
         instead={"200": "3"}, fresh=("my-guides",), makes=("my-guides/000002/document.json",)
     ),
     "python -m duogen_core train finetune data=my-guides model=duogen-tiny out=runs/snow-globe": Runs(
-        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.frames=4", "stage2.shards=1", "share=0", "threads=1",
+        ("stage1.steps=1", "stage2.steps=1", "stage1.batch=2", "stage2.tokens=400", "stage2.shards=1", "share=0", "threads=1",
          "stage1.eval_cases=0", "stage1.sample_minutes=0", "stage2.sample_minutes=0"),
         makes=("runs/snow-globe/model/model_index.json",),
     ),
@@ -310,6 +316,18 @@ COMMANDS: dict[str, Entry] = {
         Parses("several processes; tests/core/training/test_parallel.py runs two"),
     "python -m duogen_core train stage1 --launch fsdp --processes 8 --config qwen2.5-vl-7b":
         Parses("8 GPUs; tests/core/training/test_parallel.py runs two processes of the CPU"),
+    "torchrun --nproc-per-node 8 -m duogen_core train stage1 --launch fsdp --config qwen2.5-vl-7b":
+        Parses("8 GPUs; tests/core/training/test_parallel.py runs four processes of the CPU"),
+    "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint NODE:29500 -m duogen_core train stage1 "
+    "--launch fsdp --config qwen2.5-vl-7b": Parses("two machines; tests/core/training/test_parallel.py runs one"),
+    "sbatch duogen_core/training/launch/slurm.sbatch stage1 --config qwen2.5-vl-7b data=documents:DATA out=SHARED/run":
+        Parses("a Slurm cluster; tests/core/training/test_parallel.py runs the file with an srun of its own"),
+    "python -m duogen_core train plan cosmos-predict2.5-2b --gpus 1 8 64 --memory 80": Runs(),
+    **dict.fromkeys(
+        (f"python -m duogen_core train plan {name}{kind}"
+         for name in ("qwen2.5-vl-7b", "cosmos-predict2.5-2b", "qwen3-vl-8b", "wan2.1-1.3b") for kind in ("", "-lora")),
+        Parses("tests/core/training/test_plan.py compares what it prints with the page"),
+    ),
     "python -m duogen_core train stage1 init=MLLM data=[SOURCE, ...] out=runs/stage1 steps=2000": Runs(
         (*SHORT, "batch=2", "eval_cases=0", "bf16=false"),
         {"init=MLLM": "init=Qwen2.5-VL-7B-Instruct", "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]",
@@ -318,14 +336,14 @@ COMMANDS: dict[str, Entry] = {
     ),
     "python -m duogen_core train stage1 --help": Runs(),
     "python -m duogen_core train stage2 vae=VAE mllm=MLLM data=[SOURCE, ...] out=runs/stage2 steps=2000": Runs(
-        (*SHORT, "shards=1", "layers=1", "heads=1", "frames=4"),
+        (*SHORT, "shards=1", "layers=1", "heads=1", "tokens=400"),
         {"vae=VAE": "vae=wan_2.1_vae.safetensors", "mllm=MLLM": "mllm=runs/stage1/export",
          "data=[SOURCE,": "data=[jsonl:train.jsonl,jsonl:held-out.jsonl]", "...]": "", "steps=2000": "steps=1"},
         makes=("runs/stage2/export",),
     ),
     "python -m duogen_core train stage2 --help": Runs(),
     "python -m duogen_core train controlnet checkpoint=MODEL data=[SOURCE, ...] out=runs/controlnet steps=2000": Runs(
-        ("threads=1", "shards=1", "blocks=1", "frames=4"),
+        ("threads=1", "shards=1", "blocks=1", "tokens=400"),
         {"checkpoint=MODEL": "checkpoint=models/duogen-tiny", "data=[SOURCE,": "data=[jsonl:train.jsonl]", "...]": "",
          "steps=2000": "steps=1"},
         makes=("runs/controlnet/export",),
@@ -353,7 +371,7 @@ COMMANDS: dict[str, Entry] = {
         instead={"500": "1", "2": "1", "models/duogen-tiny/scores.json": "scores.json"}, makes=("scores.json",)
     ),
     "python -m duogen_core train controlnet --config tiny-controlnet": Runs(
-        ("threads=1", "shards=1", "blocks=1", "frames=4", "steps=1", "data=[jsonl:train.jsonl]"),
+        ("threads=1", "shards=1", "blocks=1", "tokens=400", "steps=1", "data=[jsonl:train.jsonl]"),
         makes=("runs/controlnet/export",),
     ),
     "python -m duogen_core evaluate outlines --out models/duogen-tiny/controlnet/scores.json": Runs(
@@ -382,6 +400,8 @@ PROGRAMS: dict[str, Mapping[str, str] | Left] = {
 OTHERS = {
     "tests/hardening": ("--json", "--number", "--only", "--case", "--keep"),
     "accelerate": ("--config_file", "--num_processes"),
+    "torchrun": ("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"),
+    "ray": ("--head", "--address", "--num-cpus"),
     "dev.py": ("--quick",),
     "ComfyUI": (
         "--cache-classic",
@@ -621,6 +641,15 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
         if not (ROOT / own[own.index("--config_file") + 1]).is_file():
             return f"{own} names no file"
         launch_command_parser().parse_args([*own, "x"])
+    if words[0] == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        own, words = words[1 : words.index("-m")], words[words.index("-m") - 1 :]
+        get_args_parser().parse_args([*own, "x"])
+    if words[0] == "sbatch":
+        if not (ROOT / words[1]).is_file():
+            return f"{words[1]} is not there"
+        words = ["python", "-m", "duogen_core", "train", *words[2:]]
     if words[1] == "tests/hardening/run.py":
         ended = zygote.run(words[2:], cwd=folder, module="tests.hardening.docs:parse_campaign")
     elif words[3] in ("train", "ablation") and "assemble" not in words:
@@ -693,6 +722,8 @@ def prepare(folder: Path, page: str, stack: ExitStack) -> dict[str, str]:
         save_document(Document(guide(1, (32, 32)).turns[:1]), folder / "unfinished")
     if page in ("data-web.md", "data-dialogues.md"):
         web(folder)
+    if page == "data-dedup.md":
+        planted(folder)
     if page == "data-dialogues.md":
         urls[ENDPOINT] = dialogues(folder, stack)
     if page == "data-synthetic.md":
@@ -766,6 +797,14 @@ def web(folder: Path) -> None:
         archives("", folder, stack)  # crawl.warc.gz and site/
     (folder / "site").rename(folder / "saved-pages")
     (folder / "pages.txt").write_text("https://example.org/a.html\n")
+
+
+def planted(folder: Path) -> None:
+    from duogen_core.data.runs.run import begin, work
+    from tests.core.dedup_pages import Planted
+
+    engine = Planted(4, 30)
+    list(work(begin(folder / "run", engine, 15), engine))
 
 
 def dialogues(folder: Path, stack: ExitStack) -> str:

@@ -15,7 +15,7 @@ from tests.hardening.zygote import ROOT
 
 # Words that begin a line of a shell; none begins a line of JSON, YAML, Python or a listing on these pages.
 PROGRAMS = "python python3 pip pip3 uv accelerate duogen torchrun ray git cd cp mv ln mkdir ls export source curl wget"
-PROGRAMS += " npm npx docker conda apt apt-get brew sudo comfy bash sh"
+PROGRAMS += " sbatch npm npx docker conda apt apt-get brew sudo comfy bash sh"
 STARTS = tuple(f"{program} " for program in PROGRAMS.split())
 
 

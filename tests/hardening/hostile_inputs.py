@@ -383,7 +383,7 @@ def lesson(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:
     if k % 4 < 2:
         return Case(["train", "stage1", f"init={tiny(box) / 'mllm'}", "batch=4", "eval_cases=0", *short], whole=False)
     short += [f"vae={tiny(box) / 'vae' / 'wan_vae.safetensors'}", f"mllm={tiny(box) / 'mllm'}", "shards=1"]
-    return Case(["train", "stage2", *short, "frames=8", "layers=1", "heads=1", "cross_width=32"], whole=False)
+    return Case(["train", "stage2", *short, "tokens=800", "layers=1", "heads=1", "cross_width=32"], whole=False)
 
 
 def edits(box: Box, rng: random.Random, k: int, stack: ExitStack) -> Case:

@@ -196,7 +196,7 @@ def stage2(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
         "warmup=2",
         "tensorboard=false",
     ]
-    settings += [f"data=[{learning_set(inputs)}]", "steps=8", "frames=8", "layers=2", "heads=2", "cross_width=32"]
+    settings += [f"data=[{learning_set(inputs)}]", "steps=8", "tokens=800", "layers=2", "heads=2", "cross_width=32"]
     settings += ["shards=2", "sample_minutes=0", "tensorboard=false"]
     return Subject(
         name,
@@ -210,7 +210,7 @@ def finetune(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
     settings = [f"data={learning_set(inputs).removeprefix('jsonl:')}", f"model={model(inputs)}", "share=0"]
     for stage in ("stage1", "stage2"):
         settings += [f"{stage}.steps=2", *(f"{stage}.{each}" for each in [*OFTEN, "sample_minutes=0"])]
-    settings += ["stage1.batch=2", "stage2.frames=6", "stage2.shards=1"]
+    settings += ["stage1.batch=2", "stage2.tokens=600", "stage2.shards=1"]
     return Subject(
         name, lambda out: [["train", "finetune", f"out={out}", *settings]], (),
         lost_steps("stage1", 2), volatile=("*.png", "*/*.png"),
@@ -355,6 +355,17 @@ def archives(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
         lambda out: [["data", "web", inputs / "crawl.warc.gz", "--out", out, *options]],
         SHARDS,
     )  # fmt: skip
+
+
+def deduping(name: str, inputs: Path, stack: contextlib.ExitStack) -> Subject:
+    """A run with near-duplicates, by two workers: killed while shards are read, compared or written."""
+    from duogen_core.data.runs.run import begin, work
+    from tests.core.dedup_pages import Planted
+
+    engine = Planted(4, 60)
+    list(work(begin(inputs / "run", engine, 10), engine))
+    options = ["--workers", 2, "--shard-documents", 10, "--quiet"]
+    return Subject(name, lambda out: [["data", "dedup", inputs / "run", "--out", out, *options]], SHARDS)
 
 
 def contents(out: Path) -> list[tuple[str, list[tuple[int, int]]]]:
@@ -559,6 +570,7 @@ MAKERS: dict[str, Callable[[str, Path, contextlib.ExitStack], Subject]] = {
     "data web, a folder": web,
     "data web, a WARC": archives,
     "data web, fetched": fetching,
+    "data dedup": deduping,
     "data dialogues": dialogues,
     "data synthetic expand": expanding,
     "data synthetic plan": planning,

@@ -190,7 +190,19 @@ def differences(one: Path, other: Path, volatile: Sequence[str] = ()) -> list[st
     return found
 
 
-TIMES = {"seconds", "elapsed", "hours", "minutes_spent", "time", "started", "per_second", "versions", "rate", "when"}
+TIMES = {
+    "seconds",
+    "speed",
+    "elapsed",
+    "hours",
+    "minutes_spent",
+    "time",
+    "started",
+    "per_second",
+    "versions",
+    "rate",
+    "when",
+}
 
 
 def timeless(name: str, data: bytes) -> Any:

@@ -74,10 +74,19 @@ def fingerprints_of(pixels: np.ndarray) -> tuple[Fingerprint, ...]:
 
 def _fingerprint(pixels: np.ndarray) -> Fingerprint:
     image = Image.fromarray(pixels)
+    base = image.resize((BASE, BASE), Image.Resampling.BOX)
+    return Fingerprint(_bits(image), base, image.width / image.height)
+
+
+def picture_hash(pixels: np.ndarray) -> int:
+    """Returns the 64 bits of the picture's perceptual hash as a number."""
+    return int.from_bytes(np.packbits(_bits(Image.fromarray(pixels))).tobytes(), "big")
+
+
+def _bits(image: Image.Image) -> np.ndarray:
     tiny = np.asarray(image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX), np.float64)
     low = _COSINES @ tiny @ _COSINES.T
-    bits = (low > np.median(low.ravel()[1:])).ravel()
-    return Fingerprint(bits, image.resize((BASE, BASE), Image.Resampling.BOX), image.width / image.height)
+    return (low > np.median(low.ravel()[1:])).ravel()
 
 
 def without_frames(pixels: np.ndarray) -> Iterator[np.ndarray]:

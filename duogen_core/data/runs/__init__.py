@@ -56,13 +56,15 @@ class Outcome:
 
     entry: its line of the log (see `log`), without its number; read after the documents. documents: each with the
     ending of its key ("" if there is one only); made one at a time where that saves memory. failed: the sentence of a
-    machine or an endpoint that failed, when the item itself is not at fault. seconds: by stage.
+    machine or an endpoint that failed, when the item itself is not at fault. seconds: by stage. files: as documents, of
+    samples that are files already: the rest of each member's name, and its bytes.
     """
 
     entry: dict[str, Any] = field(default_factory=dict)
     documents: Iterable[tuple[str, Document]] = ()
     failed: str = ""
     seconds: Counter[str] = field(default_factory=Counter)
+    files: Iterable[tuple[str, Sequence[tuple[str, bytes]]]] = ()
 
 
 class Engine(ABC):

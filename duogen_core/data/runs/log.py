@@ -23,7 +23,8 @@ from duogen_core.errors import DuoGenError, MissingPackage
 from duogen_core.files import check_depth, read_json
 
 MAX_RUN_BYTES = 2**28  # of run.json, which may name every input
-STAGES = {"web": "pages", "video": "videos", "editing": "samples", "synthetic": "documents", "dialogues": "documents"}
+STAGES = {"web": "pages", "video": "videos", "editing": "samples", "synthetic": "documents", "dialogues": "documents",
+          "dedup": "documents"}  # fmt: skip
 LATER = "of those refused as a whole"  # parts of an entry that were judged before a rule refused the entry
 
 

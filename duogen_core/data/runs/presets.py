@@ -20,6 +20,7 @@ from duogen_core.errors import DuoGenError
 
 FOLDERS = {  # of the engines, and their first presets
     "web": ("web", "howto"),
+    "dedup": ("dedup", "howto"),
     "dialogues": ("dialogues", "howto"),
     "synthetic": ("synthetic", "default"),
     "video": ("pairs/video", "clips"),

@@ -35,7 +35,7 @@ from duogen_core.data.runs.folder import (
     write_run,
 )
 from duogen_core.data.runs.log import json_lines, rule_of
-from duogen_core.data.runs.shards import add_document, new_shard
+from duogen_core.data.runs.shards import add_document, add_files, new_shard
 from duogen_core.data.runs.workers import gather_answers, in_threads, in_workers, share
 from duogen_core.errors import DuoGenError
 
@@ -158,12 +158,16 @@ def work(
     of Ray. give_up: how many items in a row may fail by a machine's or an endpoint's fault.
     """
     todo = ((place, shard) for place, shard in run.mine(part) if not run.is_done(shard.number))
-    if part == (1, 1):
-        run.sweep()
-    else:  # the other shards may be another process's
-        todo = list(todo)
-        for _, shard in todo:
-            run.sweep(shard.number)
+    todo = todo if part == (1, 1) else list(todo)
+
+    def sweep() -> None:
+        if part == (1, 1):
+            run.sweep()
+        else:  # the other shards may be another process's
+            for _, shard in todo:
+                run.sweep(shard.number)
+
+    sweep()
     clients = engine.clients()
     gather_answers(clients.values())
     if backend != "ray" and (workers <= 1 or not engine.keeps_lock):
@@ -178,6 +182,7 @@ def work(
             for name, counts in found["asked"].items():
                 usages[name].add(**counts)
             yield from run.entries_of([found["shard"]])
+        sweep()  # Ray does again what a killed worker left half written
     finally:
         gather_answers(clients.values())
 
@@ -219,6 +224,8 @@ class ShardWriter:
                 begun = time.perf_counter()
                 add_document(archive, f"{number:08d}{ending}", document, self.engine.encode)
                 outcome.seconds["write"] += time.perf_counter() - begun
+            for ending, members in outcome.files:
+                add_files(archive, ((f"{number:08d}{ending}.{name}", data) for name, data in members))
         tar.seek(0)
         return outcome, tar
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from duogen_core.document import Document, Picture, Text
+from duogen_core.document.reading import headers_only
 from duogen_core.errors import DuoGenError, is_out_of_memory, shown, system_failure
 
 MAX_CHARACTERS = 1000  # of a sentence
@@ -67,6 +68,7 @@ class Limits:
     max_tokens: float = float("inf")  # as `count_tokens` counts them
     count_tokens: Callable[[Document], int] | None = None
     alignment: bool = True  # whether documents that are alignment data (meta.alignment is true) are wanted
+    wanted: Callable[[Document], bool] | None = None  # False for documents to leave out, such as those held out
 
     def __post_init__(self) -> None:
         for name in ("max_side", "max_aspect", "max_pictures", "max_tokens"):
@@ -78,6 +80,8 @@ class Limits:
         """Raises a DuoGenError for a document that cannot be learnt from, Excluded for one that is not wanted."""
         if not self.alignment and document.meta.get("alignment") is True:
             raise Excluded("it is alignment data (meta.alignment), which is left out here.")
+        if self.wanted is not None and not self.wanted(document):
+            raise Excluded("it is not one of those that are read here, since a share of the documents is held out.")
         _check_roles([turn.role for turn in document.turns])
         for i, turn in enumerate(document.turns):
             if not any(not isinstance(part, Text) or part.text.strip() for part in turn.parts):
@@ -129,6 +133,7 @@ class Source(ABC):
     """A named collection of documents, read one at a time; see the package for the contract."""
 
     endless = False
+    drawn = False  # by code when they are asked for: there is nothing to look over
 
     def __init__(self, name: str, limits: Limits | None = None) -> None:
         self.name, self.limits = name, limits or Limits()
@@ -167,9 +172,41 @@ class Source(ABC):
             return Bad(self.name, index, label, sentence, isinstance(error, Excluded))
         return Sample(document, self.name, index, label)
 
+    def header(self, index: int) -> Sample | Bad:
+        """Returns sample `index` with the sizes of its pictures alone: for counting tokens without decoding a pixel.
+
+        What is wrong behind the header of a picture is found by `read` only.
+        """
+        with headers_only():
+            return self.read(index)
+
     def index_at(self, seed: int, epoch: int, position: int) -> int:
         """Returns the sample at `position` of an epoch: every sample once, in an order of (seed, epoch)."""
         return shuffled_index(position, len(self), stable_hash(seed, epoch))
+
+    def pick(self, seed: int, nth: int, attempt: int = 0, chance: int = 0) -> int:
+        """Returns the sample of draw `nth`, epoch after epoch, each in an order of its own.
+
+        attempt: from 1 on, what stands in the place of bad samples, chosen by `chance`, 64 bits.
+        """
+        if attempt:
+            return chance % len(self)
+        epoch, position = divmod(nth, len(self))
+        return self.index_at(seed, epoch, position)
+
+    def lane(self, nth: int) -> int | None:
+        """Says in which of its streams draw `nth` lies; None: it can be read anywhere, at the same cost."""
+        return None
+
+    def look(self, count: int) -> list[Sample | Bad]:
+        """Reads some samples from all over the source, to see whether it can be used; of one that is drawn, none."""
+        if self.endless:
+            return []
+        count = min(count, len(self))
+        return [self.read(k * len(self) // count) for k in range(count)]
+
+    def keep(self, folder: Path) -> None:  # noqa: B027 (most have nothing to note)
+        """Names a folder of the run in which the source may note what a later session would have to find again."""
 
     def epoch(self, seed: int, epoch: int, on_bad: OnBad | None = None) -> Epoch:
         return Epoch(self, seed, epoch, on_bad)
@@ -235,6 +272,8 @@ def find_files(pattern: str, suffixes: Sequence[str], what: str) -> list[Path]:
 
     A pattern is a glob, or has one range as webdataset writes it: train-{000..146}.tar, each of which must be there.
     """
+    if "://" in pattern:
+        raise DuoGenError(f"{pattern} is an address, and this kind of source is local; stream:{pattern} reads those.")
     place = Path(pattern)
     if (span := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)) and not place.exists():
         first, last = span.groups()

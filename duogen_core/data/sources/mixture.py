@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Mixture(Iterator[Sample]):
         self._before = [np.zeros(len(sources), np.int64)]  # draws of every source before each block
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
         self._bad: dict[tuple[int, int], Bad] = {}  # so that none is read or reported twice
+        self._bad_headers: dict[tuple[int, int], Bad] = {}  # apart, or headers would depend on what a rank has read
 
     def place(self, k: int) -> tuple[int, int]:
         """Returns (source, how many draws of that source came before) of draw k."""
@@ -74,34 +75,56 @@ class Mixture(Iterator[Sample]):
 
     def draw(self, k: int) -> Sample:
         """Returns draw k. Reports a bad sample to on_bad the first time that this object meets it."""
+        return self._draw(k, lambda source, index: source.read(index), self._bad, self.on_bad)
+
+    def header(self, k: int) -> Sample:
+        """Returns draw k by `Source.header`, the same on every rank: tokens can be counted, no pixel is decoded.
+
+        Where a sample is found bad only when it is read whole, `draw` returns another one.
+        """
+        return self._draw(k, lambda source, index: source.header(index), self._bad_headers, None)
+
+    def _draw(
+        self,
+        k: int,
+        read: Callable[[Source, int], Sample | Bad],
+        known: dict[tuple[int, int], Bad],
+        on_bad: OnBad | None,
+    ) -> Sample:
         number, nth = self.place(k)
         source = self.sources[number]
         skipped: dict[int, Bad] = {}
         for attempt in range(ATTEMPTS):
             index = self._index(source, number, k, nth, attempt)
-            found = self._bad.get((number, index)) or source.read(index)
+            found = known.get((number, index)) or read(source, index)
             if isinstance(found, Sample):
                 return replace(found, skipped=tuple(skipped.values()))
             skipped[index] = found
-            if (number, index) not in self._bad:
-                self._bad[number, index] = found
-                if self.on_bad is not None:
-                    self.on_bad(found)
+            if (number, index) not in known:
+                known[number, index] = found
+                if on_bad is not None:
+                    on_bad(found)
         raise DuoGenError(
             f"{source.name}: {ATTEMPTS} samples in a row cannot be used; run `data check` on it. The last one: "
             f"{found.sentence}"
         )
 
+    def lane(self, k: int) -> int | None:
+        """Says who had best read draw k: None is anybody. Draws of one lane lie in the same shards (Source.lane), so
+        all of them should go to one reader, `lane % readers`; any other reader gets the same samples, only it has to
+        read those shards, too."""
+        number, nth = self.place(k)
+        return self.sources[number].lane(nth)
+
+    def keep(self, folder: Path) -> None:
+        """Lets sources note in `folder` what a later session would have to find again; they do without, too."""
+        for source in self.sources:
+            source.keep(folder)
+
     def _index(self, source: Source, number: int, k: int, nth: int, attempt: int) -> int:
         seed = stable_hash(self.seed, "source", number)
-        if attempt:  # in place of a bad sample: by chance, but the same for every rank
-            nth = stable_hash(seed, k, attempt)
-        if source.endless:
-            return source.index_at(seed, attempt, nth)
-        if attempt:
-            return nth % len(source)
-        epoch, position = divmod(nth, len(source))
-        return source.index_at(seed, epoch, position)
+        chance = stable_hash(seed, k, attempt) if attempt else 0  # the same for every rank
+        return source.pick(seed, nth, attempt, chance)
 
     __getitem__ = draw
 
@@ -164,8 +187,8 @@ class BadLog:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path) if path is not None else None
-        self._seen: set[tuple[str, int]] = set()
-        self.excluded = 0  # of them, samples that were only not asked for
+        self.bad: set[tuple[str, int]] = set()
+        self.unwanted: set[tuple[str, int]] = set()  # samples that were only not asked for
         self._torn = False  # the file ends in the middle of a line: a run was killed while it wrote
         if self.path is not None and self.path.exists():
             self._read()
@@ -179,20 +202,24 @@ class BadLog:
         for line in text.split("\n"):  # str.splitlines would also split at U+2028
             try:
                 entry = json.loads(line)
-                self._seen.add((str(entry["source"]), int(entry["index"])))
-                self.excluded += bool(entry.get("excluded"))
+                known = self.unwanted if entry.get("excluded") else self.bad
+                known.add((str(entry["source"]), int(entry["index"])))
             except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 continue
 
     def __len__(self) -> int:
-        return len(self._seen)
+        return len(self.bad) + len(self.unwanted)
+
+    @property
+    def excluded(self) -> int:
+        return len(self.unwanted)
 
     def __call__(self, bad: Bad) -> bool:
         """Writes it down; False if it was known. A list that cannot be written stops no training."""
-        if (bad.source, bad.index) in self._seen:
+        key = bad.source, bad.index
+        if key in self.bad or key in self.unwanted:
             return False
-        self._seen.add((bad.source, bad.index))
-        self.excluded += bad.excluded
+        (self.unwanted if bad.excluded else self.bad).add(key)
         if self.path is not None:
             try:
                 with self.path.open("a", encoding="utf-8") as file:

@@ -56,27 +56,7 @@ class InterleavedParquet(Source):
         return {**self.__dict__, "_held": OrderedDict()}
 
     def _open(self, shard: int) -> Any:
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            raise MissingPackage("parquet: sources", "pyarrow", "parquet") from None
-        with self._named(str(self.files[shard])):
-            return pyarrow.parquet.ParquetFile(self.files[shard])
-
-    @contextmanager
-    def _named(self, what: str) -> Iterator[None]:
-        """Turns what pyarrow raises for a damaged file into a sentence: its own errors and those of values."""
-        try:
-            yield
-        except DuoGenError:
-            raise
-        except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
-            # A damaged file may state any size: then it is the file that is wrong and not the machine.
-            if isinstance(error, MemoryError) and not states_too_much(error):
-                raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise DuoGenError(f"{what} cannot be read as Parquet: {reason}; is it whole?") from None
+        return open_parquet(self.files[shard], str(self.files[shard]))
 
     def _index(self, shard: int) -> None:
         """Finds where the samples begin. A sample may go on in the next row group."""
@@ -97,7 +77,7 @@ class InterleavedParquet(Source):
                     f"{self.files[shard]}: row group {group} is larger than {MAX_GROUP_BYTES // 2**30} GB, too much "
                     "to read for one sample; write it with smaller ones (row_group_size)."
                 )
-            with self._named(f"{self.files[shard]}, row group {group}"):
+            with damaged_as_sentence(f"{self.files[shard]}, row group {group}"):
                 samples = file.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
             for row, sample in enumerate(samples):
                 if isinstance(sample, bool) or not isinstance(sample, (str, int)):
@@ -125,7 +105,7 @@ class InterleavedParquet(Source):
         shard, group, start, count = (each[index] for each in (self.shards, self.groups, self.starts, self.counts))
         rows: list[dict[str, Any]] = []
         while len(rows) < count:
-            with self._named(f"{self.files[shard]}, row group {group}"):
+            with damaged_as_sentence(f"{self.files[shard]}, row group {group}"):
                 rows += self._group(shard, group).slice(start, count - len(rows)).to_pylist()
             group, start = group + 1, 0
         root = self.root or self.files[shard].parent
@@ -148,6 +128,32 @@ class InterleavedParquet(Source):
     def identity(self) -> dict[str, Any]:
         names = [(file.name, size) for file, size in zip(self.files, self.sizes, strict=True)]
         return {"kind": "parquet", "samples": len(self), "request": self.request, "digest": digest(names)}
+
+
+def open_parquet(file: Any, name: str) -> Any:
+    """Opens a path or a file object."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackage("parquet: sources", "pyarrow", "parquet") from None
+    with damaged_as_sentence(name):
+        return pyarrow.parquet.ParquetFile(file)
+
+
+@contextmanager
+def damaged_as_sentence(what: str) -> Iterator[None]:
+    """Turns what pyarrow raises for a damaged file into a sentence: its own errors and those of values."""
+    try:
+        yield
+    except DuoGenError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
+        # A damaged file may state any size: then it is the file that is wrong and not the machine.
+        if isinstance(error, MemoryError) and not states_too_much(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DuoGenError(f"{what} cannot be read as Parquet: {reason}; is it whole?") from None
 
 
 def picture_bytes(row: Mapping[str, Any], root: Path, where: str) -> bytes:

@@ -27,6 +27,7 @@ KINDS = {
     "jsonl": "duogen_core.data.sources.documents:JsonLines",
     "webdataset": "duogen_core.data.sources.tars:WebDataset",
     "parquet": "duogen_core.data.sources.parquet:InterleavedParquet",
+    "stream": "duogen_core.data.sources.stream:Stream",
     "hf": "duogen_core.data.sources.huggingface:HuggingFace",
     "sketchbook": "duogen_core.sketchbook.source:Sketchbook",
 }
@@ -124,6 +125,8 @@ def open_source(spec: SpecLike, base: str | Path | None = None, limits: Limits |
     spec = parse_spec(spec)
     if not spec.path:
         return source_class(spec.kind)(limits=limits, **spec.options)
+    if "://" in spec.path:
+        return source_class(spec.kind)(spec.path, limits=limits, **spec.options)
     path = Path(spec.path).expanduser()
     place = Path(base, path) if base is not None else path
     # A name on the hub looks like a path, so it is taken for one only when something stands there.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
-from duogen_core.data.sources.base import Bad, Source
+from duogen_core.data.sources.base import Bad, Sample, Source
+from duogen_core.data.sources.stream import Stream
 from duogen_core.document import Document
 from duogen_core.processes import in_processes
 
@@ -76,7 +78,10 @@ class Totals:
 
 
 def facts_of(source: Source, index: int, count_tokens: CountTokens | None) -> Facts:
-    found = source.read(index)
+    return _facts(source.read(index), count_tokens)
+
+
+def _facts(found: Sample | Bad, count_tokens: CountTokens | None) -> Facts:
     if isinstance(found, Bad):
         return Facts(bad=found)
     document = found.document
@@ -85,29 +90,42 @@ def facts_of(source: Source, index: int, count_tokens: CountTokens | None) -> Fa
     return Facts(None, len(document.turns), sizes, tokens, document.meta.get("alignment") is True)
 
 
-def survey(source: Source, samples: int, count_tokens: CountTokens | None = None, workers: int = 0) -> Iterator[Facts]:
-    """Yields the facts of samples 0 … samples - 1, in order; read by `workers` processes, or by this one."""
-    look = partial(facts_of, source, count_tokens=count_tokens)
-    if not workers:
-        yield from map(look, range(samples))
-        return
-    chunks = in_processes(_read_chunk, _chunks(samples), workers, start=_be_worker, arguments=(look,), in_order=True)
-    with closing(chunks):
-        for chunk in chunks:
-            yield from chunk
+def survey(
+    source: Source, samples: int | None, count_tokens: CountTokens | None = None, workers: int = 0
+) -> Iterator[Facts]:
+    """Yields the facts of samples 0 … samples - 1, in order; read by `workers` processes, or by this one. Of a stream,
+    whose length nobody knows, shard after shard; None: all of them."""
+    if isinstance(source, Stream):
+        read, parts = partial(_of_shard, source, count_tokens=count_tokens), list(range(len(source.shards)))
+    else:
+        read, parts = partial(_of_chunk, source, count_tokens=count_tokens), _chunks(samples or 0)
+    if workers:
+        found = in_processes(_read_part, parts, workers, start=_be_worker, arguments=(read,), in_order=True)
+    else:
+        found = map(read, parts)  # read one by one, as they are asked for
+    with closing(found) if workers else nullcontext():
+        yield from islice(chain.from_iterable(found), samples)
+
+
+def _of_chunk(source: Source, indices: range, count_tokens: CountTokens | None) -> Iterator[Facts]:
+    return (facts_of(source, index, count_tokens) for index in indices)
+
+
+def _of_shard(source: Stream, shard: int, count_tokens: CountTokens | None) -> Iterator[Facts]:
+    return (_facts(found, count_tokens) for found in source.walk(shard))
 
 
 def _chunks(samples: int) -> list[range]:
     return [range(at, min(at + CHUNK, samples)) for at in range(0, samples, CHUNK)]
 
 
-_look: Callable[[int], Facts]
+_read: Callable[[Any], Iterator[Facts]]
 
 
-def _be_worker(look: Callable[[int], Facts]) -> None:
-    global _look
-    _look = look
+def _be_worker(read: Callable[[Any], Iterator[Facts]]) -> None:
+    global _read
+    _read = read
 
 
-def _read_chunk(indices: range) -> list[Facts]:
-    return [_look(index) for index in indices]
+def _read_part(part: Any) -> list[Facts]:
+    return list(_read(part))

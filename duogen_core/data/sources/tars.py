@@ -35,9 +35,9 @@ TAR_ERRORS = (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionEr
 class Capped:
     """Gives tarfile, which asks for as many bytes as a header states, only what the file has."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
+    def __init__(self, stream: IO[bytes], size: int | None = None) -> None:
         self.stream, self.seek, self.tell = stream, stream.seek, stream.tell
-        self.end = os.fstat(stream.fileno()).st_size
+        self.end = os.fstat(stream.fileno()).st_size if size is None else size
 
     def read(self, size: int = -1) -> bytes:
         left = max(self.end - self.tell(), 0)
@@ -63,7 +63,7 @@ class WebDataset(Source):
         file = self.files[shard]
         try:
             with file.open("rb") as stream:
-                _refuse_compressed(stream.read(6), file)
+                refuse_compressed(stream.read(6), file)
                 stream.seek(0)
                 if stream.read(1):
                     stream.seek(0)
@@ -122,7 +122,7 @@ class WebDataset(Source):
         try:
             with file.open("rb") as stream:
                 stream.seek(offset)
-                return _document(Capped(stream), count, file)
+                return document_of_members(Capped(stream), count, file)
         except DuoGenError:
             raise
         except TAR_ERRORS as error:
@@ -144,7 +144,7 @@ def sample_key(name: str) -> str:
     return folder + slash + last.partition(".")[0]
 
 
-def _refuse_compressed(start: bytes, file: Path) -> None:
+def refuse_compressed(start: bytes, file: Path | str) -> None:
     for magic, kind in COMPRESSED.items():
         if start.startswith(magic):
             raise DuoGenError(
@@ -153,7 +153,8 @@ def _refuse_compressed(start: bytes, file: Path) -> None:
             )
 
 
-def _document(stream: Any, count: int, file: Path) -> Document:
+def document_of_members(stream: Any, count: int, file: Path | str) -> Document:
+    """Reads the next `count` members of a tar as one sample. `file` names the tar in messages."""
     archive = tarfile.TarFile(fileobj=stream)
     found: dict[str, tarfile.TarInfo] = {}
     while len(found) < count and (member := archive.next()) is not None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from duogen_core.data.pictures.duplicates import picture_hash
 from duogen_core.data.runs.presets import Preset
 from duogen_core.data.text import remove_personal
 from duogen_core.data.web.page import Block, Page, Walk
@@ -92,6 +93,7 @@ def _picture(judged: Judged, clean: Any) -> Picture:
     meta = {
         "url": clean(judged.url),
         "sha256": judged.sha256,
+        "phash": f"{picture_hash(judged.seen.pixels):016x}",  # for `data dedup`, which then decodes no image
         "class": kind,
         "certainty": certainty,
         "size": list(judged.seen.size),

@@ -191,7 +191,7 @@ class AblationConfig(RunConfig):
     layers: int = 4  # of the DiT
     heads: int = 4
     shards: int = 16  # of 256 documents each, prepared once for all arms
-    frames: int = 24  # of a batch
+    tokens: int = 2250  # of images and text, of a batch
     lr: float = 3e-3
     families: dict[str, float] = field(default_factory=lambda: dict(FAMILIES))  # of stage 2
     words: dict[str, float] = field(default_factory=lambda: dict(WORDS))  # of stage 1
@@ -277,10 +277,11 @@ def stage2_config(config: AblationConfig, name: str, seed: int) -> Stage2Config:
         "layers": config.layers,
         "heads": config.heads,
         "cross_width": HEAD * config.heads,
-        "frames": config.frames,
+        "tokens": config.tokens,
         "lr": config.lr,
         "single_image_weight": 1.0,
         "sample_minutes": 0.0,
+        "eval_cases": 0,
     }
     return Stage2Config(**{**values, **shared(config, seed, config.start if first else 1.0), **changes})
 

@@ -50,6 +50,28 @@ def test_a_published_dit_is_named_with_what_it_needs(tmp_path):
     assert any("net.accum_iteration" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(
+    "names, family, parameters, vae",
+    [
+        ("wan2.1_t2v_1.3b", "Wan2.1-T2V-1.3B", 1_418_996_800, "the Wan 2.1 VAE"),
+        ("wan2.1_t2v_14b", "Wan2.1-T2V-14B", 14_288_491_584, "the Wan 2.1 VAE"),
+        ("wan2.2_ti2v_5b", "Wan2.2-TI2V-5B", 4_999_787_712, "the VAE of Wan 2.2 TI2V-5B"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["official", "diffusers"])
+def test_a_published_wan_is_named_and_said_to_need_stage_2(tmp_path, names, family, parameters, vae, layout):
+    found = one(hollow(tmp_path / "a.safetensors", key_list(f"{names}.{layout}")))
+    assert (found.kind, found.family, found.layout, found.parameters) == ("DiT", family, layout, parameters)
+    assert "stage 2" in found.needs[0] and "4096 numbers" in found.needs[0] and found.needs[1] == vae
+    assert any("draws nothing from an MLLM's states" in note for note in found.notes)
+
+
+def test_a_relative_of_wan_is_named(tmp_path):
+    names = {**key_list("wan2.1_t2v_1.3b.official"), "vace_blocks.0.after_proj.weight": (8, 8)}
+    found = one(hollow(tmp_path / "a.safetensors", names))
+    assert found.family.startswith("a VACE Wan") and "Wan 2.1 text-to-video" in found.notes[0]
+
+
 def test_the_14b_model_in_fp8_is_known_with_its_quantisation(tmp_path):
     names = key_list("cosmos_predict2.5_14b.diffusers")
     found = one(hollow(tmp_path / "a.safetensors", names, "F8_E4M3"))
@@ -299,6 +321,17 @@ def test_the_sum_is_shown_and_its_parts_add_up(tmp_path, capsys):
     value = json.loads(capsys.readouterr().out)
     assert value["fits"]["answer"] == "offloaded" and value["found"][0]["family"] == "Cosmos-Predict2.5-2B"
     assert value["memory_total"] == sum(term.bytes for term in counted)
+
+
+def test_the_tokens_and_maps_of_wan_2_2_are_larger_in_pixels(tmp_path):
+    need = Need(768, 512, 1, 1000)
+    dit = terms([one(hollow(tmp_path / "dit.safetensors", key_list("wan2.2_ti2v_5b.official")))], need)
+    assert [term.bytes for term in dit[1:]] == [
+        24 * 16 * 3072 * DIT_BLOCK * 2, 1000 * 30 * 2 * 3072 * 2, 24 * 16 * 3072 * DIT_BLOCK * 2
+    ]  # fmt: skip
+    for layout in ("official", "diffusers"):
+        vae = terms([one(hollow(tmp_path / f"{layout}.safetensors", key_list(f"wan_2.2_vae.{layout}")))], need)
+        assert vae[-1].arithmetic == "384 x 256 x 256 channels x 6 maps x 2 bytes", layout
 
 
 def test_all_sizes_are_in_the_units_of_memory(capsys):

@@ -7,18 +7,20 @@ from safetensors.torch import save_file
 
 from duogen_core.cli import main
 from duogen_core.document.reading import load_document
-from duogen_core.mllm.qwen2_5_vl import create_tiny
 from duogen_core.vae import PictureVae, new_vae
 from tests.core.dit.test_cosmos_files import official, tiny
 from tests.core.mllm.test_prompted import without_bov
+from tests.core.mllm_families import CREATE
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory):
+@pytest.fixture(scope="module", params=CREATE)
+def parts(request, tmp_path_factory):
+    """Every family of language models."""
     folder = tmp_path_factory.mktemp("parts")
-    mllm = create_tiny(
-        without_bov(size=400), hidden_size=32, layers=2, heads=1, kv_heads=1, intermediate_size=24,
-        vision_hidden_size=32, vision_layers=1, vision_heads=2, vision_intermediate_size=48,
+    mllm = CREATE[request.param](
+        without_bov(size=400, family=request.param), hidden_size=32, layers=2, heads=1, kv_heads=1,
+        intermediate_size=24, vision_hidden_size=32, vision_layers=1, vision_heads=2, vision_intermediate_size=48,
+        **({"deepstack": (0,)} if request.param == "qwen3_vl" else {}),
     )  # fmt: skip
     mllm.save_pretrained(folder / "mllm")
     save_file(official(tiny()), folder / "dit.safetensors")

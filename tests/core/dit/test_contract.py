@@ -1,11 +1,10 @@
 """What every DiT family promises (duogen_core/dit/__init__.py), for all names in FAMILIES and both kinds of attention.
 
-A new family adds its smallest configuration to TINY.
+A new family adds its smallest configuration to families.py.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
@@ -16,26 +15,12 @@ from duogen_core.dit.frame_cache import FrameCache
 from duogen_core.dit.loading import load_dit
 from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError
+from tests.core.dit.families import WIDTH, family, tiny
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 SIZES = ((4, 6), (8, 4), (6, 6))  # latents of unlike pictures, the last one the target
 ENDS = (2, 5)
-TOKENS, WIDTH = 9, 20
-TINY = {
-    "PackedCosmos": {
-        "num_attention_heads": 2,
-        "attention_head_dim": 24,
-        "num_layers": 2,
-        "mlp_ratio": 2.0,
-        "text_embed_dim": WIDTH,
-        "adaln_lora_dim": 8,
-    },
-}
-
-
-def family(name: str) -> type:
-    module, cls = FAMILIES[name]
-    return getattr(importlib.import_module(module), cls)
+TOKENS = 9
 
 
 @pytest.fixture(scope="module", params=["full", "frame_causal"])
@@ -50,13 +35,7 @@ def name(request) -> str:
 
 @pytest.fixture(scope="module")
 def model(name, attention):
-    torch.manual_seed(0)
-    cls = family(name)
-    model = cls(**TINY[cls.__name__], attention=attention).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-    return model
+    return tiny(name, attention=attention)
 
 
 @pytest.fixture()

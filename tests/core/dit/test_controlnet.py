@@ -17,6 +17,7 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.frame_cache import FrameCache
 from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError
+from tests.core.dit.families import tiny as tiny_of
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 TINY = {
@@ -182,3 +183,13 @@ def test_a_config_of_a_file_is_checked_before_anything_is_built(tmp_path, name, 
     file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), name: value}), "utf-8")
     with pytest.raises(DuoGenError, match=rf"(config has|says) {name} "):
         PackedControlNet.from_pretrained(tmp_path)
+
+
+def test_a_wan_is_refused_by_name():
+    wan = tiny_of("PackedWan")
+    with pytest.raises(DitError, match="is a PackedWan, and ControlNets here are those of Cosmos"):
+        PackedControlNet.of_dit(wan, 1)
+    cosmos = tiny_of("PackedCosmos")
+    with pytest.raises(DitError, match="is a PackedWan"):
+        PackedControlNet.of_dit(cosmos, 1).check_fits(wan)
+    PackedControlNet.of_dit(cosmos, 1).check_fits(cosmos)

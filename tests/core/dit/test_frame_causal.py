@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from diffusers.models.embeddings import apply_rotary_emb
 
 from duogen_core.dit import DitError
-from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.frame_cache import FrameCache
+from tests.core.dit.families import TINY, tiny
+from tests.core.dit.masked_reference import reference
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
-@pytest.fixture(scope="module")
-def model() -> PackedCosmos:
-    torch.manual_seed(0)
-    model = PackedCosmos(
-        num_attention_heads=2, attention_head_dim=24, num_layers=3, mlp_ratio=2.0, text_embed_dim=20,
-        adaln_lora_dim=8, attention="frame_causal",
-    ).eval()  # fmt: skip
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-    return model
+@pytest.fixture(scope="module", params=TINY)
+def model(request):
+    return tiny(request.param, num_layers=3, attention="frame_causal")
 
 
 def latents(*sizes: tuple[int, int], batch: int = 1, seed: int = 1) -> list[torch.Tensor]:
@@ -34,45 +25,6 @@ def latents(*sizes: tuple[int, int], batch: int = 1, seed: int = 1) -> list[torc
 
 MIXED = ((4, 6), (8, 4), (4, 4), (6, 6))
 ENDS = (2, 2, 9)
-
-
-class Masked:
-    """diffusers' attention processor with a self-attention mask."""
-
-    def __init__(self, mask):
-        self.mask = mask
-
-    def __call__(self, attn, x, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None):
-        q, k, v = (p(x).unflatten(2, (attn.heads, -1)).transpose(1, 2) for p in (attn.to_q, attn.to_k, attn.to_v))
-        q, k = (
-            apply_rotary_emb(norm(t), image_rotary_emb, use_real=True, use_real_unbind_dim=-2)
-            for norm, t in ((attn.norm_q, q), (attn.norm_k, k))
-        )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
-        return attn.to_out[0](out.transpose(1, 2).flatten(2))
-
-
-def reference(model, frames, timestep, text, ends) -> torch.Tensor:
-    """All frames in one sequence, stock blocks, dense masks."""
-    grids = [model.grid(frame.shape) for frame in frames]
-    frame_of = torch.cat([torch.full((h * w,), i) for i, (h, w) in enumerate(grids)])
-    last = len(frames) - 1
-    x = model.embed(torch.cat([model.patches(f, clean=i < last) for i, f in enumerate(frames)], dim=1))
-    rope = model.rope_of([(i, *grid) for i, grid in enumerate(grids)], x.device)
-    times = torch.where(frame_of[None] < last, 1e-4, timestep[:, None])
-    temb, embedded = (e.view(*times.shape, -1) for e in model.time_embed(x, times.flatten()))
-    text_end = torch.tensor([*ends, text.shape[1]])[frame_of]
-    text_mask = (torch.arange(text.shape[1])[None] < text_end[:, None])[None, None]
-    stock = [block.attn1.processor for block in model.transformer_blocks]
-    try:
-        for block in model.transformer_blocks:
-            block.attn1.processor = Masked(frame_of[:, None] >= frame_of[None, :])
-            x = block(x, text, embedded, temb, rope, None, text_mask)
-    finally:
-        for block, processor in zip(model.transformer_blocks, stock, strict=True):
-            block.attn1.processor = processor
-    size = grids[-1][0] * grids[-1][1]
-    return model.unpatch(model.proj_out(model.norm_out(x, embedded, temb))[:, -size:], grids[-1])
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from duogen_core.dit import DitError
-from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.packing import TrainingSequence
+from tests.core.dit.families import TINY, WIDTH, tiny
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
-WIDTH = 20
 # per document: the pictures' sizes, and how many of the last ones are targets
 DOCUMENTS = [
     (((4, 6), (8, 4), (4, 4)), 2),
@@ -25,26 +24,19 @@ DOCUMENTS = [
 UNIFORM = [(((4, 4), (4, 4)), 2), (((4, 4),), 1), (((4, 4), (4, 4)), 1), (((4, 4), (4, 4)), 2)]
 
 
-def tiny(attention: str, **options) -> PackedCosmos:
-    torch.manual_seed(0)
-    model = PackedCosmos(
-        num_attention_heads=2, attention_head_dim=24, num_layers=2, mlp_ratio=2.0, text_embed_dim=WIDTH,
-        adaln_lora_dim=8, attention=attention, **options,
-    ).eval()  # fmt: skip
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-    return model
+@pytest.fixture(scope="module", params=TINY)
+def name(request) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def causal() -> PackedCosmos:
-    return tiny("frame_causal")
+def models(name) -> dict:
+    return {attention: tiny(name, attention=attention) for attention in ("full", "frame_causal")}
 
 
-@pytest.fixture(scope="module")
-def full() -> PackedCosmos:
-    return tiny("full")
+@pytest.fixture()
+def causal(models):
+    return models["frame_causal"]
 
 
 def sequences(documents, attention: str) -> list[TrainingSequence]:
@@ -71,7 +63,7 @@ def sequences(documents, attention: str) -> list[TrainingSequence]:
     return pack
 
 
-def one_by_one(model: PackedCosmos, pack: list[TrainingSequence]) -> list[list[torch.Tensor]]:
+def one_by_one(model, pack: list[TrainingSequence]) -> list[list[torch.Tensor]]:
     """Every target by itself, the way it will be drawn; dropped text (a hole in what it sees) is cut out."""
     found = []
     for sequence in pack:
@@ -88,7 +80,7 @@ def one_by_one(model: PackedCosmos, pack: list[TrainingSequence]) -> list[list[t
     return found
 
 
-def alone(model: PackedCosmos, pack: list[TrainingSequence]) -> list[list[torch.Tensor]]:
+def alone(model, pack: list[TrainingSequence]) -> list[list[torch.Tensor]]:
     """Every target in a training pass of its own, with the frames before it: what gradients are compared with."""
     found = []
     for sequence in pack:
@@ -126,8 +118,8 @@ def gradients(model, loss) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("documents", [DOCUMENTS, UNIFORM], ids=["mixed", "uniform"])
 @pytest.mark.parametrize("attention", ["full", "frame_causal"])
-def test_a_pack_equals_one_by_one_gradients_too(request, attention, documents):
-    model = request.getfixturevalue("full" if attention == "full" else "causal")
+def test_a_pack_equals_one_by_one_gradients_too(models, attention, documents):
+    model = models[attention]
     pack = sequences(documents, attention)
     assert_close(model.forward_train(pack), one_by_one(model, pack))
 
@@ -142,8 +134,8 @@ def test_a_pack_equals_one_by_one_gradients_too(request, attention, documents):
 
 
 @pytest.mark.parametrize("attention", ["full", "frame_causal"])
-def test_the_order_in_a_pack_says_nothing(request, attention):
-    model = request.getfixturevalue("full" if attention == "full" else "causal")
+def test_the_order_in_a_pack_says_nothing(models, attention):
+    model = models[attention]
     pack = sequences(DOCUMENTS, attention)
     with torch.no_grad():
         assert_close(model.forward_train(pack[::-1])[::-1], model.forward_train(pack))
@@ -168,8 +160,8 @@ def test_text_that_is_dropped_for_one_target_is_dropped_for_it_alone(causal):
 
 
 @pytest.mark.parametrize("attention", ["full", "frame_causal"])
-def test_sequences_without_any_text(request, attention):
-    model = request.getfixturevalue("full" if attention == "full" else "causal")
+def test_sequences_without_any_text(models, attention):
+    model = models[attention]
     pack = sequences(DOCUMENTS, attention)
     mute = [replace(each, text=each.text[:0], sees=each.sees[:, :0]) for each in pack]
     with torch.no_grad():
@@ -178,9 +170,9 @@ def test_sequences_without_any_text(request, attention):
 
 
 @pytest.mark.parametrize("attention", ["full", "frame_causal"])
-def test_targets_without_clean_frames(attention):
+def test_targets_without_clean_frames(name, attention):
     """Without references a document's targets share a sequence (frame_causal) and see nothing of each other."""
-    model = tiny(attention, references=False)
+    model = tiny(name, attention=attention, references=False)
     pack = [
         replace(each, clean=(), frame_indices=each.frame_indices[len(each.clean) :], sees=each.sees[len(each.clean) :])
         for each in sequences(DOCUMENTS, attention)
@@ -189,16 +181,16 @@ def test_targets_without_clean_frames(attention):
         assert_close(model.forward_train(pack), one_by_one(model, pack))
 
 
-def test_clean_frames_may_share_the_targets_timestep():
-    model = tiny("full", clean_timestep=-1.0)
+def test_clean_frames_may_share_the_targets_timestep(name):
+    model = tiny(name, attention="full", clean_timestep=-1.0)
     pack = sequences(DOCUMENTS, "full")
     with torch.no_grad():
         assert_close(model.forward_train(pack), one_by_one(model, pack))
 
 
 @pytest.mark.parametrize("attention", ["full", "frame_causal"])
-def test_gradient_checkpointing_changes_nothing_but_what_is_kept(attention):
-    model = tiny(attention).train()
+def test_gradient_checkpointing_changes_nothing_but_what_is_kept(name, attention):
+    model = tiny(name, attention=attention).train()
     pack = sequences(DOCUMENTS, attention)
 
     def run():
@@ -215,10 +207,10 @@ def test_gradient_checkpointing_changes_nothing_but_what_is_kept(attention):
         torch.testing.assert_close(checkpointed[name], gradient, atol=1e-6, rtol=1e-5)
 
 
-def test_what_does_not_fit_is_named(causal, full):
+def test_what_does_not_fit_is_named(models, causal):
     pack = sequences(DOCUMENTS, "frame_causal")
     with pytest.raises(DitError, match="own sequence"):
-        full.forward_train(pack)
+        models["full"].forward_train(pack)
     with pytest.raises(DitError, match="do not fit together"):
         causal.forward_train([replace(pack[0], timestep=torch.zeros(3))])
     with pytest.raises(DitError, match="frames by tokens"):

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 
-from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.base import PackedDit
 from duogen_core.dit.frame_cache import FrameCache
 from duogen_core.dit.patched import Patches, patched_velocity
+from tests.core.dit.families import TINY, tiny
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 ENDS = (2, 2, 9)
@@ -17,16 +18,13 @@ HIDDEN = (6, 11)
 
 
 @pytest.fixture(scope="module", params=["full", "frame_causal"])
-def model(request: pytest.FixtureRequest) -> PackedCosmos:
-    torch.manual_seed(0)
-    model = PackedCosmos(
-        num_attention_heads=2, attention_head_dim=24, num_layers=4, mlp_ratio=2.0, text_embed_dim=20,
-        adaln_lora_dim=8, attention=request.param,
-    ).eval()  # fmt: skip
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
-    return model
+def attention(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=TINY)
+def model(request: pytest.FixtureRequest, attention: str) -> PackedDit:
+    return tiny(request.param, num_layers=4, attention=attention)
 
 
 def inputs(batch: int = 1) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,7 +35,7 @@ def inputs(batch: int = 1) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tens
     return frames, text, x, torch.linspace(0.3, 0.8, 2 * batch)
 
 
-def prepared(model: PackedCosmos, batch: int = 1, texts: int = 13, shorter: bool = False, **how):
+def prepared(model: PackedDit, batch: int = 1, texts: int = 13, shorter: bool = False, **how):
     frames, text, x, t = inputs(batch)
     ends = ENDS if texts else (0, 0, 0)
     second = (text[:, :10], None) if shorter else (text[:, :texts], HIDDEN if texts else None)
@@ -46,14 +44,14 @@ def prepared(model: PackedCosmos, batch: int = 1, texts: int = 13, shorter: bool
 
 
 @pytest.mark.parametrize(("batch", "texts"), [(1, 13), (2, 13), (1, 0)])
-def test_nothing_changed_is_the_plain_step(model: PackedCosmos, batch: int, texts: int):
+def test_nothing_changed_is_the_plain_step(model: PackedDit, batch: int, texts: int):
     plain, x, t = prepared(model, batch, texts)
     together, *_ = prepared(model, batch, texts, together=True)
     torch.testing.assert_close(patched_velocity(together, x, t, Patches()), plain.velocity(x, t), **CLOSE)
 
 
 @pytest.mark.parametrize("shorter", [False, True], ids=["one text", "a shorter one too"])
-def test_seen_attention_changes_nothing(model: PackedCosmos, shorter: bool):
+def test_seen_attention_changes_nothing(model: PackedDit, shorter: bool):
     class Watching(Patches):
         changes_text = True
 
@@ -73,7 +71,7 @@ def test_seen_attention_changes_nothing(model: PackedCosmos, shorter: bool):
 
 
 @pytest.mark.parametrize("skipped", [0, 1, 3])
-def test_a_skipped_block_is_a_model_without_it(model: PackedCosmos, skipped: int):
+def test_a_skipped_block_is_a_model_without_it(model: PackedDit, skipped: int):
     """For the finished frames as well, whose tokens the later blocks read."""
 
     class Skipping(Patches):
@@ -90,7 +88,7 @@ def test_a_skipped_block_is_a_model_without_it(model: PackedCosmos, skipped: int
     assert (found - plain.velocity(x, t)).abs().max() > 1e-2
 
 
-def test_a_controlnets_residuals_come_behind_the_patches(model: PackedCosmos):
+def test_a_controlnets_residuals_come_behind_the_patches(model: PackedDit):
     noise = torch.Generator().manual_seed(5)
     residuals = {block: torch.randn(2, 9, 48, generator=noise) for block in (0, 2)}
     plain, x, t = prepared(model)
@@ -100,7 +98,7 @@ def test_a_controlnets_residuals_come_behind_the_patches(model: PackedCosmos):
     assert (found - plain.velocity(x, t)).abs().max() > 1e-2
 
 
-def test_what_the_mlp_and_the_first_block_read_may_change(model: PackedCosmos):
+def test_what_the_mlp_and_the_first_block_read_may_change(model: PackedDit):
     class Doubling(Patches):
         changes_mlp = True
 
@@ -112,13 +110,13 @@ def test_what_the_mlp_and_the_first_block_read_may_change(model: PackedCosmos):
 
     twice = copy.deepcopy(model)
     for block in twice.transformer_blocks:
-        block.ff.net[0].proj.weight.data *= 2
+        (block.ffn if hasattr(block, "ffn") else block.ff).net[0].proj.weight.data *= 2
     expected, x, t = prepared(twice)
     together, *_ = prepared(model, together=True)
     torch.testing.assert_close(patched_velocity(together, x, t, Doubling()), expected.velocity(x, t), **CLOSE)
 
 
-def test_patched_steps_leave_nothing_to_plain_ones(model: PackedCosmos):
+def test_patched_steps_leave_nothing_to_plain_ones(model: PackedDit):
     class Skipping(Patches):
         def block(self, index, x, inputs, run):
             return x if index == 1 else run(x)
@@ -134,7 +132,7 @@ def test_patched_steps_leave_nothing_to_plain_ones(model: PackedCosmos):
     assert torch.equal(after.velocity(x, t), plain)
 
 
-def test_other_attention_and_positions_are_other_keys_and_values(model: PackedCosmos):
+def test_other_attention_and_positions_are_other_keys_and_values(model: PackedDit):
     def halved(_block, q, k, v):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v) / 2
 

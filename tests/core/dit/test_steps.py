@@ -5,14 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.sampling import initial_noise, sample_picture, sigmas
+from tests.core.dit.families import TINY, tiny
 from tests.core.other_device import NAME, watched
 
-TINY = {
-    "num_attention_heads": 2, "attention_head_dim": 24, "num_layers": 3, "mlp_ratio": 2.0, "text_embed_dim": 20,
-    "adaln_lora_dim": 8,
-}  # fmt: skip
 CARD = f"{NAME}:0"
 
 
@@ -25,15 +21,13 @@ def drawn(model, device, solver, batch, after_step=None) -> torch.Tensor:
     return sample_picture(prepared.velocities, noise, sigmas(5, 3.0), guidance=2.0, solver=solver, on_step=after_step)
 
 
+@pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("attention", ["full", "frame_causal"])
 @pytest.mark.parametrize("solver", ["euler", "unipc"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_step_asks_nothing_of_the_device(attention, solver, batch):
-    torch.manual_seed(0)
-    model = PackedCosmos(**TINY, attention=attention).eval()
+def test_a_step_asks_nothing_of_the_device(name, attention, solver, batch):
+    model = tiny(name, num_layers=3, attention=attention)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
         expected = drawn(model, "cpu", solver, batch)
         counts = []
         with watched() as seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,23 @@ from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm import family_class
 from duogen_core.mllm.base import Mllm
+from duogen_core.mllm.image_processor import image_processor_of
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.mllm.tokenizer import OLDER_FILES, load_tokenizer
 from duogen_core.weights.headers import shapes_of
 from duogen_core.weights.quantised import ScaledLinear
-from tests.core.mllm_families import CONTEXTS, CREATE, MODULES, SIZES, another, lively, tokenizer, written
+from tests.core.mllm_families import (
+    CONTEXTS,
+    CREATE,
+    MODULES,
+    SIZES,
+    another,
+    authors_name,
+    lively,
+    published_name,
+    tokenizer,
+    written,
+)
 
 CONTEXT = CONTEXTS["ends with a picture"]
 
@@ -134,6 +147,8 @@ PUBLISHED_ROPE = {"qwen2_5_vl": (16, 24, 24), "qwen3_vl": (24, 20, 20)}
 @pytest.fixture(scope="module")
 def published(family) -> Mllm:
     """As small as a model with the published head sizes can be, with a head of its own."""
+    if family == "llava_onevision":
+        return smallest_llava()
     small = lively(
         family, hidden_size=256, mrope_section=PUBLISHED_ROPE[family], vision_heads=16, vision_hidden_size=256,
         patch_size=14 if family == "qwen2_5_vl" else 16,
@@ -147,11 +162,35 @@ def published(family) -> Mllm:
     return family_class(family)(module, small.tokenizer, small.image_processor)
 
 
+def smallest_llava() -> Mllm:
+    """Squares of 384 pixels and the published tiles, and little else."""
+    words = tokenizer("llava_onevision")
+    config = {
+        "image_token_index": words.convert_tokens_to_ids("<image>"), "video_token_index": len(words),
+        "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "qwen2", "hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "intermediate_size": 96, "vocab_size": len(words), "rope_theta": 1000000.0,
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 16,
+            "intermediate_size": 48, "image_size": 384, "patch_size": 14, "vision_use_head": False,
+        },
+    }  # fmt: skip
+    torch.manual_seed(1)
+    family = family_class("llava_onevision")
+    images = image_processor_of(family.picture_settings, Path("preprocessor_config.json"))
+    return family(family.build(config | {"model_type": "llava_onevision"}).eval(), words, images)
+
+
 def flat(mllm: Mllm) -> dict[str, torch.Tensor]:
     """The weights under the names that ComfyUI's files have: flat, but for Qwen3-VL 4B and 8B."""
     state = {name: tensor.clone() for name, tensor in mllm.model.state_dict().items()}
-    if mllm.model_type != "qwen2_5_vl":
+    if mllm.model_type == "qwen3_vl":
         return state
+    if mllm.model_type == "llava_onevision":  # as published, before transformers 4.52
+        return {published_name(name): tensor for name, tensor in state.items()}
     return {
         name.replace("model.language_model.", "model.").replace("model.visual.", "visual."): tensor
         for name, tensor in state.items()
@@ -159,21 +198,21 @@ def flat(mllm: Mllm) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def words(tmp_path):
+def words(tmp_path, family):
     """A tokenizer in the form ComfyUI ships: vocab.json, merges.txt, tokenizer_config.json."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
-    tokenizer().backend_tokenizer.model.save(str(folder))
+    tokenizer(family).backend_tokenizer.model.save(str(folder))
     added = {
         str(number): {"content": token.content, "special": token.special}
-        for number, token in tokenizer().added_tokens_decoder.items()
+        for number, token in tokenizer(family).added_tokens_decoder.items()
     }
     (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     return folder
 
 
-def test_a_tokenizer_in_the_older_form(words) -> None:
-    ours, theirs = load_tokenizer(words), tokenizer()
+def test_a_tokenizer_in_the_older_form(words, family) -> None:
+    ours, theirs = load_tokenizer(words), tokenizer(family)
     assert ours.get_vocab() == theirs.get_vocab()
     for text in ("Draw a large blue square.", "日本 12 🎨\n\n <BOV>", "<|im_end|>"):
         assert ours.encode(text) == theirs.encode(text)
@@ -208,12 +247,26 @@ def test_a_single_file(published, words, tmp_path) -> None:
     assert {p.dtype for p in half.parameters()} == {torch.float16}
 
 
+@pytest.mark.parametrize("naming", ["module", "published", "authors"])
+def test_llava_under_all_its_names(tmp_path, naming) -> None:
+    """As transformers writes them today, as the published files were written, and as the authors' own code does."""
+    mllm = smallest_llava()
+    rename = {"module": str, "published": published_name, "authors": authors_name}[naming]
+    state = {rename(name): tensor.clone() for name, tensor in mllm.model.state_dict().items()}
+    assert len(state) == len(mllm.model.state_dict())
+    file = tmp_path / "llava.safetensors"
+    save_file(state, file)
+    mllm.tokenizer.save_pretrained(tmp_path)
+    back = load_mllm(file, tokenizer=tmp_path).model.state_dict()
+    assert all(torch.equal(tensor, back[name]) for name, tensor in mllm.model.state_dict().items())
+
+
 def test_a_single_file_without_what_it_needs(published, words, tmp_path) -> None:
     file, state = tmp_path / "encoder.safetensors", flat(published)
-    save_file({k: v for k, v in state.items() if k != "lm_head.weight"}, file)
+    save_file({k: v for k, v in state.items() if not k.endswith("lm_head.weight")}, file)
     with pytest.raises(DuoGenError, match=r"missing \(lm_head\.weight\)"):
         load_mllm(file, tokenizer=words)
-    save_file({k: v for k, v in state.items() if "visual" not in k}, file)
+    save_file({k: v for k, v in state.items() if "visual" not in k and "vision" not in k}, file)
     with pytest.raises(DuoGenError, match="without a vision tower"):
         load_mllm(file, tokenizer=words)
     save_file({k: v for k, v in state.items() if "embed_tokens" not in k}, file)
@@ -268,7 +321,7 @@ def test_fp8_stays_fp8_and_gives_the_same(published, words, tmp_path, form) -> N
     whole = {}
     for name, tensor in state.items():
         layer = name.removesuffix(".weight")
-        if name.endswith(".weight") or name.endswith(".bias"):
+        if name in flat(published):
             scale = state.get(f"{layer}.weight_scale", state.get(f"{layer}.scale_weight"))
             whole[name] = tensor.float() * (scale if name.endswith(".weight") and scale is not None else 1)
     reference = published.model.state_dict()
@@ -284,7 +337,7 @@ def test_fp8_stays_fp8_and_gives_the_same(published, words, tmp_path, form) -> N
 
 def test_formats_that_need_comfyui_say_so(published, words, tmp_path) -> None:
     file, state = tmp_path / "int8.safetensors", flat(published)
-    name = next(name for name in state if name.endswith("self_attn.q_proj.weight"))
+    name = next(name for name in state if name.endswith("self_attn.q_proj.weight") and "vision" not in name)
     layer = name.removesuffix(".weight")
     note = torch.tensor(list(b'{"format": "int8_tensorwise", "convrot": true}'), dtype=torch.uint8)
     state |= {name: state[name].to(torch.int8), f"{layer}.weight_scale": torch.ones(()), f"{layer}.comfy_quant": note}

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from duogen_core.document import Document, Text, Turn
 from duogen_core.mllm.base import Continuation
-from duogen_core.mllm.chat import BOV, NO_TOKEN, _byte_of, encode_text
+from duogen_core.mllm.chat import BOV, CONTROL_TOKENS, LLAVA_TOKENS, NO_TOKEN, _byte_of, encode_text
 from duogen_core.mllm.prompted import (
     MAX_CAPTION,
     MarkedStream,
@@ -25,9 +25,10 @@ from tests.core.mllm_families import CREATE, TEXTS, another, interleaved, lively
 from tests.core.tiny import random_components, request
 
 
-def without_bov(texts=TEXTS, size: int = 600):
-    """As published: the control tokens of Qwen, but no <BOV>."""
-    made = json.loads(train_tokenizer(texts, size).backend_tokenizer.to_str())
+def without_bov(texts=TEXTS, size: int = 600, family: str = "qwen2_5_vl"):
+    """As published: the control tokens of the family, but no <BOV>."""
+    control = LLAVA_TOKENS if family == "llava_onevision" else CONTROL_TOKENS
+    made = json.loads(train_tokenizer(texts, size, control).backend_tokenizer.to_str())
     made["added_tokens"] = [token for token in made["added_tokens"] if token["content"] != BOV]
     return wrap_tokenizer(Tokenizer.from_str(json.dumps(made)))
 
@@ -191,7 +192,7 @@ def test_captions_are_cleaned() -> None:
 @pytest.mark.parametrize("family", CREATE)
 def test_a_real_family_is_prompted(family) -> None:
     """Lesson, cache and pictures together."""
-    mllm = lively(family, words=without_bov(), max_positions=6000)
+    mllm = lively(family, words=without_bov(family=family), max_positions=6000)
     assert mllm.prompted is not None
     for document in interleaved(3)[:4]:
         out = mllm.continue_(document, max_new_tokens=4)

@@ -225,7 +225,7 @@ def small(monkeypatch):
 
 def arguments(out, model, *more: str) -> list[str]:
     return ["ablation", f"out={out}", f"model={model}", "steps=2", "cases=1", "shards=1", "layers=1", "heads=1",
-            "frames=4", "batch=2", "draw_steps=1", "alignment=2", "own=1", "log_every=1", "warmup=1",
+            "tokens=400", "batch=2", "draw_steps=1", "alignment=2", "own=1", "log_every=1", "warmup=1",
             *more]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from duogen_core.errors import DuoGenError
 from duogen_core.mllm.chat import build_inputs, model_inputs, picture_patches
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.loading import load_mllm
-from duogen_core.mllm.qwen2_5_vl import new_model
+from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.sketchbook import pretrain
 from duogen_core.sketchbook.boards import Board, draw_board, read_board
 from duogen_core.sketchbook.drawing import draw_scene
@@ -48,7 +48,7 @@ from duogen_core.sketchbook.vision import (
     word_directions,
 )
 from duogen_core.training import stage1
-from duogen_core.training.next_token import Batcher, NextTokenLoss, tower_features
+from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.stage1 import evaluate, optimizers_of
 from tests.core.runs import losses, stopped_in
 
@@ -84,8 +84,8 @@ def model(tokenizer):
 class CaseBatcher(Batcher):
     """Takes cases."""
 
-    def __call__(self, cases, user_weight=0.0):
-        return super().__call__([example_of(case, TINY.vision_families) for case in cases], user_weight)
+    def __call__(self, cases):
+        return super().__call__([example_of(case, TINY.vision_families) for case in cases])
 
 
 @pytest.fixture
@@ -109,14 +109,14 @@ def test_the_batched_tower_equals_transformers_own(model, canvas):
     with torch.no_grad():
         wanted = model.model.visual(patches, grid_thw=grids)
         wanted = getattr(wanted, "pooler_output", wanted)
-        found = tower_features(model.model.visual, torch.from_numpy(np.stack(pixels)))
+        found = Qwen25VL.look_at(model, torch.from_numpy(np.stack(pixels)), grids[0].tolist())
     assert found.shape == (3, canvas[0] * canvas[1] // 32**2, 32)
     torch.testing.assert_close(found.flatten(0, 1), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokenizer):
     some = cases(7)
-    batches, pixels = CaseBatcher(tokenizer, small_image_processor(), micro_tokens=300)(some, 0.0)
+    batches, pixels = CaseBatcher(tokenizer, small_image_processor(), tokens=300)(some)
     assert len(batches) > 1
     batch = build_inputs([case.document for case in some], tokenizer, small_image_processor())
     with torch.no_grad():
@@ -126,7 +126,7 @@ def test_stage_one_loss_equals_transformers_own_on_the_same_labels(model, tokeni
 
 
 def test_micro_batches_hold_every_conversation_once_and_stay_within_the_budget(tokenizer):
-    batches, _ = CaseBatcher(tokenizer, small_image_processor(), micro_tokens=500)(cases(14), 0.0)
+    batches, _ = CaseBatcher(tokenizer, small_image_processor(), tokens=500)(cases(14))
     assert sum(len(batch.ids) for batch in batches) == 14
     assert all(batch.ids.numel() <= 500 or len(batch.ids) == 1 for batch in batches)
 
@@ -134,7 +134,8 @@ def test_micro_batches_hold_every_conversation_once_and_stay_within_the_budget(t
 def test_the_users_text_is_learnt_from_scratch_and_not_in_stage_one(tokenizer, batcher):
     case = cases(1)[0]
     for weight in (0.0, 0.25):
-        (batch,), _ = batcher([case], weight)
+        batcher.user_weight = weight
+        (batch,), _ = batcher([case])
         learnt = {float(w): tokenizer.decode(batch.ids[0][batch.weight[0] == w].tolist()) for w in (0.25, 1.0)}
         assert learnt[1.0].count("<BOV>") == len(case.document.pictures)
         assert learnt[1.0].count("<|im_end|>") == 1 and "<|image_pad|>" not in learnt[1.0]
@@ -145,14 +146,14 @@ def test_the_tower_learns_from_the_users_pictures_and_not_from_a_guides_own(mode
     for family, learns in (("guide", False), ("draw", False), ("describe", True), ("edit", True)):
         case = with_pictures(family)
         model.zero_grad()
-        NextTokenLoss(model)(*batcher([case], 0.0))[0].backward()
+        NextTokenLoss(model)(*batcher([case]))[0].backward()
         assert (model.model.visual.patch_embed.proj.weight.grad is not None) == learns
         assert model.get_input_embeddings().weight.grad.abs().sum() > 0
 
 
 def test_equal_pictures_are_seen_once(batcher):
     case = with_pictures("describe")
-    _, pixels = batcher([case, case], 0.0)
+    _, pixels = batcher([case, case])
     assert len(pixels) == 1
 
 
@@ -183,7 +184,7 @@ def test_a_frozen_tower_stays_as_it_is(model, batcher):
     found = [p for o in optimizers_of(model, replace(TINY, tower_lr=0.0)).values() for p in _parameters(o)]
     tower = list(model.model.visual.parameters())
     assert len(found) == len(list(model.parameters())) - len(tower)
-    NextTokenLoss(model)(*batcher([with_pictures("describe")], 0.0))[0].backward()
+    NextTokenLoss(model)(*batcher([with_pictures("describe")]))[0].backward()
     assert all(p.grad is None for p in tower) and all(p.grad is not None for p in found if p.ndim == 2)
 
 
@@ -319,7 +320,7 @@ def test_states_learn_what_belongs_together(model, tokenizer):
     probes = WordProbes(tokenizer, 2, 32)
     loss_of = NextTokenLoss(model, probes)
     some = CaseBatcher(tokenizer, small_image_processor(), probes=probes)(
-        [FAMILIES["draw"](random.Random(k)) for k in range(4)], 0.0
+        [FAMILIES["draw"](random.Random(k)) for k in range(4)]
     )
     optimizer = torch.optim.AdamW([*model.parameters(), *probes.parameters()], 3e-3)
     losses = []

@@ -24,7 +24,7 @@ from duogen_core.training import stage2_data
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components, request, scripted
 
-SMALL = ["shards=1", "steps=4", "frames=6", "blocks=1", "threads=1", "log_every=1", "bf16=false", "tensorboard=false"]
+SMALL = ["shards=1", "steps=4", "tokens=600", "blocks=1", "threads=1", "log_every=1", "bf16=false", "tensorboard=false"]
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ from duogen_core.training.finetune import (
 from tests.core.runs import stopped_in
 from tests.core.tiny import random_components
 
-SMALL = ["stage1.steps=2", "stage1.batch=2", "stage2.steps=2", "stage2.shards=1", "stage2.frames=6", "threads=1"]
+SMALL = ["stage1.steps=2", "stage1.batch=2", "stage2.steps=2", "stage2.shards=1", "stage2.tokens=600", "threads=1"]
 SILENT = ["stage1.sample_minutes=0", "stage2.sample_minutes=0"]
 
 
@@ -240,14 +240,14 @@ SHARED = {
 }  # fmt: skip
 CHANGED = {
     "stage1": SHARED | {
-        "muon_lr": 0.5, "tower_lr": 0.0, "probe_weight": 0.25, "micro_tokens": 99, "accumulate": True,
+        "muon_lr": 0.5, "tower_lr": 0.0, "probe_weight": 0.25, "tokens": 99, "workers": 3, "accumulate": True,
         "eval_data": ["jsonl:a.jsonl"], "include_alignment": True, "max_tokens": 77, "eval_cases": 2,
         "eval_minutes": 0.5,
     },
     "stage2": SHARED | {
         "states": "online", "shards": 2, "documents": "elsewhere", "precision": "float32", "packing": False,
-        "frames": 5, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125, "drop_text": 0.75,
-        "ema": 0.5, "clip": 0.5,
+        "tokens": 500, "workers": 2, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125,
+        "drop_text": 0.75, "ema": 0.5, "clip": 0.5,
     },
 }  # fmt: skip
 

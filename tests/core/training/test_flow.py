@@ -14,13 +14,13 @@ from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.document import Document, Picture, Text
 from duogen_core.mllm.base import ContextStates
 from duogen_core.mllm.chat import build_inputs
-from duogen_core.mllm.qwen_vl import hidden_states_for
+from duogen_core.mllm.decoder import hidden_states_for
 from duogen_core.picture_sampling import PictureSampler
 from duogen_core.settings import Settings
 from duogen_core.training import stage2
+from duogen_core.training.prepared import Prepared, places
 from duogen_core.training.run import rng_for
 from duogen_core.training.stage2 import FlowLoss, FlowSettings, sample_of
-from duogen_core.training.stage2_data import Prepared, places
 from tests.core.tiny import random_components
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}

@@ -69,7 +69,7 @@ def trainer(kind: str, inputs: Path):
     init = inputs / "init" if lora else None
     return stage2.train, Stage2Config(
         mllm=inputs / "mllm", vae=inputs / "vae", init=init, data=[f"documents:{inputs / 'documents'}"], lora=lora,
-        layers=2, heads=2, cross_width=32, shards=1, frames=4, precision="float32", lr=0.02, **SHARED,
+        layers=2, heads=2, cross_width=32, shards=1, tokens=400, precision="float32", lr=0.02, **SHARED,
     )  # fmt: skip
 
 

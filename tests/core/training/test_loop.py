@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import traceback
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 from duogen_core.training import checkpoints, metrics
 from duogen_core.training import run as run_module
 from duogen_core.training.configuration import TrainingError
-from duogen_core.training.metrics import plot_losses, plot_scores, scalars
+from duogen_core.training.metrics import plot_losses, plot_scores
 from duogen_core.training.run import Run, rng_for, warmup_cosine
 from tests.core.runs import losses, stopped_in
 
@@ -47,11 +46,6 @@ def train(folder, *, steps=12, stop_at=None, ema=0.9, width=8, **kwargs):
     return run, losses, model
 
 
-def test_trackers_get_every_figure():
-    values = {"loss": 0.5, "eval": {"draw": {"token": 0.25}}, "note": "text", "flag": True}
-    assert dict(scalars(values)) == {"loss": 0.5, "eval/draw/token": 0.25}
-
-
 def test_resume_has_exactly_the_losses_and_weights_of_an_unbroken_run(tmp_path):
     whole, losses, model = train(tmp_path / "whole")
     first, before, _ = train(tmp_path / "broken", stop_at=4)
@@ -63,7 +57,7 @@ def test_resume_has_exactly_the_losses_and_weights_of_an_unbroken_run(tmp_path):
         assert torch.equal(value, resumed.state_dict()[key])
         assert torch.equal(whole.emas["model"].shadow[key], second.emas["model"].shadow[key])
     one, two = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "broken"))
-    drop = ("seconds",)
+    drop = ("seconds", "speed")
     assert [{k: v for k, v in json.loads(line).items() if k not in drop} for line in one] == [
         {k: v for k, v in json.loads(line).items() if k not in drop} for line in two
     ]
@@ -333,6 +327,19 @@ def test_curves_of_the_scores(tmp_path, monkeypatch):
     assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.5]]
 
 
+def test_the_curve_of_the_loss_shows_what_is_held_out(tmp_path, monkeypatch):
+    lines = [{"step": k, "loss": 2.0} for k in range(4)]
+    lines.insert(2, {"step": 1, "eval": {"all": {"loss": 3.0}, "draw": {"loss": 1.0}}})
+    lines += [{"step": 3, "eval": {"draw": {"loss": 4.0}, "edit": {"loss": 5.0}}}, {"step": 3, "eval": {"token": 1}}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+    monkeypatch.setattr(metrics, "_save", lambda figure, target: drawn.append(figure) or target)
+    plot_losses(tmp_path)
+    (axes,) = drawn[0].axes
+    assert axes.lines[-1].get_label() == "held out"
+    assert axes.lines[-1].get_xydata().tolist() == [[1, 3.0], [3, 4.5]]
+
+
 def test_means_that_a_stop_cut_in_two_are_whole(tmp_path):
     """A line of metrics.jsonl is a mean over steps; a stop between them must not lose those before it."""
 
@@ -348,48 +355,6 @@ def test_means_that_a_stop_cut_in_two_are_whole(tmp_path):
     for name in ("broken", "whole"):
         run(tmp_path / name)
         assert losses(tmp_path / name) == [1.5]
-
-
-def test_tensorboard_has_every_step_once_though_a_session_was_killed(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train(tmp_path, stop_at=4, tensorboard=True)
-    run = Run(tmp_path, {}, steps=12, log_every=1, tensorboard=True)  # a session that dies without a checkpoint
-    run.metrics.begun = 5
-    for missing in run.metrics.begin(5):
-        pytest.fail(missing)
-    for step in (6, 7):
-        run.metrics.add(step, 0.0, {"loss": 9.0})
-    train(tmp_path, tensorboard=True)
-    found = EventAccumulator(str(tmp_path / "tensorboard"))
-    found.Reload()
-    figures = {event.step: event.value for event in found.Scalars("loss")}
-    assert [event.step for event in found.Scalars("loss")] == list(range(1, 13)) and 9.0 not in figures.values()
-
-
-def test_without_tensorboard_a_run_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.delattr(torch.utils, "tensorboard", raising=False)
-    run, _, _ = train(tmp_path, steps=2, tensorboard=True)
-    assert run.finished and "There will be no figures for TensorBoard" in capsys.readouterr().out
-
-
-def test_weights_and_biases_gets_the_figures_of_one_run_whatever_the_session(tmp_path, monkeypatch, capsys):
-    begun, logged = [], []
-    run = SimpleNamespace(log=lambda values, step: logged.append((step, *values)))
-    wandb = SimpleNamespace(init=lambda **settings: begun.append(settings) or run)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    train(tmp_path, stop_at=4, wandb="mine")
-    train(tmp_path, wandb="mine")
-    assert [step for step, *_ in logged] == list(range(1, 13)) and "loss" in logged[0]
-    assert begun[0] == begun[1] and begun[0]["project"] == "mine" and begun[0]["resume"] == "allow"
-
-    def unreachable(**_):
-        raise RuntimeError("no API key configured")
-
-    monkeypatch.setattr(wandb, "init", unreachable)
-    assert train(tmp_path / "other", wandb="mine")[0].finished
-    assert "no figures at Weights & Biases: no API key configured." in capsys.readouterr().out
 
 
 def test_attention_is_plain_on_the_cpu_and_torchs_own_choice_on_a_card():

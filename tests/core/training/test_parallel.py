@@ -1,20 +1,29 @@
-"""Two processes, started by accelerate's own command or by --launch, learn what one does: DDP and FSDP, stages 1 and 2,
-on CPUs."""
+"""Two and four processes, started by accelerate's own command, torchrun or --launch, learn what one does: DDP and FSDP,
+whole and with LoRA, stages 1 and 2, on CPUs; and a run goes on with another number of processes."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import duogen_core.training
 from duogen_core.cli import main
+from duogen_core.document import Document, Text, Turn
 from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
@@ -22,14 +31,17 @@ from duogen_core.sketchbook.source import example_of
 from duogen_core.training import stage2_data
 from duogen_core.training.command import LAUNCHED
 from duogen_core.training.configuration import TrainingError
+from duogen_core.training.data import Example
 from duogen_core.training.distributed import Processes, ensure_gradients, shard
+from duogen_core.training.metrics import scalars
 from duogen_core.training.next_token import (
     Batcher,
     NextTokenLoss,
+    NextTokenSteps,
     StepTotals,
-    share_of,
 )
 from duogen_core.vae import PictureVae, new_vae
+from tests.core.sample_sets import guide, write_jsonl
 from tests.core.sketchbook.test_pretrain import SIZES, cases
 from tests.core.test_folder_lock import holder
 from tests.core.two_processes import run_all
@@ -37,22 +49,48 @@ from tests.core.two_processes import run_all
 ROOT = Path(__file__).parents[3]
 LAUNCH = Path(duogen_core.training.__file__).parent / "launch"
 SHARED = ["steps=4", "warmup=1", "log_every=1", "bf16=false", "lr=1e-3"]
-STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "micro_tokens=400", "eval_cases=1", "muon_lr=1e-3"]
-STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "frames=9",
-          "sample_minutes=0"]  # fmt: skip
+STAGE1 = ["stage1", *SHARED, "init=mllm", "batch=5", "tokens=400", "eval_cases=1", "muon_lr=1e-3"]
+STAGE2 = ["stage2", *SHARED, "vae=vae", "mllm=mllm", "layers=2", "heads=2", "cross_width=32", "shards=2", "tokens=800",
+          "sample_minutes=0", "eval_cases=1", "eval_steps=3"]  # fmt: skip
 
 
-def launched(config: str, *commands: tuple[list[str], int | None]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--config_file", LAUNCH / config, "--num_processes", "2",
-         "--mixed_precision", "no", "--main_process_port", "0", ROOT / "tests/core/two_processes.py",
-         json.dumps(commands)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+DRAWN = ["sample_minutes=60"]  # at the end alone
+LORA = ["lora.rank=2", "optimizer=adamw"]
+QLORA = [*LORA, "lora.quantise=nf4"]
+ACCUMULATE = ["optimizer=adamw", "accumulate=true"]
 
 
-def launch(config: str, *commands: tuple[list[str], int | None]) -> None:
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+Commands = tuple[list[str], "int | str | None"]
+
+
+def ended(command: list[str], **settings: object) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run; a launcher that takes too long is asked to end, so that it ends its processes too."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings) as launcher:
+        try:
+            out, err = launcher.communicate(timeout=500)
+        except BaseException:
+            launcher.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                launcher.communicate(timeout=60)
+            launcher.kill()
+            raise
+        return subprocess.CompletedProcess(command, launcher.returncode, out, err)
+
+
+def started_by(
+    launcher: list[str], commands: tuple[Commands, ...], folders: tuple[Path, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    program = [str(ROOT / "tests/core/two_processes.py"), json.dumps(commands), *map(str, folders)]
+    return ended([sys.executable, "-m", *launcher, *program], env={**os.environ, **ENVIRONMENT})
+
+
+def launched(config: str, *commands: Commands, folders: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
+    options = ["--config_file", str(LAUNCH / config), "--num_processes", "2", "--mixed_precision", "no"]
+    return started_by(["accelerate.commands.launch", *options, "--main_process_port", "0"], commands, folders)
+
+
+def launch(config: str, *commands: Commands) -> None:
     done = launched(config, *commands)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
 
@@ -73,7 +111,13 @@ def folder(tmp_path_factory):
             ([*STAGE1, "out=one/stage1"], None),
             ([*STAGE1, "out=one/stage1-adamw", "optimizer=adamw"], None),
             ([*STAGE2, "out=one/stage2"], None),
-            ([*STAGE2, "out=one/stage2-adamw", "optimizer=adamw"], None),
+            ([*STAGE2, "out=one/stage2-adamw", "optimizer=adamw", *DRAWN], None),
+            ([*STAGE1, "out=one/stage1-lora", *LORA], None),
+            ([*STAGE1, "out=one/stage1-qlora", *QLORA], None),
+            ([*STAGE2, "out=one/stage2-lora", *LORA], None),
+            # to be continued by others
+            ([*STAGE1, "out=parts/stage1", *ACCUMULATE], 0),
+            ([*STAGE2, "out=parts/stage2", *LORA], 0),
         ])  # fmt: skip
     yield folder
     os.chdir(before)
@@ -82,24 +126,64 @@ def folder(tmp_path_factory):
 def figures(run: Path) -> list[dict[str, float]]:
     """Loss, norm of the gradients and so on, of every step."""
     lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    steps = [{k: v for k, v in line.items() if k != "seconds"} for line in lines if "loss" in line]
+    steps = [{k: v for k, v in line.items() if k not in ("seconds", "speed")} for line in lines if "loss" in line]
     assert [line["step"] for line in steps] == [1, 2, 3, 4] and all("norm" in line for line in steps)
     return steps
 
 
-def same(folder: Path, one: str, two: str) -> None:
-    """Figures of every step, weights, averages, moments and exports to 1e-4."""
+def scores(run: Path) -> dict[str, float]:
+    """{"3/draw/loss": ...} of what is held out."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
+    return {
+        f"{line['step']}/{name}": value for line in lines if "eval" in line for name, value in scalars(line["eval"])
+    }
+
+
+def checkpoint_of(run: Path) -> dict[str, torch.Tensor]:
+    """{file/name: whole tensor}, put together from what each process wrote by the offsets in the files' headers."""
+    pieces: dict[str, list[tuple[list[int], torch.Tensor]]] = {}
+    for path in sorted((run / "checkpoint").glob("*.safetensors")):
+        with safe_open(str(path), framework="pt") as file:
+            sharded = (file.metadata() or {}).get("DCP_SHARDING_INFO")
+            for key in file.keys():  # noqa: SIM118
+                name = key if sharded else f"{path.stem}/{key}"
+                offsets = json.loads(sharded)[key]["saved_offsets"] if sharded else []
+                pieces.setdefault(name, []).append((offsets, file.get_tensor(key)))
+    assert {path.suffix for path in (run / "checkpoint").iterdir()} == {".safetensors", ".json"}
+    whole = {}
+    for name, found in pieces.items():
+        parts = [tensor for _, tensor in sorted(found, key=lambda piece: piece[0])]
+        whole[name] = torch.cat(parts) if parts[0].ndim else parts[0]
+    return whole
+
+
+def close(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], where: object) -> None:
+    assert wanted.keys() == found.keys(), where
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0, msg=f"{where}: {key}")
+
+
+def same(folder: Path, one: str, two: str, processes: int = 2) -> None:
+    """Figures of every step, scores, weights, averages, moments, exports and adapters to 1e-4."""
     one, two = folder / one, folder / two
-    assert json.loads((two / "config.json").read_text())["processes"] == 2
+    assert json.loads((two / "config.json").read_text())["processes"] == processes
     for wanted, found in zip(figures(one), figures(two), strict=True):
         assert found == pytest.approx(wanted, abs=1e-4)
-    files = [file.relative_to(one) for file in one.rglob("*.safetensors") if "documents" not in file.parts]
-    assert len(files) >= 4
+    # Stage 2 by all processes, stage 1 by the main one, of a copy where the weights are split.
+    wanted, found = ({name: each for name, each in scores(run).items() if "loss" in name} for run in (one, two))
+    # Of QLoRA the copy is what is exported: the weights before they were quantised, and the adapter.
+    assert found == pytest.approx(wanted, abs=0.02 if "qlora" in two.name else 5e-4) and len(found) > 8
+    trained = [json.loads((run / "checkpoint" / "state.json").read_text("utf-8"))["model"] for run in (one, two)]
+    assert trained[0] == trained[1] and "qwen2_5_vl" in trained[0]
+    assert ("a PackedCosmos of 2 blocks" in trained[0]) == ("stage2" in two.name)
+    wanted = checkpoint_of(one)
+    assert any(".exp_avg_sq" in key for key in wanted) and len(wanted) > 20
+    close(checkpoint_of(two), wanted, two)
+    left_out = ("documents", "checkpoint")
+    files = [file.relative_to(one) for file in one.rglob("*.safetensors") if not {*left_out} & {*file.parts}]
+    assert files
     for file in files:
-        wanted, found = load_file(one / file), load_file(two / file)
-        assert wanted.keys() == found.keys()
-        for key, value in wanted.items():
-            torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0, msg=f"{file}: {key}")
+        close(load_file(two / file), load_file(one / file), two / file)
 
 
 @pytest.mark.slow
@@ -122,11 +206,144 @@ def test_fsdp_learns_what_one_process_does_also_after_a_stop(folder):
         "fsdp.yaml",
         ([*STAGE1, adamw, "out=split/stage1"], 1),
         ([*STAGE1, adamw, "out=split/stage1"], None),
-        ([*STAGE2, adamw, "out=split/stage2"], 1),
-        ([*STAGE2, adamw, "out=split/stage2"], None),
+        ([*STAGE2, adamw, *DRAWN, "out=split/stage2"], 1),
+        ([*STAGE2, adamw, *DRAWN, "out=split/stage2"], None),
+        ([*STAGE1, *LORA, "accumulate=true", "out=split/stage1-lora"], 1),
+        ([*STAGE1, *LORA, "accumulate=true", "out=split/stage1-lora"], None),
+        ([*STAGE1, *QLORA, "out=split/stage1-qlora"], None),
+        ([*STAGE2, *LORA, "out=split/stage2-lora"], None),
+        ([*STAGE1, *ACCUMULATE, "out=parts/stage1"], 1),
+        ([*STAGE2, *LORA, "out=parts/stage2"], 1),
     )
-    same(folder, "one/stage1-adamw", "split/stage1")
-    same(folder, "one/stage2-adamw", "split/stage2")
+    same(folder, "one/stage1-qlora", "split/stage1-qlora")
+    for stage in ("stage1", "stage2"):
+        same(folder, f"one/{stage}-adamw", f"split/{stage}")
+        same(folder, f"one/{stage}-lora", f"split/{stage}-lora")
+    same_pictures(folder / "one/stage2-adamw", folder / "split/stage2")
+    for stage in ("stage1", "stage2"):
+        assert len(list((folder / "parts" / stage / "checkpoint").glob("shard-0000[12]-*"))) == 2
+    # The runs that one process began and two went on with: four take them over, and one ends them. Four also begin one
+    # of their own, and another in which a process is killed while it writes the third checkpoint.
+    fsdp = ["--launch", "fsdp"]
+    done = started_by(
+        ["torch.distributed.run", "--standalone", "--nproc-per-node", "4"],
+        (
+            ([*STAGE1, *ACCUMULATE, "out=parts/stage1", *fsdp], 2),
+            ([*STAGE2, *LORA, "out=parts/stage2", *fsdp], 2),
+            ([*STAGE1, adamw, "out=four/stage1", *fsdp], None),
+            ([*STAGE1, adamw, "out=killed/stage1", "checkpoint_minutes=0", *fsdp], "killed in save 3"),
+        ),
+    )
+    assert done.returncode != 0 and "exitcode  : 9" in done.stderr, done.stderr[-6000:]
+    same(folder, "one/stage1-adamw", "four/stage1", 4)
+    killed = folder / "killed" / "stage1"
+    assert json.loads((killed / "checkpoint" / "state.json").read_text("utf-8"))["step"] == 2
+    assert not (killed / "export").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage2_data, "SHARD", 6)
+        run_all([
+            ([*STAGE1, *ACCUMULATE, "out=parts/stage1"], None),
+            ([*STAGE2, *LORA, "out=parts/stage2"], None),
+            ([*STAGE1, adamw, "out=killed/stage1"], None),
+        ])  # fmt: skip
+    same(folder, "one/stage1-adamw", "parts/stage1", 1)
+    same(folder, "one/stage2-lora", "parts/stage2", 1)
+    same(folder, "one/stage1-adamw", "killed/stage1", 1)
+    assert not (killed / "checkpoint.new").exists()
+
+
+@pytest.mark.slow
+def test_slurm_starts_the_processes_and_takes_a_stopped_run_back_into_the_queue(folder):
+    """With an srun and an scontrol of our own."""
+    tools = folder / "slurm"
+    tools.mkdir()
+    each = 'while [[ "$1" == --* ]]; do shift; done\nfor k in 0 1; do SLURM_PROCID=$k SLURM_LOCALID=$k "$@" & done\n'
+    for name, text in {
+        "srun": each + "wait -n && wait -n",
+        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi',
+        "python": f'exec {sys.executable} "$@"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n", "utf-8")
+        (tools / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    slurm = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node", "KIND": "ddp", "MASTER_PORT": port}
+    slurm |= {**os.environ, **ENVIRONMENT, "PATH": f"{tools}:{os.environ['PATH']}"}
+
+    def submitted() -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(LAUNCH / "slurm.sbatch"), *STAGE1, "out=slurm-run"]
+        return ended(command, env=slurm, cwd=folder)
+
+    done = submitted()
+    assert done.returncode == 0, done.stderr[-6000:]
+    same(folder, "one/stage1", "slurm-run")
+    assert not (folder / "requeued").exists()
+    (tools / "srun").write_text("#!/bin/bash\nexit 130\n", "utf-8")
+    assert submitted().returncode == 130
+    assert (folder / "requeued").read_text("utf-8") == "requeue 7\n"
+
+
+def same_pictures(one: Path, two: Path) -> None:
+    """The samples, which the main process draws, of a copy where the weights are split."""
+    wanted, found = (pictures_of(run / "samples" / "000004") for run in (one, two))
+    assert wanted.keys() == found.keys() and len(wanted) > 3 and all(wanted.values()), "each answer has its image"
+    for name, images in wanted.items():
+        assert [each.shape for each in found[name]] == [each.shape for each in images]
+        for a, b in zip(found[name], images, strict=True):
+            assert np.abs(a.astype(float) - b).mean() < 1, name
+
+
+def pictures_of(folder: Path) -> dict[str, list[np.ndarray]]:
+    """{page: the images on it}"""
+    found = {}
+    for page in folder.glob("*.html"):
+        images = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page.read_text("utf-8"))
+        found[page.name] = [np.array(Image.open(io.BytesIO(base64.b64decode(image)))) for image in images]
+    return found
+
+
+@pytest.mark.slow
+def test_states_online_and_worker_processes_learn_what_one_process_does(folder):
+    for name, count in (("few", 5), ("one", 1), ("two", 2)):
+        write_jsonl(folder / name / "train.jsonl", [guide(k, (64 + 16 * k, 64)) for k in range(count)])
+    online = ["states=online", "data=[jsonl:few/train.jsonl]", "batch=3", "tokens=200", "precision=float32"]
+    online += ["eval_data=[jsonl:one/train.jsonl, jsonl:two/train.jsonl]"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_all([([*STAGE2, *online, "out=one/stage2-online"], None)])
+        launch(
+            "ddp.yaml",
+            ([*STAGE2, *online, "out=two/stage2-online", "workers=1"], 1),
+            ([*STAGE2, *online, "out=two/stage2-online"], None),
+        )
+    same(folder, "one/stage2-online", "two/stage2-online")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [STAGE1, [*STAGE2, "states=online"]])
+def test_processes_that_see_different_data_are_told_before_the_first_step(folder, tmp_path, stage):
+    machines = [tmp_path / name for name in ("a", "b")]
+    for k, machine in enumerate(machines):  # the same names, sizes and numbers of samples; one letter is another,
+        machine.mkdir()
+        documents = [guide(n) for n in range(40)]
+        documents[8] = Document((Turn("user", (Text(f"Say {'ab'[k]}."),)), *documents[8].turns[1:]))
+        write_jsonl(machine / "train.jsonl", documents)  # and of a sample that is not looked at beforehand
+    models = [f"init={folder / 'mllm'}"] if stage is STAGE1 else [f"mllm={folder / 'mllm'}", f"vae={folder / 'vae'}"]
+    command = [*stage, *models, "data=[jsonl:train.jsonl]", "batch=40", "eval_cases=0", "out=run"]
+    done = launched("ddp.yaml", (command, None), folders=tuple(machines))
+    assert done.returncode != 0
+    assert "Process 1 sees other data than process 0 in step 0" in done.stderr
+    assert not (machines[0] / "run" / "checkpoint").exists()
+    lines = (machines[1] / "train.jsonl").read_text("utf-8")  # now one that is
+    (machines[1] / "train.jsonl").write_text(lines.replace("Request 7", "Request 9"), "utf-8")
+    done = launched("ddp.yaml", (command, None), folders=tuple(machines))
+    assert "sees other data than process 0: sample 8 of jsonl:train.jsonl" not in done.stderr
+    assert "sees other data than process 0: sample 7 of jsonl:train.jsonl is another" in done.stderr
+    (machines[1] / "train.jsonl").write_text((machines[1] / "train.jsonl").read_text("utf-8")[:-300] + "\n", "utf-8")
+    done = launched("ddp.yaml", (command, None), folders=tuple(machines))
+    assert "sees other data than process 0: files of source 1 (jsonl)" in done.stderr
+    assert not (machines[0] / "run" / "checkpoint").exists()
 
 
 @pytest.mark.slow
@@ -140,11 +357,9 @@ def test_all_processes_end_where_another_run_has_the_folder(folder):
 
 
 def with_launch(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "duogen_core", "train", *command, "--launch", "ddp", "--processes", "2"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=folder, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    launch = ["--launch", "ddp", "--processes", "2"]
+    command = [sys.executable, "-m", "duogen_core", "train", *command, *launch]
+    return ended(command, env={**os.environ, **ENVIRONMENT}, cwd=folder)
 
 
 @pytest.mark.slow
@@ -218,18 +433,38 @@ def test_wrong_settings_are_said_before_any_process_starts(monkeypatch, tmp_path
     assert sentence in error and error.count("\n") == 1
 
 
+class Given:
+    """The same examples in every step."""
+
+    def __init__(self, examples: list[Example]) -> None:
+        self.examples, self.read_numbers = examples, []
+
+    def headers(self, step):
+        return self.examples
+
+    def read(self, step, numbers):
+        self.read_numbers += numbers
+        return [self.examples[number] for number in numbers]
+
+
 def test_the_parts_of_a_step_add_up_to_it():
     torch.manual_seed(0)
     tokenizer = sketchbook_tokenizer(0, 60, 500)
     loss_of = NextTokenLoss(new_model(tokenizer, **SIZES))
-    batches, pixels = Batcher(tokenizer, small_image_processor(), micro_tokens=300)(
-        [example_of(case) for case in cases(5)], 0.0
-    )
+    examples = Given([example_of(case, name=str(k)) for k, case in enumerate(cases(5))])
+    batcher = Batcher(tokenizer, small_image_processor(), tokens=300)
+    batches, pixels = batcher(examples.examples)
     whole, (loss, _) = StepTotals.of(batches), loss_of(batches, pixels)
-    for count in (2, 3, len(batches) + 1):
-        parts = [share_of(batches, pixels, rank, count) for rank in range(count)]
-        assert len({len(mine) for mine, _ in parts}) == 1
-        found = sum(loss_of(*part, whole)[0] for part in parts)
+    for count in (1, 2, 3, len(batches) + 1):
+        examples.read_numbers = []
+        shares = [NextTokenSteps(examples, batcher, rank, count)(0) for rank in range(count)]
+        assert len({len(share.batches) for share in shares}) == 1
+        assert sorted(examples.read_numbers) == [0, 1, 2, 3, 4]  # each is read by one process
+        assert all(share.count == len(batches) and share.names == list("01234") for share in shares)
+        assert shares[0].tokens == sum(batch.ids.numel() for batch in batches)
+        weight = sum(batch.target_weight for share in shares for batch in share.batches)
+        assert weight == pytest.approx(whole.target_weight)
+        found = sum(loss_of(share.batches, share.pixels, StepTotals(weight, len(batches)))[0] for share in shares)
         torch.testing.assert_close(found, loss, atol=1e-5, rtol=0)
 
 
@@ -257,9 +492,6 @@ def test_what_cannot_be_split_is_said(monkeypatch):
     muon = {"muon": torch.optim.Muon([weight.weight])}
     with pytest.raises(TrainingError, match="Muon needs whole matrices.*optimizer=adamw"):
         shard(weight, muon, torch.device("cpu"))
-    weight.peft_config = {"default": None}
-    with pytest.raises(TrainingError, match="LoRA cannot be exported from under FSDP.*DDP"):
-        shard(weight, {}, torch.device("cpu"))
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(TrainingError, match="fsdp_version: 2"):
         shard(weight, {}, torch.device("cpu"))

@@ -20,7 +20,7 @@ def test_from_nothing_to_an_answer(tmp_path, monkeypatch, capsys):
         ["vae", "steps=2", "base_dim=4", "batch=2", "calibration_crops=32"],
         ["pretrain", *mllm, small, "tokenizer_cases=200", "vision.steps=2", "vision.batch=4"],
         ["stage1", *mllm],
-        ["stage2", "steps=2", "shards=1", "frames=8", "layers=2", "heads=2", "cross_width=32"],
+        ["stage2", "steps=2", "shards=1", "tokens=800", "layers=2", "heads=2", "cross_width=32"],
         ["assemble", "--out", "models/mine", "--steps", "2"],
     ):
         assert main(["train", *command]) == 0, capsys.readouterr().err

@@ -245,7 +245,7 @@ def test_checkpointed_layers_have_the_same_gradients(init):
 
 
 def test_less_memory_gives_the_same_run(config):
-    whole = replace(config, micro_tokens=60)
+    whole = replace(config, tokens=60)
     stage1.train(whole)
     small = replace(whole, out=config.out / "small", accumulate=True, gradient_checkpointing=True)
     backward = []

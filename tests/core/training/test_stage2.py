@@ -8,23 +8,27 @@ from random import Random
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from duogen_core.checkpoint import CheckpointConfig, load_checkpoint
 from duogen_core.connector import Connector, ConnectorConfig
-from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.wan import PackedWan
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.source import SketchbookWorld, drawn_case
 from duogen_core.sketchbook.tasks import FAMILIES
 from duogen_core.training import stage2
 from duogen_core.training.assemble import assemble
+from duogen_core.training.prepared import Prepared, Reader
+from duogen_core.training.prepared_shards import load_shard, prepare_shard
 from duogen_core.training.run import Run, rng_for
-from duogen_core.training.stage2_data import CachedBatches, Documents, Prepared, Reader, load_shard, prepare_shard
+from duogen_core.training.stage2_data import CachedBatches, Documents
+from duogen_core.weights.wan_keys import to_official
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
 CONFIG = stage2.Stage2Config(
-    out=Path("."), vae=Path("."), mllm=Path("."), layers=2, heads=2, cross_width=32, shards=1, frames=8, steps=4,
+    out=Path("."), vae=Path("."), mllm=Path("."), layers=2, heads=2, cross_width=32, shards=1, tokens=800, steps=4,
     log_every=1,
 )  # fmt: skip
 
@@ -60,30 +64,31 @@ def test_prepared_documents_hold_the_states_and_places_that_inference_sees(compo
         assert (states - seen.states).abs().max() < 5e-3  # kept in half precision
 
 
-def test_batches_are_of_one_shape_and_about_the_asked_frames(shard):
-    corpus = CachedBatches(load_shard(shard), frames=8)
+def test_batches_are_of_one_shape_and_about_the_asked_tokens(shard):
+    corpus = CachedBatches(load_shard(shard), tokens=900)
     for seed in range(20):
         batch = corpus.batch(0, Random(seed))
         assert all(document.shape == batch[0].shape for document in batch)
-        assert len(batch) == max(1, round(8 / batch[0].frames()))
+        like = next(each for each in corpus.shapes if each[0].shape == batch[0].shape)
+        assert len(batch) == max(1, round(900 * len(like) / sum(each.tokens() for each in like)))
 
 
-def test_packed_batches_are_of_any_shape_and_within_the_frames(shard):
-    corpus = CachedBatches(load_shard(shard), frames=20, packing=True)
+def test_packed_batches_are_of_any_shape_and_within_the_tokens(shard):
+    corpus = CachedBatches(load_shard(shard), tokens=2000, packing=True)
     batches = [corpus.batch(0, Random(seed)) for seed in range(20)]
-    assert all(sum(document.frames() for document in batch) <= 20 for batch in batches)
+    assert all(sum(document.tokens() for document in batch) <= 2000 for batch in batches)
     assert sum(len({document.shape for document in batch}) > 1 for batch in batches) > 10
 
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("pictures", [(6,), (3,), (1, 2, 6)])
-def test_full_and_frame_causal_attention_get_as_many_frames_a_step(tmp_path, pictures, packing):
+def test_full_and_frame_causal_attention_get_as_many_tokens_a_step(tmp_path, pictures, packing):
     """Those that a step computes with, as the loss gets them; the first picture is the user's."""
     documents = [
         Prepared(
-            latents=(torch.zeros(16, 2, 2),) * count,
-            states=torch.zeros(count, 2),
-            ends=tuple(range(1, count + 1)),
+            latents=(torch.zeros(16, 8, 4),) * count,
+            states=torch.zeros(3 * count, 2),
+            ends=tuple(range(3, 3 * count + 1, 3)),
             segments=tuple((k, k + 1) for k in range(count)),
             drawn=tuple(range(1, count)) or (0,),
         )
@@ -93,10 +98,10 @@ def test_full_and_frame_causal_attention_get_as_many_frames_a_step(tmp_path, pic
     for attention in ("frame_causal", "full"):
         config = replace(CONFIG, attention=attention, out=tmp_path, steps=1)
         run = Run.of(config)
-        corpus = CachedBatches(documents, frames=60, packing=packing, attention=attention)
+        corpus = CachedBatches(documents, tokens=600, packing=packing, attention=attention)
         steps = [stage2.samples(run, k, enumerate(corpus.batch(k, run.rng(k))), config) for k in range(100)]
-        found[attention] = sum(sample.frames for step in steps for sample in step) / len(steps)
-    assert all(50 < frames < 65 for frames in found.values()), found
+        found[attention] = sum(8 * each.frames + len(each.states) for step in steps for each in step) / len(steps)
+    assert all(500 < tokens < 650 for tokens in found.values()), found
     assert 0.9 < found["full"] / found["frame_causal"] < 1.1, found
 
 
@@ -109,7 +114,7 @@ def test_family_weights_name_families_that_exist_and_draw():
     [
         ({"families": {"drw": 1.0}}, "'families': the task family 'drw' is not known; did you mean 'draw'"),
         ({"families": {"describe": 1.0}}, "'families': the task family 'describe' is not known"),
-        ({"frames": 0}, "'frames' is 0; expected at least 1"),
+        ({"tokens": 0}, "'tokens' is 0; expected at least 1"),
         ({"steps": -1}, "'steps' is -1; expected at least 1"),
         ({"minutes": -1.0}, "'minutes' is -1.0; expected a number above 0"),
         ({"log_every": 0}, "'log_every' is 0; expected at least 1"),
@@ -118,6 +123,20 @@ def test_family_weights_name_families_that_exist_and_draw():
 def test_what_would_train_nothing_or_without_end_is_said(settings, said):
     with pytest.raises(DuoGenError, match=said):
         replace(CONFIG, **settings)
+
+
+def test_stage_2_starts_from_a_published_wan_with_a_new_connector(tmp_path):
+    """Its own sizes and text projection; the connector learns to what that reads."""
+    torch.manual_seed(0)
+    base = PackedWan(num_attention_heads=1, attention_head_dim=128, num_layers=2, ffn_dim=64, text_dim=20, freq_dim=16)
+    file = tmp_path / "wan2.1_t2v.safetensors"
+    save_file({to_official(name): tensor for name, tensor in base.state_dict().items()}, file)
+    config = replace(CONFIG, init=file, attention="full")
+    dit, connector = stage2.new_models(config, 3, 16)
+    assert torch.equal(dit.proj_out.weight, base.proj_out.weight) and dit.config.attention == "full"
+    assert connector.config == ConnectorConfig(3, 16, 20)
+    with pytest.raises(DuoGenError, match="dit is cosmos, but .* holds a DiT of the family wan"):
+        stage2.new_models(replace(config, dit="cosmos"), 3, 16)
 
 
 def test_a_connector_to_start_from_is_taken_whole_or_refused(tmp_path):
@@ -130,14 +149,15 @@ def test_a_connector_to_start_from_is_taken_whole_or_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
-    documents = load_shard(shard)
+@pytest.mark.parametrize("kind", ["cosmos", "wan"])
+def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path, kind):
+    documents, config = load_shard(shard), replace(CONFIG, dit=kind)
 
     def train(folder):
-        run = Run.of(replace(CONFIG, out=folder))
+        run = Run.of(replace(config, out=folder))
         torch.manual_seed(1)
-        dit, connector = stage2.new_models(CONFIG, 2, 64)
-        stage2.learn(run, CONFIG, CachedBatches(documents, CONFIG.frames), dit, connector)
+        dit, connector = stage2.new_models(config, 2, 64)
+        stage2.learn(run, config, CachedBatches(documents, config.tokens), dit, connector)
         return losses(folder)
 
     whole = train(tmp_path / "whole")
@@ -145,17 +165,20 @@ def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path):
         train(tmp_path / "broken")
     assert train(tmp_path / "broken") == whole and len(whole) == 4
 
-    components.mllm.save_pretrained(tmp_path / "mllm" / "export")
+    components.mllm.save_pretrained(tmp_path / "mllm")  # a folder of its own, not of a run
     components.vae.save_pretrained(tmp_path / "vae" / "export")
     out = assemble(
         tmp_path / "vae", tmp_path / "mllm", tmp_path / "whole", tmp_path / "model", CheckpointConfig("model")
     )
     loaded = load_checkpoint(out)
-    assert isinstance(loaded.dit, PackedCosmos) and loaded.dit.config.attention == "frame_causal"
-    assert (out / "training" / "stage2" / "metrics.jsonl").is_file()
+    assert loaded.dit.family == kind and loaded.dit.config.attention == "frame_causal"
+    assert (out / "training" / "stage2" / "metrics.jsonl").is_file() and not (out / "training" / "stage1").exists()
 
     dit, connector = stage2.new_models(replace(CONFIG, init=out, heads=5), 2, 64)  # its own heads, not the config's
     assert torch.equal(dit.proj_out.weight, loaded.dit.proj_out.weight)
     assert torch.equal(connector.proj.weight, loaded.connector.proj.weight)
+    other = {"cosmos": "wan", "wan": "cosmos"}[kind]
+    with pytest.raises(DuoGenError, match=f"dit is {other}, but .* holds a DiT of the family {kind}"):
+        stage2.new_models(replace(config, init=out, dit=other), 2, 64)
     with pytest.raises(DuoGenError, match="another shape"):
         stage2.new_models(replace(CONFIG, init=out, connector_layers="last"), 2, 64)

@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
@@ -20,13 +19,15 @@ from duogen_core.dit.loading import load_dit
 from duogen_core.document import Document, Picture, Text
 from duogen_core.document.store import save_document
 from duogen_core.picture_sampling import fit_area
-from duogen_core.training import stage2, stage2_data
+from duogen_core.training import prepared_shards, stage2, stage2_data
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.lora import LoraSettings
+from duogen_core.training.prepared import Reader
+from duogen_core.training.prepared_shards import load_shard, prepare_shard
 from duogen_core.training.run import Run
 from duogen_core.training.samples import asked
-from duogen_core.training.stage2 import FlowLoss, packs
-from duogen_core.training.stage2_data import Documents, Reader, batches_of, load_shard, prepare_shard
+from duogen_core.training.stage2 import FlowLoss
+from duogen_core.training.stage2_data import Documents, batches_of
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components
 
@@ -70,7 +71,7 @@ def few(monkeypatch):
 def settings(folder: Path, out: Path, **changes) -> stage2.Stage2Config:
     values = {
         "out": out, "vae": folder / "vae", "mllm": folder / "mllm", "data": [f"documents:{folder / 'documents'}"],
-        "layers": 2, "heads": 2, "cross_width": 32, "shards": 1, "batch": 3, "frames": 6, "max_side": 64, "steps": 3,
+        "layers": 2, "heads": 2, "cross_width": 32, "shards": 1, "batch": 3, "tokens": 120, "max_side": 64, "steps": 3,
         "log_every": 1, "warmup": 1, "sample_minutes": 0.0, "bf16": False, "precision": "float32",
     }  # fmt: skip
     return stage2.Stage2Config(**{**values, **changes})
@@ -122,7 +123,7 @@ def test_pictures_made_smaller_are_told_and_counted(folder, tmp_path, capsys, st
 
 def test_preparing_documents_is_announced_and_has_a_bar(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("duogen_core.training.metrics.Progress.due", lambda self: True)
-    monkeypatch.setattr(stage2_data, "CHUNK", 3)
+    monkeypatch.setattr(prepared_shards, "PART", 2)
     config = settings(folder, tmp_path, shards=2, steps=1)
     trained(config)
     lines = capsys.readouterr().out.splitlines()
@@ -144,10 +145,11 @@ def test_ahead_and_on_the_fly_give_the_same_loss(folder, tmp_path, precision, cl
     ahead, stream = (
         batches_of(run, each, parts.vae, parts.mllm, Documents(run, each, parts.mllm)) for each in (config, fly)
     )
-    prepared = {each.name: each for shape in ahead.shapes for each in shape}
-    batch = stream.batch(1, Random(0))
-    read = stream.read(batch)
-    kept = [prepared[each.name] for each in batch]
+    prepared = {each.name: each.load() for shape in ahead.shapes for each in shape}
+    share = stream.steps(run, fly)(1)
+    read = [each for some in share.passes for each in stream.read(some.documents)]
+    kept = [prepared[each.name] for each in read]
+    assert share.names == [name for name, _ in Documents(run, fly, parts.mllm)(1)] and len(read) == 3
     torch.manual_seed(0)
     dit, connector = stage2.new_models(config, 2, 64)
     for parameter in dit.parameters():
@@ -183,20 +185,9 @@ def test_samples_that_cannot_be_drawn_stop_no_training(folder, tmp_path, monkeyp
 
 
 def test_a_step_in_passes_is_the_step_in_one(folder, tmp_path):
-    one = trained(settings(folder, tmp_path / "one", states="online", frames=1000, steps=2))
-    several = trained(settings(folder, tmp_path / "several", states="online", frames=3, steps=2))
+    one = trained(settings(folder, tmp_path / "one", states="online", tokens=10_000, steps=2))
+    several = trained(settings(folder, tmp_path / "several", states="online", tokens=60, steps=2))
     assert several == pytest.approx(one, abs=1e-5)
-
-
-def test_passes_hold_at_most_the_frames_and_keep_the_order():
-    class Some:
-        def __init__(self, frames):
-            self.frames = frames
-
-    some = [Some(n) for n in (3, 2, 9, 1, 4)]
-    found = packs(some, 5)
-    assert [each for part in found for each in part] == some
-    assert [[each.frames for each in part] for part in found] == [[3, 2], [9], [1, 4]]
 
 
 def test_documents_prepared_from_others_are_refused(folder, tmp_path):

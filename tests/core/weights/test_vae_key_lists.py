@@ -83,12 +83,33 @@ def test_a_changed_list_is_refused_by_name(tmp_path, mutation, capsys):
 @pytest.mark.parametrize("other", ["cosmos_predict2.5_2b.official", "mllm-qwen2.5-vl-3b"])
 def test_another_model_is_refused(tmp_path, other):
     path = hollow(tmp_path / "model.safetensors", key_list(other))
-    with pytest.raises(DuoGenError, match="is not a Wan 2.1 VAE: it has no tensor decoder.head.0.gamma"):
+    with pytest.raises(DuoGenError, match="is not a Wan VAE: it has no tensor decoder.head.0.gamma"):
         PictureVae.from_pretrained(path)
 
 
-def test_the_vae_of_wan_2_2_is_refused(tmp_path):
-    """48 channels and other depths under the same first names."""
-    changed = {**OFFICIAL, "conv1.weight": (96, 96, 1, 1, 1), "conv2.weight": (48, 48, 1, 1, 1)}
-    with pytest.raises(DuoGenError, match="a video VAE with 48 latent channels, as Wan 2.2's; give the Wan 2.1 VAE"):
-        PictureVae.from_pretrained(hollow(tmp_path / "wan2.2_vae.safetensors", changed))
+def test_another_number_of_channels_is_refused(tmp_path):
+    for channels, match in (
+        (48, "have another shape .*conv1.weight"),
+        (32, "a video VAE with 32 latent chan"),
+    ):
+        sizes = {"conv1.weight": (2 * channels,) * 2 + (1, 1, 1), "conv2.weight": (channels, channels, 1, 1, 1)}
+        with pytest.raises(DuoGenError, match=match):
+            PictureVae.from_pretrained(hollow(tmp_path / "vae.safetensors", {**OFFICIAL, **sizes}))
+
+
+def test_the_lists_of_wan_2_2s_vae_name_one_model(tmp_path):
+    """One from ComfyUI's class, one from diffusers'."""
+    official, diffusers = key_list("wan_2.2_vae.official"), key_list("wan_2.2_vae.diffusers")
+    assert {original_key(name, True): shape for name, shape in diffusers.items()} == official
+    (found,) = identify(hollow(tmp_path / "wan2.2_vae.safetensors", official))
+    assert (found.kind, found.family, found.parameters) == ("VAE", "Wan 2.2, 48 channels", 704_688_668)
+    name = "decoder.upsamples.3.upsamples.1.residual.2.weight"
+    with pytest.raises(DuoGenError, match="1 of 196 tensors are missing .*1 do not belong there"):
+        PictureVae.from_pretrained(hollow(tmp_path / "x.safetensors", without({**official, "x": (2, 2)}, name)))
+
+
+@pytest.mark.slow
+def test_wan_2_2s_vae_loads_whole(tmp_path):
+    vae = PictureVae.from_pretrained(hollow(tmp_path / "vae.safetensors", key_list("wan_2.2_vae.official"))).model
+    assert {name: tuple(t.shape) for name, t in vae.state_dict().items()} == key_list("wan_2.2_vae.diffusers")
+    assert not any(p.is_meta for p in vae.parameters())

@@ -1,0 +1,116 @@
+"""Both stages learn from a stream of shards: stopped and continued, read ahead by workers, shared out to processes."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from duogen_core.cli import main
+from duogen_core.data.sources.stream import Stream
+from duogen_core.training import run as run_module
+from duogen_core.training import stage1, stage2
+from duogen_core.training.stage1 import Stage1Config
+from duogen_core.training.stage2_data import Stage2Config
+from tests.core.data.sources.test_stream import serve  # noqa: F401 (a fixture)
+from tests.core.runs import losses, stopped_in
+from tests.core.sample_sets import guide, members, write_tar
+from tests.core.tiny import random_components
+
+SHARED = {"steps": 4, "warmup": 1, "log_every": 1, "bf16": False, "tensorboard": False, "sample_minutes": 0.0}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("inputs")
+    components = random_components(layers=2)
+    components.mllm.save_pretrained(root / "mllm")
+    components.vae.model.save_pretrained(root / "vae")
+    (root / "shards").mkdir()
+    for shard in range(3):
+        documents = [guide(shard * 5 + k, (32, 32)) for k in range(5)]
+        write_tar(root / "shards" / f"{shard}.tar", [members(f"{d.meta['number']:03d}", d) for d in documents])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch):
+    monkeypatch.setattr(run_module, "plot_metrics", lambda folder: None)
+
+
+def trainer(stage: str, inputs: Path, place: str, out: Path):
+    data = [{"source": f"stream:{place}", "shuffle": 6, "lanes": 2}]
+    if stage == "stage1":
+        return stage1.train, Stage1Config(
+            out=out, init=inputs / "mllm", data=data, batch=3, eval_cases=0, **SHARED
+        )  # fmt: skip
+    return stage2.train, Stage2Config(
+        out=out, mllm=inputs / "mllm", vae=inputs / "vae", data=data, layers=2, heads=2, cross_width=32, max_side=32,
+        states="online", batch=3, tokens=600, precision="float32", eval_cases=0, **SHARED,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_stopped_run_goes_on_exactly_at_an_address(stage, inputs, tmp_path, serve):  # noqa: F811
+    train, config = trainer(stage, inputs, str(inputs / "shards"), tmp_path / "local")
+    assert train(config).finished
+    address, handler = serve(inputs / "shards")
+    place = f"{address}/{{0..2}}.tar"
+    train, config = trainer(stage, inputs, place, tmp_path / "served")
+    for step in (0, 2):
+        with stopped_in(step):
+            assert train(config).interrupted
+    handler.failing = 2  # a server that does not answer at once
+    assert train(config).finished
+    assert losses(config.out) == losses(tmp_path / "local") and len(set(losses(config.out))) == 4
+    assert list((config.out / "stream").glob("*.jsonl"))
+
+
+def test_workers_that_read_ahead_see_the_same(inputs, tmp_path):
+    train, config = trainer("stage1", inputs, str(inputs / "shards"), tmp_path / "one")
+    train(config)
+    train(replace(config, out=tmp_path / "ahead", workers=2))
+    assert losses(tmp_path / "ahead") == losses(tmp_path / "one")
+
+
+def test_workers_of_stage_2_note_what_they_find_in_a_stream(inputs, tmp_path, monkeypatch):
+    """They get a copy of the source, which must know the folder by then."""
+    sent = []
+
+    class Feed(stage2.Feed):
+        def __init__(self, make, **more):
+            sent.append(pickle.loads(pickle.dumps(make)).examples.mixture.sources[0].notes.file)
+            super().__init__(make, **more)
+
+    monkeypatch.setattr(stage2, "Feed", Feed)
+    train, config = trainer("stage2", inputs, str(inputs / "shards"), tmp_path / "run")
+    train(replace(config, steps=1))
+    assert [file.parent for file in sent] == [config.out / "stream"]
+
+
+def test_no_password_of_an_address_is_in_the_name_of_its_source():
+    source = Stream("https://reader:hunter2@example.com/{0..1}.tar?sig=hunter2")
+    assert source.name == "stream:https://***@example.com/{0..1}.tar"
+    assert str(source.shards[1]) == "https://***@example.com/1.tar" and "hunter2" in source.shards[1].address
+
+
+def test_what_cannot_be_used_is_said_before_the_first_step(inputs, tmp_path, capsys):
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/empty/a.tar", b"not a tar" * 100)
+    for place, words in (
+        ("memory://empty/*.tar", "none of 1 samples looked at can be used"),
+        ("memory://nowhere/{0..2}.tar", "nowhere/0.tar is not there"),
+        (str(tmp_path / "none"), "does not exist"),
+    ):
+        settings = [
+            f"init={inputs / 'mllm'}",
+            f"data=[{{source: 'stream:{place}'}}]",
+            f"out={tmp_path / 'run'}",
+            "steps=1",
+        ]
+        assert main(["train", "stage1", *settings]) == 2
+        assert words in capsys.readouterr().err
+    memory.store.clear()
