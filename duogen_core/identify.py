@@ -209,15 +209,20 @@ def _dit_shape(config: dict[str, Any]) -> dict[str, int]:
     heads, layers = config["num_attention_heads"], config["num_layers"]
     # Wan 2.2's VAE, the one with 48 channels, has cells of 16 pixels; of the others they are 8.
     pixels = 32 if config.get("out_channels") == 48 else 16
-    return {"width": heads * config["attention_head_dim"], "layers": layers, "heads": heads, "pixels": pixels}
+    width = heads * config["attention_head_dim"]
+    mlp = config.get("ffn_dim") or int(width * config.get("mlp_ratio", 4))  # Wan names the one, Cosmos the other
+    return {"width": width, "layers": layers, "heads": heads, "pixels": pixels, "mlp": mlp}
 
 
 def _own_dit(
     weights: WeightFiles, path: Path, formats: dict[str, str], config: dict[str, Any], layout: str = "diffusers"
 ) -> Found:
-    for name in ("num_attention_heads", "attention_head_dim", "num_layers"):
+    for name in ("num_attention_heads", "attention_head_dim", "num_layers", *({"ffn_dim"} & config.keys())):
         if not isinstance(config.get(name), int) or not 0 < config[name] < 1_000_000:
             raise WeightError(f"{path}: its config.json has {name} {config.get(name)!r}; expected 1 to 999,999.")
+    ratio = config.get("mlp_ratio", 4)
+    if type(ratio) not in (int, float) or not 0 < ratio < 1000:
+        raise WeightError(f"{path}: its config.json has mlp_ratio {str(ratio)[:40]!r}; expected a number below 1000.")
     family = f"DuoGen, {config.get('attention', 'full')} attention"
     shape = {**_dit_shape(config), "causal": int(config.get("attention") == "frame_causal")}
     return _found(

@@ -2,7 +2,7 @@
 
 In: what `identify` found, the size of the picture, how many earlier pictures it looks at, how long the conversation is.
 Out: terms, each with its arithmetic. Weights are counted as they are stored; activations in 2 bytes a number.
-The DiT's factor is that of its blocks as they are run, counted on tensors alive at once
+The DiT's factors are those of its blocks as they are run, counted on tensors alive at once
 (tests/core/commands/test_inspect.py).
 """
 
@@ -17,7 +17,8 @@ from duogen_core.weights.writing import readable
 
 GIB = 2**30
 HALF = 2  # bytes of a number in bf16 or fp16
-DIT_BLOCK = 15  # numbers a token, in widths: residual, a norm, queries, keys, values and what comes of them, MLP
+DIT_BLOCK = 7  # numbers a token, in widths: residual, a norm, queries, keys, values and what comes of them
+DIT_MLP = 2  # in widths of the MLP: what goes into its activation and what comes out
 TEXT_KEYS = 2 * 2**30  # bytes; of a longer text they are made anew in every block (dit/prepared.py)
 CHUNK = 512  # tokens of a prefill run at once
 MLLM_BLOCK = 14
@@ -68,8 +69,9 @@ def terms(found: Sequence[Found], need: Need) -> list[Term]:
 def _dit(shape: dict[str, int], need: Need) -> list[Term]:
     pixels = shape.get("pixels", PIXELS_A_TOKEN)
     tokens = -(-need.width // pixels) * -(-need.height // pixels)
-    each = shape["width"] * DIT_BLOCK * HALF
-    out = [Term("DiT", "one step", tokens * each, f"{tokens:,} tokens x {shape['width']} x {DIT_BLOCK} x {HALF} bytes")]
+    numbers = f"({DIT_BLOCK} x {shape['width']} + {DIT_MLP} x {shape['mlp']}) x {HALF} bytes"
+    each = (DIT_BLOCK * shape["width"] + DIT_MLP * shape["mlp"]) * HALF
+    out = [Term("DiT", "one step", tokens * each, f"{tokens:,} tokens x {numbers}")]
     text = need.tokens * shape["layers"] * 2 * shape["width"] * HALF
     if text <= TEXT_KEYS:
         sum_ = f"{need.tokens:,} tokens x {shape['layers']} layers x 2 x {shape['width']} x {HALF} bytes"
@@ -80,7 +82,7 @@ def _dit(shape: dict[str, int], need: Need) -> list[Term]:
         out.append(Term("DiT", "earlier images, cached", size, sum_))
     elif need.references:
         total = need.references * tokens
-        sum_ = f"{need.references} x {tokens:,} tokens x {shape['width']} x {DIT_BLOCK} x {HALF} bytes"
+        sum_ = f"{need.references} x {tokens:,} tokens x {numbers}"
         out.append(Term("DiT", "earlier images", total * each, sum_))
     return out
 

@@ -202,7 +202,10 @@ def _convert_vae(weights: Any, source: Path, target: Path, progress: Progress) -
     original = "decoder.head.0.gamma" in weights.entries
     residual = MARK22 in weights.entries or "encoder.down_blocks.0.resnets.0.norm1.gamma" in weights.entries
     name = f"Wan 2.{2 if residual else 1} VAE"
-    width = weights.entries["decoder.head.0.gamma" if original else "decoder.norm_out.gamma"].shape[0]
+    norm = weights.entries.get("decoder.head.0.gamma" if original else "decoder.norm_out.gamma")
+    if norm is None or not norm.shape:
+        raise DuoGenError(f"{source} is a VAE, but not one of Wan, which alone can be converted.")
+    width = norm.shape[0]
     first = weights.entries.get("encoder.conv1.weight" if original else "encoder.conv_in.weight")
     base = first.shape[0] if first is not None and first.shape else 160
     shapes = shapes_of(build_empty(lambda: wan22_vae(base, width) if residual else new_vae(width), source, f"a {name}"))

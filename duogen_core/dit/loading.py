@@ -1,11 +1,11 @@
 """Files of DiT weights -> a DiT: the folder of a DuoGen checkpoint, or Cosmos-Predict2.5 as published.
 
 `load_dit` reads a diffusers-style folder of one of the families in this package.
-`open_cosmos` takes a single safetensors or GGUF file (official, ComfyUI's or diffusers' names) or a diffusers folder
-(sharded or not; of a whole pipeline too); bf16, fp16, fp32, fp8 or GGUF's types (architecture `cosmos`, as city96's
-ComfyUI-GGUF writes it: the original names). It reads headers alone and refuses what does not match. Then
+`open_published` takes a single safetensors or GGUF file (official, ComfyUI's or diffusers' names) or a diffusers folder
+(sharded or not; of a whole pipeline too); bf16, fp16, fp32, fp8 or GGUF's types (architecture `cosmos`, as
+city96's ComfyUI-GGUF writes it: the original names). It reads headers alone and refuses what does not match. Then
 `CosmosFile.load_dit` gives the transformer, and `CosmosFile.load_connector` its `crossattn_proj` as a Connector.
-`open_published` is the same for either family, by what its tensors are called (Wan: wan_files.py).
+What a file of Wan gives is in wan_files.py; which it is, its tensors' names say.
 `open_saved` takes what ComfyUI's Save Diffusion Model wrote of any of these, merged or with LoRAs.
 
 Two conventions exist, and no tensor tells them apart: in post-training clean frames had the timestep 1e-4 and sampling
@@ -292,15 +292,11 @@ class CosmosFile:
         return self.names[f"{layer}.weight"].removesuffix(".weight")
 
 
-def open_cosmos(path: str | os.PathLike, convention: str | None = None) -> CosmosFile:
-    """Looks at headers and JSON alone; refuses by name what is another model, half of one, or ambiguous."""
-    path = Path(path)
-    inner = path / "transformer" if (path / "transformer").is_dir() else path
-    return match_cosmos(find_weights(inner, WHAT), path, convention)
-
-
 def open_published(path: str | os.PathLike, convention: str | None = None) -> CosmosFile | WanFile:
-    """As open_cosmos, of whichever family this is. convention: of Cosmos."""
+    """Looks at headers and JSON alone; refuses by name what is another model, half of one, or ambiguous.
+
+    convention: "post-trained" or "pre-trained", of Cosmos.
+    """
     from duogen_core.dit.wan_files import match_wan
     from duogen_core.weights import wan_keys
 

@@ -289,7 +289,9 @@ def projected(connector: Connector, states: Sequence[Tensor]) -> list[Tensor]:
     """The text condition of each sample. Of many states a block at a time, which is made wider again on the way back:
     else as many numbers in the weights' precision would lie beside the states themselves."""
     if sum(each.numel() for each in states) <= STATES:
-        return list(connector.project(torch.cat(list(states))).split([len(each) for each in states]))
+        dtype = connector.proj.weight.dtype  # autocast to bfloat16 cannot concatenate float16
+        whole = torch.cat([each.to(dtype) for each in states])
+        return list(connector.project(whole).split([len(each) for each in states]))
     rows = max(1, STATES // states[0].shape[-1])
     return [
         torch.cat([checkpoint(connector.project, block, use_reentrant=False) for block in each.split(rows)])

@@ -25,6 +25,7 @@ from duogen_core.out_of_memory import without_repeats
 from ..host.compatibility import check_connector, check_vae
 from ..host.conditioning import FRAME_ENDS, HIDDEN_TEXT, MADE_FOR, PICTURE_ENDS, PICTURE_LIMIT, STEP_TEXT
 from ..host.images import pictures_from_image
+from ..host.model_config import VERSIONS
 from ..host.model_management import (
     ModelHandle,
     interrupted_as_comfyui,
@@ -301,7 +302,7 @@ def reference_latent(vae: Any, picture: Picture, max_side: int = UNLIMITED) -> t
     for made_by, side, latent in cached:
         if made_by() is vae and side == max_side:
             return latent
-    step = 32 if getattr(vae, "latent_channels", None) == 48 else 16  # Wan 2.2's VAE has cells of 16 pixels
+    step = 32 if VERSIONS.get(getattr(vae, "latent_channels", None)) == "2.2" else 16  # its cells have 16 pixels, not 8
     size = PictureSize(max_side=max_side, step=step)
     pixels = picture_sampling.reference_pixels(picture, CheckpointConfig(picture=size))
     latent = vae.encode(torch.from_numpy(pixels.copy())[None].float() / 255)

@@ -18,7 +18,7 @@ from duogen_core.checkpoint import (
     load_checkpoint,
     load_parts,
 )
-from duogen_core.dit.loading import CONVENTIONS, open_cosmos
+from duogen_core.dit.loading import CONVENTIONS, open_published
 from duogen_core.document import Document, Text, pending
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.base import Continuation
@@ -80,7 +80,7 @@ def pipe():
 def components(pipe, tmp_path_factory):
     path = tmp_path_factory.mktemp("dit") / "cosmos.safetensors"
     save_file({to_official(name): tensor for name, tensor in pipe.transformer.state_dict().items()}, path)
-    file = open_cosmos(path)
+    file = open_published(path)
     config = CheckpointConfig("tiny", file.sampling, PictureSize(48, 32, 64))
     connector = file.load_connector((LAYERS, HIDDEN))
     return Components(pipe.mllm, connector, file.load_dit(), PictureVae(pipe.vae), config)

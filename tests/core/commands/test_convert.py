@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from duogen_core import cli
-from duogen_core.dit.loading import open_cosmos
+from duogen_core.dit.loading import open_published
 from duogen_core.vae import PictureVae, new_vae
 from duogen_core.weights import writing
 from duogen_core.weights.cosmos_keys import to_official
@@ -48,7 +48,7 @@ def test_the_official_pt_becomes_a_single_file_and_a_folder_and_back(tmp_path, w
     assert "_extra_state" in said
     assert same(load_file(tmp_path / "one.safetensors"), half)
     convert(tmp_path / "one.safetensors", tmp_path / "folder")
-    found = open_cosmos(tmp_path / "folder")
+    found = open_published(tmp_path / "folder")
     assert (found.layout, found.convention) == ("diffusers", "pre-trained") and found.load_dit() is not None
     convert(tmp_path / "folder", tmp_path / "back.safetensors")
     assert (tmp_path / "back.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
@@ -86,7 +86,7 @@ def test_quantised_files_keep_their_scales(tmp_path, weights, form):
     save_file(plain, tmp_path / "comfyui.safetensors", metadata)
     convert(tmp_path / "comfyui.safetensors", tmp_path / "one.safetensors")
     assert same(load_file(tmp_path / "one.safetensors"), tensors)
-    before, after = (open_cosmos(tmp_path / name).load_dit() for name in ("comfyui.safetensors", "one.safetensors"))
+    before, after = (open_published(tmp_path / name).load_dit() for name in ("comfyui.safetensors", "one.safetensors"))
     assert same(before.state_dict(), after.state_dict())
 
 
@@ -98,6 +98,14 @@ def test_the_vae_too(tmp_path):
     convert(tmp_path / "vae", tmp_path / "b.safetensors")
     assert same(load_file(tmp_path / "a.safetensors"), load_file(tmp_path / "b.safetensors"))
     assert PictureVae.from_pretrained(tmp_path / "a.safetensors").model.config.base_dim == 4
+
+
+def test_a_vae_that_is_none_of_wan_is_refused(tmp_path, capsys):
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).save_pretrained(tmp_path / "vae")
+    convert(tmp_path / "vae", tmp_path / "out.safetensors", code=2)
+    assert "not one of Wan" in capsys.readouterr().err and not (tmp_path / "out.safetensors").exists()
 
 
 class Bomb:

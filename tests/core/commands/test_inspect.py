@@ -17,10 +17,12 @@ from torch.utils._pytree import tree_iter
 from duogen_core import cli
 from duogen_core.checkpoint import models_folder
 from duogen_core.dit.cosmos import PackedCosmos
+from duogen_core.dit.wan import PackedWan
 from duogen_core.errors import DuoGenError
 from duogen_core.identify import Found, identify
 from duogen_core.memory import (
     DIT_BLOCK,
+    DIT_MLP,
     GIB,
     Need,
     terms,
@@ -296,12 +298,20 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_estimate_of_a_step_is_what_its_tensors_take(count):
-    dit = PackedCosmos(num_attention_heads=4, attention_head_dim=128, num_layers=2, text_embed_dim=64).eval()
+@pytest.mark.parametrize(
+    ("family", "config", "mlp"),
+    [
+        (PackedCosmos, {"text_embed_dim": 64}, 2048),
+        (PackedWan, {"text_dim": 64, "ffn_dim": 2986}, 2986),  # as in Wan 2.1 1.3B, whose MLP is the widest
+        (PackedWan, {"text_dim": 64, "ffn_dim": 1382}, 1382),  # 14B, the narrowest
+    ],
+)
+def test_the_estimate_of_a_step_is_what_its_tensors_take(family, config, mlp, count):
+    dit = family(num_attention_heads=4, attention_head_dim=128, num_layers=2, **config).eval()
     frames = [torch.randn(1, 16, 24, 24) for _ in range(count)]
     with torch.no_grad(), Alive(dit.parameters()) as alive:
         dit.forward_packed(frames, torch.tensor([0.5]), torch.randn(1, 32, 64))
-    estimated = count * 144 * 512 * DIT_BLOCK * 4
+    estimated = count * 144 * (512 * DIT_BLOCK + mlp * DIT_MLP) * 4
     assert 0.9 * alive.peak < estimated < 1.25 * alive.peak
 
 
@@ -310,13 +320,13 @@ def test_the_sum_is_shown_and_its_parts_add_up(tmp_path, capsys):
     need = Need(768, 512, 3, 1000)
     counted = terms(identify(path), need)
     assert [term.bytes for term in counted] == [
-        2 * 2_059_174_912, 48 * 32 * 2048 * DIT_BLOCK * 2, 1000 * 28 * 2 * 2048 * 2, 3 * 48 * 32 * 2048 * DIT_BLOCK * 2
+        2 * 2_059_174_912, 48 * 32 * 2048 * 15 * 2, 1000 * 28 * 2 * 2048 * 2, 3 * 48 * 32 * 2048 * 15 * 2
     ]  # fmt: skip
     arguments = ["inspect", str(path), "--size", "768x512", "--references", "3", "--tokens", "1000", "--memory"]
     assert cli.main([*arguments, "12"]) == 0
     shown = capsys.readouterr().out
     assert "DiT: Cosmos-Predict2.5-2B, diffusers layout" in shown and "2,059,174,912 parameters, 3.8 GiB" in shown
-    assert f"1,536 tokens x 2048 x {DIT_BLOCK} x 2 bytes" in shown and "It fits: 4.4 GiB of 12.0 GiB." in shown
+    assert "1,536 tokens x (7 x 2048 + 2 x 8192) x 2 bytes" in shown and "It fits: 4.4 GiB of 12.0 GiB." in shown
     assert cli.main([*arguments, "2", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["fits"]["answer"] == "offloaded" and value["found"][0]["family"] == "Cosmos-Predict2.5-2B"
@@ -327,7 +337,7 @@ def test_the_tokens_and_maps_of_wan_2_2_are_larger_in_pixels(tmp_path):
     need = Need(768, 512, 1, 1000)
     dit = terms([one(hollow(tmp_path / "dit.safetensors", key_list("wan2.2_ti2v_5b.official")))], need)
     assert [term.bytes for term in dit[1:]] == [
-        24 * 16 * 3072 * DIT_BLOCK * 2, 1000 * 30 * 2 * 3072 * 2, 24 * 16 * 3072 * DIT_BLOCK * 2
+        24 * 16 * (7 * 3072 + 2 * 14336) * 2, 1000 * 30 * 2 * 3072 * 2, 24 * 16 * (7 * 3072 + 2 * 14336) * 2
     ]  # fmt: skip
     for layout in ("official", "diffusers"):
         vae = terms([one(hollow(tmp_path / f"{layout}.safetensors", key_list(f"wan_2.2_vae.{layout}")))], need)

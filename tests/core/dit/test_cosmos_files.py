@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.dit.loading import CONVENTIONS, NOTE, open_cosmos
+from duogen_core.dit.loading import CONVENTIONS, NOTE, open_published
 from duogen_core.errors import DuoGenError
 from duogen_core.weights.cosmos_keys import to_diffusers, to_official
 from tests.core.headers import hollow, key_list
@@ -53,7 +53,7 @@ def run(dit, text: torch.Tensor) -> torch.Tensor:
 
 def fails(path, match, **kwargs):
     with pytest.raises(DuoGenError, match=match) as caught:
-        open_cosmos(path, **kwargs)
+        open_published(path, **kwargs)
     assert "\n" not in str(caught.value)
 
 
@@ -64,7 +64,7 @@ def fails(path, match, **kwargs):
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_every_published_layout_matches_whole(tmp_path, size, kind):
     heads, layers, name = PUBLISHED[size]
-    found = open_cosmos(hollow(tmp_path / "model.safetensors", layout(size, kind)))
+    found = open_published(hollow(tmp_path / "model.safetensors", layout(size, kind)))
     assert found.name == name
     expected = {"num_attention_heads": heads, "attention_head_dim": 128, "num_layers": layers, "mlp_ratio": 4.0,
                 "in_channels": 17, "out_channels": 16, "text_embed_dim": 1024, "adaln_lora_dim": 256,
@@ -96,7 +96,7 @@ def test_every_tensor_goes_where_diffusers_own_converter_puts_it():
 
 @pytest.mark.slow
 def test_the_whole_2b_model_loads_and_its_projection_becomes_the_connector(tmp_path):
-    found = open_cosmos(hollow(tmp_path / "model.safetensors", layout("2b", "official")))
+    found = open_published(hollow(tmp_path / "model.safetensors", layout("2b", "official")))
     dit, connector = found.load_dit(), found.load_connector()
     assert sum(p.numel() for p in dit.parameters()) + sum(p.numel() for p in connector.parameters()) == 2_059_174_912
     assert {p.dtype for p in dit.parameters()} == {torch.bfloat16} and not hasattr(dit, "crossattn_proj")
@@ -161,7 +161,7 @@ def test_a_sharded_folder_and_a_single_file_are_the_same_model(tmp_path, folder)
     expected = run(model, text)
     save_file(official(model), tmp_path / "one.safetensors")
     for path in (folder, tmp_path / "one.safetensors"):
-        found = open_cosmos(path)
+        found = open_published(path)
         loaded = found.load_dit()
         assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in loaded.state_dict().items())
         # A product with one row is summed in another order where a file's weights lie at other addresses.
@@ -169,7 +169,7 @@ def test_a_sharded_folder_and_a_single_file_are_the_same_model(tmp_path, folder)
         states = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(3))
         connector = found.load_connector((2, 32))
         assert torch.equal(connector.project(states), model.crossattn_proj(states))
-    assert open_cosmos(folder.rename(tmp_path / "transformer").parent).layout == "diffusers"  # a pipeline's folder
+    assert open_published(folder.rename(tmp_path / "transformer").parent).layout == "diffusers"  # a pipeline's folder
 
 
 def test_the_convention_is_the_users_else_the_files_else_post_trained(tmp_path, folder):
@@ -182,21 +182,21 @@ def test_the_convention_is_the_users_else_the_files_else_post_trained(tmp_path, 
         ("d20b7120-df3e-4911-919d-db6e08bad31c_ema_bf16.safetensors", {}, "pre-trained", "the name d20b7120"),
     ):
         save_file(weights, tmp_path / name, metadata or None)
-        found = open_cosmos(tmp_path / name)
+        found = open_published(tmp_path / name)
         assert found.convention == expected and by in found.convention_from
-        assert open_cosmos(tmp_path / name, "post-trained").convention == "post-trained"
-    assert open_cosmos(tmp_path / "noted.safetensors").load_dit().config.clean_timestep == -1
-    assert open_cosmos(tmp_path / "noted.safetensors").sampling.shift == 5
+        assert open_published(tmp_path / name, "post-trained").convention == "post-trained"
+    assert open_published(tmp_path / "noted.safetensors").load_dit().config.clean_timestep == -1
+    assert open_published(tmp_path / "noted.safetensors").sampling.shift == 5
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "clean_timestep": -1}))
-    assert open_cosmos(folder).convention == "pre-trained"
+    assert open_published(folder).convention == "pre-trained"
     fails(folder, "The convention is 'trained'; expected post-trained or pre-trained", convention="trained")
 
 
 def test_conventions_differ_in_what_is_drawn(tmp_path):
     save_file(official(tiny()), tmp_path / "m.safetensors")
     text = torch.randn(1, 3, 20)
-    post, pre = (run(open_cosmos(tmp_path / "m.safetensors", name).load_dit(), text) for name in CONVENTIONS)
+    post, pre = (run(open_published(tmp_path / "m.safetensors", name).load_dit(), text) for name in CONVENTIONS)
     assert not torch.allclose(post, pre, atol=1e-3)
 
 
@@ -221,7 +221,7 @@ def test_bad_folders_are_refused_in_a_sentence(tmp_path, folder):
 
 def test_a_folder_with_two_candidates_is_not_guessed_about(tmp_path):
     save_file(official(tiny()), tmp_path / "a.safetensors")
-    open_cosmos(tmp_path)
+    open_published(tmp_path)
     save_file(official(tiny()), tmp_path / "b.safetensors")
     fails(tmp_path, r"more than one set of weights of the DiT \(a.safetensors, b.safetensors\); give the path")
 
@@ -229,14 +229,14 @@ def test_a_folder_with_two_candidates_is_not_guessed_about(tmp_path):
 def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path):
     path = tmp_path / "m.safetensors"
     save_file(official(tiny()), path)
-    found = open_cosmos(path)
+    found = open_published(path)
     path.write_bytes(path.read_bytes())
     with pytest.raises(DuoGenError, match="changed while it was being read"):
         found.load_dit()
 
 
 def test_a_connector_for_another_mllm_is_refused(tmp_path):
-    found = open_cosmos(hollow(tmp_path / "model.safetensors", layout("2b", "official")))
+    found = open_published(hollow(tmp_path / "model.safetensors", layout("2b", "official")))
     with pytest.raises(DuoGenError, match=r"36 layers of width 2048.*28 layers of width 3584, such as Qwen2.5-VL-7B"):
         found.load_connector((36, 2048))
 
@@ -279,7 +279,7 @@ def test_fp8_files_of_all_four_forms_stay_small_and_draw_the_same(tmp_path, form
         tensors["net.scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
         tensors.update({f"{layer}.scale_input": torch.ones(()) for layer in layers})
     save_file(tensors, tmp_path / "m.safetensors", metadata or None)
-    found = open_cosmos(tmp_path / "m.safetensors")
+    found = open_published(tmp_path / "m.safetensors")
     assert set(found.formats) == set(layers) and found.dtype == torch.bfloat16
     dit = found.load_dit()
     assert dit.transformer_blocks[1].ff.net[0].proj.weight.dtype == torch.float8_e4m3fn
@@ -293,14 +293,14 @@ def test_fp8_files_of_all_four_forms_stay_small_and_draw_the_same(tmp_path, form
 def test_types_are_kept_or_converted(tmp_path):
     half = {name: tensor.half() for name, tensor in official(tiny()).items()}
     save_file(half, tmp_path / "m.safetensors")
-    found = open_cosmos(tmp_path / "m.safetensors")
+    found = open_published(tmp_path / "m.safetensors")
     assert found.load_dit().time_embed.norm.weight.dtype == torch.float16
     assert {p.dtype for p in found.load_dit(torch.float32).parameters()} == {torch.float32}
     assert found.load_connector((2, 32), torch.bfloat16).proj.weight.dtype == torch.bfloat16
     mixed, _ = quantised(half, scaled=True)
     mixed = {name: tensor.half() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in mixed.items()}
     save_file(mixed, tmp_path / "m.safetensors")
-    assert open_cosmos(tmp_path / "m.safetensors").load_dit().time_embed.norm.weight.dtype == torch.float16
+    assert open_published(tmp_path / "m.safetensors").load_dit().time_embed.norm.weight.dtype == torch.float16
 
 
 def test_formats_that_only_comfyui_runs_are_refused_by_name(tmp_path):
@@ -308,7 +308,7 @@ def test_formats_that_only_comfyui_runs_are_refused_by_name(tmp_path):
     told = torch.tensor(list(json.dumps({"format": "mxfp8"}).encode()), dtype=torch.uint8)
     tensors[f"{layers[0]}.comfy_quant"] = told
     save_file(tensors, tmp_path / "m.safetensors")
-    found = open_cosmos(tmp_path / "m.safetensors")
+    found = open_published(tmp_path / "m.safetensors")
     with pytest.raises(DuoGenError, match="is quantised as mxfp8, which runs in ComfyUI alone"):
         found.load_dit()
     seen = {}

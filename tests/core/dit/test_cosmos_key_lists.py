@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from duogen_core.dit.loading import open_cosmos
+from duogen_core.dit.loading import open_published
 from duogen_core.errors import DuoGenError
 from tests.core.dit.test_cosmos_files import PUBLISHED, layout
 from tests.core.headers import hollow, key_list
@@ -32,7 +32,7 @@ def test_a_changed_list_is_refused_by_name(tmp_path, size, kind, mutation):
     (name,) = [name for name in shapes if name.endswith(end)]
     change, match = MUTATIONS[mutation]
     with pytest.raises(DuoGenError, match=match) as caught:
-        open_cosmos(hollow(tmp_path / "model.safetensors", change(shapes, name)))
+        open_published(hollow(tmp_path / "model.safetensors", change(shapes, name)))
     ours = f"transformer_blocks.{PUBLISHED[size][1] - 1}.ff.net.2.weight"
     assert ("_x" if mutation == "one more" else ours) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -43,7 +43,7 @@ def test_a_changed_list_is_refused_by_name(tmp_path, size, kind, mutation):
 )
 def test_the_list_of_another_model_is_refused(tmp_path, other):
     with pytest.raises(DuoGenError, match="holds no Cosmos-Predict2.5 transformer: none of its"):
-        open_cosmos(hollow(tmp_path / "model.safetensors", key_list(other)))
+        open_published(hollow(tmp_path / "model.safetensors", key_list(other)))
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
@@ -52,4 +52,4 @@ def test_a_block_of_the_other_size_is_refused(tmp_path, kind):
     small, large = layout("2b", kind), layout("14b", kind)
     mixed = {name: small.get(name, shape) if ".3." in name else shape for name, shape in large.items()}
     with pytest.raises(DuoGenError, match=r"have another shape .*transformer_blocks\.3\.attn1.* instead of \["):
-        open_cosmos(hollow(tmp_path / "model.safetensors", mixed))
+        open_published(hollow(tmp_path / "model.safetensors", mixed))

@@ -43,6 +43,7 @@ from tests.core.sample_sets import guide, write_jsonl
 from tests.core.tiny import scripted
 
 DITS = sorted({dit_class(name).family for name in DIT_FAMILIES})
+MLLM_FAMILIES_OF_BFLOAT16 = {"cosmos": "qwen2_5_vl", "wan": "llava_onevision"}
 PAIRS = list(product(MLLM_FAMILIES, DITS))
 SHARED = {
     "steps": 2, "batch": 2, "warmup": 1, "log_every": 1, "eval_cases": 0, "bf16": False, "tensorboard": False,
@@ -78,7 +79,7 @@ def first_stage(inputs: Path, mllm: str, out: Path, **changes) -> Stage1Config:
 def second_stage(inputs: Path, mllm: Path, dit: str, out: Path, **changes) -> Stage2Config:
     values = {
         "out": out, "mllm": mllm, "vae": inputs / "vae", "data": [f"jsonl:{inputs / 'set' / 'train.jsonl'}"],
-        "dit": dit, "layers": 1, "heads": 2, "cross_width": 16, "max_side": 32, "states": "online", "frames": 8,
+        "dit": dit, "layers": 1, "heads": 2, "cross_width": 16, "max_side": 32, "states": "online", "tokens": 400,
         "precision": "float32", "lr": 0.02, "optimizer": "adamw",
     }  # fmt: skip
     return Stage2Config(**{**values, **SHARED, **changes})
@@ -165,6 +166,24 @@ def test_a_pair_is_put_together_and_answers(mllm, dit, inputs, first, second, tm
     scripted(components, ("Step 1.", "picture"), ("Step 2.", "picture"), ("Done.", "end"))
     blind = [picture.pixels for picture in generate(components, asked, Settings(seed=3)).last_turn.pictures]
     assert any(not np.array_equal(one, two) for one, two in zip(drawn, blind)), "it draws what the states say"
+
+
+@pytest.mark.parametrize("mllm", MLLM_FAMILIES)
+def test_stage_1_in_bfloat16_learns_the_same(mllm, inputs, first, tmp_path):
+    """bf16 is the default; the other tests here turn it off, to compare exactly."""
+    config = first_stage(inputs, mllm, tmp_path / "run", bf16=True)
+    assert stage1.train(config).finished
+    assert losses(config.out) == pytest.approx(losses(first(mllm)), rel=0.03)
+
+
+@pytest.mark.parametrize("states", ["cached", "online"])
+@pytest.mark.parametrize("dit", DITS)
+def test_stage_2_in_bfloat16_learns_the_same(dit, states, inputs, first, second, tmp_path):
+    out, mllm = tmp_path / "run", MLLM_FAMILIES_OF_BFLOAT16[dit]
+    changes = {"bf16": True, "states": states, "precision": "float16", "shards": 1}
+    config = second_stage(inputs, first(mllm) / "export", dit, out, **changes)
+    assert stage2.train(config).finished
+    assert losses(config.out) == pytest.approx(losses(second(mllm, dit)), rel=0.03)
 
 
 # ---------------------------------------------------------------- what is refused

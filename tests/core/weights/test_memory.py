@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 import torch
 from duogen_core.dit.cosmos import PackedCosmos
-from duogen_core.dit.loading import open_cosmos
+from duogen_core.dit.loading import open_published
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -28,7 +28,7 @@ PackedCosmos(num_attention_heads=1, attention_head_dim=24, num_layers=1)
 torch.ones(8, 8, dtype=torch.bfloat16) @ torch.ones(8, 8, dtype=torch.bfloat16)
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins here
 before = status("VmRSS")
-file = open_cosmos(sys.argv[1])
+file = open_published(sys.argv[1])
 dit, connector = file.load_dit(), file.load_connector((4, 1024))
 with torch.inference_mode():
     text = connector.project(torch.randn(1, 2, 4096))

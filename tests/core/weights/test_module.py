@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from duogen_core import cli
 from duogen_core.checkpoint import VAE_FILE, save_checkpoint
 from duogen_core.connector import Connector
-from duogen_core.dit.loading import load_dit, open_cosmos
+from duogen_core.dit.loading import load_dit, open_published
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL
@@ -41,10 +41,14 @@ LOADERS = {
     "DiT in fp8": ("fp8/dit/diffusion_pytorch_model.safetensors", lambda file: load_dit(file.parent), to_official),
     "connector": ("plain/connector/model.safetensors", lambda file: Connector.from_pretrained(file.parent), None),
     "VAE": (f"plain/vae/{VAE_FILE}", lambda file: PictureVae.from_pretrained(file).model, None),
-    "Cosmos": ("cosmos.safetensors", lambda file: open_cosmos(file).load_dit(), lambda name: name.removeprefix("net.")),
+    "Cosmos": (
+        "cosmos.safetensors",
+        lambda file: open_published(file).load_dit(),
+        lambda name: name.removeprefix("net."),
+    ),
     "Cosmos in fp8": (
         "cosmos_fp8.safetensors",
-        lambda file: open_cosmos(file).load_dit(),
+        lambda file: open_published(file).load_dit(),
         lambda name: name.removeprefix("net."),
     ),
 }

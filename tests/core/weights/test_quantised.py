@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from duogen_core import cli
 from duogen_core.checkpoint import load_checkpoint, save_checkpoint
-from duogen_core.dit.loading import open_cosmos
+from duogen_core.dit.loading import open_published
 from duogen_core.errors import DuoGenError
 from duogen_core.weights import writing
 from duogen_core.weights.quantised import FORMATS, ScaledLinear, layer_formats, quantise
@@ -107,7 +107,7 @@ def test_cosmos_from_any_layout_in_fp8(tmp_path, dtype):
         convert(tmp_path / source, tmp_path / f"{source}.fp8.safetensors", "--quantise", "fp8")
     files = [(tmp_path / f"{source}.fp8.safetensors") for source in ("one.safetensors", "one.pt")]
     assert {n: t.tolist() for n, t in whole(files[0]).items()} == {n: t.tolist() for n, t in whole(files[1]).items()}
-    found = open_cosmos(files[0])
+    found = open_published(files[0])
     assert set(found.formats.values()) == {"float8_e4m3fn"} and len(found.formats) == 20
     assert found.dtype == dtype and found.load_connector((2, 32)).proj.weight.dtype == dtype
     blocks = found.load_dit().transformer_blocks
