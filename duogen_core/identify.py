@@ -250,12 +250,12 @@ def _marked(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
             continue
         notes, shape = [], {}
         if kind == "VAE":
-            width = weights.entries[prefix + ("decoder.head.0.gamma" if family == "Wan 2.1" else name)].shape
+            norm = "decoder.head.0.gamma" if family == "Wan 2.1" else "decoder.norm_out.gamma"
             if family == "diffusers":
                 wan = "decoder.mid_block.resnets.0.norm1.gamma" in weights.entries
                 family = "Wan 2.1" if wan else "another than Wan 2.1"
             if family == "Wan 2.1":
-                shape = {"base": width[0]}
+                shape = {"base": weights.entries[prefix + norm].shape[0]} if prefix + norm in weights.entries else {}
                 channels = weights.entries.get(f"{prefix}conv2.weight") or weights.entries.get("post_quant_conv.weight")
                 if channels is not None and channels.shape[0] != 16:
                     family = f"Wan 2.2, {channels.shape[0]} channels"

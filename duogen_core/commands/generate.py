@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from duogen_core import files, interrupt
-from duogen_core.checkpoint import DEFAULT_MODEL
+from duogen_core.checkpoint import DEFAULT_MODEL, PictureSize
 from duogen_core.commands import answers
 from duogen_core.commands.answers import MAX_IMAGES
 from duogen_core.commands.control_options import add_control_options, check_control_options, open_controls
@@ -261,7 +261,7 @@ def _answer(components, document, settings, out: Path, progress: Progress, as_js
     progress.max_images = settings.max_images
     if pending_index(document) is not None and settings.max_images == len(document.last_turn.pictures):
         progress.planned, progress.before = True, _drawn(document.last_turn.pictures)
-    answers.say_size(settings, progress, components.config.picture.step)
+    answers.say_size(settings, progress, components.config.picture.step if components else PictureSize.step)
     writer = DocumentWriter(out, overwrite=True)
     saved: list[Document] = []
 

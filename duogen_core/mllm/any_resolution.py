@@ -105,10 +105,6 @@ class TiledImages(ImageProcessor):
         ratio = math.sqrt(rows * columns / (self.most_tiles * self.cells**2))
         if ratio > SCALED_FROM:
             rows, columns = int(rows // ratio), int(columns // ratio)
-        if not rows or not columns:
-            raise DuoGenError(
-                f"An image of {width}x{height} pixels is too narrow for this model's tiles; crop it first."
-            )
         return self.cells**2 + rows * (columns + 1)
 
     def seen(self, grid: Sequence[int]) -> int:

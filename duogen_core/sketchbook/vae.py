@@ -168,6 +168,11 @@ class KernelMuon(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
+    @staticmethod
+    def moment_shape(weight: Tensor) -> tuple[int, ...]:
+        """Of its momentum, which has one temporal slice; checkpoints ask before there is any."""
+        return tuple(weight[:, :, -1].shape if weight.ndim == 5 else weight.shape)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
         loss = None if closure is None else closure()

@@ -391,6 +391,7 @@ def _optimizer_entries(optimizer: torch.optim.Optimizer, found: Shapes, modules:
     """Where each tensor of an optimizer's file belongs, and memory for it, sharded as its parameter is."""
     parameters = _parameters(optimizer)
     number_of = _numbering(parameters, found, modules)
+    moment_shape = getattr(optimizer, "moment_shape", lambda parameter: tuple(parameter.shape))
     entries = {}
     for key, shape in found.items():
         owner, field = key.rsplit(".", 1)
@@ -399,8 +400,8 @@ def _optimizer_entries(optimizer: torch.optim.Optimizer, found: Shapes, modules:
         parameter = parameters[number_of[owner]]
         if shape == tuple(parameter.shape):
             value = torch.zeros_like(parameter.detach())
-        elif shape == ():
-            value = torch.zeros(())
+        elif shape in ((), moment_shape(parameter)):
+            value = torch.zeros(shape)
         else:
             raise RuntimeError(f"size mismatch for {key}: {list(shape)} there, {list(parameter.shape)} here.")
         entries[key] = (number_of[owner], field, value)

@@ -525,7 +525,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=float, default=80.0, metavar="GB", help="of each GPU; default: 80")
     parser.add_argument("--tflops", type=float, default=PEAK, help="peak of each GPU in bfloat16; default: %(default)g")
     parser.add_argument("--share", type=float, default=0.4, help="of the peak that is reached; default: %(default)g")
-    parser.add_argument("--launch", choices=("ddp", "fsdp"), help="default: fsdp for whole models, ddp with LoRA")
+    parser.add_argument(
+        "--launch", choices=("ddp", "fsdp"), help="how the GPUs share; default: fsdp for whole models, ddp with LoRA"
+    )
     parser.add_argument("--text", type=int, default=400, metavar="N", help="tokens of an average document's text")
     parser.add_argument("--images", type=int, default=4, metavar="N", help="of an average document")
     parser.add_argument("--side", type=int, default=512, metavar="PIXELS", help="of an average image")

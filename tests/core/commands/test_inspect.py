@@ -340,8 +340,9 @@ def test_the_tokens_and_maps_of_wan_2_2_are_larger_in_pixels(tmp_path):
         24 * 16 * (7 * 3072 + 2 * 14336) * 2, 1000 * 30 * 2 * 3072 * 2, 24 * 16 * (7 * 3072 + 2 * 14336) * 2
     ]  # fmt: skip
     for layout in ("official", "diffusers"):
-        vae = terms([one(hollow(tmp_path / f"{layout}.safetensors", key_list(f"wan_2.2_vae.{layout}")))], need)
-        assert vae[-1].arithmetic == "384 x 256 x 256 channels x 6 maps x 2 bytes", layout
+        for version, sum_ in (("2.1", "768 x 512 x 96"), ("2.2", "384 x 256 x 256")):
+            vae = terms([one(hollow(tmp_path / "vae.safetensors", key_list(f"wan_{version}_vae.{layout}")))], need)
+            assert vae[-1].arithmetic == f"{sum_} channels x 6 maps x 2 bytes", (version, layout)
 
 
 def test_all_sizes_are_in_the_units_of_memory(capsys):

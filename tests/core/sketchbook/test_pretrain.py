@@ -162,7 +162,8 @@ def test_evaluation_scores(model, batcher):
     batcher = Batcher(batcher.tokenizer, batcher.processor)
     scores = evaluate(model, batcher, {family: some[family] for family in ("draw", "describe")})
     assert set(scores) == {"draw", "describe"}
-    assert all(0 <= value <= 1 for score in scores.values() for value in score.values())
+    assert all(0 <= score[name] <= 1 for score in scores.values() for name in ("token", "when"))
+    assert all(5 < score["loss"] < 8 for score in scores.values())  # of a guess among 500 tokens: log 500 = 6.2
     assert evaluation_cases(2, ("edit",)) == evaluation_cases(2, ("edit",))
 
 

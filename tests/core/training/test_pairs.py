@@ -43,7 +43,7 @@ from tests.core.sample_sets import guide, write_jsonl
 from tests.core.tiny import scripted
 
 DITS = sorted({dit_class(name).family for name in DIT_FAMILIES})
-MLLM_FAMILIES_OF_BFLOAT16 = {"cosmos": "qwen2_5_vl", "wan": "llava_onevision"}
+MLLM_OF_DIT = {"cosmos": "qwen2_5_vl", "wan": "llava_onevision"}
 PAIRS = list(product(MLLM_FAMILIES, DITS))
 SHARED = {
     "steps": 2, "batch": 2, "warmup": 1, "log_every": 1, "eval_cases": 0, "bf16": False, "tensorboard": False,
@@ -178,12 +178,14 @@ def test_stage_1_in_bfloat16_learns_the_same(mllm, inputs, first, tmp_path):
 
 @pytest.mark.parametrize("states", ["cached", "online"])
 @pytest.mark.parametrize("dit", DITS)
-def test_stage_2_in_bfloat16_learns_the_same(dit, states, inputs, first, second, tmp_path):
-    out, mllm = tmp_path / "run", MLLM_FAMILIES_OF_BFLOAT16[dit]
-    changes = {"bf16": True, "states": states, "precision": "float16", "shards": 1}
-    config = second_stage(inputs, first(mllm) / "export", dit, out, **changes)
-    assert stage2.train(config).finished
-    assert losses(config.out) == pytest.approx(losses(second(mllm, dit)), rel=0.03)
+def test_stage_2_in_bfloat16_learns_the_same(dit, states, inputs, first, tmp_path):
+    """Cached states lie in float16, which autocast to bfloat16 cannot concatenate by itself."""
+    mllm, found = MLLM_OF_DIT[dit], {}
+    for name, changes in {"exact": {"precision": "float32"}, "half": {"precision": "float16", "bf16": True}}.items():
+        config = second_stage(inputs, first(mllm) / "export", dit, tmp_path / name, states=states, shards=1, **changes)
+        assert stage2.train(config).finished
+        found[name] = losses(config.out)
+    assert found["half"] == pytest.approx(found["exact"], rel=0.03)
 
 
 # ---------------------------------------------------------------- what is refused
