@@ -265,7 +265,7 @@ def test_stage_two_trains_on_them(clips, tmp_path):
     values = {
         "out": tmp_path / "run", "vae": tmp_path / "vae", "mllm": tmp_path / "mllm", "steps": 1, "max_side": 64,
         "data": [f"webdataset:{tmp_path / 'out' / 'shards'}"], "layers": 2, "heads": 2, "cross_width": 32, "shards": 1,
-        "batch": 2, "frames": 6, "log_every": 1, "warmup": 1, "sample_minutes": 0.0, "bf16": False,
+        "batch": 2, "tokens": 600, "log_every": 1, "warmup": 1, "sample_minutes": 0.0, "bf16": False,
         "precision": "float32",
     }  # fmt: skip
     stage2.train(stage2.Stage2Config(**values))
