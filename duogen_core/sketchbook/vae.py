@@ -237,7 +237,7 @@ def match_wan_scale(vae: AutoencoderKLWan, pixels: Tensor) -> None:
 
 def show(run: Run, vae: AutoencoderKLWan) -> None:
     """Pictures before and after the averaged weights."""
-    with evaluation_mode(vae), run.emas["vae"].applied():
+    with evaluation_mode(vae), run.emas["vae"].applied(), run.looking("The samples"):
         pictures = [whole_picture(TEST_SEED, canvas) for canvas in CANVASES]
         write_round_trips(PictureVae(vae), pictures, run.folder, run.step)
 

@@ -285,10 +285,12 @@ def warm_up(
         run.update(loss, clip=1.0)
         run.report(loss=loss.detach(), **figures)
         if show_minutes and run.elapsed >= due:
-            show(run)
+            with run.looking("The samples"):
+                show(run)
             due = run.elapsed + 60 * show_minutes
     if run.finished and not run.complete():
         if show_minutes:
-            show(run)
+            with run.looking("The samples"):
+                show(run)
         run.mark_complete()
     return run

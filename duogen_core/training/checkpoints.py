@@ -46,10 +46,11 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
 class Average(Protocol):
-    """What a checkpoint keeps of an average of weights (run.Ema)."""
+    """What a checkpoint keeps of an average of weights (average.Ema)."""
 
     shadow: dict[str, torch.Tensor]
     updates: int
+    pending: float
 
 
 def checkpoint_folder(run_folder: Path) -> Path:
@@ -119,6 +120,7 @@ class CheckpointWriter:
         main, new, sharded = self.processes.main, self.run_folder / "checkpoint.new", self.processes.count > 1
         self._state = {"format": "duogen-checkpoint", "version": 1, **state, "ema": {}, "optimizers": {}}
         self._state["ema"] = {name: ema.updates for name, ema in emas.items()}
+        self._state["ema_pending"] = {name: ema.pending for name, ema in emas.items()}
         storage = hf_storage() if sharded else None
         try:
             if main:
@@ -304,6 +306,7 @@ def read_checkpoint(
                 _read_rows(folder / f"{name}.safetensors", tensors)
         for name, ema in emas.items():
             ema.updates = state["ema"][name]
+            ema.pending = state.get("ema_pending", {}).get(name, 1.0)  # older ones took in every step at once
         for name, optimizer in optimizers.items():
             _fill(optimizer, moments[name].values(), state["optimizers"][name]["numbers"], modules)
     except TrainingError:

@@ -29,7 +29,7 @@ from duogen_core.data.sources import (
     parse_specs,
 )
 from duogen_core.data.sources.base import stable_hash
-from duogen_core.data.sources.mixture import differences
+from duogen_core.data.sources.mixture import Told, differences
 from duogen_core.data.sources.spec import source_class
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
@@ -242,8 +242,8 @@ class Samples:
 
     def passed_over(self) -> tuple[int, int]:
         """Bad samples, and those that were not asked for: each once, whichever processes met it."""
-        logs = self.run.processes.gather((self.log.bad, self.log.unwanted) if self.log else (set(), set()))
-        return tuple(len(set().union(*sets)) for sets in zip(*logs, strict=True))
+        logs = self.run.processes.gather((self.log.bad, self.log.unwanted) if self.log else (Told(), Told()))
+        return tuple(Told.together(each) for each in zip(*logs, strict=True))
 
 
 def look_over(source: Source, say: Callable[[str], None]) -> dict[str, str]:

@@ -30,6 +30,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from torch import Tensor, nn
 
+from duogen_core.errors import first_line
 from duogen_core.training.configuration import TrainingError
 
 T = TypeVar("T")
@@ -200,11 +201,18 @@ class Processes:
         """Inside, `state_dict()` of the modules gives whole tensors, for save_pretrained; on the main process alone, on
         the others nothing. All processes must come."""
         self.reshard()
+        failed: MemoryError | None = None
         with ExitStack() as stack:
             for module in modules if self.sharded else ():
-                state = gathered_state_of(module, keep=self.main)
+                try:
+                    state = gathered_state_of(module, keep=self.main and failed is None)
+                except MemoryError as error:
+                    failed = error  # told when the others, too, are through
+                    continue
                 module.state_dict = lambda *_, state=state, **__: state
                 stack.callback(delattr, module, "state_dict")
+            if failed is not None:
+                raise failed
             yield
 
 
@@ -374,12 +382,19 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def gathered_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Gathered tensors on the CPU, one after another, so that nobody holds the whole state twice. All processes must
-    come; without `keep` they get nothing."""
-    found = {}
+    come; without `keep` they get nothing. A MemoryError comes when all were gathered: the others count on this one."""
+    found: dict[str, Tensor] = {}
+    failed = ""
     for key, tensor in state.items():
         gathered = full_tensor(tensor.detach())
-        if keep:
-            found[key] = gathered.cpu()
+        if keep and not failed:
+            try:
+                found[key] = gathered.cpu()
+            except (RuntimeError, MemoryError) as error:
+                failed = first_line(error)
+                found.clear()
+    if failed:
+        raise MemoryError(f"the host has no memory for a whole copy of the weights ({failed})")
     return found
 
 

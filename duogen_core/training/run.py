@@ -1,4 +1,4 @@
-"""What all trainings share: precision, optimizers, the average of the weights; the run folder, its loop, exact resume.
+"""What all trainings share: precision and optimizers; the run folder, its loop, exact resume.
 
     run = Run("runs/mllm", config, seed=0, steps=4000, minutes=40)
     loss_of = run.processes.prepare(NextTokenLoss(model), optimizers)     # DDP, FSDP or itself
@@ -19,8 +19,7 @@ a say.
 
 Muon is torch's (2.9): momentum whose every matrix is replaced by its nearest orthogonal one before the step (Jordan et
 al., 2024), so that no direction of a matrix learns faster than the others. It is for the matrices inside a network;
-biases, norms, embeddings and the layers at either end want AdamW. The average of the weights is our own, since torch's
-AveragedModel copies the module: this one keeps the state alone, also where it is sharded, or only LoRA's.
+biases, norms, embeddings and the layers at either end want AdamW. The average of the weights is average.py's.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from duogen_core.document import Document
-from duogen_core.errors import MissingPackage
+from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory
+from duogen_core.training.average import Ema
 from duogen_core.training.checkpoints import (
     CheckpointWriter,
     amend_state,
@@ -47,16 +47,17 @@ from duogen_core.training.checkpoints import (
     finish_swap,
     has_checkpoint,
     read_checkpoint,
+    reason,
     rng_state,
     set_rng_state,
     write_text,
 )
 from duogen_core.training.configuration import ConfigError, RunConfig, TrainingError, plain
-from duogen_core.training.distributed import Processes, aliases_of, is_sharded, local_part
+from duogen_core.training.distributed import Processes
 from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
 from duogen_core.training.throughput import Meter, in_words
 
-# -- precision, optimizers, average
+# -- precision, optimizers
 
 
 @contextmanager
@@ -124,64 +125,6 @@ def muon_and_adamw(
         "muon": muon(inner, lr=lr, weight_decay=weight_decay),
         "adamw": torch.optim.AdamW(outer, lr=lr, betas=betas, weight_decay=0.0),
     }
-
-
-class Ema:
-    """Average of a module's floating-point state; short averages at the start of a run.
-
-    The average lies where the weights lie, split as they are under FSDP; of weights that are whole on a card it lies in
-    the host's memory, so that the card holds the weights once.
-    """
-
-    def __init__(self, module: nn.Module, decay: float, reshard: Callable[[], None] = lambda: None) -> None:
-        """reshard: makes sure that the module's weights are the split ones (Processes.reshard)."""
-        self.module, self.decay, self.updates, self.reshard = module, decay, 0, reshard
-        self.shadow = {
-            name: value.clone() if is_sharded(value) else value.to("cpu", copy=True)
-            for name, value in self._state().items()
-        }
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        """The module's own tensors, each once, also where two names stand for one."""
-        self.reshard()
-        aliases = aliases_of(self.module)
-        return {name: value.detach() for name, value in self.module.state_dict().items() if name not in aliases}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.updates += 1
-        # Short at first, or the untrained weights would stay in the average for thousands of steps.
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, values = [], []
-        for name, value in self._state().items():
-            average, value = local_part(self.shadow[name]), local_part(value)
-            if not value.is_floating_point():
-                average.copy_(value)
-            elif average.device == value.device:
-                averages.append(average)
-                values.append(value)
-            else:
-                average.lerp_(value.to(average.device), 1 - decay)
-        if averages:
-            torch._foreach_lerp_(averages, values, 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The module holds the averaged weights inside the block, and the average the weights: they change places, one
-        tensor after the other, so that nothing is held twice."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, value in self._state().items():
-            average, value = local_part(self.shadow[name]), local_part(value)
-            kept = value.to(average.device, copy=True)
-            value.copy_(average)
-            average.copy_(kept)
 
 
 # -- the run
@@ -511,6 +454,26 @@ class Run:
         """A line of its own, above the progress line."""
         self.line.say(text)
 
+    @contextmanager
+    def looking(self, what: str, together: bool = False) -> Iterator[None]:
+        """Around what only looks at the training, such as "The samples": if it fails, a sentence says so and the
+        training goes on, since a full disk, a picture too large for what memory is left or a damaged document are no
+        reason to end it. (The next checkpoint on a full disk is.)
+
+        together: all processes compute inside. Under FSDP a failure then ends the run as any other: the others are in
+        the middle of a pass that waits for this one.
+        """
+        try:
+            yield
+            return
+        except (RuntimeError, OSError, MemoryError, DuoGenError) as error:
+            if together and self.processes.sharded:
+                raise
+            why = reason(error) if str(error).strip() or not is_out_of_memory(error) else "no memory is left"
+        self.say(f"{what} of step {self.step} are left out: {why}. The training goes on.")
+        if self.processes.device.type == "cuda":  # what failed for want of memory may hold much of it
+            torch.cuda.empty_cache()
+
     def _after_step(self) -> None:
         now = time.monotonic()
         elapsed = self.elapsed + now - self._clock
@@ -532,7 +495,9 @@ class Run:
         if self.main and (self.line.due() or self.finished):
             self._read_reported()
             steps = f"{self.step}/{self.steps}" if self.steps else str(self.step)
-            write_text(self.folder / "STATUS", self.line.show(self.progress, steps, self.elapsed) + "\n")
+            line = self.line.show(self.progress, steps, self.elapsed)
+            with suppress(OSError):  # a disk that is full: the line was printed, and the next checkpoint will say it
+                write_text(self.folder / "STATUS", line + "\n")
         if self.elapsed - self._saved >= 60 * self.checkpoint_minutes and not self.finished:
             self.save()
             self._saved = self.elapsed
@@ -560,5 +525,5 @@ class Run:
     def _plot(self) -> None:
         try:
             plot_metrics(self.folder)
-        except (MissingPackage, OSError) as error:
-            self.say(str(error))
+        except (MissingPackage, OSError, MemoryError) as error:
+            self.say(str(error) or "There is no memory for the plots.")

@@ -308,18 +308,23 @@ class Trainer:
 
     def look_at(self, run: Run, samples: bool) -> None:
         """What the model makes of what it does not learn from."""
-        mllm, processes = self.mllm, run.processes
+        mllm, processes, scores = self.mllm, run.processes, None
         if processes.sharded:
             mllm = copy(self.mllm)
-            mllm.model = on_device(whole_copy(self.mllm.model), processes.device, self.config.bf16)
+            with run.looking("Scores and samples"):
+                mllm.model = on_device(whole_copy(self.mllm.model), processes.device, self.config.bf16)
+            if mllm.model is self.mllm.model:
+                return
         if self.cases:
-            with evaluation_mode(mllm.model):
+            with run.looking("The scores"), evaluation_mode(mllm.model):
                 scores = evaluate(mllm.model, self.batcher, self.cases)
+        if scores is not None:
             run.record(eval=scores)
             run.line.held_out = f"held-out {mean_loss(scores):.4g}"
             run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
         if samples:
-            write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
+            with run.looking("The samples"):
+                write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
 
 
 def checkpoint_layers(model: nn.Module, device: torch.device) -> None:

@@ -32,7 +32,7 @@ from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.base import PackedDit
 from duogen_core.dit.loading import family_in, new_dit, open_published
 from duogen_core.dit.packing import TrainingSequence
-from duogen_core.errors import DuoGenError, first_line
+from duogen_core.errors import DuoGenError
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
@@ -420,8 +420,11 @@ def learn(
 
 def validate(run: Run, validation: Validation, loss_module: FlowLoss) -> None:
     """The averaged weights' loss on what is not learnt from, by all processes."""
-    with run.meter.aside(), averaged(run):
+    scores = None
+    with run.meter.aside(), averaged(run), run.looking("The scores", together=True):
         scores = validation(loss_module)
+    if scores is None:
+        return
     run.record(eval=scores)
     run.line.held_out = f"held-out {mean_loss(scores):.4g}"
     run.say("held-out loss " + "  ".join(f"{name} {each['loss']:.4g}" for name, each in scores.items()))
@@ -431,16 +434,13 @@ def show(run: Run, sample: Sample, dit: PackedDit, connector: Connector, bf16: b
     """Answers of the averaged weights, by the main process, under FSDP of a copy (copies.py). All processes must come.
     Whatever fails here, the run goes on."""
     main, sharded, device = run.main, run.processes.sharded, run.processes.device
-    with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run):
+    with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run), run.looking("The samples"):
         parts: list[nn.Module] = [dit, connector]
         if sharded:
             with run.processes.gathered(dit, connector):
                 parts = [whole_copy(part) for part in parts] if main else []
-        try:
-            if main:
-                sample(*(on_device(part, device, bf16) if sharded else part for part in parts))
-        except (RuntimeError, DuoGenError) as error:  # no memory left on a GPU, for example
-            run.say(f"The samples of step {run.step} cannot be drawn: {first_line(error)}.")
+        if main:
+            sample(*(on_device(part, device, bf16) if sharded else part for part in parts))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import torch
 
 from duogen_core.data.sources import Limits
 from duogen_core.data.sources.base import Excluded, stable_hash
+from duogen_core.data.sources.mixture import Told
 from duogen_core.document import Document
 from duogen_core.mllm.base import Mllm
 from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers, check_share
@@ -157,7 +158,7 @@ class Documents:
         compare_settings(run)
         self.count = count or (config.batch if config.states == "online" else SHARD)
         self.samples: Samples | None = None
-        self.shrunk: set[str] = set()  # names of documents with a picture larger than `max_side`
+        self.shrunk = Told()  # names of documents with a picture larger than `max_side`
         counter = TokenCounter(mllm.tokenizer, mllm.image_processor)
         self.limits = DrawnLimits(max_tokens=mllm.max_positions, count_tokens=counter)
         self.steps: StepExamples
@@ -209,7 +210,7 @@ class Documents:
 
     def summary(self) -> str:
         """What was passed over, and how many documents were made smaller; "" for neither. All processes must ask."""
-        shrunk = len(set().union(*self.run.processes.gather(self.shrunk)))
+        shrunk = Told.together(self.run.processes.gather(self.shrunk))
         smaller = (
             f"{shrunk:,} documents have images larger than max_side={self.config.max_side}, which are made smaller."
         )

@@ -9,7 +9,8 @@ its times and noise are others in each step; this one moves by what was learnt a
 spaced times also go with what people say of the pictures (Esser et al., 2024, arXiv 2403.03206, section 5.3).
 
 The averaged weights are scored, with LoRA's dropout off. A run has exactly the weights that it would have without.
-All processes take part: each scores every n-th document, as FSDP's must compute in step.
+All processes take part: each scores every n-th document, as FSDP's must compute in step. If one of them fails, all of
+them raise the same DuoGenError.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import torch
 from torch import nn
 
 from duogen_core.document import Document
-from duogen_core.training.checkpoints import evaluation_mode
+from duogen_core.errors import DuoGenError
+from duogen_core.training.checkpoints import evaluation_mode, reason
 from duogen_core.training.data import Example
 from duogen_core.training.prepared import Prepared
 from duogen_core.training.run import Run, rng_for
@@ -47,9 +49,24 @@ class Validation:
 
     def __call__(self, flow_loss: nn.Module) -> dict[str, dict[str, float]]:
         """flow_loss: a FlowLoss that holds the weights to score; not wrapped by DDP, which has nothing to do here."""
-        processes = self.run.processes
+        processes, failed = self.run.processes, ""
         # [sources, times, (sum of the losses, number of targets)]
         sums = torch.zeros(len(self.sources), len(TIMES), 2, dtype=torch.float64)
+        try:
+            self._score(flow_loss, sums)
+        except (RuntimeError, OSError, MemoryError, DuoGenError) as error:
+            if processes.sharded:  # the others are in the middle of a pass that waits for this one
+                raise
+            failed = reason(error)
+        if told := next(filter(None, processes.gather(failed)), ""):  # a mean without some of the documents is no score
+            raise DuoGenError(told)
+        sums = processes.total(sums).cpu()
+        scores = {"all": means(sums.sum(0))} if len(self.sources) > 1 else {}
+        return scores | {name: means(own) for name, own in zip(self.sources, sums, strict=True)}
+
+    def _score(self, flow_loss: nn.Module, sums: torch.Tensor) -> None:
+        """Adds up the losses of this process's documents."""
+        processes = self.run.processes
         with evaluation_mode(flow_loss), torch.no_grad():
             for first in range(0, len(self.cases), processes.count):
                 # Every process goes through as many documents: who has none left computes one again, uncounted.
@@ -63,9 +80,6 @@ class Validation:
                     loss = flow_loss([sample], 1)
                     if counts:
                         sums[source, place] += torch.tensor([float(loss), len(sample.targets)], dtype=torch.float64)
-        sums = processes.total(sums).cpu()
-        scores = {"all": means(sums.sum(0))} if len(self.sources) > 1 else {}
-        return scores | {name: means(own) for name, own in zip(self.sources, sums, strict=True)}
 
     def _prepared(self, number: int) -> Prepared:
         if self.kept is not None and number in self.kept:

@@ -2,16 +2,16 @@
 
     python tests/bench/feeding.py [--documents 200] [--steps 10] [--workers 1] [--json FILE] [--only stage1,stage2]
 
-It makes documents of one 1024x1024 PNG each (62 ms to decode on one core of an AMD EPYC), trains both stages on them,
-stage 2 with states=online, on the CPU with one thread a process, and prints seconds a step of process 0. `data` is the
-time in which the step has nothing to compute with; `frozen` is VAE and MLLM of stage 2, which read and do not learn;
-`decoding CPU` is what decoding, scaling and tokenising took of a process, or of its workers, in CPU seconds a step.
+It makes documents of one 1024x1024 PNG each, trains both stages on them, stage 2 with states=online, on the CPU with
+one thread a process, and prints seconds a step of process 0. `data` is the time in which the step has nothing to
+compute with; `frozen` is VAE and MLLM of stage 2, which read and do not learn; `decoding CPU` is what decoding, scaling
+and tokenising took of a process, or of its workers, in CPU seconds a step.
 
-The models are random and small: a step of a process takes about one second beside a quarter of a second of decoding
-for its own half of the batch, which is the proportion of 64 documents of four pictures on 8 GPUs (16 s of decoding in
-all beside 6 s a step). On a machine of as many cores as processes the workers take their CPU time from the training:
-what waiting disappears comes back as longer passes, so look at `decoding CPU` and at the whole step, too. It also runs
-on trees of before there was feeding.py, where everything is done in the step.
+The models are random and small, so the proportion of decoding to passes is that of this program and of no training on
+GPUs: for yours, look at `waiting` in its metrics.jsonl. On a machine of as many cores as processes the workers take
+their CPU time from the training: what waiting disappears comes back as longer passes, so look at `decoding CPU` and at
+the whole step, too. It also runs on trees of before there was feeding.py, where everything is done in the step. What it
+said on one machine stands in docs/training.md.
 """
 
 from __future__ import annotations

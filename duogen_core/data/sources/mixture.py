@@ -20,6 +20,8 @@ from duogen_core.data.sources.base import Bad, OnBad, Sample, Source, stable_has
 from duogen_core.errors import DuoGenError
 
 BLOCK = 1 << 14  # draws whose sources are chosen together
+KNOWN = 20_000  # bad samples that a mixture remembers; it reads an older one again
+LISTED = 100_000  # bad samples that a BadLog names, and as many that were not asked for
 ATTEMPTS = 1000  # for one draw; after so many bad samples in a row the source is taken to be lost
 
 
@@ -101,6 +103,8 @@ class Mixture(Iterator[Sample]):
                 return replace(found, skipped=tuple(skipped.values()))
             skipped[index] = found
             if (number, index) not in known:
+                if len(known) >= KNOWN:  # an endless stream may have any number of them
+                    del known[next(iter(known))]
                 known[number, index] = found
                 if on_bad is not None:
                     on_bad(found)
@@ -179,16 +183,43 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
+class Told:
+    """What was told already, each thing once and `most` at most, since an endless stream has no end of them: what comes
+    when the list is full is no longer told, and counted whenever it comes."""
+
+    def __init__(self, most: int = LISTED) -> None:
+        self.keys: set[Any] = set()
+        self.most, self.more = most, 0
+
+    def add(self, key: Any) -> bool:
+        """Whether it is to be told."""
+        if key in self.keys:
+            return False
+        if len(self.keys) >= self.most:
+            self.more += 1
+            return False
+        self.keys.add(key)
+        return True
+
+    def __len__(self) -> int:
+        return len(self.keys) + self.more
+
+    @staticmethod
+    def together(all_of: Sequence[Told]) -> int:
+        """How many things several processes met, each once whichever met it."""
+        return len(set().union(*(each.keys for each in all_of))) + sum(each.more for each in all_of)
+
+
 class BadLog:
     """Counts bad samples and names each once, one JSON line each: an `on_bad` callback.
 
-    A file that is there already goes on: what it names is not named again.
+    A file that is there already goes on: what it names is not named again. It names LISTED bad samples at most, and as
+    many that were only not asked for; how many came after these is known for this session alone.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = Path(path) if path is not None else None
-        self.bad: set[tuple[str, int]] = set()
-        self.unwanted: set[tuple[str, int]] = set()  # samples that were only not asked for
+        self.bad, self.unwanted = Told(LISTED), Told(LISTED)  # unwanted: samples that were only not asked for
         self._torn = False  # the file ends in the middle of a line: a run was killed while it wrote
         if self.path is not None and self.path.exists():
             self._read()
@@ -215,11 +246,12 @@ class BadLog:
         return len(self.unwanted)
 
     def __call__(self, bad: Bad) -> bool:
-        """Writes it down; False if it was known. A list that cannot be written stops no training."""
+        """Writes it down; False if it was known or the list is full. One that cannot be written stops no training."""
         key = bad.source, bad.index
-        if key in self.bad or key in self.unwanted:
+        if key in self.bad.keys or key in self.unwanted.keys:
             return False
-        (self.unwanted if bad.excluded else self.bad).add(key)
+        if not (self.unwanted if bad.excluded else self.bad).add(key):
+            return False
         if self.path is not None:
             try:
                 with self.path.open("a", encoding="utf-8") as file:

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from duogen_core.training import run as run_module
+from duogen_core.training.average import Ema
 from duogen_core.training.checkpoints import CheckpointWriter, hf_storage
 from duogen_core.training.configuration import TrainingError
-from duogen_core.training.run import Ema, Run
+from duogen_core.training.run import Run
 from tests.core.runs import stopped_in
 
 

@@ -15,11 +15,12 @@ from duogen_core.mllm.image_processor import small_image_processor
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.mllm.qwen2_5_vl import Qwen25VL, new_model
 from duogen_core.sketchbook.pretrain import sketchbook_tokenizer
+from duogen_core.training import distributed
+from duogen_core.training.average import Ema
 from duogen_core.training.checkpoints import own_state
 from duogen_core.training.distributed import shard
 from duogen_core.training.lora import LoraSettings, trainable
 from duogen_core.training.next_token import NextTokenLoss
-from duogen_core.training.run import Ema
 from duogen_core.training.stage1 import adapt
 from duogen_core.training.stage2 import FlowLoss
 from tests.core.dit.families import TINY, WIDTH, tiny
@@ -140,3 +141,25 @@ def test_lora_and_what_it_freezes_are_split(folder, one_of_eight, quantised):
     layer = mllm.model.model.language_model.layers[0].mlp.up_proj.base_layer.weight
     assert layer.dtype == (torch.uint8 if quantised else torch.bfloat16)
     assert {p.dtype for group in optimizer.param_groups for p in group["params"]} == {torch.float32}
+
+
+def test_a_host_without_memory_for_a_whole_copy_gathers_to_the_end(monkeypatch):
+    """The other processes count on this one in every gather."""
+    gathered = []
+
+    class Full(torch.Tensor):
+        def cpu(self):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    def full_tensor(tensor):
+        gathered.append(tuple(tensor.shape))
+        return tensor.as_subclass(Full) if tensor.ndim == 1 else tensor
+
+    monkeypatch.setattr(distributed, "full_tensor", full_tensor)
+    processes = distributed.Processes()
+    processes.sharded, processes._wrapped = True, torch.nn.Module()
+    parts = torch.nn.Linear(2, 3), torch.nn.Linear(3, 4)
+    with pytest.raises(MemoryError, match="no memory for a whole copy"), processes.gathered(*parts):
+        raise AssertionError("there is nothing whole")
+    assert gathered == [(3, 2), (3,), (4, 3), (4,)]
+    assert all("state_dict" not in vars(part) for part in parts)

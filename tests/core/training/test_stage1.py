@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from duogen_core.document import Document, Text, Turn
 from duogen_core.document.store import document_json
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.loading import load_mllm
-from duogen_core.training import stage1
+from duogen_core.training import checkpoints, samples, stage1
 from duogen_core.training import stage1 as mllm_training
 from duogen_core.training.configuration import load_config
 from duogen_core.training.data import held_out
@@ -377,3 +378,41 @@ def test_scores_and_samples_leave_the_losses_alone(config, lora):
     stage1.train(often)
     assert losses(often.out) == losses(plain.out)
     assert len(list((often.out / "samples").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "said"),
+    [
+        ("render_html", OSError(errno.ENOSPC, "No space left on device"), "The samples of step 1 are left out: No sp"),
+        ("generate", MemoryError(), "The samples of step 1 are left out: no mem"),
+        ("scores", torch.OutOfMemoryError("CUDA out of memory."), "The scores of step 1 are left out: CUDA o"),
+    ],
+)  # fmt: skip
+def test_what_fails_while_a_training_is_looked_at_is_said_and_ends_nothing(
+    config, monkeypatch, capsys, what, error, said
+):
+    plain = replace(config, eval_data=config.data, eval_cases=1, steps=2)
+    stage1.train(plain)
+
+    def fail(*_, **__):
+        raise error
+
+    module, name = {
+        "render_html": (samples, "render_html"),
+        "generate": (samples, "answer"),
+        "scores": (stage1, "evaluate"),
+    }[what]
+    monkeypatch.setattr(module, name, fail)
+    often = replace(plain, out=config.out / "often", eval_minutes=0.0, sample_minutes=1e-9)
+    assert stage1.train(often).finished and losses(often.out) == losses(plain.out)
+    assert capsys.readouterr().out.count(said) == 1 and (often.out / "export" / "model.safetensors").exists()
+    assert ("eval" in (often.out / "metrics.jsonl").read_text()) == (what != "scores")
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_all_the_same(config, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", fail)
+    with pytest.raises(DuoGenError, match="The checkpoint of step 4 cannot be written.*No space left"):
+        stage1.train(config)

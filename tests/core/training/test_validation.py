@@ -147,6 +147,30 @@ def test_the_averaged_weights_are_scored(tmp_path, cases, reader, documents):
     assert validation(module) == told != plain
 
 
+def test_a_document_that_cannot_be_scored_costs_the_scores_and_not_the_run(tmp_path, cases, reader, documents, capsys):
+    """Also where another process met it."""
+    config = replace(CONFIG, out=tmp_path, steps=2, eval_steps=100)
+    run, (dit, connector) = Run.of(config), new_parts()
+
+    def full(documents, names):
+        raise MemoryError("Unable to allocate 2.00 GiB")
+
+    validation = Validation(run, cases, full, partial(stage2.sample_of, settings=SETTINGS))
+    stage2.learn(run, config, CachedBatches(documents, CONFIG.tokens), dit, connector, validation=validation)
+    assert run.finished and len(losses(tmp_path)) == 2 and "eval" not in (tmp_path / "metrics.jsonl").read_text()
+    said = "The scores of step 2 are left out: Unable to allocate 2.00 GiB. The training goes on."
+    assert said in capsys.readouterr().out
+
+    elsewhere = validation_of(run, cases, reader)
+    gather = run.processes.gather
+    run.processes.gather = lambda value: [value, "No space left on device"] if value == "" else gather(value)
+    with pytest.raises(DuoGenError, match="No space left on device"):
+        elsewhere(stage2.FlowLoss(dit, connector))
+    run.processes.sharded, run.processes._wrapped = True, dit  # its pass is one of all processes
+    with pytest.raises(MemoryError), run.looking("The scores", together=True):
+        validation(stage2.FlowLoss(dit, connector))
+
+
 # ---------------------------------------------------------------- a share of the data
 
 

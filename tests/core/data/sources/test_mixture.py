@@ -22,7 +22,9 @@ from duogen_core.data.sources import (
     open_source,
     parse_spec,
 )
+from duogen_core.data.sources import mixture as mixture_module
 from duogen_core.data.sources.base import shuffled_index, weighted_choices
+from duogen_core.data.sources.mixture import Told
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError
 from duogen_core.sketchbook.tasks import WEIGHTS
@@ -295,6 +297,33 @@ def test_the_list_of_bad_samples_survives_a_kill(tmp_path):
 def test_a_list_that_cannot_be_written_stops_nothing(tmp_path):
     log = BadLog(tmp_path / "nowhere" / "bad.jsonl")
     assert log(Bad("s", 0, "x", "x is bad")) and log(Bad("s", 1, "y", "y is bad")) and len(log) == 2
+
+
+def test_an_endless_row_of_bad_samples_takes_no_more_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(mixture_module, "LISTED", 3)
+    log = BadLog(tmp_path / "bad.jsonl")
+    told = [log(Bad("s", i, "x", "x is bad", excluded=i % 2 == 1)) for i in range(20)]
+    assert sum(told) == 6 and told[:6] == [True] * 6 and not log(Bad("s", 0, "x", "x is bad"))
+    assert len((tmp_path / "bad.jsonl").read_text().splitlines()) == 6
+    assert (len(log.bad.keys), len(log.unwanted.keys), len(log), log.excluded) == (3, 3, 20, 10)
+    assert not BadLog(tmp_path / "bad.jsonl")(Bad("s", 18, "x", "x is bad")), "a full list stays full"
+
+    one, two = Told(2), Told(2)
+    assert [one.add(k) for k in "abcc"] == [True, True, False, False] and [two.add(k) for k in "bd"] == [True, True]
+    assert Told.together([one, two]) == 5 and len(one) == 4  # a, b, d, and c twice
+
+
+def test_a_mixture_forgets_bad_samples_of_long_ago_and_draws_the_same(monkeypatch):
+    def drawn(known: int):
+        monkeypatch.setattr(mixture_module, "KNOWN", known)
+        mixed = Mixture([Numbers("a", 1000, range(0, 1000, 2))], [1], 0)
+        found = [
+            (sample.index, [bad.index for bad in sample.skipped]) for sample in (mixed.draw(k) for k in range(600))
+        ]
+        return found, len(mixed._bad)
+
+    (every, all_known), (some, few_known) = drawn(10**6), drawn(4)
+    assert some == every and few_known == 4 < 100 < all_known
 
 
 # ---------------------------------------------------------------- the page about data
