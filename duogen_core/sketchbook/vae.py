@@ -42,7 +42,9 @@ from duogen_core.sketchbook.scene import (
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import RunConfig, check_numbers
-from duogen_core.training.run import Run, mixed_precision, muon_and_adamw
+from duogen_core.training.optimizers import muon_and_adamw
+from duogen_core.training.precision import mixed_precision
+from duogen_core.training.run import Run
 from duogen_core.training.samples import write_round_trips
 from duogen_core.vae import (
     WAN21_MEAN,

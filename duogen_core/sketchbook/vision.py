@@ -46,7 +46,8 @@ from duogen_core.sketchbook.scene import (
 )
 from duogen_core.sketchbook.things import THINGS, Thing, part_names
 from duogen_core.training.configuration import check_numbers
-from duogen_core.training.run import Run, mixed_precision
+from duogen_core.training.precision import mixed_precision
+from duogen_core.training.run import Run
 
 TOKEN = 32  # pixels of a picture token's side
 NONE, ANY = -1, -2

@@ -40,7 +40,8 @@ from duogen_core.training.configuration import (
     to_yaml,
 )
 from duogen_core.training.distributed import started
-from duogen_core.training.run import Run, bf16_products
+from duogen_core.training.precision import bf16_products
+from duogen_core.training.run import Run
 
 C = TypeVar("C", bound=RunConfig)
 

@@ -31,10 +31,12 @@ from duogen_core.training.checkpoints import replaced
 from duogen_core.training.command import add_arguments_for, run_command
 from duogen_core.training.configuration import RunConfig, check_numbers
 from duogen_core.training.data import check_families, world
+from duogen_core.training.flow import FlowSample, FlowSettings, noised, sample_of
+from duogen_core.training.optimizers import muon_and_adamw
+from duogen_core.training.precision import mixed_precision
 from duogen_core.training.prepared import DocumentInputs, Reader, ReadInputs
 from duogen_core.training.prepared_shards import prepare
-from duogen_core.training.run import Run, mixed_precision, muon_and_adamw
-from duogen_core.training.stage2 import FlowSample, FlowSettings, noised, sample_of
+from duogen_core.training.run import Run
 from duogen_core.training.stage2_data import CachedBatches, Documents
 
 
@@ -88,7 +90,7 @@ class OutlineReader(Reader):
 
 
 class ControlLoss(nn.Module):
-    """Mean squared error of the velocity, as `stage2.FlowLoss`, with what the ControlNet adds. Texts are projected
+    """Mean squared error of the velocity, as `flow.FlowLoss`, with what the ControlNet adds. Texts are projected
     already, since the connector does not learn."""
 
     def __init__(self, dit: PackedCosmos, net: PackedControlNet, bf16: bool = False) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from platform import node
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from duogen_core.data.sources import (
     Bad,
@@ -29,7 +29,7 @@ from duogen_core.data.sources import (
     parse_specs,
 )
 from duogen_core.data.sources.base import stable_hash
-from duogen_core.data.sources.mixture import Told, differences
+from duogen_core.data.sources.mixture import Fetched, Told, differences
 from duogen_core.data.sources.spec import source_class
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, unknown
@@ -117,8 +117,14 @@ def world(kind: str = "sketchbook") -> World:
 class StepExamples(Protocol):
     """The examples of any step, for whoever may have to read them: it can be sent to another process."""
 
-    def headers(self, step: int) -> Sequence[Example]:
-        """All of the step, cheaply and the same on every process: pictures may have their sizes alone."""
+    streamed: bool  # whether some lie in lanes of streams, which not every process should read
+
+    def readers(self, step: int, processes: int) -> Sequence[int | None]:
+        """Which of so many processes should read each sample of the step; None: any, at the same cost."""
+
+    def headers(self, step: int, numbers: Sequence[int]) -> Sequence[Example]:
+        """Those of these numbers in the step, cheaply and the same on every process: pictures may have their sizes
+        alone."""
 
     def read(self, step: int, numbers: Sequence[int]) -> list[Example]:
         """Those of these numbers in the step, whole. One that is found bad only now is replaced by another."""
@@ -133,17 +139,19 @@ class WorldSteps:
     weights: Mapping[str, float]
     batch: int
     vision_families: Sequence[str]
+    streamed: ClassVar[bool] = False
     _drawn: tuple[int, Sequence[Example]] = (-1, ())  # of the last step that was asked for
 
-    def headers(self, step: int) -> Sequence[Example]:
+    def readers(self, step: int, processes: int) -> list[None]:
+        return [None] * self.batch
+
+    def headers(self, step: int, numbers: Sequence[int]) -> list[Example]:
         if self._drawn[0] != step:
             rng = rng_for(self.seed, "data", step)
             self._drawn = step, world().examples(rng, self.weights, self.batch, self.vision_families)
-        return self._drawn[1]
+        return [self._drawn[1][number] for number in numbers]
 
-    def read(self, step: int, numbers: Sequence[int]) -> list[Example]:
-        examples = self.headers(step)
-        return [examples[number] for number in numbers]
+    read = headers
 
 
 @dataclass
@@ -153,11 +161,26 @@ class MixtureSteps:
     mixture: Mixture
     batch: int
 
-    def headers(self, step: int) -> Sequence[Example]:
-        return [_example(self.mixture.header(step * self.batch + k)) for k in range(self.batch)]
+    @property
+    def streamed(self) -> bool:
+        return self.mixture.streamed
+
+    def readers(self, step: int, processes: int) -> list[int | None]:
+        return [self.mixture.reader(step * self.batch + k, processes) for k in range(self.batch)]
+
+    def headers(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        return [_example(self.mixture.header(step * self.batch + k)) for k in numbers]
 
     def read(self, step: int, numbers: Sequence[int]) -> list[Example]:
         return [_example(self.mixture.draw(step * self.batch + k)) for k in numbers]
+
+    def fetch(self, step: int, rank: int, processes: int) -> dict[int, Fetched]:
+        """What a process of the run has in its lanes, read by its one reader for the workers that decode."""
+        readers = enumerate(self.readers(step, processes), step * self.batch)
+        return {k: self.mixture.fetch(k) for k, reader in readers if reader == rank}
+
+    def give(self, fetched: Mapping[int, Fetched]) -> None:
+        self.mixture.give(fetched)
 
 
 def _example(sample: Sample) -> Example:
@@ -196,6 +219,13 @@ class Samples:
         left_out = [str(spec) for spec in parse_specs(data) if spec.alignment and not limits.alignment]
         if left_out:
             run.say(f"Left out as alignment data: {', '.join(left_out)}.")
+        count = run.processes.count
+        for source in self.mixture.sources if count > 1 else ():
+            if source.lanes is not None and source.lanes % count:
+                run.say(
+                    f"{source.name} is read in {source.lanes} lanes by {count} processes, so in a step some learn more "
+                    f"than others, who wait. Set lanes to a multiple of {count}, with as many shards at least."
+                )
         contents = [look_over(source, run.say) for source in self.mixture.sources]
         compare_data(run, self.mixture, contents)
         self.log: BadLog | None = None

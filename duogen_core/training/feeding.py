@@ -9,19 +9,21 @@ nothing that lies on a device. Tensors come back in shared memory and, for a CUD
 
 A step's samples are shared out before they are read: every process knows the tokens of all of them, from the headers of
 their pictures, and decodes its own alone (`passes`). So the work of decoding is that of one process, however many there
-are.
+are. Samples of a stream cannot be known without reading its shards, so these are shared out as whole lanes of it
+(`own_share`): a process of the run reads its own lanes and knows nothing of the others. Where it has workers, one more
+process reads the lanes, once, and hands each step's samples, as they are stored, to the worker that decodes them.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import get_all_start_methods, parent_process
 from threading import Thread
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -51,6 +53,42 @@ class Failure:
     """What went wrong in a worker: a sentence, without the traceback that a DataLoader would put around it."""
 
     sentence: str
+
+
+class Streams(Protocol):
+    """What make has besides, where some samples lie in streams (`streamed`): one process reads these, others decode."""
+
+    streamed: bool
+
+    def fetch(self, step: int) -> Any:
+        """Reads what this process of the run has in a step out of its streams."""
+
+    def give(self, fetched: Any) -> None:
+        """Before make(step): takes what was fetched of it."""
+
+
+@dataclass
+class Fetch:
+    """Runs in the one reader of a training process."""
+
+    make: Any
+
+    def __call__(self, step: int) -> Any:
+        return self.make.fetch(step)
+
+
+@dataclass
+class Decode:
+    """Runs in its workers. (step, what the reader fetched of it) -> make(step)"""
+
+    make: Any
+
+    def __call__(self, item: tuple[int, Any]) -> Any:
+        step, fetched = item
+        if isinstance(fetched, Failure):  # told when its step comes, not when it was fetched
+            raise DuoGenError(fetched.sentence)
+        self.make.give(fetched)
+        return self.make(step)
 
 
 class Made(Dataset):
@@ -101,7 +139,7 @@ def loader(make: Callable[[Any], T], items: Iterable[Any], workers: int, device:
         method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
         context = torch.multiprocessing.get_context(method)
         if method == "forkserver":
-            context.set_forkserver_preload([type(make).__module__])  # imported once, for all workers
+            context.set_forkserver_preload([type(getattr(make, "make", make)).__module__])  # once, for all workers
         more = {"multiprocessing_context": context, "prefetch_factor": AHEAD, "worker_init_fn": begin_worker}
     return DataLoader(
         Made(make),
@@ -117,8 +155,15 @@ def loader(make: Callable[[Any], T], items: Iterable[Any], workers: int, device:
 
 def taken(shares: Iterator[T | Failure]) -> T:
     """The next one; a DuoGenError for what went wrong with it."""
+    found = arrived(shares)
+    if isinstance(found, Failure):
+        raise DuoGenError(found.sentence)
+    return found
+
+
+def arrived(shares: Iterator[T | Failure]) -> T | Failure:
     try:
-        found = next(shares)
+        return next(shares)
     except (RuntimeError, ConnectionError, EOFError) as error:
         # The second and third: a tensor in shared memory is fetched from the worker that put it there.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
@@ -128,9 +173,6 @@ def taken(shares: Iterator[T | Failure]) -> T:
             "memory left, or a container too little shared memory (/dev/shm). Set fewer `workers` (0: none), and give "
             "the same command again to go on from the last checkpoint."
         ) from None
-    if isinstance(found, Failure):
-        raise DuoGenError(found.sentence)
-    return found
 
 
 class WorkerEnded(TrainingError):
@@ -181,8 +223,7 @@ class Feed(Generic[T]):
 
     def _next(self, run: Run, step: int) -> T:
         if self._shares is None:
-            steps = count(step) if run.steps is None else range(step, run.steps)
-            self._shares = iter(loader(self.make, steps, self.workers, self.device))
+            self._shares = self._read_ahead(step, run.steps)
         try:
             return taken(self._shares)
         except WorkerEnded:
@@ -190,8 +231,40 @@ class Feed(Generic[T]):
                 raise
             return self.make(step)  # who stopped the run stopped its workers too; this last step needs none
 
+    def _read_ahead(self, step: int, end: int | None) -> Iterator[T | Failure]:
+        def steps() -> Iterable[int]:
+            return count(step) if end is None else range(step, end)
+
+        if not self.workers or not getattr(self.make, "streamed", False):
+            return iter(loader(self.make, steps(), self.workers, self.device))
+        # Workers that each took whole steps out of the streams would each read all of them, and hold a shuffle buffer.
+        fetched = iter(loader(Fetch(self.make), steps(), 1, torch.device("cpu")))
+        items = ((each, arrived(fetched)) for each in steps())
+        return iter(loader(Decode(self.make), items, self.workers, self.device))
+
 
 # -- sharing out
+
+
+def known_to(rank: int, readers: Sequence[int | None]) -> list[int]:
+    """Numbers of a step's samples whose headers a process reads: those that any can read, which are shared out by the
+    tokens of all of them, and its own of streams. readers: which process reads each, None for any."""
+    return [number for number, reader in enumerate(readers) if reader in (None, rank)]
+
+
+def own_share(tokens: Mapping[int, int], rank: int, processes: int, readers: Sequence[int | None]) -> list[int]:
+    """Numbers of what a process learns from of a step that has samples of streams: its own of these, whatever tokens
+    they have, which the others do not know, and of the others so many that all have about as much to do (a streamed
+    sample counts as one of the mean). tokens: of `known_to`."""
+    anybodys = [number for number, reader in enumerate(readers) if reader is None]
+    mean = sum(tokens[number] for number in anybodys) / max(1, len(anybodys))
+    loads = [mean * sum(reader == process for reader in readers) for process in range(processes)]
+    mine = [number for number, reader in enumerate(readers) if reader == rank]
+    for number in sorted(anybodys, key=lambda k: (-tokens[k], k)):
+        emptiest = min(range(processes), key=loads.__getitem__)
+        loads[emptiest] += tokens[number]
+        mine += [number] if emptiest == rank else []
+    return sorted(mine)
 
 
 def by_length(lengths: Sequence[int], most: int) -> list[list[int]]:

@@ -56,7 +56,8 @@ from duogen_core.training.configuration import (
 )
 from duogen_core.training.data import world
 from duogen_core.training.distributed import started
-from duogen_core.training.run import Run, bf16_products
+from duogen_core.training.precision import bf16_products
+from duogen_core.training.run import Run
 
 RECIPE = "finetune.json"
 LOOKED_AT = 2000  # documents, before anything is trained

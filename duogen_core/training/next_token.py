@@ -23,8 +23,9 @@ from duogen_core.document import Document
 from duogen_core.mllm import family_of_module
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
 from duogen_core.training.data import Example, Probes, StepExamples, checksum
-from duogen_core.training.feeding import by_length
-from duogen_core.training.run import mixed_precision
+from duogen_core.training.distributed import Processes
+from duogen_core.training.feeding import by_length, known_to, own_share
+from duogen_core.training.precision import mixed_precision
 
 
 class PictureKey(NamedTuple):
@@ -177,6 +178,7 @@ class NextTokenShare:
     count: int  # of all processes' micro-batches
     bad: list[Bad]  # samples that this process could not use
     checksum: int  # of what all processes see of the step
+    apart: bool = False  # shared out by streams: `tokens` and `count` are of this process, and others may have more
 
     def pin_memory(self) -> NextTokenShare:
         pixels = {key: each.pin_memory() for key, each in self.pixels.items()}
@@ -192,24 +194,51 @@ class NextTokenSteps:
     rank: int = 0
     processes: int = 1
 
+    @property
+    def streamed(self) -> bool:
+        return self.examples.streamed
+
+    def fetch(self, step: int) -> dict[int, Any]:
+        return self.examples.fetch(step, self.rank, self.processes)
+
+    def give(self, fetched: dict[int, Any]) -> None:
+        self.examples.give(fetched)
+
     def __call__(self, step: int) -> NextTokenShare:
-        headers = self.examples.headers(step)
-        lengths = [self.batcher.length(each.document) for each in headers]
-        groups = self.batcher.plan(lengths)
-        mine = groups[self.rank :: self.processes]
+        readers = self.examples.readers(step, self.processes)
+        known = known_to(self.rank, readers)
+        headers = dict(zip(known, self.examples.headers(step, known), strict=True))
+        lengths = {k: self.batcher.length(each.document) for k, each in headers.items()}
+        apart = any(reader is not None for reader in readers)
+        if apart:
+            own = own_share(lengths, self.rank, self.processes, readers)
+            groups = mine = [[own[k] for k in group] for group in self.batcher.plan([lengths[k] for k in own]) if group]
+        else:
+            groups = self.batcher.plan(list(lengths.values()))
+            mine = groups[self.rank :: self.processes]
         numbers = [k for group in mine for k in group]
         read = dict(zip(numbers, self.examples.read(step, numbers), strict=True))
         batches, pixels = self.batcher.read(mine, read)
-        batches += [self.batcher.silent()] * (-(-len(groups) // self.processes) - len(mine))
+        if not apart:
+            batches += [self.batcher.silent()] * (-(-len(groups) // self.processes) - len(mine))
         return NextTokenShare(
             batches,
             pixels,
-            names=[read.get(k, each).name for k, each in enumerate(headers)],
+            names=[read.get(k, each).name for k, each in headers.items()],
             tokens=sum(len(group) * max(lengths[k] for k in group) for group in groups),
             count=len(groups),
             bad=[bad for each in read.values() for bad in each.skipped],
-            checksum=checksum(headers),
+            checksum=checksum(headers[k] for k, reader in enumerate(readers) if reader is None),
+            apart=apart,
         )
+
+    def even(self, share: NextTokenShare, processes: Processes) -> None:
+        """Makes the share of a step that was shared out by streams as long as the longest, and counts all of them."""
+        if not share.apart or processes.count == 1:
+            return
+        found = processes.gather((len(share.batches), share.tokens, share.count))
+        share.batches += [self.batcher.silent()] * (max(batches for batches, *_ in found) - len(share.batches))
+        share.tokens, share.count = (sum(each[place] for each in found) for place in (1, 2))
 
 
 def encode_pictures(model: nn.Module, pixels: Pixels) -> dict[PictureKey, Tensor]:

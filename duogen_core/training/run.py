@@ -1,4 +1,4 @@
-"""What all trainings share: precision and optimizers; the run folder, its loop, exact resume.
+"""What all trainings share: the run folder, its loop, exact resume, figures and what is said on the way.
 
     run = Run("runs/mllm", config, seed=0, steps=4000, minutes=40)
     loss_of = run.processes.prepare(NextTokenLoss(model), optimizers)     # DDP, FSDP or itself
@@ -16,10 +16,6 @@ Run folder: config.json, metrics.jsonl, tensorboard/, loss.png and scores.png (m
 (checkpoints.py). The learning rate follows the larger of step/steps and time/minutes, so a run always anneals to its
 end. With `steps` only, a killed and resumed run has exactly the losses of an unbroken one; with `minutes` the clock has
 a say.
-
-Muon is torch's (2.9): momentum whose every matrix is replaced by its nearest orthogonal one before the step (Jordan et
-al., 2024), so that no direction of a matrix learns faster than the others. It is for the matrices inside a network;
-biases, norms, embeddings and the layers at either end want AdamW. The average of the weights is average.py's.
 """
 
 from __future__ import annotations
@@ -28,14 +24,13 @@ import math
 import random
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from duogen_core.document import Document
 from duogen_core.errors import DuoGenError, MissingPackage, is_out_of_memory
@@ -52,82 +47,10 @@ from duogen_core.training.checkpoints import (
     set_rng_state,
     write_text,
 )
-from duogen_core.training.configuration import ConfigError, RunConfig, TrainingError, plain
+from duogen_core.training.configuration import RunConfig, TrainingError, plain
 from duogen_core.training.distributed import Processes
 from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
 from duogen_core.training.throughput import Meter, in_words
-
-# -- precision, optimizers
-
-
-@contextmanager
-def mixed_precision(device: torch.device, enabled: bool = True) -> Iterator[None]:
-    """Autocast to bfloat16. On CPUs with AVX512-BF16 matrix products are 6.5 times as fast as in float32 (measured,
-    Zen 5), and the fused attention is slow backwards: with plain products a stage-2 step is 1.07 to 1.13 times as fast
-    (bundled size, two cores, alternating), in float32 up to 1.37."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=enabled), attention_backends(device):
-        yield
-
-
-@contextmanager
-def bf16_products(enabled: bool = True) -> Iterator[None]:
-    """Lets a CPU compute float32 matrix products in bfloat16, as Muon's iteration can do with.
-
-    The setting is torch's own, for the whole process: on a CPU with AMX everything else would change in the third digit
-    from then on, so it is put back.
-    """
-    before = torch.get_float32_matmul_precision()
-    if enabled:
-        torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def attention_backends(device: torch.device) -> AbstractContextManager[None]:
-    """Leaves the choice to torch on a card, which knows the best one there (cuDNN, flash); on a CPU, plain products."""
-    return sdpa_kernel([SDPBackend.MATH]) if device.type == "cpu" else nullcontext()
-
-
-def recomputing(device: torch.device) -> Callable[[], tuple[AbstractContextManager, AbstractContextManager]]:
-    """`context_fn` of torch.utils.checkpoint, for what is computed inside `mixed_precision`: on the way back, outside
-    of it, attention must be computed as it was."""
-    return lambda: (nullcontext(), attention_backends(device))
-
-
-def new_muon(
-    matrices: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.0, ns_steps: int = 5
-) -> torch.optim.Optimizer:
-    """ns_steps: of the Newton-Schulz iteration. A step of `lr` changes a weight's RMS as AdamW's would."""
-    if not hasattr(torch.optim, "Muon"):
-        raise ConfigError(
-            f"Muon comes with torch 2.9, and this is {torch.__version__}: update torch, or set optimizer=adamw."
-        )
-    return torch.optim.Muon(matrices, lr, weight_decay, ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw")
-
-
-def muon_and_adamw(
-    model: nn.Module,
-    is_outer: Callable[[str], bool],
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.99),
-    muon: Callable[..., torch.optim.Optimizer] = new_muon,
-) -> dict[str, torch.optim.Optimizer]:
-    """Two optimizers over the parameters that want gradients; names for which `is_outer(name)` go to AdamW."""
-    inner, outer = [], []
-    for name, weight in model.named_parameters():
-        if weight.requires_grad:
-            (outer if weight.ndim < 2 or min(weight.shape[:2]) < 2 or is_outer(name) else inner).append(weight)
-    return {
-        "muon": muon(inner, lr=lr, weight_decay=weight_decay),
-        "adamw": torch.optim.AdamW(outer, lr=lr, betas=betas, weight_decay=0.0),
-    }
-
-
-# -- the run
 
 NAMED = 4  # samples of a failed step that the error names; metrics.jsonl has all
 

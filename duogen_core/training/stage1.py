@@ -67,8 +67,10 @@ from duogen_core.training.next_token import (
     predict,
     with_pictures,
 )
+from duogen_core.training.optimizers import new_muon
+from duogen_core.training.precision import recomputing
 from duogen_core.training.quantise import quantise
-from duogen_core.training.run import Every, Run, new_muon, recomputing
+from duogen_core.training.run import Every, Run
 from duogen_core.training.samples import ideal_answers, write_answers
 
 
@@ -235,6 +237,7 @@ class Trainer:
                 with run.meter.aside():
                     self.check(run)
             examples.note(share.bad)
+            steps.even(share, together)
             run.meter.count(
                 tokens=sum(batch.ids.numel() for batch in share.batches),
                 pictures=len(share.pixels),

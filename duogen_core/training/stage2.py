@@ -6,22 +6,20 @@ In: documents as latents and states (stage2_data.py). Out: <out>/export/{dit,con
 keep what sampling must know: the kind of attention, whether earlier pictures are shown, which layers the connector
 reads, what guidance drops; with LoRA also <out>/adapter.
 
-In the order in which it happens (the settings stand with the data, stage2_data.py): the models to begin with; a
-document becomes a sample, with noise, times and text dropout (`sample_of`); the flow-matching loss of a pack of
-samples (`FlowLoss`); the steps (`learn`); what is written (`export`); the command (`train`). What is drawn at random
-for a document depends on its own generator, never on how a batch is shared out over processes or packed into passes.
+In the order in which it happens (the settings stand with the data, stage2_data.py): the models to begin with; the
+steps (`learn`), whose samples and loss are flow.py's; scores and samples to look at (`validate`, `show`); what is
+written (`export`); the command (`train`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +29,6 @@ from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, ch
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.base import PackedDit
 from duogen_core.dit.loading import family_in, new_dit, open_published
-from duogen_core.dit.packing import TrainingSequence
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.loading import load_mllm
 from duogen_core.training.checkpoints import evaluation_mode, replaced
@@ -40,30 +37,31 @@ from duogen_core.training.copies import on_device, whole_copy
 from duogen_core.training.data import held_out, world
 from duogen_core.training.feeding import Feed, workers_for
 from duogen_core.training.flops import DitFlops
+from duogen_core.training.flow import FlowLoss, FlowSample, FlowSettings, sample_of, silent_sample
 from duogen_core.training.lora import (
     DIT_TARGETS,
     TrainableOnly,
     add_lora,
     save_dit,
     save_dit_adapter,
-    trainable,
 )
 from duogen_core.training.metrics import mean_loss
-from duogen_core.training.prepared import Prepared, Reader, targets_of
-from duogen_core.training.run import Every, Run, mixed_precision, muon_and_adamw, recomputing
+from duogen_core.training.optimizers import adamw, muon_and_adamw
+from duogen_core.training.precision import recomputing
+from duogen_core.training.prepared import Prepared, Reader
+from duogen_core.training.run import Every, Run
 from duogen_core.training.samples import write_samples
 from duogen_core.training.stage2_data import (
     CachedBatches,
     Documents,
     OnlineBatches,
+    Pass,
     Stage2Config,
     batches_of,
 )
 from duogen_core.training.validation import Validation
 from duogen_core.vae import PictureVae
 from duogen_core.weights.headers import Entry, check_tensors, shapes_of
-
-STATES = 2**26  # numbers of states that the connector projects at once
 
 # -- the models to begin with
 
@@ -134,180 +132,19 @@ def earlier_connector(folder: Path, connector: Connector) -> Connector:
     return connector
 
 
-# -- a document becomes a sample
+# -- the steps
 
-
-@dataclass(frozen=True)
-class FlowSettings:
-    """How a document becomes a sample; fields as of Stage2Config."""
-
-    attention: Literal["frame_causal", "full"] = "frame_causal"
-    references: bool = True
-    drop: Literal["last_segment", "all_text"] = "last_segment"
-    drop_text: float = 0.1
-    shift: float = 6.0
-    unshifted_share: float = 0.0
+Sample = Callable[[nn.Module, nn.Module], object]  # draws with this DiT and this connector
 
 
 def flow_settings(config: Stage2Config) -> FlowSettings:
     return FlowSettings(**{each.name: getattr(config, each.name) for each in fields(FlowSettings)})
 
 
-@dataclass(frozen=True)
-class FlowSample:
-    """One document in one step: a `TrainingSequence` before the connector, and the noise of its targets."""
-
-    clean: tuple[Tensor, ...]
-    targets: tuple[Tensor, ...]  # x0
-    noise: tuple[Tensor, ...]
-    frame_indices: tuple[int, ...]
-    timestep: Tensor
-    states: Tensor  # [N, layers * width], as it is kept: half precision is enough for what the connector reads
-    sees: Tensor  # bool [clean + targets, N], on the CPU, where masks are made
-    controls: tuple[Tensor, ...] = ()  # of the targets, for a ControlNet
-
-    @property
-    def frames(self) -> int:
-        return len(self.clean) + len(self.targets)
-
-    def to(self, device: torch.device) -> FlowSample:
-        def moved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(tensor.to(device, non_blocking=True).float() for tensor in tensors)
-
-        states, timestep = (each.to(device, non_blocking=True) for each in (self.states, self.timestep))
-        clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
-        places, controls = self.frame_indices, moved(self.controls)
-        return FlowSample(clean, targets, noise, places, timestep, states, self.sees, controls)
-
-
-def shifted(t: Tensor, shift: float) -> Tensor:
-    return shift * t / (1 + (shift - 1) * t)
-
-
-def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSample:
-    """The targets of a pass (`targets_of`), each with its own noise and time, and the earlier pictures clean."""
-    seed, targets = targets_of(document.drawn, settings.attention, rng)
-    generator = torch.Generator().manual_seed(seed)
-    clean = range(targets[-1] if settings.references else 0)
-    states, sees = _text(document, rng, settings, clean, targets)
-    noise = tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets)
-    # Logit-normal times, where the velocity is hardest to tell. The shift moves them to high noise, where composition
-    # is decided; a share stays unshifted, or the last steps of sampling, which make edges, would be seen too rarely.
-    t = torch.sigmoid(torch.randn(len(targets), generator=generator))
-    unshifted = torch.rand(len(targets), generator=generator) < settings.unshifted_share
-    return FlowSample(
-        clean=tuple(document.latents[k] for k in clean),
-        targets=tuple(document.latents[k] for k in targets),
-        noise=noise,
-        frame_indices=(*clean, *targets),
-        timestep=torch.where(unshifted, t, shifted(t, settings.shift)),
-        states=states,
-        sees=sees,
-        controls=tuple(document.controls[document.drawn.index(k)] for k in targets) if document.controls else (),
-    )
-
-
-def _text(
-    document: Prepared, rng: Random, settings: FlowSettings, clean: Sequence[int], targets: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The states of a sample, and which of them each frame sees.
-
-    With probability `drop_text` a target does not see what the negative branch of guidance will drop, so that this
-    branch is trained too: the last text segment (DuoGen), or all text.
-    """
-    end = document.ends[targets[-1]]
-    states, frames = document.states[:end], [*clean, *targets]
-    if settings.drop == "all_text":  # of the whole sequence: so will the negative branch
-        states = states[:0] if rng.random() < settings.drop_text else states
-        dropped = [False] * len(targets)
-    else:
-        dropped = [rng.random() < settings.drop_text for _ in targets]
-    if settings.attention == "full":  # every frame sees all that the target sees
-        if dropped[0]:
-            first, last = document.segments[targets[0]]
-            states = torch.cat([states[:first], states[last:]])
-        return states, torch.ones(len(frames), len(states), dtype=torch.bool)
-    # A frame sees the text before its own place alone: then a finished picture never changes, and its keys and values
-    # can be cached when sampling.
-    ends = torch.tensor([document.ends[k] for k in frames])
-    sees = torch.arange(len(states))[None] < ends[:, None]
-    for row, (k, drop) in enumerate(zip(targets, dropped, strict=True), start=len(clean)):
-        if drop:
-            first, last = document.segments[k]
-            sees[row, first:last] = False
-    return states, sees
-
-
 def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[FlowSample]:
     """Returns the samples of a step, from documents and their numbers in it; each has a random generator of its own."""
     settings = flow_settings(config)
     return [sample_of(document, run.rng(step, f"flow/{i}"), settings) for i, document in documents]
-
-
-def silent_sample(dit: Any, connector: Connector) -> FlowSample:
-    """A sample of nothing, as small as can be."""
-    latent, width = (
-        torch.zeros(dit.config.out_channels, 2, 2),
-        connector.config.num_layers * connector.config.hidden_size,
-    )
-    return FlowSample(
-        (), (latent,), (latent,), (0,), torch.full((1,), 0.5), torch.zeros(1, width), torch.ones(1, 1, dtype=torch.bool)
-    )
-
-
-class FlowLoss(nn.Module):
-    """Mean squared error of the velocity, v = noise - x0 at x_t = t noise + (1 - t) x0.
-
-    Every target counts the same, however large its picture, so that a document of large pictures does not drown others.
-    """
-
-    def __init__(self, dit: PackedDit, connector: Connector, bf16: bool = False) -> None:
-        super().__init__()
-        self.dit, self.connector, self.bf16 = dit, connector, bf16
-
-    @property
-    def layers(self) -> nn.ModuleList:
-        """What FSDP gathers one at a time."""
-        return self.dit.transformer_blocks
-
-    def forward(self, samples: Sequence[FlowSample], total: Tensor | int | None = None) -> Tensor:
-        """total: targets of the whole step, where this is one pass of several or one process's share."""
-        device = self.connector.proj.weight.device
-        samples = [sample.to(device) for sample in samples]
-        with mixed_precision(device, self.bf16):
-            texts = projected(self.connector, [sample.states for sample in samples])
-            found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])
-        errors = [
-            (v.float() - (noise - x0)).square().mean()
-            for sample, velocities in zip(samples, found, strict=True)
-            for v, noise, x0 in zip(velocities, sample.noise, sample.targets, strict=True)
-        ]
-        return torch.stack(errors).sum() / (len(errors) if total is None else total)
-
-
-def projected(connector: Connector, states: Sequence[Tensor]) -> list[Tensor]:
-    """The text condition of each sample. Of many states a block at a time, which is made wider again on the way back:
-    else as many numbers in the weights' precision would lie beside the states themselves."""
-    if sum(each.numel() for each in states) <= STATES:
-        dtype = connector.proj.weight.dtype  # autocast to bfloat16 cannot concatenate float16
-        whole = torch.cat([each.to(dtype) for each in states])
-        return list(connector.project(whole).split([len(each) for each in states]))
-    rows = max(1, STATES // states[0].shape[-1])
-    return [
-        torch.cat([checkpoint(connector.project, block, use_reentrant=False) for block in each.split(rows)])
-        for each in states
-    ]
-
-
-def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
-    triples = zip(sample.timestep, sample.noise, sample.targets, strict=True)
-    noisy = tuple(t * noise + (1 - t) * x0 for t, noise, x0 in triples)
-    return TrainingSequence(sample.clean, noisy, sample.frame_indices, sample.timestep, text, sample.sees)
-
-
-# -- the steps
-
-Sample = Callable[[nn.Module, nn.Module], object]  # draws with this DiT and this connector
 
 
 def optimizers_of(dit: PackedDit, connector: Connector, config: Stage2Config) -> dict[str, torch.optim.Optimizer]:
@@ -320,16 +157,6 @@ def optimizers_of(dit: PackedDit, connector: Connector, config: Stage2Config) ->
     # A third of the rate: the connector projects all layers at once, and every token of every step goes through it.
     lr = config.lr / 3 if config.connector_lr is None else config.connector_lr
     return found | {"connector": adamw(connector, lr=lr, betas=config.betas, weight_decay=0.01)}
-
-
-def adamw(model: nn.Module, *, weight_decay: float, **settings: Any) -> torch.optim.AdamW:
-    """Over what wants gradients. Matrices decay; gains of norms and biases do not: they have no size to keep small."""
-    weights = list(trainable(model).values())
-    groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], **settings)
 
 
 def kind_of(dit: PackedDit) -> str:
@@ -380,6 +207,8 @@ def learn(
     )
     for step, share in feed.each(run):
         batches.note(share)
+        if share.apart and processes.count > 1:  # DDP and FSDP wait for each other in every pass
+            share.passes += [Pass([], [])] * (processes.most(len(share.passes)) - len(share.passes))
         if validation and scores_due():
             validate(run, validation, loss_module)
         if samples_due():

@@ -40,7 +40,7 @@ from duogen_core.training.data import (
     without_held_out,
     world,
 )
-from duogen_core.training.feeding import passes
+from duogen_core.training.feeding import known_to, own_share, passes
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.prepared import Counted, DocumentInputs, Prepared, Reader, ReadInputs, targets_of
 from duogen_core.training.prepared_shards import StoredDocument, prepare
@@ -137,9 +137,13 @@ class DrawnSteps:
     families: dict[str, float]
     count: int
     controlled: bool = False  # for a ControlNet
+    streamed: ClassVar[bool] = False
 
-    def headers(self, step: int) -> list[Example]:
-        return self.read(step, range(self.count))
+    def readers(self, step: int, processes: int) -> list[None]:
+        return [None] * self.count
+
+    def headers(self, step: int, numbers: Sequence[int]) -> list[Example]:
+        return self.read(step, numbers)
 
     def read(self, step: int, numbers: Sequence[int]) -> list[Example]:
         example = world().controlled_example if self.controlled else world().drawn_example
@@ -243,6 +247,7 @@ class Share:
     targets: int  # pictures that this process learns
     tokens: int  # of images and text in its passes
     checksum: int  # of what all processes see of the step
+    apart: bool = False  # shared out by streams: a process knows its own passes alone, others may have more
 
     def pin_memory(self) -> Share:
         return replace(self, passes=[each.pin_memory() for each in self.passes])
@@ -257,13 +262,10 @@ class Steps:
     rank: int
     processes: int
 
-    def plan(self, step: int, documents: Sequence[Counted], most: float) -> tuple[list[list[int]], list[int]]:
-        """Numbers of the documents in each pass of this process, and the tokens of all documents of the step."""
-        tokens = []
-        for i, document in enumerate(documents):
-            _, targets = targets_of(document.drawn, self.attention, rng_for(self.seed, f"flow/{i}", step))
-            tokens.append(document.pass_tokens(targets))
-        return passes(tokens, most, self.processes)[self.rank], tokens
+    def token_count(self, step: int, number: int, document: Counted) -> int:
+        """Tokens that the DiT has of document `number` of a step."""
+        _, targets = targets_of(document.drawn, self.attention, rng_for(self.seed, f"flow/{number}", step))
+        return document.pass_tokens(targets)
 
     def targets(self, documents: Sequence[Counted]) -> int:
         return sum(1 if self.attention == "full" else len(each.drawn) for each in documents)
@@ -333,7 +335,8 @@ class CachedSteps(Steps):
 
     def __call__(self, step: int) -> Share:
         documents = self.batches.batch(step, rng_for(self.seed, "data", step))
-        (mine,), tokens = self.plan(step, documents, float("inf"))  # one pass: the batch is bounded already
+        tokens = [self.token_count(step, i, document) for i, document in enumerate(documents)]
+        (mine,) = passes(tokens, float("inf"), self.processes)[self.rank]  # one: the batch is bounded already
         read = [each.load() if isinstance(each, StoredDocument) else each for each in (documents[k] for k in mine)]
         return Share(
             [Pass(mine, read)],
@@ -364,7 +367,8 @@ class OnlineBatches:
 
     def note(self, share: Share) -> None:
         for each in share.passes:
-            self.documents.note(each.documents)
+            if each.numbers:
+                self.documents.note(each.documents)
 
 
 @dataclass
@@ -373,12 +377,33 @@ class OnlineSteps(Steps):
     inputs: ReadInputs
     tokens: int
 
+    @property
+    def streamed(self) -> bool:
+        return self.examples.streamed
+
+    def fetch(self, step: int) -> dict[int, Any]:
+        return self.examples.fetch(step, self.rank, self.processes)
+
+    def give(self, fetched: dict[int, Any]) -> None:
+        self.examples.give(fetched)
+
     def __call__(self, step: int) -> Share:
-        given = self.examples.headers(step)
-        headers = [self.inputs.header(each.document, each.name) for each in given]
-        packs, tokens = self.plan(step, headers, self.tokens)
-        found, names, targets = [], [each.name for each in headers], 0
+        readers = self.examples.readers(step, self.processes)
+        known = known_to(self.rank, readers)
+        given = dict(zip(known, self.examples.headers(step, known), strict=True))
+        headers = {k: self.inputs.header(each.document, each.name) for k, each in given.items()}
+        tokens = {k: self.token_count(step, k, header) for k, header in headers.items()}
+        apart = any(reader is not None for reader in readers)
+        if apart:
+            mine = own_share(tokens, self.rank, self.processes, readers)
+            packs = [[mine[k] for k in pack] for pack in passes([tokens[k] for k in mine], self.tokens)[0]]
+        else:
+            packs = passes(list(tokens.values()), self.tokens, self.processes)[self.rank]
+        found, names, targets = [], {k: each.name for k, each in headers.items()}, 0
         for pack in packs:
+            if not pack:
+                found.append(Pass([], []))
+                continue
             examples = self.examples.read(step, pack)
             inputs = self.inputs([each.document for each in examples], [each.name for each in examples])
             inputs.bad = [bad for each in examples for bad in each.skipped]
@@ -386,7 +411,14 @@ class OnlineSteps(Steps):
                 names[number] = each.name
                 targets += 1 if self.attention == "full" else len(spots["drawn"])
             found.append(Pass(pack, inputs))
-        return Share(found, names, targets, sum(tokens[k] for pack in packs for k in pack), checksum(given))
+        return Share(
+            found,
+            names=list(names.values()),
+            targets=targets,
+            tokens=sum(tokens[k] for pack in packs for k in pack),
+            checksum=checksum(given[k] for k, reader in enumerate(readers) if reader is None),
+            apart=apart,
+        )
 
 
 def batches_of(

@@ -24,8 +24,8 @@ import torch
 
 from duogen_core.sketchbook.source import SketchbookWorld, drawn_case
 from duogen_core.training import stage2
+from duogen_core.training.flow import FlowLoss, FlowSample, FlowSettings, sample_of
 from duogen_core.training.prepared import Prepared
-from duogen_core.training.stage2 import FlowLoss, FlowSample, FlowSettings, sample_of
 
 HIDDEN, LAYERS = 192, 5  # of the bundled MLLM
 SIDES = (8, 10, 12, 14, 16, 18, 20, 24)  # of latents

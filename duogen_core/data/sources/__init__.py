@@ -6,7 +6,8 @@ The contract of a `Source` (base.py), the same for every format:
     source.label(index)             how a person finds it: "train.jsonl, line 7"
     source.epoch(seed, epoch)       an iterator over good samples, in an order that is a pure function of (seed, epoch);
                                     .position, and .skip(n), which reads nothing
-    source.pick(seed, nth)          the sample of draw nth, over all epochs; source.lane(nth): who had best read it
+    source.pick(seed, nth)          the sample of draw nth, over all epochs; source.reader(nth, readers): who had best
+                                    read it
     source.identity()               plain JSON that a resumed run compares: it changes with the data, not with its place
 Opening a source finds where its samples lie (a few bytes each are kept) and raises DuoGenError for a place that is not
 there. A source holds no open file, so it can be sent to worker processes. Reading is that of
@@ -15,7 +16,8 @@ duogen_core.document.reading: strict, and no path leaves the folder.
     mixture = open_mixture(["2*documents:guides", {"source": "jsonl:train.jsonl", "weight": 1}, "sketchbook"], seed=0,
                            on_bad=BadLog("runs/x/bad_samples.jsonl"))
     sample = mixture.draw(k)        a pure function of (seed, k); bad samples are replaced, named and counted
-    mixture.lane(k)                 None: anybody reads draw k at the same cost; else reader lane % readers had best
+    mixture.reader(k, readers)      None: anybody reads draw k at the same cost; else which of the readers had best
+    mixture.fetch(k), .give({k: …}) what one process reads of a stream, for others that decode it
     for sample in mixture: ...      with rank and world; mixture.state_dict() and load_state_dict() for a resume
     DataLoader(mixture, batch_sampler=lists_of_k, collate_fn=...)    the same draws from worker processes; there, leave
                                     on_bad out and give the BadLog each sample.skipped in the main process

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -134,6 +134,7 @@ class Source(ABC):
 
     endless = False
     drawn = False  # by code when they are asked for: there is nothing to look over
+    lanes: int | None = None  # streams that it is read in; None: every draw can be read anywhere, at the same cost
 
     def __init__(self, name: str, limits: Limits | None = None) -> None:
         self.name, self.limits = name, limits or Limits()
@@ -196,7 +197,27 @@ class Source(ABC):
 
     def lane(self, nth: int) -> int | None:
         """Says in which of its streams draw `nth` lies; None: it can be read anywhere, at the same cost."""
-        return None
+        return None if self.lanes is None else nth % self.lanes
+
+    def reader(self, nth: int, readers: int) -> int | None:
+        """Says which of so many readers had best read draw `nth`: each has lanes of its own or, where there are more
+        readers than lanes, some of the draws of one."""
+        if self.lanes is None:
+            return None
+        lane, place = nth % self.lanes, nth // self.lanes
+        if readers <= self.lanes:
+            return lane % readers
+        return lane + self.lanes * (place % -(-(readers - lane) // self.lanes))
+
+    def raw(self, index: int) -> Any:
+        """Returns a sample of a lane as it is stored, for `hold` of a copy of this source in another process."""
+        raise TypeError(f"{self.name} has no lanes")
+
+    def hold(self, raws: Mapping[int, Any]) -> None:  # noqa: B027 (only sources with lanes have any)
+        """Takes samples that another process has read, by their numbers, in the place of those before."""
+
+    def refresh(self) -> None:  # noqa: B027
+        """Looks at what other processes have noted in the folder of `keep` by now."""
 
     def look(self, count: int) -> list[Sample | Bad]:
         """Reads some samples from all over the source, to see whether it can be used; of one that is drawn, none."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,14 @@ BLOCK = 1 << 14  # draws whose sources are chosen together
 KNOWN = 20_000  # bad samples that a mixture remembers; it reads an older one again
 LISTED = 100_000  # bad samples that a BadLog names, and as many that were not asked for
 ATTEMPTS = 1000  # for one draw; after so many bad samples in a row the source is taken to be lost
+
+
+class Fetched(NamedTuple):
+    """A draw that was read and not decoded: the number of its sample and its bytes, and the bad ones before it."""
+
+    index: int
+    raw: Any
+    skipped: tuple[Bad, ...]
 
 
 class Mixture(Iterator[Sample]):
@@ -53,6 +61,7 @@ class Mixture(Iterator[Sample]):
         self.position = 0
         self._before = [np.zeros(len(sources), np.int64)]  # draws of every source before each block
         self._block: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._given: dict[int, Fetched] = {}  # draws that another process has read
         self._bad: dict[tuple[int, int], Bad] = {}  # so that none is read or reported twice
         self._bad_headers: dict[tuple[int, int], Bad] = {}  # apart, or headers would depend on what a rank has read
 
@@ -95,6 +104,11 @@ class Mixture(Iterator[Sample]):
     ) -> Sample:
         number, nth = self.place(k)
         source = self.sources[number]
+        if (given := self._given.get(k)) is not None:
+            found = read(source, given.index)
+            if isinstance(found, Sample):
+                return replace(found, skipped=given.skipped)
+            source.refresh()  # it is damaged behind its header: another one comes out of the shards, as below
         skipped: dict[int, Bad] = {}
         for attempt in range(ATTEMPTS):
             index = self._index(source, number, k, nth, attempt)
@@ -115,10 +129,34 @@ class Mixture(Iterator[Sample]):
 
     def lane(self, k: int) -> int | None:
         """Says who had best read draw k: None is anybody. Draws of one lane lie in the same shards (Source.lane), so
-        all of them should go to one reader, `lane % readers`; any other reader gets the same samples, only it has to
+        all of them should go to one reader (`reader`); any other reader gets the same samples, only it has to
         read those shards, too."""
         number, nth = self.place(k)
         return self.sources[number].lane(nth)
+
+    def reader(self, k: int, readers: int) -> int | None:
+        """Says which of so many readers had best read draw k, by its lane; None is anybody."""
+        number, nth = self.place(k)
+        return self.sources[number].reader(nth, readers)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether some draws lie in lanes."""
+        return any(source.lanes is not None for source in self.sources)
+
+    def fetch(self, k: int) -> Fetched:
+        """Reads draw k, which lies in a lane, for another process that will not read shards itself (`give`)."""
+        sample = self.header(k)
+        return Fetched(sample.index, self.sources[self.place(k)[0]].raw(sample.index), sample.skipped)
+
+    def give(self, fetched: Mapping[int, Fetched]) -> None:
+        """Takes draws that another process has fetched, in the place of those given before: these need no shard."""
+        self._given = dict(fetched)
+        raws: list[dict[int, Any]] = [{} for _ in self.sources]
+        for k, each in fetched.items():
+            raws[self.place(k)[0]][each.index] = each.raw
+        for source, own in zip(self.sources, raws, strict=True):
+            source.hold(own)
 
     def keep(self, folder: Path) -> None:
         """Lets sources note in `folder` what a later session would have to find again; they do without, too."""

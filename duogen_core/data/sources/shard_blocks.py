@@ -82,6 +82,10 @@ class Blocks(ABC):
     @abstractmethod
     def document(self, raw: Raw) -> Document: ...
 
+    def packed(self, raw: Raw) -> Raw:
+        """A sample as it can be sent to another process, whose `document` takes it."""
+        return raw
+
     def close(self) -> None:
         self.file.close()
 
@@ -385,7 +389,22 @@ class ParquetBlocks(Blocks):
                 raise DuoGenError(f"{where} is an image without its bytes; a stream that is not local reads no others.")
             return picture_bytes(row, Path(address).parent, where)
 
-        return document_of(raw.content.to_pylist(), raw.label, read, self.request)
+        rows = raw.content
+        if isinstance(rows, bytes):
+            import pyarrow
+
+            rows = pyarrow.ipc.open_stream(rows).read_all()
+        return document_of(rows.to_pylist(), raw.label, read, self.request)
+
+    def packed(self, raw: Raw) -> Raw:
+        if raw.content is None:
+            return raw
+        import pyarrow
+
+        sink = pyarrow.BufferOutputStream()  # pickled, some rows of a table may bring all of its memory along
+        with pyarrow.ipc.new_stream(sink, raw.content.schema) as stream:
+            stream.write_table(raw.content)
+        return raw._replace(content=sink.getvalue().to_pybytes())
 
     def close(self) -> None:
         self._opened = None

@@ -15,6 +15,7 @@ It notes both down as it reads (`keep`: in a folder, from which every reader of 
 not noted is found from headers, or the column sample_id, without reading images. So notes only save time.
 
 Blocks hold files as they were (PNG, JPEG), and a picture is decoded when its sample is drawn, within the usual limits.
+The process that reads a lane need not be the one that decodes: `raw` of a sample goes to `hold` of a copy elsewhere.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ class Stream(Source):
         self._opened: OrderedDict[int, Blocks] = OrderedDict()
         self._last: tuple[int, Block] | None = None  # what was read last, and the beginning of a shard that was
         self._begun: tuple[int, Block] | None = None
+        self._given: dict[int, Raw] = {}  # samples that another process has read
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_seed", "_lanes", "_opened", "_last", "_begun")
+        left_out = ("_seed", "_lanes", "_opened", "_last", "_begun", "_given")
         return {name: value for name, value in self.__dict__.items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,9 +108,6 @@ class Stream(Source):
         self.notes.keep(folder, digest([self.identity()]), len(self.shards))
 
     # -- which sample a draw is
-
-    def lane(self, nth: int) -> int:
-        return nth % self.lanes
 
     def index_at(self, seed: int, epoch: int, position: int) -> int:
         return self.pick(stable_hash(seed, epoch), position)
@@ -208,6 +207,8 @@ class Stream(Source):
 
     def _raw(self, index: int) -> tuple[Blocks, Raw]:
         shard, sample = divmod(index, MOST)
+        if index in self._given:
+            return self._blocks(shard), self._given[index]
         while True:
             if self._last is not None and self._last[0] == shard:
                 block = self._last[1]
@@ -225,6 +226,21 @@ class Stream(Source):
         if raw.fault:
             raise DuoGenError(raw.fault)
         return blocks.document(raw)
+
+    def raw(self, index: int) -> Raw:
+        blocks, raw = self._raw(index)
+        return blocks.packed(raw)
+
+    def hold(self, raws: Mapping[int, Raw]) -> None:
+        """Only a sample that is damaged behind its header has this process read shards, for another one in its place:
+        what was held for the last one of these goes, or every process would have a shuffle buffer."""
+        self._lanes.clear()
+        self._last = self._begun = None
+        self._given = dict(raws)
+
+    def refresh(self) -> None:
+        if self.notes.file is not None:
+            self.notes.keep(self.notes.file.parent, self.notes.file.name, len(self.shards))
 
     def walk(self, shard: int) -> Iterator[Sample | Bad]:
         """Yields all samples of a shard, in order."""

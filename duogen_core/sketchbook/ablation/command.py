@@ -40,7 +40,7 @@ from duogen_core.training.checkpoints import write_text
 from duogen_core.training.command import add_arguments_for, output_folder
 from duogen_core.training.configuration import ConfigError, load_config, plain, to_yaml
 from duogen_core.training.metrics import clock, versions
-from duogen_core.training.run import bf16_products
+from duogen_core.training.precision import bf16_products
 
 FORMAT = "duogen-ablation"
 VERSION = 1

@@ -10,7 +10,7 @@ import torch
 
 from duogen_core.sketchbook import vae as training
 from duogen_core.sketchbook.vae import crop_batch
-from duogen_core.training.run import muon_and_adamw
+from duogen_core.training.optimizers import muon_and_adamw
 from duogen_core.vae import (
     WAN21_MEAN,
     WAN21_STD,

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from duogen_core.connector import Connector, ConnectorConfig
-from duogen_core.training import stage2
+from duogen_core.training import flow, stage2
 from duogen_core.training.flops import DitFlops, Flops, MllmFlops, SequenceShape
 from duogen_core.training.lora import LoraSettings, add_lora
 from duogen_core.training.next_token import Batcher, NextTokenLoss
@@ -30,7 +30,7 @@ def sample(sizes, targets, text, channels=16, width=10):
     clean = tuple(torch.randn(channels, *size) for size in sizes[: -targets or None])
     noisy = tuple(torch.randn(channels, *size) for size in sizes[-targets:])
     places = (*range(len(clean)), *range(len(clean), len(sizes)))
-    return stage2.FlowSample(
+    return flow.FlowSample(
         clean, noisy, tuple(map(torch.randn_like, noisy)), places, torch.rand(targets), torch.randn(text, width),
         torch.ones(len(sizes), text, dtype=torch.bool),
     )  # fmt: skip
@@ -47,7 +47,7 @@ def test_stage_2_counts_what_torch_counts(name, attention, lora):
     one = [((8, 8), (16, 8), (8, 16)), 1, 20]
     two = [((16, 16), (16, 16), (16, 16)), 1 if attention == "full" else 2, 31]
     samples = [sample(*each, channels=dit.config.out_channels) for each in (one, two)]
-    module = stage2.FlowLoss(dit, connector)
+    module = flow.FlowLoss(dit, connector)
     found = DitFlops(dit, connector).of_samples(samples)
     with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
         forward, backward = counted(lambda: module(samples))
@@ -60,7 +60,7 @@ def test_stage_2_counts_what_torch_counts(name, attention, lora):
 def test_gradient_checkpointing_repeats_the_blocks_forward():
     dit, connector = tiny("PackedCosmos", num_layers=4).train(), Connector(ConnectorConfig(2, 5, WIDTH))
     samples = [sample(((16, 16), (16, 16)), 1, 20)]
-    module = stage2.FlowLoss(dit, connector)
+    module = flow.FlowLoss(dit, connector)
     stage2.checkpoint_blocks(dit)
     found = DitFlops(dit, connector, checkpointed=True).of_samples(samples)
     _, backward = counted(lambda: module(samples))

@@ -17,10 +17,10 @@ from duogen_core.mllm.chat import build_inputs
 from duogen_core.mllm.decoder import hidden_states_for
 from duogen_core.picture_sampling import PictureSampler
 from duogen_core.settings import Settings
-from duogen_core.training import stage2
+from duogen_core.training import flow, stage2
+from duogen_core.training.flow import FlowLoss, FlowSettings, sample_of
 from duogen_core.training.prepared import Prepared, places
 from duogen_core.training.run import rng_for
-from duogen_core.training.stage2 import FlowLoss, FlowSettings, sample_of
 from tests.core.tiny import random_components
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -90,7 +90,7 @@ def trained_and_drawn(
     sampler = PictureSampler(components, Settings(size=None))
     with torch.inference_mode():
         text = connector.project(sample.states)
-        trained = dit.forward_train([stage2.noised(sample, text)])[0]
+        trained = dit.forward_train([flow.noised(sample, text)])[0]
         drawn = []
         for k, t, noise, x0 in zip(
             sample.frame_indices[len(sample.clean) :], sample.timestep, sample.noise, sample.targets

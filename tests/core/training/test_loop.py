@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from duogen_core.training import checkpoints, metrics
+from duogen_core.training import checkpoints, metrics, precision
 from duogen_core.training import run as run_module
 from duogen_core.training.configuration import TrainingError
 from duogen_core.training.metrics import plot_losses, plot_scores
@@ -366,8 +366,8 @@ def test_attention_is_plain_on_the_cpu_and_torchs_own_choice_on_a_card():
     outside = allowed()
     assert "cudnn" in outside
     for kind, expected in (("cpu", {"math"}), ("cuda", outside), ("mps", outside)):
-        forwards, backwards = run_module.recomputing(torch.device(kind))()
-        with run_module.attention_backends(torch.device(kind)):
+        forwards, backwards = precision.recomputing(torch.device(kind))()
+        with precision.attention_backends(torch.device(kind)):
             assert allowed() == expected
         with forwards, backwards:  # what is computed again on the way back is computed in the same way
             assert allowed() == expected

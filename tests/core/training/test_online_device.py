@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from duogen_core.training import stage2
+from duogen_core.training import flow, stage2
+from duogen_core.training.flow import FlowLoss, projected
 from duogen_core.training.prepared import Reader
 from duogen_core.training.run import Run
-from duogen_core.training.stage2 import FlowLoss, projected
 from duogen_core.training.stage2_data import Documents, OnlineBatches
 from tests.core.tiny import random_components
 
@@ -75,7 +75,7 @@ def test_many_states_are_projected_a_block_at_a_time(monkeypatch):
     states = [torch.randn(n, connector.config.num_layers * connector.config.hidden_size).half() for n in (7, 30, 1)]
     found = {}
     for most in (2**26, 500):
-        monkeypatch.setattr(stage2, "STATES", most)
+        monkeypatch.setattr(flow, "STATES", most)
         connector.zero_grad()
         texts = projected(connector, states)
         sum(text.square().sum() for text in texts).backward()

@@ -41,7 +41,7 @@ from duogen_core.training.next_token import (
     StepTotals,
 )
 from duogen_core.vae import PictureVae, new_vae
-from tests.core.sample_sets import guide, write_jsonl
+from tests.core.sample_sets import guide, members, write_jsonl, write_tar
 from tests.core.sketchbook.test_pretrain import SIZES, cases
 from tests.core.test_folder_lock import holder
 from tests.core.two_processes import run_all
@@ -318,6 +318,37 @@ def test_states_online_and_worker_processes_learn_what_one_process_does(folder):
             ([*STAGE2, *online, "out=two/stage2-online"], None),
         )
     same(folder, "one/stage2-online", "two/stage2-online")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_stream_is_shared_out_by_lanes_and_is_learnt_as_by_one_process(folder, config, stage):
+    """Three lanes for two processes, which have unequal passes; stopped, and gone on with by one process."""
+    (folder / "shards").mkdir(exist_ok=True)
+    for number in range(3):
+        some = [guide(10 * number + k, (64, 48 + 16 * k)) for k in range(4)]
+        write_tar(folder / "shards" / f"{number}.tar", [members(f"{d.meta['number']:03d}", d) for d in some])
+    data = [
+        'data=[{"source": "stream:shards", "shuffle": 6, "lanes": 3}]',
+        "batch=5",
+        "eval_cases=0",
+        "sample_minutes=0",
+    ]
+    own = ["accumulate=true"] if stage == "stage1" else ["states=online", "tokens=200", "precision=float32"]
+    command = [*(STAGE1 if stage == "stage1" else STAGE2), *data, "optimizer=adamw", *own]
+    one, two, kind = f"one/{stage}-stream", f"two/{stage}-{config[:4]}", [] if stage == "stage1" else ["export_steps=0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        if not (folder / one).exists():
+            run_all([([*command, *kind, f"out={one}"], None)])
+        launch(config, ([*command, *kind, f"out={two}", "workers=1"], 1))
+        assert len(list((folder / two / "stream").glob("*.jsonl"))) == 2, "one reader for each process"
+        run_all([([*command, *kind, f"out={two}"], None)])
+    wanted, found = (checkpoint_of(folder / run) for run in (one, two))
+    close(found, wanted, two)
+    for a, b in zip(figures(folder / one), figures(folder / two), strict=True):
+        assert {**b, "tokens": 0} == pytest.approx({**a, "tokens": 0}, abs=1e-4)  # padding is another
 
 
 @pytest.mark.slow

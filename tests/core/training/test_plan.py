@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from duogen_core.cli import main
 from duogen_core.connector import Connector, ConnectorConfig
-from duogen_core.training import plan, stage2
+from duogen_core.training import flow, plan, stage2
 from duogen_core.training.flops import SequenceShape
 from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.plan import Average, Machine, build_dit, build_mllm, kept_by_dit, kept_by_mllm, shape_of
@@ -100,7 +100,7 @@ def test_stage_2_of_a_tiny_dit_takes_what_is_planned(name, attention, checkpoint
     # Small frames: attention's scores, which a CPU keeps and fused attention does not, must not outweigh the rest.
     clean, noisy = tuple(torch.randn(16, 16, 16) for _ in range(2)), tuple(torch.randn(16, 16, 16) for _ in places[2:])
     samples = [
-        stage2.FlowSample(
+        flow.FlowSample(
             clean, noisy, noisy, places, torch.rand(len(noisy)), torch.randn(50, 16),
             torch.ones(len(places), 50, dtype=torch.bool),
         )
@@ -108,7 +108,7 @@ def test_stage_2_of_a_tiny_dit_takes_what_is_planned(name, attention, checkpoint
     ]  # fmt: skip
     if checkpointed:
         stage2.checkpoint_blocks(dit)
-    module = stage2.FlowLoss(dit, connector)
+    module = flow.FlowLoss(dit, connector)
     measured = peak_of(lambda: module(samples))
     sequence = SequenceShape((64, 64), (64,) * len(noisy), places, 50)
     kept = kept_by_dit(shape, [sequence] * 8, (16, 16), torch.float32, attention=attention)

@@ -19,10 +19,10 @@ from duogen_core.training import distributed
 from duogen_core.training.average import Ema
 from duogen_core.training.checkpoints import own_state
 from duogen_core.training.distributed import shard
+from duogen_core.training.flow import FlowLoss
 from duogen_core.training.lora import LoraSettings, trainable
 from duogen_core.training.next_token import NextTokenLoss
 from duogen_core.training.stage1 import adapt
-from duogen_core.training.stage2 import FlowLoss
 from tests.core.dit.families import TINY, WIDTH, tiny
 from tests.core.mllm_families import CREATE, lively
 

@@ -134,7 +134,7 @@ def test_stage_2_starts_from_a_published_wan_with_a_new_connector(tmp_path):
     config = replace(CONFIG, init=file, attention="full")
     dit, connector = stage2.new_models(config, 3, 16)
     assert torch.equal(dit.proj_out.weight, base.proj_out.weight) and dit.config.attention == "full"
-    assert connector.config == ConnectorConfig(3, 16, 20)
+    assert connector.config == ConnectorConfig(3, 16, 20, dit="wan")
     with pytest.raises(DuoGenError, match="dit is cosmos, but .* holds a DiT of the family wan"):
         stage2.new_models(replace(config, dit="cosmos"), 3, 16)
 

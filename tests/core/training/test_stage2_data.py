@@ -21,12 +21,12 @@ from duogen_core.document.store import save_document
 from duogen_core.picture_sampling import fit_area
 from duogen_core.training import prepared_shards, stage2, stage2_data
 from duogen_core.training.configuration import TrainingError
+from duogen_core.training.flow import FlowLoss
 from duogen_core.training.lora import LoraSettings
 from duogen_core.training.prepared import Reader
 from duogen_core.training.prepared_shards import load_shard, prepare_shard
 from duogen_core.training.run import Run
 from duogen_core.training.samples import asked
-from duogen_core.training.stage2 import FlowLoss
 from duogen_core.training.stage2_data import Documents, batches_of
 from tests.core.runs import losses, stopped_in
 from tests.core.tiny import random_components

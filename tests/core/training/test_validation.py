@@ -12,7 +12,7 @@ import torch
 
 from duogen_core.data.sources import Limits
 from duogen_core.errors import DuoGenError
-from duogen_core.training import stage1, stage2
+from duogen_core.training import flow, stage1, stage2
 from duogen_core.training.configuration import ConfigError
 from duogen_core.training.data import Samples, held_out, is_held_out, without_held_out
 from duogen_core.training.lora import LoraSettings
@@ -62,7 +62,7 @@ def new_parts():
 
 
 def validation_of(run, cases, reader):
-    return Validation(run, cases, reader, partial(stage2.sample_of, settings=SETTINGS))
+    return Validation(run, cases, reader, partial(flow.sample_of, settings=SETTINGS))
 
 
 def test_world_families_that_draw_are_scored_and_others_are_not():
@@ -73,14 +73,14 @@ def test_world_families_that_draw_are_scored_and_others_are_not():
 
 def test_the_scores_are_the_flow_loss_at_fixed_times_and_noise(tmp_path, cases, reader, documents):
     run = Run.of(replace(CONFIG, out=tmp_path))
-    module = stage2.FlowLoss(*new_parts())
+    module = flow.FlowLoss(*new_parts())
     validation = validation_of(run, cases, reader)
     scores = validation(module)
     assert list(scores) == ["all", "draw", "guide"]
     every, targets = [], []
     for number, (name, document) in enumerate(zip(("draw", "guide"), documents, strict=True)):
         for place, t in enumerate(TIMES):
-            sample = stage2.sample_of(document, rng_for(0, "validation", number, place), SETTINGS)
+            sample = flow.sample_of(document, rng_for(0, "validation", number, place), SETTINGS)
             sample = replace(sample, timestep=torch.full((len(sample.targets),), t))
             with torch.no_grad():
                 loss = float(module([sample]))
@@ -100,7 +100,7 @@ def test_the_scores_are_the_flow_loss_at_fixed_times_and_noise(tmp_path, cases, 
 
 
 def test_dropout_is_off_and_the_random_generators_are_as_before(tmp_path, cases, reader):
-    module = stage2.FlowLoss(*new_parts())
+    module = flow.FlowLoss(*new_parts())
     stage2.add_lora(module.dit, LoraSettings(dropout=0.5), within="transformer_blocks", usual=stage2.DIT_TARGETS)
     for name, parameter in module.dit.named_parameters():
         if "lora_B" in name:
@@ -140,7 +140,7 @@ def test_the_averaged_weights_are_scored(tmp_path, cases, reader, documents):
     validation = validation_of(run, cases, reader)
     stage2.learn(run, config, CachedBatches(documents, CONFIG.tokens), dit, connector, validation=validation)
     (told,) = [line["eval"] for line in read_lines(tmp_path / "metrics.jsonl") if "eval" in line]
-    module = stage2.FlowLoss(dit, connector)
+    module = flow.FlowLoss(dit, connector)
     plain = validation(module)
     dit.load_state_dict(run.emas["dit"].shadow)
     connector.load_state_dict(run.emas["connector"].shadow)
@@ -155,7 +155,7 @@ def test_a_document_that_cannot_be_scored_costs_the_scores_and_not_the_run(tmp_p
     def full(documents, names):
         raise MemoryError("Unable to allocate 2.00 GiB")
 
-    validation = Validation(run, cases, full, partial(stage2.sample_of, settings=SETTINGS))
+    validation = Validation(run, cases, full, partial(flow.sample_of, settings=SETTINGS))
     stage2.learn(run, config, CachedBatches(documents, CONFIG.tokens), dit, connector, validation=validation)
     assert run.finished and len(losses(tmp_path)) == 2 and "eval" not in (tmp_path / "metrics.jsonl").read_text()
     said = "The scores of step 2 are left out: Unable to allocate 2.00 GiB. The training goes on."
@@ -165,10 +165,10 @@ def test_a_document_that_cannot_be_scored_costs_the_scores_and_not_the_run(tmp_p
     gather = run.processes.gather
     run.processes.gather = lambda value: [value, "No space left on device"] if value == "" else gather(value)
     with pytest.raises(DuoGenError, match="No space left on device"):
-        elsewhere(stage2.FlowLoss(dit, connector))
+        elsewhere(flow.FlowLoss(dit, connector))
     run.processes.sharded, run.processes._wrapped = True, dit  # its pass is one of all processes
     with pytest.raises(MemoryError), run.looking("The scores", together=True):
-        validation(stage2.FlowLoss(dit, connector))
+        validation(flow.FlowLoss(dit, connector))
 
 
 # ---------------------------------------------------------------- a share of the data

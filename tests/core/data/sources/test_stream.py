@@ -314,6 +314,61 @@ def test_blocks_that_were_used_least_lately_are_let_go(folder):
         assert sum(each.block.size for lane in source._lanes.values() for each in lane.blocks) <= 3 * one
 
 
+def fetched_in(mixture, span, rank: int = 0, readers: int = 1):
+    return {k: mixture.fetch(k) for k in span if mixture.reader(k, readers) == rank}
+
+
+def test_what_a_reader_fetches_another_process_draws_without_a_shard(folder, monkeypatch):
+    reader, decoder = (open_mixture(options(folder), seed=4) for _ in range(2))
+    expected = draws(open_mixture(options(folder), seed=4), 30)
+    for first in (0, 10, 20):
+        given = fetched_in(reader, range(first, first + 10))
+        decoder.give(pickle.loads(pickle.dumps(given)))
+        assert [decoder.header(k).document.meta["number"] for k in given] == expected[first : first + 10]
+        assert draws(decoder, 10, first) == expected[first : first + 10]
+    assert not decoder.sources[0]._lanes and len(decoder.sources[0]._given) <= 10
+    assert all(blocks.file._file is None for blocks in decoder.sources[0]._opened.values())
+    assert not pickle.loads(pickle.dumps(decoder.sources[0]))._given, "it is not sent with the source"
+    small = len(pickle.dumps(given[20].raw))
+    assert small < 2 * len(pickle.dumps(reader.sources[0]._raw(given[20].index)[1])) and small < 20_000
+
+
+def test_a_sample_that_proves_damaged_in_the_other_process_is_replaced_as_everywhere(tmp_path):
+    root = tmp_path / "set"
+    root.mkdir()
+    documents = [guide(k, (16, 16)) for k in range(8)]
+    write_tar(root / "s.tar", [members(f"{d.meta['number']:05d}", d) for d in documents])
+    data = bytearray((root / "s.tar").read_bytes())
+    at = data.index(b"IDAT") + 6  # behind the header of the first picture
+    data[at : at + 4] = b"\xff" * 4
+    (root / "s.tar").write_bytes(data)
+    alone = open_mixture(options(root, lanes=1), seed=1)
+    expected = [alone.draw(k) for k in range(8)]
+    assert any(sample.skipped for sample in expected)
+    reader, decoder = (open_mixture(options(root, lanes=1), seed=1) for _ in range(2))
+    for mixture in (reader, decoder):
+        mixture.keep(tmp_path / "notes")
+    decoder.give(fetched_in(reader, range(8)))
+    found = [decoder.draw(k) for k in range(8)]
+    assert [each.index for each in found] == [each.index for each in expected]
+    assert [len(each.skipped) for each in found] == [len(each.skipped) for each in expected]
+    assert decoder.sources[0]._lanes and decoder.sources[0].notes.counts, "it went to the shard, and had the notes"
+    decoder.give({})
+    assert not decoder.sources[0]._lanes, "and holds nothing of it any more"
+
+
+@pytest.mark.parametrize(("lanes", "readers"), [(7, 1), (7, 3), (6, 3), (3, 7), (1, 4), (2, 5)])
+def test_every_reader_has_its_part(folder, lanes, readers):
+    mixture = open_mixture(options(folder, lanes=lanes), seed=1)
+    whose = [mixture.reader(k, readers) for k in range(lanes * readers * 4)]
+    assert set(whose) == set(range(readers)) and max(Counter(whose).values()) <= 4 * lanes * -(-readers // lanes) * 2
+    if readers <= lanes:
+        assert all(reader == mixture.lane(k) % readers for k, reader in enumerate(whose))
+    else:  # a reader has one lane
+        assert all(len({mixture.lane(k) for k, each in enumerate(whose) if each == r}) == 1 for r in range(readers))
+    assert open_mixture("sketchbook", seed=0).reader(5, readers) is None
+
+
 # ---------------------------------------------------------------- where shards lie
 
 

@@ -1,0 +1,191 @@
+"""The flow-matching loss of stage 2: a document becomes a sample, with noise and times, and a pack of samples a loss.
+
+    sample = sample_of(prepared, rng, FlowSettings())           clean frames, noisy targets, states, who sees which
+    loss = FlowLoss(dit, connector)([sample, …])                mean squared error of the velocity, noise - x0
+
+What is drawn at random for a document (noise, times, text dropout, the target under `full` attention) depends on its
+own generator, never on how a batch is shared out over processes or packed into passes. A ControlNet learns from the
+same samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from duogen_core.connector import Connector
+from duogen_core.dit.base import PackedDit
+from duogen_core.dit.packing import TrainingSequence
+from duogen_core.training.precision import mixed_precision
+from duogen_core.training.prepared import Prepared, targets_of
+
+STATES = 2**26  # numbers of states that the connector projects at once
+
+# -- a document becomes a sample
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """How a document becomes a sample; fields as of Stage2Config."""
+
+    attention: Literal["frame_causal", "full"] = "frame_causal"
+    references: bool = True
+    drop: Literal["last_segment", "all_text"] = "last_segment"
+    drop_text: float = 0.1
+    shift: float = 6.0
+    unshifted_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class FlowSample:
+    """One document in one step: a `TrainingSequence` before the connector, and the noise of its targets."""
+
+    clean: tuple[Tensor, ...]
+    targets: tuple[Tensor, ...]  # x0
+    noise: tuple[Tensor, ...]
+    frame_indices: tuple[int, ...]
+    timestep: Tensor
+    states: Tensor  # [N, layers * width], as it is kept: half precision is enough for what the connector reads
+    sees: Tensor  # bool [clean + targets, N], on the CPU, where masks are made
+    controls: tuple[Tensor, ...] = ()  # of the targets, for a ControlNet
+
+    @property
+    def frames(self) -> int:
+        return len(self.clean) + len(self.targets)
+
+    def to(self, device: torch.device) -> FlowSample:
+        def moved(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(tensor.to(device, non_blocking=True).float() for tensor in tensors)
+
+        states, timestep = (each.to(device, non_blocking=True) for each in (self.states, self.timestep))
+        clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
+        places, controls = self.frame_indices, moved(self.controls)
+        return FlowSample(clean, targets, noise, places, timestep, states, self.sees, controls)
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSample:
+    """The targets of a pass (`targets_of`), each with its own noise and time, and the earlier pictures clean."""
+    seed, targets = targets_of(document.drawn, settings.attention, rng)
+    generator = torch.Generator().manual_seed(seed)
+    clean = range(targets[-1] if settings.references else 0)
+    states, sees = _text(document, rng, settings, clean, targets)
+    noise = tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets)
+    # Logit-normal times, where the velocity is hardest to tell. The shift moves them to high noise, where composition
+    # is decided; a share stays unshifted, or the last steps of sampling, which make edges, would be seen too rarely.
+    t = torch.sigmoid(torch.randn(len(targets), generator=generator))
+    unshifted = torch.rand(len(targets), generator=generator) < settings.unshifted_share
+    return FlowSample(
+        clean=tuple(document.latents[k] for k in clean),
+        targets=tuple(document.latents[k] for k in targets),
+        noise=noise,
+        frame_indices=(*clean, *targets),
+        timestep=torch.where(unshifted, t, shifted(t, settings.shift)),
+        states=states,
+        sees=sees,
+        controls=tuple(document.controls[document.drawn.index(k)] for k in targets) if document.controls else (),
+    )
+
+
+def _text(
+    document: Prepared, rng: Random, settings: FlowSettings, clean: Sequence[int], targets: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The states of a sample, and which of them each frame sees.
+
+    With probability `drop_text` a target does not see what the negative branch of guidance will drop, so that this
+    branch is trained too: the last text segment (DuoGen), or all text.
+    """
+    end = document.ends[targets[-1]]
+    states, frames = document.states[:end], [*clean, *targets]
+    if settings.drop == "all_text":  # of the whole sequence: so will the negative branch
+        states = states[:0] if rng.random() < settings.drop_text else states
+        dropped = [False] * len(targets)
+    else:
+        dropped = [rng.random() < settings.drop_text for _ in targets]
+    if settings.attention == "full":  # every frame sees all that the target sees
+        if dropped[0]:
+            first, last = document.segments[targets[0]]
+            states = torch.cat([states[:first], states[last:]])
+        return states, torch.ones(len(frames), len(states), dtype=torch.bool)
+    # A frame sees the text before its own place alone: then a finished picture never changes, and its keys and values
+    # can be cached when sampling.
+    ends = torch.tensor([document.ends[k] for k in frames])
+    sees = torch.arange(len(states))[None] < ends[:, None]
+    for row, (k, drop) in enumerate(zip(targets, dropped, strict=True), start=len(clean)):
+        if drop:
+            first, last = document.segments[k]
+            sees[row, first:last] = False
+    return states, sees
+
+
+def silent_sample(dit: Any, connector: Connector) -> FlowSample:
+    """A sample of nothing, as small as can be."""
+    latent, width = (
+        torch.zeros(dit.config.out_channels, 2, 2),
+        connector.config.num_layers * connector.config.hidden_size,
+    )
+    return FlowSample(
+        (), (latent,), (latent,), (0,), torch.full((1,), 0.5), torch.zeros(1, width), torch.ones(1, 1, dtype=torch.bool)
+    )
+
+
+# -- the loss
+
+
+class FlowLoss(nn.Module):
+    """Mean squared error of the velocity, v = noise - x0 at x_t = t noise + (1 - t) x0.
+
+    Every target counts the same, however large its picture, so that a document of large pictures does not drown others.
+    """
+
+    def __init__(self, dit: PackedDit, connector: Connector, bf16: bool = False) -> None:
+        super().__init__()
+        self.dit, self.connector, self.bf16 = dit, connector, bf16
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """What FSDP gathers one at a time."""
+        return self.dit.transformer_blocks
+
+    def forward(self, samples: Sequence[FlowSample], total: Tensor | int | None = None) -> Tensor:
+        """total: targets of the whole step, where this is one pass of several or one process's share."""
+        device = self.connector.proj.weight.device
+        samples = [sample.to(device) for sample in samples]
+        with mixed_precision(device, self.bf16):
+            texts = projected(self.connector, [sample.states for sample in samples])
+            found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])
+        errors = [
+            (v.float() - (noise - x0)).square().mean()
+            for sample, velocities in zip(samples, found, strict=True)
+            for v, noise, x0 in zip(velocities, sample.noise, sample.targets, strict=True)
+        ]
+        return torch.stack(errors).sum() / (len(errors) if total is None else total)
+
+
+def projected(connector: Connector, states: Sequence[Tensor]) -> list[Tensor]:
+    """The text condition of each sample. Of many states a block at a time, which is made wider again on the way back:
+    else as many numbers in the weights' precision would lie beside the states themselves."""
+    if sum(each.numel() for each in states) <= STATES:
+        dtype = connector.proj.weight.dtype  # autocast to bfloat16 cannot concatenate float16
+        whole = torch.cat([each.to(dtype) for each in states])
+        return list(connector.project(whole).split([len(each) for each in states]))
+    rows = max(1, STATES // states[0].shape[-1])
+    return [
+        torch.cat([checkpoint(connector.project, block, use_reentrant=False) for block in each.split(rows)])
+        for each in states
+    ]
+
+
+def noised(sample: FlowSample, text: Tensor) -> TrainingSequence:
+    triples = zip(sample.timestep, sample.noise, sample.targets, strict=True)
+    noisy = tuple(t * noise + (1 - t) * x0 for t, noise, x0 in triples)
+    return TrainingSequence(sample.clean, noisy, sample.frame_indices, sample.timestep, text, sample.sees)
