@@ -94,6 +94,8 @@ class MllmFlops:
         whole = getattr(vision, "fullatt_block_indexes", None)
         self.whole_blocks = self.depth if whole is None else len(whole)
         self.window = (getattr(vision, "window_size", 0) // vision.patch_size) ** 2
+        if tile := getattr(vision, "image_size", 0):  # LLaVA-OneVision's looks at the tiles of a picture one by one
+            self.whole_blocks, self.window = 0, (tile // vision.patch_size) ** 2
 
     def of(self, rows: int, length: int, learnt: int, pictures: Sequence[tuple[int, int]] = ()) -> Flops:
         """rows x length padded tokens, `learnt` of which have a loss; pictures: (width, height) as the tower sees

@@ -43,10 +43,10 @@ def shape_of(place: Path) -> dict[str, Any]:
         shape = json.loads(file.read_text("utf-8"))
         known |= dict.fromkeys([file.stem, *shape["names"]], shape)
     if place.name not in known:
+        names = dict.fromkeys(name for shape in known.values() for name in shape["names"])
+        what = f"There is no config.json in {place}, and as the name of a published model"
         raise DuoGenError(
-            unknown(
-                "The plan knows the sizes of published models and of folders that exist: the model", place.name, known
-            )
+            unknown(what, place.name, names) + " Or give a folder that is there: init=, in stage 2 mllm=."
         )
     return {key: value for key, value in known[place.name].items() if key not in ("names", "source")}
 
@@ -83,6 +83,22 @@ def build_dit(shape: Mapping[str, Any], **changes: Any) -> nn.Module:
     values = {key: value for key, value in shape.items() if not key.startswith("_")}
     with torch.device("meta"):
         return family.from_config({**values, **changes})
+
+
+def seen_by(model: nn.Module, side: int) -> tuple[int, int]:
+    """(tokens, patches that the vision tower sees) of an image of side x side pixels."""
+    vision = model.config.vision_config
+    if model.config.model_type == "llava_onevision":
+        from duogen_core.mllm.any_resolution import TiledImages, tile_numbers, tile_processing
+
+        square = {"height": vision.image_size, "width": vision.image_size}
+        pinpoints = model.config.image_grid_pinpoints
+        settings = tile_processing().from_dict({"size": square, "image_grid_pinpoints": pinpoints})
+        tiles = TiledImages(settings, *tile_numbers(model.config.to_dict(), "config.json"))
+        return tiles.tokens((side, side)), tiles.seen((side, side))
+    merge = vision.spatial_merge_size
+    cells = max(1, side // (vision.patch_size * merge))
+    return cells**2, (cells * merge) ** 2
 
 
 def numel(module: nn.Module, learn: bool | None = None) -> int:
@@ -163,7 +179,8 @@ def kept_by_mllm(shape: Mapping[str, Any], rows: int, length: int, learnt: int, 
         model = build_mllm(shape, layers).to(dtype)
         text = model.model.language_model
         embeds = torch.empty(rows, length, model.config.text_config.hidden_size, dtype=dtype, device="meta")
-        positions = torch.zeros(3, rows, length, dtype=torch.long, device="meta")
+        plain = model.config.model_type == "llava_onevision"  # its positions are one number, Qwen-VL's three
+        positions = torch.zeros(*(() if plain else (3,)), rows, length, dtype=torch.long, device="meta")
         targets = torch.zeros(learnt, dtype=torch.long, device="meta")
         rotary = tuple(each.to(dtype) for each in text.rotary_emb(embeds, positions))
 

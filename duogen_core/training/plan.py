@@ -35,6 +35,7 @@ from duogen_core.training.meta_models import (
     kept_by_dit,
     kept_by_mllm,
     numel,
+    seen_by,
     shape_of,
 )
 from duogen_core.training.throughput import GB
@@ -127,10 +128,7 @@ def stage1_needs(config: Any, machine: Machine, average: Average) -> Needs:
     layers = model.model.language_model.layers
     whole, learn, inside = numel(model), numel(model, True), numel(layers)
     frozen_bytes = 2 if config.lora else 4
-    patch = model.config.vision_config.patch_size
-    step = patch * getattr(model.config.vision_config, "spatial_merge_size", 1)
-    side = max(step, average.side // step * step)
-    of_image = (side // step) ** 2
+    of_image, patches = seen_by(model, average.side)
     document = average.text + average.images * of_image
     passes, together = shared_out(config.batch, config.tokens // document, machine.gpus)
     # Half of the text is the assistant's, which is what is learnt, and <BOV> for every image.
@@ -147,7 +145,7 @@ def stage1_needs(config: Any, machine: Machine, average: Average) -> Needs:
     gpu["activations"] = each * (1 if config.accumulate or passes == 1 else passes)
     flops = MllmFlops(model, config.gradient_checkpointing)
     work = flops.of(config.batch, document, config.batch * (average.text // 2 + average.images))
-    work += flops.of_pictures([(side, side)] * (average.images * config.batch))
+    work += flops.of_patches([patches] * (average.images * config.batch))
     checkpoint = 4.0 * (learn if config.lora else whole) + 8.0 * learn
     return Needs(
         gpu=gpu,
@@ -200,8 +198,8 @@ def stage2_needs(config: Any, machine: Machine, average: Average) -> Needs:
     frame = (latent // ph) * (latent // pw)
     images = max(1, average.images)
     clean = (images - 1) if config.references else 0
-    merged = mllm.config.vision_config.patch_size * getattr(mllm.config.vision_config, "spatial_merge_size", 1)
-    text = average.text + (images - 1) * (average.side // merged) ** 2
+    of_image, patches = seen_by(mllm, average.side)
+    text = average.text + (images - 1) * of_image
     if config.attention == "full":
         clean = clean // 2 + clean % 2
         sequence = SequenceShape((frame,) * clean, (frame,), tuple(range(clean + 1)), text)
@@ -218,9 +216,7 @@ def stage2_needs(config: Any, machine: Machine, average: Average) -> Needs:
     work = DitFlops(dit, connector, config.gradient_checkpointing).of([sequence] * documents)
     if config.states == "online":
         reading = MllmFlops(mllm)
-        step = reading.patch * int(reading.merged**0.5)
-        seen = (average.side // step * step,) * 2
-        read = reading.of(documents, text, 0) + reading.of_pictures([seen] * (images - 1) * documents)
+        read = reading.of(documents, text, 0) + reading.of_patches([patches] * (images - 1) * documents)
         work += Flops(forward=read.forward) + Flops(forward=vae_flops(side) * images * documents)
     return Needs(
         gpu=gpu,
@@ -329,20 +325,35 @@ def fits(needs: Needs, machine: Machine) -> str:
 # -- the command
 
 
+class Gpus(argparse.Action):
+    """Whole numbers; a name=value behind them is a setting, and not one of them."""
+
+    def __call__(self, parser: Any, found: Any, values: Any, option: str | None = None) -> None:
+        numbers = [value for value in values if "=" not in value]
+        if wrong := next((value for value in numbers if not value.isdecimal()), None):
+            parser.error(f"argument {option}: {wrong!r} is no whole number")
+        if not numbers:
+            parser.error(f"argument {option}: expected at least one number")
+        found.gpus = [int(value) for value in numbers]
+        found.settings = [*(found.settings or []), *(value for value in values if "=" in value)]
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a recipe of stage 1 or 2 by name, or a configuration file of yours")
     parser.add_argument("settings", nargs="*", metavar="name=value", help="settings that override the recipe's")
     parser.add_argument("--stage", choices=("stage1", "stage2"), help="which stage a file of yours is for")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="a column for each")
+    parser.add_argument(
+        "--gpus", action=Gpus, nargs="+", default=[1, 8, 64], metavar="N", help="a column for each; default: 1 8 64"
+    )
     parser.add_argument("--memory", type=float, default=80.0, metavar="GB", help="of each GPU; default: 80")
     parser.add_argument("--tflops", type=float, default=PEAK, help="peak of each GPU in bfloat16; default: %(default)g")
     parser.add_argument("--share", type=float, default=0.4, help="of the peak that is reached; default: %(default)g")
     parser.add_argument(
         "--launch", choices=("ddp", "fsdp"), help="how the GPUs share; default: fsdp for whole models, ddp with LoRA"
     )
-    parser.add_argument("--text", type=int, default=400, metavar="N", help="tokens of an average document's text")
-    parser.add_argument("--images", type=int, default=4, metavar="N", help="of an average document")
-    parser.add_argument("--side", type=int, default=512, metavar="PIXELS", help="of an average image")
+    parser.add_argument("--text", type=int, default=400, metavar="N", help="tokens of a document's text; default: 400")
+    parser.add_argument("--images", type=int, default=4, metavar="N", help="of an average document; default: 4")
+    parser.add_argument("--side", type=int, default=512, metavar="PIXELS", help="of an average image; default: 512")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from duogen_core.training.lora import LoraSettings, add_lora
 from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.stage1 import adapt, checkpoint_layers
 from tests.core.dit.families import TINY, WIDTH, tiny
+from tests.core.mllm_families import CREATE, lively
 from tests.core.sample_sets import guide
 from tests.core.tiny import random_components
 
@@ -68,6 +69,28 @@ def test_gradient_checkpointing_repeats_the_blocks_forward():
     assert found.backward + found.repeated == pytest.approx(backward, rel=0.03)
 
 
+def of_guides(found: MllmFlops, mllm) -> tuple[Flops, float, float]:
+    """A step of stage 1: by formula; forward and backward as torch counts them."""
+    batches, pixels = Batcher(mllm.tokenizer, mllm.image_processor)([guide(k) for k in range(3)])
+    total = sum(
+        (found.of(*batch.ids.shape, int((batch.weight[:, 1:] > 0).sum())) for batch in batches), Flops()
+    ) + found.of_patches([mllm.image_processor.seen(key.grid) for key in pixels])  # fmt: skip
+    module = NextTokenLoss(mllm.model)
+    with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
+        return total, *counted(lambda: module(batches, pixels)[0])
+
+
+@pytest.mark.parametrize("family", list(CREATE))
+def test_stage_1_counts_every_family(family):
+    mllm = lively(family, layers=6)
+    tower = getattr(mllm.model.model, "visual", None) or mllm.model.model.vision_tower
+    tower.requires_grad_(False)
+    found = MllmFlops(mllm.model.train())
+    total, forward, backward = of_guides(found, mllm)
+    assert total.forward == pytest.approx(forward, rel=0.05)
+    assert total.backward == pytest.approx(backward, rel=0.05)
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_stage_1_counts_what_torch_counts(lora, checkpointed):
@@ -79,13 +102,7 @@ def test_stage_1_counts_what_torch_counts(lora, checkpointed):
     found = MllmFlops(model, checkpointed)
     if checkpointed:
         checkpoint_layers(model, torch.device("cpu"))
-    batches, pixels = Batcher(mllm.tokenizer, mllm.image_processor)([guide(k) for k in range(3)])
-    total = sum(
-        (found.of(*batch.ids.shape, int((batch.weight[:, 1:] > 0).sum())) for batch in batches), Flops()
-    ) + found.of_patches([mllm.image_processor.seen(key.grid) for key in pixels])  # fmt: skip
-    module = NextTokenLoss(model)
-    with torch.nn.attention.sdpa_kernel([torch.nn.attention.SDPBackend.MATH]):
-        forward, backward = counted(lambda: module(batches, pixels)[0])
+    total, forward, backward = of_guides(found, mllm)
     # The formula has both frames of the tower's patches, as transformers multiplies them; next_token.py adds them up.
     assert total.forward == pytest.approx(forward, rel=0.05)
     # Repeating a layer stops before its last product, whose result no gradient needs; the formula has it.

@@ -21,6 +21,7 @@ from duogen_core.training.next_token import Batcher, NextTokenLoss
 from duogen_core.training.plan import Average, Machine, build_dit, build_mllm, kept_by_dit, kept_by_mllm, shape_of
 from duogen_core.training.stage1 import checkpoint_layers
 from tests.core.headers import key_list
+from tests.core.mllm_families import lively
 from tests.core.sample_sets import guide
 from tests.core.tiny import random_components
 
@@ -201,6 +202,30 @@ def test_the_page_shows_what_the_command_prints(capsys):
         assert run(capsys, *command.split()).strip() == table.strip(), command
 
 
+def test_settings_may_stand_behind_the_numbers_of_gpus(capsys):
+    table = run(capsys, "tiny-wan-stage2", "--gpus", "1", "2", "steps=70", "--memory", "24", "layers=2")
+    assert "| 1 GPU | 2 GPUs, FSDP |" in table and "hours of 70 steps" in table
+
+
+@pytest.mark.parametrize("side", [384, 512, 1000])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+def test_an_image_takes_the_tokens_that_its_family_gives_it(family, side):
+    mllm = lively(family)
+    grid = mllm.image_processor.grid((side, side))
+    tokens, patches = plan.seen_by(mllm.model, side)
+    assert tokens == pytest.approx(mllm.image_processor.tokens(grid), rel=0.06)  # Qwen-VL's sides are rounded
+    assert patches == pytest.approx(mllm.image_processor.seen(grid), rel=0.06)
+
+
+@pytest.mark.parametrize("recipe", ["qwen2.5-vl-7b", "cosmos-predict2.5-2b"])
+def test_llava_is_planned_too(recipe, capsys):
+    """Its images take three times as many tokens."""
+    name = "mllm" if recipe.startswith("cosmos") else "init"
+    shape = "llava-onevision-qwen2-0.5b-ov-hf"
+    table = run(capsys, recipe, "--gpus", "8", "--images", "2", f"{name}={shape}", "batch=8")
+    assert "| fits 80 GB | yes |" in table
+
+
 def test_a_plan_says_what_does_not_fit(capsys):
     table = run(capsys, "qwen2.5-vl-7b", "--gpus", "1", "8", "--memory", "24")
     (row,) = [line for line in table.splitlines() if line.startswith("| fits 24 GB")]
@@ -213,8 +238,11 @@ def test_a_plan_says_what_does_not_fit(capsys):
         (["qwen2.5-vl-7"], "the recipe 'qwen2.5-vl-7' is not known; did you mean 'qwen2.5-vl-7b'"),
         (["qwen2.5-vl-7b", "--gpus", "0"], "--gpus is 0; expected more than 0"),
         (["qwen2.5-vl-7b", "--share", "2"], "--share is 2; expected a share of the peak"),
-        (["qwen2.5-vl-7b", "init=models/Unknown-9B"], "the model 'Unknown-9B' is not known"),
+        (["qwen2.5-vl-7b", "init=models/Unknown-9B"], "There is no config.json in models/Unknown-9B, and as"),
+        (["tiny-stage2"], "There is no config.json in runs/pretrain/export"),
         (["qwen2.5-vl-7b", "lrr=1"], "no setting 'lrr'"),
+        (["qwen2.5-vl-7b", "--gpus", "8", "x"], "--gpus: 'x' is no whole number"),
+        (["qwen2.5-vl-7b", "--gpus", "lr=1"], "--gpus: expected at least one number"),
     ],
 )
 def test_what_cannot_be_planned_is_said(capsys, arguments, said):
