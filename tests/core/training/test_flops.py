@@ -89,6 +89,8 @@ def test_stage_1_counts_every_family(family):
     total, forward, backward = of_guides(found, mllm)
     assert total.forward == pytest.approx(forward, rel=0.05)
     assert total.backward == pytest.approx(backward, rel=0.05)
+    if family == "llava_onevision":  # its tower looks at the tiles of a picture one by one
+        assert found.of_patches([4 * 16]).forward == pytest.approx(4 * found.of_patches([16]).forward)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
