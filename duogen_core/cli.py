@@ -13,6 +13,7 @@ import codecs
 import difflib
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -220,6 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = interrupt.current()
     for name, value in LIBRARIES.items():
         os.environ.setdefault(name, value)
+    # It warns of CPU kernels that it can do without, in every command: diffusers and peft import it where it is there.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     _print_anything()
     try:
         interrupt.at_once()

@@ -223,7 +223,8 @@ def _own_dit(
     ratio = config.get("mlp_ratio", 4)
     if type(ratio) not in (int, float) or not 0 < ratio < 1000:
         raise WeightError(f"{path}: its config.json has mlp_ratio {str(ratio)[:40]!r}; expected a number below 1000.")
-    family = f"DuoGen, {config.get('attention', 'full')} attention"
+    of = {"PackedWan": "DuoGen's Wan", "PackedCosmos": "DuoGen's Cosmos"}.get(config.get("_class_name"), "DuoGen's")
+    family = f"{of}, {config.get('attention', 'full')} attention"
     shape = {**_dit_shape(config), "causal": int(config.get("attention") == "frame_causal")}
     return _found(
         weights, path, formats, kind="DiT", family=family, layout=layout, shape=shape,
@@ -235,10 +236,14 @@ def _connector(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Fou
     if set(weights.entries) != {"proj.weight", "proj.bias"}:
         return None
     config = _json(path / "config.json" if path.is_dir() else path.with_name("config.json"))
-    known = "num_layers" in config and "hidden_size" in config
-    of = f" ({config['num_layers']} layers of width {config['hidden_size']})" if known else ""
-    return _found(weights, path, formats, kind="connector", family="DuoGen", layout="duogen",
-                  needs=[f"the MLLM it was trained with{of}"])  # fmt: skip
+    known = [config["mllm"]] if config.get("mllm") else []
+    if "num_layers" in config and "hidden_size" in config:
+        known.append(f"{config['num_layers']} layers of width {config['hidden_size']}")
+    of = f" ({', '.join(known)})" if known else ""
+    needs = [f"the MLLM it was trained with{of}"]
+    if config.get("dit"):
+        needs.append(f"the DiT it was trained with ({config['dit']})")
+    return _found(weights, path, formats, kind="connector", family="DuoGen", layout="duogen", needs=needs)
 
 
 def _marked(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | None:

@@ -133,6 +133,12 @@ def train(config: ControlNetConfig) -> Run:
     dit, connector = parts.dit.to(device), parts.connector.to(device)
     for module in (dit, connector, parts.vae.model.to(device), parts.mllm.model.to(device)):
         module.requires_grad_(False)
+    torch.manual_seed(run.seed)
+    if config.init:
+        net = PackedControlNet.from_pretrained(config.init)
+        net.check_fits(dit)
+    else:
+        net = PackedControlNet.of_dit(dit, config.blocks)
     documents = Documents(run, config, parts.mllm)
     reader = OutlineReader(parts.vae, parts.mllm, config.max_side, getattr(torch, config.precision))
     prepared = prepare(run, config, documents, reader)
@@ -146,11 +152,6 @@ def train(config: ControlNetConfig) -> Run:
     )
     del prepared
     torch.manual_seed(run.seed)
-    if config.init:
-        net = PackedControlNet.from_pretrained(config.init)
-        net.check_fits(dit)
-    else:
-        net = PackedControlNet.of_dit(dit, config.blocks)
     net.to(device).train()
     for copied in (net.patch_embed_base, net.time_embed):  # the DiT's own, as in Transfer2.5
         copied.requires_grad_(False)

@@ -266,7 +266,7 @@ class Samples:
     def summary(self, excluded: str = "of alignment data") -> str:
         """What all processes passed over; all of them must ask. excluded: what was not asked for is."""
         bad, unwanted = self.passed_over()
-        parts = [f"{bad:,} bad samples"] if bad else []
+        parts = [f"{bad:,} bad {'sample' if bad == 1 else 'samples'}"] if bad else []
         parts += [f"{unwanted:,} {excluded}"] if unwanted else []
         return f"{' and '.join(parts)} passed over, named in {self.file}." if parts else ""
 

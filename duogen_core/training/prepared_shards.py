@@ -221,9 +221,10 @@ def prepare(run: Run, config: Any, documents: Documents, reader: Reader) -> list
         if number not in missing:
             check_recipe(shard_path(folder, number), recipe)
     if missing:
+        shards = f"{len(missing)} {'shard' if len(missing) == 1 else 'shards'} of {documents.count}"
         run.say(
-            f"Before the first step VAE and MLLM read the documents, once: {len(missing)} shards of {documents.count}, "
-            f"kept in {folder}. `minutes` counts from the first step on."
+            f"Before the first step VAE and MLLM read the documents, once: {shards}, kept in {folder}. `minutes` "
+            "counts from the first step on."
         )
         run.line.begin(0.0)
         _make(run, config, documents, reader, folder, missing, recipe)

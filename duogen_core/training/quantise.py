@@ -13,16 +13,12 @@ file (`layer.original`) and take no memory until they are read.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from duogen_core.errors import MissingPackage
-
-# It warns of CPU kernels that it can do without; not only here, since accelerate and peft import it where it is there.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _bitsandbytes() -> Any:

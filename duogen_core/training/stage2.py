@@ -307,14 +307,16 @@ def train(config: Stage2Config) -> Run:
     for frozen in (vae.model, mllm.model):
         frozen.to(run.processes.device)
     run.made_of(mllm=mllm.model_type)
-    documents = Documents(run, config, mllm)
-    batches = batches_of(run, config, vae, mllm, documents)
     torch.manual_seed(run.seed)
     dit, connector = new_models(config, mllm.num_layers, mllm.hidden_size, mllm.model_type)
     run.made_of(dit=dit.family)
     picture = PictureSize(max_side=config.max_side, step=vae.size_step)
     components = Components(mllm, connector, dit, vae, CheckpointConfig("in training", picture=picture))
     check_fit(components)
+    # Only now, since it may take hours: what does not fit together has been said.
+    documents = Documents(run, config, mllm)
+    batches = batches_of(run, config, vae, mllm, documents)
+    torch.manual_seed(run.seed)  # the same, whether the documents were read now or lay there
     ideals = documents.some() or world().ideals()
 
     def sample(dit: nn.Module, connector: nn.Module) -> None:

@@ -49,7 +49,7 @@ def test_it_answers_and_is_the_same_when_loaded_again(components, tmp_path):
     again = answered(loaded)
     assert [p.digest for p in again.pictures] == [p.digest for p in first.pictures]
     kinds = {found.kind: found.family for found in identify(tmp_path / "model")}
-    assert kinds["DiT"] == "DuoGen, frame_causal attention" and kinds["VAE"].startswith("Wan 2.")
+    assert kinds["DiT"] == "DuoGen's Wan, frame_causal attention" and kinds["VAE"].startswith("Wan 2.")
 
 
 def test_another_vae_is_refused_by_its_channels(components, tmp_path):

@@ -173,12 +173,12 @@ def filesystem(address: str, options: tuple[tuple[str, Any], ...]) -> tuple[Any,
         return url_to_fs(address, **dict(options))
     except ImportError as error:
         hint = known_implementations.get(protocol, {}).get("err") or f"it says: {error}"
-        raise DuoGenError(
-            f"{protocol}:// addresses need a package that is not installed ({hint}); run pip install -e '.[stream]' in "
-            "the pack's folder for http(s)://, s3:// and gs:// need s3fs and gcsfs besides."
+        raise Unreachable(
+            f"{protocol}:// addresses need a package that is not installed ({hint}). For http(s):// run pip install -e "
+            "'.[stream]' in the pack's folder; s3:// needs s3fs besides, gs:// gcsfs."
         ) from None
     except (ValueError, TypeError) as error:
-        raise DuoGenError(
+        raise Unreachable(
             f"{shown(public(address))}: fsspec does not take this address, or an option of storage: {error}."
         ) from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import struct
@@ -159,7 +160,29 @@ def test_the_bundled_checkpoint_is_four_parts():
     found = identify(BUNDLED)
     assert [each.kind for each in found] == ["MLLM", "connector", "DiT", "VAE"]
     assert found[0].notes == ["5 layers of width 192"] and "(5 layers of width 192)" in found[1].needs[0]
-    assert found[0].family == "qwen2_5_vl" and "frame_causal" in found[2].family and found[3].family == "Wan 2.1"
+    assert (
+        found[0].family == "qwen2_5_vl"
+        and found[2].family == "DuoGen's Cosmos, frame_causal attention"
+        and found[3].family == "Wan 2.1"
+    )
+
+
+def test_a_connector_says_which_pair_it_is_of(tmp_path):
+    shutil.copytree(BUNDLED / "connector", tmp_path / "connector")
+    file = tmp_path / "connector" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), "mllm": "qwen3_vl", "dit": "wan"}), "utf-8")
+    assert one(tmp_path / "connector").needs == [
+        "the MLLM it was trained with (qwen3_vl, 5 layers of width 192)", "the DiT it was trained with (wan)",
+    ]  # fmt: skip
+
+
+def test_what_bitsandbytes_can_do_without_is_not_told(monkeypatch, capsys):
+    """diffusers imports it where it is installed, in commands that have nothing to do with four bits."""
+    logger = logging.getLogger("bitsandbytes")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    cli.main(["inspect", str(BUNDLED / "vae")])
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load kernels")
+    assert "kernels" not in capsys.readouterr().err and logger.level == logging.ERROR
 
 
 def test_a_small_mllm_in_one_file_has_its_heads_or_a_sentence(tmp_path):

@@ -43,7 +43,7 @@ def test_it_is_the_same_dit_again(dit: PackedCosmos, tmp_path: Path):
     drawn = [one.forward_packed(frames, torch.tensor([0.5]), text, frame_ends=[2]) for one in (dit, again)]
     assert torch.equal(*drawn)
     (told,) = identify(tmp_path / "a.safetensors")
-    assert (told.family, told.layout) == ("DuoGen, frame_causal attention", "ComfyUI's Save Diffusion Model")
+    assert (told.family, told.layout) == ("DuoGen's Cosmos, frame_causal attention", "ComfyUI's Save Diffusion Model")
     assert open_saved(tmp_path) is None and open_saved(tmp_path / "no.safetensors") is None
 
 

@@ -280,4 +280,4 @@ def test_bad_samples_that_a_worker_meets_are_listed(config, tmp_path, capsys):
     stage1.train(replace(config, workers=1, steps=3))
     listed = [json.loads(line) for line in (config.out / "bad_samples.jsonl").read_text("utf-8").splitlines()]
     assert [each["label"].rpartition("/")[2] for each in listed] == ["train.jsonl, line 4"]
-    assert "1 bad samples passed over" in capsys.readouterr().out
+    assert "1 bad sample passed over" in capsys.readouterr().out
