@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def _cosmos(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
     )  # fmt: skip
     return _found(
         weights, path, formats, kind="DiT", family=match.name, layout=match.layout, notes=notes,
-        shape=_dit_shape(config) | _largest(weights, formats), needs=[f"an MLLM of {of}", "the Wan 2.1 VAE"],
+        shape=dit_shape(config) | _largest(weights, formats), needs=[f"an MLLM of {of}", "the Wan 2.1 VAE"],
     )  # fmt: skip
 
 
@@ -194,7 +195,7 @@ def _wan(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found | N
     ]
     return _found(
         weights, path, formats, kind="DiT", family=match.name, layout=match.layout, notes=notes,
-        shape=_dit_shape(match.config) | _largest(weights, formats),
+        shape=dit_shape(match.config) | _largest(weights, formats),
         needs=[f"stage 2 with an MLLM (connector to {match.config['text_dim']} numbers a token)", vae],
     )  # fmt: skip
 
@@ -205,7 +206,8 @@ def _largest(weights: WeightFiles, formats: dict[str, str]) -> dict[str, int]:
     return {"largest": max(math.prod(entry.shape) for entry in packed)} if packed else {}
 
 
-def _dit_shape(config: dict[str, Any]) -> dict[str, int]:
+def dit_shape(config: Mapping[str, Any]) -> dict[str, int]:
+    """What memory.py asks of a DiT, from its configuration in diffusers' names."""
     heads, layers = config["num_attention_heads"], config["num_layers"]
     # Wan 2.2's VAE, the one with 48 channels, has cells of 16 pixels; of the others they are 8.
     pixels = 32 if config.get("out_channels") == 48 else 16
@@ -225,7 +227,7 @@ def _own_dit(
         raise WeightError(f"{path}: its config.json has mlp_ratio {str(ratio)[:40]!r}; expected a number below 1000.")
     of = {"PackedWan": "DuoGen's Wan", "PackedCosmos": "DuoGen's Cosmos"}.get(config.get("_class_name"), "DuoGen's")
     family = f"{of}, {config.get('attention', 'full')} attention"
-    shape = {**_dit_shape(config), "causal": int(config.get("attention") == "frame_causal")}
+    shape = {**dit_shape(config), "causal": int(config.get("attention") == "frame_causal")}
     return _found(
         weights, path, formats, kind="DiT", family=family, layout=layout, shape=shape,
         needs=["its own MLLM, connector and VAE"],

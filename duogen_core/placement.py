@@ -29,7 +29,7 @@ from duogen_core.devices import (
     stored_dtype,
 )
 from duogen_core.errors import DuoGenError
-from duogen_core.identify import Found
+from duogen_core.identify import Found, dit_shape
 from duogen_core.memory import HALF, Need, Term, terms, verdict
 from duogen_core.out_of_memory import warn
 from duogen_core.weights.gguf_layers import largest_layer, unpack_layers
@@ -167,11 +167,8 @@ def _estimate(components: Components, need: Need) -> list[Term]:
             "head_dim": getattr(text, "head_dim", None) or text.hidden_size // heads,
         },
         "connector": {},
-        "dit": {
-            "width": dit.num_attention_heads * dit.attention_head_dim, "layers": dit.num_layers,
-            "causal": int(dit.attention == "frame_causal"),
-        },
-        "vae": {"base": vae.config.base_dim},
+        "dit": {**dit_shape(dit), "causal": int(dit.attention == "frame_causal")},
+        "vae": {"base": vae.config.decoder_base_dim or vae.config.base_dim, "patch": vae.config.patch_size or 1},
     }  # fmt: skip
     found = []
     for name, module in components.modules.items():

@@ -17,12 +17,22 @@ def precision_is_put_back():
         pytest.fail("The test left torch's precision of float32 products changed.")
 
 
+@pytest.fixture(scope="session")
+def exhaustive(request) -> bool:
+    """Whether tests that try many cases of a kind try all of them."""
+    return request.config.getoption("--exhaustive")
+
+
 class RootIsNoPackage:
     """The root's __init__.py is ComfyUI's door. pytest would import it, as the package that tests/ lies in."""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collect_directory(self, path, parent):
         return pytest.Dir.from_parent(parent, path=path) if path == parent.config.rootpath else None
+
+
+def pytest_addoption(parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="try all cases where a test else tries some of a kind")
 
 
 def pytest_configure(config) -> None:

@@ -73,7 +73,7 @@ def build_mllm(shape: Mapping[str, Any], layers: int | None = None) -> nn.Module
         values["vision_config"] = {**values["vision_config"], "depth": 1, "num_hidden_layers": 1}
     config = AutoConfig.for_model(shape["model_type"], **values)
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
 def build_dit(shape: Mapping[str, Any], **changes: Any) -> nn.Module:

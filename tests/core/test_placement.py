@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 import gc
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from duogen_core import device_options, devices, placement
-from duogen_core.checkpoint import save_checkpoint
+from duogen_core.checkpoint import PictureSize, save_checkpoint
 from duogen_core.cli import main
 from duogen_core.device_options import Placement
+from duogen_core.dit.wan import PackedWan
 from duogen_core.document.reading import load_document
 from duogen_core.errors import DuoGenError
-from duogen_core.memory import Need
+from duogen_core.identify import identify
+from duogen_core.memory import Need, terms
 from duogen_core.placement import load_placed, place
+from duogen_core.vae import PictureVae, new_vae, wan22_vae
 from tests.core.other_device import limited, memory
 from tests.core.test_devices import answered, assert_same_answer
 from tests.core.tiny import random_components, request
@@ -38,6 +42,22 @@ def places(parts) -> dict[str, set[str]]:
 def needs(parts, *names: str) -> int:
     counted = placement._estimate(parts, NEED)
     return sum(term.bytes for term in counted if not names or term.part in {placement.KINDS[name] for name in names})
+
+
+@pytest.mark.parametrize("channels", [16, 48])
+def test_the_estimate_of_a_loaded_wan_is_that_of_its_files(tmp_path, channels):
+    """Wan 2.2's tokens and its VAE's patches are larger in pixels, and a Wan's MLP has a width of its own."""
+    parts = random_components()
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 32, "num_layers": 2, "text_dim": 32, "ffn_dim": 200}
+    parts.dit = PackedWan(in_channels=channels, out_channels=channels, **sizes)
+    parts.vae = PictureVae(wan22_vae(8, 16) if channels == 48 else new_vae(4))
+    parts.config = replace(parts.config, picture=PictureSize(32, 32, 64, step=parts.vae.size_step))
+    folder = save_checkpoint(parts, tmp_path / "wan")
+
+    def work(counted):
+        return {(term.part, term.what): term.arithmetic for term in counted if not term.weights}
+
+    assert work(placement._estimate(parts, NEED)) == work(terms(identify(folder), NEED)) != {}
 
 
 def test_what_fits_is_whole_on_one_card():

@@ -208,6 +208,8 @@ GROWING = {  # how it is repeated: time may grow with the length, not with its s
 @pytest.mark.parametrize("render", [render_html, lambda document: render_markdown(document, []), render_pdf])
 def test_time_grows_with_the_length_of_a_text(name, role, render):
     piece, count = GROWING[name]
+    if render is render_pdf:  # which lays out pages, and is the slowest by far
+        count //= 3
 
     def seconds(times: int) -> float:
         document = Document().begin_turn(role, [Text("a" + piece * count * times)])

@@ -234,20 +234,22 @@ def test_bad_input_is_one_sentence(settings, sentence, base, guides, words_only,
 SHARED = {
     "minutes": 5.0, "steps": 7, "device": "cpu:0", "warmup": 3, "checkpoint_minutes": 1.5, "log_every": 2,
     "tensorboard": False, "wandb": "mine", "bf16": False, "batch": 3, "lr": 0.5, "optimizer": "adamw",
-    "weight_decay": 0.25,
+    "weight_decay": 0.25, "lr_floor": 0.25, "peak_tflops": 40.0, "betas": [0.5, 0.75], "eval_share": 0.125,
+    "eval_steps": 9,
     "gradient_checkpointing": True, "sample_minutes": 0.5, "max_side": 64,
-    "lora": {"rank": 3, "alpha": 5.0, "dropout": 0.25, "targets": ["q_proj"], "merge": True},
+    "lora": {"rank": 3, "alpha": 5.0, "dropout": 0.25, "targets": ["q_proj"], "merge": True, "quantise": None},
 }  # fmt: skip
 CHANGED = {
     "stage1": SHARED | {
         "muon_lr": 0.5, "tower_lr": 0.0, "probe_weight": 0.25, "tokens": 99, "workers": 3, "accumulate": True,
         "eval_data": ["jsonl:a.jsonl"], "include_alignment": True, "max_tokens": 77, "eval_cases": 2,
-        "eval_minutes": 0.5,
+        "eval_minutes": 0.5, "lora": SHARED["lora"] | {"quantise": "nf4"},
     },
     "stage2": SHARED | {
         "states": "online", "shards": 2, "documents": "elsewhere", "precision": "float32", "packing": False,
         "tokens": 500, "workers": 2, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125,
-        "drop_text": 0.75, "ema": 0.5, "clip": 0.5,
+        "drop_text": 0.75, "ema": 0.5, "clip": 0.5, "eval_data": ["jsonl:b.jsonl"], "eval_cases": 3,
+        "eval_minutes": 2.5, "connector_lr": 0.75, "export_steps": 11,
     },
 }  # fmt: skip
 
