@@ -141,8 +141,8 @@ def save_adapter(model: nn.Module, folder: str | Path) -> None:
     found = peft.get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
     state = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in found.items()}
     family = getattr(model.config, "model_type", None)  # of an MLLM: layers of two families may have one size
-    metadata = {"format": "pt", "model_type": family} if family else {"format": "pt"}
-    save_file(state, folder / "adapter_model.safetensors", metadata=metadata)
+    # One entry: safetensors writes several in an order of chance, and the same run must give the same file.
+    save_file(state, folder / "adapter_model.safetensors", {"model_type": family} if family else {"format": "pt"})
     model.peft_config[NAME].save_pretrained(folder)
 
 
