@@ -129,7 +129,9 @@ def read_value(text: str, override: str) -> Any:
     try:
         return read_yaml(text)
     except ConfigTextError as error:
-        raise ConfigError(f"The value in '{shorten(override)}' cannot be read: {error}.") from error
+        cut = text.count("[") > text.count("]") or text.count("{") > text.count("}")
+        hint = " A shell ends it at a space: put name=value in quotes." if cut else ""
+        raise ConfigError(f"The value in '{shorten(override)}' cannot be read: {error}.{hint}") from error
 
 
 def set_value(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:

@@ -120,7 +120,11 @@ def test_a_setting_without_default_is_asked_for():
 
 
 def test_bad_overrides_and_missing_files(tmp_path):
-    for override, expected in (("lr", "expected name=value"), ("lr.x=3", "no setting|single value|expected")):
+    for override, expected in (
+        ("lr", "expected name=value"),
+        ("lr.x=3", "no setting|single value|expected"),
+        ("lr=[1,", "cannot be read.*put name=value in quotes"),  # what a shell leaves of lr=[1, 2]
+    ):
         with pytest.raises(ConfigError, match=expected):
             load_config(Settings, None, [override])
     with pytest.raises(ConfigError, match="cannot be read"):
