@@ -87,7 +87,9 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _part(path: Path) -> Found:
-    return _of_weights(WeightFiles([path]) if path.is_file() else find_weights(path), path)
+    # Beside PEFT's file stage 2 writes the same adapter under diffusers' names.
+    stem = "adapter_model" if (path / "adapter_config.json").is_file() else None
+    return _of_weights(WeightFiles([path]) if path.is_file() else find_weights(path, stem=stem), path)
 
 
 def refuse_foreign(path: Path) -> None:

@@ -123,6 +123,17 @@ def test_lora_files_are_told_apart_by_naming_and_target(tmp_path, naming):
     assert found.family == "for an MLLM"
 
 
+def test_the_adapter_folder_of_a_training_is_one_lora(tmp_path):
+    names = {"base_model.model.blocks.0.attn1.to_q.lora_A.weight": (4, 48)}
+    names |= {"base_model.model.blocks.0.attn1.to_q.lora_B.weight": (48, 4)}
+    hollow(tmp_path / "adapter_model.safetensors", names)
+    hollow(tmp_path / "pytorch_lora_weights.safetensors", names)
+    with pytest.raises(DuoGenError, match="more than one set of weights"):
+        one(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 4}', "utf-8")
+    assert one(tmp_path).kind == "LoRA"
+
+
 @pytest.mark.parametrize(
     "names, match",
     [
