@@ -215,7 +215,8 @@ def prepare(run: Run, config: Any, documents: Documents, reader: Reader) -> list
     config: as of `Documents`."""
     folder, processes = config.documents or run.folder / "documents", run.processes
     recipe = whole_recipe(reader, {**documents.recipe, "max_side": config.max_side})
-    numbers = range(processes.rank, config.shards, processes.count)
+    count = documents.shards
+    numbers = range(processes.rank, count, processes.count)
     missing = [number for number in numbers if not shard_path(folder, number).exists()]
     for number in numbers:
         if number not in missing:
@@ -229,7 +230,7 @@ def prepare(run: Run, config: Any, documents: Documents, reader: Reader) -> list
         run.line.begin(0.0)
         _make(run, config, documents, reader, folder, missing, recipe)
     processes.wait()
-    paths = [shard_path(folder, number) for number in range(config.shards)]
+    paths = [shard_path(folder, number) for number in range(count)]
     return [document for path in paths for document in stored_documents(path)]
 
 

@@ -181,6 +181,15 @@ class Documents:
             return {"families": self.config.families}
         return {"data": self.samples.mixture.recipe()["sources"]}
 
+    @property
+    def shards(self) -> int:
+        """How many shards are made: `shards`, or fewer where each sample of `data` has been read once by then."""
+        most = self.config.shards
+        if self.samples is None or any(source.endless for source in self.samples.mixture.sources):
+            return most
+        epochs = self.samples.mixture.epochs
+        return next((number for number in range(1, most) if min(epochs(number * self.count)) >= 1), most)
+
     def __call__(self, number: int) -> list[tuple[str, Document]]:
         """Names and documents of step or shard `number`."""
         examples = self.steps.read(number, range(self.count))

@@ -137,6 +137,19 @@ def test_preparing_documents_is_announced_and_has_a_bar(folder, tmp_path, capsys
     assert "prepared" not in capsys.readouterr().out
 
 
+def test_no_more_shards_are_made_than_the_data_fill(folder, tmp_path):
+    """65 shards are the default; each document of a small set would be read again and again before the first step."""
+    config = settings(folder, tmp_path / "set", shards=65, steps=1)
+    documents = Documents(Run.of(config), config, random_components().mllm)
+    seen = {name for number in range(documents.shards) for name, _ in documents(number)}
+    before = {name for number in range(documents.shards - 1) for name, _ in documents(number)}
+    assert documents.shards < 65 and before < seen == {name for number in range(30) for name, _ in documents(number)}
+    trained(config)
+    assert len(list((config.out / "documents").glob("*.safetensors"))) == documents.shards
+    endless = replace(config, data=[*config.data, "sketchbook"])
+    assert Documents(Run.of(replace(endless, out=tmp_path / "two")), endless, random_components().mllm).shards == 65
+
+
 @pytest.mark.parametrize("precision,close", [("float32", 1e-5), ("float16", 1e-3)])
 def test_ahead_and_on_the_fly_give_the_same_loss(folder, tmp_path, precision, close):
     config = settings(folder, tmp_path, precision=precision)
