@@ -324,7 +324,8 @@ class Trainer:
         if scores is not None:
             run.record(eval=scores)
             run.line.held_out = f"held-out {mean_loss(scores):.4g}"
-            run.say("held-out " + "  ".join(f"{f} {s['token']:.3f}/{s['when']:.2f}" for f, s in scores.items()))
+            shown = (f"{family} {score['token']:.3f}/{score['when']:.2f}" for family, score in scores.items())
+            run.say(f"held-out token/when: {'  '.join(shown)}")
         if samples:
             with run.looking("The samples"):
                 write_answers(mllm, ideal_answers(self.cases or self.examples.some()), run.folder, run.step)
