@@ -37,6 +37,10 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # that the others wait while the main process evaluates or writes
 
 
+class HostFull(MemoryError):
+    """This process has no memory for a whole copy. All have gathered to the end, so it may go on with the others."""
+
+
 def started() -> int:
     """Processes that the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -201,12 +205,12 @@ class Processes:
         """Inside, `state_dict()` of the modules gives whole tensors, for save_pretrained; on the main process alone, on
         the others nothing. All processes must come."""
         self.reshard()
-        failed: MemoryError | None = None
+        failed: HostFull | None = None
         with ExitStack() as stack:
             for module in modules if self.sharded else ():
                 try:
                     state = gathered_state_of(module, keep=self.main and failed is None)
-                except MemoryError as error:
+                except HostFull as error:
                     failed = error  # told when the others, too, are through
                     continue
                 module.state_dict = lambda *_, state=state, **__: state
@@ -382,7 +386,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 def gathered_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, Tensor]:
     """Gathered tensors on the CPU, one after another, so that nobody holds the whole state twice. All processes must
-    come; without `keep` they get nothing. A MemoryError comes when all were gathered: the others count on this one."""
+    come; without `keep` they get nothing. HostFull comes when all were gathered: the others count on this one."""
     found: dict[str, Tensor] = {}
     failed = ""
     for key, tensor in state.items():
@@ -394,7 +398,7 @@ def gathered_state(state: Mapping[str, Tensor], keep: bool = True) -> dict[str, 
                 failed = first_line(error)
                 found.clear()
     if failed:
-        raise MemoryError(f"the host has no memory for a whole copy of the weights ({failed})")
+        raise HostFull(f"the host has no memory for a whole copy of the weights ({failed})")
     return found
 
 

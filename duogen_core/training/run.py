@@ -48,7 +48,7 @@ from duogen_core.training.checkpoints import (
     write_text,
 )
 from duogen_core.training.configuration import RunConfig, TrainingError, plain
-from duogen_core.training.distributed import Processes
+from duogen_core.training.distributed import HostFull, Processes
 from duogen_core.training.metrics import Metrics, Progress, clock, plot_metrics, sentence
 from duogen_core.training.throughput import Meter, in_words
 
@@ -383,14 +383,14 @@ class Run:
         training goes on, since a full disk, a picture too large for what memory is left or a damaged document are no
         reason to end it. (The next checkpoint on a full disk is.)
 
-        together: all processes compute inside. Under FSDP a failure then ends the run as any other: the others are in
-        the middle of a pass that waits for this one.
+        together: all processes compute or gather inside. Under FSDP a failure then ends the run as any other: the
+        others are in the middle of what waits for this one. (HostFull is told when they are through.)
         """
         try:
             yield
             return
         except (RuntimeError, OSError, MemoryError, DuoGenError) as error:
-            if together and self.processes.sharded:
+            if together and self.processes.sharded and not isinstance(error, HostFull):
                 raise
             why = reason(error) if str(error).strip() or not is_out_of_memory(error) else "no memory is left"
         self.say(f"{what} of step {self.step} are left out: {why}. The training goes on.")

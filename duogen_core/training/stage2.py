@@ -261,15 +261,19 @@ def validate(run: Run, validation: Validation, loss_module: FlowLoss) -> None:
 
 def show(run: Run, sample: Sample, dit: PackedDit, connector: Connector, bf16: bool) -> None:
     """Answers of the averaged weights, by the main process, under FSDP of a copy (copies.py). All processes must come.
-    Whatever fails here, the run goes on."""
+    Whatever fails on the main process alone, the run goes on."""
     main, sharded, device = run.main, run.processes.sharded, run.processes.device
-    with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run), run.looking("The samples"):
-        parts: list[nn.Module] = [dit, connector]
+    with run.meter.aside(), evaluation_mode(run.modules["dit"]), averaged(run):
+        parts: list[nn.Module] = [] if sharded else [dit, connector]
         if sharded:
-            with run.processes.gathered(dit, connector):
-                parts = [whole_copy(part) for part in parts] if main else []
-        if main:
-            sample(*(on_device(part, device, bf16) if sharded else part for part in parts))
+            # A process that failed here and went on would meet the others, still in this gather, in another one.
+            with run.looking("The samples", together=True), run.processes.gathered(dit, connector):
+                if main:
+                    with run.looking("The samples"):
+                        parts = [whole_copy(part) for part in (dit, connector)]
+        if main and parts:
+            with run.looking("The samples"):
+                sample(*(on_device(part, device, bf16) if sharded else part for part in parts))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from duogen_core.data.sources import Limits
 from duogen_core.errors import DuoGenError
-from duogen_core.training import flow, stage1, stage2
+from duogen_core.training import distributed, flow, stage1, stage2
 from duogen_core.training.configuration import ConfigError
 from duogen_core.training.data import Samples, held_out, is_held_out, without_held_out
 from duogen_core.training.lora import LoraSettings
@@ -169,6 +169,38 @@ def test_a_document_that_cannot_be_scored_costs_the_scores_and_not_the_run(tmp_p
     run.processes.sharded, run.processes._wrapped = True, dit  # its pass is one of all processes
     with pytest.raises(MemoryError), run.looking("The scores", together=True):
         validation(flow.FlowLoss(dit, connector))
+
+
+def test_samples_under_fsdp_are_left_out_unless_a_process_failed_while_all_gather(tmp_path, documents, monkeypatch):
+    """Who goes on from the middle of a gather meets the others, who are still in it, in another one: all would hang."""
+    config = replace(CONFIG, out=tmp_path, steps=1, eval_steps=100)
+    run, (dit, connector) = Run.of(config), new_parts()
+    stage2.learn(run, config, CachedBatches(documents, CONFIG.tokens), dit, connector)
+    run.processes.sharded, run.processes._wrapped = True, dit
+    said, drawn = [], []
+    monkeypatch.setattr(run, "say", said.append)
+
+    def show():
+        stage2.show(run, lambda *parts: drawn.append(parts), dit, connector, False)
+
+    show()
+    assert len(drawn) == 1 and drawn[0][0] is not dit and not said
+
+    class Full(torch.Tensor):
+        def cpu(self):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(distributed, "full_tensor", lambda tensor: tensor.as_subclass(Full))
+    show()
+    assert len(drawn) == 1 and len(said) == 1 and "The samples of step 1 are left out: the host has no mem" in said[0]
+
+    def card_full(tensor):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(distributed, "full_tensor", card_full)
+    with pytest.raises(torch.OutOfMemoryError):
+        show()
+    assert len(drawn) == 1 and len(said) == 1
 
 
 # ---------------------------------------------------------------- a share of the data
