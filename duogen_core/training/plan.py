@@ -335,7 +335,8 @@ class Gpus(argparse.Action):
         if not numbers:
             parser.error(f"argument {option}: expected at least one number")
         found.gpus = [int(value) for value in numbers]
-        found.settings = [*(found.settings or []), *(value for value in values if "=" in value)]
+        # A list of its own: `settings` is set anew when the recipe comes after this option.
+        found.behind_gpus = [value for value in values if "=" in value]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -345,6 +346,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus", action=Gpus, nargs="+", default=[1, 8, 64], metavar="N", help="a column for each; default: 1 8 64"
     )
+    parser.set_defaults(behind_gpus=[])
     parser.add_argument("--memory", type=float, default=80.0, metavar="GB", help="of each GPU; default: 80")
     parser.add_argument("--tflops", type=float, default=PEAK, help="peak of each GPU in bfloat16; default: %(default)g")
     parser.add_argument("--share", type=float, default=0.4, help="of the peak that is reached; default: %(default)g")
@@ -357,7 +359,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    name, config = read_recipe(args.recipe, args.stage, args.settings)
+    name, config = read_recipe(args.recipe, args.stage, [*args.settings, *args.behind_gpus])
     for option, value in (
         ("gpus", min(args.gpus)),
         ("memory", args.memory),

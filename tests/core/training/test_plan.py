@@ -205,6 +205,8 @@ def test_the_page_shows_what_the_command_prints(capsys):
 def test_settings_may_stand_behind_the_numbers_of_gpus(capsys):
     table = run(capsys, "tiny-wan-stage2", "--gpus", "1", "2", "steps=70", "--memory", "24", "layers=2")
     assert "| 1 GPU | 2 GPUs, FSDP |" in table and "hours of 70 steps" in table
+    assert table == run(capsys, "--gpus", "1", "2", "steps=70", "--memory", "24", "tiny-wan-stage2", "layers=2")
+    assert table == run(capsys, "tiny-wan-stage2", "layers=2", "--gpus", "1", "2", "steps=70", "--memory", "24")
 
 
 @pytest.mark.parametrize("side", [384, 512, 1000])
