@@ -264,11 +264,12 @@ def _marked(weights: WeightFiles, path: Path, formats: dict[str, str]) -> Found 
                 wan = "decoder.mid_block.resnets.0.norm1.gamma" in weights.entries
                 family = "Wan 2.1" if wan else "another than Wan 2.1"
             if family == "Wan 2.1":
-                shape = {"base": weights.entries[prefix + norm].shape[0]} if prefix + norm in weights.entries else {}
+                last = weights.entries.get(prefix + norm)
+                shape = {"base": last.shape[0]} if last is not None and last.shape else {}
                 channels = weights.entries.get(f"{prefix}conv2.weight") or weights.entries.get("post_quant_conv.weight")
                 if channels is not None and channels.shape[0] != 16:
                     family = f"Wan 2.2, {channels.shape[0]} channels"
-                    shape["patch"] = 2
+                    shape |= {"patch": 2} if shape else {}
         elif kind == "text encoder":
             notes = ["it cannot write; DuoGen needs an MLLM such as Qwen2.5-VL"]
         elif family in PAINTERS:

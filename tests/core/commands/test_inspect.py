@@ -379,6 +379,13 @@ def test_the_tokens_and_maps_of_wan_2_2_are_larger_in_pixels(tmp_path):
             assert vae[-1].arithmetic == f"{sum_} channels x 6 maps x 2 bytes", (version, layout)
 
 
+def test_a_vae_without_its_last_norm_is_counted_without_its_work(tmp_path, capsys):
+    names = {f"decoder.{name}": (8,) for name in ("conv_in.weight", "mid_block.resnets.0.norm1.gamma")}
+    hollow(tmp_path / "vae.safetensors", {**names, "post_quant_conv.weight": (48, 48, 1, 1, 1)})
+    assert cli.main(["inspect", str(tmp_path / "vae.safetensors"), "--size", "64x64"]) == 0
+    assert "Wan 2.2, 48 channels" in capsys.readouterr().out
+
+
 def test_all_sizes_are_in_the_units_of_memory(capsys):
     assert cli.main(["inspect", str(BUNDLED), "--memory", "12"]) == 0
     shown = capsys.readouterr().out
