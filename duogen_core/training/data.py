@@ -210,7 +210,8 @@ class WorldExamples:
 class Samples:
     """Documents of a mixture of sources, and what was wrong with some."""
 
-    def __init__(self, run: Run, data: Specs, batch: int, limits: Limits) -> None:
+    def __init__(self, run: Run, data: Specs, batch: int, limits: Limits, shared: bool = True) -> None:
+        """shared: whether the processes share out what they read of a step, and do not only read it before the run."""
         self.run = run
         name = "bad_samples.jsonl" if run.main else f"bad_samples.{run.processes.rank}.jsonl"
         self.file = run.folder / name
@@ -220,7 +221,7 @@ class Samples:
         if left_out:
             run.say(f"Left out as alignment data: {', '.join(left_out)}.")
         count = run.processes.count
-        for source in self.mixture.sources if count > 1 else ():
+        for source in self.mixture.sources if count > 1 and shared else ():
             if source.lanes is not None and source.lanes % count:
                 run.say(
                     f"{source.name} is read in {source.lanes} lanes by {count} processes, so in a step some learn more "

@@ -169,7 +169,7 @@ class Documents:
         if config.data:
             run.folder.mkdir(parents=True, exist_ok=True)
             limits = without_held_out(self.limits, getattr(config, "eval_share", 0.0))  # a ControlNet holds out none
-            self.samples = Samples(run, config.data, self.count, limits)
+            self.samples = Samples(run, config.data, self.count, limits, shared=config.states == "online")
             self.steps = self.samples.steps
         else:
             self.steps = DrawnSteps(run.seed, config.families, self.count, config.command == "controlnet")

@@ -18,8 +18,9 @@ from duogen_core.training import stage1, stage2
 from duogen_core.training.data import MixtureSteps
 from duogen_core.training.feeding import known_to, own_share
 from duogen_core.training.next_token import Batcher, NextTokenSteps
+from duogen_core.training.run import Run
 from duogen_core.training.stage1 import Stage1Config
-from duogen_core.training.stage2_data import Stage2Config
+from duogen_core.training.stage2_data import Documents, Stage2Config
 from tests.core.data.sources.test_stream import serve  # noqa: F401 (a fixture)
 from tests.core.runs import losses, stopped_in
 from tests.core.sample_sets import guide, members, write_documents, write_tar
@@ -187,3 +188,18 @@ def test_what_cannot_be_used_is_said_before_the_first_step(inputs, tmp_path, cap
         assert main(["train", "stage1", *settings]) == 2
         assert words in capsys.readouterr().err
     memory.store.clear()
+
+
+def test_uneven_lanes_are_told_where_the_processes_share_them_out(inputs, tmp_path, monkeypatch):
+    """Cached documents are shared out by their tokens, whoever read them."""
+    mllm, said = load_mllm(inputs / "mllm"), {}
+    for states in ("online", "cached"):
+        _, config = trainer("stage2", inputs, str(inputs / "shards"), tmp_path / states)
+        run = Run.of(replace(config, states=states))
+        run.processes.count = 3
+        monkeypatch.setattr(run.processes, "gather", lambda value: [value] * 3)
+        told = said.setdefault(states, [])
+        monkeypatch.setattr(run, "say", told.append)
+        Documents(run, replace(config, states=states), mllm)
+    (line,) = said["online"]
+    assert "is read in 2 lanes by 3 processes" in line and said["cached"] == []
