@@ -165,8 +165,9 @@ def arrived(shares: Iterator[T | Failure]) -> T | Failure:
     try:
         return next(shares)
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # The second and third: a tensor in shared memory is fetched from the worker that put it there.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        # The second and third: a tensor in shared memory is fetched from the worker that put it there. Of a worker that
+        # has gone torch tells the pid; what says "Caught RuntimeError in DataLoader worker process" is a bug in make.
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise WorkerEnded(
             f"A process that reads documents ahead was ended ({first_line(error)}), as happens when the machine has no "

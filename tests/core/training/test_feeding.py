@@ -200,6 +200,18 @@ def test_what_goes_wrong_in_a_worker_is_its_sentence_alone(tmp_path, workers):
     assert str(error.value) == "a.jsonl, line 2: it is gone." and taken == [0, 1]
 
 
+@dataclass
+class Broken:
+    def __call__(self, step: int) -> int:
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_in_a_worker_is_not_taken_for_its_end(tmp_path, workers):
+    with pytest.raises(RuntimeError, match="a bug"):
+        next(Feed(Broken(), workers=workers).each(run_of(tmp_path)))
+
+
 def test_a_worker_that_is_killed_ends_the_run_in_a_sentence_and_a_stopped_run_takes_its_step(tmp_path):
     with pytest.raises(TrainingError, match="reads documents ahead was ended .*Set fewer `workers`"):
         for _, share in Feed(Squares(), workers=1).each(run_of(tmp_path / "one")):
