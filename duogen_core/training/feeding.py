@@ -130,8 +130,10 @@ def end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def loader(make: Callable[[Any], T], items: Iterable[Any], workers: int, device: torch.device) -> DataLoader:
-    """Gives make(item) of all items, in order."""
+def loader(
+    make: Callable[[Any], T], items: Iterable[Any], workers: int, device: torch.device, ahead: int = AHEAD
+) -> DataLoader:
+    """Gives make(item) of all items, in order. ahead: items that each worker has ready."""
     more: dict[str, Any] = {}
     if workers:
         # Not by fork: the training process has threads (autograd's, gloo's, tokenizers'), and a copy of a process has
@@ -140,7 +142,7 @@ def loader(make: Callable[[Any], T], items: Iterable[Any], workers: int, device:
         context = torch.multiprocessing.get_context(method)
         if method == "forkserver":
             context.set_forkserver_preload([type(getattr(make, "make", make)).__module__])  # once, for all workers
-        more = {"multiprocessing_context": context, "prefetch_factor": AHEAD, "worker_init_fn": begin_worker}
+        more = {"multiprocessing_context": context, "prefetch_factor": ahead, "worker_init_fn": begin_worker}
     return DataLoader(
         Made(make),
         batch_size=None,  # a share is a whole already
@@ -239,7 +241,10 @@ class Feed(Generic[T]):
         if not self.workers or not getattr(self.make, "streamed", False):
             return iter(loader(self.make, steps(), self.workers, self.device))
         # Workers that each took whole steps out of the streams would each read all of them, and hold a shuffle buffer.
-        fetched = iter(loader(Fetch(self.make), steps(), 1, torch.device("cpu")))
+        # The reader is as far ahead of them as they are of the training: the lanes come to their next blocks within a
+        # few steps of each other, and a share is given out only when the reader has one more for the workers.
+        ahead = AHEAD * self.workers
+        fetched = iter(loader(Fetch(self.make), steps(), 1, torch.device("cpu"), ahead))
         items = ((each, arrived(fetched)) for each in steps())
         return iter(loader(Decode(self.make), items, self.workers, self.device))
 

@@ -191,6 +191,38 @@ def test_workers_give_the_same_in_order_and_end_with_the_run(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
 
 
+@dataclass
+class Streamed(Squares):
+    """With samples in streams, whose reader notes down how far it is."""
+
+    folder: Path = Path()
+    streamed: bool = True
+
+    def fetch(self, step: int) -> int:
+        (self.folder / str(step)).touch()
+        return step
+
+    def give(self, fetched: int) -> None:
+        self.given = fetched
+
+    def __call__(self, step: int) -> dict:
+        return {**super().__call__(step), "given": self.given}
+
+
+def test_the_reader_of_streams_is_as_far_ahead_of_the_workers_as_they_are_of_the_training(tmp_path):
+    """All lanes come to their next blocks at about the same time; the shares that are ready must last for it."""
+    (tmp_path / "read").mkdir()
+    feed = Feed(Streamed(folder=tmp_path / "read"), workers=2)
+    for step, share in feed.each(run_of(tmp_path / "run", 20)):
+        assert share["given"] == share["step"] == step
+        if step == 0:  # 2 x 2 with the workers, one more for the share that was given out, 2 x 2 beside the reader
+            deadline = time.time() + 60
+            while len(list((tmp_path / "read").iterdir())) < 9 and time.time() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.2)
+            assert len(list((tmp_path / "read").iterdir())) == 9
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_what_goes_wrong_in_a_worker_is_its_sentence_alone(tmp_path, workers):
     taken = []
