@@ -195,10 +195,6 @@ class Source(ABC):
         epoch, position = divmod(nth, len(self))
         return self.index_at(seed, epoch, position)
 
-    def lane(self, nth: int) -> int | None:
-        """Says in which of its streams draw `nth` lies; None: it can be read anywhere, at the same cost."""
-        return None if self.lanes is None else nth % self.lanes
-
     def reader(self, nth: int, readers: int) -> int | None:
         """Says which of so many readers had best read draw `nth`: each has lanes of its own or, where there are more
         readers than lanes, some of the draws of one."""

@@ -127,15 +127,11 @@ class Mixture(Iterator[Sample]):
             f"{found.sentence}"
         )
 
-    def lane(self, k: int) -> int | None:
-        """Says who had best read draw k: None is anybody. Draws of one lane lie in the same shards (Source.lane), so
-        all of them should go to one reader (`reader`); any other reader gets the same samples, only it has to
-        read those shards, too."""
-        number, nth = self.place(k)
-        return self.sources[number].lane(nth)
-
     def reader(self, k: int, readers: int) -> int | None:
-        """Says which of so many readers had best read draw k, by its lane; None is anybody."""
+        """Says which of so many readers had best read draw k; None is anybody.
+
+        Draws of one lane lie in the same shards, so one reader gets all of them; any other reader gets the same
+        samples, only it has to read those shards, too."""
         number, nth = self.place(k)
         return self.sources[number].reader(nth, readers)
 

@@ -201,7 +201,7 @@ def test_another_number_of_ranks_and_workers_sees_the_same(folder, tmp_path):
         for rank in range(ranks):
             mixture = open_mixture(options(folder), seed=6)
             mixture.keep(tmp_path / "notes")
-            found |= {k: mixture.draw(k).document.meta["number"] for k in span if mixture.lane(k) % ranks == rank}
+            found |= {k: mixture.draw(k).document.meta["number"] for k in span if mixture.reader(k, ranks) == rank}
     assert [found[k] for k in range(120)] == unbroken
 
 
@@ -213,7 +213,7 @@ def test_readers_that_go_by_lanes_read_every_shard_once(folder, monkeypatch):
         mixture_of = open_mixture(options(folder, lanes=6), seed=1)
         mixture_of.sources[0] = source
         for k in range(60):  # six of seven shards: one for every lane
-            if mixture_of.lane(k) % 2 == reader:
+            if mixture_of.reader(k, 2) == reader:
                 mixture_of.draw(k)
         opened.append(set(source._opened))
     assert not opened[0] & opened[1] and len(opened[0] | opened[1]) == 6
@@ -297,8 +297,8 @@ def test_a_mixture_with_map_style_sources(folder, tmp_path):
     assert 60 < sum(number >= 1000 for number in found) < 140
     assert draws(open_mixture(specs, seed=2), 100, 300) == found[300:]
     streamed = [k for k in range(400) if found[k] < 1000]
-    assert all((mixture.lane(k) is not None) == (found[k] < 1000) for k in range(400))
-    assert Counter(mixture.lane(k) for k in streamed[:99]) == {0: 33, 1: 33, 2: 33}
+    assert all((mixture.reader(k, 3) is not None) == (found[k] < 1000) for k in range(400))
+    assert Counter(mixture.reader(k, 3) for k in streamed[:99]) == {0: 33, 1: 33, 2: 33}
     assert mixture.epochs(400)[0] == len(streamed)  # of a stream draws are counted, as of whatever has no length
 
 
@@ -363,9 +363,9 @@ def test_every_reader_has_its_part(folder, lanes, readers):
     whose = [mixture.reader(k, readers) for k in range(lanes * readers * 4)]
     assert set(whose) == set(range(readers)) and max(Counter(whose).values()) <= 4 * lanes * -(-readers // lanes) * 2
     if readers <= lanes:
-        assert all(reader == mixture.lane(k) % readers for k, reader in enumerate(whose))
+        assert all(reader == k % lanes % readers for k, reader in enumerate(whose))  # draw k lies in lane k % lanes
     else:  # a reader has one lane
-        assert all(len({mixture.lane(k) for k, each in enumerate(whose) if each == r}) == 1 for r in range(readers))
+        assert all(len({k % lanes for k, each in enumerate(whose) if each == r}) == 1 for r in range(readers))
     assert open_mixture("sketchbook", seed=0).reader(5, readers) is None
 
 
