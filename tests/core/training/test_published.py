@@ -10,7 +10,9 @@ import torch
 
 from duogen_core.errors import DuoGenError
 from duogen_core.training import stage2
+from duogen_core.training.distributed import Processes
 from duogen_core.training.lora import LoraSettings
+from duogen_core.training.run import Run
 from tests.core.dit.test_cosmos_files import tiny
 
 CONFIG = stage2.Stage2Config(attention="full", steps=1)
@@ -35,12 +37,34 @@ def test_the_projection_is_the_connector_and_the_rest_the_dit(base):
     assert all(p.requires_grad and p.dtype == torch.float32 for p in dit.parameters())
 
 
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
+def test_weights_that_learn_are_in_float32(base, tmp_path, monkeypatch, lora):
+    """A file in bfloat16 is read as it is; each process converts what it has of it. What LoRA freezes stays."""
+    model, _ = base
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    config = replace(CONFIG, init=tmp_path / "half", lora=lora, out=tmp_path / "run", warmup=0)
+    dit, connector = stage2.new_models(config, 2, 32)
+    prepare, seen = Processes.prepare, {}
+
+    class Seen(Exception):
+        pass
+
+    def prepared(self, loss, *given):
+        for parameter in prepare(self, loss, *given).dit.parameters():
+            seen.setdefault(parameter.requires_grad, set()).add(parameter.dtype)
+        raise Seen
+
+    monkeypatch.setattr(Processes, "prepare", prepared)
+    with pytest.raises(Seen):
+        stage2.learn(Run.of(config), config, None, dit, connector)
+    assert seen[True] == {torch.float32} and seen.get(False) == (lora and {torch.bfloat16})
+
+
 def test_precision_and_what_does_not_fit(base, tmp_path):
     model, _ = base
     model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     half = replace(CONFIG, init=tmp_path / "half")
-    assert next(stage2.new_models(half, 2, 32)[0].parameters()).dtype == torch.float32
-    assert next(stage2.new_models(replace(half, lora=LoraSettings()), 2, 32)[0].parameters()).dtype == torch.bfloat16
+    assert next(stage2.new_models(half, 2, 32)[0].parameters()).dtype == torch.bfloat16  # as the file has it
     with pytest.raises(DuoGenError, match="made for another MLLM"):
         stage2.new_models(half, 4, 32)
     with pytest.raises(DuoGenError):
