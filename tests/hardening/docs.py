@@ -402,7 +402,7 @@ OTHERS = {
     "accelerate": ("--config_file", "--num_processes"),
     "torchrun": ("--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"),
     "ray": ("--head", "--address", "--num-cpus"),
-    "dev.py": ("--quick",),
+    "dev.py": ("--quick", "--exhaustive"),
     "ComfyUI": (
         "--cache-classic",
         "--cache-lru",
