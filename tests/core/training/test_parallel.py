@@ -467,11 +467,16 @@ def test_wrong_settings_are_said_before_any_process_starts(monkeypatch, tmp_path
 class Given:
     """The same examples in every step."""
 
+    streamed = False
+
     def __init__(self, examples: list[Example]) -> None:
         self.examples, self.read_numbers = examples, []
 
-    def headers(self, step):
-        return self.examples
+    def readers(self, step, processes):
+        return [None] * len(self.examples)
+
+    def headers(self, step, numbers):
+        return [self.examples[number] for number in numbers]
 
     def read(self, step, numbers):
         self.read_numbers += numbers
