@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH = "torch==2.13.0"  # what the bundled model was trained and measured with; any torch that is there already is kept
+LONGEST = ("--durations=40", "--durations-min=15")  # what the tests say at the end: where the time went
 QUESTION = "How do I draw a house with a red roof?"
 
 
@@ -84,7 +85,7 @@ def test(arguments: list[str]) -> int:
     settings["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     parallel = ["-n", str(workers), "--dist", "worksteal"]
     codes = [run([PYTHON, "-m", "ruff", "check", ROOT]), run([PYTHON, "-m", "ruff", "format", "--check", ROOT])]
-    codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *arguments], cwd=ROOT, **settings))
+    codes.append(run([PYTHON, "-m", "pytest", "-rs", *LONGEST, *parallel, *arguments], cwd=ROOT, **settings))
     for version in other_versions(comfyui) if not arguments else []:
         print(f"ComfyUI: {version}", flush=True)
         marked = ["tests/comfyui", "-m", "every_comfyui"]

@@ -27,6 +27,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import checkout  # noqa: F401
+
 ROOT = Path(__file__).parents[2]
 SKIPPED = 3  # steps: workers begin and caches fill
 
@@ -198,8 +200,7 @@ def run(stage: str, folder: Path, processes: int, steps: int, workers: int) -> l
             str(processes),
         ]
         launcher += ["--mixed_precision", "no", "--main_process_port", "0"]
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*launcher, *mine], env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout[-2000:] + done.stderr[-4000:])

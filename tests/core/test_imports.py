@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -65,3 +66,12 @@ def test_the_package_alone_is_light():
     code = f"import sys, duogen_core, duogen_core.errors, duogen_core.dit, duogen_core.mllm; print({heavy})"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tests" / "bench").glob("*.py")), ids=lambda script: script.stem)
+def test_a_benchmark_finds_this_checkout(script):
+    """Started as its text says, with nothing installed: by its file's name, without PYTHONPATH."""
+    text = script.read_text("utf-8")
+    if '__name__ == "__main__"' not in text or not re.search(r"^\s*(from|import) (duogen_core|tests)\b", text, re.M):
+        return
+    assert re.search(r"^\s*(import checkout|sys\.path[.[])", text, re.M), f"{script.name} finds no duogen_core"

@@ -519,7 +519,7 @@ def unknown_settings(zygote: Zygote) -> list[str]:
     for preset in sorted((ROOT / "duogen_core").rglob("presets/*.yaml")):
         for section, values in read_yaml(preset.read_text("utf-8")).items():
             rules |= {f"{section}.{name}": value for name, value in values.items()}
-    trainings = [path for path in command_options() if path[0] in ("train", "ablation") and path[-1] != "assemble"]
+    trainings = [path for path in command_options() if path[0] in ("train", "ablation") and path[-1] not in ("assemble", "plan")]
     answers: dict[str, bool] = {}
 
     def known(text: str) -> bool:
@@ -652,7 +652,7 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
         words = ["python", "-m", "duogen_core", "train", *words[2:]]
     if words[1] == "tests/hardening/run.py":
         ended = zygote.run(words[2:], cwd=folder, module="tests.hardening.docs:parse_campaign")
-    elif words[3] in ("train", "ablation") and "assemble" not in words:
+    elif words[3] in ("train", "ablation") and not {"assemble", "plan"} & set(words):
         ended = zygote.run([*words[3:], "--print-config"], cwd=folder)
     else:
         ended = zygote.run(words[3:], cwd=folder, module="tests.hardening.docs:parse_only")
