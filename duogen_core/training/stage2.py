@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from duogen_core.checkpoint import CheckpointConfig, Components, PictureSize, check_fit
+from duogen_core.compiling import Compiled, pieces_of_dit
 from duogen_core.connector import Connector, ConnectorConfig
 from duogen_core.dit.base import PackedDit
 from duogen_core.dit.loading import family_in, new_dit, open_published
@@ -165,11 +166,13 @@ def kind_of(dit: PackedDit) -> str:
     return f"a {type(dit).__name__} of {len(dit.transformer_blocks)} blocks, {weights:,} weights,"
 
 
-def checkpoint_blocks(dit: PackedDit) -> None:
+def checkpoint_blocks(dit: PackedDit, compiled: bool = False) -> None:
     """Computes blocks again in the backward pass, with the same attention as before."""
 
     def recomputed(block: torch.nn.Module, x: Tensor, *args: Any) -> Tensor:
-        return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputing(x.device))
+        # Stopping early is an exception when the last wanted tensor is there, which compiled code cannot bear.
+        with set_checkpoint_early_stop(not compiled):
+            return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputing(x.device))
 
     dit.enable_gradient_checkpointing(recomputed)
 
@@ -192,7 +195,9 @@ def learn(
         add_lora(dit, config.lora, within=dit.lora_within, usual=DIT_TARGETS)
         dit.train()  # LoRA's dropout
     if config.gradient_checkpointing:
-        checkpoint_blocks(dit)
+        checkpoint_blocks(dit, config.compile)
+    if config.compile:
+        Compiled(pieces_of_dit(dit), run.say)
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
     single = None if config.lora else torch.float32  # what LoRA freezes stays in its file's precision
     loss_module, flops = FlowLoss(dit, connector, config.bf16), DitFlops(dit, connector)

@@ -87,6 +87,7 @@ class Stage2Config(RunConfig):
     tokens: int = 5000  # of images and text: about those of a batch of cached documents, at most those of a pass online
     workers: int | None = None  # processes that read ahead; None: as many as a GPU leaves cores for, on a CPU none
     gradient_checkpointing: bool = False  # keep no states inside the blocks: less memory, a third more time
+    compile: bool = False  # torch.compile of what the DiT's blocks repeat: a minute at the start, then faster steps
     single_image_weight: float = 6.0  # how much more often documents of a single image come up
     lr: float = 3e-3
     connector_lr: float | None = None  # None: a third of `lr`; each token of a step goes through all of the connector

@@ -519,7 +519,9 @@ def unknown_settings(zygote: Zygote) -> list[str]:
     for preset in sorted((ROOT / "duogen_core").rglob("presets/*.yaml")):
         for section, values in read_yaml(preset.read_text("utf-8")).items():
             rules |= {f"{section}.{name}": value for name, value in values.items()}
-    trainings = [path for path in command_options() if path[0] in ("train", "ablation") and path[-1] not in ("assemble", "plan")]
+    trainings = [
+        path for path in command_options() if path[0] in ("train", "ablation") and path[-1] not in ("assemble", "plan")
+    ]
     answers: dict[str, bool] = {}
 
     def known(text: str) -> bool:

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from duogen_core.compiling import Compiled
 from duogen_core.connector import Connector
 from duogen_core.dit.cosmos import PackedCosmos
 from duogen_core.dit.loading import load_dit
@@ -247,6 +248,19 @@ def test_gradient_checkpointing_learns_the_same(folder, tmp_path, attention):
     plain = trained(settings(folder, tmp_path / "plain", attention=attention))
     saving = trained(settings(folder, tmp_path / "saving", attention=attention, gradient_checkpointing=True))
     assert saving == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize("extra", [{}, {"gradient_checkpointing": True}, {"lora": LoraSettings(rank=2)}])
+def test_compiled_blocks_learn_the_same(folder, tmp_path, monkeypatch, extra):
+    used = []
+
+    def compiled(pieces, say):
+        used.append(Compiled(pieces, pytest.fail, backend="eager"))
+
+    monkeypatch.setattr(stage2, "Compiled", compiled)
+    plain = trained(settings(folder, tmp_path / "plain", **extra))
+    assert trained(settings(folder, tmp_path / "compiled", compile=True, **extra)) == pytest.approx(plain, abs=1e-5)
+    assert len(used) == 1 and len(used[0].pieces) == 4 * 2
 
 
 def test_lora_learns_beside_a_frozen_dit_and_is_written_for_every_reader(folder, tmp_path):
