@@ -1,6 +1,7 @@
-"""Trains the bundled VAE: Wan 2.1's architecture, narrow, one frame at a time.
+"""Trains the bundled VAE: Wan 2.1's architecture, narrow, one frame at a time; or the decoder of one that is there.
 
     python -m duogen_core train vae out=runs/vae minutes=60
+    python -m duogen_core train vae --config tiny-vae-decoder init=runs/vae/export      encoder and latents stay
 
 In:  random 64-pixel crops, made here. A VAE must not know what a house is, so it sees Sketchbook's colours and edges in
 every arrangement and none of its tasks: scenes crowded with shapes, piles of rectangles, ellipses and triangles, some
@@ -11,6 +12,8 @@ after the VAE, to look at.
 
 Loss: mean absolute and squared error, the absolute error of 8x8 means (near colours drift without it), and a little
 KL, so that latents stay near each other and the decoder forgives small errors of the DiT.
+With `decoder_only` the latents stay as they are, so nothing that has learnt them must learn anew. They get a little
+noise (`latent_noise`), as the DiT's own are never exact: the decoder learns to make straight edges of them all the same.
 """
 
 from __future__ import annotations
@@ -39,9 +42,10 @@ from duogen_core.sketchbook.scene import (
     Scene,
     Shape,
 )
+from duogen_core.sketchbook.tasks import training_case
 from duogen_core.training.checkpoints import evaluation_mode, replaced
 from duogen_core.training.command import add_arguments_for, run_command
-from duogen_core.training.configuration import RunConfig, check_numbers
+from duogen_core.training.configuration import ConfigError, RunConfig, check_numbers
 from duogen_core.training.optimizers import muon_and_adamw
 from duogen_core.training.precision import mixed_precision
 from duogen_core.training.run import Run
@@ -52,6 +56,7 @@ from duogen_core.vae import (
     PictureVae,
     decode_frame,
     encode_frame,
+    latents_std,
     new_vae,
 )
 
@@ -106,15 +111,26 @@ def random_crop(rng: random.Random) -> np.ndarray:
     return crop
 
 
+def task_crop(rng: random.Random) -> np.ndarray:
+    """uint8 [64, 64, 3] of an image of Sketchbook's tasks: boards and half-finished things, which no pile looks like."""
+    while True:
+        pictures = training_case(rng).document.pictures
+        if pictures:
+            pixels = rng.choice(pictures).pixels
+            left, top = (rng.randint(0, side - CROP) for side in pixels.shape[1::-1])
+            return pixels[top : top + CROP, left : left + CROP]
+
+
 def whole_picture(seed: int, canvas: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W, 3]: a crowded scene, uncropped, to look at."""
     return crowded_scene(random.Random(f"vae-whole-{seed}-{canvas}"), canvas)
 
 
-def crop_batch(seed: int, step: int, size: int) -> Tensor:
-    """Float [size, 3, 64, 64] in -1..1; a pure function of seed and step, so that a resumed run sees the same."""
+def crop_batch(seed: int, step: int, size: int, tasks: float = 0.0) -> Tensor:
+    """Float [size, 3, 64, 64] in -1..1; a pure function of seed and step, so that a resumed run sees the same.
+    tasks: the share that is of images of the tasks."""
     rng = random.Random(f"vae-{seed}-{step}")
-    crops = np.stack([random_crop(rng) for _ in range(size)])
+    crops = np.stack([(task_crop if tasks and rng.random() < tasks else random_crop)(rng) for _ in range(size)])
     return torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -128,6 +144,10 @@ class VaeConfig(RunConfig):
     command: ClassVar[str] = "vae"
     out: Path = Path("runs/vae")
     bf16: bool = False  # the bundled one trained in float32
+    init: Path | None = None  # go on from this VAE, which keeps its width and the scale of its latents
+    decoder_only: bool = False  # the encoder stays, and with it what latents mean; with `init` alone
+    latent_noise: float = 0.0  # with decoder_only: the most of it, as a share of a latent's deviation
+    tasks: float = 0.0  # share of crops that are of the tasks' images
     base_dim: int = 16
     batch: int = 16
     lr: float = 5e-3
@@ -141,7 +161,13 @@ class VaeConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_numbers(self, least={"base_dim": 1, "batch": 1, "calibration_crops": 32})
+        check_numbers(self, least={"base_dim": 1, "batch": 1, "calibration_crops": 32, "latent_noise": 0})
+        if not 0 <= self.tasks <= 1:
+            raise ConfigError(f"'tasks' is {self.tasks}; expected a share, 0 to 1.")
+        if self.decoder_only and self.init is None:
+            raise ConfigError("decoder_only needs a VAE whose encoder stays as it is; add init=FOLDER.")
+        if self.latent_noise and not self.decoder_only:
+            raise ConfigError("latent_noise goes with decoder_only=true: an encoder that learns too would outgrow it.")
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic Newton-Schulz, Jordan's values
@@ -205,8 +231,13 @@ def is_outer(name: str) -> bool:
 def losses(vae: AutoencoderKLWan, pixels: Tensor, config: VaeConfig) -> dict[str, Tensor]:
     """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}."""
     with mixed_precision(pixels.device, config.bf16):
-        mean, logvar = (part.float() for part in encode_frame(vae, pixels))
-        latents = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        with torch.set_grad_enabled(not config.decoder_only):
+            mean, logvar = (part.float() for part in encode_frame(vae, pixels))
+        if config.decoder_only:  # of each crop another amount, none included
+            deviation = config.latent_noise * torch.rand(len(mean), 1, 1, 1, device=mean.device) * latents_std(vae)
+        else:
+            deviation = torch.exp(0.5 * logvar)
+        latents = mean + deviation * torch.randn_like(mean)
         error = decode_frame(vae, latents, clamp=False).float() - pixels
     absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -248,12 +279,17 @@ def train(config: VaeConfig) -> Run:
     run = Run.of(config)
     torch.manual_seed(run.seed)
     device = run.processes.device
-    vae = new_vae(config.base_dim).to(device)
+    vae = (PictureVae.from_pretrained(config.init).model.train() if config.init else new_vae(config.base_dim)).to(
+        device
+    )
+    if config.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     run.attach({"vae": vae}, muon_and_adamw(vae, is_outer, lr=config.lr, muon=KernelMuon), ema_decay=config.ema)
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)]).to(device)
     due = run.elapsed + 60 * config.sample_minutes
     for step in run:
-        figures = losses(vae, crop_batch(run.seed, step, config.batch).to(device), config)
+        figures = losses(vae, crop_batch(run.seed, step, config.batch, config.tasks).to(device), config)
         run.update(figures["loss"], config.clip)
         run.report(**figures)
         if step % 400 == 399:
@@ -270,8 +306,9 @@ def train(config: VaeConfig) -> Run:
     if config.sample_minutes and run.finished:
         show(run, vae)
     with evaluation_mode(vae), run.emas["vae"].applied():
-        crops = [crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)]
-        match_wan_scale(vae, torch.cat(crops).to(device))
+        if not config.init:
+            crops = [crop_batch(TEST_SEED + 1, k, 16) for k in range(config.calibration_crops // 16)]
+            match_wan_scale(vae, torch.cat(crops).to(device))
         run.record(final_psnr=psnr(vae, test))
         with replaced(target) as new:
             vae.save_pretrained(new)
