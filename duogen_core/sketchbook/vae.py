@@ -13,7 +13,7 @@ after the VAE, to look at.
 Loss: mean absolute and squared error, the absolute error of 8x8 means (near colours drift without it), and a little
 KL, so that latents stay near each other and the decoder forgives small errors of the DiT.
 With `decoder_only` the latents stay as they are, so nothing that has learnt them must learn anew. They get a little
-noise (`latent_noise`), as the DiT's own are never exact: the decoder learns to make straight edges of them all the same.
+noise (`latent_noise`), as the DiT's own are never exact: the decoder learns to make straight edges of them even so.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def random_crop(rng: random.Random) -> np.ndarray:
 
 
 def task_crop(rng: random.Random) -> np.ndarray:
-    """uint8 [64, 64, 3] of an image of Sketchbook's tasks: boards and half-finished things, which no pile looks like."""
+    """uint8 [64, 64, 3] of an image of the tasks: boards and half-finished things, which no pile looks like."""
     while True:
         pictures = training_case(rng).document.pictures
         if pictures:
