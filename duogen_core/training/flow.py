@@ -40,6 +40,7 @@ class FlowSettings:
     drop_text: float = 0.1
     shift: float = 6.0
     unshifted_share: float = 0.0
+    reference_noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,12 @@ def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSa
     # is decided; a share stays unshifted, or the last steps of sampling, which make edges, would be seen too rarely.
     t = torch.sigmoid(torch.randn(len(targets), generator=generator))
     unshifted = torch.rand(len(targets), generator=generator) < settings.unshifted_share
+    references = [document.latents[k] for k in clean]
+    if settings.reference_noise:  # of each picture another amount, none included
+        amounts = settings.reference_noise * torch.rand(len(references), generator=generator)
+        references = [x + a * torch.randn(x.shape, generator=generator) for x, a in zip(references, amounts)]
     return FlowSample(
-        clean=tuple(document.latents[k] for k in clean),
+        clean=tuple(references),
         targets=tuple(document.latents[k] for k in targets),
         noise=noise,
         frame_indices=(*clean, *targets),

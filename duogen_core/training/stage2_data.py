@@ -97,6 +97,7 @@ class Stage2Config(RunConfig):
     shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of an image, so noise teaches the most
     unshifted_share: float = 0.35  # of targets, without shift: at high noise alone, outlines are never learnt sharply
     drop_text: float = 0.1
+    reference_noise: float = 0.0  # the most on earlier pictures; while drawing they are its own, and never exact
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
     export_steps: int = 500  # between exports, besides the one at the end; 0: only that one
     ema: float = 0.999
@@ -106,7 +107,7 @@ class Stage2Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "tokens"), 1)
-        least |= {"export_steps": 0, "eval_cases": 0, "eval_minutes": 0, "eval_steps": 1, "workers": 0}
+        least |= {"export_steps": 0, "reference_noise": 0, "eval_cases": 0, "eval_minutes": 0, "eval_steps": 1, "workers": 0}
         check_numbers(self, least=least, above_0=("connector_lr",))
         check_betas(self.betas)
         check_share(self.eval_share)

@@ -10,6 +10,7 @@ import torch
 
 from duogen_core.sketchbook import vae as training
 from duogen_core.sketchbook.vae import crop_batch
+from duogen_core.training.configuration import ConfigError
 from duogen_core.training.optimizers import muon_and_adamw
 from duogen_core.vae import (
     WAN21_MEAN,
@@ -69,6 +70,39 @@ def test_muon_leaves_the_temporal_taps_alone_and_ends_go_to_adamw():
     optimizers["muon"].step()
     assert not torch.equal(kernel[:, :, -1], before[:, :, -1])
     assert torch.equal(kernel[:, :, :-1], before[:, :, :-1])
+
+
+def test_the_decoder_alone_learns_and_the_latents_stay(tmp_path):
+    training.train(replace(TINY, out=tmp_path / "first"))
+    start = tmp_path / "first" / "export"
+    config = replace(
+        TINY, out=tmp_path / "second", init=start, decoder_only=True, latent_noise=0.2, tasks=0.5, lr=1e-2, ema=0.5
+    )
+    training.train(config)
+    before, after = (PictureVae.from_pretrained(folder) for folder in (start, config.out / "export"))
+    pixels = crop_batch(5, 0, 2)
+    latents = before.encode(pixels)
+    assert torch.equal(after.encode(pixels), latents)
+    assert not torch.allclose(after.decode(latents), before.decode(latents), atol=1e-3)
+
+
+def test_crops_of_the_tasks_are_as_often_as_asked():
+    piles, mixed, tasks = (crop_batch(0, 3, 8, share) for share in (0.0, 0.5, 1.0))
+    assert torch.equal(piles, crop_batch(0, 3, 8)) and tasks.shape == piles.shape
+    assert not torch.equal(mixed, piles) and not torch.equal(mixed, tasks)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"decoder_only": True}, "add init=FOLDER"),
+        ({"latent_noise": 0.1}, "goes with decoder_only=true"),
+        ({"tasks": 1.5}, "expected a share, 0 to 1"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(values, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(TINY, **values)
 
 
 @pytest.mark.slow

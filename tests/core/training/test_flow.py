@@ -203,6 +203,15 @@ def test_the_noise_does_not_depend_on_the_share(prepared):
     assert all(torch.equal(a, b) for a, b in zip(one.noise, other.noise))
 
 
+def test_noise_on_earlier_pictures_changes_nothing_else(prepared):
+    exact, noisy = (wanted_sample(prepared, FlowSettings(reference_noise=most)) for most in (0.0, 0.3))
+    assert all(torch.equal(a, b) for a, b in zip(exact.targets + exact.noise, noisy.targets + noisy.noise))
+    assert torch.equal(exact.timestep, noisy.timestep) and torch.equal(exact.sees, noisy.sees)
+    amounts = [float((a - b).std()) for a, b in zip(exact.clean, noisy.clean)]
+    assert len(set(amounts)) == len(amounts) and all(0 < amount < 0.33 for amount in amounts)
+    assert all(torch.equal(x, prepared.latents[k]) for k, x in enumerate(exact.clean))
+
+
 @pytest.mark.parametrize("attention", ["frame_causal", "full"])
 def test_the_loss_is_the_same_however_a_batch_is_shared_out(prepared, attention):
     torch.manual_seed(0)
