@@ -4,7 +4,8 @@ Our own addition to the training of the small MLLM (stage 1). The diffusion tran
 states alone, without positions: which place belongs to which shape must stand in the state of one token. A large
 pre-trained MLLM brings that along; next-token loss on Sketchbook hardly asks for it. So, from what the connector sees
 of each token, a linear probe that is thrown away afterwards tells which kind, colour, size and cell were last named
-up to there, as long as the word is at most `REACH` tokens back.
+up to there, as long as the word is at most `REACH` tokens back; and how many images came before, or a diffusion
+transformer cannot tell the text of the image it draws from that of an earlier one, which asked for other shapes.
 
 In: token ids int [B, N] and the states of all decoder layers, each [B, N, H]. Out: a mean cross-entropy.
 """
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duogen_core.connector import normalise
+from duogen_core.mllm.chat import VISION_START
 from duogen_core.sketchbook.scene import (
     CELLS,
     COLOURS,
@@ -27,7 +29,8 @@ from duogen_core.sketchbook.scene import (
 )
 
 REACH = 10  # tokens; about as long as the words of one shape
-ATTRIBUTES = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "cell": CELLS}
+IMAGES = ("none", "one", "two", "three", "four", "five", "six", "seven or more")
+ATTRIBUTES = {"kind": KINDS, "colour": COLOURS, "size": SIZES, "cell": CELLS, "images": IMAGES}
 
 
 class Vocabulary:
@@ -46,16 +49,20 @@ class Vocabulary:
         self.rows = {token("top"): 0, token("bottom"): 2}
         self.columns = {token("left"): 0, token("right"): 2}
         self.centre = token("centre")
+        self.image = tokenizer.convert_tokens_to_ids(VISION_START)
         # A word that the tokenizer cuts up has no token of its own and is not asked for.
         for table in (self.words, self.rows, self.columns):
             table.pop(None, None)
 
     def last_named(self, ids: Sequence[int]) -> list[list[int]]:
-        """Per token, per attribute the index of the word last named; -1 where it is further back than REACH."""
-        last, at, row = [-1] * 4, [-REACH - 1] * 4, None
+        """Per token, per attribute the index of the word last named, -1 where it is further back than REACH; and the
+        number of images before it."""
+        last, at, row, images = [-1] * 4, [-REACH - 1] * 4, None, 0
         found = []
         for place, token in enumerate(ids):
-            if token in self.words:
+            if token == self.image:
+                images = min(images + 1, len(IMAGES) - 1)
+            elif token in self.words:
                 column, last_index = self.words[token]
                 last[column], at[column] = last_index, place
             elif token in self.rows:
@@ -65,7 +72,8 @@ class Vocabulary:
             elif token == self.centre:
                 last[3], at[3] = 4, place
             row = self.rows.get(token)  # of the token just before: "top" and then "left" is one cell
-            found.append([index if place - seen <= REACH else -1 for index, seen in zip(last, at, strict=True)])
+            named = [index if place - seen <= REACH else -1 for index, seen in zip(last, at, strict=True)]
+            found.append([*named, images])
         return found
 
 
