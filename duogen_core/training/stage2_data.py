@@ -107,7 +107,14 @@ class Stage2Config(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "tokens"), 1)
-        least |= {"export_steps": 0, "reference_noise": 0, "eval_cases": 0, "eval_minutes": 0, "eval_steps": 1, "workers": 0}
+        least |= {
+            "export_steps": 0,
+            "reference_noise": 0,
+            "eval_cases": 0,
+            "eval_minutes": 0,
+            "eval_steps": 1,
+            "workers": 0,
+        }
         check_numbers(self, least=least, above_0=("connector_lr",))
         check_betas(self.betas)
         check_share(self.eval_share)
