@@ -142,6 +142,10 @@ COMMANDS: dict[str, tuple] = {
         "train a model, whole or one part",
         {
             "finetune": ("train a whole model on your own documents, in one run", "duogen_core.training.finetune"),
+            "bundled": (
+                "train the model that the pack brings from nothing, all parts",
+                "duogen_core.sketchbook.bundled",
+            ),
             "vae": ("train the VAE of the bundled model from nothing", "duogen_core.sketchbook.vae"),
             "pretrain": ("train the bundled model's language model from nothing", "duogen_core.sketchbook.pretrain"),
             "stage1": ("train the language model: what to answer, and when to draw", "duogen_core.training.stage1"),

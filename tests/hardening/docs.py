@@ -309,6 +309,7 @@ COMMANDS: dict[str, Entry] = {
         {"vae|pretrain|stage1|stage2|controlnet": "stage1", "[--config": "--config", "FILE|NAME]": "tiny-stage1",
          "[name=value": "steps=3", "...]": ""},
     ),
+    "python -m duogen_core train bundled --out runs/bundled": Parses("13 hours; tests/core/sketchbook/test_bundled.py"),
     "python -m duogen_core train assemble --out models/my-model": Parses("the commands of models/duogen-tiny/README.md run it"),
     "accelerate launch --config_file duogen_core/training/launch/ddp.yaml --num_processes 4 -m duogen_core train stage2 --config my.yaml":
         Parses("several processes; tests/core/training/test_parallel.py runs two"),
@@ -439,6 +440,7 @@ OTHERS = {
 }
 NO_SETTINGS = {
     "name=value": "stands for any",
+    "stage2.layers=4": "of a part of train bundled; tests/core/sketchbook/test_bundled.py",
     "rel=sponsored": "of HTML",
     "include_alignment=true": "of a mixture",
     "api.openai.com=OPENAI_API_KEY": "of ComfyUI's settings",
@@ -511,6 +513,9 @@ def unknown_options() -> list[str]:
     return found
 
 
+NO_CONFIG = {"assemble", "plan", "bundled"}  # of the `train` commands, those without --print-config
+
+
 def unknown_settings(zygote: Zygote) -> list[str]:
     """Settings that a page names, and that neither a training nor a preset has."""
     from duogen_core.config_text import read_yaml
@@ -519,9 +524,7 @@ def unknown_settings(zygote: Zygote) -> list[str]:
     for preset in sorted((ROOT / "duogen_core").rglob("presets/*.yaml")):
         for section, values in read_yaml(preset.read_text("utf-8")).items():
             rules |= {f"{section}.{name}": value for name, value in values.items()}
-    trainings = [
-        path for path in command_options() if path[0] in ("train", "ablation") and path[-1] not in ("assemble", "plan")
-    ]
+    trainings = [path for path in command_options() if path[0] in ("train", "ablation") and path[-1] not in NO_CONFIG]
     answers: dict[str, bool] = {}
 
     def known(text: str) -> bool:
@@ -654,7 +657,7 @@ def parsed(words: list[str], folder: Path, zygote: Zygote) -> str:
         words = ["python", "-m", "duogen_core", "train", *words[2:]]
     if words[1] == "tests/hardening/run.py":
         ended = zygote.run(words[2:], cwd=folder, module="tests.hardening.docs:parse_campaign")
-    elif words[3] in ("train", "ablation") and not {"assemble", "plan"} & set(words):
+    elif words[3] in ("train", "ablation") and not NO_CONFIG & set(words):
         ended = zygote.run([*words[3:], "--print-config"], cwd=folder)
     else:
         ended = zygote.run(words[3:], cwd=folder, module="tests.hardening.docs:parse_only")

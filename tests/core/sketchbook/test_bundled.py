@@ -1,0 +1,91 @@
+"""`train bundled`: the parts in their order, side by side where they can be; what stops one stops all, and says why."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from duogen_core.cli import main
+from duogen_core.sketchbook import bundled
+from duogen_core.sketchbook.bundled import CONTROL, DRAWING, LANGUAGE, PARTS, VAE, command_of
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """{part: a program that stands in for its training}; without one it writes what a training would leave."""
+    programs, order = {}, []
+
+    def start(part, out, share, settings, log):
+        order.append(part.name)
+        usual = f"import pathlib; pathlib.Path({str(out / part.name / 'export')!r}).mkdir(parents=True, exist_ok=True)"
+        program = programs.get(part.name, usual)
+        return subprocess.Popen([sys.executable, "-c", program], stdout=log, stderr=subprocess.STDOUT)
+
+    monkeypatch.setattr(bundled, "start", start)
+    monkeypatch.setattr(bundled, "assemble", lambda out: order.append("assemble"))
+    return programs, order
+
+
+@pytest.mark.parametrize("part", list(PARTS.values()), ids=list(PARTS))
+def test_every_part_is_a_command_that_its_training_takes(part, tmp_path, capsys):
+    settings = ["stage2.layers=4", "vae.base_dim=8"]
+    command = command_of(part, tmp_path, 0.1, settings)
+    assert main([*command, "--print-config"]) == 0
+    config = capsys.readouterr().out
+    full = main(["train", part.command, "--config", part.recipe, "--print-config"])
+    assert full == 0
+    minutes = [float(text) for text in re.findall(r"^ *minutes: ([\d.]+)", capsys.readouterr().out, re.M)]
+    assert [float(text) for text in re.findall(r"^ *minutes: ([\d.]+)", config, re.M)] == pytest.approx(
+        [0.1 * each for each in minutes]
+    )
+    assert f"out: {tmp_path / part.name}" in config
+    for name, place in part.inputs.items():
+        assert f"{name}: {tmp_path / place}" in config
+    assert ("layers: 4" in config) == (part.name == "stage2") and ("base_dim: 8" in config) == (part.name == "vae")
+
+
+def test_what_a_part_reads_was_made_before_it():
+    made = {bundled.MODEL}
+    for line in (VAE, LANGUAGE, (DRAWING,), (CONTROL,)):
+        for part in line:
+            assert {place.removesuffix("/export") for place in part.inputs.values()} <= made
+            made.add(part.name)
+
+
+def test_two_lines_run_side_by_side_and_the_rest_after_them(tmp_path, started, capsys):
+    _, order = started
+    assert main(["train", "bundled", "--out", str(tmp_path)]) == 0
+    assert set(order[:2]) == {"vae", "pretrain"} and order[-3:] == ["stage2", "assemble", "controlnet"]
+    assert sorted(order) == sorted([*PARTS, "assemble"])
+    assert (tmp_path / "model" / "controlnet").is_dir()
+    assert f"Finished: {tmp_path / 'model'}" in capsys.readouterr().out
+
+
+def test_a_part_that_fails_stops_the_other_and_says_why(tmp_path, started, capsys):
+    programs, order = started
+    programs["vae"] = "import sys; print('Error: The disk is full.'); sys.exit(2)"
+    programs["pretrain"] = "import time; time.sleep(60)"
+    begun = time.monotonic()
+    assert main(["train", "bundled", "--out", str(tmp_path)]) == 2
+    assert time.monotonic() - begun < 50
+    said = capsys.readouterr().err
+    assert "vae did not finish: The disk is full." in said and "vae.log has all that it said" in said
+    assert sorted(order) == ["pretrain", "vae"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stage3.lr=1"], "'stage3' is not known; did you mean 'stage2'?"),
+        (["stage2.lr"], "'stage2.lr' is no setting of a part; expected stage2.NAME=VALUE."),
+        (["--share", "0"], "--share is 0; expected a number above 0"),
+    ],
+)
+def test_what_it_cannot_do_is_said_before_anything_begins(tmp_path, started, capsys, words, said):
+    assert main(["train", "bundled", "--out", str(tmp_path / "runs"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not started[1] and not (tmp_path / "runs").exists()
