@@ -130,6 +130,24 @@ class StepExamples(Protocol):
         """Those of these numbers in the step, whole. One that is found bad only now is replaced by another."""
 
 
+class FromExamples:
+    """What a process's steps (feeding.py) hand on to the examples that they are made of, which may be streams."""
+
+    examples: StepExamples
+    rank: int
+    processes: int
+
+    @property
+    def streamed(self) -> bool:
+        return self.examples.streamed
+
+    def fetch(self, step: int) -> dict[int, Any]:
+        return self.examples.fetch(step, self.rank, self.processes)
+
+    def give(self, fetched: dict[int, Any]) -> None:
+        self.examples.give(fetched)
+
+
 @dataclass
 class WorldSteps:
     """Examples that the world draws, families by their weights: a step's all at once, since one goes on from another's

@@ -22,7 +22,7 @@ from duogen_core.data.sources import Bad
 from duogen_core.document import Document
 from duogen_core.mllm import family_of_module
 from duogen_core.mllm.chat import control_ids, image_token_counts, layout, picture_grid
-from duogen_core.training.data import Example, Probes, StepExamples, checksum
+from duogen_core.training.data import Example, FromExamples, Probes, StepExamples, checksum
 from duogen_core.training.distributed import Processes
 from duogen_core.training.feeding import by_length, known_to, own_share
 from duogen_core.training.precision import mixed_precision
@@ -186,23 +186,13 @@ class NextTokenShare:
 
 
 @dataclass
-class NextTokenSteps:
+class NextTokenSteps(FromExamples):
     """step -> the share of one process: every `processes`-th micro-batch."""
 
     examples: StepExamples
     batcher: Batcher
     rank: int = 0
     processes: int = 1
-
-    @property
-    def streamed(self) -> bool:
-        return self.examples.streamed
-
-    def fetch(self, step: int) -> dict[int, Any]:
-        return self.examples.fetch(step, self.rank, self.processes)
-
-    def give(self, fetched: dict[int, Any]) -> None:
-        self.examples.give(fetched)
 
     def __call__(self, step: int) -> NextTokenShare:
         readers = self.examples.readers(step, self.processes)

@@ -31,6 +31,7 @@ from duogen_core.mllm.base import Mllm
 from duogen_core.training.configuration import ConfigError, RunConfig, check_betas, check_numbers, check_share
 from duogen_core.training.data import (
     Example,
+    FromExamples,
     Samples,
     StepExamples,
     TokenCounter,
@@ -390,20 +391,10 @@ class OnlineBatches:
 
 
 @dataclass
-class OnlineSteps(Steps):
+class OnlineSteps(FromExamples, Steps):
     examples: StepExamples
     inputs: ReadInputs
     tokens: int
-
-    @property
-    def streamed(self) -> bool:
-        return self.examples.streamed
-
-    def fetch(self, step: int) -> dict[int, Any]:
-        return self.examples.fetch(step, self.rank, self.processes)
-
-    def give(self, fetched: dict[int, Any]) -> None:
-        self.examples.give(fetched)
 
     def __call__(self, step: int) -> Share:
         readers = self.examples.readers(step, self.processes)
