@@ -10,12 +10,13 @@ same samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -146,15 +147,37 @@ def silent_sample(dit: Any, connector: Connector) -> FlowSample:
 # -- the loss
 
 
+@dataclass(frozen=True)
+class LossSettings:
+    """What is learnt from; fields as of Stage2Config. The validation loss is always that of the velocity alone."""
+
+    loss: Literal["velocity", "x0"] = "velocity"
+    edge_weight: float = 0.0
+    decoder_weight: float = 0.0
+
+
+DECODED = 4  # targets of a pass that go through the VAE's decoder, those of the least noise
+Decode = Callable[[Tensor], Tensor]  # normalised latents [B, c, h, w] -> pixels [B, 3, H, W], with gradients
+
+
 class FlowLoss(nn.Module):
     """Mean squared error of the velocity, v = noise - x0 at x_t = t noise + (1 - t) x0.
 
     Every target counts the same, however large its picture, so that a document of large pictures does not drown others.
+    decode: the frozen VAE's decoder, where `decoder_weight` asks for it.
     """
 
-    def __init__(self, dit: PackedDit, connector: Connector, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        dit: PackedDit,
+        connector: Connector,
+        bf16: bool = False,
+        settings: LossSettings = LossSettings(),
+        decode: Decode | None = None,
+    ) -> None:
         super().__init__()
         self.dit, self.connector, self.bf16 = dit, connector, bf16
+        self.settings, self.decode = settings, decode
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -168,12 +191,47 @@ class FlowLoss(nn.Module):
         with mixed_precision(device, self.bf16):
             texts = projected(self.connector, [sample.states for sample in samples])
             found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])
-        errors = [
-            (v.float() - (noise - x0)).square().mean()
+        drawn = [
+            (t, v.float(), noise, x0)
             for sample, velocities in zip(samples, found, strict=True)
-            for v, noise, x0 in zip(velocities, sample.noise, sample.targets, strict=True)
+            for t, v, noise, x0 in zip(sample.timestep, velocities, sample.noise, sample.targets, strict=True)
         ]
-        return torch.stack(errors).sum() / (len(errors) if total is None else total)
+        learnt = self.settings if self.training else LossSettings()
+        errors = [error_of(v - (noise - x0), t, x0, learnt) for t, v, noise, x0 in drawn]
+        loss = torch.stack(errors).sum()
+        if learnt.decoder_weight and self.decode is not None:
+            loss = loss + learnt.decoder_weight * len(errors) * decoded_error(drawn, self.decode)
+        return loss / (len(errors) if total is None else total)
+
+
+def error_of(error: Tensor, t: Tensor, x0: Tensor, settings: LossSettings) -> Tensor:
+    """error: of the velocity, [c, h, w]. That of x0, guessed from x_t, is t times as large."""
+    squared = error.square()
+    if settings.loss == "x0":
+        squared = squared * t**2
+    if settings.edge_weight:
+        squared = squared * (1 + settings.edge_weight * edges(x0)) / (1 + settings.edge_weight)
+    return squared.mean()
+
+
+def edges(latent: Tensor) -> Tensor:
+    """How unlike its neighbours each place of a latent [c, h, w] is: [h, w], 1 on average (0 where nothing is)."""
+    across, down = (latent.diff(dim=dim).square().mean(0).sqrt() for dim in (2, 1))
+    found = F.pad(across, (1, 0)) + F.pad(across, (0, 1)) + F.pad(down, (0, 0, 1, 0)) + F.pad(down, (0, 0, 0, 1))
+    return found / found.mean().clamp_min(1e-6)
+
+
+def decoded_error(drawn: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], decode: Decode) -> Tensor:
+    """Mean absolute difference of the pixels of x0 as guessed and as it is, of the targets with the least noise.
+    drawn: (t, v, noise, x0) of each target."""
+    some = sorted(drawn, key=lambda target: float(target[0]))[:DECODED]
+    differences = []
+    for t, v, noise, x0 in some:
+        with torch.no_grad():
+            wanted = decode(x0[None])
+        guess = t * noise + (1 - t) * x0 - t * v
+        differences.append((decode(guess[None]) - wanted).abs().mean())
+    return torch.stack(differences).mean()
 
 
 def projected(connector: Connector, states: Sequence[Tensor]) -> list[Tensor]:

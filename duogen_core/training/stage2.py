@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,15 @@ from duogen_core.training.copies import on_device, whole_copy
 from duogen_core.training.data import held_out, world
 from duogen_core.training.feeding import Feed, workers_for
 from duogen_core.training.flops import DitFlops
-from duogen_core.training.flow import FlowLoss, FlowSample, FlowSettings, sample_of, silent_sample
+from duogen_core.training.flow import (
+    Decode,
+    FlowLoss,
+    FlowSample,
+    FlowSettings,
+    LossSettings,
+    sample_of,
+    silent_sample,
+)
 from duogen_core.training.lora import (
     DIT_TARGETS,
     TrainableOnly,
@@ -61,7 +69,7 @@ from duogen_core.training.stage2_data import (
     batches_of,
 )
 from duogen_core.training.validation import Validation
-from duogen_core.vae import PictureVae
+from duogen_core.vae import PictureVae, decode_frame, latents_mean, latents_std
 from duogen_core.weights.headers import Entry, check_tensors, shapes_of
 
 # -- the models to begin with
@@ -85,6 +93,7 @@ def new_models(config: Stage2Config, layers: int, hidden: int, mllm: str = "") -
         config.dit or "cosmos",
         num_layers=config.layers,
         num_attention_heads=config.heads,
+        patch_size=(1, config.patch, config.patch),
         text_embed_dim=config.cross_width,
         attention=config.attention,
         references=config.references,
@@ -138,8 +147,26 @@ def earlier_connector(folder: Path, connector: Connector) -> Connector:
 Sample = Callable[[nn.Module, nn.Module], object]  # draws with this DiT and this connector
 
 
+Settings = TypeVar("Settings", FlowSettings, LossSettings)
+
+
+def settings_of(kind: type[Settings], config: Stage2Config) -> Settings:
+    return kind(**{each.name: getattr(config, each.name) for each in fields(kind)})
+
+
 def flow_settings(config: Stage2Config) -> FlowSettings:
-    return FlowSettings(**{each.name: getattr(config, each.name) for each in fields(FlowSettings)})
+    return settings_of(FlowSettings, config)
+
+
+def decoder_of(vae: PictureVae) -> Decode:
+    """The frozen VAE's decoder of normalised latents, with gradients to them and none to its weights."""
+    vae.model.requires_grad_(False)
+
+    def decode(latents: Tensor) -> Tensor:
+        raw = latents * latents_std(vae.model) + latents_mean(vae.model)
+        return decode_frame(vae.model, raw.to(vae.model.dtype), clamp=False).float()
+
+    return decode
 
 
 def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[FlowSample]:
@@ -186,9 +213,10 @@ def learn(
     sample: Sample = lambda dit, connector: None,
     validation: Validation | None = None,
     mllm: str = "an MLLM",
+    decode: Decode | None = None,
 ) -> None:
     """sample(dit, connector): draws with the averaged weights, called every `sample_minutes` and at the end; validation
-    scores them. mllm: whose states these are, in words."""
+    scores them. mllm: whose states these are, in words. decode: what `decoder_weight` learns through."""
     shape = connector.config
     pair = f"{kind_of(dit)} for {mllm} of {shape.num_layers} layers of {shape.hidden_size}"
     if config.lora:
@@ -200,7 +228,8 @@ def learn(
         Compiled(pieces_of_dit(dit), run.say)
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
     single = None if config.lora else torch.float32  # what LoRA freezes stays in its file's precision
-    loss_module, flops = FlowLoss(dit, connector, config.bf16), DitFlops(dit, connector)
+    loss_module = FlowLoss(dit, connector, config.bf16, settings_of(LossSettings, config), decode)
+    flops = DitFlops(dit, connector)
     flow_loss = processes.prepare(loss_module, optimizers, single)
     modules = {"dit": TrainableOnly(dit) if config.lora else dit, "connector": connector}
     run.attach(modules, optimizers, config.ema, model=pair)
@@ -341,6 +370,7 @@ def train(config: Stage2Config) -> Run:
         sample,
         validation_of(run, config, documents, Reader(vae, mllm, config.max_side, getattr(torch, config.precision))),
         f"a {mllm.model_type}",
+        decoder_of(vae) if config.decoder_weight else None,
     )
     if isinstance(batches, OnlineBatches) and (told := documents.summary()):
         run.say(told)

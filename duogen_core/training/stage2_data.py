@@ -65,8 +65,9 @@ class Stage2Config(RunConfig):
     )
     lora: LoraSettings | None = None  # of the DiT, learn small matrices beside the frozen ones: lora.rank=16
     dit: Literal["cosmos", "wan"] | None = None  # family of a new DiT, None: cosmos; one of `init` keeps its own
-    layers: int = 6  # of a new DiT, as the two below; one that goes on from `init` keeps its own
+    layers: int = 6  # of a new DiT, as the three below; one that goes on from `init` keeps its own
     heads: int = 6
+    patch: int = 2  # cells of the latent across a token of the DiT
     cross_width: int = 192  # of the text condition
     attention: Literal["frame_causal", "full"] = "frame_causal"  # between pictures; full: the paper's and Cosmos' own
     references: bool = True  # false: a picture is drawn without looking at earlier ones
@@ -97,6 +98,9 @@ class Stage2Config(RunConfig):
     weight_decay: float = 0.01  # of matrices; norms and biases do not decay
     shift: float = 6.0  # twice that of sampling: Sketchbook's texts tell all of an image, so noise teaches the most
     unshifted_share: float = 0.35  # of targets, without shift: at high noise alone, outlines are never learnt sharply
+    loss: Literal["velocity", "x0"] = "velocity"  # what the squared error is of; x0 makes less of low noise
+    edge_weight: float = 0.0  # how much more the error counts where a latent is unlike its neighbours
+    decoder_weight: float = 0.0  # of the pixels' error, through the VAE's decoder; a step takes much longer
     drop_text: float = 0.1
     reference_noise: float = 0.0  # the most on earlier pictures; while drawing they are its own, and never exact
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
@@ -107,7 +111,7 @@ class Stage2Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = dict.fromkeys(("layers", "heads", "cross_width", "max_side", "shards", "batch", "tokens"), 1)
+        least = dict.fromkeys(("layers", "heads", "patch", "cross_width", "max_side", "shards", "batch", "tokens"), 1)
         least |= {
             "export_steps": 0,
             "reference_noise": 0,

@@ -26,12 +26,13 @@ from duogen_core.settings import Settings
 from duogen_core.sketchbook.ablation import measuring
 from duogen_core.sketchbook.ablation.results import answer_to, markdown, over_seeds, plot
 from duogen_core.sketchbook.ablation.trainings import (
-    START,
     TRAININGS,
     AblationConfig,
     Arm,
     Question,
+    changes_of,
     components,
+    is_start,
     needed,
     train,
     trained,
@@ -45,7 +46,6 @@ from duogen_core.training.precision import bf16_products
 FORMAT = "duogen-ablation"
 VERSION = 1
 FREE = ("out", "only", "threads", "checkpoint_minutes", "log_every", "tensorboard")  # may change from call to call
-DRAWN_GROUPS = ("guide", "draw", "edit")
 OWN_GROUPS = ("guide",)  # answered with words and pictures of the arm's own
 LIMITS = Settings(max_images=8, max_new_tokens=400)  # a language model may not know where to end
 SEED = 7  # of the cases to measure with
@@ -81,7 +81,7 @@ class Ablation:
         for seed in self.seeds:
             for name in needed(self.config):
                 if trained(self.config, name, seed) is None:
-                    arms = self.config.start if name == START else 1.0
+                    arms = self.config.start if is_start(name) else 1.0
                     with self.timed("train", f"training {name}, seed {seed}", arms):
                         if train(self.config, name, seed).interrupted:
                             print("Stopped. The same command continues from there.")
@@ -122,6 +122,8 @@ class Ablation:
     def file_of(self, question: Question, arm: Arm, seed: int) -> Path:
         """Where the values lie; arms of several questions that are the same share one."""
         way = arm.training + (f"-guidance-{arm.guidance:g}" if arm.guidance is not None else "")
+        way += f"-steps-{arm.steps}" if arm.steps is not None else ""
+        way += "-with-chains" if "edit_chain" in question.groups else ""
         way += "-own-pictures" if question.kind == "words" and arm.pictures == "own" else ""
         return self.config.out / f"seed-{seed}" / "measured" / f"{way}.json"
 
@@ -130,8 +132,10 @@ class Ablation:
         count, settings = self.config.cases, self.settings
         if arm.guidance is not None:
             settings = replace(settings, guidance=arm.guidance)
+        if arm.steps is not None:
+            settings = replace(settings, steps=arm.steps)
         if question.kind == "pictures":
-            spots = measuring.spots(DRAWN_GROUPS, count, SEED)
+            spots = measuring.spots(question.groups, count, SEED)
             values = measuring.drawn_in_context(model, settings, spots, self.ticker("pictures"))
             values |= measuring.velocity_errors(model, spots)
             if self.config.own:
@@ -163,7 +167,9 @@ class Ablation:
         due = {"train": 0.0, "measure": 0.0}
         for seed in self.seeds:
             for name in needed(self.config):
-                due["train"] += (trained(self.config, name, seed) is None) * (self.config.start if name == START else 1)
+                due["train"] += (trained(self.config, name, seed) is None) * (
+                    self.config.start if is_start(name) else 1
+                )
             files = {self.file_of(q, a, seed) for name in TRAININGS for q, a in self.arms_of(name)}
             due["measure"] += sum(not path.is_file() for path in files)
         guess = {kind: sum(each) / len(each) for kind, each in self.took.items() if each}
@@ -211,9 +217,8 @@ class Ablation:
         for seed in self.seeds:
             for name in needed(self.config):
                 record = trained(self.config, name, seed)
-                differs = {"families": {"draw": 1.0}} if name == START else dict(TRAININGS[name].changes)
                 if record:
-                    done.append({"name": name, "seed": seed, "differs": differs, **record})
+                    done.append({"name": name, "seed": seed, "differs": changes_of(name), **record})
         return done
 
     def write(self) -> None:

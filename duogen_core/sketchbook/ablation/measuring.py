@@ -111,7 +111,9 @@ def answered(
         begun = time.perf_counter()
         document = generate(components, case.prompt, replace(settings, seed=number * 10))
         seconds = time.perf_counter() - begun
-        for name, value in score(case, document).checks.items():
+        scored = score(case, document)
+        psnr = {name: value for name, value in scored.measures.items() if name.endswith("psnr")}
+        for name, value in (*scored.checks.items(), *psnr.items()):
             found.setdefault(f"own {name}", []).append(value)
         pictures = len(document.pictures) - len(case.prompt.pictures)
         if pictures:

@@ -4,8 +4,8 @@ The first arm of a question is DuoGen's own way; the others differ from it in th
 trainings have the same budget.
 Stage 2: a DiT that has so far learned single images from words (`start`: there attention between images, references
 and guidance's negative make no difference, so it favours no arm), and a new connector. VAE, language model and prepared
-documents are the same for all. Stage 1: the model's own language model trained on, with Sketchbook's tasks and, where
-they are mixed in, wordless edits.
+documents are the same for all. An arm whose DiT has another shape has a start of its own, of the same budget.
+Stage 1: the model's own language model trained on, with Sketchbook's tasks and, in one arm, wordless edits.
 In: the settings of the ablation. Out: run folders <out>/seed-0/<name>, with export/; a finished one is only read.
 """
 
@@ -52,6 +52,7 @@ class Arm:
     name: str
     training: str
     guidance: float | None = None  # None: the model's own
+    steps: int | None = None  # of sampling; None: those of the settings
     pictures: Literal["ideal", "own"] = "ideal"  # of an answer in words: put in, or drawn
     figures: tuple[tuple[str, str], ...] = ()  # (name in the table, name measured) where they differ
 
@@ -63,9 +64,22 @@ class Question:
     kind: Literal["pictures", "words"]
     figures: tuple[str, ...]  # shown in the table, the telling one first
     arms: tuple[Arm, ...]
+    groups: tuple[str, ...] = ("guide", "draw", "edit")  # of the images that are drawn
+    own: bool = False  # about the recipe of the bundled model, and not about the paper: asked by its name alone
 
 
 DRAWN = ("edit.kept", "guide.kept", "guide.right", "edit.right", "draw.right", "psnr", "loss")
+SHARP = (
+    "psnr",
+    "own guide.psnr",
+    "draw.right",
+    "edit.right",
+    "edit_chain.right",
+    "guide.right",
+    "own guide.kept",
+    "loss",
+)
+CHAINED = ("guide", "draw", "edit", "edit_chain")
 GUIDED = ("guide.right", "draw.right", "edit.right", "edit.kept", "guide.kept", "psnr")
 
 TRAININGS: dict[str, Training] = {
@@ -74,6 +88,17 @@ TRAININGS: dict[str, Training] = {
     "drop-all-text": Training("stage2", {"drop": "all_text"}),
     "last-layer": Training("stage2", {"connector_layers": "last"}),
     "full": Training("stage2", {"attention": "full"}),
+    "wider": Training("stage2", {"heads": 6}),
+    "deeper": Training("stage2", {"layers": 8}),
+    "small-patches": Training("stage2", {"patch": 1}),
+    "all-shifted": Training("stage2", {"unshifted_share": 0.0}),
+    "none-shifted": Training("stage2", {"unshifted_share": 1.0}),
+    "less-shifted": Training("stage2", {"shift": 3.0}),
+    "x0": Training("stage2", {"loss": "x0"}),
+    "edges": Training("stage2", {"edge_weight": 2.0}),
+    "decoder": Training("stage2", {"decoder_weight": 0.5}),
+    "noisy-references": Training("stage2", {"reference_noise": 0.25}),
+    "chains": Training("stage2", {"families": {"guide": 0.3, "edit": 0.2, "draw": 0.2, "edit_chain": 0.3}}),
     "kept-out": Training("stage1"),
     "mixed-in": Training("stage1", {"include_alignment": True}),
 }
@@ -111,6 +136,75 @@ QUESTIONS: dict[str, Question] = {
         "pictures",
         ("loss", *(name for name in DRAWN if name != "loss"), "seconds"),
         (Arm("frame_causal", "duogen"), Arm("full", "full")),
+    ),
+    "shape": Question(
+        "Should the DiT be wider, deeper, or have smaller patches?",
+        "Ours: 4 blocks of width 128, a token for 2 x 2 cells of the latent. More of anything makes fewer steps.",
+        "pictures",
+        SHARP,
+        (
+            Arm("4 of 128", "duogen"),
+            Arm("4 of 192", "wider"),
+            Arm("8 of 128", "deeper"),
+            Arm("patches of one cell", "small-patches"),
+        ),
+        CHAINED,
+        own=True,
+    ),
+    "times": Question(
+        "At which noise should it learn?",
+        "Ours: logit-normal times, shifted by 6 but for a share of 0.35.",
+        "pictures",
+        SHARP,
+        (
+            Arm("shift 6, 0.35 without", "duogen"),
+            Arm("all shifted by 6", "all-shifted"),
+            Arm("shift 3, 0.35 without", "less-shifted"),
+            Arm("none shifted", "none-shifted"),
+        ),
+        CHAINED,
+        own=True,
+    ),
+    "loss": Question(
+        "What should it learn from?",
+        "Ours: the mean squared error of the velocity.",
+        "pictures",
+        SHARP,
+        (
+            Arm("velocity", "duogen"),
+            Arm("x0", "x0"),
+            Arm("edges three times", "edges"),
+            Arm("and pixels, by the decoder", "decoder"),
+        ),
+        CHAINED,
+        own=True,
+    ),
+    "data": Question(
+        "What should it see?",
+        "Ours: guides, edits and drawings, the earlier images exactly as they were.",
+        "pictures",
+        SHARP,
+        (
+            Arm("as it is", "duogen"),
+            Arm("noise on earlier images", "noisy-references"),
+            Arm("chains of edits too", "chains"),
+        ),
+        CHAINED,
+        own=True,
+    ),
+    "steps": Question(
+        "How many steps should it be sampled with?",
+        "Ours: 8, guidance 2.",
+        "pictures",
+        SHARP,
+        (
+            Arm("8", "duogen"),
+            Arm("4", "duogen", steps=4),
+            Arm("16", "duogen", steps=16),
+            Arm("8, no guidance", "duogen", guidance=1.0),
+        ),
+        CHAINED,
+        own=True,
     ),
     "alignment": Question(
         "Should stage 2's alignment data be in stage 1 too?",
@@ -183,7 +277,7 @@ class AblationConfig(RunConfig):
     out: Path = Path("runs/ablation")
     model: str = "duogen-tiny"  # its VAE and language model serve all arms
     seeds: int = 1  # trainings of each arm, with seeds counting up from `seed`
-    only: tuple[str, ...] = ()  # questions; none: all
+    only: tuple[str, ...] = ()  # questions; none: all that are about the paper
     start: float = 4.0  # budget of the common start of stage 2, in arms
     cases: int = 40  # of each task, to measure with
     own: int = 20  # guides that an arm answers with words and pictures of its own; 0: none
@@ -212,7 +306,8 @@ class AblationConfig(RunConfig):
 
     @property
     def asked(self) -> dict[str, Question]:
-        return {name: question for name, question in QUESTIONS.items() if not self.only or name in self.only}
+        wanted = self.only or [name for name, question in QUESTIONS.items() if not question.own]
+        return {name: question for name, question in QUESTIONS.items() if name in wanted}
 
     @property
     def base(self) -> Path:
@@ -226,8 +321,32 @@ def folder_of(config: AblationConfig, name: str, seed: int) -> Path:
 def needed(config: AblationConfig) -> list[str]:
     """Names of the trainings, in the order in which they are due."""
     names = list(dict.fromkeys(arm.training for question in config.asked.values() for arm in question.arms))
-    drawing = any(TRAININGS[name].stage == "stage2" for name in names)
-    return [START, *names] if drawing else names
+    with_starts = [each for name in names for each in ([start_of(name), name] if drawing(name) else [name])]
+    return sorted(dict.fromkeys(with_starts), key=lambda name: name != START)  # the common one first
+
+
+SHAPE = ("layers", "heads", "patch")  # settings that another DiT's weights do not fit
+
+
+def drawing(name: str) -> bool:
+    return is_start(name) or TRAININGS[name].stage == "stage2"
+
+
+def is_start(name: str) -> bool:
+    return name.partition("-")[0] == START
+
+
+def start_of(name: str) -> str:
+    """The training that one of stage 2 goes on from: the common one, or one of its own shape."""
+    return f"{START}-{name}" if set(SHAPE) & set(TRAININGS[name].changes) else START
+
+
+def changes_of(name: str) -> dict[str, Any]:
+    """In what a training differs from DuoGen's own."""
+    if not is_start(name):
+        return dict(TRAININGS[name].changes)
+    shape = TRAININGS[name.partition("-")[2]].changes if name != START else {}
+    return {"families": {"draw": 1.0}, **shape}
 
 
 def trained(config: AblationConfig, name: str, seed: int) -> dict[str, Any] | None:
@@ -238,10 +357,10 @@ def trained(config: AblationConfig, name: str, seed: int) -> dict[str, Any] | No
 
 def train(config: AblationConfig, name: str, seed: int) -> Run:
     """To the end, or until it is stopped; an unfinished one is continued."""
-    if name == START or TRAININGS[name].stage == "stage2":
+    if drawing(name):
         settings: Any = stage2_config(config, name, seed)
-        if name != START:
-            settings = replace(settings, init=new_start(config, settings, seed))
+        if not is_start(name):
+            settings = replace(settings, init=new_start(config, name, settings, seed))
         run = stage2.train(settings)
     else:
         run = stage1.train(stage1_config(config, name, seed))
@@ -265,13 +384,15 @@ def shared(config: AblationConfig, seed: int, budget: float = 1.0) -> dict[str, 
 
 
 def stage2_config(config: AblationConfig, name: str, seed: int) -> Stage2Config:
-    first = name == START
-    changes: dict[str, Any] = {"families": {"draw": 1.0}, "drop_text": 0.0} if first else TRAININGS[name].changes
+    first, changes = is_start(name), changes_of(name)
+    # Prepared once for all that read the same.
+    documents = "documents-start" if first else f"documents-{name}" if "families" in changes else "documents"
+    changes |= {"drop_text": 0.0} if first else {}
     values = {
         "out": folder_of(config, name, seed),
         "vae": vae_path(config.base),
         "mllm": config.base / "mllm",
-        "documents": config.out / ("documents-start" if first else "documents"),
+        "documents": config.out / documents,
         "shards": max(1, config.shards // 2) if first else config.shards,
         "families": config.families,
         "layers": config.layers,
@@ -286,14 +407,16 @@ def stage2_config(config: AblationConfig, name: str, seed: int) -> Stage2Config:
     return Stage2Config(**{**values, **shared(config, seed, config.start if first else 1.0), **changes})
 
 
-def new_start(config: AblationConfig, settings: Stage2Config, seed: int) -> Path:
-    """The DiT of the common start and a new connector of this arm, as a folder to start from."""
+def new_start(config: AblationConfig, name: str, settings: Stage2Config, seed: int) -> Path:
+    """The DiT of the start and a new connector of this arm, as a folder to start from."""
     folder = settings.out / "init"
     shape = json.loads((config.base / "connector" / "config.json").read_text("utf-8"))
     torch.manual_seed(seed)
     _, connector = stage2.new_models(settings, shape["num_layers"], shape["hidden_size"])
     connector.save_pretrained(folder / "connector")
-    PackedCosmos.from_pretrained(folder_of(config, START, seed) / "export" / "dit").save_pretrained(folder / "dit")
+    PackedCosmos.from_pretrained(folder_of(config, start_of(name), seed) / "export" / "dit").save_pretrained(
+        folder / "dit"
+    )
     return folder
 
 

@@ -190,11 +190,11 @@ GROWING = {  # how it is repeated: time may grow with the length, not with its s
     "images": ("![a](", 1000),
     "definitions": ("[r]: http://x.y\n", 750),
     "links": ("[a](http://b.c) ", 750),
-    "emphasis": ("**a*", 1500),
-    "table": ("|a|\n|-|\n", 750),
+    "emphasis": ("**a*", 600),
+    "table": ("|a|\n|-|\n", 250),
     "quotations": (">", 750),
     "lists": ("- ", 500),
-    "lines": ("a\n", 2000),
+    "lines": ("a\n", 700),
     "marks": ("\u0301", 2000),
     "one word": ("x", 20000),
     "words": ("word ", 5000),
@@ -208,7 +208,8 @@ GROWING = {  # how it is repeated: time may grow with the length, not with its s
 @pytest.mark.parametrize("render", [render_html, lambda document: render_markdown(document, []), render_pdf])
 def test_time_grows_with_the_length_of_a_text(name, role, render):
     piece, count = GROWING[name]
-    count //= 12 if render is render_pdf else 3  # it lays out pages, and is the slowest by far
+    if render is render_pdf:  # which lays out pages, and is the slowest by far
+        count //= 3
 
     def seconds(times: int) -> float:
         document = Document().begin_turn(role, [Text("a" + piece * count * times)])
@@ -218,7 +219,7 @@ def test_time_grows_with_the_length_of_a_text(name, role, render):
 
     render(Document().begin_turn(role, [Text(piece)]))  # what is imported and looked up once
     gc.collect()  # else a collection of what other tests left may fall into the measurement
-    assert min(seconds(12), seconds(12)) < 40 * max(seconds(1), 0.003)  # 144 times, if it grew with the square
+    assert min(seconds(12), seconds(12)) < 40 * max(seconds(1), 0.01)  # 144 times, if it grew with the square
 
 
 @pytest.mark.parametrize("name", ["lines", "emphasis", "table", "deep lines"])

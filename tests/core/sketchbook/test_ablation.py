@@ -27,33 +27,32 @@ from duogen_core.sketchbook.ablation.trainings import (
     needed,
     stage1_config,
     stage2_config,
+    start_of,
 )
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.training import stage2_data
-from duogen_core.training.stage1 import Stage1Config
-from duogen_core.training.stage2_data import Stage2Config
 from tests.core.tiny import random_components, scripted
 
-CONFIGS = {"stage1": Stage1Config, "stage2": Stage2Config}
-
+PAPER = {name: question for name, question in QUESTIONS.items() if not question.own}
 
 # ---------------------------------------------------------------- the table of arms
 
 
-def test_arms_differ_in_one_thing_that_training_knows():
-    for training in TRAININGS.values():
+def test_arms_differ_in_one_thing_that_training_knows(tmp_path):
+    config = AblationConfig(out=tmp_path, steps=1)
+    for name, training in TRAININGS.items():
+        made, own = (stage2_config, "duogen") if training.stage == "stage2" else (stage1_config, "kept-out")
+        one, other = made(config, name, 0), made(config, own, 0)
+        changed = [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
+        assert [each for each in changed if each not in ("out", "documents")] == list(training.changes)
         assert len(training.changes) <= 1
-        config = CONFIGS[training.stage](**training.changes)
-        defaults = CONFIGS[training.stage]()
-        changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(defaults, f.name)]
-        assert changed == list(training.changes)
 
 
 def test_the_first_arm_of_a_question_is_duogens_own_and_all_trainings_are_used():
     used = set()
     for question in QUESTIONS.values():
         first, *others = question.arms
-        assert not TRAININGS[first.training].changes and first.guidance is None and others
+        assert not TRAININGS[first.training].changes and first.guidance is first.steps is None and others
         assert len({arm.name for arm in question.arms}) == len(question.arms)
         assert len({TRAININGS[arm.training].stage for arm in question.arms}) == 1
         used |= {arm.training for arm in question.arms}
@@ -63,15 +62,39 @@ def test_the_first_arm_of_a_question_is_duogens_own_and_all_trainings_are_used()
 def test_only_the_trainings_of_the_chosen_questions_are_due():
     assert needed(AblationConfig(only=("connector",))) == [START, "duogen", "last-layer"]
     assert needed(AblationConfig(only=("draft",))) == ["kept-out"]
-    assert set(needed(AblationConfig())) == {START, *TRAININGS}
+    paper = {arm.training for question in QUESTIONS.values() if not question.own for arm in question.arms}
+    assert set(needed(AblationConfig())) == {START, *paper}
+    assert needed(AblationConfig(only=("shape",))) == [
+        START, "duogen", "start-wider", "wider", "start-deeper", "deeper", "start-small-patches", "small-patches"
+    ]  # fmt: skip
+
+
+def test_a_dit_of_another_shape_has_a_start_of_its_own(tmp_path):
+    config = AblationConfig(out=tmp_path, steps=100, start=2.0)
+    for name, (setting, value) in {
+        "wider": ("heads", 6),
+        "deeper": ("layers", 8),
+        "small-patches": ("patch", 1),
+    }.items():
+        start, arm = (stage2_config(config, each, 0) for each in (start_of(name), name))
+        assert getattr(start, setting) == getattr(arm, setting) == value and start.steps == 2 * arm.steps
+        assert start.out != arm.out and set(start.families) == {"draw"} and start.documents != arm.documents
+    assert start_of("x0") == START and set(stage2_config(config, START, 0).families) == {"draw"}
+
+
+def test_arms_that_read_other_documents_keep_their_own(tmp_path):
+    config = AblationConfig(out=tmp_path, steps=1)
+    assert stage2_config(config, "chains", 0).documents != stage2_config(config, "duogen", 0).documents
+    assert stage2_config(config, "x0", 0).documents == stage2_config(config, "duogen", 0).documents
 
 
 def test_budget_and_data_are_the_same_for_all_arms(tmp_path):
     config = AblationConfig(out=tmp_path, steps=100, start=2.5)
     arms = [stage2_config(config, name, 3) for name, each in TRAININGS.items() if each.stage == "stage2"]
+    changed = {name for each in TRAININGS.values() if each.stage == "stage2" for name in each.changes}
     for one in arms:
         same = {f.name for f in fields(one) if getattr(one, f.name) == getattr(arms[0], f.name)}
-        assert {f.name for f in fields(one)} - same <= {"out", "references", "drop", "connector_layers", "attention"}
+        assert {f.name for f in fields(one)} - same <= {"out", "documents", *changed}
     start = stage2_config(config, START, 3)
     assert (start.steps, arms[0].steps, start.drop_text) == (250, 100, 0.0)
     assert start.documents != arms[0].documents and set(start.families) == {"draw"}
@@ -233,14 +256,15 @@ def arguments(out, model, *more: str) -> list[str]:
 def test_every_arm_is_trained_measured_and_written_and_then_only_read(tmp_path, model, small, monkeypatch, capsys):
     assert main(arguments(tmp_path, model)) == 0
     report = json.loads((tmp_path / "ablation.json").read_text("utf-8"))
-    assert [question["key"] for question in report["questions"]] == list(QUESTIONS)
-    for question, told in zip(QUESTIONS.values(), report["questions"]):
+    assert [question["key"] for question in report["questions"]] == list(PAPER)
+    for question, told in zip(PAPER.values(), report["questions"]):
         assert [arm["name"] for arm in told["arms"]] == [arm.name for arm in question.arms]
         for arm in told["arms"]:
             assert arm["figures"], (question.title, arm["name"])
-    assert {one["name"]: one["steps"] for one in report["trainings"]} == {START: 8, **dict.fromkeys(TRAININGS, 2)}
+    steps = {one["name"]: one["steps"] for one in report["trainings"]}
+    assert steps == {START: 8, **dict.fromkeys(needed(AblationConfig())[1:], 2)}
     text = (tmp_path / "ablation.md").read_text("utf-8")
-    assert text == markdown(report) and all(question.title in text for question in QUESTIONS.values())
+    assert text == markdown(report) and all(question.title in text for question in PAPER.values())
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
     config = json.loads((tmp_path / "seed-0/no-references/export/dit/config.json").read_text("utf-8"))
     assert config["references"] is False
@@ -256,6 +280,21 @@ def test_every_arm_is_trained_measured_and_written_and_then_only_read(tmp_path, 
     capsys.readouterr()
     assert main(arguments(tmp_path, model, "lr=0.1")) == 2
     assert "were made with lr 0.003, not 0.1" in capsys.readouterr().err
+
+
+def test_what_limits_a_picture_is_asked_by_name(tmp_path, model, small):
+    assert main(arguments(tmp_path, model, "only=[loss,data,steps]")) == 0
+    report = json.loads((tmp_path / "ablation.json").read_text("utf-8"))
+    assert [question["key"] for question in report["questions"]] == ["loss", "data", "steps"]
+    assert [one["name"] for one in report["trainings"]] == [
+        START, "duogen", "x0", "edges", "decoder", "noisy-references", "chains"
+    ]  # fmt: skip
+    for told in report["questions"]:
+        assert len(told["arms"]) == len(QUESTIONS[told["key"]].arms)
+        for arm in told["arms"]:
+            assert {"psnr", "edit_chain.right"} <= set(arm["figures"])
+    measured = {path.stem for path in (tmp_path / "seed-0" / "measured").iterdir()}
+    assert {"duogen-with-chains", "duogen-steps-4-with-chains", "duogen-guidance-1-with-chains"} <= measured
 
 
 def test_a_stopped_ablation_goes_on(tmp_path, model, small, monkeypatch):

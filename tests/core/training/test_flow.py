@@ -18,7 +18,7 @@ from duogen_core.mllm.decoder import hidden_states_for
 from duogen_core.picture_sampling import PictureSampler
 from duogen_core.settings import Settings
 from duogen_core.training import flow, stage2
-from duogen_core.training.flow import FlowLoss, FlowSettings, sample_of
+from duogen_core.training.flow import FlowLoss, FlowSettings, LossSettings, edges, error_of, sample_of
 from duogen_core.training.prepared import Prepared, places
 from duogen_core.training.run import rng_for
 from tests.core.tiny import random_components
@@ -201,6 +201,52 @@ def test_a_share_of_the_timesteps_is_not_shifted(prepared):
 def test_the_noise_does_not_depend_on_the_share(prepared):
     one, other = (sample_of(prepared, Random(3), FlowSettings(unshifted_share=share)) for share in (0.0, 1.0))
     assert all(torch.equal(a, b) for a, b in zip(one.noise, other.noise))
+
+
+def of_a_sample(prepared, settings, decode=None, training=True):
+    torch.manual_seed(0)
+    dit, connector = stage2.new_models(TINY, 2, 64)
+    loss = FlowLoss(dit, connector, settings=settings, decode=decode).train(training)
+    return loss, loss([wanted_sample(prepared, FlowSettings())])
+
+
+def test_the_error_of_x0_is_t_times_that_of_the_velocity():
+    error, t, x0 = torch.randn(16, 4, 4), torch.tensor(0.3), torch.randn(16, 4, 4)
+    velocity, of_x0 = (error_of(error, t, x0, LossSettings(loss)) for loss in ("velocity", "x0"))
+    x, v = torch.randn_like(x0), torch.randn_like(x0)  # x_t - t v, and what it should be
+    torch.testing.assert_close(((x - t * (v + error)) - (x - t * v)).square().mean(), of_x0)
+    torch.testing.assert_close(velocity * t**2, of_x0)
+
+
+def test_errors_at_edges_count_more_and_weights_are_one_on_average():
+    x0 = torch.zeros(16, 8, 8)
+    x0[:, :, 4:] = 1.0
+    found = edges(x0)
+    assert found.shape == (8, 8) and found[:, 3:5].min() > 0 == found[:, :3].max() == found[:, 5:].max()
+    assert float(found.mean()) == pytest.approx(1)
+    settings, t = LossSettings(edge_weight=2.0), torch.tensor(0.5)
+    at_edge, beside = torch.zeros(16, 8, 8), torch.zeros(16, 8, 8)
+    at_edge[:, 2, 3], beside[:, 2, 1] = 1.0, 1.0
+    plain = at_edge.square().mean()
+    assert error_of(at_edge, t, x0, settings) > 2 * plain and error_of(beside, t, x0, settings) < 0.5 * plain
+    assert float(edges(torch.ones(16, 4, 4)).sum()) == 0
+
+
+def test_pixels_count_through_the_decoder_and_in_training_alone(prepared):
+    decode, seen = torch.nn.Conv2d(16, 3, 1).requires_grad_(False), []
+
+    def counted(latents):
+        seen.append(len(latents))
+        return decode(latents)
+
+    plain, wanted = of_a_sample(prepared, LossSettings())
+    module, loss = of_a_sample(prepared, LossSettings(decoder_weight=0.5), counted)
+    assert loss > wanted and 0 < len(seen) <= 2 * flow.DECODED
+    loss.backward()
+    assert module.dit.proj_out.weight.grad.abs().sum() > 0 and all(p.grad is None for p in decode.parameters())
+    assert {name for name, _ in module.named_parameters()} == {name for name, _ in plain.named_parameters()}
+    _, scored = of_a_sample(prepared, LossSettings("x0", 2.0, 0.5), counted, training=False)
+    torch.testing.assert_close(scored, of_a_sample(prepared, LossSettings(), training=False)[1])
 
 
 def test_noise_on_earlier_pictures_changes_nothing_else(prepared):
