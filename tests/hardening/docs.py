@@ -302,6 +302,7 @@ COMMANDS: dict[str, Entry] = {
         fresh=("qwen.safetensors",), makes=("qwen.safetensors",)
     ),
     "python -m duogen_core convert models/duogen-tiny tiny-int8 --quantise int8": Runs(makes=("tiny-int8/model_index.json",)),
+    "python tests/bench/picture_limits.py": Runs(("--cases", "1", "--only", "draw")),
     "python tests/bench/quantised_pictures.py": Runs(("--steps", "1", "--kinds", "int8")),
     # training.md
     "python -m duogen_core train vae|pretrain|stage1|stage2|controlnet [--config FILE|NAME] [name=value ...]": Runs(
