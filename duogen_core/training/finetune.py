@@ -97,7 +97,7 @@ class Stage2Settings(stage2.Stage2Config):
         "threads": "that of the whole; give threads",
         "families": "for Sketchbook without `data`; here give replay as a source with families",
         **dict.fromkeys(
-            ("dit", "layers", "heads", "cross_width", "attention", "references", "connector_layers", "drop"),
+            ("dit", "layers", "heads", "patch", "cross_width", "attention", "references", "connector_layers", "drop"),
             "a property of the model's weights, which fine-tuning keeps; train stage2 makes new ones",
         ),
     }
