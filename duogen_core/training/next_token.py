@@ -159,11 +159,12 @@ class Batcher:
 
 
 def labelled(batch: MicroBatch, probes: Probes) -> MicroBatch:
-    """The batch with what the probes should say of it; nothing at padding and where nothing is learnt."""
+    """The batch with what the probes should say of it; nothing at padding and in rows where nothing is learnt."""
     rows = [probes.labels(ids[:n].tolist()) for ids, n in zip(batch.ids, batch.lengths, strict=True)]
     labels = torch.full((*batch.ids.shape, len(rows[0][0])), -1)
     for k, row in enumerate(rows):
-        labels[k, : len(row)] = torch.tensor(row)
+        if bool((batch.weight[k] > 0).any()):  # not in a silent batch, which would count in the mean
+            labels[k, : len(row)] = torch.tensor(row)
     return replace(batch, labels=labels)
 
 

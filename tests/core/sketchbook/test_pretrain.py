@@ -326,6 +326,14 @@ def test_every_token_says_how_many_images_came_before(tokenizer):
     assert counts == [min(7, sum(start <= k for start in begun)) for k in range(len(ids))]
 
 
+def test_a_batch_without_a_target_asks_the_probes_nothing(tokenizer):
+    batcher = CaseBatcher(tokenizer, small_image_processor(), probes=WordProbes(tokenizer, 2, 32))
+    labels = batcher.silent().labels
+    assert labels.shape[-1] == len(ATTRIBUTES) and (labels == -1).all()
+    batches, _ = batcher([FAMILIES["draw"](random.Random(0))])
+    assert (batches[0].labels[..., -1] == 0).any()  # no image before
+
+
 def test_states_learn_what_belongs_together(model, tokenizer):
     probes = WordProbes(tokenizer, 2, 32)
     loss_of = NextTokenLoss(model, probes)
