@@ -85,7 +85,7 @@ def test(arguments: list[str]) -> int:
     settings["OMP_NUM_THREADS"] = str(max(1, cores // workers))
     parallel = ["-n", str(workers), "--dist", "worksteal"]
     codes = [run([PYTHON, "-m", "ruff", "check", ROOT]), run([PYTHON, "-m", "ruff", "format", "--check", ROOT])]
-    codes.append(run([PYTHON, "-m", "pytest", "-rs", *LONGEST, *parallel, *arguments], cwd=ROOT, **settings))
+    codes.append(run([PYTHON, "-m", "pytest", "-rs", *parallel, *LONGEST, *arguments], cwd=ROOT, **settings))
     for version in other_versions(comfyui) if not arguments else []:
         print(f"ComfyUI: {version}", flush=True)
         marked = ["tests/comfyui", "-m", "every_comfyui"]

@@ -35,6 +35,16 @@ def pytest_addoption(parser) -> None:
     parser.addoption("--exhaustive", action="store_true", help="try all cases where a test else tries some of a kind")
 
 
+def pytest_collection_modifyitems(config, items: list) -> None:
+    """Tests marked `exhaustive` are left out without the option."""
+    if config.getoption("--exhaustive"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
 def pytest_configure(config) -> None:
     config.pluginmanager.register(RootIsNoPackage())
 

@@ -47,6 +47,7 @@ def test_new_sizes_compile_nothing_new(attention):
     assert not said
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_more_blocks_compile_nothing_more():
     found = []

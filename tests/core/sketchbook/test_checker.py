@@ -79,6 +79,7 @@ def test_agrees_with_the_renderer(canvas):
     assert share_right(lambda pixels, _: pixels, canvas, 150, "plain") >= 0.995
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("canvas", CANVASES)
 def test_agrees_with_the_renderer_on_2000_pictures(canvas):

@@ -321,8 +321,15 @@ def test_states_online_and_worker_processes_learn_what_one_process_does(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp.yaml"])
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize(
+    ("stage", "config"),
+    [
+        ("stage1", "fsdp.yaml"),
+        ("stage2", "ddp.yaml"),
+        pytest.param("stage1", "ddp.yaml", marks=pytest.mark.exhaustive),
+        pytest.param("stage2", "fsdp.yaml", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_stream_is_shared_out_by_lanes_and_is_learnt_as_by_one_process(folder, config, stage):
     """Three lanes for two processes, which have unequal passes; stopped, and gone on with by one process."""
     (folder / "shards").mkdir(exist_ok=True)
@@ -352,7 +359,9 @@ def test_a_stream_is_shared_out_by_lanes_and_is_learnt_as_by_one_process(folder,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [STAGE1, [*STAGE2, "states=online"]])
+@pytest.mark.parametrize(
+    "stage", [STAGE1, pytest.param([*STAGE2, "states=online"], marks=pytest.mark.exhaustive)], ids=["stage1", "stage2"]
+)
 def test_processes_that_see_different_data_are_told_before_the_first_step(folder, tmp_path, stage):
     machines = [tmp_path / name for name in ("a", "b")]
     for k, machine in enumerate(machines):  # the same names, sizes and numbers of samples; one letter is another,

@@ -250,7 +250,14 @@ def test_gradient_checkpointing_learns_the_same(folder, tmp_path, attention):
     assert saving == pytest.approx(plain, abs=1e-5)
 
 
-@pytest.mark.parametrize("extra", [{}, {"gradient_checkpointing": True}, {"lora": LoraSettings(rank=2)}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        pytest.param({}, marks=pytest.mark.exhaustive),
+        {"gradient_checkpointing": True},
+        pytest.param({"lora": LoraSettings(rank=2)}, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_compiled_blocks_learn_the_same(folder, tmp_path, monkeypatch, extra):
     used = []
 
