@@ -15,5 +15,6 @@ What the small model learns before stage 1
   vae.py               its VAE
   pretrain.py          its language model from nothing, then its vision tower (vision.py)
   probes.py            an auxiliary loss of its language model in stage 1
+  bundled.py           all its parts in one command
   ablation/            what each of DuoGen's choices is worth, measured here
 """

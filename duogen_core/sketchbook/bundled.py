@@ -1,12 +1,13 @@
 """Trains the model that the pack brings from nothing, in one command: each part in its turn, and then the whole.
 
-    python -m duogen_core train bundled --out runs/bundled              about 13 hours on two CPU cores
+    python -m duogen_core train bundled --out runs/bundled              15 hours and more on two CPU cores
     python -m duogen_core train bundled --out runs/small --share 0.1    a tenth of each part's minutes
 
 Two lines run side by side, each on a core: the VAE and then its decoder; the language model, its tower and stage 1.
 Then stage 2, the checkpoint in <out>/model, and its ControlNet. Every part is a training of its own in <out>/<part>
 with the recipe of the same name (training/recipes), in a process of its own whose output goes to <out>/<part>.log.
-Stopped or killed, the same command goes on where the parts were; what is finished is left as it is.
+Ctrl-C stops it once the parts have written their checkpoints, a second one at once; the same command goes on from
+there, and what is finished is left as it is.
 part.name=value changes a setting of one part, as stage2.layers=4.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ from duogen_core.training.configuration import find_config, read_file
 
 EVERY = 60.0  # seconds between two lines that say how far the parts are
 MODEL = "model"  # folder of the checkpoint, in <out>
+PROGRAM = ("-m", "duogen_core")  # what Python runs, with a part's command behind it
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,9 @@ def start(part: Part, out: Path, share: float, settings: Sequence[str], log: Tex
         "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "duogen_core", *words], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **where}
-    )
+        [sys.executable, *PROGRAM, *words], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **where},
+        start_new_session=os.name == "posix",  # Ctrl-C is ours to pass on: a part that gets two stops at once
+    )  # fmt: skip
 
 
 def run_lines(lines: Sequence[Line], out: Path, share: float, settings: Sequence[str]) -> None:
@@ -125,12 +129,20 @@ def run_lines(lines: Sequence[Line], out: Path, share: float, settings: Sequence
                             print(f"{line.part.name}: {told}", flush=True)
                 time.sleep(0.2)
         finally:
-            for line in lines:  # Ctrl-C was sent to them too; each writes its checkpoint and ends
-                if line.process is not None and line.process.poll() is None:
-                    line.process.terminate()
-            for line in lines:
-                if line.process is not None:
-                    line.process.wait()
+            stop([line.process for line in lines if line.process is not None and line.process.poll() is None])
+
+
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Asks each to write its checkpoint and end, and waits; asked once more, they end at once."""
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.terminate()
+        raise
 
 
 def status(folder: Path) -> str:
@@ -183,6 +195,7 @@ def run(args: argparse.Namespace) -> int:
             wanted = f"{text!r} is no setting of a part; expected {part}.NAME=VALUE."
             raise DuoGenError(wanted if part in PARTS else unknown("The part", part, PARTS))
     args.out.mkdir(parents=True, exist_ok=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         run_lines([Line([*VAE]), Line([*LANGUAGE])], args.out, args.share, args.settings)
         run_lines([Line([DRAWING])], args.out, args.share, args.settings)
@@ -191,6 +204,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from there.")
         return interrupt.EXIT_CODE
+    finally:
+        signal.signal(signal.SIGTERM, before)
     add_control(args.out)
     print(f"Finished: {args.out / MODEL}")
     return 0

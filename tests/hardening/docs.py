@@ -310,7 +310,7 @@ COMMANDS: dict[str, Entry] = {
         {"vae|pretrain|stage1|stage2|controlnet": "stage1", "[--config": "--config", "FILE|NAME]": "tiny-stage1",
          "[name=value": "steps=3", "...]": ""},
     ),
-    "python -m duogen_core train bundled --out runs/bundled": Parses("13 hours; tests/core/sketchbook/test_bundled.py"),
+    "python -m duogen_core train bundled --out runs/bundled": Parses("15 hours; tests/core/sketchbook/test_bundled.py"),
     "python -m duogen_core train assemble --out models/my-model": Parses("the commands of models/duogen-tiny/README.md run it"),
     "accelerate launch --config_file duogen_core/training/launch/ddp.yaml --num_processes 4 -m duogen_core train stage2 --config my.yaml":
         Parses("several processes; tests/core/training/test_parallel.py runs two"),

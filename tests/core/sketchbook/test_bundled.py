@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from duogen_core.cli import main
 from duogen_core.sketchbook import bundled
 from duogen_core.sketchbook.bundled import CONTROL, DRAWING, LANGUAGE, PARTS, VAE, command_of
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -75,6 +80,43 @@ def test_a_part_that_fails_stops_the_other_and_says_why(tmp_path, started, capsy
     said = capsys.readouterr().err
     assert "vae did not finish: The disk is full." in said and "vae.log has all that it said" in said
     assert sorted(order) == ["pretrain", "vae"]
+
+
+TRAINING = """
+import pathlib, signal, sys, time
+out = pathlib.Path(next(word for word in sys.argv if word.startswith("out="))[4:])
+out.mkdir(parents=True, exist_ok=True)
+asked = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: asked.append(number))
+(out / "begun").touch()
+while not asked:
+    time.sleep(0.05)
+time.sleep(1)  # a checkpoint is written
+(out / "stopped").write_text(str(len(asked)))
+sys.exit(130)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_is_passed_on_once_so_that_every_part_can_save(tmp_path, number):
+    program = (
+        "import sys; from duogen_core.sketchbook import bundled; from duogen_core.cli import main\n"
+        f"bundled.PROGRAM = ('-c', {TRAINING!r}); sys.exit(main(['train', 'bundled', '--out', {str(tmp_path)!r}]))"
+    )
+    whole = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
+    parts = [tmp_path / name for name in ("vae", "pretrain")]
+    until = time.monotonic() + 120
+    while not all((part / "begun").exists() for part in parts):
+        assert time.monotonic() < until and whole.poll() is None
+        time.sleep(0.1)
+    os.killpg(whole.pid, number)  # as a terminal does
+    said, _ = whole.communicate(timeout=60)
+    assert whole.returncode == 130 and "The same command goes on from there" in said
+    assert [(part / "stopped").read_text() for part in parts] == ["1", "1"]
 
 
 @pytest.mark.parametrize(
