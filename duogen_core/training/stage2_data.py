@@ -67,7 +67,7 @@ class Stage2Config(RunConfig):
     dit: Literal["cosmos", "wan"] | None = None  # family of a new DiT, None: cosmos; one of `init` keeps its own
     layers: int = 6  # of a new DiT, as the three below; one that goes on from `init` keeps its own
     heads: int = 6
-    patch: int = 2  # cells of the latent across a token of the DiT
+    patch: int = 2  # cells of the latent across a token of the DiT; 1 makes four times as many as `tokens` counts
     cross_width: int = 192  # of the text condition
     attention: Literal["frame_causal", "full"] = "frame_causal"  # between pictures; full: the paper's and Cosmos' own
     references: bool = True  # false: a picture is drawn without looking at earlier ones

@@ -173,7 +173,7 @@ QUESTIONS: dict[str, Question] = {
         (
             Arm("velocity", "duogen"),
             Arm("x0", "x0"),
-            Arm("edges three times", "edges"),
+            Arm("edges count more", "edges"),
             Arm("and pixels, by the decoder", "decoder"),
         ),
         CHAINED,

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from duogen_core.dit import DitError
-from duogen_core.dit.packing import TrainingSequence
+from duogen_core.dit.packing import TrainingSequence, additive, attention_product
 from tests.core.dit.families import TINY, WIDTH, tiny
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -215,3 +216,27 @@ def test_what_does_not_fit_is_named(models, causal):
         causal.forward_train([replace(pack[0], timestep=torch.zeros(3))])
     with pytest.raises(DitError, match="frames by tokens"):
         causal.forward_train([replace(pack[0], sees=pack[0].sees[:1])])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bfloat16_on_a_cpu_is_torchs_own(masked):
+    """Forward and backward, of what `forward_train` computes as two products there."""
+    generator = torch.Generator().manual_seed(3)
+    q, k, v, wanted = (torch.randn(2, 3, n, 32, generator=generator) for n in (12, 9, 9, 12))
+    mask = None
+    if masked:
+        sees = torch.rand(2, 1, 12, 9, generator=generator) < 0.5
+        sees[..., 0] = True
+        mask = additive(sees, torch.float32)
+
+    def gradients(attention) -> list[torch.Tensor]:
+        parts = [part.clone().requires_grad_() for part in (q, k, v)]
+        out = attention(*parts, mask).float()
+        return [out.detach(), *torch.autograd.grad((out * wanted).sum(), parts)]
+
+    exact = gradients(lambda q, k, v, mask: F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+    assert all(torch.equal(*pair) for pair in zip(gradients(attention_product), exact, strict=True))  # no autocast
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(attention_product)
+    for one, other in zip(found, exact, strict=True):
+        assert not torch.equal(one, other) and (one - other).abs().max() < 0.03 * other.abs().max()
