@@ -1,4 +1,5 @@
-"""torch.compile of what a model repeats: the pieces between two attentions of a DiT's blocks, an MLLM's norms and MLPs.
+"""torch.compile of what a model repeats: the pieces between two attentions of a DiT's blocks, an MLLM's norms and MLPs;
+where an MLLM trains, its whole decoder layers.
 
 In:  modules, and the names of their methods that are functions of tensors alone. Out: the same modules, whose methods
      are compiled at their first call; `stop` gives them back as they were.
@@ -6,13 +7,15 @@ In:  modules, and the names of their methods that are functions of tensors alone
 Regional: a method is compiled once for all blocks, whose weights are its inputs, and for tensors of any size
 (dynamic=True), so that neither 28 blocks nor another image size compile anew. What changes the graph itself does: one
 row or several, finished frames or none, the last block (6 graphs a method and less, tests/core/test_compiling.py).
-Attention is left out: its own kernel is the best there is, and what surrounds it (caches, buffers that grow) is Python.
+Attention is left out where a model answers: its own kernel is the best there is, and what surrounds it (caches, buffers
+that grow) is Python. A training has no cache, so there a decoder layer is one piece.
 Where compiling fails (no C++ compiler, no Triton, a bug of a backend), everything goes on uncompiled, and says so once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +60,16 @@ class Compiled:
 
         return call
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While open, everything runs uncompiled: for what would compile too many graphs, such as a growing cache."""
+        kept = [(module, name, module.__dict__.pop(name)) for module, name in self.pieces]
+        try:
+            yield
+        finally:
+            for module, name, call in kept:
+                setattr(module, name, call)
+
     def stop(self) -> None:
         """From now on everything runs uncompiled."""
         for module, name in self.pieces:
@@ -76,3 +89,9 @@ def pieces_of_mllm(model: nn.Module) -> Iterator[Piece]:
     for name, module in model.get_decoder().named_modules():
         if name.startswith("layers.") and name.rpartition(".")[2].endswith(("norm", "mlp")):
             yield module, "forward"
+
+
+def layers_of_mllm(model: nn.Module) -> Iterator[Piece]:
+    """Yields the decoder layers, for a training: without a cache."""
+    for layer in model.get_decoder().layers:
+        yield layer, "forward"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,9 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
 
+from duogen_core.compiling import Compiled, layers_of_mllm
 from duogen_core.data.sources import Limits
 from duogen_core.mllm import family_of_module
 from duogen_core.mllm.base import Mllm
@@ -89,6 +92,7 @@ class MllmConfig(RunConfig):
     workers: int | None = None  # processes that read ahead; None: as many as a GPU leaves cores for, on a CPU none
     accumulate: bool = False  # gradients of one micro-batch after the other: the memory of one, more time
     gradient_checkpointing: bool = False  # keep no states inside the layers: less memory, more time
+    compile: bool = False  # torch.compile of the decoder layers: a minute at the start, then faster steps
     data: list[Any] = field(default_factory=list)  # sources, as of `data check`; empty: Sketchbook's own cases
     eval_data: list[Any] = field(default_factory=list)  # sources that are not learnt from, to score the model on
     eval_share: float = 0.0  # of the documents in `data`, chosen by their words: not learnt from, but scored on
@@ -193,6 +197,7 @@ class Trainer:
     mllm: Mllm
     config: MllmConfig
     lora: LoraSettings | None = None
+    compiled: Compiled | None = None
 
     def run(self, user_weight: float = 0.0) -> Run:
         """Trains to the end; loads a finished run instead. Evaluates, exports and writes samples every few minutes."""
@@ -215,6 +220,8 @@ class Trainer:
         optimizers = (lora_optimizers if self.lora else optimizers_of)(model, config, probes)
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
+        if config.compile:
+            self.compiled = Compiled(layers_of_mllm(model), run.say)
         together, flops = run.processes, MllmFlops(model)
 
         def seen(pictures: Iterable[PictureKey]) -> list[int]:
@@ -272,7 +279,9 @@ class Trainer:
         whole = [(share.batches, share.pixels)]
         parts = (with_pictures(batch, share.pixels) for batch in share.batches)
         for part in parts if self.config.accumulate else whole:
-            loss, probed = loss_of(*part, totals)
+            # Stopping early is an exception when the last wanted tensor is there, which compiled code cannot bear.
+            with set_checkpoint_early_stop(not self.config.compile):
+                loss, probed = loss_of(*part, totals)
             figures["loss"] += loss.detach()
             if "probes" in figures:
                 figures["probes"] += probed.detach()
@@ -298,7 +307,8 @@ class Trainer:
         """Scores, samples and export, by the main process, under FSDP of a copy (copies.py). All must come."""
         model = self.mllm.model
         samples = bool(self.config.sample_minutes) and (self.samples_due() or last)
-        with run.processes.gathered(model):
+        answering = self.compiled.paused() if self.compiled else nullcontext()  # with a cache that grows
+        with run.processes.gathered(model), answering:
             if not run.main:
                 return
             if self.cases or samples:

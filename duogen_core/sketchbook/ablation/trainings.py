@@ -4,7 +4,8 @@ The first arm of a question is DuoGen's own way; the others differ from it in th
 trainings have the same budget.
 Stage 2: a DiT that has so far learned single images from words (`start`: there attention between images, references
 and guidance's negative make no difference, so it favours no arm), and a new connector. VAE, language model and prepared
-documents are the same for all. An arm whose DiT has another shape has a start of its own, of the same budget.
+documents are the same for all. An arm whose DiT has another shape has a start of its own, of the same budget. With
+start=0 every arm goes on from the model's own DiT and connector: what is worth changing at the end of a training.
 Stage 1: the model's own language model trained on, with Sketchbook's tasks and, in one arm, wordless edits.
 In: the settings of the ablation. Out: run folders <out>/seed-0/<name>, with export/; a finished one is only read.
 """
@@ -278,7 +279,7 @@ class AblationConfig(RunConfig):
     model: str = "duogen-tiny"  # its VAE and language model serve all arms
     seeds: int = 1  # trainings of each arm, with seeds counting up from `seed`
     only: tuple[str, ...] = ()  # questions; none: all that are about the paper
-    start: float = 4.0  # budget of the common start of stage 2, in arms
+    start: float = 4.0  # budget of the common start of stage 2, in arms; 0: the model's own DiT and connector
     cases: int = 40  # of each task, to measure with
     own: int = 20  # guides that an arm answers with words and pictures of its own; 0: none
     draw_steps: int = 8  # of sampling, to measure with
@@ -298,6 +299,14 @@ class AblationConfig(RunConfig):
         unknown = sorted(set(self.only) - set(QUESTIONS))
         if unknown:
             raise ConfigError(f"The ablation has no question '{unknown[0]}'; it has {', '.join(QUESTIONS)}.")
+        if self.start < 0:
+            raise ConfigError(f"'start' is {self.start:g}; expected 0 or more.")
+        if not self.start:
+            other = [q for q, question in self.asked.items() for arm in question.arms if not fits_model(arm.training)]
+            if other:
+                raise ConfigError(
+                    f"The question '{other[0]}' has arms that the model's weights do not fit: they need a start."
+                )
         for name in ("seeds", "cases", "draw_steps", "shards", "alignment"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"'{name}' is {getattr(self, name)}; expected 1 or more.")
@@ -321,11 +330,19 @@ def folder_of(config: AblationConfig, name: str, seed: int) -> Path:
 def needed(config: AblationConfig) -> list[str]:
     """Names of the trainings, in the order in which they are due."""
     names = list(dict.fromkeys(arm.training for question in config.asked.values() for arm in question.arms))
-    with_starts = [each for name in names for each in ([start_of(name), name] if drawing(name) else [name])]
+    starting = config.start > 0
+    with_starts = [
+        each for name in names for each in ([start_of(name), name] if starting and drawing(name) else [name])
+    ]
     return sorted(dict.fromkeys(with_starts), key=lambda name: name != START)  # the common one first
 
 
 SHAPE = ("layers", "heads", "patch")  # settings that another DiT's weights do not fit
+KEPT = (*SHAPE, "attention", "references", "connector_layers", "drop")  # what a DiT and its connector keep
+
+
+def fits_model(name: str) -> bool:
+    return not set(KEPT) & set(TRAININGS[name].changes)
 
 
 def drawing(name: str) -> bool:
@@ -360,7 +377,7 @@ def train(config: AblationConfig, name: str, seed: int) -> Run:
     if drawing(name):
         settings: Any = stage2_config(config, name, seed)
         if not is_start(name):
-            settings = replace(settings, init=new_start(config, name, settings, seed))
+            settings = replace(settings, init=new_start(config, name, settings, seed) if config.start else config.base)
         run = stage2.train(settings)
     else:
         run = stage1.train(stage1_config(config, name, seed))

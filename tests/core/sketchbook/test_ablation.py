@@ -31,6 +31,7 @@ from duogen_core.sketchbook.ablation.trainings import (
 )
 from duogen_core.sketchbook.evaluation import cases
 from duogen_core.training import stage2_data
+from duogen_core.training.configuration import ConfigError
 from tests.core.tiny import random_components, scripted
 
 PAPER = {name: question for name, question in QUESTIONS.items() if not question.own}
@@ -80,6 +81,14 @@ def test_a_dit_of_another_shape_has_a_start_of_its_own(tmp_path):
         assert getattr(start, setting) == getattr(arm, setting) == value and start.steps == 2 * arm.steps
         assert start.out != arm.out and set(start.families) == {"draw"} and start.documents != arm.documents
     assert start_of("x0") == START and set(stage2_config(config, START, 0).families) == {"draw"}
+
+
+@pytest.mark.parametrize("question", ["shape", "references", "connector", "attention"])
+def test_what_the_models_own_weights_cannot_answer_needs_a_start(question):
+    with pytest.raises(ConfigError, match=f"'{question}' has arms that the model's weights do not fit"):
+        AblationConfig(only=(question,), start=0)
+    with pytest.raises(ConfigError, match="'start' is -1; expected 0 or more"):
+        AblationConfig(start=-1)
 
 
 def test_arms_that_read_other_documents_keep_their_own(tmp_path):
@@ -282,13 +291,16 @@ def test_every_arm_is_trained_measured_and_written_and_then_only_read(tmp_path, 
     assert "were made with lr 0.003, not 0.1" in capsys.readouterr().err
 
 
-def test_what_limits_a_picture_is_asked_by_name(tmp_path, model, small):
-    assert main(arguments(tmp_path, model, "only=[loss,data,steps]")) == 0
+@pytest.mark.parametrize("start", [4, 0], ids=["a start", "the model's own"])
+def test_what_limits_a_picture_is_asked_by_name(tmp_path, model, small, start):
+    assert main(arguments(tmp_path, model, "only=[loss,data,steps]", f"start={start}")) == 0
     report = json.loads((tmp_path / "ablation.json").read_text("utf-8"))
     assert [question["key"] for question in report["questions"]] == ["loss", "data", "steps"]
     assert [one["name"] for one in report["trainings"]] == [
-        START, "duogen", "x0", "edges", "decoder", "noisy-references", "chains"
+        *([START] if start else []), "duogen", "x0", "edges", "decoder", "noisy-references", "chains"
     ]  # fmt: skip
+    config = json.loads((tmp_path / "seed-0/x0/config.json").read_text("utf-8"))["config"]
+    assert config["init"] == str(tmp_path / "seed-0/x0/init" if start else model)
     for told in report["questions"]:
         assert len(told["arms"]) == len(QUESTIONS[told["key"]].arms)
         for arm in told["arms"]:

@@ -236,7 +236,7 @@ SHARED = {
     "tensorboard": False, "wandb": "mine", "bf16": False, "batch": 3, "lr": 0.5, "optimizer": "adamw",
     "weight_decay": 0.25, "lr_floor": 0.25, "peak_tflops": 40.0, "betas": [0.5, 0.75], "eval_share": 0.125,
     "eval_steps": 9,
-    "gradient_checkpointing": True, "sample_minutes": 0.5, "max_side": 64,
+    "gradient_checkpointing": True, "compile": True, "sample_minutes": 0.5, "max_side": 64,
     "lora": {"rank": 3, "alpha": 5.0, "dropout": 0.25, "targets": ["q_proj"], "merge": True, "quantise": None},
 }  # fmt: skip
 CHANGED = {
@@ -250,7 +250,7 @@ CHANGED = {
         "tokens": 500, "workers": 2, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125,
         "drop_text": 0.75, "ema": 0.5, "clip": 0.5, "eval_data": ["jsonl:b.jsonl"], "eval_cases": 3,
         "eval_minutes": 2.5, "connector_lr": 0.75, "export_steps": 11,
-        "compile": True, "loss": "x0", "edge_weight": 1.5, "decoder_weight": 0.25, "reference_noise": 0.125,
+        "loss": "x0", "edge_weight": 1.5, "decoder_weight": 0.25, "reference_noise": 0.125,
     },
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from duogen_core.cli import main
+from duogen_core.compiling import Compiled
 from duogen_core.data.sources import Limits, open_mixture
 from duogen_core.document import Document, Text, Turn
 from duogen_core.document.store import document_json
@@ -257,6 +258,30 @@ def test_less_memory_gives_the_same_run(config):
     assert losses(small.out) == pytest.approx(losses(whole.out), abs=1e-5)
     one, two = export_of(whole), export_of(small)
     assert all(torch.allclose(tensor, two[name], atol=1e-3) for name, tensor in one.items())
+
+
+@pytest.mark.parametrize("extra", [{}, {"gradient_checkpointing": True}, {"lora": LoraSettings(rank=2)}], ids=str)
+def test_compiled_layers_learn_the_same(config, monkeypatch, extra):
+    if "lora" in extra:
+        pytest.importorskip("peft")
+    graphs, made = [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def compiled(pieces, say):
+        made.append(Compiled(pieces, pytest.fail, backend=backend))
+        return made[0]
+
+    monkeypatch.setattr(stage1, "Compiled", compiled)
+    # With scores and samples: answers have a cache that grows, and each length would be a graph.
+    given = replace(config, eval_cases=2, eval_share=0.3, eval_steps=1, sample_minutes=1e-3, **extra)
+    stage1.train(replace(given, out=config.out / "plain"))
+    stage1.train(replace(given, compile=True))
+    assert losses(config.out) == pytest.approx(losses(config.out / "plain"), abs=1e-5)
+    layers = random_components().mllm.num_layers
+    assert len(made[0].pieces) == layers and 1 <= len(graphs) <= 4 * (1 if not extra else layers)
 
 
 # ---------------------------------------------------------------- LoRA
