@@ -3,9 +3,10 @@
     python -m duogen_core train bundled --out runs/bundled              15 hours and more on two CPU cores
     python -m duogen_core train bundled --out runs/small --share 0.1    a tenth of each part's minutes
 
-Two lines run side by side, each on a core: the VAE and then its decoder; the language model, its tower and stage 1.
-Then stage 2, the checkpoint in <out>/model, and its ControlNet. Every part is a training of its own in <out>/<part>
-with the recipe of the same name (training/recipes), in a process of its own whose output goes to <out>/<part>.log.
+Two lines run side by side, each on half of the cores: the VAE and then its decoder; the language model with its tower.
+Then stage 1 and stage 2, each as two processes that share its batches (one a GPU, where there are several), the
+checkpoint in <out>/model, and its ControlNet. Every part is a training of its own in <out>/<part> with the recipe of
+the same name (training/recipes), in a process of its own whose output goes to <out>/<part>.log.
 Ctrl-C stops it once the parts have written their checkpoints, a second one at once; the same command goes on from
 there, and what is finished is left as it is.
 part.name=value changes a setting of one part, as stage2.layers=4.
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +25,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
+
+import torch
 
 from duogen_core import interrupt
 from duogen_core.errors import DuoGenError, unknown
@@ -38,25 +40,25 @@ PROGRAM = ("-m", "duogen_core")  # what Python runs, with a part's command behin
 
 @dataclass(frozen=True)
 class Part:
-    """A training. inputs: its settings that name another part's result, as {"mllm": "stage1/export"}."""
+    """A training. inputs: its settings that name another part's result, as {"mllm": "stage1/export"}. shared: several
+    processes can share it."""
 
     name: str
     command: str
     recipe: str
     inputs: dict[str, str] = field(default_factory=dict)
+    shared: bool = False
 
 
 VAE = (
     Part("vae", "vae", "tiny-vae"),
     Part("vae-decoder", "vae", "tiny-vae-decoder", {"init": "vae/export"}),
 )
-LANGUAGE = (
-    Part("pretrain", "pretrain", "tiny-pretrain"),
-    Part("stage1", "stage1", "tiny-stage1", {"init": "pretrain/export"}),
-)
-DRAWING = Part("stage2", "stage2", "tiny-stage2", {"vae": "vae-decoder/export", "mllm": "stage1/export"})
+LANGUAGE = Part("pretrain", "pretrain", "tiny-pretrain")
+WRITING = Part("stage1", "stage1", "tiny-stage1", {"init": "pretrain/export"}, shared=True)
+DRAWING = Part("stage2", "stage2", "tiny-stage2", {"vae": "vae-decoder/export", "mllm": "stage1/export"}, shared=True)
 CONTROL = Part("controlnet", "controlnet", "tiny-controlnet", {"checkpoint": MODEL})
-PARTS = {part.name: part for part in (*VAE, *LANGUAGE, DRAWING, CONTROL)}
+PARTS = {part.name: part for part in (*VAE, LANGUAGE, WRITING, DRAWING, CONTROL)}
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Line:
     """Parts that run one after another. process: of the one that runs now; none before the first, after the last."""
 
     parts: list[Part]
+    cores: int
     process: subprocess.Popen | None = None
 
     @property
@@ -71,13 +74,15 @@ class Line:
         return self.parts[0]
 
 
-def command_of(part: Part, out: Path, share: float, settings: Sequence[str]) -> list[str]:
-    """The command line of a part, as one would type it."""
+def command_of(part: Part, out: Path, share: float, settings: Sequence[str], cores: int = 1) -> list[str]:
+    """The command line of a part that may use so many cores, as one would type it."""
+    launched = ["--launch", "ddp"] if part.shared and cores > 1 and torch.cuda.device_count() != 1 else []
     given = [f"out={out / part.name}", *(f"{name}={out / place}" for name, place in part.inputs.items())]
+    given.append(f"threads={max(1, cores // 2 if launched else cores)}")
     if share != 1:
         given += minutes_of(part, share)
     own = [text.partition(".")[2] for text in settings if text.partition(".")[0] == part.name]
-    return ["train", part.command, "--config", part.recipe, *given, *own]
+    return ["train", part.command, *launched, "--config", part.recipe, *given, *own]
 
 
 def minutes_of(part: Part, share: float) -> list[str]:
@@ -95,8 +100,8 @@ def minutes_of(part: Part, share: float) -> list[str]:
     return found
 
 
-def start(part: Part, out: Path, share: float, settings: Sequence[str], log: TextIO) -> subprocess.Popen:
-    words = command_of(part, out, share, settings)
+def start(part: Part, out: Path, share: float, settings: Sequence[str], cores: int, log: TextIO) -> subprocess.Popen:
+    words = command_of(part, out, share, settings, cores)
     print(f"{part.name}: python -m duogen_core {' '.join(words)}", flush=True)
     where = {
         "PYTHONPATH": os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
@@ -116,7 +121,7 @@ def run_lines(lines: Sequence[Line], out: Path, share: float, settings: Sequence
                 for line in lines:
                     if line.parts and line.process is None:
                         log = logs.enter_context((out / f"{line.part.name}.log").open("a", encoding="utf-8"))
-                        line.process = start(line.part, out, share, settings, log)
+                        line.process = start(line.part, out, share, settings, line.cores, log)
                     elif line.parts and line.process.poll() is not None:
                         if line.process.returncode:
                             raise DuoGenError(failure(line.part, line.process.returncode, out))
@@ -162,20 +167,32 @@ def failure(part: Part, code: int, out: Path) -> str:
     return f"{part.name} did not finish: {why} ({log} has all that it said). The same command goes on from there."
 
 
+def train_parts(out: Path, share: float, settings: Sequence[str]) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    half = max(1, cores // 2)
+    run_lines([Line([*VAE], half), Line([LANGUAGE], half)], out, share, settings)
+    run_lines([Line([WRITING, DRAWING], cores)], out, share, settings)
+    assemble(out)
+    run_lines([Line([CONTROL], cores)], out, share, settings)
+
+
 def assemble(out: Path) -> None:
     from duogen_core.training import assemble as parts
 
     words = ["--vae", out / "vae-decoder", "--pretrain", out / "pretrain", "--stage1", out / "stage1"]
     words += ["--stage2", out / "stage2", "--out", out / MODEL, "--steps", "8", "--guidance", "2.0"]
+    words += ["--dit-dtype", "fp16"]
     parser = argparse.ArgumentParser()
     parts.add_arguments(parser)
     parts.run(parser.parse_args(list(map(str, words))))
 
 
 def add_control(out: Path) -> None:
-    """The ControlNet into the checkpoint's folder."""
+    """The ControlNet into the checkpoint's folder, its weights in half precision like the DiT's."""
+    from duogen_core.dit.controlnet import PackedControlNet
+
     with replaced(out / MODEL / "controlnet") as new:
-        shutil.copytree(out / CONTROL.name / "export", new, dirs_exist_ok=True)
+        PackedControlNet.from_pretrained(out / CONTROL.name / "export").half().save_pretrained(new)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,10 +214,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
-        run_lines([Line([*VAE]), Line([*LANGUAGE])], args.out, args.share, args.settings)
-        run_lines([Line([DRAWING])], args.out, args.share, args.settings)
-        assemble(args.out)
-        run_lines([Line([CONTROL])], args.out, args.share, args.settings)
+        train_parts(args.out, args.share, args.settings)
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from there.")
         return interrupt.EXIT_CODE

@@ -22,6 +22,7 @@ from duogen_core.checkpoint import (
     save_checkpoint,
 )
 from duogen_core.connector import Connector
+from duogen_core.devices import DTYPES
 from duogen_core.dit.loading import load_dit
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.loading import load_mllm
@@ -32,8 +33,15 @@ RECORD = ("config.json", "metrics.jsonl", "loss.png", "scores.png")
 
 
 def assemble(
-    vae: Path, stage1: Path, stage2: Path, out: Path, config: CheckpointConfig, pretrain: Path | None = None
+    vae: Path,
+    stage1: Path,
+    stage2: Path,
+    out: Path,
+    config: CheckpointConfig,
+    pretrain: Path | None = None,
+    dit_dtype: str = "fp32",
 ) -> Path:
+    """Returns `out`. dit_dtype: in what the DiT's weights are stored, one of DTYPES; they are read into float32."""
     trained = {}
     for run_folder in (vae, stage1, stage2):
         trained[run_folder] = run_folder / "export"
@@ -46,7 +54,7 @@ def assemble(
     components = Components(
         mllm=load_mllm(trained[stage1]),
         connector=Connector.from_pretrained(trained[stage2] / "connector"),
-        dit=load_dit(trained[stage2] / "dit"),
+        dit=load_dit(trained[stage2] / "dit").to(DTYPES[dit_dtype]),
         vae=decoder,
         config=config,
     )
@@ -83,11 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     about = "shift of the sampling schedule, likewise; default: %(default)s"
     add("--shift", type=float, default=3.0, metavar="S", help=about)
+    about = "in what the DiT's weights are stored, to halve their file; default: %(default)s"
+    add("--dit-dtype", choices=list(DTYPES), default="fp32", help=about)
     parser.set_defaults(locks=lambda args: [args.out])
 
 
 def run(args: argparse.Namespace) -> int:
     sampling = Sampling(steps=args.steps, guidance=args.guidance, shift=args.shift)
     config = CheckpointConfig(args.out.name, sampling, PictureSize())
-    print(assemble(args.vae, args.stage1, args.stage2, args.out, config, args.pretrain))
+    print(assemble(args.vae, args.stage1, args.stage2, args.out, config, args.pretrain, args.dit_dtype))
     return 0

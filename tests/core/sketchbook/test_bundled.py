@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from duogen_core.cli import main
+from duogen_core.dit.controlnet import PackedControlNet
 from duogen_core.sketchbook import bundled
-from duogen_core.sketchbook.bundled import CONTROL, DRAWING, LANGUAGE, PARTS, VAE, command_of
+from duogen_core.sketchbook.bundled import CONTROL, DRAWING, LANGUAGE, PARTS, VAE, WRITING, command_of
+from tests.core.tiny import random_components
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +27,7 @@ def started(monkeypatch):
     """{part: a program that stands in for its training}; without one it writes what a training would leave."""
     programs, order = {}, []
 
-    def start(part, out, share, settings, log):
+    def start(part, out, share, settings, cores, log):
         order.append(part.name)
         usual = f"import pathlib; pathlib.Path({str(out / part.name / 'export')!r}).mkdir(parents=True, exist_ok=True)"
         program = programs.get(part.name, usual)
@@ -53,9 +56,20 @@ def test_every_part_is_a_command_that_its_training_takes(part, tmp_path, capsys)
     assert ("layers: 4" in config) == (part.name == "stage2") and ("base_dim: 8" in config) == (part.name == "vae")
 
 
+@pytest.mark.parametrize(
+    ("cores", "gpus", "launched", "threads"), [(1, 0, False, 1), (2, 0, True, 1), (16, 0, True, 8), (16, 1, False, 16)]
+)
+def test_a_part_that_has_the_machine_to_itself_uses_all_of_it(tmp_path, monkeypatch, cores, gpus, launched, threads):
+    monkeypatch.setattr(bundled.torch.cuda, "device_count", lambda: gpus)
+    for part in PARTS.values():
+        command = command_of(part, tmp_path, 1.0, [], cores)
+        assert ("--launch" in command) == (launched and part in (WRITING, DRAWING))
+        assert f"threads={threads if part.shared else cores}" in command
+
+
 def test_what_a_part_reads_was_made_before_it():
     made = {bundled.MODEL}
-    for line in (VAE, LANGUAGE, (DRAWING,), (CONTROL,)):
+    for line in (VAE, (LANGUAGE, WRITING, DRAWING), (CONTROL,)):
         for part in line:
             assert {place.removesuffix("/export") for place in part.inputs.values()} <= made
             made.add(part.name)
@@ -63,10 +77,14 @@ def test_what_a_part_reads_was_made_before_it():
 
 def test_two_lines_run_side_by_side_and_the_rest_after_them(tmp_path, started, capsys):
     _, order = started
+    net = PackedControlNet.of_dit(random_components().dit, 1)
+    net.save_pretrained(tmp_path / "controlnet" / "export")
     assert main(["train", "bundled", "--out", str(tmp_path)]) == 0
-    assert set(order[:2]) == {"vae", "pretrain"} and order[-3:] == ["stage2", "assemble", "controlnet"]
+    assert set(order[:2]) == {"vae", "pretrain"} and order[-4:] == ["stage1", "stage2", "assemble", "controlnet"]
     assert sorted(order) == sorted([*PARTS, "assemble"])
-    assert (tmp_path / "model" / "controlnet").is_dir()
+    added = PackedControlNet.from_pretrained(tmp_path / "model" / "controlnet", dtype=None)
+    for name, weight in net.state_dict().items():  # in half precision
+        assert torch.equal(added.state_dict()[name], weight.half())
     assert f"Finished: {tmp_path / 'model'}" in capsys.readouterr().out
 
 

@@ -174,6 +174,14 @@ def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path, kin
     assert loaded.dit.family == kind and loaded.dit.config.attention == "frame_causal"
     assert (out / "training" / "stage2" / "metrics.jsonl").is_file() and not (out / "training" / "stage1").exists()
 
+    half = assemble(
+        tmp_path / "vae", tmp_path / "mllm", tmp_path / "whole", tmp_path / "half", CheckpointConfig("half"),
+        dit_dtype="fp16",
+    )  # fmt: skip
+    read, rounded = load_checkpoint(half).dit.state_dict(), loaded.dit.half().state_dict()
+    assert all(torch.equal(read[name], weight.float()) for name, weight in rounded.items())
+    loaded = load_checkpoint(out)
+
     dit, connector = stage2.new_models(replace(CONFIG, init=out, heads=5), 2, 64)  # its own heads, not the config's
     assert torch.equal(dit.proj_out.weight, loaded.dit.proj_out.weight)
     assert torch.equal(connector.proj.weight, loaded.connector.proj.weight)
