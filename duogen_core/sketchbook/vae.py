@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
+from duogen_core.compiling import Compiled
 from duogen_core.sketchbook.drawing import Mark, Point, draw_scene, ellipse, paint, rectangle, star
 from duogen_core.sketchbook.scene import (
     CANVASES,
@@ -157,6 +158,7 @@ class VaeConfig(RunConfig):
     ema: float = 0.998
     clip: float = 1.0
     calibration_crops: int = 512
+    compile: bool = False  # torch.compile of the whole step: minutes at the start, then, with bf16, faster ones
     sample_minutes: float = 10.0  # between pictures to look at, in <out>/samples; 0: none
 
     def __post_init__(self) -> None:
@@ -228,21 +230,28 @@ def is_outer(name: str) -> bool:
     return any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
 
 
-def losses(vae: AutoencoderKLWan, pixels: Tensor, config: VaeConfig) -> dict[str, Tensor]:
-    """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}."""
-    with mixed_precision(pixels.device, config.bf16):
-        with torch.set_grad_enabled(not config.decoder_only):
-            mean, logvar = (part.float() for part in encode_frame(vae, pixels))
-        if config.decoder_only:  # of each crop another amount, none included
-            deviation = config.latent_noise * torch.rand(len(mean), 1, 1, 1, device=mean.device) * latents_std(vae)
-        else:
-            deviation = torch.exp(0.5 * logvar)
-        latents = mean + deviation * torch.randn_like(mean)
-        error = decode_frame(vae, latents, clamp=False).float() - pixels
-    absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
-    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = absolute + config.squared * squared + config.flat * flat + config.kl * kl
-    return {"loss": loss, "mse": squared.detach(), "kl": kl.detach()}
+class VaeLoss(nn.Module):
+    """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}: a module, so that it can be compiled as a whole."""
+
+    def __init__(self, vae: AutoencoderKLWan, config: VaeConfig) -> None:
+        super().__init__()
+        self.vae, self.config = vae, config
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        vae, config = self.vae, self.config
+        with mixed_precision(pixels.device, config.bf16):
+            with torch.set_grad_enabled(not config.decoder_only):
+                mean, logvar = (part.float() for part in encode_frame(vae, pixels))
+            if config.decoder_only:  # of each crop another amount, none included
+                deviation = config.latent_noise * torch.rand(len(mean), 1, 1, 1, device=mean.device) * latents_std(vae)
+            else:
+                deviation = torch.exp(0.5 * logvar)
+            latents = mean + deviation * torch.randn_like(mean)
+            error = decode_frame(vae, latents, clamp=False).float() - pixels
+        absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = absolute + config.squared * squared + config.flat * flat + config.kl * kl
+        return {"loss": loss, "mse": squared.detach(), "kl": kl.detach()}
 
 
 @torch.no_grad()
@@ -288,8 +297,11 @@ def train(config: VaeConfig) -> Run:
     run.attach({"vae": vae}, muon_and_adamw(vae, is_outer, lr=config.lr, muon=KernelMuon), ema_decay=config.ema)
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)]).to(device)
     due = run.elapsed + 60 * config.sample_minutes
+    loss = VaeLoss(vae, config)
+    if config.compile:
+        Compiled([(loss, "forward")], run.say, dynamic=False)
     for step in run:
-        figures = losses(vae, crop_batch(run.seed, step, config.batch, config.tasks).to(device), config)
+        figures = loss(crop_batch(run.seed, step, config.batch, config.tasks).to(device))
         run.update(figures["loss"], config.clip)
         run.report(**figures)
         if step % 400 == 399:

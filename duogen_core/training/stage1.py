@@ -265,6 +265,8 @@ class Trainer:
             run.report(
                 **{name: together.total(value) for name, value in figures.items()}, norm=norm, tokens=share.tokens
             )
+        if self.compiled:
+            self.compiled.stop()  # who goes on with the model may let it answer
         if run.finished and not run.complete(*self.outputs(run)):
             self.check(run, last=True)
             if told := examples.summary():

@@ -260,7 +260,15 @@ def test_less_memory_gives_the_same_run(config):
     assert all(torch.allclose(tensor, two[name], atol=1e-3) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("extra", [{}, {"gradient_checkpointing": True}, {"lora": LoraSettings(rank=2)}], ids=str)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.exhaustive),
+        pytest.param({"lora": LoraSettings(rank=2)}, marks=pytest.mark.exhaustive),
+    ],
+    ids=["whole", "checkpointed", "LoRA"],
+)
 def test_compiled_layers_learn_the_same(config, monkeypatch, extra):
     if "lora" in extra:
         pytest.importorskip("peft")
@@ -272,6 +280,7 @@ def test_compiled_layers_learn_the_same(config, monkeypatch, extra):
 
     def compiled(pieces, say):
         made.append(Compiled(pieces, pytest.fail, backend=backend))
+        assert len(made[0].pieces) == random_components().mllm.num_layers
         return made[0]
 
     monkeypatch.setattr(stage1, "Compiled", compiled)
@@ -280,8 +289,8 @@ def test_compiled_layers_learn_the_same(config, monkeypatch, extra):
     stage1.train(replace(given, out=config.out / "plain"))
     stage1.train(replace(given, compile=True))
     assert losses(config.out) == pytest.approx(losses(config.out / "plain"), abs=1e-5)
-    layers = random_components().mllm.num_layers
-    assert len(made[0].pieces) == layers and 1 <= len(graphs) <= 4 * (1 if not extra else layers)
+    assert 1 <= len(graphs) <= (4 if not extra else 8)
+    assert not made[0].pieces  # who goes on with the model may let it answer
 
 
 # ---------------------------------------------------------------- LoRA
