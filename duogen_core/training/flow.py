@@ -11,7 +11,7 @@ same samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
@@ -26,6 +26,9 @@ from duogen_core.dit.packing import TrainingSequence
 from duogen_core.training.precision import mixed_precision
 from duogen_core.training.prepared import Prepared, targets_of
 
+# Times from which a picture is guessed in one step: so much noise that the guess is as far from the ideal as what
+# sampling draws (docs/ablation.md: 36.5 dB from 0.97, 36.7 sampled).
+OWN_TIMES = (0.8, 1.0)
 STATES = 2**26  # numbers of states that the connector projects at once
 
 # -- a document becomes a sample
@@ -42,6 +45,7 @@ class FlowSettings:
     shift: float = 6.0
     unshifted_share: float = 0.0
     reference_noise: float = 0.0
+    own_references: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class FlowSample:
     states: Tensor  # [N, layers * width], as it is kept: half precision is enough for what the connector reads
     sees: Tensor  # bool [clean + targets, N], on the CPU, where masks are made
     controls: tuple[Tensor, ...] = ()  # of the targets, for a ControlNet
+    own: tuple[int, ...] = ()  # clean frames in whose place comes what the model itself guesses of them
+    own_time: float = 1.0  # from so much noise
 
     @property
     def frames(self) -> int:
@@ -67,8 +73,10 @@ class FlowSample:
 
         states, timestep = (each.to(device, non_blocking=True) for each in (self.states, self.timestep))
         clean, targets, noise = moved(self.clean), moved(self.targets), moved(self.noise)
-        places, controls = self.frame_indices, moved(self.controls)
-        return FlowSample(clean, targets, noise, places, timestep, states, self.sees, controls)
+        controls = moved(self.controls)
+        return replace(
+            self, clean=clean, targets=targets, noise=noise, timestep=timestep, states=states, controls=controls
+        )
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:
@@ -80,7 +88,7 @@ def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSa
     seed, targets = targets_of(document.drawn, settings.attention, rng)
     generator = torch.Generator().manual_seed(seed)
     clean = range(targets[-1] if settings.references else 0)
-    states, sees = _text(document, rng, settings, clean, targets)
+    states, sees, dropped = _text(document, rng, settings, clean, targets)
     noise = tuple(torch.randn(document.latents[k].shape, generator=generator) for k in targets)
     # Logit-normal times, where the velocity is hardest to tell. The shift moves them to high noise, where composition
     # is decided; a share stays unshifted, or the last steps of sampling, which make edges, would be seen too rarely.
@@ -90,6 +98,13 @@ def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSa
     if settings.reference_noise:  # of each picture another amount, none included
         amounts = settings.reference_noise * torch.rand(len(references), generator=generator)
         references = [x + a * torch.randn(x.shape, generator=generator) for x, a in zip(references, amounts)]
+    own: tuple[int, ...] = ()
+    time = 1.0
+    if settings.own_references:
+        asked, share = torch.rand(2, generator=generator).tolist()
+        time = OWN_TIMES[0] + share * (OWN_TIMES[1] - OWN_TIMES[0])
+        if asked < settings.own_references:  # but where the text is hidden: that would be another picture
+            own = tuple(k for k, drop in zip(targets, dropped, strict=True) if k in clean and not drop)
     return FlowSample(
         clean=tuple(references),
         targets=tuple(document.latents[k] for k in targets),
@@ -99,13 +114,15 @@ def sample_of(document: Prepared, rng: Random, settings: FlowSettings) -> FlowSa
         states=states,
         sees=sees,
         controls=tuple(document.controls[document.drawn.index(k)] for k in targets) if document.controls else (),
+        own=own,
+        own_time=time,
     )
 
 
 def _text(
     document: Prepared, rng: Random, settings: FlowSettings, clean: Sequence[int], targets: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """The states of a sample, and which of them each frame sees.
+) -> tuple[Tensor, Tensor, list[bool]]:
+    """The states of a sample, which of them each frame sees, and from which targets some are hidden.
 
     With probability `drop_text` a target does not see what the negative branch of guidance will drop, so that this
     branch is trained too: the last text segment (DuoGen), or all text.
@@ -121,7 +138,7 @@ def _text(
         if dropped[0]:
             first, last = document.segments[targets[0]]
             states = torch.cat([states[:first], states[last:]])
-        return states, torch.ones(len(frames), len(states), dtype=torch.bool)
+        return states, torch.ones(len(frames), len(states), dtype=torch.bool), dropped
     # A frame sees the text before its own place alone: then a finished picture never changes, and its keys and values
     # can be cached when sampling.
     ends = torch.tensor([document.ends[k] for k in frames])
@@ -130,7 +147,7 @@ def _text(
         if drop:
             first, last = document.segments[k]
             sees[row, first:last] = False
-    return states, sees
+    return states, sees, dropped
 
 
 def silent_sample(dit: Any, connector: Connector) -> FlowSample:
@@ -154,6 +171,7 @@ class LossSettings:
     loss: Literal["velocity", "x0"] = "velocity"
     edge_weight: float = 0.0
     decoder_weight: float = 0.0
+    own_references: float = 0.0
 
 
 DECODED = 4  # targets of a pass that go through the VAE's decoder, those of the least noise
@@ -188,6 +206,8 @@ class FlowLoss(nn.Module):
         """total: targets of the whole step, where this is one pass of several or one process's share."""
         device = self.connector.proj.weight.device
         samples = [sample.to(device) for sample in samples]
+        if self.training and self.settings.own_references:
+            samples = self.with_own_references(samples)
         with mixed_precision(device, self.bf16):
             texts = projected(self.connector, [sample.states for sample in samples])
             found = self.dit.forward_train([noised(*pair) for pair in zip(samples, texts, strict=True)])
@@ -202,6 +222,37 @@ class FlowLoss(nn.Module):
         if learnt.decoder_weight and self.decode is not None:
             loss = loss + learnt.decoder_weight * len(errors) * decoded_error(drawn, self.decode)
         return loss / (len(errors) if total is None else total)
+
+    @torch.no_grad()
+    def with_own_references(self, samples: Sequence[FlowSample]) -> list[FlowSample]:
+        """The samples, with the model's guesses in the place of the clean frames that are to be its own. In an autocast
+        of its own, since one keeps the weights that it has cast, and these have no gradients."""
+        device = self.connector.proj.weight.device
+        asking = [k for k, sample in enumerate(samples) if sample.own]
+        starts = [
+            replace(each, timestep=torch.full_like(each.timestep, each.own_time))
+            for each in map(samples.__getitem__, asking)
+        ]
+        # FSDP's processes gather weights together, whether one of them has such a sample or not.
+        starts = starts or [silent_sample(self.dit, self.connector).to(device)]
+        with mixed_precision(device, self.bf16):
+            texts = projected(self.connector, [start.states for start in starts])
+            velocities = self.dit.forward_train([noised(*pair) for pair in zip(starts, texts, strict=True)])
+        found = list(samples)
+        for k, start, own in zip(asking, starts, velocities):
+            found[k] = replace(samples[k], clean=guessed(start, own))
+        return found
+
+
+def guessed(sample: FlowSample, velocities: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The clean frames, those in `own` as the velocities of these targets tell x0."""
+    count = len(sample.clean)
+    clean = dict(zip(sample.frame_indices[:count], sample.clean, strict=True))
+    drawn = zip(sample.frame_indices[count:], velocities, sample.timestep, sample.noise, sample.targets, strict=True)
+    for k, v, t, noise, x0 in drawn:
+        if k in sample.own:
+            clean[k] = t * noise + (1 - t) * x0 - t * v.float()
+    return tuple(clean.values())
 
 
 def error_of(error: Tensor, t: Tensor, x0: Tensor, settings: LossSettings) -> Tensor:

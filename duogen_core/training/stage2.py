@@ -332,7 +332,9 @@ def export(run: Run, config: Stage2Config, dit: PackedDit, connector: Connector)
 def validation_of(run: Run, config: Stage2Config, documents: Documents, read: Reader) -> Validation | None:
     """None where nothing is held out."""
     cases = held_out(config, documents.limits)
-    draw = partial(sample_of, settings=replace(flow_settings(config), drop_text=0.0, reference_noise=0.0))
+    draw = partial(
+        sample_of, settings=replace(flow_settings(config), drop_text=0.0, reference_noise=0.0, own_references=0.0)
+    )
     return Validation(run, cases, read, draw, keep=config.states == "cached") if cases else None
 
 

@@ -103,6 +103,7 @@ class Stage2Config(RunConfig):
     decoder_weight: float = 0.0  # of the pixels' error, through the VAE's decoder; a step takes much longer
     drop_text: float = 0.1
     reference_noise: float = 0.0  # the most on earlier pictures; while drawing they are its own, and never exact
+    own_references: float = 0.0  # share of documents whose earlier pictures are the model's own guesses; frame_causal
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
     export_steps: int = 500  # between exports, besides the one at the end; 0: only that one
     ema: float = 0.999
@@ -123,6 +124,12 @@ class Stage2Config(RunConfig):
         check_numbers(self, least=least, above_0=("connector_lr",))
         check_betas(self.betas)
         check_share(self.eval_share)
+        if not 0 <= self.own_references <= 1:
+            raise ConfigError(f"'own_references' is {self.own_references:g}; expected a share, 0 to 1.")
+        if self.own_references and self.attention == "full":
+            raise ConfigError(
+                "own_references needs attention=frame_causal: with full attention a pass has one target, none before it."
+            )
         check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
         if self.lora and self.lora.quantise:
             raise ConfigError(

@@ -250,7 +250,7 @@ CHANGED = {
         "tokens": 500, "workers": 2, "single_image_weight": 2.0, "shift": 5.5, "unshifted_share": 0.125,
         "drop_text": 0.75, "ema": 0.5, "clip": 0.5, "eval_data": ["jsonl:b.jsonl"], "eval_cases": 3,
         "eval_minutes": 2.5, "connector_lr": 0.75, "export_steps": 11,
-        "loss": "x0", "edge_weight": 1.5, "decoder_weight": 0.25, "reference_noise": 0.125,
+        "loss": "x0", "edge_weight": 1.5, "decoder_weight": 0.25, "reference_noise": 0.125, "own_references": 0.625,
     },
 }  # fmt: skip
 
