@@ -1,7 +1,7 @@
 """Trains the model that the pack brings from nothing, in one command: each part in its turn, and then the whole.
 
-    python -m duogen_core train bundled --out runs/bundled              15 hours and more on two CPU cores
-    python -m duogen_core train bundled --out runs/small --share 0.1    a tenth of each part's minutes
+    python -m duogen_core train bundled --out runs/bundled              eight hours on two CPU cores
+    python -m duogen_core train bundled --out runs/small --share 0.1    a tenth of each part's steps
 
 Two lines run side by side, each on half of the cores: the VAE and then its decoder; the language model with its tower.
 Then stage 1 and stage 2, each as two processes that share its batches (one a GPU, where there are several), the
@@ -80,21 +80,23 @@ def command_of(part: Part, out: Path, share: float, settings: Sequence[str], cor
     given = [f"out={out / part.name}", *(f"{name}={out / place}" for name, place in part.inputs.items())]
     given.append(f"threads={max(1, cores // 2 if launched else cores)}")
     if share != 1:
-        given += minutes_of(part, share)
+        given += budget_of(part, share)
     own = [text.partition(".")[2] for text in settings if text.partition(".")[0] == part.name]
     return ["train", part.command, *launched, "--config", part.recipe, *given, *own]
 
 
-def minutes_of(part: Part, share: float) -> list[str]:
-    """The recipe's minutes, shortened, as settings: of the part, and of the part within it (vision.minutes)."""
+def budget_of(part: Part, share: float) -> list[str]:
+    """A share of the recipe's steps or minutes, as settings: of the part, and of the part within it (vision.steps)."""
     found = []
 
     def look(values: dict, prefix: str) -> None:
         for name, value in values.items():
             if isinstance(value, dict):
                 look(value, f"{prefix}{name}.")
-            elif name == "minutes":
+            elif name == "minutes" and value:
                 found.append(f"{prefix}{name}={value * share:g}")
+            elif name == "steps":
+                found.append(f"{prefix}{name}={max(1, round(value * share))}")
 
     look(read_file(Path(find_config(part.recipe, part.command))), "")
     return found
@@ -200,7 +202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bundled"), metavar="DIR",
                         help="folder of all runs and of the model; default: %(default)s")  # fmt: skip
     parser.add_argument("--share", type=float, default=1.0, metavar="X",
-                        help="of the recipes' minutes, for a shorter run; default: all")  # fmt: skip
+                        help="of the recipes' steps, for a shorter run; default: all")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:

@@ -128,7 +128,7 @@ class Stage2Config(RunConfig):
             raise ConfigError(f"'own_references' is {self.own_references:g}; expected a share, 0 to 1.")
         if self.own_references and self.attention == "full":
             raise ConfigError(
-                "own_references needs attention=frame_causal: with full attention a pass has one target, none before it."
+                "own_references needs attention=frame_causal; with full attention a pass has one target alone."
             )
         check_families("families", self.families, tuple(world().mixtures["stage2"]))  # those that draw
         if self.lora and self.lora.quantise:

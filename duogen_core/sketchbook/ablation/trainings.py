@@ -99,6 +99,7 @@ TRAININGS: dict[str, Training] = {
     "edges": Training("stage2", {"edge_weight": 2.0}),
     "decoder": Training("stage2", {"decoder_weight": 0.5}),
     "noisy-references": Training("stage2", {"reference_noise": 0.25}),
+    "own-references": Training("stage2", {"own_references": 0.5}),
     "chains": Training("stage2", {"families": {"guide": 0.3, "edit": 0.2, "draw": 0.2, "edit_chain": 0.3}}),
     "kept-out": Training("stage1"),
     "mixed-in": Training("stage1", {"include_alignment": True}),
@@ -188,6 +189,7 @@ QUESTIONS: dict[str, Question] = {
         (
             Arm("as it is", "duogen"),
             Arm("noise on earlier images", "noisy-references"),
+            Arm("its own guesses as earlier images", "own-references"),
             Arm("chains of edits too", "chains"),
         ),
         CHAINED,

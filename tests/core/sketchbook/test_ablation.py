@@ -297,7 +297,8 @@ def test_what_limits_a_picture_is_asked_by_name(tmp_path, model, small, start):
     report = json.loads((tmp_path / "ablation.json").read_text("utf-8"))
     assert [question["key"] for question in report["questions"]] == ["loss", "data", "steps"]
     assert [one["name"] for one in report["trainings"]] == [
-        *([START] if start else []), "duogen", "x0", "edges", "decoder", "noisy-references", "chains"
+        *([START] if start else []), "duogen", "x0", "edges", "decoder", "noisy-references", "own-references",
+        "chains",
     ]  # fmt: skip
     config = json.loads((tmp_path / "seed-0/x0/config.json").read_text("utf-8"))["config"]
     assert config["init"] == str(tmp_path / "seed-0/x0/init" if start else model)

@@ -258,6 +258,54 @@ def test_noise_on_earlier_pictures_changes_nothing_else(prepared):
     assert all(torch.equal(x, prepared.latents[k]) for k, x in enumerate(exact.clean))
 
 
+def random_parts(config=None) -> FlowLoss:
+    torch.manual_seed(0)
+    dit, connector = stage2.new_models(config or TINY, 2, 64)
+    for parameter in dit.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return FlowLoss(dit, connector, settings=LossSettings(own_references=1.0))
+
+
+def test_an_own_reference_is_what_one_step_of_drawing_gives(prepared):
+    """The user's picture (0) stays; of the drawn ones (1, 2) only 1 stands before another one."""
+    plain, sample = (wanted_sample(prepared, FlowSettings(own_references=share)) for share in (0.0, 1.0))
+    assert plain.own == () and sample.own == (1,) and flow.OWN_TIMES[0] <= sample.own_time <= flow.OWN_TIMES[1]
+    assert torch.equal(plain.timestep, sample.timestep) and all(map(torch.equal, plain.noise, sample.noise))
+    module = random_parts()
+    (found,) = module.with_own_references([sample])
+    assert torch.equal(found.clean[0], sample.clean[0]) and torch.equal(found.timestep, sample.timestep)
+    t = torch.full_like(sample.timestep, sample.own_time)
+    (text,) = flow.projected(module.connector, [sample.states])
+    with torch.no_grad():
+        ((velocity, _),) = module.dit.forward_train([flow.noised(replace(sample, timestep=t), text)])
+    x = t[0] * sample.noise[0] + (1 - t[0]) * sample.targets[0]
+    torch.testing.assert_close(found.clean[1], x - t[0] * velocity, **CLOSE)
+    assert not torch.allclose(found.clean[1], sample.clean[1], atol=0.1)
+    # What is learnt, and what is scored: of the same sample with these frames, and of the ideal ones.
+    torch.testing.assert_close(module([sample]), FlowLoss(module.dit, module.connector)([replace(found, own=())]))
+    torch.testing.assert_close(module.eval()([sample]), FlowLoss(module.dit, module.connector)([plain]))
+
+
+def test_weights_that_guess_still_learn_in_bfloat16(prepared):
+    sample = wanted_sample(prepared, FlowSettings(own_references=1.0))
+    module = random_parts()
+    module.bf16 = True
+    module([sample]).backward()
+    found = {name for name, parameter in module.named_parameters() if parameter.grad is not None}
+    plain = random_parts()
+    plain([replace(sample, own=())]).backward()
+    assert found == {name for name, parameter in plain.named_parameters() if parameter.grad is not None}
+
+
+def test_a_picture_whose_text_is_hidden_is_not_guessed(prepared):
+    settings = FlowSettings(own_references=0.5, drop_text=0.5)
+    samples = [sample_of(prepared, Random(k), settings) for k in range(60)]
+    hidden = [bool((~sample.sees[len(sample.clean), : prepared.ends[1]]).any()) for sample in samples]
+    assert any(hidden) and not any(sample.own for sample, hid in zip(samples, hidden) if hid)
+    shown = [sample for sample, hid in zip(samples, hidden) if not hid]
+    assert 0.25 < sum(bool(sample.own) for sample in shown) / len(shown) < 0.75
+
+
 @pytest.mark.parametrize("attention", ["frame_causal", "full"])
 def test_the_loss_is_the_same_however_a_batch_is_shared_out(prepared, attention):
     torch.manual_seed(0)
