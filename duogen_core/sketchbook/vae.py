@@ -138,6 +138,7 @@ def crop_batch(seed: int, step: int, size: int, tasks: float = 0.0) -> Tensor:
 # ---------------------------------------------------------------- training
 
 TEST_SEED = 999
+SHRINKS = 8  # pixels across a place of the latent
 
 
 @dataclass(kw_only=True)
@@ -231,22 +232,32 @@ def is_outer(name: str) -> bool:
 
 
 class VaeLoss(nn.Module):
-    """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}: a module, so that it can be compiled as a whole."""
+    """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}: a module, so that it can be compiled as a whole.
+
+    What is random is drawn outside: compiled by torch 2.13 for a CPU, the way back had other noise than the way there,
+    and the encoder never learnt.
+    """
 
     def __init__(self, vae: AutoencoderKLWan, config: VaeConfig) -> None:
         super().__init__()
         self.vae, self.config = vae, config
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        shape = (len(pixels), self.vae.config.z_dim, pixels.shape[2] // SHRINKS, pixels.shape[3] // SHRINKS)
+        noise, amounts = torch.randn(shape), torch.rand(len(pixels), 1, 1, 1)
+        return self.of_noise(pixels, noise.to(pixels.device), amounts.to(pixels.device))
+
+    def of_noise(self, pixels: Tensor, noise: Tensor, amounts: Tensor) -> dict[str, Tensor]:
+        """noise [B, 16, 8, 8], normal; amounts [B, 1, 1, 1], 0 to 1, of `latent_noise`."""
         vae, config = self.vae, self.config
         with mixed_precision(pixels.device, config.bf16):
             with torch.set_grad_enabled(not config.decoder_only):
                 mean, logvar = (part.float() for part in encode_frame(vae, pixels))
             if config.decoder_only:  # of each crop another amount, none included
-                deviation = config.latent_noise * torch.rand(len(mean), 1, 1, 1, device=mean.device) * latents_std(vae)
+                deviation = config.latent_noise * amounts * latents_std(vae)
             else:
                 deviation = torch.exp(0.5 * logvar)
-            latents = mean + deviation * torch.randn_like(mean)
+            latents = mean + deviation * noise
             error = decode_frame(vae, latents, clamp=False).float() - pixels
         absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -299,7 +310,7 @@ def train(config: VaeConfig) -> Run:
     due = run.elapsed + 60 * config.sample_minutes
     loss = VaeLoss(vae, config)
     if config.compile:
-        Compiled([(loss, "forward")], run.say, dynamic=False)
+        Compiled([(loss, "of_noise")], run.say, dynamic=False)
     for step in run:
         figures = loss(crop_batch(run.seed, step, config.batch, config.tasks).to(device))
         run.update(figures["loss"], config.clip)
