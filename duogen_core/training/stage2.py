@@ -170,8 +170,9 @@ def decoder_of(vae: PictureVae) -> Decode:
 
 
 def samples(run: Run, step: int, documents: Iterable[tuple[int, Prepared]], config: Stage2Config) -> list[FlowSample]:
-    """Returns the samples of a step, from documents and their numbers in it; each has a random generator of its own."""
-    settings = flow_settings(config)
+    """Returns the samples of a step, from documents and their numbers in it; each has a random generator of its own.
+    Guesses are worth looking at once the model draws, so own references come in as the run goes on."""
+    settings = replace(flow_settings(config), own_references=config.own_references * run.progress)
     return [sample_of(document, run.rng(step, f"flow/{i}"), settings) for i, document in documents]
 
 

@@ -103,7 +103,7 @@ class Stage2Config(RunConfig):
     decoder_weight: float = 0.0  # of the pixels' error, through the VAE's decoder; a step takes much longer
     drop_text: float = 0.1
     reference_noise: float = 0.0  # the most on earlier pictures; while drawing they are its own, and never exact
-    own_references: float = 0.0  # share of documents whose earlier pictures are the model's own guesses; frame_causal
+    own_references: float = 0.0  # share of documents with its own guesses as earlier pictures, at the end; from 0
     sample_minutes: float = 10.0  # between answers to look at, in <out>/samples; 0: none
     export_steps: int = 500  # between exports, besides the one at the end; 0: only that one
     ema: float = 0.999

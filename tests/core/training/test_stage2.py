@@ -148,6 +148,17 @@ def test_a_connector_to_start_from_is_taken_whole_or_refused(tmp_path):
         stage2.earlier_connector(tmp_path / "connector", Connector(replace(earlier.config, cross_width=12)))
 
 
+def test_own_references_come_in_as_the_run_goes_on(shard, tmp_path):
+    several = next(document for document in load_shard(shard) if len(document.drawn) > 1)
+    config = replace(CONFIG, out=tmp_path, own_references=0.5, drop_text=0.0, steps=10)
+    run = Run.of(config)
+    shares = []
+    for run.step in (0, 5, 10):
+        drawn = stage2.samples(run, 0, enumerate([several] * 200), config)
+        shares.append(sum(bool(sample.own) for sample in drawn) / 200)
+    assert shares == [0, pytest.approx(0.25, abs=0.1), pytest.approx(0.5, abs=0.1)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cosmos", "wan"])
 def test_resume_is_exact_and_the_parts_assemble(components, shard, tmp_path, kind):
