@@ -30,10 +30,7 @@ Piece = tuple[nn.Module, str]  # a module and its method's name
 
 
 class Compiled:
-    def __init__(
-        self, pieces: Iterable[Piece], say: Callable[[str], None], backend: Any = "inductor", dynamic: bool = True
-    ) -> None:
-        """dynamic: for tensors of any size; false where they are always of one."""
+    def __init__(self, pieces: Iterable[Piece], say: Callable[[str], None], backend: Any = "inductor") -> None:
         config, self.say = torch._dynamo.config, say
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         setattr(config, limit, max(getattr(config, limit), GRAPHS))
@@ -44,7 +41,7 @@ class Compiled:
         for module, name in self.pieces:
             plain = getattr(type(module), name)
             if plain not in functions:
-                functions[plain] = torch.compile(plain, dynamic=dynamic, backend=backend)
+                functions[plain] = torch.compile(plain, dynamic=True, backend=backend)
             setattr(module, name, self._trying(module, plain, functions[plain]))
 
     def _trying(self, module: nn.Module, plain: Callable, compiled: Callable) -> Callable:

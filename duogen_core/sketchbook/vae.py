@@ -32,7 +32,6 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 from torch import Tensor, nn
 
-from duogen_core.compiling import Compiled
 from duogen_core.sketchbook.drawing import Mark, Point, draw_scene, ellipse, paint, rectangle, star
 from duogen_core.sketchbook.scene import (
     CANVASES,
@@ -138,7 +137,6 @@ def crop_batch(seed: int, step: int, size: int, tasks: float = 0.0) -> Tensor:
 # ---------------------------------------------------------------- training
 
 TEST_SEED = 999
-SHRINKS = 8  # pixels across a place of the latent
 
 
 @dataclass(kw_only=True)
@@ -159,7 +157,6 @@ class VaeConfig(RunConfig):
     ema: float = 0.998
     clip: float = 1.0
     calibration_crops: int = 512
-    compile: bool = False  # torch.compile of the whole step: minutes at the start, then, with bf16, faster ones
     sample_minutes: float = 10.0  # between pictures to look at, in <out>/samples; 0: none
 
     def __post_init__(self) -> None:
@@ -231,38 +228,21 @@ def is_outer(name: str) -> bool:
     return any(part in name for part in ("conv_in", "conv_out", "quant_conv"))
 
 
-class VaeLoss(nn.Module):
-    """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}: a module, so that it can be compiled as a whole.
-
-    What is random is drawn outside: compiled by torch 2.13 for a CPU, the way back had other noise than the way there,
-    and the encoder never learnt.
-    """
-
-    def __init__(self, vae: AutoencoderKLWan, config: VaeConfig) -> None:
-        super().__init__()
-        self.vae, self.config = vae, config
-
-    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        shape = (len(pixels), self.vae.config.z_dim, pixels.shape[2] // SHRINKS, pixels.shape[3] // SHRINKS)
-        noise, amounts = torch.randn(shape), torch.rand(len(pixels), 1, 1, 1)
-        return self.of_noise(pixels, noise.to(pixels.device), amounts.to(pixels.device))
-
-    def of_noise(self, pixels: Tensor, noise: Tensor, amounts: Tensor) -> dict[str, Tensor]:
-        """noise [B, 16, 8, 8], normal; amounts [B, 1, 1, 1], 0 to 1, of `latent_noise`."""
-        vae, config = self.vae, self.config
-        with mixed_precision(pixels.device, config.bf16):
-            with torch.set_grad_enabled(not config.decoder_only):
-                mean, logvar = (part.float() for part in encode_frame(vae, pixels))
-            if config.decoder_only:  # of each crop another amount, none included
-                deviation = config.latent_noise * amounts * latents_std(vae)
-            else:
-                deviation = torch.exp(0.5 * logvar)
-            latents = mean + deviation * noise
-            error = decode_frame(vae, latents, clamp=False).float() - pixels
-        absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = absolute + config.squared * squared + config.flat * flat + config.kl * kl
-        return {"loss": loss, "mse": squared.detach(), "kl": kl.detach()}
+def losses(vae: AutoencoderKLWan, pixels: Tensor, config: VaeConfig) -> dict[str, Tensor]:
+    """Pixels [B, 3, 64, 64] in -1..1 -> {"loss", "mse", "kl"}."""
+    with mixed_precision(pixels.device, config.bf16):
+        with torch.set_grad_enabled(not config.decoder_only):
+            mean, logvar = (part.float() for part in encode_frame(vae, pixels))
+        if config.decoder_only:  # of each crop another amount, none included
+            deviation = config.latent_noise * torch.rand(len(mean), 1, 1, 1, device=mean.device) * latents_std(vae)
+        else:
+            deviation = torch.exp(0.5 * logvar)
+        latents = mean + deviation * torch.randn_like(mean)
+        error = decode_frame(vae, latents, clamp=False).float() - pixels
+    absolute, squared, flat = error.abs().mean(), error.square().mean(), F.avg_pool2d(error, 8).abs().mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    loss = absolute + config.squared * squared + config.flat * flat + config.kl * kl
+    return {"loss": loss, "mse": squared.detach(), "kl": kl.detach()}
 
 
 @torch.no_grad()
@@ -308,11 +288,8 @@ def train(config: VaeConfig) -> Run:
     run.attach({"vae": vae}, muon_and_adamw(vae, is_outer, lr=config.lr, muon=KernelMuon), ema_decay=config.ema)
     test = torch.cat([crop_batch(TEST_SEED, k, 16) for k in range(4)]).to(device)
     due = run.elapsed + 60 * config.sample_minutes
-    loss = VaeLoss(vae, config)
-    if config.compile:
-        Compiled([(loss, "of_noise")], run.say, dynamic=False)
     for step in run:
-        figures = loss(crop_batch(run.seed, step, config.batch, config.tasks).to(device))
+        figures = losses(vae, crop_batch(run.seed, step, config.batch, config.tasks).to(device), config)
         run.update(figures["loss"], config.clip)
         run.report(**figures)
         if step % 400 == 399:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from duogen_core.compiling import Compiled
 from duogen_core.sketchbook import vae as training
 from duogen_core.sketchbook.vae import crop_batch
 from duogen_core.training.configuration import ConfigError
@@ -67,7 +66,7 @@ def test_muon_leaves_the_temporal_taps_alone_and_ends_go_to_adamw():
     assert not names["encoder.conv_in.weight"] and not names["encoder.down_blocks.0.norm1.gamma"]
     kernel = vae.encoder.down_blocks[0].conv1.weight
     before = kernel.detach().clone()
-    training.VaeLoss(vae, TINY)(crop_batch(0, 0, 2))["loss"].backward()
+    training.losses(vae, crop_batch(0, 0, 2), TINY)["loss"].backward()
     optimizers["muon"].step()
     assert not torch.equal(kernel[:, :, -1], before[:, :, -1])
     assert torch.equal(kernel[:, :, :-1], before[:, :, :-1])
@@ -85,29 +84,6 @@ def test_the_decoder_alone_learns_and_the_latents_stay(tmp_path):
     latents = before.encode(pixels)
     assert torch.equal(after.encode(pixels), latents)
     assert not torch.allclose(after.decode(latents), before.decode(latents), atol=1e-3)
-
-
-@pytest.mark.parametrize("decoder_only", [False, True])
-def test_a_compiled_step_learns_the_same_in_one_graph(tmp_path, monkeypatch, decoder_only):
-    start = {}
-    if decoder_only:
-        training.train(replace(TINY, out=tmp_path / "first", steps=1))
-        start = {"init": tmp_path / "first" / "export", "decoder_only": True, "latent_noise": 0.2}
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph
-
-    def compiled(pieces, say, dynamic):
-        return Compiled(pieces, pytest.fail, backend=backend, dynamic=dynamic)
-
-    monkeypatch.setattr(training, "Compiled", compiled)
-    config = replace(TINY, steps=3, sample_minutes=0.0, **start)
-    for compile in (False, True):
-        training.train(replace(config, out=tmp_path / str(compile), compile=compile))
-    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), abs=1e-5)
-    assert len(graphs) == 1
 
 
 def test_crops_of_the_tasks_are_as_often_as_asked():
