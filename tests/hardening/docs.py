@@ -202,6 +202,8 @@ COMMANDS: dict[str, Entry] = {
     "python -m duogen_core ablation out=runs/ablation steps=1200": Parses(HOURS),
     "python -m duogen_core ablation out=runs/ablation steps=1200 start=2.33 only=[references,guidance,connector]": Parses(HOURS),
     "python -m duogen_core ablation out=runs/ablation-attention steps=800 start=1.5 shards=8 only=[attention]": Parses(HOURS),
+    "python -m duogen_core ablation out=runs/ablation-own start=0 minutes=4 lr=1e-3 tokens=4000 cases=24 own=8 "
+    "only=[times,loss,data,steps]": Parses(HOURS),
     "python -m duogen_core ablation out=runs/ablation-words steps=300 warmup=30 only=[alignment,draft]": Parses(HOURS),
     # the data engines
     'pip install -e ".[data]"': PIP,
