@@ -10,6 +10,8 @@ row or several, finished frames or none, the last block (6 graphs a method and l
 Attention is left out where a model answers: its own kernel is the best there is, and what surrounds it (caches, buffers
 that grow) is Python. A training has no cache, so there a decoder layer is one piece.
 Where compiling fails (no C++ compiler, no Triton, a bug of a backend), everything goes on uncompiled, and says so once.
+So does a training whose gradients are others compiled: torch 2.13's compiler for CPUs silently lost those of a whole
+VAE at one size of batch, so each function's first call with gradients is taken both ways.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any
 
 import torch
 import torch.fx.experimental._config
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from duogen_core.errors import first_line, is_out_of_memory
 
@@ -30,13 +33,17 @@ Piece = tuple[nn.Module, str]  # a module and its method's name
 
 
 class Compiled:
-    def __init__(self, pieces: Iterable[Piece], say: Callable[[str], None], backend: Any = "inductor") -> None:
-        config, self.say = torch._dynamo.config, say
+    def __init__(
+        self, pieces: Iterable[Piece], say: Callable[[str], None], backend: Any = "inductor", *, gradients: bool = True
+    ) -> None:
+        """gradients: whether they are compared; not where they are computed again on the way back (checkpointing)."""
+        config, self.say, self.gradients = torch._dynamo.config, say, gradients
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         setattr(config, limit, max(getattr(config, limit), GRAPHS))
         # Or a count of tokens that happens to equal a width would be taken for it, and another count compile anew.
         torch.fx.experimental._config.use_duck_shape = False
         functions: dict[Callable, Callable] = {}
+        self.compared: set[Callable] = set()
         self.pieces = list(pieces)
         for module, name in self.pieces:
             plain = getattr(type(module), name)
@@ -47,6 +54,10 @@ class Compiled:
     def _trying(self, module: nn.Module, plain: Callable, compiled: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
             try:
+                if self._compares(plain, args, kwargs) and not same_gradients(module, plain, compiled, args, kwargs):
+                    self.stop()
+                    self.say(f"Compiled, {plain.__qualname__} has other gradients; going on without compiling.")
+                    return plain(module, *args, **kwargs)
                 return compiled(module, *args, **kwargs)
             except Exception as error:  # a backend raises whatever it likes
                 if is_out_of_memory(error):
@@ -59,6 +70,15 @@ class Compiled:
             return out
 
         return call
+
+    def _compares(self, plain: Callable, args: Any, kwargs: Any) -> bool:
+        """Once a function: at its first call with gradients."""
+        if not self.gradients or plain in self.compared or not torch.is_grad_enabled():
+            return False
+        if not any(isinstance(each, Tensor) and each.requires_grad for each in tree_leaves((args, kwargs))):
+            return False
+        self.compared.add(plain)
+        return True
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -75,6 +95,38 @@ class Compiled:
         for module, name in self.pieces:
             module.__dict__.pop(name, None)
         self.pieces = []
+
+
+LIKE = 0.9  # cosine of the angle between gradients that are the same but for rounding; bfloat16 has 0.96 and more
+
+
+def same_gradients(module: nn.Module, plain: Callable, compiled: Callable, args: Any, kwargs: Any) -> bool:
+    """Whether both ways have the same gradients, to the inputs and the weights, of one random sum of what comes out."""
+    weights = [weight for weight in module.parameters() if weight.requires_grad]
+    found = []
+    for function in (plain, compiled):
+        given = tree_map(_leaf, (args, kwargs))
+        inputs = [each for each in tree_leaves(given) if isinstance(each, Tensor) and each.requires_grad]
+        outs = [each for each in tree_leaves(function(module, *given[0], **given[1])) if isinstance(each, Tensor)]
+        outs = [each for each in outs if each.requires_grad]
+        random = torch.Generator(outs[0].device).manual_seed(0)
+        sums = [torch.randn(each.shape, generator=random, device=each.device, dtype=torch.float32) for each in outs]
+        sums = [each.to(out.dtype) for each, out in zip(sums, outs, strict=True)]
+        found.append(torch.autograd.grad(outs, [*inputs, *weights], sums, allow_unused=True))
+    return all(_alike(one, other) for one, other in zip(*found, strict=True))
+
+
+def _leaf(each: Any) -> Any:
+    """A tensor apart from the graph that it came from."""
+    return each.detach().requires_grad_(each.requires_grad) if isinstance(each, Tensor) else each
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    one, other = one.flatten().double(), other.flatten().double()
+    length = one.norm() * other.norm()
+    return bool(one @ other >= LIKE * length) if length > 0 else bool(one.norm() == other.norm())
 
 
 def pieces_of_dit(dit: nn.Module) -> Iterator[Piece]:

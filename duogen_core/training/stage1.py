@@ -221,7 +221,7 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
         if config.compile:
-            self.compiled = Compiled(layers_of_mllm(model), run.say)
+            self.compiled = Compiled(layers_of_mllm(model), run.say, gradients=not config.gradient_checkpointing)
         together, flops = run.processes, MllmFlops(model)
 
         def seen(pictures: Iterable[PictureKey]) -> list[int]:

@@ -226,7 +226,7 @@ def learn(
     if config.gradient_checkpointing:
         checkpoint_blocks(dit, config.compile)
     if config.compile:
-        Compiled(pieces_of_dit(dit), run.say)
+        Compiled(pieces_of_dit(dit), run.say, gradients=not config.gradient_checkpointing)
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
     single = None if config.lora else torch.float32  # what LoRA freezes stays in its file's precision
     loss_module = FlowLoss(dit, connector, config.bf16, settings_of(LossSettings, config), decode)

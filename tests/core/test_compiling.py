@@ -119,6 +119,43 @@ def test_a_compiler_that_fails_stops_nothing_and_is_told_once():
     assert not parts.compiled.pieces and "queries" not in parts.dit.transformer_blocks[0].__dict__
 
 
+class Halves(torch.nn.Module):
+    """Two sums whose way back a faulty compiler can lose."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x)))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_gradients_that_a_compiler_loses_are_noticed_at_the_first_step(lost):
+    def backend(graph, inputs):
+        def call(*given):
+            out = graph(*given)
+            if lost and torch.is_grad_enabled():  # the right values, and nothing to learn from them inside
+                names = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+                outer = next(each for name, each in zip(names, given) if "outer" in name and "weight" in name)
+                out = tuple(each.detach() + 0 * outer.sum() for each in out)
+            return out
+
+        return call
+
+    torch.manual_seed(0)
+    module, said = Halves(), []
+    wanted = torch.autograd.grad(module(torch.ones(3, 8)).sum(), list(module.parameters()))
+    compiled = Compiled([(module, "forward")], said.append, backend=backend)
+    with torch.no_grad():
+        module(torch.ones(3, 8))  # nothing to compare yet
+    for _ in range(2):
+        found = torch.autograd.grad(module(torch.ones(3, 8, requires_grad=True)).sum(), list(module.parameters()))
+        assert all(map(torch.allclose, found, wanted))
+    assert bool(compiled.pieces) == (not lost)
+    assert said == (["Compiled, Halves.forward has other gradients; going on without compiling."] if lost else [])
+
+
 def test_a_fault_of_the_input_is_still_told_as_it_is():
     said = []
     dit = random_components().dit

@@ -278,8 +278,8 @@ def test_compiled_layers_learn_the_same(config, monkeypatch, extra):
         graphs.append(graph)
         return graph
 
-    def compiled(pieces, say):
-        made.append(Compiled(pieces, pytest.fail, backend=backend))
+    def compiled(pieces, say, **how):
+        made.append(Compiled(pieces, pytest.fail, backend=backend, **how))
         assert len(made[0].pieces) == random_components().mllm.num_layers
         return made[0]
 

@@ -261,8 +261,8 @@ def test_gradient_checkpointing_learns_the_same(folder, tmp_path, attention):
 def test_compiled_blocks_learn_the_same(folder, tmp_path, monkeypatch, extra):
     used = []
 
-    def compiled(pieces, say):
-        used.append(Compiled(pieces, pytest.fail, backend="eager"))
+    def compiled(pieces, say, **how):
+        used.append(Compiled(pieces, pytest.fail, backend="eager", **how))
 
     monkeypatch.setattr(stage2, "Compiled", compiled)
     plain = trained(settings(folder, tmp_path / "plain", **extra))
