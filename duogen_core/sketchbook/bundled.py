@@ -182,7 +182,7 @@ def assemble(out: Path) -> None:
     from duogen_core.training import assemble as parts
 
     words = ["--vae", out / "vae-decoder", "--pretrain", out / "pretrain", "--stage1", out / "stage1"]
-    words += ["--stage2", out / "stage2", "--out", out / MODEL, "--steps", "8", "--guidance", "2.0"]
+    words += ["--stage2", out / "stage2", "--out", out / MODEL, "--steps", "8", "--guidance", "1.0"]  # docs/ablation.md
     words += ["--dit-dtype", "fp16"]
     parser = argparse.ArgumentParser()
     parts.add_arguments(parser)
