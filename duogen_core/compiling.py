@@ -36,7 +36,8 @@ class Compiled:
     def __init__(
         self, pieces: Iterable[Piece], say: Callable[[str], None], backend: Any = "inductor", *, gradients: bool = True
     ) -> None:
-        """gradients: whether they are compared; not where they are computed again on the way back (checkpointing)."""
+        """gradients: whether they are compared; not where they are computed again on the way back (checkpointing) or
+        left to chance (dropout)."""
         config, self.say, self.gradients = torch._dynamo.config, say, gradients
         limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
         setattr(config, limit, max(getattr(config, limit), GRAPHS))

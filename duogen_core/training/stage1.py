@@ -221,7 +221,9 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_layers(model, run.processes.device)
         if config.compile:
-            self.compiled = Compiled(layers_of_mllm(model), run.say, gradients=not config.gradient_checkpointing)
+            chance = self.lora is not None and self.lora.dropout > 0  # then no two calls have the same gradients
+            comparable = not (config.gradient_checkpointing or chance)
+            self.compiled = Compiled(layers_of_mllm(model), run.say, gradients=comparable)
         together, flops = run.processes, MllmFlops(model)
 
         def seen(pictures: Iterable[PictureKey]) -> list[int]:

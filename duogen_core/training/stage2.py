@@ -226,7 +226,8 @@ def learn(
     if config.gradient_checkpointing:
         checkpoint_blocks(dit, config.compile)
     if config.compile:
-        Compiled(pieces_of_dit(dit), run.say, gradients=not config.gradient_checkpointing)
+        chance = config.lora is not None and config.lora.dropout > 0  # then no two calls have the same gradients
+        Compiled(pieces_of_dit(dit), run.say, gradients=not (config.gradient_checkpointing or chance))
     optimizers, processes = optimizers_of(dit, connector, config), run.processes
     single = None if config.lora else torch.float32  # what LoRA freezes stays in its file's precision
     loss_module = FlowLoss(dit, connector, config.bf16, settings_of(LossSettings, config), decode)
