@@ -19,6 +19,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -311,14 +312,22 @@ def _sign(opened: int) -> None:
         )
 
 
-def _holder(opened: int) -> str:
-    """Which run has it, as far as its file says so: " (process 4711, duogen data web)"."""
-    try:
-        os.lseek(opened, 0, os.SEEK_SET)
-        about = json.loads(os.read(opened, 4096))
-        process, host, named = int(about["process"]), str(about["host"]), str(about["program"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # it is about to write it, or to end
-        return ""
+def _holder(opened: int, seconds: float = 1.0) -> str:
+    """Which run has it, as far as its file says so: " (process 4711, duogen data web)".
+
+    Between taking a lock and signing it lies a moment, so the file is read again for that many seconds.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            os.lseek(opened, 0, os.SEEK_SET)
+            about = json.loads(os.read(opened, 4096))
+            process, host, named = int(about["process"]), str(about["host"]), str(about["program"])
+            break
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            if time.monotonic() >= until:
+                return ""
+            time.sleep(0.02)
     place = "" if host == socket.gethostname() else f" on {host}"
     return shown(f" (process {process}{place}, {named})" if named else f" (process {process}{place})")
 

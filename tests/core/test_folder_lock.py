@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_the_second_run_is_told_and_a_lock_leaves_nothing(tmp_path, name):
     with lock_folder(folder), lock_folder(folder):  # of one process
         assert not folder.exists() or not any(folder.iterdir())
     assert list(tmp_path.rglob("*")) == [tmp_path / "work"]
+
+
+def test_a_run_that_is_about_to_sign_is_named_too(tmp_path):
+    process = holder(tmp_path / "a")
+    file = tmp_path / ".a.lock.duogen-tmp"
+    signed = file.read_text()
+    file.write_text("")
+    later = threading.Timer(0.2, file.write_text, [signed])
+    later.start()
+    with pytest.raises(DuoGenError, match=rf"DuoGen \(process {process.pid}, -c\);"), lock_folder(tmp_path / "a"):
+        pass
+    later.join()
+    process.communicate("\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no kill -9")
