@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from duogen_core.checkpoint import (
     save_checkpoint,
 )
 from duogen_core.connector import Connector
-from duogen_core.devices import DTYPES
 from duogen_core.dit.loading import load_dit
 from duogen_core.errors import DuoGenError
 from duogen_core.mllm.loading import load_mllm
@@ -39,9 +39,9 @@ def assemble(
     out: Path,
     config: CheckpointConfig,
     pretrain: Path | None = None,
-    dit_dtype: str = "fp32",
+    half: Sequence[str] = (),
 ) -> Path:
-    """Returns `out`. dit_dtype: in what the DiT's weights are stored, one of DTYPES; they are read into float32."""
+    """Returns `out`. half: parts ("dit", "vae") whose weights are stored in fp16; they are read into float32."""
     trained = {}
     for run_folder in (vae, stage1, stage2):
         trained[run_folder] = run_folder / "export"
@@ -54,10 +54,12 @@ def assemble(
     components = Components(
         mllm=load_mllm(trained[stage1]),
         connector=Connector.from_pretrained(trained[stage2] / "connector"),
-        dit=load_dit(trained[stage2] / "dit").to(DTYPES[dit_dtype]),
+        dit=load_dit(trained[stage2] / "dit"),
         vae=decoder,
         config=config,
     )
+    for part in half:
+        components.modules[part].half()
     save_checkpoint(components, out)
     runs = {"vae": vae, "stage1": stage1, "stage2": stage2}
     runs = {part: folder for part, folder in runs.items() if trained[folder] != folder}
@@ -91,13 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     about = "shift of the sampling schedule, likewise; default: %(default)s"
     add("--shift", type=float, default=3.0, metavar="S", help=about)
-    about = "in what the DiT's weights are stored, to halve their file; default: %(default)s"
-    add("--dit-dtype", choices=list(DTYPES), default="fp32", help=about)
+    about = "parts whose weights are stored in half precision, which halves their files; default: none"
+    add("--half", nargs="+", choices=("dit", "vae"), default=(), metavar="PART", help=about)
     parser.set_defaults(locks=lambda args: [args.out])
 
 
 def run(args: argparse.Namespace) -> int:
     sampling = Sampling(steps=args.steps, guidance=args.guidance, shift=args.shift)
     config = CheckpointConfig(args.out.name, sampling, PictureSize())
-    print(assemble(args.vae, args.stage1, args.stage2, args.out, config, args.pretrain, args.dit_dtype))
+    print(assemble(args.vae, args.stage1, args.stage2, args.out, config, args.pretrain, args.half))
     return 0
