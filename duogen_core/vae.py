@@ -472,8 +472,8 @@ def _load_single_file(path: Path) -> AutoencoderKLWan:
     # Under the file's own names, which are what a message has to tell.
     expected = {name: tuple(vae.state_dict()[key].shape) for name, key in names.items()}
     check_tensors(weights.entries, expected, path, name)
-    # In one type, that of the output's norm: files that were made smaller keep some tensors in float32. fp16 may be what
-    # a file is stored in, but activations grow too large to compute in it.
+    # In one type, that of the output's norm: files that were made smaller keep some tensors in float32. A file may be
+    # stored in fp16, but activations grow too large to compute in it.
     dtype = FLOATS.get(mark.dtype, torch.bfloat16)
     dtype = torch.float32 if dtype == torch.float16 else dtype
     return fill_module(vae, weights, {}, rename=names.__getitem__, dtype=dtype, prepare=None)

@@ -1,6 +1,6 @@
 """Trains the model that the pack brings from nothing, in one command: each part in its turn, and then the whole.
 
-    python -m duogen_core train bundled --out runs/bundled              about ten hours on two CPU cores
+    python -m duogen_core train bundled --out runs/bundled              eleven hours or so on two CPU cores
     python -m duogen_core train bundled --out runs/small --share 0.1    a tenth of each part's steps
 
 Two lines run side by side, each on half of the cores: the VAE and then its decoder; the language model with its tower
