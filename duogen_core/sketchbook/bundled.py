@@ -3,10 +3,11 @@
     python -m duogen_core train bundled --out runs/bundled              eleven hours or so on two CPU cores
     python -m duogen_core train bundled --out runs/small --share 0.1    a tenth of each part's steps
 
-Two lines run side by side, each on half of the cores: the VAE and then its decoder; the language model with its tower
-and then stage 1. Then stage 2 as two processes that share its batches (one a GPU, where there are several), the
-checkpoint in <out>/model, and its ControlNet. Every part is a training of its own in <out>/<part> with the recipe of
-the same name (training/recipes), in a process of its own whose output goes to <out>/<part>.log.
+Two lines run side by side, each on half of the cores: the VAE and then its decoder; the language model with its tower.
+Then stage 1 and stage 2, each as two processes that share its batches (one a GPU, where there are several: on two cores
+1.5 times the pace of one process), the checkpoint in <out>/model, and its ControlNet. Every part is a training of its
+own in <out>/<part> with the recipe of the same name (training/recipes), in a process of its own whose output goes to
+<out>/<part>.log.
 Ctrl-C stops it once the parts have written their checkpoints, a second one at once; the same command goes on from
 there, and what is finished is left as it is.
 part.name=value changes a setting of one part, as stage2.layers=4.
@@ -172,8 +173,8 @@ def failure(part: Part, code: int, out: Path) -> str:
 def train_parts(out: Path, share: float, settings: Sequence[str]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     half = max(1, cores // 2)
-    run_lines([Line([*VAE], half), Line([LANGUAGE, WRITING], half)], out, share, settings)
-    run_lines([Line([DRAWING], cores)], out, share, settings)
+    run_lines([Line([*VAE], half), Line([LANGUAGE], half)], out, share, settings)
+    run_lines([Line([WRITING, DRAWING], cores)], out, share, settings)
     assemble(out)
     run_lines([Line([CONTROL], cores)], out, share, settings)
 
