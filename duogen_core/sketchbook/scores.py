@@ -372,6 +372,7 @@ SCORERS: dict[str, Callable[[Case, Document], Score]] = {
     "undrafted": undrafted,
     "describe": describe,
     "quiz": quiz,
+    "talk": describe,
 }
 CHECKS = (
     "guide.structure", "guide.step_right", "guide.kept", "draw.right", "draw.right_heldout", "edit.right", "edit.kept",

@@ -98,18 +98,20 @@ class SketchbookWorld:
         },
         # In the outlines of the drawn images (tasks/outlined.py); of the others, half are turned left for right.
         "controlnet": {"outlined": 0.76, "edit": 0.13, "guide": 0.11},
-        # Of fine-tuning on other documents: what those are most like is forgotten first, so guides are half of it.
+        # Of fine-tuning on other documents. What those are most like is forgotten first: guides, continuing them, and the
+        # answer to a request for a thing that it cannot draw (talk), of which descriptions bring five in a run.
         "replay": {
-            "guide": 0.34,
-            "continue": 0.16,
+            "guide": 0.28,
+            "continue": 0.14,
             "draw": 0.1,
             "edit": 0.12,
-            "edit_chain": 0.04,
+            "edit_chain": 0.06,
             "plan": 0.06,
             "draft": 0.08,
             "undrafted": 0.02,
             "describe": 0.06,
             "quiz": 0.02,
+            "talk": 0.06,
         },
     }
 

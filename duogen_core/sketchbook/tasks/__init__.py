@@ -27,6 +27,7 @@ FAMILIES: dict[str, Callable[..., Case]] = {
     "undrafted": partial(draft.sample, drawn=False),  # from the same seed the same case as "draft"
     "describe": questions.sample_description,
     "quiz": questions.sample_quiz,
+    "talk": questions.sample_talk,
 }
 WEIGHTS: dict[str, float] = {
     "guide": 0.24,

@@ -4,6 +4,9 @@ describe: one question, about an image or without one. truth: {"question": "scen
 "cell" | "thing" | "plain" | "unknown", "answer": the ideal text, "key": strings which a right answer contains, "scene":
 the scene or null}; for "scene" the key is the words of every shape.
 
+talk: of those questions the ones without an image, "plain" and "unknown" alike often. It is for replay in fine-tuning:
+"Draw a whale." is nearest to new documents about another thing, and among the descriptions it comes up too rarely.
+
 quiz: several questions about one image (a scene, a thing that may be half-finished, or a board), turn by turn. It is
 for training: one image, much to read. truth: {"question": "quiz", "answer": the last answer, "key": [the last answer]}.
 """
@@ -253,15 +256,23 @@ def sample_thing(rng: Random, canvas: Canvas) -> Case:
     return Case("describe", document, {"question": "thing", "answer": answer, "key": [thing.name, *key], "scene": None})
 
 
+def without_image(rng: Random, family: str, question: str) -> Case:
+    text, answer, key = plain_question(rng) if question == "plain" else unknown_thing(rng)
+    document = conversation([user_turn(rng, text), assistant_turn(answer)])
+    return Case(family, document, {"question": question, "answer": answer, "key": key, "scene": None})
+
+
+def sample_talk(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
+    return without_image(rng, "talk", rng.choice(("plain", "unknown")))
+
+
 def sample_description(rng: Random, *, canvas: Canvas = (128, 128), held_out: bool = False) -> Case:
     question = rng.choices(
         ("scene", "count", "colour", "place", "cell", "thing", "plain", "unknown"),
         (0.34, 0.14, 0.08, 0.08, 0.1, 0.1, 0.12, 0.04),
     )[0]
     if question in ("plain", "unknown"):
-        text, answer, key = plain_question(rng) if question == "plain" else unknown_thing(rng)
-        document = conversation([user_turn(rng, text), assistant_turn(answer)])
-        return Case("describe", document, {"question": question, "answer": answer, "key": key, "scene": None})
+        return without_image(rng, "describe", question)
     if question == "thing":
         return sample_thing(rng, canvas)
     count = pick_count(rng, (0.2, 0.3, 0.3, 0.2)) + (1 if question == "count" else 0)

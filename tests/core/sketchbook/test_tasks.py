@@ -44,7 +44,7 @@ from duogen_core.sketchbook.tasks import (
 )
 from duogen_core.sketchbook.tasks.common import PLACES, PLURALS, Case, cells_of, join, shape_words
 from duogen_core.sketchbook.tasks.plan import parse_move
-from duogen_core.sketchbook.tasks.questions import LONGEST
+from duogen_core.sketchbook.tasks.questions import LONGEST, PLAIN
 from duogen_core.sketchbook.tasks.scenes import LENGTHS, MOST_SHAPES
 from duogen_core.sketchbook.things import NOVEL, THINGS, ideal_picture, parse_step
 
@@ -262,6 +262,14 @@ def test_describe_draws_nothing_and_says_what_is_there() -> None:
     assert len(seen) == 8
 
 
+def test_talk_is_without_an_image_and_half_of_it_is_of_things_that_are_not_known():
+    talk = cases("talk", 400)
+    assert not any(case.document.pictures for case in talk)
+    unknown = [case for case in talk if case.truth["question"] == "unknown"]
+    assert 150 < len(unknown) < 250 and all("not learned to draw" in case.truth["answer"] for case in unknown)
+    assert {case.document.turns[-1].text for case in talk} >= {answer for _, answer, _ in PLAIN}
+
+
 def test_a_quiz_is_about_one_picture_and_its_answers_are_true() -> None:
     seen, longest = Counter(), 0
     for case in cases("quiz", 400):
@@ -315,7 +323,7 @@ def test_training_never_shows_a_held_out_pair() -> None:
         for turn in case.document.turns:
             for colour, kind in HELD_OUT:
                 assert f"{colour} {kind}" not in turn.text
-    assert set(families) == set(WEIGHTS) == set(FAMILIES)
+    assert set(families) == set(WEIGHTS) == set(FAMILIES) - {"talk"}  # which is for replay
 
 
 @pytest.mark.parametrize("family", WITH_HELD_OUT)
