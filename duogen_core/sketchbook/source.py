@@ -98,8 +98,8 @@ class SketchbookWorld:
         },
         # In the outlines of the drawn images (tasks/outlined.py); of the others, half are turned left for right.
         "controlnet": {"outlined": 0.76, "edit": 0.13, "guide": 0.11},
-        # Of fine-tuning on other documents. What those are most like is forgotten first: guides, their continuation, and
-        # the answer where a thing cannot be drawn (talk), of which descriptions alone would bring five in a run.
+        # Of fine-tuning on other documents. What is most like those is forgotten first: guides, continuing one, and the
+        # answer where a thing cannot be drawn (talk), of which descriptions alone would bring five in a run.
         "replay": {
             "guide": 0.28,
             "continue": 0.14,
