@@ -87,6 +87,19 @@ def test_two_lines_run_side_by_side_and_the_rest_after_them(tmp_path, started, c
     assert f"Finished: {tmp_path / 'model'}" in capsys.readouterr().out
 
 
+def test_both_stages_have_all_cores_and_the_lines_before_them_half(tmp_path, started, monkeypatch):
+    ran = []
+    told = lambda lines, *rest: ran.append([([part.name for part in each.parts], each.cores) for each in lines])  # noqa: E731
+    monkeypatch.setattr(bundled, "run_lines", told)
+    monkeypatch.setattr(bundled.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    bundled.train_parts(tmp_path, 1.0, [])
+    assert ran == [
+        [(["vae", "vae-decoder"], 4), (["pretrain"], 4)],
+        [(["stage1", "stage2"], 8)],
+        [(["controlnet"], 8)],
+    ]
+
+
 def test_a_part_that_fails_stops_the_other_and_says_why(tmp_path, started, capsys):
     programs, order = started
     programs["vae"] = "import sys; print('Error: The disk is full.'); sys.exit(2)"
